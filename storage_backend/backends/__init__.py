@@ -1,0 +1,1 @@
+"""The backends. Each imports its own client library and never a sibling."""

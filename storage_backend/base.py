@@ -1,0 +1,504 @@
+"""StorageBackend: seven abstract methods, and what follows from them.
+
+What stands here is correct for any subclass, and slow; a backend overrides it to be fast. It asks nothing of a subclass
+but the seven: `write` is given plain bytes, `list` is called without a pattern, and what comes back is not trusted.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, TypeAlias, cast
+
+from storage_backend import identifiers
+from storage_backend.errors import (
+    Failures,
+    IntegrityError,
+    InvalidIdentifierError,
+    NotFoundError,
+    StorageError,
+    UnsupportedOperationError,
+)
+from storage_backend.files import StagedFile, write_file
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import (
+    Content,
+    SpooledSink,
+    Writer,
+    check_arrived,
+    check_digest,
+    check_range,
+    chunks,
+    new_digest,
+    read_all,
+    sha256,
+)
+
+logger = logging.getLogger(__name__)
+
+Identifiers: TypeAlias = list[str]  # inside the class, `list` is a method
+OnSkip: TypeAlias = Callable[[StorageError], object]
+Item: TypeAlias = tuple[str | ObjectInfo, bytes]
+
+
+class StorageBackend(ABC):
+    """Named byte objects behind one small interface.
+
+    An identifier is a str of segments joined by "/" (see `storage_backend.identifiers`). Each method may be called from
+    many threads at once. Every error is a StorageError or one of the built-in errors that it also is.
+
+    To add a backend, define the seven abstract methods; everything else then works. There is no `__init__` to call.
+    """
+
+    @abstractmethod
+    def exists(self, identifier: str) -> bool:
+        """Whether there is such an object. False only when its absence is proven; an identifier that is refused has none.
+
+        Raises:
+            StorageError: the store cannot tell (it is out of reach, denies us, ...).
+        """
+
+    @abstractmethod
+    def read(self, identifier: str) -> bytes:
+        """The whole object.
+
+        Raises:
+            NotFoundError: there is none; a FileNotFoundError.
+        """
+
+    @abstractmethod
+    def write(self, identifier: str, content: bytes) -> bool:
+        """Store *content*, replacing what was there. Readers see the old bytes or the new, never a part.
+
+        Returns:
+            True.
+        """
+
+    @abstractmethod
+    def delete(self, identifier: str) -> bool:
+        """Remove the object.
+
+        Returns:
+            True.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+
+    @abstractmethod
+    def list(self, pattern: str | None = None) -> Identifiers:
+        """The identifiers that match *pattern* (all of them without one), ascending by their encoded bytes.
+
+        Raises:
+            ValueError: the pattern is absolute, has "..", or ends in "/".
+        """
+
+    @abstractmethod
+    def get_path(self, identifier: str) -> str:
+        """Where the object is or would be, for people and other programs; never a password. No I/O."""
+
+    @abstractmethod
+    def size(self, identifier: str) -> int:
+        """The object's length in bytes.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        """Store the bytes of *source_id* under *dest_id* too; onto itself nothing happens.
+
+        Returns:
+            True.
+
+        Raises:
+            NotFoundError: there is no source.
+        """
+        identifiers.check(dest_id, surrogates=True)
+        if source_id == dest_id:
+            self.size(source_id)
+            return True
+        with self.open(source_id) as reader:
+            return self.write_stream(dest_id, reader)
+
+    def move(self, source_id: str, dest_id: str) -> bool:
+        """Give the object another identifier; onto itself nothing happens.
+
+        Whatever fails, at least one whole copy is left.
+
+        Returns:
+            True.
+
+        Raises:
+            NotFoundError: there is no source.
+            IntegrityError: the copy differs from the source, which is kept.
+        """
+        if not self.copy(source_id, dest_id) or source_id == dest_id:
+            return True
+        if self.size(source_id) != self.size(dest_id):
+            raise IntegrityError(
+                f"the copy of {source_id!r} at {dest_id!r} has another size; nothing was deleted",
+                identifier=source_id,
+            )
+        if Capability.CHECKSUM in capabilities_of(self):
+            check_digest(
+                dest_id, self.checksum(source_id), self.checksum(dest_id), "the copy (nothing was deleted)"
+            )
+        self.delete(source_id)
+        return True
+
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        """Store all that *reader* gives from its current position; it is left open.
+
+        If the reader raises, the old object stays.
+
+        Args:
+            identifier: the object.
+            reader: of bytes.
+            info: what is known of the content. Its size is checked against what arrives (its sha256 too, with
+                *verify*); its time and media type are kept where the store can.
+            verify: digest what was stored and compare it with what was read.
+
+        Returns:
+            True.
+
+        Raises:
+            IntegrityError: a size or digest differs.
+            TypeError: the reader gives text.
+        """
+        content = read_all(reader)
+        digest = sha256(content) if verify else None
+        check_arrived(info, identifier, len(content), digest)
+        store(self, identifier, content)
+        if verify:
+            check_digest(identifier, digest, self.checksum(identifier), "what was stored")
+        return True
+
+    def stat(self, identifier: str) -> ObjectInfo:
+        """What is known of the object without reading it.
+
+        Raises:
+            NotFoundError: there is none.
+        """
+        return ObjectInfo(identifier, size=self.size(identifier))
+
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        """Every object whose identifier begins with *prefix*, lazily, ascending by encoded bytes.
+
+        Args:
+            prefix: a literal string; it need not end at a "/".
+            on_skip: is given an error for each entry that is no object (an unusable name, a link that leads
+                outside); without it they are logged as warnings.
+
+        Raises:
+            StorageError: something could not be listed.
+        """
+        usable = []
+        for identifier in set(self.list()):
+            try:
+                identifiers.check(identifier, surrogates=True)
+            except (InvalidIdentifierError, TypeError) as error:
+                report_skip(on_skip, error, location_of(self))
+            else:
+                if identifier.startswith(prefix):
+                    usable.append(identifier)
+        usable.sort(key=identifiers.encode)
+        return map(ObjectInfo, usable)
+
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
+
+        Raises:
+            NotFoundError: there is none to read; raised here, not at the first read.
+            ValueError: another mode.
+        """
+        check_mode(mode)
+        if mode == "rb":
+            return io.BytesIO(self.read(identifier))
+        identifiers.check(identifier, surrogates=True)
+        return cast(BinaryIO, Writer(SpooledSink(lambda spool: self.write_stream(identifier, spool))))
+
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        """The bytes of [start, end), or from *start* to the end of the object.
+
+        A start past the end gives b"", an end past it is clamped.
+
+        Raises:
+            ValueError: a bound is negative.
+            NotFoundError: there is no such object.
+        """
+        check_range(start, end)
+        with self.open(identifier) as reader:
+            reader.seek(start)
+            return read_all(reader) if end is None else reader.read(max(0, end - start))
+
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        """Each object with its identifier, in any order, in bounded memory.
+
+        Raises:
+            BatchError: after the last item, if some could not be read.
+        """
+        failures = Failures()
+        for identifier in identifiers:
+            content = None
+            with failures.of(identifier):
+                content = self.read(identifier)
+            if content is not None:
+                yield identifier, content
+        failures.raise_any("read", location_of(self))
+
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        """Store many objects; of an identifier that comes twice, the last content stays.
+
+        Args:
+            items: (identifier or ObjectInfo, bytes), taken lazily.
+            verify: as for `write_stream`.
+
+        Returns:
+            How many items were stored.
+
+        Raises:
+            BatchError: after the last item, if some could not be stored.
+        """
+        failures = Failures()
+        stored = 0
+        for key, content in items:
+            info = key if isinstance(key, ObjectInfo) else None
+            identifier = info.identifier if info else cast(str, key)
+            with failures.of(identifier):
+                failures.errors.pop(identifier, None)
+                self.write_stream(identifier, io.BytesIO(content), info=info, verify=verify)
+                stored += 1
+        failures.raise_any("write", location_of(self))
+        return stored
+
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        """Remove many objects, there or not.
+
+        Returns:
+            How many distinct identifiers are now absent.
+
+        Raises:
+            BatchError: after the last, if some could not be removed.
+        """
+        failures = Failures()
+        distinct = set(identifiers)
+        for identifier in distinct:
+            with failures.of(identifier):
+                try:
+                    self.delete(identifier)
+                except FileNotFoundError:
+                    continue
+        failures.raise_any("delete", location_of(self))
+        return len(distinct)
+
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        """Store the object in a local file, which appears whole or not at all; its directories are created.
+
+        Returns:
+            True.
+
+        Raises:
+            NotFoundError: there is no such object.
+        """
+        with self.open(identifier) as reader:
+            return download_from(reader, path)
+
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        """Store a local file as the object.
+
+        Returns:
+            True.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        with Path(path).open("rb") as reader:
+            facts = os.fstat(reader.fileno())
+            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+            return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))
+
+    def create(self, identifier: str, content: Content) -> bool:
+        """Store *content* only if there is no such object yet. Of several callers, one gets True.
+
+        Returns:
+            True if this call created the object, False if it was there.
+
+        Raises:
+            UnsupportedOperationError: this backend has no atomic create.
+        """
+        raise unsupported(self, "create", identifier)
+
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        """Overwrite the object only if it is still the one that *etag* names.
+
+        The check and the write are one, so of several callers with the same etag one wins.
+
+        Returns:
+            The new etag.
+
+        Raises:
+            PreconditionFailedError: it changed, or is gone. Nothing was written.
+            UnsupportedOperationError: this backend has no atomic conditional write.
+        """
+        raise unsupported(self, "replace", identifier)
+
+    def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        """The digest of the object, lower-case hex.
+
+        Args:
+            identifier: the object.
+            algorithm: a name that `hashlib` guarantees.
+
+        Raises:
+            NotFoundError: there is no such object.
+            ConfigurationError: the algorithm is unknown.
+        """
+        digest = new_digest(algorithm)
+        with self.open(identifier) as reader:
+            for chunk in chunks(reader):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+    def get_url(self, identifier: str, expires_in: int = 3600) -> str:
+        """A URL that a plain HTTP client can fetch, or a `file://` one.
+
+        Args:
+            identifier: the object.
+            expires_in: how long the URL is good, in seconds, where the store limits it.
+
+        Raises:
+            UnsupportedOperationError: this backend has none.
+        """
+        raise unsupported(self, "get_url", identifier)
+
+    def flush(self) -> bool:
+        """Return once every write so far survives power loss.
+
+        Returns:
+            True.
+
+        Raises:
+            UnsupportedOperationError: this backend cannot promise that.
+        """
+        raise unsupported(self, "flush", None)
+
+    @property
+    def capabilities(self) -> Capability:
+        """What this backend does beyond what every backend does."""
+        return Capability(0)
+
+    @property
+    def location(self) -> str:
+        """The place, as a URL without secrets, for messages and journals; the class's name where there is no URL."""
+        return type(self).__name__
+
+    def close(self) -> None:
+        """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
+    """Call `write` of a class that may be a user's: None is taken as done, False as a failure.
+
+    Raises:
+        StorageError: it returned False.
+    """
+    if backend.write(identifier, content) is False:
+        where = location_of(backend)
+        raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
+    return True
+
+
+def matching(backend: StorageBackend, pattern: str | None) -> Identifiers:
+    """What `list` must give, also from a class that may be a user's with its own idea of patterns, order or type."""
+    if type(backend).scan is not StorageBackend.scan:
+        return backend.list(pattern)
+    glob = identifiers.glob(pattern) if pattern is not None else None
+    found = (info.identifier for info in StorageBackend.scan(backend, glob.stem if glob else ""))
+    return [identifier for identifier in found if glob is None or glob.matches(identifier)]
+
+
+def unsupported(backend: StorageBackend, method: str, identifier: str | None) -> UnsupportedOperationError:
+    """The error for a method that *backend* has no correct way to do."""
+    where = location_of(backend)
+    return UnsupportedOperationError(f"{where} has no {method}()", identifier=identifier, backend=where)
+
+
+def not_found(identifier: str, where: str) -> NotFoundError:
+    """The error for an object that is absent."""
+    return NotFoundError(f"no object {identifier!r} in {where}", identifier=identifier, backend=where)
+
+
+def check_mode(mode: str) -> None:
+    """Refuse a mode that `open` does not have.
+
+    Raises:
+        ValueError: it is neither "rb" nor "wb".
+    """
+    if mode not in {"rb", "wb"}:
+        raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
+def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:
+    """Tell *on_skip*, or the log, of an entry that is no object."""
+    if on_skip is None:
+        logger.warning("skipped in %s: %s", where, error)
+        return
+    on_skip(error if isinstance(error, StorageError) else InvalidIdentifierError(str(error), backend=where))
+
+
+def download_from(reader: BinaryIO, path: str | os.PathLike[str]) -> bool:
+    """Store all that *reader* gives in the file at *path*, whole or not at all."""
+
+    def fill(staged: StagedFile) -> None:
+        for chunk in chunks(reader):
+            staged.write(chunk)
+
+    write_file(path, fill)
+    return True
+
+
+def capabilities_of(backend: StorageBackend) -> Capability:
+    """The backend's capabilities; none if it does not say, as a mock does not."""
+    value: object = backend.capabilities
+    return value if isinstance(value, Capability) else Capability(0)
+
+
+def location_of(backend: StorageBackend) -> str:
+    """The backend's location; its class's name if it does not say, as a mock does not."""
+    value: object = backend.location
+    return value if isinstance(value, str) else type(backend).__name__
+
+
+def info_of(value: object, identifier: str) -> ObjectInfo:
+    """What a backend's `stat` or `scan` gave, with fields of a wrong type taken as unknown."""
+
+    def field(name: str, kind: type) -> object:
+        found = getattr(value, name, None)
+        return found if isinstance(found, kind) and not isinstance(found, bool) else None
+
+    modified = cast("datetime | None", field("modified", datetime))
+    return ObjectInfo(
+        identifier,
+        size=cast("int | None", field("size", int)),
+        modified=modified if modified is not None and modified.tzinfo is not None else None,
+        etag=cast("str | None", field("etag", str)),
+        sha256=cast("str | None", field("sha256", str)),
+        content_type=cast("str | None", field("content_type", str)),
+    )

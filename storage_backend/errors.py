@@ -1,0 +1,219 @@
+"""StorageError and its kinds."""
+
+from __future__ import annotations
+
+import errno as codes
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+
+class StorageError(OSError):
+    """Something about a stored object, or about the place that stores it, went wrong.
+
+    Attributes:
+        identifier: the object, in the caller's spelling; None where none is concerned.
+        backend: the backend's location, without secrets; None where unknown.
+        retryable: whether the same call may succeed later. It is the nature of the fault and never changes.
+        attempts: how often the operation has been tried so far.
+        errno: the system's number for this kind of error; never part of the message.
+    """
+
+    default_errno: ClassVar[int | None] = None
+    default_retryable: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        identifier: str | None = None,
+        backend: str | None = None,
+        retryable: bool | None = None,
+        attempts: int = 1,
+    ) -> None:
+        super().__init__(message)
+        # Not through the constructor: OSError would then print "[Errno 2]" before the message.
+        self.errno = self.default_errno
+        self.identifier = identifier
+        self.backend = backend
+        self.retryable = self.default_retryable if retryable is None else retryable
+        self.attempts = attempts
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # errno lives in a C slot, so the instance's dictionary alone would lose it.
+        return type(self), self.args, {**self.__dict__, "errno": self.errno}
+
+
+class NotFoundError(StorageError, FileNotFoundError):
+    """There is no such object."""
+
+    default_errno = codes.ENOENT
+
+
+class BucketNotFoundError(NotFoundError, ValueError):
+    """There is no such bucket."""
+
+
+class BaseDirectoryNotFoundError(NotFoundError, ValueError):
+    """There is no such base directory, and it was not to be created."""
+
+
+class NotAFileError(StorageError, IsADirectoryError):
+    """The identifier names a directory (or a device, a socket, ...), not an object."""
+
+    default_errno = codes.EISDIR
+
+
+class AlreadyExistsError(StorageError, FileExistsError):
+    """A write needs a directory where an object is, or would replace a directory that is not empty."""
+
+    default_errno = codes.EEXIST
+
+
+class InvalidIdentifierError(StorageError, ValueError):
+    """The identifier or pattern breaks the rules of `storage_backend.identifiers`, or of the store."""
+
+    default_errno = codes.EINVAL
+
+
+class AccessDeniedError(StorageError, PermissionError):
+    """The store refuses this operation to this user."""
+
+    default_errno = codes.EACCES
+
+
+class AuthenticationError(AccessDeniedError):
+    """The store does not accept who we say we are, or we do not accept who it says it is."""
+
+
+class PreconditionFailedError(StorageError):
+    """The object is not the one that the caller named. Nothing was written."""
+
+
+class SourceChangedError(PreconditionFailedError):
+    """The object changed while it was read."""
+
+
+class IntegrityError(StorageError):
+    """Length or digest differs from what it must be."""
+
+    default_errno = codes.EIO
+
+
+class UnsupportedOperationError(StorageError, NotImplementedError):
+    """This backend cannot do that correctly, so it does not try."""
+
+    default_errno = codes.ENOTSUP
+
+
+class UnavailableError(StorageError, ConnectionError):
+    """The store cannot be reached, or cannot answer at the moment."""
+
+    default_retryable = True
+
+
+class RateLimitedError(UnavailableError):
+    """The store asks for fewer requests.
+
+    Attributes:
+        retry_after: seconds to wait before the next try, as the store said; None where it did not.
+    """
+
+    def __init__(self, message: str = "", *, retry_after: float | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.retry_after = retry_after
+
+
+class NoEndpointError(UnavailableError):
+    """None of the endpoints works; the message has each with its own reason."""
+
+
+class StorageTimeoutError(StorageError, TimeoutError):
+    """The store did not answer in time."""
+
+    default_errno = codes.ETIMEDOUT
+    default_retryable = True
+
+
+class QuotaExceededError(StorageError):
+    """The store is full, or this user's share of it is."""
+
+    default_errno = codes.ENOSPC
+
+
+class ConfigurationError(StorageError, ValueError):
+    """A parameter is wrong. The message names it.
+
+    Attributes:
+        parameter: its name, or None where several are at odds.
+    """
+
+    default_errno = codes.EINVAL
+
+    def __init__(self, message: str = "", *, parameter: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.parameter = parameter
+
+
+class BatchError(StorageError):
+    """Some objects of a batch failed; all the others are done.
+
+    Attributes:
+        failures: identifier -> its error.
+        retryable: whether each of the failures is.
+    """
+
+    def __init__(
+        self, message: str = "", *, failures: dict[str, Exception] | None = None, **fields: Any
+    ) -> None:
+        self.failures = {} if failures is None else failures
+        fields.setdefault("retryable", bool(self.failures) and all(map(is_retryable, self.failures.values())))
+        super().__init__(message, **fields)
+
+
+class MissingClientError(ImportError):
+    """A client library is not installed. The message names the extra that brings it.
+
+    It is no StorageError, since no class can be both an ImportError and an OSError.
+    """
+
+
+FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
+"""What stops a whole batch or transfer at once: each further object would fail in the same way."""
+
+
+def is_retryable(error: BaseException) -> bool:
+    """Whether the same call may succeed later; errors that are not ours are asked for `retryable` too."""
+    return getattr(error, "retryable", False) is True
+
+
+class Failures:
+    """Collects the failures of a batch and raises them, all in one, at its end."""
+
+    def __init__(self) -> None:
+        self.errors: dict[str, Exception] = {}
+
+    @contextmanager
+    def of(self, identifier: str) -> Iterator[None]:
+        """Run the body for *identifier*: its error is kept, and a fatal one is raised."""
+        try:
+            yield
+        except FATAL:
+            raise
+        except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
+            self.errors[identifier] = error
+
+    def raise_any(self, verb: str, backend: str | None = None) -> None:
+        """Raise a BatchError if anything failed.
+
+        Args:
+            verb: what was tried, as in "cannot *read* 3 objects".
+            backend: the backend's location.
+        """
+        if not self.errors:
+            return
+        first, error = next(iter(self.errors.items()))
+        count = "1 object" if len(self.errors) == 1 else f"{len(self.errors)} objects"
+        raise BatchError(
+            f"cannot {verb} {count}; the first is {first!r}: {error}", failures=self.errors, backend=backend
+        )

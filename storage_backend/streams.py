@@ -1,0 +1,371 @@
+"""Readers that hash, count and check what passes through them; the seekable ranged reader; the writer."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from types import TracebackType
+from typing import BinaryIO, Protocol, Self, TypeAlias, cast
+
+from typing_extensions import Buffer, override
+
+from storage_backend.errors import ConfigurationError, IntegrityError
+from storage_backend.info import ObjectInfo
+
+Content: TypeAlias = Buffer | BinaryIO
+"""What our own classes' `write` takes."""
+
+CHUNK = 256 << 10  # bytes; larger ones leave the allocator's cache and cost a page fault every 4 KiB
+SPOOL = 8 << 20  # bytes kept in memory before a temporary file is used
+
+
+def plain(content: Content) -> bytes | BinaryIO:
+    """*content* as one of two kinds: the bytes of a buffer (uncopied if they are bytes already), or the reader itself.
+
+    This is the one place where `write` tells the two apart.
+
+    Raises:
+        TypeError: it is text, a reader of text, or neither of the two.
+    """
+    if type(content) is bytes:
+        return content
+    if isinstance(content, str | io.TextIOBase):
+        raise TypeError(
+            f"content must be bytes or a binary reader, not {type(content).__name__}: encode text first"
+        )
+    if callable(getattr(content, "read", None)):
+        return cast(BinaryIO, content)
+    try:
+        return bytes(memoryview(cast(Buffer, content)))
+    except TypeError:
+        raise TypeError(f"content must be bytes or a binary reader, not {type(content).__name__}") from None
+
+
+def whole(content: Content) -> bytes:
+    """The bytes of a buffer, or all that a reader gives.
+
+    Raises:
+        TypeError: as `plain`.
+    """
+    found = plain(content)
+    return found if isinstance(found, bytes) else read_all(found)
+
+
+def chunks(reader: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
+    """Everything from the reader's position to its end, at most *size* bytes at a time.
+
+    Raises:
+        TypeError: the reader gives something else than bytes.
+    """
+    while chunk := _bytes_from(reader, reader.read(size)):
+        yield chunk
+
+
+def read_all(reader: BinaryIO) -> bytes:
+    """Everything from the reader's position to its end, as one object.
+
+    Raises:
+        TypeError: the reader gives something else than bytes.
+    """
+    first = _bytes_from(reader, reader.read())
+    # A raw stream may answer read() with less than everything.
+    rest = _bytes_from(reader, reader.read()) if first else b""
+    if not rest:
+        return bytes(first)
+    return b"".join([first, rest, *chunks(reader)])
+
+
+def _bytes_from(reader: BinaryIO, chunk: object) -> bytes:
+    if not isinstance(chunk, bytes | bytearray | memoryview):
+        raise TypeError(f"{type(reader).__name__} must give bytes, not {type(chunk).__name__}")
+    return cast(bytes, chunk)
+
+
+class Digest(Protocol):
+    """What `hashlib` gives."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Take in *data*."""
+
+    def hexdigest(self) -> str:
+        """Lower-case hex of all data so far."""
+
+
+def new_digest(algorithm: str) -> Digest:
+    """A new digest.
+
+    Raises:
+        ConfigurationError: the algorithm is unknown, or has no fixed length.
+    """
+    try:
+        digest = hashlib.new(algorithm, usedforsecurity=False)
+    except (ValueError, TypeError):
+        digest = None
+    if digest is None or digest.digest_size == 0:
+        known = sorted(name for name in hashlib.algorithms_guaranteed if not name.startswith("shake"))
+        raise ConfigurationError(
+            f"unknown algorithm {algorithm!r}; known: {', '.join(known)}", parameter="algorithm"
+        )
+    return digest
+
+
+def sha256(content: Buffer) -> str:
+    """Lower-case hex of the SHA-256 of *content*."""
+    return hashlib.sha256(content, usedforsecurity=False).hexdigest()
+
+
+class HashingReader:
+    """Passes a reader through and digests what was read.
+
+    Attributes:
+        size: bytes read so far.
+    """
+
+    def __init__(self, reader: BinaryIO, algorithm: str = "sha256") -> None:
+        self._reader = reader
+        self._digest = new_digest(algorithm)
+        self.algorithm = algorithm
+        self.size = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read on, as the reader within does."""
+        chunk = self._reader.read(size)
+        self._digest.update(chunk)
+        self.size += len(chunk)
+        return chunk
+
+    def hexdigest(self) -> str:
+        """Lower-case hex of what was read."""
+        return self._digest.hexdigest()
+
+
+def hashing(reader: BinaryIO) -> HashingReader:
+    """A reader that knows the SHA-256 of what passed: *reader* itself if it already does and is at its start."""
+    if isinstance(reader, HashingReader) and reader.algorithm == "sha256" and reader.size == 0:
+        return reader
+    return HashingReader(reader)
+
+
+def check_arrived(info: ObjectInfo | None, identifier: str, size: int, sha256: str | None = None) -> None:
+    """Compare what arrived with what *info* promised.
+
+    Raises:
+        IntegrityError: the length, or the digest where both are known, differs.
+    """
+    if info is None:
+        return
+    if info.size is not None and info.size != size:
+        raise IntegrityError(
+            f"{identifier!r}: {size:,} bytes arrived of {info.size:,}; nothing was stored",
+            identifier=identifier,
+        )
+    if sha256 is not None:
+        check_digest(identifier, info.sha256, sha256, "what arrived")
+
+
+def check_digest(identifier: str, expected: str | None, found: str, what: str) -> None:
+    """Compare two digests; an *expected* of None passes.
+
+    Raises:
+        IntegrityError: they differ.
+    """
+    if expected is not None and expected != found:
+        raise IntegrityError(
+            f"{identifier!r}: the SHA-256 of {what} is {found}, expected {expected}", identifier=identifier
+        )
+
+
+def check_range(start: int, end: int | None) -> None:
+    """Refuse a negative bound.
+
+    Raises:
+        ValueError: a bound is negative.
+    """
+    if start < 0 or (end is not None and end < 0):
+        raise ValueError(f"a range has no negative bounds: start={start}, end={end}")
+
+
+class _Ranges(io.RawIOBase):
+    """The raw half of `ranged_reader`."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self._size = size
+        self._position = 0
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        end = min(self._position + len(view), self._size)
+        if self._position >= end:
+            return 0
+        data = self._fetch(self._position, end)
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    @override
+    def readall(self) -> bytes:
+        # The default asks for 8 KiB at a time.
+        pieces = []
+        while self._position < self._size:
+            data = self._fetch(self._position, min(self._position + SPOOL, self._size))
+            if not data:
+                break
+            self._position += len(data)
+            pieces.append(data)
+        return b"".join(pieces)
+
+
+def ranged_reader(fetch: Callable[[int, int], bytes], size: int, buffer_size: int = CHUNK) -> BinaryIO:
+    """A seekable reader over an object that is read by ranges.
+
+    Args:
+        fetch: gives the bytes of [start, end), pinned to the object that was opened; never empty before *size*.
+        size: of the object, in bytes.
+        buffer_size: the least that is fetched at a time, in bytes.
+    """
+    return io.BufferedReader(_Ranges(fetch, size), buffer_size)
+
+
+class Sink(Protocol):
+    """Takes the bytes of one object and publishes them as a whole, or not at all."""
+
+    def write(self, data: Buffer, /) -> object:
+        """Append all of *data*."""
+
+    def publish(self) -> None:
+        """Make the object visible with all that was written."""
+
+    def discard(self) -> None:
+        """Drop what was written. Harmless after `publish`."""
+
+
+class Writer:
+    """What `open(identifier, "wb")` gives.
+
+    Entered by `with`, only a clean exit publishes: neither an exception nor a `close()` by a wrapper around it (a
+    TextIOWrapper, a GzipFile) does. Never entered, `close()` publishes. Collected unclosed, all is discarded; so this
+    does not inherit from io.IOBase, whose finaliser closes.
+    """
+
+    mode = "wb"
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._entered = False
+        self._done = False
+        self._position = 0
+        self.closed = False
+
+    def write(self, data: Buffer, /) -> int:
+        """Append all of *data* and return its length in bytes."""
+        self._check_open()
+        if isinstance(data, str):
+            raise TypeError("a binary writer takes bytes, not str: encode text first")
+        size = memoryview(data).nbytes
+        self._sink.write(data)
+        self._position += size
+        return size
+
+    def writelines(self, lines: Iterator[Buffer], /) -> None:
+        """Append each of *lines*."""
+        for line in lines:
+            self.write(line)
+
+    def readable(self) -> bool:
+        """Never."""
+        return False
+
+    def writable(self) -> bool:
+        """Always."""
+        return True
+
+    def seekable(self) -> bool:
+        """Never: what was written may be on its way."""
+        return False
+
+    def isatty(self) -> bool:
+        """Never."""
+        return False
+
+    def tell(self) -> int:
+        """How many bytes have been written."""
+        return self._position
+
+    def flush(self) -> None:
+        """Nothing: bytes become visible all together."""
+
+    def close(self) -> None:
+        """Publish, unless this is inside a `with`, whose exit decides."""
+        self.closed = True
+        if not self._entered:
+            self._finish(publish=True)
+
+    def __enter__(self) -> Self:
+        self._check_open()
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closed = True
+        self._finish(publish=kind is None)
+
+    def _finish(self, *, publish: bool) -> None:
+        if self._done:
+            return
+        self._done = True
+        try:
+            if publish:
+                self._sink.publish()
+        finally:
+            self._sink.discard()
+
+    def _check_open(self) -> None:
+        if self.closed or self._done:
+            raise ValueError("I/O operation on a closed writer")
+
+
+class SpooledSink:
+    """A sink for a backend that takes an object only as a whole: in memory first, then in a temporary file."""
+
+    def __init__(self, deliver: Callable[[BinaryIO], object]) -> None:
+        self._deliver = deliver
+        self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - closed by discard
+
+    def write(self, data: Buffer, /) -> object:
+        """Append all of *data*."""
+        return self._spool.write(data)
+
+    def publish(self) -> None:
+        """Deliver what was written."""
+        self._spool.seek(0)
+        self._deliver(cast(BinaryIO, self._spool))
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        self._spool.close()

@@ -1,0 +1,1 @@
+"""The wrappers: backends built on another backend, in any order and depth."""

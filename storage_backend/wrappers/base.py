@@ -1,0 +1,152 @@
+"""Wrapper: a backend that forwards everything to another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from typing import BinaryIO, Literal
+
+from typing_extensions import override
+
+from storage_backend.base import (
+    Identifiers,
+    Item,
+    OnSkip,
+    StorageBackend,
+    capabilities_of,
+    location_of,
+    matching,
+    store,
+)
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import Content, plain
+
+
+class Wrapper(StorageBackend):
+    """Forwards every public method, so that no fast path of the inner backend is lost.
+
+    A subclass overrides what it changes. One that changes names or bytes must override every method that carries them.
+
+    Attributes:
+        backend: the backend within.
+    """
+
+    def __init__(self, backend: StorageBackend) -> None:
+        if not isinstance(backend, StorageBackend):
+            raise TypeError(f"backend must be a StorageBackend, not {type(backend).__name__}")
+        self.backend = backend
+
+    @override
+    def exists(self, identifier: str) -> bool:
+        return self.backend.exists(identifier)
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        return self.backend.read(identifier)
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        content = plain(content)
+        if not isinstance(content, bytes):
+            return self.backend.write_stream(identifier, content)
+        return store(self.backend, identifier, content)
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        return self.backend.delete(identifier) is not False
+
+    @override
+    def list(self, pattern: str | None = None) -> Identifiers:
+        return matching(self.backend, pattern)
+
+    @override
+    def get_path(self, identifier: str) -> str:
+        return self.backend.get_path(identifier)
+
+    @override
+    def size(self, identifier: str) -> int:
+        return self.backend.size(identifier)
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        return self.backend.copy(source_id, dest_id)
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        return self.backend.move(source_id, dest_id)
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        return self.backend.write_stream(identifier, reader, info=info, verify=verify)
+
+    @override
+    def stat(self, identifier: str) -> ObjectInfo:
+        return self.backend.stat(identifier)
+
+    @override
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        return self.backend.scan(prefix, on_skip=on_skip)
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        return self.backend.open(identifier, mode)
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        return self.backend.read_range(identifier, start, end)
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        return self.backend.read_many(identifiers)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        return self.backend.write_many(items, verify=verify)
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        return self.backend.delete_many(identifiers)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self.backend.download(identifier, path)
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self.backend.upload(path, identifier)
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        return self.backend.create(identifier, content)
+
+    @override
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        return self.backend.replace(identifier, content, etag)
+
+    @override
+    def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self.backend.checksum(identifier, algorithm)
+
+    @override
+    def get_url(self, identifier: str, expires_in: int = 3600) -> str:
+        return self.backend.get_url(identifier, expires_in)
+
+    @override
+    def flush(self) -> bool:
+        return self.backend.flush()
+
+    @property
+    @override
+    def capabilities(self) -> Capability:
+        return capabilities_of(self.backend)
+
+    @property
+    @override
+    def location(self) -> str:
+        return location_of(self.backend)
+
+    @override
+    def close(self) -> None:
+        self.backend.close()

@@ -1,0 +1,1 @@
+"""Fixtures of all tests. Nothing beyond pytest is imported at the top."""
