@@ -28,6 +28,8 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.wrappers.prefixed import PrefixedStorage
+from storage_backend.wrappers.readonly import ReadOnlyStorage
 
 __version__ = "0.1.0"
 
@@ -49,8 +51,10 @@ __all__ = [
     "NotFoundError",
     "ObjectInfo",
     "PreconditionFailedError",
+    "PrefixedStorage",
     "QuotaExceededError",
     "RateLimitedError",
+    "ReadOnlyStorage",
     "SourceChangedError",
     "StorageBackend",
     "StorageError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias, cast
@@ -356,6 +357,8 @@ class SpooledSink:
     def __init__(self, deliver: Callable[[BinaryIO], object]) -> None:
         self._deliver = deliver
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - closed by discard
+        # A writer that is dropped unclosed is discarded without a ResourceWarning.
+        self._finalizer = weakref.finalize(self, self._spool.close)
 
     def write(self, data: Buffer, /) -> object:
         """Append all of *data*."""
@@ -368,4 +371,4 @@ class SpooledSink:
 
     def discard(self) -> None:
         """Drop what was written."""
-        self._spool.close()
+        self._finalizer()
