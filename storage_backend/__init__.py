@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from storage_backend.backends.memory import MemoryStorage
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from storage_backend.base import StorageBackend
 from storage_backend.errors import (
     AccessDeniedError,
@@ -28,10 +30,27 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.wrappers.prefixed import PrefixedStorage
-from storage_backend.wrappers.readonly import ReadOnlyStorage
+
+if TYPE_CHECKING:
+    from storage_backend.backends.memory import MemoryStorage
+    from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
+    from storage_backend.wrappers.prefixed import PrefixedStorage
+    from storage_backend.wrappers.readonly import ReadOnlyStorage
 
 __version__ = "0.1.0"
+
+# Loaded when first asked for, so that a program pays for what it uses.
+_HOMES = {
+    "MemoryStorage": "backends.memory",
+    "PrefixedStorage": "wrappers.prefixed",
+    "ReadOnlyStorage": "wrappers.readonly",
+    "TransferOptions": "transfer",
+    "TransferReport": "transfer",
+    "migrate": "transfer",
+    "plan": "transfer",
+    "sync": "transfer",
+    "verify": "transfer",
+}
 
 __all__ = [
     "AccessDeniedError",
@@ -59,7 +78,25 @@ __all__ = [
     "StorageBackend",
     "StorageError",
     "StorageTimeoutError",
+    "TransferOptions",
+    "TransferReport",
     "UnavailableError",
     "UnsupportedOperationError",
     "__version__",
+    "migrate",
+    "plan",
+    "sync",
+    "verify",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

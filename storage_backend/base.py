@@ -401,6 +401,14 @@ class StorageBackend(ABC):
         """The place, as a URL without secrets, for messages and journals; the class's name where there is no URL."""
         return type(self).__name__
 
+    @property
+    def keeps_modified(self) -> bool:
+        """Whether `stat` and `scan` show the `modified` that `write_stream` and `write_many` were given.
+
+        Where it does, another time means another content; where it does not, the time is that of the write.
+        """
+        return False
+
     def close(self) -> None:
         """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
@@ -356,6 +355,8 @@ class SpooledSink:
 
     def __init__(self, deliver: Callable[[BinaryIO], object]) -> None:
         self._deliver = deliver
+        import tempfile  # not needed by those who only read
+
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - closed by discard
         # A writer that is dropped unclosed is discarded without a ResourceWarning.
         self._finalizer = weakref.finalize(self, self._spool.close)

@@ -165,6 +165,11 @@ class MemoryStorage(StorageBackend):
     def capabilities(self) -> Capability:
         return Capability.CREATE | Capability.REPLACE | Capability.RANGES | Capability.SERVER_COPY
 
+    @property
+    @override
+    def keeps_modified(self) -> bool:
+        return True
+
     def _entry(self, identifier: str) -> _Entry:
         identifiers.check(identifier)
         entry = self._entries.get(identifier)

@@ -147,6 +147,11 @@ class Wrapper(StorageBackend):
     def location(self) -> str:
         return location_of(self.backend)
 
+    @property
+    @override
+    def keeps_modified(self) -> bool:
+        return self.backend.keeps_modified is True
+
     @override
     def close(self) -> None:
         self.backend.close()

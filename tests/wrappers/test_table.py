@@ -10,10 +10,10 @@ from storage_backend.wrappers.base import Wrapper
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
 FORWARDED = {
-    "PrefixedStorage": {"flush", "capabilities", "close"},
+    "PrefixedStorage": {"flush", "capabilities", "keeps_modified", "close"},
     "ReadOnlyStorage": {
         "exists", "read", "list", "get_path", "size", "stat", "scan", "read_range", "read_many", "download",
-        "checksum", "get_url", "flush", "location", "close",
+        "checksum", "get_url", "flush", "location", "keeps_modified", "close",
     },
 }  # fmt: skip
 OVERRIDDEN = {

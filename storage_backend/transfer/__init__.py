@@ -1,0 +1,134 @@
+"""sync, migrate, verify and plan: what moves objects between two backends. It knows none of them by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from storage_backend.base import StorageBackend, capabilities_of, location_of
+from storage_backend.errors import ConfigurationError
+from storage_backend.info import Capability
+from storage_backend.transfer.engine import Engine
+from storage_backend.transfer.guards import check_pair
+from storage_backend.transfer.journal import Journal, default_path
+from storage_backend.transfer.options import TransferOptions, options_from
+from storage_backend.transfer.plan import Action
+from storage_backend.transfer.progress import Event
+from storage_backend.transfer.report import TransferReport
+
+__all__ = [
+    "Action",
+    "Event",
+    "TransferOptions",
+    "TransferReport",
+    "migrate",
+    "plan",
+    "sync",
+    "verify",
+]
+
+
+def sync(
+    source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
+) -> TransferReport:
+    """Make *target* hold what *source* holds.
+
+    What is the same by size and time (where the target keeps no source time: by size, and not older) is skipped. One
+    object that fails does not stop the rest: see `TransferReport.failed`.
+
+    Args:
+        source: read from.
+        target: written to.
+        options: how.
+        **keywords: the fields of TransferOptions, instead of `options`.
+
+    Raises:
+        ConfigurationError: an option is wrong, or one place lies inside the other.
+        StorageError: a side cannot be listed, the target is full, or credentials are refused.
+    """
+    chosen = options_from(options, keywords)
+    for name in ("delete_source", "journal", "manifest"):
+        if getattr(chosen, name):
+            raise ConfigurationError(f"{name} is migrate's", parameter=name)
+    check_pair(source, target)
+    return Engine("sync", source, target, chosen).run()
+
+
+def migrate(
+    source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
+) -> TransferReport:
+    """Make *target* hold what *source* holds, and prove it: every digest is verified and kept in a journal.
+
+    Interrupted at any instant, the same call goes on where it was and copies nothing again that was verified.
+
+    Args:
+        source: read from.
+        target: written to.
+        options: how.
+        **keywords: the fields of TransferOptions, instead of `options`.
+
+    Raises:
+        ConfigurationError: an option is wrong, or one place lies inside the other.
+        UnavailableError: another run holds the journal of this pair.
+        StorageError: a side cannot be listed, the target is full, or credentials are refused.
+    """
+    chosen = options_from(options, keywords)
+    check_pair(source, target)
+    if chosen.delete_source and chosen.flush and Capability.FLUSH not in capabilities_of(target):
+        raise ConfigurationError(
+            f"{location_of(target)} cannot promise that writes survive power loss: "
+            "delete_source needs flush=False (--no-flush) spelled out",
+            parameter="flush",
+        )
+    chosen.verification("migrate")
+    where = location_of(source), location_of(target)
+    path = chosen.journal if chosen.journal is not None else default_path(*where)
+    if chosen.dry_run and not Path(path).exists():
+        return Engine("migrate", source, target, chosen).run()
+    with Journal(path, *where) as journal:
+        return Engine("migrate", source, target, chosen, journal).run()
+
+
+def verify(
+    source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
+) -> TransferReport:
+    """Compare two backends, object by object, and change nothing.
+
+    Differences are in `TransferReport.differences`; what could not be compared is in `failed`.
+
+    Args:
+        source: one.
+        target: the other.
+        options: how.
+        **keywords: the fields of TransferOptions, instead of `options`.
+
+    Raises:
+        ConfigurationError: an option is wrong.
+        StorageError: a side cannot be listed, or credentials are refused.
+    """
+    chosen = options_from(options, keywords)
+    for name in ("delete_source", "journal", "manifest", "delete", "dry_run"):
+        if getattr(chosen, name):
+            raise ConfigurationError(f"verify changes nothing, so it has no {name}", parameter=name)
+    return Engine("verify", source, target, chosen).run()
+
+
+def plan(
+    source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
+) -> Iterator[Action]:
+    """What `sync` would do, object by object in order of identifiers, each with its reason. Nothing is touched.
+
+    Args:
+        source: to be read from.
+        target: to be written to.
+        options: how.
+        **keywords: the fields of TransferOptions, instead of `options`.
+
+    Raises:
+        ConfigurationError: an option is wrong, or one place lies inside the other.
+        StorageError: a side cannot be listed.
+    """
+    chosen = options_from(options, keywords)
+    check_pair(source, target)
+    return Engine("sync", source, target, chosen).plan()

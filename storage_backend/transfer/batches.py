@@ -1,0 +1,189 @@
+"""Many small objects at once, and the comparison of digests on both sides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TypeAlias, cast
+
+from storage_backend.base import Item, StorageBackend, capabilities_of
+from storage_backend.errors import FATAL, BatchError, IntegrityError, StorageError
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import sha256
+from storage_backend.transfer.copier import (
+    InterruptedTransferError,
+    Job,
+    Outcome,
+    copy_one,
+    expected,
+    verified_record,
+)
+from storage_backend.transfer.plan import Action
+
+
+def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:
+    """Copy small objects: one read_many into one write_many. What changed meanwhile is streamed by itself.
+
+    Raises:
+        StorageError: a fatal one; any other is in its object's outcome.
+    """
+    batch = _Batch(job, actions)
+    failures: dict[str, Exception] = {}
+    broken: Exception | None = None
+    try:
+        job.target.write_many(batch.items(), verify=job.verification == "digest")
+    except BatchError as error:
+        failures = error.failures
+    except (*FATAL, InterruptedTransferError):
+        raise
+    except Exception as error:  # noqa: BLE001 - each object of the batch gets it as its outcome
+        broken = error
+    return [
+        _outcome(
+            job,
+            action,
+            batch,
+            batch.unread.get(action.identifier) or failures.get(action.identifier) or broken,
+        )
+        for action in actions
+    ]
+
+
+class _Batch:
+    """The items of one batch, and what became of each while it was read."""
+
+    def __init__(self, job: Job, actions: Sequence[Action]) -> None:
+        self.job = job
+        self.looked = time.time()
+        self.actions = {action.identifier: action for action in actions}
+        self.unread: dict[str, Exception] = {}
+        self.read: dict[str, tuple[int, str]] = {}
+        self.changed: set[str] = set()
+
+    def items(self) -> Iterator[Item]:
+        try:
+            for identifier, content in self.job.source.read_many(list(self.actions)):
+                if self.job.stop.is_set():
+                    raise InterruptedTransferError
+                action = self.actions.get(identifier)
+                if action is None:
+                    continue
+                info = cast(ObjectInfo, action.source)
+                if len(content) != info.size or (self.job.may_tear and not self._is_still(info)):
+                    self.changed.add(identifier)
+                    continue
+                digest = sha256(content) if self.job.verification == "digest" else ""
+                self.read[identifier] = (len(content), digest)
+                yield expected(info, digest or None), content
+        except BatchError as error:
+            self.unread.update(error.failures)
+
+    def _is_still(self, info: ObjectInfo) -> bool:
+        try:
+            return self.job.is_still(info)
+        except FileNotFoundError:
+            return False
+
+
+def _outcome(job: Job, action: Action, batch: _Batch, error: Exception | None) -> Outcome:
+    if error is not None:
+        return Outcome(action, error=error)
+    try:
+        if action.identifier in batch.changed:
+            return copy_one(job, action)
+        if action.identifier not in batch.read:
+            raise StorageError(
+                f"the source's read_many left out {action.identifier!r}", identifier=action.identifier
+            )
+        size, digest = batch.read[action.identifier]
+        shown = job.stored(cast(ObjectInfo, action.source), size)
+        looked = batch.looked if job.may_tear else action.looked
+        record = verified_record(action, size, digest, shown, looked) if digest else None
+        return Outcome(action, copied=True, size=size, record=record)
+    except (*FATAL, InterruptedTransferError):
+        raise
+    except Exception as caught:  # noqa: BLE001 - it is this object's outcome
+        return Outcome(action, error=caught)
+
+
+def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
+    """Compare digests on both sides.
+
+    Args:
+        job: the transfer.
+        actions: of objects that both sides have.
+        repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
+    """
+    looked = time.time()
+    ours = _digests(job, job.source, [cast(ObjectInfo, action.source) for action in actions])
+    theirs = _digests(job, job.target, [cast(ObjectInfo, action.target) for action in actions])
+    outcomes = []
+    for action in actions:
+        try:
+            outcomes.append(
+                _compared(
+                    job,
+                    action,
+                    ours[action.identifier],
+                    theirs[action.identifier],
+                    looked=looked,
+                    repair=repair,
+                )
+            )
+        except (*FATAL, InterruptedTransferError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it is this object's outcome
+            outcomes.append(Outcome(action, error=error))
+    return outcomes
+
+
+_Digest: TypeAlias = tuple[int | None, str] | Exception
+
+
+def _compared(
+    job: Job, action: Action, ours: _Digest, theirs: _Digest, *, looked: float, repair: bool
+) -> Outcome:
+    action = replace(action, reason="checksum")
+    if isinstance(ours, Exception):
+        raise ours
+    size, digest = ours
+    # What cannot be read back whole is not what was stored; any other failure says nothing about the bytes.
+    if isinstance(theirs, Exception) and not isinstance(theirs, IntegrityError | FileNotFoundError):
+        raise theirs
+    still = not job.may_tear or job.is_still(cast(ObjectInfo, action.source))
+    if still and not isinstance(theirs, Exception) and digest == theirs[1]:
+        record = verified_record(action, size, digest, cast(ObjectInfo, action.target), looked)
+        return Outcome(action, size=size or 0, record=record)
+    if repair:
+        return copy_one(job, replace(action, kind="copy"))
+    raise IntegrityError(f"{action.identifier!r}: the two sides differ", identifier=action.identifier)
+
+
+def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, _Digest]:
+    """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
+    found: dict[str, _Digest] = {}
+    single = len(infos) == 1 or Capability.CHECKSUM in capabilities_of(backend)
+    if not single:
+        try:
+            for identifier, content in backend.read_many([info.identifier for info in infos]):
+                if job.stop.is_set():
+                    raise InterruptedTransferError
+                found[identifier] = (len(content), sha256(content))
+        except BatchError as error:
+            found.update(error.failures)
+    for info in infos:
+        if info.identifier not in found:
+            found[info.identifier] = _digest(job, backend, info)
+    return found
+
+
+def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> _Digest:
+    if job.stop.is_set():
+        raise InterruptedTransferError
+    try:
+        return info.size, backend.checksum(info.identifier)
+    except FATAL:
+        raise
+    except Exception as error:  # noqa: BLE001 - it is this object's outcome
+        return error

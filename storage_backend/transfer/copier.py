@@ -1,0 +1,196 @@
+"""One object, copied and verified; and what every unit of work has in common."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO, cast
+
+from storage_backend.base import StorageBackend, capabilities_of, info_of
+from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import HashingReader
+from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.options import Verification
+from storage_backend.transfer.plan import Action, Record
+
+
+class InterruptedTransferError(Exception):
+    """The transfer was told to stop; what is under way is dropped, and nothing of it was published."""
+
+
+@dataclass(slots=True)
+class Job:
+    """What all units of one transfer share. Used from many threads.
+
+    Attributes:
+        source: read from.
+        target: written to.
+        verification: how what is stored is checked.
+        journalled: the target's fingerprint is wanted for each object.
+        stop: set when the transfer is to end early.
+        may_tear: the source's objects can change while they are read, as files do.
+        keeps_time: the target keeps the source's time, so that its fingerprint is known without asking.
+    """
+
+    source: StorageBackend
+    target: StorageBackend
+    verification: Verification
+    journalled: bool = False
+    stop: threading.Event = field(default_factory=threading.Event)
+    may_tear: bool = False
+    keeps_time: bool = False
+
+    def __post_init__(self) -> None:
+        self.keeps_time = self.target.keeps_modified is True
+        self.may_tear = Capability.DIRECTORIES in capabilities_of(self.source)
+
+    def look(self, identifier: str) -> ObjectInfo:
+        """What the source shows of the object now."""
+        return info_of(self.source.stat(identifier), identifier)
+
+    def is_still(self, info: ObjectInfo) -> bool:
+        """Whether the source shows the same as when *info* was taken."""
+        return Fingerprint.of(self.look(info.identifier)) == Fingerprint.of(info)
+
+    def stored(self, info: ObjectInfo, size: int) -> ObjectInfo:
+        """What the target shows of an object of *size* bytes that was just stored from *info*.
+
+        Raises:
+            IntegrityError: it has another size.
+        """
+        if self.verification != "size" and (self.keeps_time or not self.journalled):
+            return ObjectInfo(info.identifier, size, info.modified)
+        shown = info_of(self.target.stat(info.identifier), info.identifier)
+        if shown.size is not None and shown.size != size:
+            raise IntegrityError(
+                f"{info.identifier!r}: the target has {shown.size:,} bytes, {size:,} were sent",
+                identifier=info.identifier,
+            )
+        return shown
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How it went with one object.
+
+    Attributes:
+        action: what was to be done; its reason is "checksum" where a comparison decided.
+        copied: whether the object was stored; else it was only compared.
+        size: bytes read.
+        record: for the journal, once verified.
+        error: what went wrong.
+    """
+
+    action: Action
+    copied: bool = False
+    size: int = 0
+    record: Record | None = None
+    error: Exception | None = None
+
+
+class PinnedReader:
+    """Passes a reader through while the object is the one that was planned, and the transfer goes on.
+
+    Args:
+        reader: of the object.
+        job: the transfer.
+        info: what the source showed.
+    """
+
+    def __init__(self, reader: BinaryIO, job: Job, info: ObjectInfo) -> None:
+        self._reader = reader
+        self._job = job
+        self._info = info
+        self._size = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read on.
+
+        Raises:
+            SourceChangedError: the object is longer, or at its end is no longer what it was.
+            InterruptedTransferError: the transfer is to stop.
+        """
+        if self._job.stop.is_set():
+            raise InterruptedTransferError
+        chunk = self._reader.read(size)
+        self._size += len(chunk)
+        # A file that grows as fast as it is read would have no end.
+        grew = self._info.size is not None and self._size > self._info.size
+        if grew or ((not chunk or size < 0) and self._job.may_tear and not self._job.is_still(self._info)):
+            raise changed(self._info.identifier)
+        return chunk
+
+
+def changed(identifier: str) -> SourceChangedError:
+    """The error for a source that changed while it was read."""
+    return SourceChangedError(
+        f"{identifier!r} changed while it was read; nothing was stored", identifier=identifier
+    )
+
+
+def copy_one(job: Job, action: Action) -> Outcome:
+    """Stream one object to the target. If it changed since it was planned, it is tried once more as it now is.
+
+    Raises:
+        SourceChangedError: it goes on changing.
+        StorageError: it cannot be read, or stored.
+    """
+    info = cast(ObjectInfo, action.source)
+    try:
+        return _stream(job, replace_source(action, info))
+    except (SourceChangedError, IntegrityError):
+        fresh = job.look(action.identifier)
+        if Fingerprint.of(fresh) == Fingerprint.of(info):
+            raise
+    return _stream(job, replace_source(action, fresh))
+
+
+def replace_source(action: Action, info: ObjectInfo) -> Action:
+    """The same action, of the object as it shows now."""
+    return action if info is action.source else replace(action, source=info, looked=time.time())
+
+
+def expected(info: ObjectInfo, sha256: str | None = None) -> ObjectInfo:
+    """What the target is told of an object: all that is not the source's own."""
+    return ObjectInfo(
+        info.identifier, info.size, info.modified, None, sha256 or info.sha256, info.content_type
+    )
+
+
+def verified_record(
+    action: Action, size: int | None, sha256: str, shown: ObjectInfo, looked: float
+) -> Record:
+    """The journal's record of an object whose digest is the same on both sides.
+
+    Args:
+        action: with the source as it was read.
+        size: bytes read.
+        sha256: of both sides.
+        shown: what the target shows.
+        looked: `time.time()` before the source was read.
+    """
+    source = Fingerprint.of(replace(cast(ObjectInfo, action.source), size=size))
+    target = Fingerprint.of(shown)
+    return Record(
+        action.identifier, source, source.proves(looked), target, target.proves(time.time()), sha256
+    )
+
+
+def _stream(job: Job, action: Action) -> Outcome:
+    info = cast(ObjectInfo, action.source)
+    looked = time.time() if job.may_tear else action.looked
+    with job.source.open(info.identifier) as reader:
+        source = HashingReader(cast(BinaryIO, PinnedReader(reader, job, info)))
+        verify = job.verification == "digest"
+        if (
+            job.target.write_stream(
+                info.identifier, cast(BinaryIO, source), info=expected(info), verify=verify
+            )
+            is False
+        ):
+            raise StorageError(f"the target did not store {info.identifier!r}", identifier=info.identifier)
+    shown = job.stored(info, source.size)
+    record = verified_record(action, source.size, source.hexdigest(), shown, looked) if verify else None
+    return Outcome(action, copied=True, size=source.size, record=record)

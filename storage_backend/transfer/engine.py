@@ -1,0 +1,366 @@
+"""Engine: runs a plan on a bounded pool, collects what fails, and tries that again at the end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from typing import TypeAlias
+
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
+from storage_backend.info import ObjectInfo
+from storage_backend.transfer import deletion
+from storage_backend.transfer.batches import compare_batch, copy_batch
+from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
+from storage_backend.transfer.journal import Journal
+from storage_backend.transfer.options import TransferOptions, Verb
+from storage_backend.transfer.plan import Action, Record, Rules, actions, merge
+from storage_backend.transfer.progress import INTERVAL, Emitter
+from storage_backend.transfer.report import TransferReport
+from storage_backend.transfer.spool import Spool
+
+Unit: TypeAlias = list[Action]
+
+JOURNAL_PAGE = 1000  # objects deleted from the source between two syncs
+
+
+class Engine:
+    """One run of `sync`, `migrate` or `verify`."""
+
+    def __init__(
+        self,
+        verb: Verb,
+        source: StorageBackend,
+        target: StorageBackend,
+        options: TransferOptions,
+        journal: Journal | None = None,
+    ) -> None:
+        self.verb = verb
+        self.options = options
+        self.journal = journal
+        self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
+        self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
+        self._events = Emitter(options.on_event)
+        self._again: list[Action] = []
+        self._source_count = 0
+        self._target_count = 0
+
+    def run(self) -> TransferReport:
+        """Do it all.
+
+        Raises:
+            StorageError: a fatal one (quota, authentication, configuration), or a side could not be listed. What was
+                finished before stays, and is in the journal.
+            KeyboardInterrupt: what was under way was dropped, and nothing of it was published.
+        """
+        self._events.emit("start", verb=self.verb, source=self.report.source, target=self.report.target)
+        error = None
+        try:
+            self._run()
+        except BaseException as caught:
+            error = f"{type(caught).__name__}: {caught}" if str(caught) else type(caught).__name__
+            raise
+        finally:
+            self.report.seconds = self.report.elapsed
+            self._events.progress(self.report.progress, force=True)
+            self._events.emit("end", **self.report.as_dict(), error=error)
+        return self.report
+
+    def plan(self) -> Iterator[Action]:
+        """What would be done, in order; nothing is touched."""
+        rules = Rules(
+            by_digest=self.verb == "migrate",
+            keeps_time=self.job.keeps_time,
+            need_digest=self.options.delete_source,
+        )
+        records = self.journal.records() if self.journal is not None else None
+        for action in actions(merge(self._scan_source(), self._scan_target()), rules, records=records):
+            if action.kind != "delete" or self.options.delete:
+                yield action
+
+    def _run(self) -> None:
+        with_extras = self.options.delete and not self.options.dry_run
+        spool, extras = Spool(), Spool()
+        planner = _Planner(self, spool, extras)
+        try:
+            planner.start()
+            self._work(self._units(spool.take(INTERVAL)), self._unit)
+        finally:
+            self.job.stop.set()
+            planner.join()
+            self.job.stop.clear()
+            spool.close()
+        try:
+            if planner.error is not None:
+                raise planner.error
+            self.report.plan_complete = True
+            again, self._again = self._again, []
+            self._work(([action] for action in again), self._unit)
+            if with_extras:
+                self._delete(extras)
+            if self.options.delete_source and not self.options.dry_run:
+                self._delete_source()
+            if self.journal is not None and self.options.manifest is not None:
+                self.journal.write_manifest(self.options.manifest)
+        finally:
+            extras.close()
+
+    def _scan_source(self) -> Iterator[ObjectInfo]:
+        for info in self.job.source.scan(self.options.stem, on_skip=self._on_skip):
+            if self.options.everything or self.options.in_scope(info.identifier):
+                self._source_count += 1
+                yield info if info.size is not None else self._completed(self.job.source, info)
+
+    def _scan_target(self) -> Iterator[ObjectInfo]:
+        trash = None if self.options.trash is None else f"{self.options.trash.removesuffix('/')}/"
+        for info in self.job.target.scan(self.options.stem):
+            if trash is not None and info.identifier.startswith(trash):
+                continue
+            self._target_count += 1
+            if self.options.everything or self.options.in_scope(info.identifier):
+                yield info if info.size is not None else self._completed(self.job.target, info)
+
+    def _completed(self, backend: StorageBackend, info: ObjectInfo) -> ObjectInfo:
+        """What a scan without sizes left out; an object that vanished meanwhile is left to its reader."""
+        try:
+            return info_of(backend.stat(info.identifier), info.identifier)
+        except FileNotFoundError:
+            return info
+
+    def _on_skip(self, error: StorageError) -> None:
+        self._fail(error.identifier or str(error), error)
+
+    def _fail(self, identifier: str, error: Exception) -> None:
+        error.__traceback__ = None  # it would keep the frames, and the bytes in them, until the end
+        self.report.failed[identifier] = error
+        self._events.emit("object", identifier=identifier, action="failed", error=str(error))
+
+    def sort_out(self, spool: Spool, extras: Spool) -> None:
+        """Plan to the end: count what is skipped, spool what needs work."""
+        if self.verb == "verify":
+            self._sort_out_verify(spool)
+            return
+        for action in self.plan():
+            if self.job.stop.is_set():
+                return
+            if self.options.dry_run:
+                self.report.would[str(action)] += 1
+                if action.kind != "skip":
+                    self._events.emit("object", identifier=action.identifier, action=str(action))
+            elif action.kind == "delete":
+                extras.put(action)
+            elif action.kind == "skip":
+                self.report.skipped[action.reason] += 1
+                if self.options.delete_source:
+                    spool.put(action)
+            else:
+                self._plan_one(spool, action)
+
+    def _sort_out_verify(self, spool: Spool) -> None:
+        rules = Rules(by_digest=True, need_digest=True)
+        for action in actions(merge(self._scan_source(), self._scan_target()), rules):
+            if self.job.stop.is_set():
+                return
+            if action.kind == "compare" and self.job.verification == "digest":
+                self._plan_one(spool, action)
+            elif action.kind == "compare":
+                self.report.skipped["same-size"] += 1
+            elif action.kind == "copy" or not self.options.one_way:
+                self._differ(action.identifier, action.reason)
+
+    def _plan_one(self, spool: Spool, action: Action) -> None:
+        self.report.planned += 1
+        self.report.planned_bytes += (action.source.size or 0) if action.source is not None else 0
+        spool.put(action)
+
+    def _differ(self, identifier: str, reason: str) -> None:
+        self.report.differences[identifier] = reason
+        self._events.emit("object", identifier=identifier, action=f"differs/{reason}")
+
+    def _units(self, planned: Iterable[Action | None]) -> Iterator[Unit | None]:
+        """Batches of small objects of one kind, larger objects by themselves; None when there is nothing to do yet."""
+        groups: dict[str, Unit] = {"copy": [], "compare": [], "skip": []}
+        sizes = dict.fromkeys(groups, 0)
+        small = self.options.batch_bytes // 4
+        for action in planned:
+            if action is None:
+                for group in groups.values():
+                    if group:
+                        yield group.copy()
+                        group.clear()
+                yield None
+                continue
+            size = action.source.size if action.source is not None else None
+            if size is None or size > small:
+                yield [action]
+                continue
+            group = groups[action.kind]
+            if group and sizes[action.kind] + size > self.options.batch_bytes:
+                yield group.copy()
+                group.clear()
+            sizes[action.kind] = size + (sizes[action.kind] if group else 0)
+            group.append(action)
+            if len(group) >= self.options.batch_objects:
+                yield group.copy()
+                group.clear()
+        yield from filter(None, groups.values())
+
+    def _unit(self, unit: Unit) -> list[Outcome]:
+        """The work on one unit; runs in a worker."""
+        if self.job.stop.is_set():
+            raise InterruptedTransferError
+        if unit[0].kind == "skip":
+            return [Outcome(action) for action in unit]
+        if unit[0].kind == "compare":
+            return compare_batch(self.job, unit, repair=self.verb != "verify")
+        if len(unit) > 1:
+            return copy_batch(self.job, unit)
+        try:
+            return [copy_one(self.job, unit[0])]
+        except (*FATAL, InterruptedTransferError):
+            raise
+        except Exception as error:  # noqa: BLE001 - it is this object's outcome
+            return [Outcome(unit[0], error=error)]
+
+    def _work(self, units: Iterable[Unit | None], work: Callable[[Unit], list[Outcome]]) -> None:
+        """Run the units on a pool, no more of them waiting than it takes to keep it busy."""
+        pending: set[Future[list[Outcome]]] = set()
+        pool = ThreadPoolExecutor(self.options.workers, thread_name_prefix="storage-transfer")
+        try:
+            for unit in units:
+                if unit is not None:
+                    pending.add(pool.submit(work, unit))
+                pending = self._collect(
+                    pending, patience=None if len(pending) >= 2 * self.options.workers else 0
+                )
+            while pending:
+                pending = self._collect(pending, patience=INTERVAL)
+        finally:
+            if pending:
+                self.job.stop.set()
+                for future in pending:
+                    future.cancel()
+            pool.shutdown()
+            # What was finished while we were stopped is as good as the rest.
+            for future in pending:
+                if not future.cancelled() and future.exception() is None:
+                    self._record(future.result())
+
+    def _collect(
+        self, pending: set[Future[list[Outcome]]], patience: float | None
+    ) -> set[Future[list[Outcome]]]:
+        done, waiting = wait(pending, patience, FIRST_COMPLETED)
+        for future in done:
+            pending.discard(future)
+            self._record(future.result())
+        self._events.progress(self.report.progress)
+        return waiting
+
+    def _record(self, outcomes: list[Outcome]) -> None:
+        """Count, tell and journal what a unit came to."""
+        records: list[Record] = []
+        failed: list[tuple[str, Exception]] = []
+        confirmed: list[str] = []
+        for outcome in outcomes:
+            identifier = outcome.action.identifier
+            if outcome.error is not None:
+                self._record_failure(outcome, outcome.error)
+                if identifier in self.report.failed:
+                    failed.append((identifier, outcome.error))
+                continue
+            if outcome.action.kind == "skip":
+                confirmed.append(identifier)
+                continue
+            self.report.failed.pop(identifier, None)
+            self.report.bytes += outcome.size
+            if outcome.record is not None:
+                self.report.verified += 1
+                records.append(outcome.record)
+            if outcome.copied:
+                self.report.copied += 1
+                self._tell(outcome)
+            else:
+                self.report.compared += 1
+                if self.verb != "verify":
+                    self.report.skipped["checksum"] += 1
+        if self.journal is not None:
+            if records or failed:
+                self.journal.write(records, failed)
+            if confirmed:
+                self.journal.confirm(confirmed)
+
+    def _record_failure(self, outcome: Outcome, error: Exception) -> None:
+        action = outcome.action
+        if self.verb == "verify" and isinstance(error, IntegrityError):
+            self.report.compared += 1
+            self._differ(action.identifier, "digest")
+            return
+        if action.identifier not in self.report.failed and (
+            is_retryable(error) or isinstance(error, SourceChangedError)
+        ):
+            self._again.append(action)
+        self._fail(action.identifier, error)
+
+    def _tell(self, outcome: Outcome) -> None:
+        self._events.emit(
+            "object",
+            identifier=outcome.action.identifier,
+            action=f"copy/{outcome.action.reason}",
+            size=outcome.size,
+            sha256=outcome.record.sha256 if outcome.record is not None else None,
+        )
+
+    def _delete(self, extras: Spool) -> None:
+        """Remove from the target what the source does not have."""
+        extras.complete()
+        reason = deletion.refusal(
+            self.options, self.report, extras.count, self._source_count, self._target_count
+        )
+        if reason is not None:
+            self.report.refused.append(reason)
+            return
+        for batch in deletion.batches(extras):
+            for identifier, error in deletion.remove(self.job.target, batch, self.options.trash):
+                if error is not None:
+                    self._fail(identifier, error)
+                    continue
+                self.report.deleted += 1
+                self._events.emit("object", identifier=identifier, action="delete/extra")
+
+    def _delete_source(self) -> None:
+        """Remove from the source what this run knows to be verified on the target."""
+        assert self.journal is not None
+        for batch in self.journal.confirmed(JOURNAL_PAGE):
+            if self.options.flush:
+                self.job.target.flush()
+            self.journal.harden()
+            gone = []
+            for identifier, error in deletion.remove_verified(self.job, batch):
+                if error is not None:
+                    self._fail(identifier, error)
+                    continue
+                gone.append(identifier)
+                self._events.emit("object", identifier=identifier, action="delete/verified")
+            self.journal.source_deleted(gone)
+            self.report.source_deleted += len(gone)
+
+
+class _Planner(threading.Thread):
+    """Lists both sides ahead of the work."""
+
+    def __init__(self, engine: Engine, spool: Spool, extras: Spool) -> None:
+        super().__init__(name="storage-planner", daemon=True)
+        self._engine = engine
+        self._spool = spool
+        self._extras = extras
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        """Plan to the end, and keep what goes wrong for the thread that waits."""
+        try:
+            self._engine.sort_out(self._spool, self._extras)
+        except BaseException as error:  # noqa: BLE001 - raised by the engine
+            self.error = error
+        finally:
+            self._spool.complete()

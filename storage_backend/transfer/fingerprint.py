@@ -1,0 +1,75 @@
+"""Fingerprint: what shows, without reading it, that an object is the one that was seen before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Self
+
+from storage_backend.info import ObjectInfo
+
+# Kernels stamp times coarsely and SFTP in whole seconds: within this a second write may leave size and time as they
+# were ("racy git", Documentation/technical/racy-git).
+RACY_SECONDS = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """Size, time and etag of an object at some moment.
+
+    Attributes:
+        size: bytes, or None where unknown.
+        modified: microseconds since the epoch, or None where unknown.
+        etag: opaque, or None where there is none.
+    """
+
+    size: int | None
+    modified: int | None
+    etag: str | None
+
+    @classmethod
+    def of(cls, info: ObjectInfo) -> Self:
+        """The fingerprint that *info* shows."""
+        return cls(info.size, None if info.modified is None else microseconds(info.modified), info.etag)
+
+    def proves(self, looked: float) -> bool:
+        """Whether showing it again will mean "unchanged", given that it was seen at *looked* (`time.time()`)."""
+        if self.etag is not None:
+            return True
+        return self.size is not None and self.modified is not None and not is_racy(self.modified, looked)
+
+    def shown_by(self, other: Fingerprint) -> bool:
+        """Whether *other* is the same, by the etags if both have one, else by size and time."""
+        if self.etag is not None and other.etag is not None:
+            return self.etag == other.etag and self.size == other.size
+        return (
+            self.size is not None
+            and self.size == other.size
+            and self.modified is not None
+            and other.modified is not None
+            and same_time(self.modified, other.modified)
+        )
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+def microseconds(moment: datetime) -> int:
+    """Microseconds since the epoch, exactly (a float has not enough digits)."""
+    return (moment - _EPOCH) // _MICROSECOND
+
+
+def is_racy(modified: int, looked: float) -> bool:
+    """Whether a time of *modified* microseconds, seen at *looked*, may hide a later write."""
+    return modified > (looked - RACY_SECONDS) * 1_000_000
+
+
+def same_time(one: int, other: int) -> bool:
+    """Whether two times in microseconds agree within the coarser precision of the two."""
+    return one == other or abs(one - other) < max(_precision(one), _precision(other))
+
+
+def _precision(moment: int) -> int:
+    """The unit that a store seems to keep, in microseconds: a whole second, a millisecond, or one."""
+    return 1_000_000 if moment % 1_000_000 == 0 else 1_000 if moment % 1_000 == 0 else 1

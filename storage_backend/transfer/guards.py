@@ -1,0 +1,51 @@
+"""What is refused before anything is touched: pairs that would feed on themselves, and deletes without measure."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from urllib.parse import unquote, urlsplit
+
+from storage_backend.base import StorageBackend, location_of
+from storage_backend.errors import ConfigurationError
+
+LEAST_MAX_DELETE = 100  # objects; below this, a tenth of the target is too easily reached by ordinary change
+
+
+def check_pair(source: StorageBackend, target: StorageBackend) -> None:
+    """Refuse a source and target of which one holds the other.
+
+    Raises:
+        ConfigurationError: they are the same place, or one lies inside the other.
+    """
+    one, other = location_of(source), location_of(target)
+    if source is target or ("://" in one and one == other):
+        raise ConfigurationError(f"source and target are the same place: {one}", parameter="target")
+    here, there = _place(one), _place(other)
+    if here is None or there is None or here[0] != there[0]:
+        return
+    if _holds(here[1], there[1]):
+        raise ConfigurationError(f"the target {other} lies inside the source {one}", parameter="target")
+    if _holds(there[1], here[1]):
+        raise ConfigurationError(f"the source {one} lies inside the target {other}", parameter="source")
+
+
+def most_deletes(limit: int | None, target_objects: int) -> int:
+    """How many objects may be deleted from a target of *target_objects*."""
+    return max(LEAST_MAX_DELETE, target_objects // 10) if limit is None else limit
+
+
+def _place(location: str) -> tuple[str, tuple[str, ...]] | None:
+    """What tells two places apart: the host, and the path on it with the prefix inside; None for no lasting place."""
+    if "://" not in location:
+        return None
+    url = urlsplit(location)
+    # A database file lies among the files of a folder: without a host, the scheme makes no difference.
+    host = f"{url.scheme}://{url.netloc}" if url.netloc else ""
+    path = PurePosixPath(unquote(url.path)).parts
+    if url.query:
+        path = (*path, f"?{url.query}")
+    return host, (*path, *PurePosixPath(unquote(url.fragment)).parts)
+
+
+def _holds(outer: tuple[str, ...], inner: tuple[str, ...]) -> bool:
+    return inner[: len(outer)] == outer

@@ -1,0 +1,311 @@
+"""Journal: a SQLite record of what is verified, so that a rerun goes on where the last one was."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TypeAlias
+
+from storage_backend import identifiers
+from storage_backend.errors import (
+    AccessDeniedError,
+    ConfigurationError,
+    QuotaExceededError,
+    StorageError,
+    UnavailableError,
+)
+from storage_backend.files import StagedFile, write_file
+from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.plan import Record
+
+FORMAT = "1"
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS objects (
+    identifier BLOB PRIMARY KEY, state TEXT NOT NULL, run INTEGER NOT NULL,
+    source_size INTEGER, source_modified INTEGER, source_etag TEXT, source_proves INTEGER,
+    target_size INTEGER, target_modified INTEGER, target_etag TEXT, target_proves INTEGER,
+    sha256 TEXT, attempts INTEGER NOT NULL DEFAULT 0, error TEXT
+) WITHOUT ROWID;
+"""
+_VERIFIED = """
+INSERT INTO objects VALUES (?, 'verified', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, NULL)
+ON CONFLICT (identifier) DO UPDATE SET state = 'verified', run = excluded.run,
+    source_size = excluded.source_size, source_modified = excluded.source_modified,
+    source_etag = excluded.source_etag, source_proves = excluded.source_proves,
+    target_size = excluded.target_size, target_modified = excluded.target_modified,
+    target_etag = excluded.target_etag, target_proves = excluded.target_proves,
+    sha256 = excluded.sha256, attempts = attempts + 1, error = NULL
+"""
+_FAILED = """
+INSERT INTO objects (identifier, state, run, attempts, error) VALUES (?, 'failed', ?, 1, ?)
+ON CONFLICT (identifier) DO UPDATE SET state = 'failed', run = excluded.run, attempts = attempts + 1, error = excluded.error
+"""
+_COLUMNS = (
+    "identifier, source_size, source_modified, source_etag, source_proves,"
+    " target_size, target_modified, target_etag, target_proves, sha256"
+)
+_Row: TypeAlias = tuple[
+    bytes, int | None, int | None, str | None, int, int | None, int | None, str | None, int, str
+]
+
+
+def default_path(source: str, target: str) -> Path:
+    """Where the journal of a pair of locations is, below the user's state directory (XDG Base Directory Specification).
+
+    Raises:
+        ConfigurationError: a backend has no location that a later run could recognise.
+    """
+    for location in (source, target):
+        if "://" not in location:
+            raise ConfigurationError(
+                f"{location} has no lasting location to name a journal after: give journal=PATH",
+                parameter="journal",
+            )
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    name = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
+    return Path(state) / "storage-backend" / "journals" / f"{name}.db"
+
+
+class Journal:
+    """What one pair of backends has in common, as far as it is proven. One process at a time may hold it.
+
+    Args:
+        path: of the SQLite file; created, with its directories, where missing.
+        source: location.
+        target: location.
+
+    Raises:
+        UnavailableError: another process holds it.
+        ConfigurationError: it is the journal of another pair, or no journal.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], source: str, target: str) -> None:
+        self.path = Path(path).expanduser().absolute()
+        with self._translated():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = self._acquire()
+            try:
+                self._connection = self._connect()
+                self._prepare(source, target)
+            except BaseException:
+                os.close(self._lock)
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let the next run have it."""
+        self._connection.close()
+        os.close(self._lock)
+
+    def records(self) -> Iterator[Record]:
+        """What is verified, ascending by identifier, as it was when the iteration began. For use in one thread."""
+        with self._translated():
+            connection = self._connect()
+            try:
+                for row in connection.execute(
+                    f"SELECT {_COLUMNS} FROM objects WHERE state = 'verified' ORDER BY identifier"  # noqa: S608 - a constant
+                ):
+                    yield _record(row)
+            finally:
+                connection.close()
+
+    def confirmed(self, count: int) -> Iterator[list[Record]]:
+        """What this run knows to be verified on the target, in batches of *count*."""
+        last = b""
+        while True:
+            with self._translated():
+                rows = self._connection.execute(
+                    f"SELECT {_COLUMNS} FROM objects WHERE identifier > ? AND state = 'verified' AND run = ?"  # noqa: S608 - a constant
+                    " ORDER BY identifier LIMIT ?",
+                    (last, self._run, count),
+                ).fetchall()
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield [_record(row) for row in rows]
+
+    def write(self, verified: Iterable[Record], failed: Iterable[tuple[str, Exception]] = ()) -> None:
+        """Record what is verified and what failed, together."""
+        with self._transaction():
+            self._connection.executemany(
+                _VERIFIED,
+                [
+                    (
+                        identifiers.encode(record.identifier),
+                        self._run,
+                        record.source.size,
+                        record.source.modified,
+                        record.source.etag,
+                        record.source_proves,
+                        record.target.size,
+                        record.target.modified,
+                        record.target.etag,
+                        record.target_proves,
+                        record.sha256,
+                    )
+                    for record in verified
+                ],
+            )
+            self._connection.executemany(
+                _FAILED,
+                [
+                    (_key(identifier), self._run, f"{type(error).__name__}: {error}")
+                    for identifier, error in failed
+                ],
+            )
+
+    def confirm(self, found: Iterable[str]) -> None:
+        """Note that this run saw both sides of these verified objects unchanged."""
+        self._update(
+            "UPDATE objects SET run = ? WHERE identifier = ?", ((self._run, _key(each)) for each in found)
+        )
+
+    def source_deleted(self, gone: Iterable[str]) -> None:
+        """Note that these are no longer at the source."""
+        self._update(
+            "UPDATE objects SET state = 'source deleted' WHERE identifier = ?",
+            ((_key(each),) for each in gone),
+        )
+
+    def harden(self) -> None:
+        """Return once all that was written survives power loss."""
+        with self._translated():
+            # A commit with synchronous=FULL syncs the log with every earlier commit in it ("PRAGMA synchronous").
+            self._connection.execute("PRAGMA synchronous = FULL")
+            with self._transaction():
+                self._connection.execute("INSERT OR REPLACE INTO meta VALUES ('hardened', datetime('now'))")
+            self._connection.execute("PRAGMA synchronous = NORMAL")
+
+    def write_manifest(self, path: str | os.PathLike[str]) -> int:
+        """Write identifier, size and sha256 of every verified object, one JSON object a line; return their number."""
+        count = 0
+        with self._translated():
+            rows = self._connection.execute(
+                "SELECT identifier, target_size, sha256 FROM objects"
+                " WHERE state IN ('verified', 'source deleted') ORDER BY identifier"
+            )
+
+            def fill(staged: StagedFile) -> None:
+                nonlocal count
+                for identifier, size, digest in rows:
+                    count += 1
+                    entry = {"identifier": identifiers.decode(identifier), "size": size, "sha256": digest}
+                    staged.write(json.dumps(entry).encode() + b"\n")
+
+            write_file(path, fill)
+        return count
+
+    def _acquire(self) -> int:
+        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise UnavailableError(
+                f"another run holds the journal {self.path}: wait for it to end, or end it",
+                backend=str(self.path),
+            ) from None
+        return lock
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
+
+    def _prepare(self, source: str, target: str) -> None:
+        self._connection.executescript(_SCHEMA)
+        with self._transaction():
+            meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+            if meta.get("format", FORMAT) != FORMAT:
+                raise ConfigurationError(
+                    f"the journal {self.path} has format {meta['format']}; this version reads {FORMAT}",
+                    parameter="journal",
+                )
+            pair = (meta.get("source", source), meta.get("target", target))
+            if pair != (source, target):
+                raise ConfigurationError(
+                    f"the journal {self.path} belongs to {pair[0]} -> {pair[1]}, not to {source} -> {target}",
+                    parameter="journal",
+                )
+            self._run = int(meta.get("run", "0")) + 1
+            self._connection.executemany(
+                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+                [("format", FORMAT), ("source", source), ("target", target), ("run", str(self._run))],
+            )
+
+    def _update(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
+        with self._transaction():
+            self._connection.executemany(statement, rows)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        with self._translated():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+            except BaseException:
+                self._connection.execute("ROLLBACK")
+                raise
+            self._connection.execute("COMMIT")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._translate(error) from error
+        except StorageError:
+            raise
+        except OSError as error:
+            raise AccessDeniedError(
+                f"cannot use the journal {self.path}: {error.strerror}", backend=str(self.path)
+            ) from error
+
+    def _translate(self, error: sqlite3.Error) -> StorageError:
+        name = getattr(error, "sqlite_errorname", "")
+        where = str(self.path)
+        if name.startswith("SQLITE_FULL"):
+            return QuotaExceededError(f"no space left for the journal {where}", backend=where)
+        if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR")):
+            return ConfigurationError(
+                f"{where} is no usable journal ({error}): move it away, or give another", parameter="journal"
+            )
+        if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
+            return AccessDeniedError(f"cannot write the journal {where}: {error}", backend=where)
+        return StorageError(f"the journal {where} failed: {error}", backend=where)
+
+
+def _key(identifier: str) -> bytes:
+    """The bytes of an identifier that may not even be a valid one, as those that failed are."""
+    return identifier.encode("utf-8", "surrogatepass" if not _escapable(identifier) else "surrogateescape")
+
+
+def _escapable(identifier: str) -> bool:
+    return all(not 0xD800 <= ord(each) < 0xDC80 and not 0xDCFF < ord(each) < 0xE000 for each in identifier)
+
+
+def _record(row: _Row) -> Record:
+    return Record(
+        identifiers.decode(row[0]),
+        Fingerprint(row[1], row[2], row[3]),
+        bool(row[4]),
+        Fingerprint(row[5], row[6], row[7]),
+        bool(row[8]),
+        row[9],
+    )

@@ -1,0 +1,131 @@
+"""TransferOptions: everything that can be asked of a transfer."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeAlias
+
+from storage_backend import identifiers
+from storage_backend.errors import ConfigurationError
+from storage_backend.transfer.progress import Event
+
+Verb: TypeAlias = Literal["sync", "migrate", "verify"]
+Verification: TypeAlias = Literal["digest", "size", "none"]
+
+
+@dataclass(frozen=True)
+class TransferOptions:
+    """How `sync`, `migrate`, `verify` and `plan` go about it.
+
+    Attributes:
+        pattern: only objects that match this glob, on either side.
+        include: only objects that match one of these globs; none given means all.
+        exclude: no object that matches one of these globs. What is out of scope is never deleted either.
+        verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
+            "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.
+        delete: remove from the target what the source does not have, after everything else succeeded.
+        max_delete: refuse to delete more objects than this. None stands for the larger of 100 and 10 % of the target.
+        trash: a prefix on the target; what would be deleted is moved beneath it.
+        delete_source: (migrate) remove from the source what is verified on the target.
+        flush: (migrate) with `delete_source`, make the target's writes survive power loss first.
+        journal: (migrate) path of the journal; None stands for one named after the pair of locations, in
+            `$XDG_STATE_HOME/storage-backend`.
+        manifest: (migrate) path of a file to write: identifier, size and sha256 of every verified object, as JSON lines.
+        one_way: (verify) objects that only the target has are no difference.
+        dry_run: plan, and do nothing.
+        workers: how many batches or large objects are under way at once.
+        batch_objects: the most objects in a batch.
+        batch_bytes: the most bytes in a batch; a larger object is streamed by itself.
+        on_event: is called with each progress.Event, one at a time.
+    """
+
+    pattern: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    verify: Verification | None = None
+    delete: bool = False
+    max_delete: int | None = None
+    trash: str | None = None
+    delete_source: bool = False
+    flush: bool = True
+    journal: str | os.PathLike[str] | None = None
+    manifest: str | os.PathLike[str] | None = None
+    one_way: bool = False
+    dry_run: bool = False
+    workers: int = 4
+    batch_objects: int = 256
+    batch_bytes: int = 4 << 20
+    on_event: Callable[[Event], object] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "batch_objects", "batch_bytes"):
+            if getattr(self, name) < 1:
+                raise ConfigurationError(
+                    f"{name} must be at least 1, not {getattr(self, name)}", parameter=name
+                )
+        if self.max_delete is not None and self.max_delete < 0:
+            raise ConfigurationError(
+                f"max_delete must not be negative: {self.max_delete}", parameter="max_delete"
+            )
+        if self.verify not in {None, "digest", "size", "none"}:
+            raise ConfigurationError(
+                f'verify must be "digest", "size" or "none", not {self.verify!r}', parameter="verify"
+            )
+        for name in ("include", "exclude"):
+            if isinstance(getattr(self, name), str):
+                raise ConfigurationError(f"{name} is several patterns, not one str", parameter=name)
+        for pattern in (*self.include, *self.exclude, *([self.pattern] if self.pattern is not None else [])):
+            identifiers.glob(pattern)
+        if self.trash is not None:
+            identifiers.check(self.trash.removesuffix("/"))
+
+    def verification(self, verb: Verb) -> Verification:
+        """What `verify` means for *verb*.
+
+        Raises:
+            ConfigurationError: the source is to be deleted without a digest.
+        """
+        found = self.verify or ("size" if verb == "sync" else "digest")
+        if self.delete_source and found != "digest":
+            raise ConfigurationError('delete_source needs verify="digest"', parameter="verify")
+        return found
+
+    def in_scope(self, identifier: str) -> bool:
+        """Whether the transfer concerns *identifier*."""
+        if self.pattern is not None and not identifiers.glob(self.pattern).matches(identifier):
+            return False
+        if self.include and not any(
+            identifiers.glob(pattern).matches(identifier) for pattern in self.include
+        ):
+            return False
+        return not any(identifiers.glob(pattern).matches(identifier) for pattern in self.exclude)
+
+    @property
+    def everything(self) -> bool:
+        """Whether all objects are in scope."""
+        return self.pattern is None and not self.include and not self.exclude
+
+    @property
+    def stem(self) -> str:
+        """The literal prefix of all objects in scope."""
+        return identifiers.glob(self.pattern).stem if self.pattern is not None else ""
+
+
+def options_from(options: TransferOptions | None, keywords: dict[str, Any]) -> TransferOptions:
+    """The options given as one object or as keywords.
+
+    Raises:
+        ConfigurationError: both were given, or a keyword is unknown.
+    """
+    if options is not None and keywords:
+        raise ConfigurationError("give either TransferOptions or its fields as keywords", parameter="options")
+    known = [field.name for field in fields(TransferOptions)]
+    for name in keywords:
+        if name not in known:
+            raise ConfigurationError(f"unknown option {name!r}; known: {', '.join(known)}", parameter=name)
+    for name in ("include", "exclude"):
+        if isinstance(keywords.get(name), list):
+            keywords = {**keywords, name: tuple(keywords[name])}
+    return options if options is not None else TransferOptions(**keywords)

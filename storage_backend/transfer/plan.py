@@ -1,0 +1,204 @@
+"""Two sorted scans -> actions with reasons. Pure: no I/O of its own, and nothing is held per object."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from storage_backend import identifiers
+from storage_backend.errors import StorageError
+from storage_backend.info import ObjectInfo
+from storage_backend.transfer.fingerprint import Fingerprint, is_racy, microseconds, same_time
+
+ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """What to do with one object, and why.
+
+    Attributes:
+        identifier: the object.
+        kind: "copy", "skip", "delete", or "compare": read both sides, then skip or copy.
+        reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, not-older, journal,
+            checksum; compare: recent (it may have changed within the clock's tick), unproven; delete: extra.
+        source: what the source's scan shows, if it has the object.
+        target: what the target's scan shows, if it has the object.
+        looked: `time.time()` when the scans showed it.
+    """
+
+    identifier: str
+    kind: ActionKind
+    reason: str
+    source: ObjectInfo | None
+    target: ObjectInfo | None
+    looked: float
+
+    def __str__(self) -> str:
+        return f"{self.kind}/{self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What counts as the same.
+
+    Attributes:
+        by_digest: where size and time prove nothing, compare digests (migrate) rather than trust them (sync).
+        keeps_time: the target stores the source's time, so that another time there means another object.
+        need_digest: nothing is skipped without a digest on record.
+    """
+
+    by_digest: bool = False
+    keeps_time: bool = False
+    need_digest: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the journal knows of an object that was verified.
+
+    Attributes:
+        identifier: the object.
+        source: the fingerprint of what was read.
+        source_proves: whether the source showing it again means "unchanged".
+        target: the fingerprint of what was stored.
+        target_proves: the same for the target.
+        sha256: of both.
+    """
+
+    identifier: str
+    source: Fingerprint
+    source_proves: bool
+    target: Fingerprint
+    target_proves: bool
+    sha256: str
+
+
+Complete: TypeAlias = Callable[[ObjectInfo], ObjectInfo | None]
+
+
+def merge(
+    source: Iterable[ObjectInfo], target: Iterable[ObjectInfo]
+) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
+    """Pairs of what both sides show under one identifier, ascending.
+
+    Raises:
+        StorageError: a side is out of order, so that pairs would be missed.
+    """
+    left, right = _in_order(source, "source"), _in_order(target, "target")
+    one, other = next(left, None), next(right, None)
+    while one is not None and other is not None:
+        if one.identifier == other.identifier:
+            yield one, other
+            one, other = next(left, None), next(right, None)
+        elif _before(one.identifier, other.identifier):
+            yield one, None
+            one = next(left, None)
+        else:
+            yield None, other
+            other = next(right, None)
+    while one is not None:
+        yield one, None
+        one = next(left, None)
+    while other is not None:
+        yield None, other
+        other = next(right, None)
+
+
+def actions(
+    pairs: Iterable[tuple[ObjectInfo | None, ObjectInfo | None]],
+    rules: Rules,
+    *,
+    records: Iterator[Record] | None = None,
+    clock: Callable[[], float] = time.time,
+) -> Iterator[Action]:
+    """The action for each pair.
+
+    Args:
+        pairs: as `merge` gives them, with the sizes completed.
+        rules: what counts as the same.
+        records: the journal's, ascending by identifier as the pairs are.
+        clock: gives the time of looking.
+    """
+    journal = _Lookup(iter(()) if records is None else records)
+    for one, other in pairs:
+        looked = clock()
+        if one is None:
+            assert other is not None
+            yield Action(other.identifier, "delete", "extra", None, other, looked)
+        elif other is None:
+            yield Action(one.identifier, "copy", "missing", one, None, looked)
+        else:
+            kind, reason = decide(one, other, rules, journal.find(one.identifier), looked)
+            yield Action(one.identifier, kind, reason, one, other, looked)
+
+
+def decide(
+    source: ObjectInfo, target: ObjectInfo, rules: Rules, record: Record | None, looked: float
+) -> tuple[ActionKind, str]:
+    """Whether the target's object is the source's, and how that is known."""
+    if source.size is not None and target.size is not None and source.size != target.size:
+        return "copy", "size"
+    if record is not None and _journal_holds(record, source, target):
+        return "skip", "journal"
+    if rules.need_digest:
+        return "compare", "unproven"
+    if source.sha256 is not None and target.sha256 is not None:
+        return ("skip" if source.sha256 == target.sha256 else "copy"), "checksum"
+    if source.size is None or target.size is None:
+        return "compare", "unproven"
+    if source.modified is None:
+        return ("compare", "unproven") if rules.by_digest else ("skip", "same-size-only")
+    if target.modified is None:
+        return "compare", "unproven"
+    changed, stored = microseconds(source.modified), microseconds(target.modified)
+    if same_time(changed, stored):
+        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
+    if changed > stored:
+        return "copy", "newer"
+    if rules.by_digest:
+        return "compare", "unproven"
+    return ("copy", "time") if rules.keeps_time else ("skip", "not-older")
+
+
+def _journal_holds(record: Record, source: ObjectInfo, target: ObjectInfo) -> bool:
+    return (
+        record.source_proves
+        and record.target_proves
+        and record.source.shown_by(Fingerprint.of(source))
+        and record.target.shown_by(Fingerprint.of(target))
+    )
+
+
+def _before(one: str, other: str) -> bool:
+    """Whether *one* comes first by its encoded bytes."""
+    if one.isascii() and other.isascii():
+        return one < other
+    return identifiers.encode(one) < identifiers.encode(other)
+
+
+def _in_order(infos: Iterable[ObjectInfo], side: str) -> Iterator[ObjectInfo]:
+    last: str | None = None
+    for info in infos:
+        if last is not None and not _before(last, info.identifier):
+            raise StorageError(
+                f"the {side} lists {info.identifier!r} after {last!r}: out of order, so the plan would be wrong",
+                identifier=info.identifier,
+            )
+        last = info.identifier
+        yield info
+
+
+class _Lookup:
+    """Finds records for identifiers that are asked for in ascending order."""
+
+    def __init__(self, records: Iterator[Record]) -> None:
+        self._records = records
+        self._next = next(records, None)
+
+    def find(self, identifier: str) -> Record | None:
+        while self._next is not None and _before(self._next.identifier, identifier):
+            self._next = next(self._records, None)
+        return self._next if self._next is not None and self._next.identifier == identifier else None
