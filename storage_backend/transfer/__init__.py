@@ -13,7 +13,7 @@ from storage_backend.transfer.engine import Engine
 from storage_backend.transfer.guards import check_pair
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.options import TransferOptions, options_from
-from storage_backend.transfer.plan import Action
+from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import Event
 from storage_backend.transfer.report import TransferReport
 

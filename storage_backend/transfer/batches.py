@@ -19,7 +19,7 @@ from storage_backend.transfer.copier import (
     expected,
     verified_record,
 )
-from storage_backend.transfer.plan import Action
+from storage_backend.transfer.planning import Action
 
 
 def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:

@@ -13,7 +13,7 @@ from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.options import Verification
-from storage_backend.transfer.plan import Action, Record
+from storage_backend.transfer.planning import Action, Record
 
 
 class InterruptedTransferError(Exception):

@@ -10,7 +10,7 @@ from storage_backend.transfer.copier import Job
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.guards import most_deletes
 from storage_backend.transfer.options import TransferOptions
-from storage_backend.transfer.plan import Record
+from storage_backend.transfer.planning import Record
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
 

@@ -15,7 +15,7 @@ from storage_backend.transfer.batches import compare_batch, copy_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
-from storage_backend.transfer.plan import Action, Record, Rules, actions, merge
+from storage_backend.transfer.planning import Action, Record, Rules, actions, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool

@@ -23,7 +23,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, write_file
 from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.plan import Record
+from storage_backend.transfer.planning import Record
 
 FORMAT = "1"
 _SCHEMA = """

@@ -12,7 +12,7 @@ from typing import Any
 
 from storage_backend.info import ObjectInfo
 from storage_backend.transfer.fingerprint import microseconds
-from storage_backend.transfer.plan import Action
+from storage_backend.transfer.planning import Action
 
 BLOCK = 256 << 10  # bytes read, and buffered before they are written, at a time
 
