@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from urllib.parse import unquote, urlsplit
 
 from storage_backend.base import StorageBackend, location_of
@@ -41,10 +40,12 @@ def _place(location: str) -> tuple[str, tuple[str, ...]] | None:
     url = urlsplit(location)
     # A database file lies among the files of a folder: without a host, the scheme makes no difference.
     host = f"{url.scheme}://{url.netloc}" if url.netloc else ""
-    path = PurePosixPath(unquote(url.path)).parts
-    if url.query:
-        path = (*path, f"?{url.query}")
-    return host, (*path, *PurePosixPath(unquote(url.fragment)).parts)
+    query = [f"?{url.query}"] if url.query else []
+    return host, (*_segments(url.path), *query, *_segments(url.fragment))
+
+
+def _segments(path: str) -> list[str]:
+    return [segment for segment in unquote(path).split("/") if segment]
 
 
 def _holds(outer: tuple[str, ...], inner: tuple[str, ...]) -> bool:

@@ -1,0 +1,111 @@
+import json
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from storage_backend import ConfigurationError, UnavailableError
+from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.journal import Journal, default_path
+from storage_backend.transfer.planning import Record
+
+PAIR = ("file:///a", "sqlite:////b.db")
+
+
+def record(identifier: str, size: int = 1) -> Record:
+    return Record(identifier, Fingerprint(size, 2, "s"), True, Fingerprint(size, 3, None), False, "d" * 64)
+
+
+def test_what_is_verified_is_there_in_the_next_run_in_order(tmp_path: Path) -> None:
+    names = ["b", "a/b", "a-b", "é", "\udcff", "new\nline"]
+    with Journal(tmp_path / "j.db", *PAIR) as journal:
+        journal.write(map(record, names), [("broken", ValueError("why")), ("\ud800", ValueError("odd"))])
+    with Journal(tmp_path / "j.db", *PAIR) as journal:
+        found = list(journal.records())
+    assert [each.identifier for each in found] == ["a-b", "a/b", "b", "new\nline", "é", "\udcff"]
+    assert found[0] == record("a-b")
+
+
+def test_an_object_that_fails_later_is_no_longer_verified(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db", *PAIR) as journal:
+        journal.write([record("a")])
+        journal.write([], [("a", OSError("gone bad"))])
+        assert list(journal.records()) == []
+        journal.write([record("a", size=9)])
+        assert [each.source.size for each in journal.records()] == [9]
+
+
+def test_only_what_this_run_confirmed_is_listed_for_deletion(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j.db", *PAIR) as journal:
+        journal.write([record("old"), record("seen")])
+    with Journal(tmp_path / "j.db", *PAIR) as journal:
+        journal.confirm(["seen"])
+        journal.write([record("new")])
+        assert [[each.identifier for each in batch] for batch in journal.confirmed(1)] == [["new"], ["seen"]]
+        journal.source_deleted(["new"])
+        assert [[each.identifier for each in batch] for batch in journal.confirmed(5)] == [["seen"]]
+        journal.harden()
+        assert journal.write_manifest(tmp_path / "manifest") == 3
+    lines = [json.loads(line) for line in (tmp_path / "manifest").read_text().splitlines()]
+    assert lines[0] == {"identifier": "new", "size": 1, "sha256": "d" * 64}
+    assert [line["identifier"] for line in lines] == ["new", "old", "seen"]
+
+
+def test_a_second_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys; from storage_backend.transfer.journal import Journal;"
+        f"journal = Journal({str(tmp_path / 'j.db')!r}, *{PAIR!r}); print('held', flush=True); sys.stdin.read()"
+    )
+    holder = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(UnavailableError, match="another run holds the journal"):
+            Journal(tmp_path / "j.db", *PAIR)
+    finally:
+        holder.kill()
+        holder.communicate()
+    Journal(tmp_path / "j.db", *PAIR).close()
+
+
+def test_the_journal_of_another_pair_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path / "j.db", *PAIR).close()
+    with pytest.raises(ConfigurationError, match="belongs to file:///a"):
+        Journal(tmp_path / "j.db", "file:///other", PAIR[1])
+    Journal(tmp_path / "j.db", *PAIR).close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"no database at all, but long enough to be taken for one" * 40, b"SQLite format 3\0" + b"x" * 2000],
+)
+def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "j.db"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="no usable journal"):
+        Journal(path, *PAIR)
+    assert path.read_bytes() == content
+
+
+def test_another_format_is_refused(tmp_path: Path) -> None:
+    Journal(tmp_path / "j.db", *PAIR).close()
+    connection = sqlite3.connect(tmp_path / "j.db")
+    connection.execute("UPDATE meta SET value = '99' WHERE key = 'format'")
+    connection.commit()
+    connection.close()
+    with pytest.raises(ConfigurationError, match="has format 99"):
+        Journal(tmp_path / "j.db", *PAIR)
+
+
+def test_each_pair_has_its_own_journal_beside_the_users_state(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = default_path(*PAIR)
+    assert path.is_relative_to(tmp_path)
+    assert path != default_path(*reversed(PAIR))
+    with pytest.raises(ConfigurationError, match="give journal"):
+        default_path("MemoryStorage", PAIR[1])
+    assert not [*tmp_path.iterdir()]
