@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -42,15 +42,17 @@ class MemoryStorage(StorageBackend):
 
     def __init__(self) -> None:
         self._entries: dict[str, _Entry] = {}
-        self._lock = threading.RLock()
-        self._versions = itertools.count(1)
+        self._version = 0
+        self._locks: dict[int, threading.RLock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {"_entries": dict(self._entries), "_versions": self._versions}
+            return {"_entries": dict(self._entries), "_version": self._version, "_locks": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.RLock())
+    @property
+    def _lock(self) -> threading.RLock:
+        """The lock of this process: one that a thread held when its process forked is held in the child for ever."""
+        return self._locks.setdefault(os.getpid(), threading.RLock())
 
     @override
     def exists(self, identifier: str) -> bool:
@@ -185,7 +187,8 @@ class MemoryStorage(StorageBackend):
         content_type: str | None = None,
     ) -> _Entry:
         with self._lock:
-            entry = _Entry(content, modified or datetime.now(UTC), str(next(self._versions)), content_type)
+            self._version += 1
+            entry = _Entry(content, modified or datetime.now(UTC), str(self._version), content_type)
             self._entries[identifier] = entry
         return entry
 

@@ -1,0 +1,418 @@
+"""FaultyStorage: a backend that fails when and where a test says."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
+
+from typing_extensions import Buffer, override
+
+from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend
+from storage_backend.errors import UnavailableError
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import Content, Writer, plain
+from storage_backend.wrappers.base import Wrapper
+
+T = TypeVar("T")
+
+METHODS = frozenset(
+    name
+    for name in vars(Wrapper)
+    if not name.startswith("_") and callable(getattr(Wrapper, name)) and name != "close"
+)
+"""What can be made to fail: every public method but close()."""
+
+CUTTABLE = frozenset({"open", "write", "write_stream", "scan", "read_many"})
+"""What gives or takes a stream."""
+
+
+class Call(NamedTuple):
+    """One call that a FaultyStorage was asked for."""
+
+    method: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What happens to the calls number *first* to *last* (None: for ever) of *method*."""
+
+    method: str
+    first: int
+    last: int | None
+    action: Callable[[], object] | None = None
+    at: int | None = None
+    after: bool = False
+    error: BaseException | type[BaseException] | None = None
+    message: str | None = None  # of the error, where none was given
+
+    def covers(self, number: int) -> bool:
+        return self.first <= number and (self.last is None or number <= self.last)
+
+    def fault(self, call: Call, where: str) -> BaseException | type[BaseException] | None:
+        """The error to raise; a new one for each call, unless the caller gave one."""
+        if self.error is not None or self.message is None:
+            return self.error
+        named = next((argument for argument in call.arguments if isinstance(argument, str)), None)
+        return UnavailableError(f"{self.message} (injected fault)", identifier=named, backend=where)
+
+
+class _Faults:
+    """What is to happen to one call."""
+
+    def __init__(self, call: Call, rules: list[_Rule], where: str) -> None:
+        self._call = call
+        self._rules = rules
+        self._where = where
+
+    def begin(self) -> None:
+        for rule in self._rules:
+            if rule.action is not None:
+                rule.action()
+            self._raise(rule, when=rule.at is None and not rule.after)
+
+    def end(self, result: T) -> T:
+        for rule in self._rules:
+            self._raise(rule, when=rule.after)
+        return result
+
+    def cut(self) -> _Cut | None:
+        """The earliest of its cuts."""
+        cuts = [
+            _Cut(rule.at, fault)
+            for rule in self._rules
+            if rule.at is not None and (fault := rule.fault(self._call, self._where)) is not None
+        ]
+        return min(cuts, key=lambda cut: cut.at, default=None)
+
+    def _raise(self, rule: _Rule, *, when: bool) -> None:
+        fault = rule.fault(self._call, self._where) if when else None
+        if fault is not None:
+            raise fault
+
+
+class FaultyStorage(Wrapper):
+    """Passes everything on to another backend, but for the faults that were asked for.
+
+    In each of them *nth* counts the calls of that method from now on (1 is the next one) and *times* says how many calls
+    in a row are hit, None being all that follow. Several faults may hit one call. Safe to use from many threads.
+
+    Attributes:
+        calls: every call so far, in order, those that failed too.
+    """
+
+    def __init__(self, backend: StorageBackend, *, sleep: Callable[[float], object] = time.sleep) -> None:
+        super().__init__(backend)
+        self.calls: list[Call] = []
+        self._sleep = sleep
+        self._rules: list[_Rule] = []
+        self._counts: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            return {**self.__dict__, "calls": list(self.calls), "_rules": list(self._rules), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())
+
+    def fail(
+        self,
+        method: str,
+        *,
+        nth: int = 1,
+        error: BaseException | type[BaseException] | None = None,
+        times: int | None = 1,
+    ) -> None:
+        """Raise *error* (an UnavailableError, if none is given) instead of doing the call."""
+        self._add(method, nth, times, error=error, message=f"{method}() was made to fail")
+
+    def lose(self, method: str, *, nth: int = 1, times: int | None = 1) -> None:
+        """Do the call, then raise UnavailableError: the acknowledgement was lost."""
+        self._add(method, nth, times, after=True, message=f"the answer to {method}() was lost on its way")
+
+    def delay(self, method: str, seconds: float, *, nth: int = 1, times: int | None = None) -> None:
+        """Sleep before the call, by the function that the constructor was given; by default before each from now on."""
+        self._add(method, nth, times, action=partial(self._sleep, seconds))
+
+    def before(
+        self, method: str, action: Callable[[], object], *, nth: int = 1, times: int | None = 1
+    ) -> None:
+        """Run *action* before the call, in the caller's thread: for what must happen just then."""
+        self._add(method, nth, times, action=action)
+
+    def cut(
+        self,
+        method: str,
+        *,
+        at: int,
+        nth: int = 1,
+        error: BaseException | type[BaseException] | None = None,
+        times: int | None = 1,
+    ) -> None:
+        """Let *at* bytes of a stream pass, then raise *error* (an UnavailableError, if none is given).
+
+        A reader from `open` raises when asked for byte *at* or its end there; a writer from it, and `write` and
+        `write_stream`, take *at* bytes into the backend. Of `scan` and `read_many` *at* items pass.
+        """
+        if method not in CUTTABLE:
+            raise ValueError(f"cut() is for {', '.join(sorted(CUTTABLE))}, not {method!r}")
+        self._add(method, nth, times, at=at, error=error, message=f"{method}() was cut at {at}")
+
+    def heal(self) -> None:
+        """Forget every fault; the calls stay recorded."""
+        with self._lock:
+            self._rules.clear()
+
+    def count(self, method: str) -> int:
+        """How often *method* was called so far."""
+        with self._lock:
+            return self._counts[_known(method)]
+
+    def _add(self, method: str, nth: int, times: int | None, **effect: Any) -> None:
+        if nth < 1 or (times is not None and times < 1):
+            raise ValueError(f"calls are counted from 1: nth={nth}, times={times}")
+        with self._lock:
+            first = self._counts[_known(method)] + nth
+            last = None if times is None else first + times - 1
+            self._rules.append(_Rule(method, first, last, **effect))
+
+    def _begin(self, method: str, *arguments: Any) -> _Faults:
+        """Record a call and do what is to happen before it."""
+        call = Call(method, arguments)
+        with self._lock:
+            self.calls.append(call)
+            self._counts[method] += 1
+            number = self._counts[method]
+            rules = [rule for rule in self._rules if rule.method == method and rule.covers(number)]
+        faults = _Faults(call, rules, self.location)
+        faults.begin()
+        return faults
+
+    def _run(self, method: str, call: Callable[..., T], *arguments: Any, **keywords: Any) -> T:
+        return self._begin(method, *arguments).end(call(*arguments, **keywords))
+
+    @override
+    def exists(self, identifier: str) -> bool:
+        return self._run("exists", super().exists, identifier)
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        return self._run("read", super().read, identifier)
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        faults = self._begin("write", identifier, content)
+        found = plain(content)
+        cut = faults.cut()
+        if cut is None:
+            return faults.end(super().write(identifier, found))
+        reader = io.BytesIO(found) if isinstance(found, bytes) else found
+        return faults.end(self.backend.write_stream(identifier, cut.reader(reader)))
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        return self._run("delete", super().delete, identifier)
+
+    @override
+    def list(self, pattern: str | None = None) -> Identifiers:
+        return self._run("list", super().list, pattern)
+
+    @override
+    def get_path(self, identifier: str) -> str:
+        return self._run("get_path", super().get_path, identifier)
+
+    @override
+    def size(self, identifier: str) -> int:
+        return self._run("size", super().size, identifier)
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        return self._run("copy", super().copy, source_id, dest_id)
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        return self._run("move", super().move, source_id, dest_id)
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        faults = self._begin("write_stream", identifier, reader)
+        cut = faults.cut()
+        source = cut.reader(reader) if cut else reader
+        return faults.end(super().write_stream(identifier, source, info=info, verify=verify))
+
+    @override
+    def stat(self, identifier: str) -> ObjectInfo:
+        return self._run("stat", super().stat, identifier)
+
+    @override
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        faults = self._begin("scan", prefix)
+        cut = faults.cut()
+        found = super().scan(prefix, on_skip=on_skip)
+        return faults.end(cut.items(found) if cut else found)
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        faults = self._begin("open", identifier, mode)
+        cut = faults.cut()
+        stream = super().open(identifier, mode)
+        if cut is None:
+            return faults.end(stream)
+        if mode == "rb":
+            return faults.end(cut.reader(stream, closes=True))
+        return faults.end(cast(BinaryIO, Writer(_CutSink(stream, cut))))
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        return self._run("read_range", super().read_range, identifier, start, end)
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        faults = self._begin("read_many", identifiers)
+        cut = faults.cut()
+        found = super().read_many(identifiers)
+        return faults.end(cut.items(found) if cut else found)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        return self._run("write_many", super().write_many, items, verify=verify)
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        return self._run("delete_many", super().delete_many, identifiers)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._run("download", super().download, identifier, path)
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self._run("upload", super().upload, path, identifier)
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        return self._run("create", super().create, identifier, content)
+
+    @override
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        return self._run("replace", super().replace, identifier, content, etag)
+
+    @override
+    def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._run("checksum", super().checksum, identifier, algorithm)
+
+    @override
+    def get_url(self, identifier: str, expires_in: int = 3600) -> str:
+        return self._run("get_url", super().get_url, identifier, expires_in)
+
+    @override
+    def flush(self) -> bool:
+        return self._run("flush", super().flush)
+
+
+def _known(method: str) -> str:
+    if method not in METHODS:
+        raise ValueError(f"no such method: {method!r}; known: {', '.join(sorted(METHODS))}")
+    return method
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where a stream ends, and how."""
+
+    at: int
+    error: BaseException | type[BaseException]
+
+    def reader(self, inner: BinaryIO, *, closes: bool = False) -> BinaryIO:
+        return cast(BinaryIO, _CutReader(inner, self, closes))
+
+    def items(self, inner: Iterator[T]) -> Iterator[T]:
+        for number, item in enumerate(inner):
+            if number == self.at:
+                raise self.error
+            yield item
+        raise self.error
+
+
+class _CutReader(io.RawIOBase):
+    """Gives the first `cut.at` bytes, then raises."""
+
+    def __init__(self, inner: BinaryIO, cut: _Cut, closes: bool) -> None:
+        self._inner = inner
+        self._closes = closes
+        self._cut = cut
+        self._position = 0
+
+    @override
+    def close(self) -> None:
+        if self._closes:
+            self._inner.close()
+        super().close()
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return self._closes
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = self._inner.seek(offset, whence)
+        return self._position
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        left = self._cut.at - self._position
+        if left <= 0:
+            raise self._cut.error
+        data = self._inner.read(min(left, len(view)))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class _CutSink:
+    """Passes on the first `cut.at` bytes to a writer, then raises."""
+
+    def __init__(self, inner: BinaryIO, cut: _Cut) -> None:
+        self._inner: BinaryIO | None = inner.__enter__()
+        self._cut = cut
+        self._left = cut.at
+
+    def write(self, data: Buffer, /) -> object:
+        view = memoryview(data).cast("B")
+        taken = view[: self._left]
+        if self._inner is not None:
+            self._inner.write(taken)
+        self._left -= len(taken)
+        if len(taken) < len(view):
+            raise self._cut.error
+        return len(taken)
+
+    def publish(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.__exit__(None, None, None)
+
+    def discard(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            error = UnavailableError("the writer was given up")
+            inner.__exit__(UnavailableError, error, None)

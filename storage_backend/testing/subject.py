@@ -1,0 +1,176 @@
+"""Subject: the backend that the conformance suite is run against, and what every topic is built from."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, BinaryIO, cast
+
+import pytest
+
+from storage_backend.base import StorageBackend, capabilities_of
+from storage_backend.info import Capability, ObjectInfo
+
+FEATURES: Mapping[str, str] = MappingProxyType(
+    {
+        "atomic": "a reader sees the old object or the new one, and a failed write leaves the old one",
+        "content": "write() takes readers and every buffer, and refuses text before anything is touched",
+        "content_type": "the media type given to write_stream() is kept",
+        "errors": "errors are this package's, name the identifier and the location, and pickle",
+        "exact names": "two spellings are two objects, however alike; no case folding, no normalisation",
+        "fork": "a forked child can use the instance that it inherited",
+        "globs": "list(pattern) follows the one dialect",
+        "missing delete": "delete() of a missing object raises",
+        "modified": "the time given to write_stream() is kept",
+        "order": "list() is sorted, and names each object once",
+        "pickle": "an instance pickles",
+        "refusals": "identifiers that break the rules are refused",
+        "shared": "all instances that make() gives, in any process, hold the same objects",
+        "threads": "one instance may be used from many threads",
+    }
+)
+"""What a store may lack, and what it then cannot do. All else is required of every backend."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A backend under test.
+
+    Attributes:
+        make: gives an instance over the same store, which is empty at first. A store that lives in one instance gives
+            that one each time, and lacks "shared".
+        lacks: feature -> the reason why this store cannot have it; `FEATURES` names them all. Its tests are skipped
+            with the reason, and nothing else ever is.
+    """
+
+    make: Callable[[], StorageBackend]
+    lacks: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        unknown = sorted(set(self.lacks) - set(FEATURES))
+        if unknown:
+            raise ValueError(f"unknown features in lacks: {unknown}; known: {sorted(FEATURES)}")
+        unexplained = sorted(feature for feature, reason in self.lacks.items() if not str(reason).strip())
+        if unexplained:
+            raise ValueError(f"no reason is given for lacking {unexplained}")
+
+    def has(self, feature: str) -> bool:
+        """Whether the store has *feature*."""
+        if feature not in FEATURES:
+            raise ValueError(f"unknown feature {feature!r}")
+        return feature not in self.lacks
+
+    def require(self, feature: str) -> None:
+        """Skip the test that runs, with the reason, if the store lacks *feature*."""
+        if not self.has(feature):
+            pytest.skip(f"lacks {feature!r}: {self.lacks[feature]}")
+
+
+class Topic:
+    """What the topics share: the fixtures."""
+
+    @pytest.fixture
+    def subject(self) -> Subject:
+        """The backend under test; each test class defines its own."""
+        pytest.fail(f"{type(self).__name__} must define a fixture `subject` that gives a Subject")
+
+    @pytest.fixture
+    def backend(self, subject: Subject) -> Iterator[StorageBackend]:
+        """An instance of the subject, over an empty store."""
+        with subject.make() as backend:
+            yield backend
+
+
+ALL_BYTES = bytes(range(256)) + b"\r\n\n\r\x1a\xff\xfe\x00" + bytes(range(255, -1, -1))
+"""Every byte value, and what text modes like to change."""
+
+SIZES = (0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, (8 << 20) - 1, 8 << 20, (8 << 20) + 1)
+"""Nothing, and both sides of the sizes at which implementations change their ways."""
+
+
+@lru_cache(maxsize=16)
+def content_of(size: int, seed: int = 0) -> bytes:
+    """The same *size* bytes each time, of which no part is like another."""
+    return random.Random(f"{size}/{seed}").randbytes(size)  # noqa: S311 - not for secrecy
+
+
+def has_directories(backend: StorageBackend) -> bool:
+    """Whether `a` and `a/b` exclude each other."""
+    return Capability.DIRECTORIES in capabilities_of(backend)
+
+
+def fill(backend: StorageBackend, *identifiers: str) -> None:
+    """Store an object under each of *identifiers* that says its own name."""
+    for identifier in identifiers:
+        assert backend.write(identifier, named(identifier)) is True
+
+
+def named(identifier: str) -> bytes:
+    """The content that `fill` stores."""
+    return b"content of " + identifier.encode("utf-8", "surrogateescape")
+
+
+def write_any(backend: StorageBackend, identifier: str, content: object) -> object:
+    """Call `write` with what the abstract signature does not have."""
+    return cast(Any, backend).write(identifier, content)
+
+
+def everything(backend: StorageBackend) -> dict[str, bytes]:
+    """All objects, with their content."""
+    return {info.identifier: backend.read(info.identifier) for info in backend.scan()}
+
+
+def names(found: Iterator[ObjectInfo]) -> list[str]:
+    """The identifiers of a scan, in its order."""
+    return [info.identifier for info in found]
+
+
+class SourceBrokeError(Exception):
+    """What a `Source` raises: nothing that a backend could mistake for its own trouble."""
+
+
+class Source:
+    """A reader with nothing but `read`, which may give little at a time, look around, or break.
+
+    Args:
+        content: what it gives.
+        most: at most this many bytes at a time.
+        breaks_at: raise SourceBrokeError when this many bytes were given.
+        watch: called before each read.
+    """
+
+    def __init__(
+        self,
+        content: bytes,
+        *,
+        most: int | None = None,
+        breaks_at: int | None = None,
+        watch: Callable[[], object] | None = None,
+    ) -> None:
+        self._content = content
+        self._most = most
+        self._breaks_at = breaks_at
+        self._watch = watch
+        self.position = 0
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read on."""
+        if self._watch is not None:
+            self._watch()
+        end = len(self._content) if size is None or size < 0 else self.position + size
+        if self._most is not None:
+            end = min(end, self.position + self._most)
+        if self._breaks_at is not None:
+            if self.position >= self._breaks_at:
+                raise SourceBrokeError
+            end = min(end, self._breaks_at)
+        chunk = self._content[self.position : end]
+        self.position += len(chunk)
+        return chunk
+
+    def as_binary(self) -> BinaryIO:
+        """The same, for a type checker: `read` is all that a source of bytes must have."""
+        return cast(BinaryIO, self)

@@ -1,0 +1,1 @@
+"""The topics of the conformance suite, one idea a module."""
