@@ -34,7 +34,7 @@ CUTTABLE = frozenset({"open", "write", "write_stream", "scan", "read_many"})
 
 
 class Call(NamedTuple):
-    """One call that a FaultyStorage was asked for."""
+    """One call that a FaultyStorage was asked for: the method, and its arguments but for contents and readers."""
 
     method: str
     arguments: tuple[Any, ...]
@@ -114,14 +114,16 @@ class FaultyStorage(Wrapper):
         self._sleep = sleep
         self._rules: list[_Rule] = []
         self._counts: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._locks: dict[int, threading.Lock] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {**self.__dict__, "calls": list(self.calls), "_rules": list(self._rules), "_lock": None}
+            return {**self.__dict__, "calls": list(self.calls), "_rules": list(self._rules), "_locks": {}}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _lock=threading.Lock())
+    @property
+    def _lock(self) -> threading.Lock:
+        """The lock of this process: one that a thread held when its process forked is held in the child for ever."""
+        return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def fail(
         self,
@@ -186,7 +188,8 @@ class FaultyStorage(Wrapper):
 
     def _begin(self, method: str, *arguments: Any) -> _Faults:
         """Record a call and do what is to happen before it."""
-        call = Call(method, arguments)
+        # Without contents and readers, so that recording keeps nothing alive.
+        call = Call(method, tuple(a for a in arguments if isinstance(a, str | int | os.PathLike | None)))
         with self._lock:
             self.calls.append(call)
             self._counts[method] += 1

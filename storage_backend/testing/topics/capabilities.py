@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from storage_backend.base import StorageBackend
-from storage_backend.errors import NotFoundError, UnsupportedOperationError
+from storage_backend.errors import UnsupportedOperationError
 from storage_backend.info import Capability
 from storage_backend.testing.subject import ALL_BYTES, Topic, fill
 from storage_backend.wrappers.base import Wrapper
@@ -84,8 +84,3 @@ class Capabilities(Topic):
             assert urllib.parse.urlsplit(url).scheme in {"file", "http", "https"}
             with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - the scheme was just checked
                 assert answer.read() == ALL_BYTES
-
-    def test_checksum_of_the_server_is_that_of_the_bytes(self, backend: StorageBackend) -> None:
-        fill(backend, "a")
-        with pytest.raises(NotFoundError):
-            backend.checksum("absent")

@@ -115,10 +115,11 @@ BAD_PATTERNS = ("/", "/*.pdf", "/a", "../*", "a/../*", "..", "a/..", "a/", "**/"
 class Listing(Topic):
     """`list`."""
 
-    def test_empty_store_lists_nothing(self, backend: StorageBackend) -> None:
+    def test_empty_store_lists_nothing(self, subject: Subject, backend: StorageBackend) -> None:
         assert backend.list() == []
-        assert backend.list("**") == []
         assert list(backend.scan()) == []
+        if subject.has("globs"):
+            assert backend.list("**") == []
 
     def test_list_is_everything_sorted(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("order")

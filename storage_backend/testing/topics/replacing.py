@@ -155,7 +155,8 @@ class Replacing(Topic):
             assert names(backend.scan(on_skip=heard.append)) == ["folder/old"]
             assert heard == []
             assert backend.list() == ["folder/old"]
-            assert backend.list("**/.*") == []
+            if subject.has("globs"):
+                assert backend.list("**/.*") == []
             assert names(backend.scan("folder/.")) == []
 
         for breaks_at in (None, 2 << 20):
