@@ -213,6 +213,25 @@ class StorageBackend(ABC):
         usable.sort(key=identifiers.encode)
         return map(ObjectInfo, usable)
 
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        """One level of `scan`: the objects without a further "/" after *prefix*, and the others once as "name/".
+
+        For listings that people read, and bridges to interfaces that have directories. Override it where a level can
+        be had without all that is beneath it.
+
+        Args:
+            prefix: a literal string: "", or ending in "/".
+            on_skip: as for `scan`.
+        """
+        last = None
+        for info in self.scan(prefix, on_skip=on_skip):
+            name, slash, _ = info.identifier[len(prefix) :].partition("/")
+            if not slash:
+                yield info
+            elif name != last:
+                last = name
+                yield f"{prefix}{name}/"
+
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
 

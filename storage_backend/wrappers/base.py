@@ -90,6 +90,10 @@ class Wrapper(StorageBackend):
         return self.backend.scan(prefix, on_skip=on_skip)
 
     @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        return self.backend._scan_level(prefix, on_skip=on_skip)
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         return self.backend.open(identifier, mode)
 

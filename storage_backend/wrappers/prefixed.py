@@ -67,9 +67,11 @@ class PrefixedStorage(Wrapper):
 
     @override
     def exists(self, identifier: str) -> bool:
-        if not names.is_valid(identifier, surrogates=True):
+        try:
+            errors = self._errors(identifier)
+        except InvalidIdentifierError:
             return False
-        with self._errors(identifier) as joined:
+        with errors as joined:
             return self.backend.exists(joined)
 
     @override
@@ -142,6 +144,17 @@ class PrefixedStorage(Wrapper):
             for info in self.backend.scan(self._beneath + prefix, on_skip=inner):
                 if info.identifier.startswith(self._beneath):
                     yield _named(info, info.identifier[len(self._beneath) :])
+
+    @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        batch = _Batch(self._beneath)
+        inner = None if on_skip is None else batch.reporting(on_skip)
+        with batch:
+            for found in self.backend._scan_level(self._beneath + prefix, on_skip=inner):
+                if isinstance(found, str):
+                    yield batch.named(found)
+                else:
+                    yield _named(found, batch.named(found.identifier))
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -222,13 +235,26 @@ class PrefixedStorage(Wrapper):
         return f"{inner}{'/' if '#' in inner else '#'}{quote(self.prefix, errors='surrogateescape')}"
 
     def _joined(self, identifier: str) -> str:
-        """The name there of the object that is *identifier* here."""
-        names.check(identifier, surrogates=True)
-        return self._beneath + identifier
+        return _join(self._beneath, identifier)
 
     def _errors(self, identifier: str) -> _Errors:
         """Gives the name there; errors about it leave as errors about *identifier*."""
         return _Errors({self._joined(identifier): identifier})
+
+
+def _join(beneath: str, identifier: str) -> str:
+    """The name there of the object that is *identifier* here.
+
+    Raises:
+        InvalidIdentifierError: it is invalid, or too long together with the prefix.
+    """
+    names.check(identifier, surrogates=True)
+    joined = beneath + identifier
+    # The whole must fit too, and not every backend checks it. A character has at most four bytes.
+    if len(joined) > names.MAX_BYTES // 4:
+        with _Errors({joined: identifier}):
+            names.check(joined, surrogates=True)
+    return joined
 
 
 def _named(info: ObjectInfo, identifier: str) -> ObjectInfo:
@@ -278,17 +304,14 @@ class _Batch(Failures):
     def joined(self, identifiers: Iterable[str]) -> Iterator[str]:
         """The names there; one that is refused becomes a failure."""
         for identifier in self._watched(identifiers):
-            if self._accepts(identifier):
-                yield self._beneath + identifier
+            yield from self._accepted(identifier)
 
     def joined_items(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items with their names there; one that is refused becomes a failure."""
         for key, content in self._watched(items):
-            if isinstance(key, ObjectInfo):
-                if self._accepts(key.identifier):
-                    yield _named(key, self._beneath + key.identifier), content
-            elif self._accepts(key):
-                yield self._beneath + key, content
+            info = key if isinstance(key, ObjectInfo) else None
+            for joined in self._accepted(info.identifier if info else key):
+                yield (_named(info, joined) if info else joined), content
 
     def reporting(self, on_skip: OnSkip) -> OnSkip:
         """*on_skip*, given errors in the caller's spelling."""
@@ -319,11 +342,11 @@ class _Batch(Failures):
             self.errors[self.named(joined)] = failure
         return True
 
-    def _accepts(self, identifier: str) -> bool:
+    def _accepted(self, identifier: str) -> list[str]:
+        """The name there, if it is not refused."""
         with self.of(identifier):
-            names.check(identifier, surrogates=True)
-            return True
-        return False
+            return [_join(self._beneath, identifier)]
+        return []
 
     def _watched(self, iterable: Iterable[Any]) -> Iterator[Any]:
         try:

@@ -428,6 +428,38 @@ def test_location_appends_the_prefix_percent_encoded() -> None:
     assert PrefixedStorage(storage, "c").location == "sqlite:////a/b.db#a%20b/%23%C3%A9%25/c"
 
 
+def test_one_level_is_mapped_and_deeper_ones_appear_once(inner: MemoryStorage) -> None:
+    inner.write("mod/d/c", b"")
+    inner.write("mod/d.x", b"")
+    storage = PrefixedStorage(inner, "mod")
+
+    def level(prefix: str) -> list[str]:
+        return [
+            found if isinstance(found, str) else found.identifier for found in storage._scan_level(prefix)
+        ]
+
+    assert level("") == ["a", "d.x", "d/", "mod/"]
+    assert level("d/") == ["d/b", "d/c"]
+    assert level("nothing/") == []
+
+
+@pytest.mark.parametrize("user", [False, True])
+def test_a_name_too_long_together_with_the_prefix_is_refused(user: bool) -> None:
+    inner = Seven() if user else MemoryStorage()
+    storage = PrefixedStorage(inner, "prefix")
+    long, fits = "x" * 1018, "x" * 1017
+    assert storage.write(fits, b"1")
+    assert storage.exists(fits)
+    assert storage.exists(long) is False
+    with pytest.raises(InvalidIdentifierError) as caught:
+        storage.write(long, b"1")
+    assert caught.value.identifier == long
+    with pytest.raises(BatchError) as batch:
+        storage.write_many([(long, b"1"), ("y", b"2")])
+    assert set(batch.value.failures) == {long}
+    assert storage.list() == [fits, "y"]
+
+
 def test_get_path_and_pickle(inner: MemoryStorage) -> None:
     storage = PrefixedStorage(inner, "mod")
     assert storage.get_path("a") == "memory:mod/a"

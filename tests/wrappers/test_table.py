@@ -37,7 +37,7 @@ def wrappers() -> list[type[Wrapper]]:
     while pending:
         for kind in pending.pop().__subclasses__():
             pending.append(kind)
-            if kind.__module__.startswith("storage_backend."):
+            if kind.__module__.startswith("storage_backend.wrappers."):
                 found.append(kind)
     return found
 
