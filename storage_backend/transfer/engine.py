@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeAlias
@@ -69,11 +70,7 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        rules = Rules(
-            by_digest=self.verb == "migrate",
-            keeps_time=self.job.keeps_time,
-            need_digest=self.options.delete_source,
-        )
+        rules = Rules(prove=self.verb == "migrate", keeps_time=self.job.keeps_time)
         records = self.journal.records() if self.journal is not None else None
         for action in actions(merge(self._scan_source(), self._scan_target()), rules, records=records):
             if action.kind != "delete" or self.options.delete:
@@ -158,16 +155,20 @@ class Engine:
                 self._plan_one(spool, action)
 
     def _sort_out_verify(self, spool: Spool) -> None:
-        rules = Rules(by_digest=True, need_digest=True)
-        for action in actions(merge(self._scan_source(), self._scan_target()), rules):
+        for one, other in merge(self._scan_source(), self._scan_target()):
             if self.job.stop.is_set():
                 return
-            if action.kind == "compare" and self.job.verification == "digest":
-                self._plan_one(spool, action)
-            elif action.kind == "compare":
+            if one is None or other is None:
+                if one is not None:
+                    self._differ(one.identifier, "missing")
+                elif other is not None and not self.options.one_way:
+                    self._differ(other.identifier, "extra")
+            elif one.size is not None and other.size is not None and one.size != other.size:
+                self._differ(one.identifier, "size")
+            elif self.job.verification == "digest":
+                self._plan_one(spool, Action(one.identifier, "compare", "digest", one, other, time.time()))
+            else:
                 self.report.skipped["same-size"] += 1
-            elif action.kind == "copy" or not self.options.one_way:
-                self._differ(action.identifier, action.reason)
 
     def _plan_one(self, spool: Spool, action: Action) -> None:
         self.report.planned += 1

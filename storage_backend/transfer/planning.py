@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from datetime import datetime
+from typing import Literal, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.errors import StorageError
@@ -23,7 +24,7 @@ class Action:
         identifier: the object.
         kind: "copy", "skip", "delete", or "compare": read both sides, then skip or copy.
         reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, not-older, journal,
-            checksum; compare: recent (it may have changed within the clock's tick), unproven; delete: extra.
+            checksum; compare: recent (it may have changed within the clock's tick), unproven (nothing shows it); delete: extra.
         source: what the source's scan shows, if it has the object.
         target: what the target's scan shows, if it has the object.
         looked: `time.time()` when the scans showed it.
@@ -45,14 +46,13 @@ class Rules:
     """What counts as the same.
 
     Attributes:
-        by_digest: where size and time prove nothing, compare digests (migrate) rather than trust them (sync).
+        prove: nothing is skipped on the word of size and time alone (migrate, verify): the journal has its digest, or
+            the digests are compared.
         keeps_time: the target stores the source's time, so that another time there means another object.
-        need_digest: nothing is skipped without a digest on record.
     """
 
-    by_digest: bool = False
+    prove: bool = False
     keeps_time: bool = False
-    need_digest: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,23 +143,29 @@ def decide(
         return "copy", "size"
     if record is not None and _journal_holds(record, source, target):
         return "skip", "journal"
-    if rules.need_digest:
-        return "compare", "unproven"
-    if source.sha256 is not None and target.sha256 is not None:
+    if source.sha256 is not None and target.sha256 is not None and not rules.prove:
         return ("skip" if source.sha256 == target.sha256 else "copy"), "checksum"
-    if source.size is None or target.size is None:
+    if source.modified is not None and target.modified is not None:
+        return _decide_by_time(source, target, rules, looked)
+    if rules.prove or source.modified is not None or source.size is None or target.size is None:
         return "compare", "unproven"
-    if source.modified is None:
-        return ("compare", "unproven") if rules.by_digest else ("skip", "same-size-only")
-    if target.modified is None:
-        return "compare", "unproven"
-    changed, stored = microseconds(source.modified), microseconds(target.modified)
-    if same_time(changed, stored):
-        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
-    if changed > stored:
+    return "skip", "same-size-only"
+
+
+def _decide_by_time(
+    source: ObjectInfo, target: ObjectInfo, rules: Rules, looked: float
+) -> tuple[ActionKind, str]:
+    changed, stored = (
+        microseconds(cast(datetime, source.modified)),
+        microseconds(cast(datetime, target.modified)),
+    )
+    same = same_time(changed, stored)
+    if changed > stored and not same:
         return "copy", "newer"
-    if rules.by_digest:
+    if rules.prove or source.size is None or target.size is None:
         return "compare", "unproven"
+    if same:
+        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
     return ("copy", "time") if rules.keeps_time else ("skip", "not-older")
 
 

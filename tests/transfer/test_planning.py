@@ -45,12 +45,12 @@ def test_a_side_out_of_order_raises(names: list[str]) -> None:
         list(merge([ObjectInfo("zz")], listed))
 
 
-SYNC, MIGRATE = Rules(), Rules(by_digest=True)
+SYNC, MIGRATE = Rules(), Rules(prove=True)
 KEEPS = Rules(keeps_time=True)
 CASES = [
     ("other sizes", info(5), info(6), SYNC, "copy/size"),
     ("same size and time", info(), info(), SYNC, "skip/same-size-and-time"),
-    ("migrate: the same", info(), info(), MIGRATE, "skip/same-size-and-time"),
+    ("migrate: the same by size and time", info(), info(), MIGRATE, "compare/unproven"),
     (
         "whole seconds on one side",
         info(seconds=0.2),
@@ -72,7 +72,7 @@ CASES = [
     ("no size", info(size=None), info(), SYNC, "compare/unproven"),
     ("equal digests", info(sha256="a"), info(seconds=9, sha256="a"), SYNC, "skip/checksum"),
     ("other digests", info(sha256="a"), info(sha256="b"), SYNC, "copy/checksum"),
-    ("nothing without a digest", info(), info(), Rules(need_digest=True), "compare/unproven"),
+    ("migrate: equal digests, unread", info(sha256="a"), info(sha256="a"), MIGRATE, "compare/unproven"),
 ]
 
 
@@ -92,7 +92,7 @@ def test_the_journal_lets_skip_only_while_both_sides_show_what_it_recorded() -> 
     source, target = info(), info(seconds=50, etag="7")
     known = record(source, target)
     assert decide(source, target, MIGRATE, known, LOOKED) == ("skip", "journal")
-    assert decide(source, target, Rules(need_digest=True), known, LOOKED) == ("skip", "journal")
+    assert decide(source, target, SYNC, known, LOOKED) == ("skip", "journal")
     assert decide(info(seconds=1), target, MIGRATE, known, LOOKED) != ("skip", "journal")
     assert decide(source, info(seconds=50, etag="8"), MIGRATE, known, LOOKED) != ("skip", "journal")
     assert decide(info(6), target, MIGRATE, known, LOOKED) == ("copy", "size")
@@ -120,7 +120,7 @@ def test_records_are_found_for_their_objects_only(
         Record(each.identifier, Fingerprint.of(shown("", 1)), True, Fingerprint.of(shown("", 1)), True, "")
         for each in ordered(known)
     ]
-    for action in actions(merge(*sides), Rules(need_digest=True), records=iter(records)):
+    for action in actions(merge(*sides), MIGRATE, records=iter(records)):
         both = action.identifier in one and action.identifier in other
         assert (action.reason == "journal") == (both and action.identifier in known)
 
