@@ -180,14 +180,27 @@ def _stem(segments: list[str]) -> str:
 
 
 def _expression(segments: list[str]) -> str:
-    parts: list[str] = []
-    for index, segment in enumerate(segments):
-        last = index == len(segments) - 1
-        if segment != "**":
-            parts.append(_segment(segment) + ("" if last else "/"))
+    if "**" not in segments:
+        return "/".join(map(_segment, segments))
+    head, *middle, tail = _between_recursions(segments)
+    # As with "*" in a segment: the first place that fits is right for all but the last, and is never given back.
+    return "".join(
+        [
+            *(f"{_segment(segment)}/" for segment in head),
+            *(f"(?>(?:[^/]+/)*?{''.join(f'{_segment(segment)}/' for segment in run)})" for run in middle),
+            "(?:[^/]+/)*" + "/".join(map(_segment, tail)) if tail else ".+",
+        ]
+    )
+
+
+def _between_recursions(segments: list[str]) -> list[list[str]]:
+    runs: list[list[str]] = [[]]
+    for segment in segments:
+        if segment == "**":
+            runs.append([])
         else:
-            parts.append(".+" if last else "(?:[^/]+/)*")
-    return "".join(parts)
+            runs[-1].append(segment)
+    return runs
 
 
 def _segment(segment: str) -> str:
@@ -220,14 +233,20 @@ def _segment(segment: str) -> str:
 
 
 def _class(inside: str) -> str:
+    """The expression of "[...]"; a range backwards, as "z-a", holds no character."""
     negated = inside.startswith("!")
-    members = (
-        inside[negated:].replace("\\", "\\\\").replace("[", "\\[").replace("^", "\\^").replace("]", "\\]")
-    )
-    members = members.replace("&", "\\&").replace("~", "\\~").replace("|", "\\|")
-    try:
-        re.compile(f"[{members}]")
-    except re.error:
-        return "(?!)"  # a range backwards, as "[z-a]": no character is in it
+    members = inside[negated:]
+    ranges = []
+    while members:
+        low, high = members[0], members[0]
+        if members[1:2] == "-" and len(members) > 2:
+            high = members[2]
+            members = members[3:]
+        else:
+            members = members[1:]
+        if low <= high:
+            ranges.append(f"{re.escape(low)}-{re.escape(high)}")
+    if not ranges:
+        return "[^/]" if negated else "(?!)"
     # A class never crosses a segment, not even one that excludes others.
-    return f"(?!/)[{'^' if negated else ''}{members}]"
+    return f"(?!/)[{'^' if negated else ''}{''.join(ranges)}]"

@@ -940,12 +940,10 @@ class DoesNotPickle(MemoryStorage):
 
 @caught_by(Processes, "test_fork_amid_busy_threads")
 class KeepsItsLockThroughAFork(MemoryStorage):
-    """Its lock is held by a thread whenever another thread forks."""
+    """A thread holds its lock whenever another one forks."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._one_lock = threading.RLock()
-        self._parent = os.getpid()
+    _one_lock = threading.RLock()
+    _parent = os.getpid()
 
     @override
     def read(self, identifier: str) -> bytes:

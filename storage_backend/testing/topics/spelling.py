@@ -273,6 +273,8 @@ class InvalidIdentifiers(Topic):
                 except UnsupportedOperationError:
                     if method not in {"create", "replace", "get_url"}:
                         wrong.append((method, name, "unsupported"))
+                except OSError as error:
+                    wrong.append((method, name, repr(error)))
                 else:
                     wrong.append((method, name, repr(answer)))
         assert wrong == []
