@@ -1,0 +1,108 @@
+"""`python -m benchmarks`: measure the workloads named, or all, and write RESULTS.md."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks import report, rounds
+from benchmarks.harness import SCALES, Scale
+from benchmarks.workloads import NAMES, load
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program.
+
+    Returns:
+        The exit code: 1 if a contender or the data of a workload failed. A missed target is a result, not a failure.
+    """
+    chosen = _parser().parse_args(arguments)
+    scale = _scale(chosen)
+    output = chosen.output or (None if scale.name == "quick" else RESULTS)
+    directory = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=chosen.directory or _fast_directory()))
+    started, new, failed = time.monotonic(), {}, []
+    try:
+        for name in chosen.workloads or NAMES:
+            try:
+                record = rounds.run(name, load(name), directory, scale, _tell)
+            except rounds.FailedError as error:
+                failed.append(f"{name}: {error}")
+                continue
+            new[name] = record
+            failed += [
+                f"{name}: {entry['name']} {entry['absent']}"
+                for entry in record["contenders"]
+                if (entry["absent"] or "").startswith("failed")
+            ]
+            sys.stdout.write(f"{report.section(record).split('<!--')[0].strip()}\n\n")
+            sys.stdout.flush()
+            if output is not None:
+                _write(output, new)
+    finally:
+        shutil.rmtree(directory)
+    _tell(f"{time.monotonic() - started:.0f} s" + (f", written to {output}" if output is not None else ""))
+    for line in failed:
+        _tell(line)
+    return 1 if failed else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description="Measure storage-backend side by side with its peers. What is not installed is left out "
+        '(pip install -e ".[bench]" brings all but rsync).',
+    )
+    parser.add_argument(
+        "workloads", nargs="*", metavar="workload", help=f"all, or some of: {', '.join(NAMES)}"
+    )
+    sizes = parser.add_mutually_exclusive_group()
+    sizes.add_argument(
+        "--quick", action="store_true", help="tiny sizes, to see that it works; writes no results"
+    )
+    sizes.add_argument("--full", action="store_true", help="a large object of 1 GiB, longer loops")
+    parser.add_argument("--rounds", type=int, help="rounds that count, instead of each workload's own")
+    parser.add_argument(
+        "--directory", type=Path, help="where data is made; default: /dev/shm, else the temporary"
+    )
+    parser.add_argument("--output", type=Path, help=f"the file to write; default: {RESULTS}")
+    return parser
+
+
+def _scale(chosen: argparse.Namespace) -> Scale:
+    unknown = [name for name in chosen.workloads if name not in NAMES]
+    if unknown:
+        _parser().error(f"unknown workload {unknown[0]!r}; known: {', '.join(NAMES)}")
+    if chosen.rounds is not None and chosen.rounds < 1:
+        _parser().error("--rounds must be at least 1")
+    scale = SCALES["quick" if chosen.quick else "full" if chosen.full else "default"]
+    return scale if chosen.rounds is None else dataclasses.replace(scale, rounds=chosen.rounds)
+
+
+def _fast_directory() -> str | None:
+    """Memory, if there is a file system in it: then the disk's mood is not measured."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - mkdtemp makes a private one in it
+
+
+def _write(output: Path, new: dict[str, report.Record]) -> None:
+    """Write the page; sections of workloads that were not measured now stay as they are."""
+    old = report.records_of(output.read_text()) if output.exists() else {}
+    unfinished = output.with_name(f"{output.name}.unfinished")
+    unfinished.write_text(report.page(report.merged(old, new, NAMES)))
+    unfinished.replace(output)
+
+
+def _tell(message: str) -> None:
+    sys.stderr.write(f"{message}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""One contender, one round, one process: so that its CPU time and its memory are its own."""
+
+from __future__ import annotations
+
+import gc
+import json
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness import SCALES, Place, Workload
+from benchmarks.workloads import load
+
+
+def main(request: dict[str, Any]) -> None:
+    """Do what *request* says and write what was measured to the file that it names."""
+    workload = load(request["workload"])
+    place = Place(
+        Path(request["root"]), Path(request["shared"]), Path(request["scratch"]), SCALES[request["scale"]]
+    )
+    if request["contender"] is None:
+        workload.setup(place)
+        return
+    Path(request["answer"]).write_text(json.dumps(measure(workload, request["contender"], place)))
+
+
+def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
+    """Seconds and CPU seconds per operation, and the peak RSS of the process or its largest child in bytes."""
+    contender = next(contender for contender in workload.contenders if contender.name == name)
+    run = contender.prepare(place)
+    if workload.loop:
+        run()
+    gc.collect()
+    passes, elapsed, least = 0, 0.0, place.scale.seconds if workload.loop else 0.0
+    cpu, start = cpu_seconds(), time.perf_counter()
+    while passes == 0 or elapsed < least:
+        result = run()
+        passes += 1
+        elapsed = time.perf_counter() - start
+    cpu = cpu_seconds() - cpu
+    peak = peak_rss()
+    workload.check(place, contender.result(result))
+    operations = passes * workload.operations(place.scale)
+    return {"seconds": elapsed / operations, "cpu": cpu / operations, "rss": peak}
+
+
+def cpu_seconds() -> float:
+    """User and system time of this process and of its children that have ended."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+
+def peak_rss() -> int:
+    """Bytes.
+
+    Linux: `ru_maxrss` survives exec, so it would show the harness's memory; VmHWM (proc_pid_status(5)) starts anew. Of
+    a child it is all there is, and the process that a program is started from is smaller than that program.
+    """
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes here
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, children)
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return max(int(line.split()[1]) * 1024, children)
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

@@ -1,0 +1,176 @@
+"""What a workload is made of: data, contenders, and what is expected of their ratios."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeAlias
+
+Pass: TypeAlias = Callable[[], Any]
+
+OURS = "storage-backend"
+MEBIBYTE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much of everything.
+
+    Attributes:
+        name: as printed.
+        objects: distinct small objects that single operations go round.
+        tree: objects in the trees that are listed and compared.
+        batch: small objects that are migrated.
+        large: bytes of the one large object.
+        seconds: at least this long a loop of single operations runs in a round.
+        rounds: None leaves it to the workload.
+        warm_rounds: rounds before the first that counts.
+    """
+
+    name: str
+    objects: int
+    tree: int
+    batch: int
+    large: int
+    seconds: float
+    rounds: int | None = None
+    warm_rounds: int = 1
+
+    def fill(self, text: str) -> str:
+        """*text* with the numbers of this scale in its braces; bytes as MiB."""
+        return text.format(**{**vars(self), "large": f"{self.large // MEBIBYTE:,} MiB"})
+
+
+SCALES = {
+    scale.name: scale
+    for scale in (
+        Scale("quick", 50, 300, 60, MEBIBYTE, 0.01, rounds=2, warm_rounds=0),
+        Scale("default", 1_000, 100_000, 10_000, 256 * MEBIBYTE, 0.25),
+        Scale("full", 1_000, 100_000, 10_000, 1024 * MEBIBYTE, 0.5),
+    )
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a contender finds its data, and where it may write.
+
+    Attributes:
+        root: an absolute path above both of the following.
+        shared: made by `Workload.setup`, the same for all.
+        scratch: empty; this contender's in this round.
+        scale: how much.
+    """
+
+    root: Path
+    shared: Path
+    scratch: Path
+    scale: Scale
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to do the work.
+
+    Attributes:
+        name: as printed.
+        prepare: untimed; gives the pass that is timed. Runs in a process of its own, and imports what it needs there.
+        module: the peer's module; where it is missing, the contender is "not installed".
+        program: the same for a program.
+        result: untimed; from what a pass returned to what `Workload.check` takes.
+    """
+
+    name: str
+    prepare: Callable[[Place], Pass]
+    module: str | None = None
+    program: str | None = None
+    result: Callable[[Any], Any] = lambda value: value
+
+    @property
+    def installed(self) -> bool:
+        """Whether this machine has what is needed."""
+        if self.module is not None:
+            try:
+                return importlib.util.find_spec(self.module) is not None
+            except ModuleNotFoundError:
+                return False
+        return self.program is None or find_program(self.program) is not None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two contenders whose times are set against each other.
+
+    Attributes:
+        ours: name of our contender.
+        peer: name of the peer's.
+        at_least: the target, in units of the peer's speed: 2.0 asks for half of its time. None asks for nothing.
+    """
+
+    ours: str
+    peer: str
+    at_least: float | None = None
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The same work for several contenders.
+
+    Attributes:
+        title: as printed, with fields of `Scale` in braces.
+        what: what is measured, what is not, and what is not alike about the contenders; braces as in the title.
+        contenders: in the order of a round.
+        setup: makes what is shared, untimed. Leaves what it finds there: workloads share trees.
+        check: raises AssertionError unless a contender did the work. Untimed.
+        operations: what a pass does, by which its time is divided.
+        loop: whether passes are short: one runs uncounted first, and a round lasts for `Scale.seconds`. Otherwise a
+            round is exactly one pass of a fresh process.
+        rounds: that count.
+        comparisons: what is asked of the ratios.
+        memory: contender -> the most bytes that its peak RSS may have.
+    """
+
+    title: str
+    what: str
+    contenders: tuple[Contender, ...]
+    setup: Callable[[Place], None]
+    check: Callable[[Place, Any], None]
+    operations: Callable[[Scale], int] = lambda _scale: 1
+    loop: bool = False
+    rounds: int = 5
+    comparisons: tuple[Comparison, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+
+def peer(module: str) -> Any:
+    """The peer's *module*, untyped: type checkers need not have it."""
+    return importlib.import_module(module)
+
+
+def find_program(name: str) -> str | None:
+    """The path of a program, also if it is beside a Python whose environment is not activated."""
+    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
+
+
+def each(operation: Callable[[Any], Any], arguments: Iterable[Any]) -> Pass:
+    """A pass that calls *operation* once for each argument and returns what the last call returned."""
+    every = list(arguments)
+
+    def run() -> Any:
+        result = None
+        for argument in every:
+            result = operation(argument)
+        return result
+
+    return run
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise an AssertionError with *message* unless *condition*; also under `python -O`."""
+    if not condition:
+        raise AssertionError(message)

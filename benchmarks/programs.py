@@ -1,0 +1,30 @@
+"""Whole programs as contenders: the command line of ours, and rclone's."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from benchmarks.harness import Pass, Place, expect, find_program
+
+
+def command(place: Place, *arguments: str) -> Pass:
+    """A pass that runs a program, from its start to its end. Its output is kept for its failure."""
+    environment = {**os.environ, "XDG_STATE_HOME": str(place.scratch / "state")}
+
+    def run() -> None:
+        done = subprocess.run(arguments, check=False, capture_output=True, text=True, env=environment)
+        expect(done.returncode == 0, f"{arguments[0]} exited with {done.returncode}: {done.stderr[-2000:]}")
+
+    return run
+
+
+def storage_backend(place: Place, *arguments: str) -> Pass:
+    """`storage-backend` with these arguments."""
+    return command(place, sys.executable, "-m", "storage_backend", *arguments)
+
+
+def rclone(place: Place, *arguments: str) -> Pass:
+    """`rclone` with these arguments, its own defaults, and no configuration."""
+    return command(place, find_program("rclone") or "rclone", "--config", "", *arguments)

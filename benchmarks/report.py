@@ -1,0 +1,187 @@
+"""RESULTS.md: a section a workload, printed from its record, which the section carries along as a comment."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from statistics import median
+from typing import Any, TypeAlias
+
+Record: TypeAlias = dict[str, Any]
+
+HEAD = """\
+# Results
+
+Written by `python -m benchmarks`, which measured it; nothing here is typed by hand. Each contender runs in a process of
+its own, in turns with the others (A B C A B C ...); the first turn does not count. "Speed" is the peer's time divided by
+ours in the same round, the median of all rounds with the lowest and the highest: above 1 we are faster. CPU is user and
+system time of the process and its children. Spread is (max - min) / median: where it is large, or others kept
+processors busy, believe only large differences.
+"""
+NOISY_SPREAD = 0.5
+NOISY_OTHERS = 0.1
+
+
+def page(records: Sequence[Record]) -> str:
+    """The whole file."""
+    sections = "\n".join(section(record) for record in records)
+    return f"{HEAD}\n## Targets\n\n{_table(_TARGETS, map(_cells, targets(records)))}\n{sections}"
+
+
+def records_of(text: str) -> dict[str, Record]:
+    """The records that a page carries, by workload."""
+    found = [json.loads(line) for line in re.findall(r"^<!-- (\{.*\}) -->$", text, re.MULTILINE)]
+    return {record["workload"]: record for record in found}
+
+
+def merged(old: dict[str, Record], new: dict[str, Record], order: Iterable[str]) -> list[Record]:
+    """The new records, the old ones of all other workloads, in that order."""
+    both = {**old, **new}
+    return [both[name] for name in order if name in both]
+
+
+def section(record: Record) -> str:
+    """One workload: ratios first, then times, then the record itself."""
+    machine, found = record["machine"], record["versions"]
+    ratios = [_ratio_cells(record, pair) for pair in record["comparisons"]]
+    return "\n".join(
+        (
+            f"## {record['workload']}: {record['title']}",
+            "",
+            record["what"],
+            "",
+            _table(("ours", "against", "speed", "lowest to highest", "target", ""), ratios),
+            _table(
+                ("contender", "median", "min", "max", "spread", "CPU", "peak RSS"),
+                map(_contender_cells, record["contenders"]),
+            ),
+            f"{_noise(record)}",
+            "",
+            f"{record['measured']}, scale {record['scale']}; {machine['processor']}, {machine['memory']}, "
+            f"{machine['kernel']}, {machine['python']}, files on {machine['files']}; "
+            + ", ".join(f"{name} {version}" for name, version in found.items())
+            + ".",
+            "",
+            f"<!-- {_quiet(json.dumps(record))} -->",
+            "",
+        )
+    )
+
+
+def _quiet(text: str) -> str:
+    """JSON that is the same and has no "--", which ends a comment for some readers of HTML."""
+    return text.replace("--", "-\\u002d")
+
+
+def targets(records: Iterable[Record]) -> list[dict[str, str]]:
+    """What was aimed at, and whether it was reached."""
+    rows = []
+    for record in records:
+        name = record["workload"]
+        for pair in record["comparisons"]:
+            if pair["at_least"] is not None:
+                ours, peer, speed, _, target, verdict = _ratio_cells(record, pair)
+                rows.append(_row(name, f"{ours} against {peer}", speed, target, verdict))
+        for contender, most in record["memory"].items():
+            peak = max((one["rss"] for one in _rounds(record, contender)), default=None)
+            rows.append(
+                _row(
+                    name,
+                    f"peak RSS of {contender}",
+                    "-" if peak is None else _mebibytes(peak),
+                    f"< {_mebibytes(most)}",
+                    "not measured" if peak is None else _verdict(most / peak, 1.0, ()),
+                )
+            )
+    return rows
+
+
+_TARGETS = ("workload", "what", "measured", "target", "")
+
+
+def _row(*cells: str) -> dict[str, str]:
+    return dict(zip(_TARGETS, cells, strict=True))
+
+
+def _cells(row: dict[str, str]) -> tuple[str, ...]:
+    return tuple(row.values())
+
+
+def ratios_of(record: Record, ours: str, peer: str) -> list[float]:
+    """The peer's time divided by ours, round by round."""
+    pairs = zip(_rounds(record, ours), _rounds(record, peer), strict=False)
+    return [other["seconds"] / one["seconds"] for one, other in pairs]
+
+
+def _rounds(record: Record, name: str) -> list[dict[str, float]]:
+    return next((entry["rounds"] for entry in record["contenders"] if entry["name"] == name), [])
+
+
+def _ratio_cells(record: Record, pair: dict[str, Any]) -> tuple[str, ...]:
+    ratios = ratios_of(record, pair["ours"], pair["peer"])
+    target = "" if pair["at_least"] is None else f">= {pair['at_least']:g}x"
+    if not ratios:
+        return pair["ours"], pair["peer"], "-", "-", target, "not measured"
+    middle = median(ratios)
+    verdict = "" if pair["at_least"] is None else _verdict(middle, pair["at_least"], ratios)
+    spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
+    return pair["ours"], pair["peer"], f"**{middle:.2f}x**", spread, target, verdict
+
+
+def _verdict(value: float, at_least: float, ratios: Sequence[float]) -> str:
+    found = "met" if value >= at_least else f"missed by {1 - value / at_least:.0%}"
+    undecided = bool(ratios) and min(ratios) < at_least <= max(ratios)
+    return f"{found}, rounds differ" if undecided else found
+
+
+def _contender_cells(entry: dict[str, Any]) -> tuple[str, ...]:
+    rounds = entry["rounds"]
+    if entry["absent"] is not None or not rounds:
+        # A failure's message may hold what a table's cell cannot.
+        reason = " ".join((entry["absent"] or "not measured").replace("|", "/").split())
+        return entry["name"], reason, "", "", "", "", ""
+    times = [one["seconds"] for one in rounds]
+    return (
+        entry["name"],
+        _duration(median(times)),
+        _duration(min(times)),
+        _duration(max(times)),
+        f"{_spread(times):.0%}",
+        _duration(median(one["cpu"] for one in rounds)),
+        _mebibytes(max(one["rss"] for one in rounds)),
+    )
+
+
+def _noise(record: Record) -> str:
+    spreads = {
+        entry["name"]: _spread([one["seconds"] for one in entry["rounds"]])
+        for entry in record["contenders"]
+        if entry["rounds"]
+    }
+    widest = max(spreads, key=lambda name: spreads[name], default=None)
+    others = record["others"]
+    said = "" if others is None else f"Others kept {others:.2f} processors busy meanwhile. "
+    said += "" if widest is None else f"The widest spread is {spreads[widest]:.0%} ({widest})."
+    noisy = (others or 0.0) > NOISY_OTHERS or any(spread > NOISY_SPREAD for spread in spreads.values())
+    return f"**Noisy.** {said}" if noisy else said
+
+
+def _spread(times: Sequence[float]) -> float:
+    return (max(times) - min(times)) / median(times)
+
+
+def _duration(seconds: float) -> str:
+    for unit, factor in (("s", 1.0), ("ms", 1e3)):
+        if seconds * factor >= 1:
+            return f"{seconds * factor:.3g} {unit}"
+    return f"{seconds * 1e6:.3g} us"
+
+
+def _mebibytes(size: float) -> str:
+    return f"{size / (1 << 20):.0f} MiB"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
