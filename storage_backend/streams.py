@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import BinaryIO, Protocol, Self, TypeAlias, cast
 
@@ -209,7 +209,10 @@ class _Ranges(io.RawIOBase):
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        position = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        if whence not in starts:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
+        position = starts[whence] + offset
         if position < 0:
             raise ValueError(f"negative seek position {position}")
         self._position = position
@@ -290,7 +293,7 @@ class Writer:
         self._position += size
         return size
 
-    def writelines(self, lines: Iterator[Buffer], /) -> None:
+    def writelines(self, lines: Iterable[Buffer], /) -> None:
         """Append each of *lines*."""
         for line in lines:
             self.write(line)

@@ -6,6 +6,7 @@ import gc
 import gzip
 import io
 import threading
+import warnings
 import zipfile
 from typing import Any, cast
 
@@ -243,13 +244,16 @@ class Writers(Topic):
     def test_collected_writer_is_discarded(self, backend: StorageBackend) -> None:
         fill(backend, "old")
         before = everything(backend)
-        for identifier in ("old", "new"):
-            for size in (10, 10 * MEGABYTE):
-                writer = backend.open(identifier, "wb")
-                writer.write(content_of(size))
-                del writer
-                gc.collect()
-            assert everything(backend) == before
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            for identifier in ("old", "new"):
+                for size in (10, 10 * MEGABYTE):
+                    writer = backend.open(identifier, "wb")
+                    writer.write(content_of(size))
+                    del writer
+                    gc.collect()
+                assert everything(backend) == before
+        assert [str(warning.message) for warning in heard] == []
 
     def test_closed_writer_refuses(self, backend: StorageBackend) -> None:
         with backend.open("a", "wb") as writer:
