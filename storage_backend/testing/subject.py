@@ -24,7 +24,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "fork": "a forked child can use the instance that it inherited",
         "globs": "list(pattern) follows the one dialect",
         "missing delete": "delete() of a missing object raises",
-        "modified": "the time given to write_stream() is kept",
+        "modified": "the time given to write_stream() and write_many() is kept, and shown by stat() and scan()",
         "order": "list() is sorted, and names each object once",
         "pickle": "an instance pickles",
         "refusals": "identifiers that break the rules are refused",

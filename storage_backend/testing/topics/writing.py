@@ -238,19 +238,26 @@ class Verifying(Topic):
                 backend.write_stream(identifier, io.BytesIO(b"abc"), info=info, verify=True)
             assert everything(backend) == before
 
+    def test_backend_says_whether_it_keeps_the_time(self, subject: Subject, backend: StorageBackend) -> None:
+        assert backend.keeps_modified is subject.has("modified")
+
     def test_time_is_kept(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("modified")
         for modified in (
             datetime(2001, 2, 3, 4, 5, 6, tzinfo=UTC),
             datetime(2024, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
         ):
-            backend.write_stream("a", io.BytesIO(b"abc"), info=ObjectInfo("a", modified=modified))
-            found = backend.stat("a").modified
-            assert found is not None
-            # A store has its own resolution, of two seconds at the worst (FAT).
-            assert abs(found - modified) <= timedelta(seconds=2)
-            scanned = next(iter(backend.scan())).modified
-            assert scanned in {None, found}
+            info = ObjectInfo("a", modified=modified)
+            backend.write_stream("a", io.BytesIO(b"abc"), info=info)
+            backend.write_stream("verified", io.BytesIO(b"abc"), info=info, verify=True)
+            backend.write_many([(ObjectInfo("batch", modified=modified), b"abc")])
+            for identifier in ("a", "verified", "batch"):
+                found = backend.stat(identifier).modified
+                assert found is not None
+                assert found.tzinfo is not None
+                # A store has its own resolution, of two seconds at the worst (FAT).
+                assert abs(found - modified) <= timedelta(seconds=2), identifier
+                assert {info.modified for info in backend.scan(identifier)} == {found}
 
     def test_time_is_now_when_none_is_given(self, backend: StorageBackend) -> None:
         old = datetime(2001, 2, 3, tzinfo=UTC)
