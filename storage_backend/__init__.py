@@ -33,6 +33,7 @@ from storage_backend.info import Capability, ObjectInfo
 
 if TYPE_CHECKING:
     from storage_backend.backends.memory import MemoryStorage
+    from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
     from storage_backend.wrappers.prefixed import PrefixedStorage
     from storage_backend.wrappers.readonly import ReadOnlyStorage
@@ -47,6 +48,7 @@ _HOMES = {
     "TransferOptions": "transfer",
     "TransferReport": "transfer",
     "migrate": "transfer",
+    "open_storage": "config",
     "plan": "transfer",
     "sync": "transfer",
     "verify": "transfer",
@@ -84,6 +86,7 @@ __all__ = [
     "UnsupportedOperationError",
     "__version__",
     "migrate",
+    "open_storage",
     "plan",
     "sync",
     "verify",

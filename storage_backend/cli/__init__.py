@@ -1,0 +1,95 @@
+"""The program `storage-backend`: one module a group of commands."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import click
+
+from storage_backend import __version__
+from storage_backend.cli import listing, objects, transfer
+from storage_backend.cli.exits import Exit, code_of
+from storage_backend.cli.output import complain
+
+logger = logging.getLogger(__name__)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="storage-backend")
+def program() -> None:
+    """Move named bytes between local disks and databases: verified, resumable.
+
+    A LOCATION is a path, or a URL:
+
+    \b
+      /data/papers  ./papers  file:///data/papers
+      sqlite:///relative.db  sqlite:////absolute/path.db
+      postgresql://user@host:5432/database   (password: PGPASSWORD or ~/.pgpass)
+      memory:                                (empty, gone at the end: to try things)
+
+    A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
+    expected. Of a path, the last component is the object.
+
+    \b
+    Examples:
+      storage-backend migrate ./papers sqlite:///archive.db
+      storage-backend ls -l sqlite:///archive.db
+      storage-backend cat 'sqlite:///archive.db#2024/report.pdf' > report.pdf
+
+    \b
+    Exit codes:
+      0 done                          5 only failures that may pass when tried again
+      1 some objects failed           7 fatal: full, not let in, misconfigured
+      2 usage                         8 a limit was hit (--max-delete)
+      3 source or target missing    130 interrupted
+      4 verification differed
+    """
+
+
+for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS):
+    program.add_command(_command)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the program and exit with its code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+
+
+def run(arguments: list[str]) -> int:
+    """Run the program. Whatever goes wrong is one line on stderr.
+
+    Not click's own `main`, which takes every EPIPE for its output's and exits with 1.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        try:
+            with program.make_context("storage-backend", arguments) as context:
+                code = program.invoke(context)
+        finally:
+            sys.stdout.flush()
+    except click.exceptions.Exit as error:
+        return error.exit_code
+    except click.UsageError as error:
+        command = error.ctx.command_path if error.ctx is not None else "storage-backend"
+        complain(f"{error.format_message()} (see '{command} --help')")
+        return Exit.USAGE
+    except (KeyboardInterrupt, EOFError, click.Abort):
+        complain("interrupted")
+        return Exit.INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read our output has enough. The interpreter would complain when it flushes the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return Exit.BROKEN_PIPE
+    except Exception as error:
+        logger.debug("traceback", exc_info=error)
+        complain(
+            str(error) if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}"
+        )
+        return code_of(error)
+    return code if isinstance(code, int) else Exit.DONE

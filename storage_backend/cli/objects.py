@@ -1,0 +1,282 @@
+"""cat, get, put, cp, mv, rm: objects moved about and removed."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import BinaryIO
+
+import click
+
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.exits import Exit
+from storage_backend.cli.output import Lines, Tally, common
+from storage_backend.cli.places import destination_at, local_path, object_at, place_at
+from storage_backend.cli.transfer import synchronize
+from storage_backend.errors import BatchError, SourceChangedError
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import chunks
+
+DELETE_BATCH = 1000  # objects; what the largest services take in one request
+
+
+@click.command(no_args_is_help=True)
+@click.argument("locations", metavar="LOCATION...", nargs=-1, required=True)
+@common
+def cat(locations: tuple[str, ...], quiet: bool) -> int:
+    """Write objects to standard output. LOCATION "-" is standard input.
+
+    \b
+    Examples:
+      storage-backend cat ./papers/notes.txt
+      storage-backend cat 'sqlite:///archive.db#part-1' 'sqlite:///archive.db#part-2' > whole
+    """
+    del quiet
+    tally = Tally()
+    output = sys.stdout.buffer
+    for location in locations:
+        with tally.each(), ExitStack() as stack:
+            if location == "-":
+                reader: BinaryIO = sys.stdin.buffer
+            else:
+                storage, identifier = object_at(location)
+                stack.enter_context(storage)
+                reader = stack.enter_context(storage.open(identifier))
+            for chunk in chunks(reader):
+                output.write(chunk)
+    return tally.code
+
+
+@click.command(no_args_is_help=True)
+@click.argument("location")
+@click.argument("path", required=False)
+@click.option(
+    "-r", "--recursive", is_flag=True, help="LOCATION is a place: get all its objects into directory PATH."
+)
+@common
+def get(location: str, path: str | None, recursive: bool, quiet: bool) -> int:
+    """Store an object in a local file. PATH "-" is standard output.
+
+    The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. With -r, what the
+    directory has already (same size and time) is left alone.
+
+    \b
+    Examples:
+      storage-backend get 'sqlite:///archive.db#2024/report.pdf' report.pdf
+      storage-backend get 'sqlite:///archive.db#2024/report.pdf' - | less
+      storage-backend get -r 'sqlite:///archive.db#2024' ./2024
+    """
+    if recursive:
+        if path is None or path == "-":
+            raise click.UsageError("get -r needs the PATH of a directory")
+        with place_at(location) as source, _directory(path, create=True) as target:
+            return synchronize(source, target, quiet=quiet)
+    storage, identifier = object_at(location)
+    with storage:
+        if path == "-":
+            output = sys.stdout.buffer
+            with storage.open(identifier) as reader:
+                for chunk in chunks(reader):
+                    output.write(chunk)
+            return Exit.DONE
+        name = identifier.rpartition("/")[2]
+        place = Path(name if path is None else path)
+        storage.download(identifier, place / name if place.is_dir() or str(path).endswith("/") else place)
+    return Exit.DONE
+
+
+@click.command(no_args_is_help=True)
+@click.argument("path")
+@click.argument("location")
+@click.option(
+    "-r", "--recursive", is_flag=True, help="PATH is a directory: put all its files into place LOCATION."
+)
+@common
+def put(path: str, location: str, recursive: bool, quiet: bool) -> int:
+    """Store a local file as an object. PATH "-" is standard input.
+
+    If LOCATION is a place, the object has the file's name. With -r, what the place has already (same size and
+    time) is left alone.
+
+    \b
+    Examples:
+      storage-backend put report.pdf 'sqlite:///archive.db#2024/report.pdf'
+      pg_dump mydb | storage-backend put - 'sqlite:///archive.db#mydb.sql'
+      storage-backend put -r ./2024 'sqlite:///archive.db#2024'
+    """
+    if recursive:
+        if path == "-":
+            raise click.UsageError("put -r needs the PATH of a directory")
+        with _directory(path) as source, place_at(location, create=True) as target:
+            return synchronize(source, target, quiet=quiet)
+    if path == "-":
+        storage, identifier = destination_at(location, None)
+        with storage:
+            storage.write_stream(identifier, sys.stdin.buffer)
+        return Exit.DONE
+    if Path(path).is_dir():
+        raise click.UsageError(f"{path!r} is a directory; put -r stores all its files")
+    Path(path).stat()  # before a place is created for it
+    storage, identifier = destination_at(location, Path(path).name)
+    with storage:
+        storage.upload(path, identifier)
+    return Exit.DONE
+
+
+@click.command(no_args_is_help=True)
+@click.argument("source")
+@click.argument("target")
+@common
+def cp(source: str, target: str, quiet: bool) -> int:
+    """Copy an object, verified.
+
+    Within one store, the store itself copies. If TARGET is a place, the object keeps the last part of its name. (Many objects: see `sync`.)
+
+    \b
+    Examples:
+      storage-backend cp ./papers/report.pdf 'sqlite:///archive.db#2024/report.pdf'
+      storage-backend cp 'sqlite:///archive.db#a' 'sqlite:///archive.db#b'
+    """
+    del quiet
+    with ExitStack() as stack:
+        one, source_id, other, target_id = _pair(stack, source, target)
+        if one is other:
+            one.copy(source_id, target_id)
+        else:
+            _copy(one, source_id, other, target_id)
+    return Exit.DONE
+
+
+@click.command(no_args_is_help=True)
+@click.argument("source")
+@click.argument("target")
+@common
+def mv(source: str, target: str, quiet: bool) -> int:
+    """Move an object.
+
+    Within one store it is renamed; else copied, verified, and only then removed. If TARGET is a place, the object keeps the last part of its name. (Many objects: see `migrate --delete-source`.)
+
+    \b
+    Examples:
+      storage-backend mv 'sqlite:///archive.db#draft' 'sqlite:///archive.db#final'
+      storage-backend mv ./papers/report.pdf 'sqlite:///archive.db#2024/'
+    """
+    del quiet
+    with ExitStack() as stack:
+        one, source_id, other, target_id = _pair(stack, source, target)
+        if one is other:
+            one.move(source_id, target_id)
+            return Exit.DONE
+        seen = _copy(one, source_id, other, target_id)
+        now = info_of(one.stat(source_id), source_id)
+        if (now.size, now.modified, now.etag) != (seen.size, seen.modified, seen.etag):
+            raise SourceChangedError(
+                f"{source_id!r} changed while it was copied; the source was not removed", identifier=source_id
+            )
+        one.delete(source_id)
+    return Exit.DONE
+
+
+@click.command(no_args_is_help=True)
+@click.argument("locations", metavar="LOCATION...", nargs=-1, required=True)
+@click.option("-r", "--recursive", is_flag=True, help="Each LOCATION is a place: remove all its objects.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@common
+def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> int:
+    """Remove objects.
+
+    With -r, says how many there are, and asks.
+
+    \b
+    Examples:
+      storage-backend rm ./papers/draft.pdf
+      storage-backend rm -r 'sqlite:///archive.db#2023'
+    """
+    tally = Tally()
+    for location in locations:
+        with tally.each():
+            if recursive:
+                _remove_all(location, yes, quiet)
+                continue
+            storage, identifier = object_at(location)
+            with storage:
+                storage.delete(identifier)
+    return tally.code
+
+
+def _remove_all(location: str, yes: bool, quiet: bool) -> None:
+    """Remove every object at *location*, after stating how many there are."""
+    with place_at(location) as storage:
+        count = sum(1 for _ in storage.scan())
+        what = f"{count:,} object{'' if count == 1 else 's'} in {location_of(storage)}"
+        if count and not yes:
+            if not sys.stdin.isatty():
+                raise click.UsageError(f"{what} would be removed; without a terminal to ask on, say --yes")
+            if not click.confirm(f"remove {what}?", err=True):
+                return
+        found = (info.identifier for info in storage.scan())
+        failures: dict[str, Exception] = {}
+        removed = 0
+        for batch in _batches(found):
+            try:
+                removed += storage.delete_many(batch)
+            except BatchError as error:
+                failures.update(error.failures)
+                removed += len(batch) - len(error.failures)
+        if not quiet:
+            Lines().text(
+                f"removed {removed:,} object{'' if removed == 1 else 's'} from {location_of(storage)}"
+            )
+        if failures:
+            first, reason = next(iter(failures.items()))
+            raise BatchError(
+                f"cannot remove {len(failures):,} objects; the first is {first!r}: {reason}",
+                failures=failures,
+            )
+
+
+def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:
+    while batch := list(itertools.islice(identifiers, DELETE_BATCH)):
+        yield batch
+
+
+def _directory(path: str, *, create: bool = False) -> StorageBackend:
+    """The local directory *path*, whatever it looks like."""
+    return place_at(path if path.startswith("/") else f"./{path}", create=create)
+
+
+def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, str, StorageBackend, str]:
+    """Both objects, opened; in one store, both backends are the same object."""
+    one, source_id = object_at(source)
+    stack.enter_context(one)
+    one.size(source_id)  # before a place is created for it
+    other, target_id = destination_at(target, source_id.rpartition("/")[2])
+    stack.enter_context(other)
+    if location_of(one) == location_of(other):
+        return one, source_id, one, target_id
+    from_path, to_path = local_path(source), local_path(target)
+    if from_path is None or to_path is None:
+        return one, source_id, other, target_id
+    # Two directories of one disk: seen from above both, a move is a rename.
+    sides = [Path(backend.get_path(name)) for backend, name in ((one, source_id), (other, target_id))]
+    above = Path(os.path.commonpath([path.parent for path in sides]))
+    both = stack.enter_context(place_at(str(above)))
+    return both, str(sides[0].relative_to(above)), both, str(sides[1].relative_to(above))
+
+
+def _copy(source: StorageBackend, source_id: str, target: StorageBackend, target_id: str) -> ObjectInfo:
+    """Copy between two stores, verified before it is published. Returns what the source showed before."""
+    seen = info_of(source.stat(source_id), source_id)
+    with source.open(source_id) as reader:
+        target.write_stream(
+            target_id, reader, info=dataclasses.replace(seen, identifier=target_id, etag=None), verify=True
+        )
+    return seen
+
+
+COMMANDS = (cat, get, put, cp, mv, rm)

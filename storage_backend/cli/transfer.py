@@ -1,0 +1,260 @@
+"""sync, migrate, verify, plan: transfers between two places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from storage_backend.backends.memory import MemoryStorage
+from storage_backend.base import StorageBackend
+from storage_backend.cli.exits import Exit, code_of_report
+from storage_backend.cli.output import Lines, common, complain
+from storage_backend.cli.places import place_at
+from storage_backend.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from storage_backend.transfer import TransferReport
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_pair = _options(click.argument("source"), click.argument("target"))
+_scope = _options(
+    click.option("--pattern", metavar="GLOB", help='Only objects that match, as "**/*.pdf".'),
+    click.option("--include", metavar="GLOB", multiple=True, help="Only objects that match one of these."),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
+)
+_workers = click.option(
+    "--workers", type=click.IntRange(min=1), metavar="N", help="Batches or large objects under way at once."
+)
+_as_json = click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
+_making = _options(
+    click.option(
+        "--delete", is_flag=True, help="Remove from TARGET what SOURCE does not have, after all else."
+    ),
+    click.option(
+        "--max-delete",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Refuse to delete more than this. [default: the larger of 100 and a tenth of TARGET]",
+    ),
+    click.option(
+        "--trash", metavar="PREFIX", help="Move what --delete would remove beneath this prefix of TARGET."
+    ),
+    click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+)
+
+
+def _verification(default: str) -> Callable[[F], F]:
+    return click.option(
+        "--verify",
+        type=click.Choice(["digest", "size", "none"]),
+        default=default,
+        show_default=True,
+        help="How what is stored is checked.",
+    )
+
+
+@click.command(no_args_is_help=True)
+@_pair
+@_scope
+@_making
+@_verification("size")
+@_workers
+@_as_json
+@common
+def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Make TARGET hold what SOURCE holds.
+
+    Objects with the same size and time are skipped; one that fails does not stop the rest.
+
+    \b
+    Examples:
+      storage-backend sync ./papers sqlite:///archive.db
+      storage-backend sync --delete --dry-run ./papers /mnt/backup/papers
+      storage-backend sync --pattern '**/*.pdf' --exclude 'drafts/**' ./papers 'sqlite:///archive.db#papers'
+    """
+    from storage_backend import transfer
+
+    return _make(transfer.sync, source, target, options, quiet=quiet, as_json=as_json)
+
+
+@click.command(no_args_is_help=True)
+@_pair
+@_scope
+@_making
+@_verification("digest")
+@click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
+@click.option(
+    "--manifest", metavar="FILE", help="Write identifier, size and sha256 of all that is verified there."
+)
+@click.option("--delete-source", is_flag=True, help="Remove from SOURCE what is verified on TARGET.")
+@click.option(
+    "--no-flush", is_flag=True, help="With --delete-source: do not wait until TARGET survives power loss."
+)
+@_workers
+@_as_json
+@common
+def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool, **options: Any) -> int:
+    """Make TARGET hold what SOURCE holds, and prove it.
+
+    Every digest is verified and kept in a journal. Interrupted at any instant, the same command goes on where
+    it was and copies nothing again that was verified.
+
+    \b
+    Examples:
+      storage-backend migrate ./papers sqlite:///archive.db
+      storage-backend migrate --manifest moved.jsonl sqlite:///archive.db postgresql://me@db.example/papers
+      storage-backend migrate --delete-source ./inbox sqlite:///archive.db
+    """
+    from storage_backend import transfer
+
+    return _make(
+        transfer.migrate, source, target, {**options, "flush": not no_flush}, quiet=quiet, as_json=as_json
+    )
+
+
+@click.command(no_args_is_help=True)
+@_pair
+@_scope
+@_verification("digest")
+@click.option("--one-way", is_flag=True, help="What only TARGET has is no difference.")
+@_workers
+@_as_json
+@common
+def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
+    """Compare two places, byte by byte.
+
+    Nothing is changed. Each difference is printed; the exit code is 4 if there is one.
+
+    \b
+    Examples:
+      storage-backend verify ./papers sqlite:///archive.db
+      storage-backend verify --verify size --one-way ./papers sqlite:///archive.db
+    """
+    from storage_backend import transfer
+
+    with place_at(source) as one, place_at(target) as other:
+        return _run(transfer.verify, one, other, options, quiet=quiet, as_json=as_json)
+
+
+@click.command(no_args_is_help=True)
+@_pair
+@_scope
+@click.option("--delete", is_flag=True, help="As sync --delete would.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
+@_as_json
+@common
+def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool, **options: Any) -> int:
+    """Print what sync would do with each object, and why.
+
+    Nothing is touched.
+
+    \b
+    Examples:
+      storage-backend plan ./papers sqlite:///archive.db
+      storage-backend plan --all --delete ./papers /mnt/backup/papers
+    """
+    from storage_backend import transfer
+
+    del quiet
+    lines = Lines()
+    with place_at(source) as one, _target_of_nothing(target) as other:
+        try:
+            actions = transfer.plan(one, other, **_given(options))
+        except ConfigurationError as error:
+            raise click.UsageError(str(error)) from error
+        for action in actions:
+            if action.kind == "skip" and not everything:
+                continue
+            if as_json:
+                lines.record({"identifier": action.identifier, "action": str(action)})
+            else:
+                lines.name(action.identifier, before=f"{action!s:<24} ")
+    return Exit.DONE
+
+
+def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool) -> int:
+    """`sync` between two backends, for the commands that take -r."""
+    from storage_backend import transfer
+
+    return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=False)
+
+
+def _make(
+    verb: Callable[..., TransferReport],
+    source: str,
+    target: str,
+    options: dict[str, Any],
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run sync or migrate."""
+    with ExitStack() as stack:
+        one = stack.enter_context(place_at(source))
+        if options["dry_run"]:
+            other = stack.enter_context(_target_of_nothing(target))
+        else:
+            other = stack.enter_context(place_at(target, create=True))
+        return _run(verb, one, other, options, quiet=quiet, as_json=as_json)
+
+
+def _target_of_nothing(location: str) -> StorageBackend:
+    """A target that nothing is written to: where there is none yet, it is as good as empty."""
+    try:
+        target = place_at(location)
+        next(iter(target.scan()), None)
+    except FileNotFoundError:
+        return MemoryStorage()
+    return target
+
+
+def _run(
+    verb: Callable[..., TransferReport],
+    source: StorageBackend,
+    target: StorageBackend,
+    options: dict[str, Any],
+    *,
+    quiet: bool,
+    as_json: bool,
+) -> int:
+    """Run a transfer, show it, and give its exit code."""
+    from storage_backend.cli.progress import Display, summarize
+
+    display = Display(quiet=quiet, as_json=as_json, dry_run=options.get("dry_run", False))
+    try:
+        report = verb(source, target, **_given(options), on_event=display)
+    except ConfigurationError as error:
+        if not display.started:
+            raise click.UsageError(str(error)) from error
+        raise
+    except KeyboardInterrupt:
+        display.clear()
+        complain("interrupted; what is done stays done, and the same command goes on from there")
+        return Exit.INTERRUPTED
+    finally:
+        display.clear()
+    if not as_json:
+        summarize(report, quiet=quiet)
+    return code_of_report(report)
+
+
+def _given(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that were given; the others keep the default of TransferOptions."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
+COMMANDS = (sync, migrate, verify, plan)

@@ -1,0 +1,261 @@
+"""open_storage: a location, as a person writes it, becomes a backend."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, TypeAlias, cast
+from urllib.parse import parse_qsl, unquote
+
+from storage_backend.base import StorageBackend
+from storage_backend.errors import ConfigurationError
+from storage_backend.wrappers.prefixed import PrefixedStorage
+
+ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
+
+# One letter is a Windows drive, not a scheme (RFC 3986 would allow it).
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> StorageBackend:
+    """The backend at *location*.
+
+    Args:
+        location: one of
+
+            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary); so is any PathLike;
+            - `file:///absolute/path`, percent-encoded;
+            - `sqlite:///relative.db`, `sqlite:////absolute/path.db`;
+            - `postgresql://user@host:port/database`, with the parameters of libpq;
+            - `memory:`, an empty store of its own each time;
+            - a URL of a scheme that an entry point in the group `storage_backend.backends` names.
+
+            A URL may end in `#prefix`, percent-encoded: only what is beneath it (see PrefixedStorage). The `location`
+            of a backend, where it is a URL, opens the same place again.
+        create: make the directory or database if it is missing. Otherwise a missing one is an error, so that a
+            mistyped source does not come to be.
+
+    Raises:
+        ConfigurationError: unknown scheme or parameter, or a malformed location.
+        NotFoundError: there is no such place; from here or from the first use.
+        MissingClientError: the backend's client library is not installed.
+    """
+    place = parse_location(location)
+    if isinstance(place, str):
+        return _load("storage_backend.backends.local:LocalStorage")(place, create_if_missing=create)
+    backend = _opened(place, create)
+    return backend if place.fragment is None else PrefixedStorage(backend, _decoded(place.fragment))
+
+
+def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
+    """The location of one object as that of its backend and its identifier there.
+
+    Of a path, and of a `file:` URL without a fragment, the identifier is the last component; of any other URL it is
+    the fragment: `sqlite:///file.db#identifier`, percent-encoded.
+
+    Raises:
+        ConfigurationError: it names no object.
+    """
+    place = parse_location(location)
+    if isinstance(place, str):
+        parent, name = os.path.split(place)
+        base = parent or "."
+    elif place.fragment is not None:
+        base, name = place.text, _decoded(place.fragment)
+    elif place.scheme == "file":
+        base, _, name = place.text.rpartition("/")
+        base, name = f"{base}/", _decoded(name)
+    else:
+        raise ConfigurationError(
+            f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
+        )
+    if name in {"", ".", ".."}:
+        raise ConfigurationError(
+            f"{_text(location)!r} names a directory, not an object", parameter="location"
+        )
+    return base, name
+
+
+def redacted(location: str) -> str:
+    """*location* without its password, for messages."""
+    return re.sub(r"(?<=://)([^/:@]*):.*@", r"\1:***@", location, flags=re.DOTALL)
+
+
+def has_password(location: str) -> bool:
+    """Whether there is a password in *location*."""
+    return redacted(location) != location
+
+
+@dataclass(frozen=True)
+class Url:
+    """The parts of a URL, still percent-encoded.
+
+    Attributes:
+        text: all of it, but for the fragment.
+        scheme: in lower case.
+        authority: between "//" and the next "/".
+        path: from that "/" on.
+        parameters: those after "?".
+        fragment: what follows "#"; None without one.
+    """
+
+    text: str
+    scheme: str
+    authority: str
+    path: str
+    parameters: Mapping[str, str]
+    fragment: str | None
+
+
+Arguments: TypeAlias = dict[str, Any]
+
+
+def parse_location(location: str | os.PathLike[str]) -> str | Url:
+    """*location* taken apart: a literal path as a str, or a Url.
+
+    Raises:
+        ConfigurationError: it is malformed.
+    """
+    text = _text(location)
+    if not text:
+        raise ConfigurationError("the location is empty", parameter="location")
+    if "\0" in text:
+        raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
+    if not isinstance(location, str):
+        return text
+    if _DRIVE.match(text):
+        raise ConfigurationError(
+            f'{text!r} looks like a path on Windows, where local disks are not supported; write "./{text}" for a file '
+            "of that name",
+            parameter="location",
+        )
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found else ""
+    if found is None or not (found[2] or scheme in SCHEMES):
+        return text
+    if not found[2] and scheme != "memory":
+        raise ConfigurationError(
+            f'{redacted(text)!r} has no "//" after "{scheme}:"; write {SCHEMES[scheme].example}, or "./{text}" for a '
+            "file of that name",
+            parameter="location",
+        )
+    rest, hash_sign, fragment = text.partition("#")
+    hierarchy, _, query = rest[found.end() :].partition("?")
+    authority, slash, path = hierarchy.partition("/")
+    return Url(
+        text=rest,
+        scheme=scheme,
+        authority=authority,
+        path=slash + path,
+        parameters=dict(parse_qsl(query, keep_blank_values=True)),
+        fragment=fragment if hash_sign else None,
+    )
+
+
+def _text(location: str | os.PathLike[str]) -> str:
+    if isinstance(location, str):
+        return location
+    return os.fsdecode(location)
+
+
+def _decoded(text: str) -> str:
+    """Percent-decoded; bytes that are not UTF-8 are kept, as identifiers have them."""
+    return unquote(text, errors="surrogateescape")
+
+
+def _opened(url: Url, create: bool) -> StorageBackend:
+    """The backend of *url*, its fragment aside."""
+    scheme = SCHEMES.get(url.scheme)
+    if scheme is not None:
+        return _load(scheme.backend)(**scheme.arguments(url, create))
+    # Reading the metadata of all that is installed takes milliseconds; the common schemes need none of it.
+    from importlib.metadata import entry_points
+
+    plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
+    if url.scheme in plugins:
+        return cast(StorageBackend, plugins[url.scheme].load()(url.text, create=create))
+    known = sorted({*SCHEMES, *plugins})
+    close = difflib.get_close_matches(url.scheme, known, 1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    raise ConfigurationError(
+        f"unknown scheme {url.scheme!r} in {redacted(url.text)!r}; {hint}Known: {', '.join(known)}, and plain paths",
+        parameter="location",
+    )
+
+
+def _load(name: str) -> Callable[..., StorageBackend]:
+    """What "module:Class" names."""
+    module, _, kind = name.partition(":")
+    return cast("Callable[..., StorageBackend]", getattr(import_module(module), kind))
+
+
+def _without_parameters(url: Url) -> None:
+    for name in url.parameters:
+        raise ConfigurationError(
+            f'unknown parameter {name!r}: {url.scheme} takes none (in a path, "?" is %3F)', parameter=name
+        )
+
+
+def _file(url: Url, create: bool) -> Arguments:
+    _without_parameters(url)
+    if url.authority not in {"", "localhost"} or not url.path:
+        raise ConfigurationError(
+            f"{url.text!r} names no absolute path; write {SCHEMES['file'].example}", parameter="location"
+        )
+    return {"base_dir": _decoded(url.path), "create_if_missing": create}
+
+
+def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES
+    _without_parameters(url)
+    if url.authority or url.path:
+        raise ConfigurationError(
+            f'{url.text!r}: nothing follows "memory:" but "#prefix"', parameter="location"
+        )
+    return {}
+
+
+def _sqlite(url: Url, create: bool) -> Arguments:
+    return {"url": url.text, "create_if_missing": create}
+
+
+def _postgresql(url: Url, create: bool) -> Arguments:
+    # An unescaped "#", "/" or "?" in a password cuts the URL short: then what looks like a port is part of the secret.
+    hosts = re.sub(r"\[[^]]*]", "", url.authority.rpartition("@")[2])
+    if re.search(r":(?!\d*(,|$))", hosts):
+        raise ConfigurationError(
+            'a port of the postgresql URL is no number; in a password "#", "/", "?" and "@" are percent-encoded',
+            parameter="location",
+        )
+    return {"url": url.text, "create_if_missing": create}
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How locations of one scheme are opened.
+
+    Attributes:
+        backend: "module:Class".
+        arguments: gives the keyword arguments of the class.
+        example: for messages.
+    """
+
+    backend: str
+    arguments: Callable[[Url, bool], Arguments]
+    example: str
+
+
+SCHEMES: Mapping[str, Scheme] = {
+    "file": Scheme("storage_backend.backends.local:LocalStorage", _file, "file:///data/papers"),
+    "memory": Scheme("storage_backend.backends.memory:MemoryStorage", _memory, "memory:"),
+    "sqlite": Scheme("storage_backend.backends.sql:DatabaseStorage", _sqlite, "sqlite:///archive.db"),
+    "postgresql": Scheme(
+        "storage_backend.backends.sql:DatabaseStorage",
+        _postgresql,
+        "postgresql://user@host:5432/database",
+    ),
+}
