@@ -63,8 +63,10 @@ def run(
         subject = make(place / "base")
         try:
             with subject.make() as backend:
-                fixtures: dict[str, Any] = {"subject": subject, "backend": backend, "tmp_path": place / "tmp"}
-                fixtures["tmp_path"].mkdir()
+                fixtures: dict[str, Any] = {"subject": subject, "backend": backend}
+                for name_of_folder in ("tmp_path", "files"):
+                    fixtures[name_of_folder] = place / name_of_folder
+                    fixtures[name_of_folder].mkdir()
                 method = getattr(topic(), name)
                 wanted = inspect.signature(method).parameters
                 method(
