@@ -32,6 +32,7 @@ from storage_backend.errors import (
 from storage_backend.info import Capability, ObjectInfo
 
 if TYPE_CHECKING:
+    from storage_backend.backends.local import LocalStorage
     from storage_backend.backends.memory import MemoryStorage
     from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
@@ -42,6 +43,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for, so that a program pays for what it uses.
 _HOMES = {
+    "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
     "ReadOnlyStorage": "wrappers.readonly",
@@ -65,6 +67,7 @@ __all__ = [
     "ConfigurationError",
     "IntegrityError",
     "InvalidIdentifierError",
+    "LocalStorage",
     "MemoryStorage",
     "MissingClientError",
     "NoEndpointError",

@@ -1,0 +1,292 @@
+"""Opening what lies beneath one directory, and nothing else, wherever symlinks lead."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import stat
+import sys
+from collections.abc import Callable
+from functools import cache
+from typing import Any, TypeVar
+
+from storage_backend.errors import BaseDirectoryNotFoundError, ConfigurationError
+
+T = TypeVar("T")
+
+# Not everything is everywhere: O_PATH is Linux's, and on Windows the module is imported though never used.
+_CLOEXEC = getattr(os, "O_CLOEXEC", 0)
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_DIRECTORY = getattr(os, "O_DIRECTORY", 0)
+_PATH = getattr(os, "O_PATH", 0)
+# Without O_NONBLOCK, opening a pipe waits for a writer.
+_CALM = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
+
+READ = os.O_RDONLY | _CALM | getattr(os, "O_LARGEFILE", 0)
+"""To read a file."""
+LIST = os.O_RDONLY | _DIRECTORY | _CALM
+"""To list or sync a directory."""
+PLACE = _PATH | _DIRECTORY | _CLOEXEC
+"""To name things in a directory. On Linux that needs no right to list it."""
+
+MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
+_RACES = 16  # how often the kernel is asked again after losing a race; then we walk by ourselves
+
+# openat2(2) and linux/openat2.h. The number is the same on every architecture but Alpha.
+_OPENAT2 = ctypes.c_long(437)
+_NO_SYMLINKS = 0x04
+_BENEATH = 0x08
+_AT_FDCWD = -100
+
+
+class _OpenHow(ctypes.Structure):
+    _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
+
+
+_HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
+
+
+class Beneath:
+    """Resolves relative paths beneath a directory. No symlink, even one put there meanwhile, leads outside.
+
+    A symlink whose target is beneath the directory is followed, also an absolute one. The directory is looked up by its
+    name each time: nothing is kept open, and one that was replaced is noticed.
+
+    Three ways, each tried when the one before has no answer: one call that follows no symlink at all (such a path is
+    beneath the directory because it is spelled so); one call that keeps the kernel from leaving; and a walk by
+    components, which decides.
+
+    Args:
+        base: absolute and free of symlinks, "." and "..".
+        openat2: use openat2(2) where the kernel has it.
+    """
+
+    def __init__(self, base: bytes, *, openat2: bool = True) -> None:
+        self._base = base
+        self._slashed = base.rstrip(b"/") + b"/"
+        self._openat2 = openat2 and sys.platform == "linux"
+
+    def root(self, flags: int = PLACE) -> int:
+        """A descriptor of the directory itself.
+
+        Raises:
+            BaseDirectoryNotFoundError: it is gone.
+            ConfigurationError: something else is in its place.
+        """
+        try:
+            return os.open(self._base, flags)
+        except FileNotFoundError:
+            raise BaseDirectoryNotFoundError(
+                f"base directory {os.fsdecode(self._base)!r} does not exist any more"
+            ) from None
+        except NotADirectoryError:
+            raise ConfigurationError(
+                f"base directory {os.fsdecode(self._base)!r} is not a directory any more",
+                parameter="base_dir",
+            ) from None
+
+    def open(self, path: bytes, flags: int) -> int:
+        """A descriptor of what *path* names.
+
+        Args:
+            path: relative; no empty, "." or ".." component. Empty, it is the directory itself.
+            flags: of this module.
+
+        Raises:
+            OSError: as open(2); with EXDEV, the path leads outside; with ELOOP, its symlinks loop.
+        """
+        if not path:
+            return self.root(flags)
+        fd = self._ask_kernel(path, flags)
+        if fd is not None:
+            return fd
+        return self._walk(path, lambda directory, name: os.open(name, flags | _NOFOLLOW, dir_fd=directory))
+
+    def stat(self, path: bytes) -> os.stat_result:
+        """What is known of that which *path* names. Needs no right to read it.
+
+        Raises:
+            OSError: as `open`.
+        """
+        fd = self._ask_kernel(path, _PATH | _CLOEXEC)
+        if fd is None:
+            return self._walk(path, _stat_unless_link)
+        try:
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def parent(self, path: bytes) -> tuple[int, bytes]:
+        """A descriptor of the directory that *path* is in, and its name there.
+
+        Raises:
+            OSError: as `open`.
+        """
+        directory, _, name = path.rpartition(b"/")
+        return self.open(directory, PLACE), name
+
+    def make_parent(self, path: bytes) -> tuple[int, bytes, list[bytes]]:
+        """As `parent`, creating the directories that are missing.
+
+        Returns:
+            The descriptor, the name, and the paths of the directories in which one was created.
+
+        Raises:
+            FileExistsError: something that is no directory is in the way.
+            OSError: as `open`.
+        """
+        directory, _, name = path.rpartition(b"/")
+        grown: list[bytes] = []
+        try:
+            for _ in range(_RACES):
+                try:
+                    return self.open(directory, PLACE), name, grown
+                except FileNotFoundError:
+                    self._make(directory, grown)
+            raise FileNotFoundError(errno.ENOENT, "removed as often as it was created", directory)
+        except NotADirectoryError as error:
+            raise FileExistsError(errno.EEXIST, "not a directory", error.filename) from error
+
+    def _make(self, path: bytes, grown: list[bytes]) -> None:
+        """Create the directory *path* and those above it that are missing; others may do the same at once."""
+        fd = self.root()
+        done = b""
+        try:
+            for name in path.split(b"/"):
+                here, done = done, done + b"/" + name if done else name
+                try:
+                    inner = self.open(done, PLACE)
+                except FileNotFoundError:
+                    try:
+                        os.mkdir(name, dir_fd=fd)
+                    except FileExistsError:
+                        if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                            raise  # it leads nowhere
+                    grown.append(here)
+                    inner = self.open(done, PLACE)
+                os.close(fd)
+                fd = inner
+        except BaseDirectoryNotFoundError:
+            raise
+        except FileNotFoundError:
+            pass  # removed by someone since; the caller looks again
+        finally:
+            os.close(fd)
+
+    def _ask_kernel(self, path: bytes, flags: int) -> int | None:
+        """A descriptor, or None where only a walk can tell."""
+        if not self._openat2:
+            return None
+        fd = _openat2(_AT_FDCWD, self._slashed + path, flags, _NO_SYMLINKS)
+        if fd >= 0:
+            return fd
+        root = self.root()
+        try:
+            for _ in range(_RACES):
+                fd = _openat2(root, path, flags, _BENEATH)
+                if fd != -errno.EAGAIN:  # something was renamed while ".." was resolved
+                    break
+        finally:
+            os.close(root)
+        if fd >= 0:
+            return fd
+        if -fd in {errno.EXDEV, errno.EAGAIN, errno.ENOSYS, errno.EPERM}:
+            return None  # absolute links, lost races, old kernels, seccomp filters
+        raise OSError(-fd, os.strerror(-fd), path)
+
+    def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:
+        """Go down a component at a time and let *act* do the last step, which must fail for a symlink."""
+        todo = path.split(b"/")[::-1]
+        done: list[bytes] = []  # directories, none of them a symlink when it was passed
+        links = 0
+        root = self.root()
+        here = os.dup(root)
+        try:
+            while todo:
+                name = todo.pop()
+                if name in {b"", b"."}:
+                    continue
+                if name == b"..":
+                    # Never opened: the directory may have been moved, and its parent be outside. We walk down again.
+                    if not done:
+                        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+                    todo += done[-2::-1]
+                    here, done = _replace(here, os.dup(root)), []
+                    continue
+                try:
+                    if not todo:
+                        return act(here, name)
+                    here = _replace(here, os.open(name, PLACE | _NOFOLLOW, dir_fd=here))
+                    done.append(name)
+                except OSError as error:
+                    target = _link_at(here, name, error)
+                    links += 1  # counted also where it was a link only for a moment, so that this ends
+                    if links > MAX_LINKS:
+                        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
+                    if target.startswith(b"/"):
+                        target = self._relative(target, path)
+                        here, done = _replace(here, os.dup(root)), []
+                    todo += target.split(b"/")[::-1]
+            return act(here, b".")
+        finally:
+            os.close(here)
+            os.close(root)
+
+    def _relative(self, target: bytes, path: bytes) -> bytes:
+        """An absolute symlink's target as a path beneath the base. Only a hint: it is walked as carefully as any other."""
+        real = os.path.realpath(target)
+        if real == self._base:
+            return b"."
+        if not real.startswith(self._slashed):
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
+        return real[len(self._slashed) :]
+
+
+def _replace(old: int, new: int) -> int:
+    os.close(old)
+    return new
+
+
+def _link_at(directory: int, name: bytes, error: OSError) -> bytes:
+    """The target of the symlink that made a step fail with *error*, which is raised if it was something else.
+
+    Where the symlink has been replaced since by what the step wanted, that is *name* itself, to try again.
+    """
+    if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
+        raise error
+    try:
+        return os.readlink(name, dir_fd=directory)
+    except OSError:
+        now = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        if error.errno == errno.ENOTDIR and not stat.S_ISDIR(now):
+            raise error from None
+        return name
+
+
+def _stat_unless_link(directory: int, name: bytes) -> os.stat_result:
+    facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
+    if stat.S_ISLNK(facts.st_mode):
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+    return facts
+
+
+def _openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
+    """A descriptor, or an error's number below 0."""
+    while True:
+        fd: int = _syscall()(_OPENAT2, directory, path, _how(flags, resolve), _HOW_SIZE)
+        if fd >= 0:
+            return fd
+        code = ctypes.get_errno()
+        if code != errno.EINTR:
+            return -code
+
+
+@cache
+def _syscall() -> Callable[..., Any]:
+    return ctypes.CDLL(None, use_errno=True).syscall
+
+
+@cache
+def _how(flags: int, resolve: int) -> Any:
+    return ctypes.byref(_OpenHow(flags, 0, resolve))

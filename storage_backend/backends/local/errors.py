@@ -1,0 +1,90 @@
+"""The operating system's errors as ours."""
+
+from __future__ import annotations
+
+import errno
+import os
+from types import TracebackType
+
+from storage_backend.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    InvalidIdentifierError,
+    NotAFileError,
+    NotFoundError,
+    QuotaExceededError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+)
+
+_OUTSIDE = (InvalidIdentifierError, "a symlink on its way loops, or leads outside base directory")
+_ABSENT = (NotFoundError, "no such object")
+_DENIED = (AccessDeniedError, "permission denied")
+_NOT_A_FILE = (NotAFileError, "Not a regular file")
+_FULL = (QuotaExceededError, "no space left for this user")
+_TAKEN = (
+    AlreadyExistsError,
+    "an object is where a directory is needed, or a directory with objects is in the way",
+)
+_BUSY = (UnavailableError, "too much is open at once in this process or on this machine")
+_AWAY = (UnavailableError, "the file system does not answer")
+
+# errno(3); what else can happen is a plain StorageError with the system's own words.
+_KINDS: dict[int | None, tuple[type[StorageError], str]] = {
+    errno.EXDEV: _OUTSIDE,
+    errno.ELOOP: _OUTSIDE,
+    errno.ENOENT: _ABSENT,
+    errno.ENOTDIR: _ABSENT,
+    errno.EACCES: _DENIED,
+    errno.EPERM: _DENIED,
+    errno.EROFS: (AccessDeniedError, "the file system is read-only"),
+    errno.EISDIR: _NOT_A_FILE,
+    errno.ENXIO: _NOT_A_FILE,
+    errno.EEXIST: _TAKEN,
+    errno.ENOTEMPTY: _TAKEN,
+    errno.ENOSPC: _FULL,
+    errno.EDQUOT: _FULL,
+    errno.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
+    errno.EILSEQ: (InvalidIdentifierError, "the file system does not take such a name"),
+    errno.EINVAL: (InvalidIdentifierError, "the file system does not take such a name"),
+    errno.EMFILE: _BUSY,
+    errno.ENFILE: _BUSY,
+    errno.ENOMEM: _BUSY,
+    errno.ESTALE: _AWAY,
+    errno.ENOTCONN: _AWAY,
+    errno.EHOSTDOWN: _AWAY,
+    errno.ETIMEDOUT: (StorageTimeoutError, "the file system did not answer in time"),
+}
+
+
+def translate(error: OSError, identifier: str | None, where: str) -> StorageError:
+    """Our error for the system's; one that is ours already stays as it is."""
+    if isinstance(error, StorageError):
+        return error
+    kind, reason = _KINDS.get(error.errno, (StorageError, os.strerror(error.errno or errno.EIO)))
+    what = f"{identifier!r} in {where}" if identifier is not None else where
+    ours = kind(f"{reason}: {what}", identifier=identifier, backend=where)
+    ours.errno = ours.errno or error.errno
+    return ours
+
+
+class Mapped:
+    """Turns each OSError of a `with` body into ours. A class, since a generator's context costs a microsecond a read."""
+
+    __slots__ = ("identifier", "where")
+
+    def __init__(self, identifier: str | None, where: str) -> None:
+        self.identifier = identifier
+        self.where = where
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if isinstance(error, OSError):
+            ours = translate(error, self.identifier, self.where)
+            if ours is not error:
+                raise ours from error

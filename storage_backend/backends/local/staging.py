@@ -1,0 +1,255 @@
+"""An object on its way into the directory tree, and the races on that way."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from types import TracebackType
+from typing import Self
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.local.beneath import LIST, Beneath
+from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
+from storage_backend.errors import SourceChangedError
+from storage_backend.files import StagedFile, copy_descriptor, entry_mode
+from storage_backend.streams import CHUNK, new_digest
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_ATTEMPTS = 16  # a directory may be taken away, or put in the way, as often as that
+
+
+class Staging:
+    """A new version of one object, with an unseen or temporary name until it is published. Used by one thread.
+
+    Its directories are created. As a context, it is discarded at the end unless it was published.
+
+    Args:
+        beneath: the root.
+        path: where it will be.
+        identifier: for errors.
+        where: the root's location, for errors.
+        durable: sync before and after publication.
+        anonymous: use a file without a name where the file system has such.
+
+    Attributes:
+        size: how many bytes there are so far.
+
+    Raises:
+        AlreadyExistsError: an object is where a directory is needed.
+    """
+
+    def __init__(
+        self, beneath: Beneath, path: bytes, identifier: str, where: str, *, durable: bool, anonymous: bool
+    ) -> None:
+        self._beneath = beneath
+        self._path = path
+        self._mapped = Mapped(identifier, where)
+        self._durable = durable
+        self._grown: list[bytes] = []
+        self.size = 0
+        with self._mapped:
+            for more in _attempts():
+                directory, name = self._directory()
+                try:
+                    self._file = StagedFile(directory, name, anonymous=anonymous)
+                    break
+                except FileNotFoundError:  # the directory has been removed
+                    if not more:
+                        raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()
+
+    def write(self, data: Buffer, /) -> None:
+        """Append all of *data*."""
+        with self._mapped:
+            self._file.write(data)
+        self.size += memoryview(data).nbytes
+
+    def copy_from(self, source: int) -> None:
+        """Append everything from a regular file that is open as *source*, and take over its times.
+
+        Raises:
+            SourceChangedError: it was written to meanwhile.
+        """
+        with self._mapped:
+            before = os.fstat(source)
+            self.size += copy_descriptor(source, self._file.fd)
+            after = os.fstat(source)
+            os.utime(self._file.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
+        if (before.st_mtime_ns, before.st_size, self.size) != (
+            after.st_mtime_ns,
+            after.st_size,
+            after.st_size,
+        ):
+            raise SourceChangedError(
+                f"what is copied to {self._mapped.identifier!r} changed meanwhile; nothing was stored",
+                identifier=self._mapped.identifier,
+                backend=self._mapped.where,
+            )
+
+    def set_modified(self, modified: datetime) -> None:
+        """Give it a time, to the microsecond."""
+        nanoseconds = (modified - EPOCH) // timedelta(microseconds=1) * 1000
+        with self._mapped:
+            os.utime(self._file.fd, ns=(nanoseconds, nanoseconds))
+
+    def sha256(self) -> str:
+        """Lower-case hex of the SHA-256 of what the file system gives back."""
+        digest = new_digest("sha256")
+        position = 0
+        with self._mapped:
+            while chunk := os.pread(self._file.fd, CHUNK, position):
+                digest.update(chunk)
+                position += len(chunk)
+        return digest.hexdigest()
+
+    def publish(self) -> None:
+        """Make it the object, in place of what was there.
+
+        Raises:
+            AlreadyExistsError: a directory that is not empty is in the way.
+        """
+        with self._mapped:
+            self._publish(overwrite=True)
+
+    def create(self) -> bool:
+        """Make it the object unless there is one.
+
+        Returns:
+            Whether this call created it.
+
+        Raises:
+            AlreadyExistsError: a directory that is not empty is in the way.
+        """
+        with self._mapped:
+            try:
+                self._publish(overwrite=False)
+            except FileExistsError:
+                return False
+        return True
+
+    def discard(self) -> None:
+        """Drop it. Harmless after it was published."""
+        self._file.discard()
+
+    def _publish(self, *, overwrite: bool) -> None:
+        if self._durable:
+            sync(self._file.fd)
+        for more in _attempts():
+            try:
+                self._file.publish(overwrite=overwrite)
+                break
+            except (IsADirectoryError, FileExistsError):
+                if not more or not _is_directory(self._file.directory, self._file.name):
+                    raise
+                _clear_way(self._file.directory, self._file.name)
+            except FileNotFoundError:  # the directory has been removed
+                if not more:
+                    raise
+                self._file.move_to(self._directory()[0])
+        if self._durable:
+            sync_directory(self._file.directory)
+            for path in self._grown:
+                sync_beneath(self._beneath, path)
+
+    def _directory(self) -> tuple[int, bytes]:
+        directory, name, grown = self._beneath.make_parent(self._path)
+        self._grown += grown
+        return directory, name
+
+
+def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durable: bool) -> None:
+    """Give the entry *name* of *directory* the place *path*, in place of what was there.
+
+    Raises:
+        OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
+            place is on another file system.
+    """
+    for more in _attempts():
+        to, to_name, grown = beneath.make_parent(path)
+        try:
+            entry_mode(to, to_name)  # devices are not replaced
+            os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to)
+        except IsADirectoryError:
+            if not more:
+                raise
+            _clear_way(to, to_name)
+        except FileNotFoundError:
+            check_entry(directory, name)  # it is there: so the other directory is not
+            if not more:
+                raise
+        else:
+            if durable:
+                sync_directory(to)
+                sync_directory(directory)
+                for created in grown:
+                    sync_beneath(beneath, created)
+            return
+        finally:
+            os.close(to)
+
+
+def _attempts() -> Iterator[bool]:
+    """As many steps as attempts are made, each saying whether one more is left."""
+    return (left > 0 for left in reversed(range(_ATTEMPTS)))
+
+
+def _is_directory(directory: int, name: bytes | str) -> bool:
+    """Whether *name* is a directory; or nothing by now, which is as good to one who wants the name."""
+    try:
+        return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _clear_way(directory: int, name: bytes | str) -> None:
+    """Remove the directory *name*, and the directories in it, if there is nothing else in any of them.
+
+    Objects are flat, so directories that are left over from deleted ones must not keep a name taken.
+
+    Raises:
+        OSError: with ENOTEMPTY, there is something else.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):  # someone else was faster; the caller tries again
+        _descend_bare(directory, name, remove=False)  # all of it first: nothing is removed in vain
+        _descend_bare(directory, name, remove=True)
+
+
+def _descend_bare(directory: int, name: bytes | str, *, remove: bool) -> None:
+    fd = os.open(name, LIST | os.O_NOFOLLOW, dir_fd=directory)
+    try:
+        with os.scandir(fd) as entries:
+            inner = [entry.name if entry.is_dir(follow_symlinks=False) else None for entry in entries]
+        for each in inner:
+            if each is None:
+                raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), name)
+            _descend_bare(fd, each, remove=remove)
+    finally:
+        os.close(fd)
+    if remove:
+        os.rmdir(name, dir_fd=directory)
+
+
+def check_entry(directory: int, name: bytes) -> None:
+    """Refuse an entry that is neither a file nor a symlink.
+
+    Raises:
+        OSError: with ENOENT, there is none; with EISDIR or ENXIO, it is something else.
+    """
+    mode = entry_mode(directory, name)
+    if mode is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)

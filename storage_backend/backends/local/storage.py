@@ -1,0 +1,485 @@
+"""LocalStorage: the verbs."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO, Literal, cast
+
+from typing_extensions import Buffer, override
+
+from storage_backend import identifiers
+from storage_backend.backends.local.beneath import LIST, READ, Beneath
+from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
+from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
+from storage_backend.backends.local.walk import Directory, walk
+from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
+from storage_backend.errors import (
+    BaseDirectoryNotFoundError,
+    ConfigurationError,
+    InvalidIdentifierError,
+    NotAFileError,
+    NotFoundError,
+    SourceChangedError,
+    UnsupportedOperationError,
+)
+from storage_backend.files import copy_descriptor, write_file
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import (
+    CHUNK,
+    Content,
+    HashingReader,
+    Writer,
+    check_arrived,
+    check_digest,
+    check_range,
+    chunks,
+    hashing,
+    plain,
+)
+
+MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
+_BUFFER = 64 << 10  # bytes; larger reads pass the buffer by
+
+
+class LocalStorage(StorageBackend):
+    """The files beneath one directory, on Linux and macOS.
+
+    Nothing outside the directory is ever read, listed or written, whatever symlinks there are or come to be. A symlink
+    that stays beneath it reads as its target; write, move and delete act on the symlink itself. Writes are atomic;
+    a file that is overwritten keeps its mode. `delete` leaves directories alone: they may be a mount point, or someone's
+    own with a mode and an owner that we could not give back; a write removes an empty one that is in its way.
+
+    Args:
+        base_dir: the directory; "~" is expanded.
+        create_if_missing: create it, and those above it.
+        durable: return from each change only once it survives power loss.
+
+    Attributes:
+        base_dir: absolute, without symlinks.
+
+    Raises:
+        BaseDirectoryNotFoundError: it does not exist, and is not to be created; also a ValueError.
+        ConfigurationError: it is not a directory; a ValueError.
+        UnsupportedOperationError: this is Windows.
+    """
+
+    # What a kernel or file system may lack; the tests do without.
+    _openat2 = True
+    _tmpfile = True
+
+    def __init__(
+        self, base_dir: str | os.PathLike[str], create_if_missing: bool = True, *, durable: bool = False
+    ) -> None:
+        refuse_platform(sys.platform)
+        self.base_dir = _base(base_dir, create=create_if_missing, durable=durable)
+        self._durable = durable
+        self._location = self.base_dir.as_uri()
+        self._prefix = str(self.base_dir).rstrip("/") + "/"
+        self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self.base_dir)!r}{', durable=True' if self._durable else ''})"
+
+    @override
+    def exists(self, identifier: str) -> bool:
+        try:
+            return stat.S_ISREG(self._facts(identifier).st_mode)
+        except BaseDirectoryNotFoundError:
+            raise
+        except (InvalidIdentifierError, NotFoundError):
+            return False
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        with Mapped(identifier, self._location):
+            fd = self._beneath.open(self._native(identifier), READ)
+            try:
+                size = _regular(os.fstat(fd)).st_size
+                # One byte more shows the end in the same call.
+                content = os.read(fd, size + 1)
+                return content if len(content) == size else _read_on(fd, content)
+            finally:
+                os.close(fd)
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        content = plain(content)
+        if not isinstance(content, bytes):
+            return self.write_stream(identifier, content)
+        with self._staging(identifier) as staging:
+            staging.write(content)
+            staging.publish()
+        return True
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        with Mapped(identifier, self._location):
+            directory, name = self._beneath.parent(self._native(identifier))
+            try:
+                check_entry(directory, name)
+                os.unlink(name, dir_fd=directory)
+                if self._durable:
+                    sync_directory(directory)
+            finally:
+                os.close(directory)
+        return True
+
+    @override
+    def list(self, pattern: str | None = None) -> Identifiers:
+        glob = identifiers.glob(pattern) if pattern is not None else None
+        runs = self._runs(glob.stem, glob.may_hold, None) if glob else self._runs("", _always, None)
+        found: Identifiers = []
+        for directory, names, regular in runs:
+            run = [directory.path + name for name in names]
+            if glob is not None:
+                run = [identifier for identifier in run if glob.matches(identifier)]
+            if run and not regular and self._look(directory, names[0], None) is None:
+                continue
+            found += run
+        return found
+
+    @override
+    def get_path(self, identifier: str) -> str:
+        return self._prefix + os.fsdecode(self._native(identifier))
+
+    @override
+    def size(self, identifier: str) -> int:
+        return self._regular_facts(identifier).st_size
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        dest = self._native(dest_id)
+        with self._opened(source_id) as reader:
+            if dest != self._native(source_id):
+                with self._staging(dest_id) as staging:
+                    staging.copy_from(reader.fileno())
+                    staging.publish()
+        return True
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        source, dest = self._native(source_id), self._native(dest_id)
+        with Mapped(source_id, self._location):
+            directory, name = self._beneath.parent(source)
+            try:
+                check_entry(directory, name)
+                if source != dest:
+                    rename(self._beneath, directory, name, dest, durable=self._durable)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+            else:
+                return True
+            finally:
+                os.close(directory)
+        return super().move(source_id, dest_id)  # another file system is mounted beneath the base directory
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        plain(reader)
+        source = hashing(reader) if verify else reader
+        with self._staging(identifier) as staging:
+            for chunk in chunks(cast(BinaryIO, source)):
+                staging.write(chunk)
+            digest = source.hexdigest() if isinstance(source, HashingReader) and verify else None
+            check_arrived(info, identifier, staging.size, digest)
+            if info is not None and info.modified is not None:
+                staging.set_modified(info.modified)
+            if digest is not None:
+                check_digest(identifier, digest, staging.sha256(), "what was stored")
+            staging.publish()
+        return True
+
+    @override
+    def stat(self, identifier: str) -> ObjectInfo:
+        return _info(identifier, self._regular_facts(identifier))
+
+    @override
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        for directory, names, _ in self._runs(prefix, _always, on_skip):
+            for name in names:
+                info = self._look(directory, name, on_skip)
+                if info is not None:
+                    yield info
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        check_mode(mode)
+        if mode == "wb":
+            return cast(BinaryIO, Writer(self._staging(identifier)))
+        return io.BufferedReader(self._opened(identifier), _BUFFER)
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        check_range(start, end)
+        with self._opened(identifier) as reader, Mapped(identifier, self._location):
+            size = os.fstat(reader.fileno()).st_size
+            end = size if end is None else min(end, size)
+            pieces = []
+            while start < end:
+                piece = os.pread(reader.fileno(), end - start, start)
+                if not piece:
+                    raise SourceChangedError(
+                        f"{identifier!r} in {self._location} was cut short while it was read",
+                        identifier=identifier,
+                        backend=self._location,
+                    )
+                pieces.append(piece)
+                start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        with self._opened(identifier) as reader:
+            write_file(path, lambda staged: copy_descriptor(reader.fileno(), staged.fd))
+        return True
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        with Path(path).open("rb", buffering=0) as reader:
+            if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
+                with self._staging(identifier) as staging:
+                    staging.copy_from(reader.fileno())
+                    staging.publish()
+                return True
+            return self.write_stream(identifier, cast(BinaryIO, reader))
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        content = plain(content)
+        with self._staging(identifier) as staging:
+            for chunk in (content,) if isinstance(content, bytes) else chunks(content):
+                staging.write(chunk)
+            return staging.create()
+
+    @override
+    def get_url(self, identifier: str, expires_in: int = 3600) -> str:
+        """A `file://` URL, good for as long as the object is there."""
+        return Path(self.get_path(identifier)).as_uri()
+
+    @override
+    def flush(self) -> bool:
+        """Return once every write so far survives power loss. Other file systems mounted beneath are not included."""
+        with Mapped(None, self._location):
+            fd = self._beneath.root(LIST)
+            try:
+                sync_file_system(fd)
+            finally:
+                os.close(fd)
+        return True
+
+    @property
+    @override
+    def capabilities(self) -> Capability:
+        return (
+            Capability.CREATE
+            | Capability.URL
+            | Capability.RANGES
+            | Capability.SERVER_COPY
+            | Capability.DIRECTORIES
+            | Capability.FLUSH
+        )
+
+    @property
+    @override
+    def keeps_modified(self) -> bool:
+        return True
+
+    @property
+    @override
+    def location(self) -> str:
+        return self._location
+
+    def _native(self, identifier: str) -> bytes:
+        """The path beneath the base directory."""
+        identifiers.check(identifier, surrogates=True, max_segment_bytes=MAX_NAME)
+        return identifiers.encode(identifier)
+
+    def _resolve_path(self, identifier: str) -> Path:
+        """The absolute path of what the identifier names, which need not exist.
+
+        It says where something is now; what is done by that path later may go elsewhere.
+
+        Raises:
+            InvalidIdentifierError: it is "outside base directory".
+        """
+        path = Path(self.get_path(identifier)).resolve()
+        if not path.is_relative_to(self.base_dir):
+            raise InvalidIdentifierError(
+                f"{identifier!r} leads outside base directory {str(self.base_dir)!r}",
+                identifier=identifier,
+                backend=self._location,
+            )
+        return path
+
+    def _facts(self, identifier: str) -> os.stat_result:
+        with Mapped(identifier, self._location):
+            return self._beneath.stat(self._native(identifier))
+
+    def _regular_facts(self, identifier: str) -> os.stat_result:
+        with Mapped(identifier, self._location):
+            return _regular(self._beneath.stat(self._native(identifier)))
+
+    def _opened(self, identifier: str) -> _MappedFile:
+        with Mapped(identifier, self._location):
+            fd = self._beneath.open(self._native(identifier), READ)
+            try:
+                _regular(os.fstat(fd))
+                return _MappedFile(fd, identifier, self._location)
+            except BaseException:
+                os.close(fd)
+                raise
+
+    def _staging(self, identifier: str) -> Staging:
+        return Staging(
+            self._beneath,
+            self._native(identifier),
+            identifier,
+            self._location,
+            durable=self._durable,
+            anonymous=self._tmpfile,
+        )
+
+    def _runs(
+        self, stem: str, enter: Callable[[str], bool], on_skip: OnSkip | None
+    ) -> Iterator[tuple[Directory, Identifiers, bool]]:
+        """Runs of entries whose identifiers are valid; the others are reported."""
+
+        def may_enter(path: str) -> bool:
+            return enter(path) and (_short(path) or self._valid(f"{path}/x", on_skip))
+
+        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location):
+            if _short(directory.path, max(map(len, names))):
+                yield directory, names, regular
+            elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:
+                yield directory, valid, regular
+
+    def _valid(self, identifier: str, on_skip: OnSkip | None) -> bool:
+        try:
+            self._native(identifier)
+        except InvalidIdentifierError as error:
+            report_skip(on_skip, error, self._location)
+            return False
+        return True
+
+    def _look(self, directory: Directory, name: str, on_skip: OnSkip | None) -> ObjectInfo | None:
+        """What an entry is, if it is an object. If it is none it is reported, and if it is gone it is not."""
+        identifier = directory.path + name
+        with Mapped(identifier, self._location):
+            try:
+                facts = os.stat(identifiers.encode(name), dir_fd=directory.fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return None
+        if stat.S_ISREG(facts.st_mode):
+            return _info(identifier, facts)
+        try:
+            return _info(identifier, self._regular_facts(identifier))
+        except BaseDirectoryNotFoundError:
+            raise
+        except (NotFoundError, NotAFileError, InvalidIdentifierError) as error:
+            report_skip(on_skip, error, self._location)
+            return None
+
+
+class _MappedFile(io.FileIO):
+    """A regular file, open for reading, whose late errors are ours."""
+
+    def __init__(self, fd: int, identifier: str, where: str) -> None:
+        super().__init__(fd)
+        self._mapped = Mapped(identifier, where)
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        with self._mapped:
+            return super().read(size)
+
+    @override
+    def readall(self) -> bytes:
+        with self._mapped:
+            return super().readall()
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        with self._mapped:
+            return super().readinto(buffer)
+
+
+def refuse_platform(platform: str) -> None:
+    """Say no to Windows, which has none of the calls that containment rests on.
+
+    Raises:
+        UnsupportedOperationError: the platform is Windows.
+    """
+    if platform == "win32":
+        raise UnsupportedOperationError(
+            "LocalStorage works on Linux and macOS; on Windows use another backend, or WSL"
+        )
+
+
+def _base(base_dir: str | os.PathLike[str], *, create: bool, durable: bool) -> Path:
+    """The base directory as it is kept, created if asked for."""
+    try:
+        base = Path(base_dir).expanduser().resolve()
+    except RuntimeError as error:  # no such user, or a loop of symlinks
+        raise ConfigurationError(
+            f"base_dir {os.fspath(base_dir)!r}: {error}", parameter="base_dir"
+        ) from error
+    with Mapped(None, base.as_uri()):
+        missing = [path for path in (base, *base.parents) if not path.exists()] if create else []
+        try:
+            for path in reversed(missing):
+                path.mkdir(exist_ok=True)
+                if durable:
+                    sync_path(path.parent)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ConfigurationError(
+                f"base directory {str(base)!r} cannot be created: {error.filename!r} is not a directory",
+                parameter="base_dir",
+            ) from error
+        if not base.exists():
+            raise BaseDirectoryNotFoundError(f"base directory {str(base)!r} does not exist")
+    if not base.is_dir():
+        raise ConfigurationError(f"base directory {str(base)!r} is not a directory", parameter="base_dir")
+    return base
+
+
+def _always(_: str) -> bool:
+    return True
+
+
+def _short(path: str, longest: int = 0) -> bool:
+    """Whether names of up to *longest* characters in the directory *path* are valid whatever the characters are."""
+    return longest * 4 <= MAX_NAME and (len(path) + longest) * 4 < identifiers.MAX_BYTES
+
+
+def _regular(facts: os.stat_result) -> os.stat_result:
+    """*facts*, if they are of a regular file."""
+    if not stat.S_ISREG(facts.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    return facts
+
+
+def _info(identifier: str, facts: os.stat_result) -> ObjectInfo:
+    try:
+        modified = EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
+    except OverflowError:  # file systems count further than years have digits
+        modified = None
+    return ObjectInfo(identifier, facts.st_size, modified)
+
+
+def _read_on(fd: int, start: bytes) -> bytes:
+    """*start* and the rest of the file: one call gives at most 2 GiB, and files grow or do not know their size."""
+    pieces = [start]
+    while piece := os.read(fd, max(CHUNK, len(start))):
+        pieces.append(piece)
+    return b"".join(pieces)

@@ -1,0 +1,53 @@
+"""What survives power loss."""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import os
+import sys
+
+from storage_backend.backends.local.beneath import LIST, Beneath
+
+
+def sync(fd: int) -> None:
+    """Return once the file or directory survives power loss."""
+    # On macOS, fsync leaves the data in the drive's cache (fsync(2) there).
+    if hasattr(fcntl, "F_FULLFSYNC"):
+        fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
+    else:
+        os.fsync(fd)
+
+
+def sync_directory(directory: int) -> None:
+    """`sync`, by a descriptor that may be good for lookups only."""
+    _sync_and_close(os.open(".", LIST, dir_fd=directory))
+
+
+def sync_path(path: str | os.PathLike[str]) -> None:
+    """`sync` of the directory at *path*."""
+    _sync_and_close(os.open(path, LIST))
+
+
+def sync_beneath(beneath: Beneath, path: bytes) -> None:
+    """`sync` of the directory at *path* beneath the root."""
+    _sync_and_close(beneath.open(path, LIST))
+
+
+def _sync_and_close(fd: int) -> None:
+    try:
+        sync(fd)
+    finally:
+        os.close(fd)
+
+
+def sync_file_system(fd: int) -> None:
+    """Return once all that was written to the file system of *fd* survives power loss."""
+    if sys.platform != "linux":
+        os.sync()
+        sync(fd)  # sync(2) may return early where it is not Linux's
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syncfs(fd) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))

@@ -1,0 +1,188 @@
+"""Walking a directory tree by descriptors, in the order of identifiers."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
+
+from storage_backend import identifiers
+from storage_backend.backends.local.beneath import LIST, Beneath
+from storage_backend.backends.local.errors import Mapped
+from storage_backend.identifiers import RESERVED
+
+KEEP_OPEN = 32  # directories above the present one; those further up are opened anew on the way back
+
+_NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
+_UTF8 = sys.getfilesystemencoding() == "utf-8"
+_RESERVED = RESERVED.encode()
+_AFTER_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
+
+Step: TypeAlias = tuple[list[str], bool] | str
+
+
+class Directory:
+    """A directory that is being walked.
+
+    Attributes:
+        path: of it, beneath the root; with a "/" at its end unless it is the root.
+        fd: a descriptor of it, good while its own entries are handed out.
+    """
+
+    __slots__ = ("_steps", "fd", "path")
+
+    def __init__(self, path: str, fd: int, first: str = "") -> None:
+        self.path = path
+        self.fd = fd
+        try:
+            self._steps = _steps(*_entries(fd, first))
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def step(self) -> Step | None:
+        """The next run of entries, or the name of a directory to walk, or None at the end."""
+        return next(self._steps, None)
+
+    def close(self) -> None:
+        """Close the descriptor."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+Run: TypeAlias = tuple[Directory, list[str], bool]
+
+
+def walk(beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str) -> Iterator[Run]:
+    """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
+
+    No symlink to a directory is followed, and at no time are more than a few dozen descriptors open. What vanishes
+    meanwhile is left out; temporary files are too.
+
+    Args:
+        beneath: the root.
+        stem: a literal prefix.
+        enter: whether to walk a directory, given its path without a "/" at the end.
+        where: the root's location, for errors.
+
+    Yields:
+        A directory, names of consecutive entries in it, and whether these were regular files when it was listed.
+
+    Raises:
+        AccessDeniedError: a directory may not be listed.
+    """
+    start, slash, first = stem.rpartition("/")
+    stack: list[Directory] = []
+    try:
+        with Mapped(start or None, where):
+            fd = _descend(beneath, start) if start or not slash else None
+            if fd is not None:
+                stack.append(Directory(start + slash, fd, first))
+        while stack:
+            here = stack[-1]
+            if here.fd < 0:
+                with Mapped(here.path, where):
+                    fd = _descend(beneath, here.path.rstrip("/"))
+                if fd is None:
+                    stack.pop()
+                    continue
+                here.fd = fd
+            found = here.step()
+            if found is None:
+                stack.pop().close()
+            elif not isinstance(found, str):
+                yield here, *found
+            elif enter(path := here.path + found):
+                with Mapped(path, where):
+                    fd = _inner(here.fd, identifiers.encode(found))
+                    if fd is not None:
+                        stack.append(Directory(path + "/", fd))
+                if len(stack) > KEEP_OPEN:
+                    stack[-KEEP_OPEN - 1].close()
+    finally:
+        for directory in stack:
+            directory.close()
+
+
+def _descend(beneath: Beneath, path: str) -> int | None:
+    """A descriptor of the directory at *path*, None if there is none that is walked; a symlink is not."""
+    try:
+        names = identifiers.encode(path).split(b"/") if path else []
+    except UnicodeEncodeError:
+        return None
+    if any(name in {b"", b".", b".."} or b"\0" in name or name.startswith(_RESERVED) for name in names):
+        return None
+    fd: int | None = beneath.root(LIST)
+    for name in names:
+        assert fd is not None
+        outer = fd
+        try:
+            fd = _inner(outer, name)
+        finally:
+            os.close(outer)
+        if fd is None:
+            return None
+    return fd
+
+
+def _inner(directory: int, name: bytes) -> int | None:
+    """A descriptor of a directory in a directory, None if there is none by now; a symlink is none."""
+    try:
+        return os.open(name, LIST | _NOFOLLOW, dir_fd=directory)
+    except OSError as error:
+        # ELOOP is macOS's word for a symlink here, ENOTDIR is Linux's.
+        if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
+            return None
+        raise
+
+
+def _entries(fd: int, first: str) -> tuple[list[str], set[str]]:
+    """The names in a directory that begin with *first*, in order, those of directories with a "/" at their end.
+
+    Returns:
+        The names, and which of them are neither regular files nor directories.
+    """
+    names: list[str] = []
+    odd: set[str] = set()
+    with os.scandir(fd) as entries:
+        for entry in entries:
+            name = _name(entry)
+            if entry.is_file(follow_symlinks=False):
+                names.append(name)
+            elif entry.is_dir(follow_symlinks=False):
+                # "/" sorts above "." and "-": a directory takes its place as "name/", or scan order would not be identifier order.
+                names.append(name + "/")
+            else:
+                names.append(name)
+                odd.add(name)
+    if first:
+        names = [name for name in names if name.startswith(first)]
+    # The order of code points is not that of bytes where a name is not UTF-8.
+    names.sort(key=None if "".join(names).isascii() else identifiers.encode)
+    # Temporary names stand together.
+    low = bisect_left(names, RESERVED)
+    high = bisect_left(names, _AFTER_RESERVED)
+    del names[low:high]
+    return names, odd
+
+
+def _name(entry: os.DirEntry[str]) -> str:
+    """The identifier's segment for an entry, whatever this process's locale."""
+    return entry.name if _UTF8 else identifiers.decode(os.fsencode(entry.name))
+
+
+def _steps(names: list[str], odd: set[str]) -> Iterator[Step]:
+    """Runs of regular files, runs of one entry that is none, and names of directories, in order."""
+    start = 0
+    for index, name in enumerate(names):
+        if name[-1] == "/" or name in odd:
+            if start < index:
+                yield names[start:index], True
+            yield name[:-1] if name[-1] == "/" else ([name], False)
+            start = index + 1
+    if start < len(names):
+        yield names[start:], True
