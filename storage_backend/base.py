@@ -139,8 +139,16 @@ class StorageBackend(ABC):
             NotFoundError: there is no source.
             IntegrityError: the copy differs from the source, which is kept.
         """
-        if not self.copy(source_id, dest_id) or source_id == dest_id:
+        copied = self.copy(source_id, dest_id)
+        if source_id == dest_id:
             return True
+        # None is taken as done: a subclass may override copy() as carelessly as write().
+        if copied is False:
+            raise StorageError(
+                f"{location_of(self)} did not copy {source_id!r} to {dest_id!r}; nothing was deleted",
+                identifier=source_id,
+                backend=location_of(self),
+            )
         if self.size(source_id) != self.size(dest_id):
             raise IntegrityError(
                 f"the copy of {source_id!r} at {dest_id!r} has another size; nothing was deleted",
