@@ -1,0 +1,48 @@
+"""The README's table of backends, generated from the classes. `python -m tests.readme_table` writes it into the README."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from storage_backend import Capability, DatabaseStorage, LocalStorage, MemoryStorage, StorageBackend
+
+README = Path(__file__).parent.parent / "README.md"
+BEGIN = "<!-- table: made by `python -m tests.readme_table`, checked by the tests -->\n"
+END = "<!-- end of table -->"
+WORDS = {
+    Capability.CREATE: "`create`",
+    Capability.REPLACE: "`replace`",
+    Capability.RANGES: "ranges",
+    Capability.SERVER_COPY: "copies by itself",
+    Capability.URL: "`get_url`",
+    Capability.FLUSH: "`flush`",
+    Capability.CHECKSUM: "digests by itself",
+    Capability.DIRECTORIES: "has directories",
+}
+
+
+def backends() -> dict[str, StorageBackend]:
+    return {
+        "`LocalStorage`": LocalStorage("."),
+        "`DatabaseStorage` (SQLite)": DatabaseStorage("sqlite:///unused.db"),
+        "`DatabaseStorage` (PostgreSQL)": DatabaseStorage("postgresql://nobody@127.0.0.1/unused"),
+        "`MemoryStorage`": MemoryStorage(),
+    }
+
+
+def table() -> str:
+    lines = [f"| | {' | '.join(WORDS.values())} | keeps times |", "|---" * (len(WORDS) + 2) + "|"]
+    for name, backend in backends().items():
+        has = [capability in backend.capabilities for capability in WORDS] + [backend.keeps_modified]
+        lines.append(f"| {name} | {' | '.join('yes' if each else '' for each in has)} |")
+    return "\n".join(lines) + "\n"
+
+
+def rewritten(text: str) -> str:
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text()))

@@ -1,0 +1,88 @@
+"""Python's own library folder through SQLite and PostgreSQL and back: nothing is lost, and memory stays bounded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+LIBRARY = Path(sysconfig.get_paths()["stdlib"])
+MOST_MEMORY = 150 << 20  # bytes; the target of the migration table
+
+
+class Ended:
+    """What a run of the command line came to."""
+
+    def __init__(self, code: int, output: str, errors: str, memory: int) -> None:
+        self.code = code
+        self.errors = errors
+        self.memory = memory
+        self.events: list[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
+
+    @property
+    def report(self) -> dict[str, Any]:
+        assert self.events, self.errors
+        assert self.events[-1]["event"] == "end"
+        return self.events[-1]
+
+
+def run(directory: Path, *arguments: str | Path) -> Ended:
+    environment = {
+        **os.environ,
+        "XDG_STATE_HOME": str(directory / "state"),
+        "PYTHONDONTWRITEBYTECODE": "1",  # the library is what is migrated
+    }
+    output, errors = directory / "stdout", directory / "stderr"
+    with output.open("w") as out, errors.open("w") as err:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "storage_backend", *map(str, arguments), "--json"],
+            stdout=out,
+            stderr=err,
+            env=environment,
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+    return Ended(process.returncode, output.read_text(), errors.read_text(), usage.ru_maxrss << 10)
+
+
+@pytest.fixture
+def scope(soak: bool) -> list[str]:
+    return [] if soak else ["--exclude", "site-packages/**"]
+
+
+def migrated(directory: Path, source: str | Path, target: str | Path, scope: list[str]) -> dict[str, Any]:
+    done = run(directory, "migrate", source, target, *scope)
+    assert done.code == 0, done.errors
+    assert done.memory < MOST_MEMORY
+    report = done.report
+    assert report["failed"] == {}
+    assert report["copied"] == report["verified"] == report["planned"]
+    return report
+
+
+def test_the_library_survives_two_databases_and_back(
+    tmp_path: Path, postgresql_url: str, scope: list[str]
+) -> None:
+    sqlite, back = f"sqlite:///{tmp_path}/archive.db", tmp_path / "back"
+    first = migrated(tmp_path, LIBRARY, sqlite, scope)
+    assert first["copied"] > 1000
+    assert migrated(tmp_path, sqlite, postgresql_url, [])["copied"] == first["copied"]
+    assert migrated(tmp_path, postgresql_url, back, [])["bytes"] == first["bytes"]
+    again = run(tmp_path, "migrate", LIBRARY, sqlite, *scope)
+    assert again.code == 0
+    assert again.report["copied"] == 0
+    assert again.report["skipped"] == {"journal": first["copied"]}
+    excluded = ["--exclude=site-packages"] if scope else []
+    difference = subprocess.run(
+        ["diff", "-r", *excluded, LIBRARY, back], capture_output=True, text=True, check=False
+    )
+    assert (difference.returncode, difference.stdout) == (0, "")
+    checked = run(tmp_path, "verify", LIBRARY, back, *scope)
+    assert checked.code == 0
+    assert checked.report["compared"] == first["copied"]
