@@ -34,6 +34,7 @@ from storage_backend.info import Capability, ObjectInfo
 if TYPE_CHECKING:
     from storage_backend.backends.local import LocalStorage
     from storage_backend.backends.memory import MemoryStorage
+    from storage_backend.backends.sql import DatabaseStorage
     from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
     from storage_backend.wrappers.prefixed import PrefixedStorage
@@ -43,6 +44,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for, so that a program pays for what it uses.
 _HOMES = {
+    "DatabaseStorage": "backends.sql",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
@@ -65,6 +67,7 @@ __all__ = [
     "BucketNotFoundError",
     "Capability",
     "ConfigurationError",
+    "DatabaseStorage",
     "IntegrityError",
     "InvalidIdentifierError",
     "LocalStorage",

@@ -1,1 +1,70 @@
 """Fixtures of all tests. Nothing beyond pytest is imported at the top."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from tests.servers import PostgreSQL
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the long version was asked for."""
+    return bool(request.config.getoption("--soak"))
+
+
+def unavailable(reason: str) -> None:
+    """Skip the test that needs a server, or fail it where servers are required."""
+    if os.environ.get("STORAGE_BACKEND_REQUIRE_SERVERS") == "1":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The URL of an SQLite file that is yet to be, in a directory of its own."""
+    return f"sqlite:///{tmp_path_factory.mktemp('sqlite')}/objects.db"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server() -> Iterator[PostgreSQL | str]:
+    """The session's PostgreSQL, or the reason why there is none."""
+    try:
+        import psycopg  # noqa: F401 - the server is of no use without it
+
+        from tests.servers import PostgreSQL, ServerUnavailableError
+    except ImportError as error:
+        yield f"no psycopg: {error}"
+        return
+    try:
+        server = PostgreSQL()
+    except ServerUnavailableError as error:
+        yield str(error)
+        return
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgreSQL | str) -> PostgreSQL:
+    """The session's PostgreSQL."""
+    if isinstance(postgresql_server, str):
+        unavailable(postgresql_server)
+    assert not isinstance(postgresql_server, str)
+    return postgresql_server
+
+
+@pytest.fixture
+def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
+    """The URL of an empty database of this test's own."""
+    with postgresql.database() as name:
+        yield postgresql.url(name)

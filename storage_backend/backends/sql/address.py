@@ -1,0 +1,186 @@
+"""Address: which database a URL means, and what may be said of it aloud."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
+
+from storage_backend.errors import ConfigurationError
+
+# libpq's connection parameters that are no secret ("Parameter Key Words", PostgreSQL documentation).
+POSTGRESQL_PARAMETERS = frozenset(
+    {
+        "application_name",
+        "channel_binding",
+        "connect_timeout",
+        "gssencmode",
+        "host",
+        "hostaddr",
+        "keepalives",
+        "keepalives_count",
+        "keepalives_idle",
+        "keepalives_interval",
+        "krbsrvname",
+        "load_balance_hosts",
+        "options",
+        "passfile",
+        "port",
+        "require_auth",
+        "sslcert",
+        "sslcrl",
+        "sslkey",
+        "sslmode",
+        "sslnegotiation",
+        "sslrootcert",
+        "target_session_attrs",
+        "tcp_user_timeout",
+    }
+)
+
+_REFERENCES = ("env:", "file:")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A database.
+
+    Attributes:
+        dialect: "sqlite" or "postgresql".
+        location: the URL without a password.
+        path: of the file, absolute (SQLite).
+        parameters: for libpq, without the password (PostgreSQL).
+        password: itself, or "env:NAME" or "file:PATH" if it is not *literal*; None leaves it to libpq.
+        literal: whether the password is itself.
+    """
+
+    dialect: str
+    location: str
+    path: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    password: str | None = field(default=None, repr=False)
+    literal: bool = False
+
+    def secret(self) -> str | None:
+        """The password, looked up now.
+
+        Raises:
+            ConfigurationError: what it refers to is not there.
+        """
+        if self.password is None or self.literal:
+            return self.password
+        kind, _, place = self.password.partition(":")
+        if kind == "env":
+            found = os.environ.get(place)
+            if found is None:
+                raise ConfigurationError(
+                    f"password: there is no environment variable {place!r}", parameter="password"
+                )
+            return found
+        try:
+            return Path(place).read_text(encoding="utf-8").rstrip("\r\n")
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"password: cannot read {place!r}: {error}", parameter="password"
+            ) from None
+
+
+def parse(url: str, password: str | None = None) -> Address:
+    """The database that *url* means. No I/O.
+
+    Args:
+        url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host:port/name?parameter=value`,
+            percent-encoded.
+        password: of PostgreSQL: itself, "env:NAME" or "file:PATH".
+
+    Raises:
+        ConfigurationError: it is none of these.
+    """
+    if not isinstance(url, str):
+        raise TypeError(f"url is a str, not {type(url).__name__}")
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme == "sqlite":
+        return _sqlite(url, password)
+    if separator and scheme == "postgresql":
+        return _postgresql(url, password)
+    # Not the whole URL: it may hold a password.
+    raise _wrong(f"unknown scheme {scheme[:20]!r}; known: sqlite:///FILE, postgresql://USER@HOST/NAME")
+
+
+def _sqlite(url: str, password: str | None) -> Address:
+    rest = url.removeprefix("sqlite://")
+    if password is not None:
+        raise ConfigurationError("password: an SQLite file has none", parameter="password")
+    if "#" in rest:
+        raise _wrong('a "#" in the path is written %23')
+    rest, _, query = rest.partition("?")
+    if query:
+        raise _wrong(f'unknown parameter {query.partition("=")[0]!r}: sqlite:/// takes none ("?" is %3F)')
+    if rest in {"", "/", "/:memory:"}:
+        raise _wrong("a database in memory would be gone with its connection: use MemoryStorage")
+    if not rest.startswith("/"):
+        raise _wrong("sqlite:///relative.db has three slashes, sqlite:////absolute.db has four")
+    path = os.path.abspath(unquote(rest[1:], errors="surrogateescape"))  # noqa: PTH100 - resolve() would do I/O
+    if "\0" in path:
+        raise _wrong("a path has no NUL")
+    return Address("sqlite", f"sqlite:///{quote(os.fsencode(path))}", path)
+
+
+def _postgresql(url: str, password: str | None) -> Address:
+    try:
+        parts = urlsplit(url)
+        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError:
+        raise _wrong("it is not of the form postgresql://USER@HOST:PORT/NAME?PARAMETER=VALUE") from None
+    if "#" in url:
+        raise _wrong('a "#" is written %23')
+    account, _, hosts = parts.netloc.rpartition("@")
+    user, has_password, inline = account.partition(":")
+    if has_password and password is not None:
+        raise ConfigurationError("password: the URL has one already", parameter="password")
+    parameters = dict(_hosts(hosts))
+    name = unquote(parts.path.removeprefix("/"))
+    if not name:
+        raise _wrong("it names no database: postgresql://USER@HOST:PORT/NAME")
+    for key, value in query:
+        if key in {"password", "sslpassword"}:
+            raise _wrong(f"no {key} in a query: use PGPASSWORD, .pgpass or password=")
+        if key not in POSTGRESQL_PARAMETERS:
+            raise _wrong(f"unknown parameter {key!r}; known: {', '.join(sorted(POSTGRESQL_PARAMETERS))}")
+        parameters[key] = value
+    parameters["dbname"] = name
+    if user:
+        parameters["user"] = unquote(user)
+    netloc = f"{quote(unquote(user))}@{hosts}" if user else hosts
+    location = f"postgresql://{netloc}/{quote(name, safe='')}"
+    if query:
+        location += f"?{urlencode(query, safe='/')}"
+    secret = unquote(inline) if has_password else password
+    literal = bool(has_password) or (password is not None and not password.startswith(_REFERENCES))
+    return Address("postgresql", location, "", parameters, secret, literal)
+
+
+def _hosts(text: str) -> Mapping[str, str]:
+    """The `host` and `port` of libpq for `host:port,host:port`, where a host may be [IPv6]."""
+    if not text:
+        return {}
+    hosts, ports = [], []
+    for place in text.split(","):
+        host, bracket, port = place.rpartition("]")
+        if bracket:
+            host = host.removeprefix("[")
+            port = port.removeprefix(":")
+        else:
+            host, _, port = place.partition(":")
+        if port and not port.isdecimal():
+            # Not shown: it may be half of a password with a "/" in it.
+            raise _wrong('a port is a number; in a password "#", "/", "?" and "@" are percent-encoded')
+        hosts.append(unquote(host))
+        ports.append(port)
+    return {"host": ",".join(hosts)} | ({"port": ",".join(ports)} if any(ports) else {})
+
+
+def _wrong(reason: str) -> ConfigurationError:
+    return ConfigurationError(f"url: {reason}", parameter="url")

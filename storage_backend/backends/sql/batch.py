@@ -1,0 +1,263 @@
+"""Batches: many small objects by few statements."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from storage_backend import identifiers
+from storage_backend.backends.sql import reading
+from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_entry, new_version
+from storage_backend.backends.sql.upload import check_stored
+from storage_backend.base import Item, not_found
+from storage_backend.errors import FATAL, Failures, IntegrityError, is_retryable
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import check_arrived, sha256, whole
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from storage_backend.backends.sql.database import Database
+
+COUNT = 500  # identifiers in one statement; SQLite before 3.32 takes 999 parameters
+BYTES = 8 << 20  # of contents that are held at a time
+
+Result = TypeVar("Result")
+Names = Mapping[bytes, str]
+
+
+def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> Iterator[tuple[str, bytes]]:
+    """Each object as often as it is wanted, but for those that cannot be read."""
+    for batch in _slices(wanted):
+        times = Counter(batch)
+        names = _names(times, failures)
+        query = partial(database.catalog.find_many, names=list(names))
+        entries = _of_all(failures, names.values(), partial(database.run, query))
+        if entries is None:
+            continue
+        _miss(database, names, {entry.name for entry in entries}, failures)
+        for group in _groups(entries):
+            for identifier, content in _read(database, group, names, failures):
+                for _ in range(times[identifier]):
+                    yield identifier, content
+
+
+def delete_many(database: Database, unwanted: Iterable[str], failures: Failures) -> int:
+    """Delete objects, there or not; how many distinct identifiers there were."""
+    distinct = set(unwanted)
+    for batch in _slices(distinct):
+        names = _names(batch, failures)
+        # In one order, or two such transactions could wait for each other.
+        _of_all(failures, names.values(), partial(delete, database, sorted(names)))
+    return len(distinct)
+
+
+def delete(database: Database, names: Sequence[bytes], identifier: str | None = None) -> bool:
+    """Delete objects in one transaction; whether any was there."""
+    found = False
+
+    def work(connection: Connection) -> bool:
+        nonlocal found
+        versions = database.catalog.delete(connection, names)
+        # It stays true if this is run again since the acknowledgement was lost.
+        found = found or bool(versions)
+        return database.catalog.retire(connection, versions)
+
+    if database.transact(work, identifier):
+        database.collect()
+    return found
+
+
+@dataclass(slots=True)
+class _Pending:
+    """An object that is to be written. *times* counts those that it took the place of."""
+
+    identifier: str
+    content: bytes
+    entry: Entry
+    times: int = 1
+
+
+class Writing:
+    """Collects small objects and stores them many at a time.
+
+    Args:
+        database: where to.
+        verify: read what was stored and digest it before it is published.
+        failures: takes those that cannot be stored.
+
+    Attributes:
+        stored: how many items were.
+    """
+
+    def __init__(self, database: Database, *, verify: bool, failures: Failures) -> None:
+        self.stored = 0
+        self._database = database
+        self._verify = verify
+        self._failures = failures
+        self._pending: dict[str, _Pending] = {}
+        self._bytes = 0
+
+    def add(self, item: Item, stream: Callable[[str, bytes, ObjectInfo | None], object]) -> None:
+        """Store an item, or keep it for later.
+
+        Args:
+            item: identifier or info, and content.
+            stream: stores one that is too large for a batch.
+        """
+        key, content = item
+        info = key if isinstance(key, ObjectInfo) else None
+        identifier = info.identifier if info else cast(str, key)
+        with self._failures.of(identifier):
+            identifiers.check(identifier)
+            self._failures.errors.pop(identifier, None)
+            content = whole(content)
+            if len(content) > CHUNK_SIZE:
+                if identifier in self._pending:
+                    self.finish()
+                stream(identifier, content, info)
+                self.stored += 1
+                return
+            digest = sha256(content)
+            check_arrived(info, identifier, len(content), digest if self._verify else None)
+            self._keep(identifier, content, new_entry(identifier, new_version(), len(content), digest, info))
+
+    def finish(self) -> None:
+        """Store what is kept."""
+        # In one order, or two such transactions could wait for each other.
+        batch = sorted(self._pending.values(), key=lambda pending: pending.entry.name)
+        self._pending = {}
+        self._bytes = 0
+        if batch:
+            self._store(batch)
+
+    def _keep(self, identifier: str, content: bytes, entry: Entry) -> None:
+        pending = _Pending(identifier, content, entry)
+        superseded = self._pending.pop(identifier, None)
+        if superseded is not None:
+            pending.times += superseded.times
+            self._bytes -= len(superseded.content)
+        self._pending[identifier] = pending
+        self._bytes += len(content)
+        if len(self._pending) >= COUNT or self._bytes >= BYTES:
+            self.finish()
+
+    def _store(self, batch: Sequence[_Pending]) -> None:
+        try:
+            self._transact(batch)
+        except FATAL:
+            raise
+        except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
+            if len(batch) == 1 or is_retryable(error):
+                for pending in batch:
+                    self._failures.errors[pending.identifier] = error
+                return
+            # One of them is at fault; the others are not to suffer for it.
+            middle = len(batch) // 2
+            self._store(batch[:middle])
+            self._store(batch[middle:])
+
+    def _transact(self, batch: Sequence[_Pending]) -> None:
+        catalog = self._database.catalog
+
+        def work(connection: Connection) -> tuple[bool, dict[str, IntegrityError]]:
+            catalog.insert_chunks(
+                connection,
+                [(pending.entry.version, 0, pending.content) for pending in batch if pending.content],
+            )
+            wrong = self._wrong(connection, batch) if self._verify else {}
+            good = [pending.entry for pending in batch if pending.identifier not in wrong]
+            bad = [pending.entry.version for pending in batch if pending.identifier in wrong]
+            garbage = catalog.retire(connection, bad)
+            return (catalog.put(connection, good) if good else False) or garbage, wrong
+
+        self._database.sweep_now_and_then()
+        garbage, wrong = self._database.transact(work)
+        self._failures.errors.update(wrong)
+        self.stored += sum(pending.times for pending in batch if pending.identifier not in wrong)
+        if garbage:
+            self._database.collect()
+
+    def _wrong(self, connection: Connection, batch: Sequence[_Pending]) -> dict[str, IntegrityError]:
+        """Those whose bytes are not in the database as they were written."""
+        versions = [pending.entry.version for pending in batch]
+        found = self._database.catalog.contents(connection, versions)
+        wrong = {}
+        for pending in batch:
+            try:
+                check_stored(pending.identifier, pending.entry.sha256, found.get(pending.entry.version, b""))
+            except IntegrityError as error:
+                wrong[pending.identifier] = error
+        return wrong
+
+
+def _read(
+    database: Database, group: Sequence[bytes], names: Names, failures: Failures
+) -> Iterator[tuple[str, bytes]]:
+    query = partial(database.catalog.read_many, names=group)
+    rows = _of_all(failures, [names[name] for name in group], partial(database.run, query))
+    if rows is None:
+        return
+    for entry, first in rows:
+        identifier = names[entry.name]
+        content = None
+        with failures.of(identifier):
+            if entry.size > entry.chunk_size:
+                content = reading.read(database, identifier)
+            else:
+                reading.check(database, identifier, entry, first)
+                content = first
+        if content is not None:
+            yield identifier, content
+    # Deleted since it was found.
+    _miss(database, {name: names[name] for name in group}, {entry.name for entry, _ in rows}, failures)
+
+
+def _groups(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
+    """Names of objects that are read together. A large one is alone; the answer has its first chunk only."""
+    group: list[bytes] = []
+    size = 0
+    for entry in entries:
+        if group and size + entry.size > BYTES:
+            yield group
+            group, size = [], 0
+        group.append(entry.name)
+        size += entry.size
+    if group:
+        yield group
+
+
+def _slices(items: Iterable[str]) -> Iterator[list[str]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, COUNT)):
+        yield batch
+
+
+def _names(wanted: Iterable[str], failures: Failures) -> dict[bytes, str]:
+    names = {}
+    for identifier in wanted:
+        with failures.of(identifier):
+            identifiers.check(identifier)
+            names[identifier.encode()] = identifier
+    return names
+
+
+def _miss(database: Database, names: Names, found: Collection[bytes], failures: Failures) -> None:
+    for name, identifier in names.items():
+        if name not in found:
+            failures.errors[identifier] = not_found(identifier, database.address.location)
+
+
+def _of_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
+    """What *step* gives; if it fails, all that are concerned have failed."""
+    try:
+        return step()
+    except FATAL:
+        raise
+    except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
+        failures.errors.update(dict.fromkeys(concerned, error))
+        return None

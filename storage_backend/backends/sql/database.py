@@ -1,0 +1,224 @@
+"""Database: runs work in the right kind of transaction, again where that helps, and translates what goes wrong."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sqlite3
+import time
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from storage_backend.backends.sql import schema
+from storage_backend.backends.sql.address import Address
+from storage_backend.backends.sql.catalog import Catalog
+from storage_backend.backends.sql.errors import translate
+from storage_backend.backends.sql.forks import guard
+from storage_backend.backends.sql.heart import Heart
+from storage_backend.backends.sql.session import Session, Settings, inherited, synchronous
+from storage_backend.errors import StorageError
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+TRIES = 6  # of a transaction that others got in the way of
+RECONNECTS = 2  # tries when a connection turns out to be dead; the whole pool is then dropped
+
+# Serialisation failure, deadlock, and a name that another transaction inserted meanwhile ("PostgreSQL Error Codes").
+_IN_THE_WAY = {"40001", "40P01", "23505"}
+
+
+class Database:
+    """One database, from any thread and after any fork.
+
+    Args:
+        address: of the database.
+        settings: how to use it.
+    """
+
+    def __init__(self, address: Address, settings: Settings) -> None:
+        self.address = address
+        self.settings = settings
+        self.catalog = Catalog(address.dialect)
+        # By process. What a child inherits stays here, untouched: collected, it would be closed.
+        self._sessions: dict[int, Session] = {}
+        self._hearts: dict[int, Heart] = {}
+        self._swept = float("-inf")
+        weakref.finalize(self, _close, self._sessions)
+
+    def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
+        """Run *work* with a connection on which each statement is a transaction. It must bear being run again."""
+        return self._attempt(work, None, identifier)
+
+    def snapshot(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
+        """Run *work* where all its statements see the database as it was at the first of them."""
+        begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
+        return self._attempt(work, begin[self.address.dialect], identifier)
+
+    def transact(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
+        """Run *work* in a transaction that writes.
+
+        It is run again if another transaction was in the way or the connection was dead, also when the
+        acknowledgement of its commit was lost: then it finds what it did.
+        """
+        begin = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED"}
+        with self._session().turn():
+            return self._attempt(work, begin[self.address.dialect], identifier)
+
+    def flush(self) -> None:
+        """Return once every commit so far survives power loss: one that waits for the disk has all before it there."""
+        if self.address.dialect == "postgresql":
+
+            def wait(connection: Connection) -> None:
+                # "on" is the default, but a role or database may have another.
+                connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
+                schema.touch(connection)
+
+            self.transact(wait)
+            return
+
+        def sync(connection: Connection) -> None:
+            connection.exec_driver_sql("PRAGMA synchronous = FULL")
+            try:
+                schema.touch(connection)
+            finally:
+                connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous(self.settings)}")
+
+        with self._session().turn():
+            self._attempt(sync, None, None)
+
+    @property
+    def heart(self) -> Heart:
+        """Keeps this process's uploads alive."""
+        pid = os.getpid()
+        return self._hearts.get(pid) or self._hearts.setdefault(
+            pid, Heart(weakref.ref(self), self.settings.stale_seconds / 10)
+        )
+
+    def sweep(self, age: float) -> int:
+        """Delete the chunks of versions that no object points to, in short transactions.
+
+        Args:
+            age: seconds since an upload last showed life.
+
+        Returns:
+            How many such versions there were.
+        """
+        seconds = max(0, int(age))
+        versions = self.run(lambda connection: self.catalog.stale(connection, seconds))
+        condemned = [
+            version
+            for version in versions
+            if self.transact(functools.partial(self.catalog.condemn, version=version, age=seconds))
+        ]
+        for version in condemned:
+            self._prune(version)
+        return len(condemned)
+
+    def sweep_now_and_then(self) -> None:
+        """Sweep, if this process has not done so lately. What goes wrong is logged: it is not the caller's concern."""
+        now = time.monotonic()
+        if now - self._swept < self.settings.stale_seconds:
+            return
+        self._swept = now
+        try:
+            count = self.sweep(self.settings.stale_seconds)
+        except StorageError as error:
+            logger.warning("stale uploads were not swept: %s", error)
+        else:
+            if count:
+                logger.info("swept %d stale uploads in %s", count, self.address.location)
+
+    def discard(self, version: bytes) -> None:
+        """Delete an upload that will not be published; what goes wrong is logged and left to a later sweep."""
+        try:
+            self.transact(lambda connection: self.catalog.discard(connection, [version]))
+            self._prune(version)
+        except StorageError as error:
+            logger.warning("an unfinished upload is left to a later sweep: %s", error)
+
+    def collect(self) -> None:
+        """Delete the garbage that a transaction has left behind, if nothing goes wrong; else a later sweep does."""
+        try:
+            self.sweep(float(1 << 60))
+        except StorageError as error:
+            logger.warning("superseded bytes are left to a later sweep: %s", error)
+
+    def close(self) -> None:
+        """Close this process's connections."""
+        session = self._sessions.get(os.getpid())
+        if session is not None:
+            session.close()
+
+    def _prune(self, version: bytes) -> None:
+        while self.transact(functools.partial(self.catalog.prune, version=version)):
+            pass
+
+    def _session(self) -> Session:
+        pid = os.getpid()
+        session = self._sessions.get(pid)
+        if session is not None:
+            return session
+        for old in list(self._sessions.values()):
+            if old.torn and self.address.dialect == "sqlite":
+                raise inherited(old)
+            old.abandon()
+        session = self._sessions.setdefault(pid, Session(self.address, self.settings))
+        if self.address.dialect == "sqlite":
+            guard().add(session)
+        return session
+
+    def _attempt(
+        self, work: Callable[[Connection], Result], begin: str | None, identifier: str | None
+    ) -> Result:
+        attempt = 1
+        while True:
+            session = self._session()
+            try:
+                with session.connection() as connection:
+                    return _within(connection, begin, work)
+            except SQLAlchemyError as error:
+                if attempt < _tries(error):
+                    attempt += 1
+                    continue
+                failure = translate(error, self.address, identifier)
+                failure.attempts = attempt
+                if _is_moved(error):
+                    session.close()
+                raise failure from error
+
+
+def _within(connection: Connection, begin: str | None, work: Callable[[Connection], Result]) -> Result:
+    if begin is None:
+        return work(connection)
+    # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
+    connection.exec_driver_sql(begin)
+    result = work(connection)
+    connection.commit()
+    return result
+
+
+def _tries(error: SQLAlchemyError) -> int:
+    """How often a transaction that failed so is tried."""
+    if not isinstance(error, DBAPIError):
+        return 1
+    if error.connection_invalidated:
+        return RECONNECTS
+    return TRIES if getattr(error.orig, "sqlstate", None) in _IN_THE_WAY else 1
+
+
+def _is_moved(error: SQLAlchemyError) -> bool:
+    cause = getattr(error, "orig", None)
+    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED
+
+
+def _close(sessions: dict[int, Session]) -> None:
+    session = sessions.get(os.getpid())
+    if session is not None:
+        session.close()

@@ -1,0 +1,156 @@
+"""Our errors for those of the databases."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from storage_backend.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    BaseDirectoryNotFoundError,
+    ConfigurationError,
+    IntegrityError,
+    QuotaExceededError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+)
+
+if TYPE_CHECKING:
+    from storage_backend.backends.sql.address import Address
+
+# Primary result codes ("Result and Error Codes", SQLite documentation), with what to say beside SQLite's own words.
+_SQLITE: dict[int, tuple[type[StorageError], str]] = {
+    sqlite3.SQLITE_BUSY: (StorageTimeoutError, "another process has been writing all the while; try again"),
+    sqlite3.SQLITE_LOCKED: (StorageTimeoutError, "try again"),
+    sqlite3.SQLITE_PROTOCOL: (UnavailableError, "try again"),
+    sqlite3.SQLITE_SCHEMA: (UnavailableError, "its tables were changed meanwhile; try again"),
+    sqlite3.SQLITE_INTERRUPT: (UnavailableError, "try again"),
+    sqlite3.SQLITE_FULL: (QuotaExceededError, "the disk is full; nothing was changed"),
+    sqlite3.SQLITE_CORRUPT: (IntegrityError, "the file is damaged; restore it from a copy"),
+    sqlite3.SQLITE_NOTADB: (ConfigurationError, "it was left as it is"),
+    sqlite3.SQLITE_READONLY: (AccessDeniedError, "the file, or its directory, may not be written to"),
+    sqlite3.SQLITE_PERM: (AccessDeniedError, "the file may not be opened"),
+    sqlite3.SQLITE_AUTH: (AccessDeniedError, "that is not allowed"),
+    sqlite3.SQLITE_CANTOPEN: (
+        AccessDeniedError,
+        "the file, or its directory (where SQLite keeps -wal and -shm files), may not be opened or written to",
+    ),
+}
+# What a read beyond the end, or of a bad sector, gives (extended codes of SQLITE_IOERR).
+_SQLITE_DAMAGE = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
+
+# SQLSTATE, or its first two characters, its class ("PostgreSQL Error Codes").
+_SQLSTATE: dict[str, tuple[type[StorageError], str]] = {
+    "08": (UnavailableError, "the connection failed; try again"),
+    "25006": (AccessDeniedError, "the server, or this session, is read-only"),
+    "28": (AuthenticationError, "check user and password (PGPASSWORD, .pgpass or password=)"),
+    "3D000": (BaseDirectoryNotFoundError, "create it first"),
+    "40": (UnavailableError, "other transactions were in the way; try again"),
+    "42501": (AccessDeniedError, "ask the owner of the database for the right"),
+    "42P01": (UnavailableError, "its tables were dropped meanwhile; try again"),
+    "53": (UnavailableError, "the server is short of resources; try again"),
+    "53100": (QuotaExceededError, "the server's disk is full; nothing was changed"),
+    "55P03": (StorageTimeoutError, "another transaction holds the lock; try again"),
+    "57014": (StorageTimeoutError, "the server gave up after its time limit; try again"),
+    "57P": (UnavailableError, "the server is going down or coming up; try again"),
+    "58030": (StorageError, "the server cannot read or write its disk"),
+    "XX001": (IntegrityError, "the server's data is damaged; restore it from a copy"),
+    "XX002": (IntegrityError, "the server's index is damaged; REINDEX it"),
+}
+# libpq gives no SQLSTATE when a connection is refused, only the server's words.
+_WORDS: dict[str, str] = {
+    "authentication failed": "28",
+    "no password supplied": "28",
+    "no pg_hba.conf entry": "28",
+    "not permitted to log in": "28",
+    "permission denied for database": "42501",
+}
+
+
+def translate(error: Exception, address: Address, identifier: str | None = None) -> StorageError:
+    """Our error for one of SQLAlchemy, sqlite3 or psycopg. What it says is one line, without a secret.
+
+    Args:
+        error: what was raised.
+        address: of the database.
+        identifier: the object concerned, if any.
+    """
+    cause = getattr(error, "orig", None) or error
+    words = _plain(str(cause), address)
+    code = getattr(cause, "sqlite_errorcode", None)
+    if code is not None:
+        kind, advice = _of_sqlite(code, address.path)
+    elif isinstance(cause, sqlite3.Error):
+        kind, advice = StorageError, ""
+    elif type(cause).__name__ in {"QueuePoolTimeout", "TimeoutError", "ConnectionTimeout"}:
+        kind, advice = StorageTimeoutError, "try again"
+    else:
+        kind, advice = _of_postgresql(getattr(cause, "sqlstate", None), words, type(cause).__name__)
+    where = address.location
+    message = f"{where}: {words}" + (f": {advice}" if advice else "")
+    return kind(message, identifier=identifier, backend=where)
+
+
+def _plain(words: str, address: Address) -> str:
+    line = " ".join(words.split())
+    if address.literal and address.password:
+        line = line.replace(address.password, "***")
+    return line
+
+
+def _of_sqlite(code: int, path: str) -> tuple[type[StorageError], str]:
+    if code == sqlite3.SQLITE_READONLY_DBMOVED:
+        return UnavailableError, "the file was moved or deleted meanwhile; try again"
+    if code in _SQLITE_DAMAGE:
+        return _SQLITE[sqlite3.SQLITE_CORRUPT]
+    primary = code & 0xFF
+    if primary == sqlite3.SQLITE_IOERR:
+        # Growing the -shm file, or past a quota, fails so; sqlite3 does not pass errno on.
+        if _is_full(path):
+            return _SQLITE[sqlite3.SQLITE_FULL]
+        return StorageError, "the disk cannot be read or written"
+    if primary == sqlite3.SQLITE_CANTOPEN:
+        return _of_path(path)
+    return _SQLITE.get(primary, (StorageError, ""))
+
+
+def _of_path(path: str) -> tuple[type[StorageError], str]:
+    """Why a file cannot be opened. It is not tried: closing a descriptor would drop SQLite's own locks on the file."""
+    directory = Path(path).parent
+    if not directory.is_dir():
+        return BaseDirectoryNotFoundError, f"there is no directory {str(directory)!r}; create it first"
+    if not Path(path).exists() and os.access(directory, os.W_OK | os.X_OK):
+        return BaseDirectoryNotFoundError, "there is no such file"
+    if Path(path).is_dir():
+        return ConfigurationError, "that is a directory, not a file"
+    readable = os.access(path, os.R_OK | os.W_OK) and os.access(directory, os.W_OK | os.X_OK)
+    if readable:
+        return UnavailableError, "this process may have too many open files; try again"
+    return _SQLITE[sqlite3.SQLITE_CANTOPEN]
+
+
+def _is_full(path: str) -> bool:
+    try:
+        return shutil.disk_usage(Path(path).parent).free < 1 << 20
+    except OSError:
+        return False
+
+
+def _of_postgresql(state: str | None, words: str, name: str) -> tuple[type[StorageError], str]:
+    if state is None:
+        if name == "ProgrammingError":
+            return ConfigurationError, ""
+        lowered = words.lower()
+        state = next((found for phrase, found in _WORDS.items() if phrase in lowered), "08")
+        # 'FATAL: role "x" does not exist', 'FATAL: database "x" does not exist'
+        if state == "08" and lowered.endswith("does not exist"):
+            state = "28" if ' role "' in lowered else "3D000"
+    for length in (5, 3, 2):
+        if (found := _SQLSTATE.get(state[:length])) is not None:
+            return found
+    return StorageError, ""

@@ -1,0 +1,175 @@
+"""Reading: one version, never a mix of two, and whole only if it is what was written."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, BinaryIO
+
+from storage_backend import identifiers
+from storage_backend.backends.sql.entry import Entry
+from storage_backend.base import not_found
+from storage_backend.errors import IntegrityError, SourceChangedError
+from storage_backend.streams import ranged_reader
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from storage_backend.backends.sql.database import Database
+
+AT_ONCE = 4 << 20  # bytes in one answer
+
+
+def find(database: Database, identifier: str) -> Entry:
+    """The object's row.
+
+    Raises:
+        NotFoundError: there is none.
+    """
+    identifiers.check(identifier)
+    name = identifier.encode()
+    entry = database.run(lambda connection: database.catalog.find(connection, name), identifier)
+    if entry is None:
+        raise not_found(identifier, database.address.location)
+    return entry
+
+
+def read(database: Database, identifier: str) -> bytes:
+    """The whole object."""
+    entry, content = _first(database, identifier)
+    if entry.size <= entry.chunk_size:
+        return content
+
+    def work(connection: Connection) -> bytes:
+        found = database.catalog.find(connection, entry.name)
+        if found is None:
+            raise not_found(identifier, database.address.location)
+        buffer = io.BytesIO()
+        for piece in _pieces(database, connection, found, 0, found.size):
+            buffer.write(piece)
+        content = buffer.getvalue()  # not a copy
+        check(database, identifier, found, content)
+        return content
+
+    return database.snapshot(work, identifier)
+
+
+def read_range(database: Database, identifier: str, start: int, end: int | None) -> bytes:
+    """The bytes of [start, end) or from *start* on, as far as there are any."""
+    identifiers.check(identifier)
+    name = identifier.encode()
+    if end is None or end - start > AT_ONCE:
+
+        def work(connection: Connection) -> bytes:
+            found = database.catalog.find(connection, name)
+            if found is None:
+                raise not_found(identifier, database.address.location)
+            stop = found.size if end is None else min(end, found.size)
+            content = b"".join(_pieces(database, connection, found, start, stop))
+            _check_length(database, identifier, len(content), stop - start)
+            return content
+
+        return database.snapshot(work, identifier)
+    span = database.run(
+        lambda connection: database.catalog.span_of_object(connection, name, start, end), identifier
+    )
+    if span is None:
+        raise not_found(identifier, database.address.location)
+    entry, content = span
+    _check_length(database, identifier, len(content), min(end, entry.size) - start)
+    return content
+
+
+def open_reader(database: Database, identifier: str) -> BinaryIO:
+    """A seekable reader of the version that the object is now."""
+    entry, content = _first(database, identifier)
+    if entry.size <= entry.chunk_size:
+        return io.BytesIO(content)
+    return ranged_reader(_Pinned(database, identifier, entry).fetch, entry.size, entry.chunk_size)
+
+
+def check(database: Database, identifier: str, entry: Entry, content: bytes) -> None:
+    """Compare what was read with what was written.
+
+    Raises:
+        IntegrityError: it differs.
+    """
+    if len(content) != entry.size or hashlib.sha256(content, usedforsecurity=False).digest() != entry.sha256:
+        raise _damaged(database, identifier)
+
+
+class _Pinned:
+    """Reads ranges of one version. Bytes that are read from the first to the last are compared with their digest."""
+
+    def __init__(self, database: Database, identifier: str, entry: Entry) -> None:
+        self._database = database
+        self._identifier = identifier
+        self._entry = entry
+        self._digest = hashlib.sha256(usedforsecurity=False)
+        self._digested = 0
+
+    def fetch(self, start: int, end: int) -> bytes:
+        """The bytes of [start, end)."""
+        content = self._database.run(
+            lambda connection: self._database.catalog.span(connection, self._entry, start, end),
+            self._identifier,
+        )
+        if len(content) != end - start:
+            raise self._gone()
+        if start == self._digested:
+            self._digest.update(content)
+            self._digested = end
+            if end == self._entry.size and self._digest.digest() != self._entry.sha256:
+                raise _damaged(self._database, self._identifier)
+        return content
+
+    def _gone(self) -> IntegrityError | SourceChangedError:
+        catalog, name = self._database.catalog, self._entry.name
+        current = self._database.run(lambda connection: catalog.version_of(connection, name))
+        if current == self._entry.version:
+            return _damaged(self._database, self._identifier)
+        where = self._database.address.location
+        return SourceChangedError(
+            f"{self._identifier!r} in {where} was {'deleted' if current is None else 'replaced'} while it was read",
+            identifier=self._identifier,
+            backend=where,
+        )
+
+
+def _first(database: Database, identifier: str) -> tuple[Entry, bytes]:
+    """The object's row and first chunk, checked if that is all of it."""
+    identifiers.check(identifier)
+    name = identifier.encode()
+    found = database.run(lambda connection: database.catalog.read(connection, name), identifier)
+    if found is None:
+        raise not_found(identifier, database.address.location)
+    entry, content = found
+    if entry.size <= entry.chunk_size:
+        check(database, identifier, entry, content)
+    return entry, content
+
+
+def _pieces(
+    database: Database, connection: Connection, entry: Entry, start: int, end: int
+) -> Iterator[bytes]:
+    step = max(1, AT_ONCE // entry.chunk_size) * entry.chunk_size
+    while start < end:
+        # At multiples of the chunk size, so that no chunk is read twice.
+        stop = min((start // step + 1) * step, end)
+        yield database.catalog.span(connection, entry, start, stop)
+        start = stop
+
+
+def _check_length(database: Database, identifier: str, found: int, expected: int) -> None:
+    if found != max(0, expected):
+        raise _damaged(database, identifier)
+
+
+def _damaged(database: Database, identifier: str) -> IntegrityError:
+    where = database.address.location
+    return IntegrityError(
+        f"the bytes of {identifier!r} in {where} are not those that were stored; restore it from a copy",
+        identifier=identifier,
+        backend=where,
+    )

@@ -1,0 +1,479 @@
+"""DatabaseStorage: the verbs."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, cast
+from urllib.parse import quote
+
+from typing_extensions import override
+
+from storage_backend import identifiers
+from storage_backend.backends.sql import batch, reading
+from storage_backend.backends.sql.address import parse
+from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_version, version_of
+from storage_backend.backends.sql.upload import Flip, HashingSink, Upload
+from storage_backend.base import (
+    Identifiers,
+    Item,
+    OnSkip,
+    StorageBackend,
+    check_mode,
+    not_found,
+    report_skip,
+)
+from storage_backend.errors import (
+    ConfigurationError,
+    Failures,
+    InvalidIdentifierError,
+    MissingClientError,
+    PreconditionFailedError,
+    SourceChangedError,
+)
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import (
+    Content,
+    Writer,
+    check_arrived,
+    check_range,
+    chunks,
+    hashing,
+    plain,
+)
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from storage_backend.backends.sql.database import Database
+
+PAGE = 1000  # rows of a scan that are held at a time
+COPY_AT_ONCE = 16  # chunks that one transaction copies
+COPY_TRIES = 10  # of a large object that is replaced again and again
+
+Row = TypeVar("Row")
+Fetch: TypeAlias = Callable[["Connection", bytes, bytes | None, int], Sequence[Row]]
+"""Gives the first rows of [low, high), at most so many."""
+
+
+class DatabaseStorage(StorageBackend):
+    """Objects in a database: an SQLite file, or PostgreSQL.
+
+    Tables named `sb_*` are created when first needed. Objects of any size stream in bounded memory and hold up nobody:
+    their bytes arrive in short transactions and become visible by one. What is read from its first byte to its last is
+    compared with the SHA-256 that was computed when it was written.
+
+    Args:
+        url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `postgresql://user@host:port/name?parameter=value` with
+            libpq's parameters; percent-encoded.
+        password: of PostgreSQL: itself (then this object cannot be pickled), "env:NAME" or "file:PATH". Without one,
+            libpq looks at PGPASSWORD and ~/.pgpass.
+        create_if_missing: create the SQLite file (never its directory) and the tables.
+        durable: SQLite: let each write survive power loss, not only those before a `flush`. PostgreSQL always does.
+        timeout_seconds: how long to wait for other writers of an SQLite file, and for a free connection.
+        connections: how many there are at most.
+        stale_seconds: after how long without a sign of life an unfinished upload of any process is swept. A live
+            process gives ten signs in that time, however slow its source.
+
+    Raises:
+        ConfigurationError: a parameter is wrong.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        password: str | None = None,
+        create_if_missing: bool = True,
+        durable: bool = False,
+        timeout_seconds: float = 60.0,
+        connections: int = 8,
+        stale_seconds: float = 3600.0,
+    ) -> None:
+        self._address = parse(url, password)
+        self._settings: dict[str, Any] = {
+            "create_if_missing": create_if_missing,
+            "durable": durable,
+            "timeout_seconds": timeout_seconds,
+            "connections": connections,
+            "stale_seconds": stale_seconds,
+        }
+        for name in ("timeout_seconds", "connections", "stale_seconds"):
+            if self._settings[name] <= 0:
+                raise ConfigurationError(f"{name}: {self._settings[name]!r} is not positive", parameter=name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self._address.literal:
+            raise ConfigurationError(
+                f"{self.location}: it was given a password, which does not go into a pickle; use PGPASSWORD, .pgpass, "
+                'password="env:NAME" or password="file:PATH"',
+                parameter="password",
+                backend=self.location,
+            )
+        return {"_address": self._address, "_settings": self._settings}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location!r})"
+
+    @override
+    def exists(self, identifier: str) -> bool:
+        if not identifiers.is_valid(identifier):
+            return False
+        return self._version(identifier) is not None
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        return reading.read(self._database, identifier)
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        return self.write_stream(identifier, _reader(content))
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        identifiers.check(identifier)
+        if not batch.delete(self._database, [identifier.encode()], identifier):
+            raise not_found(identifier, self.location)
+        return True
+
+    @override
+    def list(self, pattern: str | None = None) -> Identifiers:
+        glob = identifiers.glob(pattern) if pattern is not None else None
+        depth = glob.depth if glob and not glob.recursive else None
+        names = self._paged(self._database.catalog.names, _itself, glob.stem if glob else "", depth)
+        found = (self._identifier(name, None) for name in names)
+        return [
+            identifier
+            for identifier in found
+            if identifier is not None and (glob is None or glob.matches(identifier))
+        ]
+
+    @override
+    def get_path(self, identifier: str) -> str:
+        identifiers.check(identifier)
+        return f"{self.location}#{quote(identifier)}"
+
+    @override
+    def size(self, identifier: str) -> int:
+        return reading.find(self._database, identifier).size
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        identifiers.check(dest_id)
+        for _ in range(COPY_TRIES):
+            entry = reading.find(self._database, source_id)
+            if source_id == dest_id:
+                return True
+            if entry.chunks <= COPY_AT_ONCE:
+                if self._copy_small(source_id, dest_id):
+                    return True
+            elif self._copy_large(entry, dest_id):
+                return True
+        raise SourceChangedError(
+            f"{source_id!r} in {self.location} was replaced each time it was being copied",
+            identifier=source_id,
+            backend=self.location,
+            retryable=True,
+        )
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        identifiers.check(dest_id)
+        entry = reading.find(self._database, source_id)
+        if source_id == dest_id:
+            return True
+        catalog = self._database.catalog
+        target = dest_id.encode()
+
+        def work(connection: Connection) -> bool:
+            if catalog.version_of(connection, entry.name) is None:
+                if catalog.version_of(connection, target) == entry.version:
+                    return False  # the acknowledgement of an earlier attempt was lost
+                raise not_found(source_id, self.location)
+            garbage = catalog.retire(connection, catalog.delete(connection, [target]))
+            if not catalog.rename(connection, entry.name, target):
+                raise not_found(source_id, self.location)
+            return garbage
+
+        if self._database.transact(work, source_id):
+            self._database.collect()
+        return True
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        self._upload(identifier, reader, self._put, info=info, verify=verify)
+        return True
+
+    @override
+    def stat(self, identifier: str) -> ObjectInfo:
+        return reading.find(self._database, identifier).info(identifier)
+
+    @override
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        for entry in self._paged(self._database.catalog.page, _name_of, prefix):
+            identifier = self._identifier(entry.name, on_skip)
+            if identifier is not None:
+                yield entry.info(identifier)
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        check_mode(mode)
+        if mode == "rb":
+            return reading.open_reader(self._database, identifier)
+        identifiers.check(identifier)
+        return cast(BinaryIO, Writer(HashingSink(Upload(self._database, identifier), self._put)))
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        check_range(start, end)
+        return reading.read_range(self._database, identifier, start, end)
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        failures = Failures()
+        yield from batch.read_many(self._database, identifiers, failures)
+        failures.raise_any("read", self.location)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        failures = Failures()
+        writing = batch.Writing(self._database, verify=verify, failures=failures)
+
+        def stream(identifier: str, content: bytes, info: ObjectInfo | None) -> None:
+            self.write_stream(identifier, io.BytesIO(content), info=info, verify=verify)
+
+        for item in items:
+            writing.add(item, stream)
+        writing.finish()
+        failures.raise_any("write", self.location)
+        return writing.stored
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        failures = Failures()
+        count = batch.delete_many(self._database, identifiers, failures)
+        failures.raise_any("delete", self.location)
+        return count
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        identifiers.check(identifier)
+        reader = _reader(content)
+        if self._version(identifier) is not None:
+            return False
+
+        def flip(connection: Connection, entry: Entry) -> bool:
+            if not self._database.catalog.create(connection, entry):
+                raise _TakenError
+            return False
+
+        try:
+            self._upload(identifier, reader, flip)
+        except _TakenError:
+            return False
+        return True
+
+    @override
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        identifiers.check(identifier)
+        reader = _reader(content)
+        old = version_of(etag)
+        changed = PreconditionFailedError(
+            f"{identifier!r} in {self.location} is gone, or is another version than {etag!r}",
+            identifier=identifier,
+            backend=self.location,
+        )
+        if old is None or old != self._version(identifier):
+            raise changed
+
+        def flip(connection: Connection, entry: Entry) -> bool:
+            if not self._database.catalog.replace(connection, entry, old):
+                raise changed
+            return self._database.catalog.retire(connection, [old])
+
+        return self._upload(identifier, reader, flip).version.hex()
+
+    @override
+    def flush(self) -> bool:
+        self._database.flush()
+        return True
+
+    @property
+    @override
+    def capabilities(self) -> Capability:
+        # Not CHECKSUM: the digest that is kept says nothing of what has become of the bytes since.
+        return (
+            Capability.CREATE
+            | Capability.REPLACE
+            | Capability.RANGES
+            | Capability.SERVER_COPY
+            | Capability.FLUSH
+        )
+
+    @property
+    @override
+    def location(self) -> str:
+        return self._address.location
+
+    @property
+    @override
+    def keeps_modified(self) -> bool:
+        return True
+
+    @override
+    def close(self) -> None:
+        if "_opened" in self.__dict__:
+            self._database.close()
+
+    def sweep(self, older_than_seconds: float | None = None) -> int:
+        """Delete what uploads that died have left behind. It also happens by itself, now and then, before a write.
+
+        Args:
+            older_than_seconds: how long they have shown no sign of life; `stale_seconds` if None.
+
+        Returns:
+            How many such uploads there were.
+        """
+        age = self._settings["stale_seconds"] if older_than_seconds is None else older_than_seconds
+        return self._database.sweep(age)
+
+    @property
+    def _database(self) -> Database:
+        found = self.__dict__.get("_opened")
+        if found is None:
+            try:
+                from storage_backend.backends.sql.database import Database
+                from storage_backend.backends.sql.session import Settings
+            except ModuleNotFoundError as error:
+                if (error.name or "").partition(".")[0] != "sqlalchemy":
+                    raise
+                raise MissingClientError(
+                    f"{self.location} needs SQLAlchemy: pip install SQLAlchemy"
+                ) from error
+            # Atomic; what the loser of a race has made has not connected yet.
+            found = self.__dict__.setdefault("_opened", Database(self._address, Settings(**self._settings)))
+        return cast("Database", found)
+
+    def _version(self, identifier: str) -> bytes | None:
+        query = partial(self._database.catalog.version_of, name=identifier.encode())
+        return self._database.run(query, identifier)
+
+    def _put(self, connection: Connection, entry: Entry) -> bool:
+        return self._database.catalog.put(connection, [entry])
+
+    def _upload(
+        self,
+        identifier: str,
+        reader: BinaryIO,
+        flip: Flip,
+        *,
+        info: ObjectInfo | None = None,
+        verify: bool = False,
+    ) -> Entry:
+        identifiers.check(identifier)
+        source = hashing(reader)
+        upload = Upload(self._database, identifier)
+        try:
+            for chunk in chunks(cast(BinaryIO, source), CHUNK_SIZE):
+                upload.write(chunk)
+            digest = source.hexdigest()
+            check_arrived(info, identifier, upload.size, digest if verify else None)
+            entry = upload.entry(digest, info)
+            upload.publish(entry, flip, verify=verify)
+        finally:
+            upload.discard()
+        return entry
+
+    def _copy_small(self, source_id: str, dest_id: str) -> bool:
+        catalog = self._database.catalog
+        name = source_id.encode()
+
+        def work(connection: Connection) -> bool | None:
+            entry = catalog.lock(connection, name)
+            if entry is None:
+                raise not_found(source_id, self.location)
+            if entry.chunks > COPY_AT_ONCE:
+                return None
+            target = entry._replace(name=dest_id.encode(), version=new_version())
+            catalog.copy_chunks(connection, entry.version, target.version, 0, entry.chunks)
+            return catalog.put(connection, [target])
+
+        garbage = self._database.transact(work, source_id)
+        if garbage:
+            self._database.collect()
+        return garbage is not None
+
+    def _copy_large(self, source: Entry, dest_id: str) -> bool:
+        upload = Upload(self._database, dest_id)
+        try:
+            if not upload.copy_from(source, COPY_AT_ONCE):
+                return False
+            copied = source._replace(name=dest_id.encode(), version=upload.version)
+            upload.publish(copied, self._put)
+        finally:
+            upload.discard()
+        return True
+
+    def _paged(
+        self,
+        fetch: Fetch[Row],
+        name_of: Callable[[Row], bytes],
+        prefix: str,
+        depth: int | None = None,
+    ) -> Iterator[Row]:
+        """Rows whose names begin with *prefix*; with *depth*, most of those with more segments are left out."""
+        try:
+            low = prefix.encode()
+        except UnicodeEncodeError:
+            return  # a lone surrogate begins no identifier here
+        high = _after(low)
+        while True:
+            rows = self._database.run(lambda connection, low=low: fetch(connection, low, high, PAGE))  # type: ignore[misc] # a default binds the loop's name
+            yield from rows
+            if len(rows) < PAGE:
+                return
+            last = name_of(rows[-1])
+            low = last + b"\0"
+            if depth is not None and last.count(b"/") >= depth:
+                # Past all that is beneath: "0" comes after "/".
+                low = b"/".join(last.split(b"/")[:depth]) + b"0"
+
+    def _identifier(self, name: bytes, on_skip: OnSkip | None) -> str | None:
+        """The identifier of a row; None, reported, if another program has put in what is none."""
+        try:
+            identifier = name.decode()
+            identifiers.check(identifier)
+        except UnicodeDecodeError:
+            error = InvalidIdentifierError(f"invalid identifier {name!r}: it is not UTF-8")
+        except InvalidIdentifierError as reason:
+            error = reason
+        else:
+            return identifier
+        report_skip(on_skip, error, self.location)
+        return None
+
+
+class _TakenError(Exception):
+    """There is such an object already."""
+
+
+def _name_of(entry: Entry) -> bytes:
+    return entry.name
+
+
+def _itself(name: bytes) -> bytes:
+    return name
+
+
+def _reader(content: Content) -> BinaryIO:
+    content = plain(content)
+    return io.BytesIO(content) if isinstance(content, bytes) else content
+
+
+def _after(prefix: bytes) -> bytes | None:
+    """The least name that is greater than all that begin with *prefix*; None if there is none."""
+    head = prefix.rstrip(b"\xff")
+    return head[:-1] + bytes([head[-1] + 1]) if head else None

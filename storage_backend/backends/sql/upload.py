@@ -1,0 +1,226 @@
+"""Upload: one object on its way into the database, as chunks of a version that nothing points to yet."""
+
+from __future__ import annotations
+
+import hashlib
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_entry, new_version
+from storage_backend.errors import UnavailableError
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import check_digest
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from storage_backend.backends.sql.database import Database
+
+_STORED = "what was stored (nothing was published)"
+
+Flip = Callable[["Connection", Entry], bool]
+"""Points a name to a version; whether that left garbage behind."""
+
+
+class Upload:
+    """Takes bytes, and publishes them as a whole. An object of one chunk is stored in a single transaction.
+
+    Args:
+        database: where to.
+        identifier: of the object to be.
+    """
+
+    def __init__(self, database: Database, identifier: str) -> None:
+        self._database = database
+        self._identifier = identifier
+        self.version = new_version()
+        self._held: list[bytes] = []  # at most a chunk, not inserted yet
+        self._room = CHUNK_SIZE
+        self._inserted = 0  # chunks
+        self.size = 0
+        self._dropped: weakref.finalize[..., Upload] | None = None
+
+    def write(self, data: Buffer, /) -> None:
+        """Append all of *data*."""
+        view = memoryview(data).cast("B")
+        position = 0
+        while position < len(view):
+            if not self._room:
+                self._insert()
+            piece = view[position : position + self._room]
+            # Bytes as a whole are kept as they are; anything else may change under us.
+            self._held.append(data if isinstance(data, bytes) and len(piece) == len(data) else bytes(piece))
+            self._room -= len(piece)
+            position += len(piece)
+        self.size += len(view)
+
+    def entry(self, sha256: str, info: ObjectInfo | None = None) -> Entry:
+        """The row of the object to be.
+
+        Args:
+            sha256: digest of all that was written.
+            info: gives its time and media type.
+        """
+        return new_entry(self._identifier, self.version, self.size, sha256, info)
+
+    def publish(self, entry: Entry, flip: Flip, *, verify: bool = False) -> None:
+        """Make the object visible.
+
+        Args:
+            entry: its row.
+            flip: points the name to the version.
+            verify: read what was stored and digest it first.
+
+        Raises:
+            IntegrityError: what was stored is not what was written.
+            UnavailableError: others gave this upload up, since it showed no life for too long.
+        """
+        self._database.sweep_now_and_then()
+        catalog = self._database.catalog
+        streamed = self._inserted > 0
+        if streamed and verify:
+            self._insert()
+            self._check(entry)
+        last = self._take()
+
+        def work(connection: Connection) -> bool:
+            if streamed and not catalog.release(connection, entry.version):
+                if catalog.version_of(connection, entry.name) == entry.version:
+                    return False  # the acknowledgement of an earlier attempt was lost
+                raise self._given_up()
+            if last:
+                catalog.insert_chunks(connection, [(entry.version, self._inserted, last)])
+            if verify and not streamed:
+                found = catalog.span(connection, entry, 0, entry.size) if entry.size else b""
+                check_stored(self._identifier, entry.sha256, found)
+            return flip(connection, entry)
+
+        garbage = self._database.transact(work, self._identifier)
+        self._done()
+        if garbage:
+            self._database.collect()
+
+    def copy_from(self, source: Entry, at_once: int) -> bool:
+        """Take all chunks of another version, within the database; False if that has been replaced meanwhile.
+
+        Args:
+            source: its row.
+            at_once: how many chunks a transaction may copy.
+        """
+        catalog = self._database.catalog
+        count = -(-source.size // source.chunk_size)
+        while self._inserted < count:
+            first, stop = self._inserted, min(self._inserted + at_once, count)
+
+            def work(connection: Connection, first: int = first, stop: int = stop) -> int:
+                self._claim(connection)
+                return catalog.copy_chunks(connection, source.version, self.version, first, stop)
+
+            self._begin()
+            if self._database.transact(work, self._identifier) < stop - first:
+                return False
+            self._inserted = stop
+        self.size = source.size
+        return True
+
+    def discard(self) -> None:
+        """Drop what was written. Harmless after `publish`."""
+        if self._dropped is not None and self._dropped.alive:
+            self._done()
+            self._database.discard(self.version)
+
+    def _insert(self) -> None:
+        data = self._take()
+        if not data:
+            return
+
+        def work(connection: Connection) -> None:
+            self._claim(connection)
+            self._database.catalog.insert_chunks(connection, [(self.version, self._inserted, data)])
+
+        self._begin()
+        self._database.transact(work, self._identifier)
+        self._inserted += 1
+
+    def _begin(self) -> None:
+        """Before the first transaction: see to it that this upload is kept alive, and cleared away if it is dropped."""
+        if self._dropped is not None:
+            return
+        self._database.transact(
+            lambda connection: self._database.catalog.register(connection, self.version), self._identifier
+        )
+        heart = self._database.heart
+        heart.add(self.version)
+        self._dropped = weakref.finalize(self, heart.drop, self.version)
+        self._dropped.atexit = False
+
+    def _claim(self, connection: Connection) -> None:
+        """In each transaction that inserts, or chunks could come after a sweep and stay for ever."""
+        if not self._database.catalog.beat(connection, [self.version]):
+            raise self._given_up()
+
+    def _check(self, entry: Entry) -> None:
+        digest = hashlib.sha256(usedforsecurity=False)
+        for start in range(0, entry.size, CHUNK_SIZE):
+            end = min(start + CHUNK_SIZE, entry.size)
+
+            def work(connection: Connection, start: int = start, end: int = end) -> bytes:
+                return self._database.catalog.span(connection, entry, start, end)
+
+            digest.update(self._database.run(work, self._identifier))
+        check_digest(self._identifier, entry.sha256.hex(), digest.hexdigest(), _STORED)
+
+    def _take(self) -> bytes:
+        data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
+        self._held = []
+        self._room = CHUNK_SIZE
+        return data
+
+    def _done(self) -> None:
+        if self._dropped is not None:
+            self._dropped.detach()
+            self._database.heart.remove(self.version)
+
+    def _given_up(self) -> UnavailableError:
+        where = self._database.address.location
+        return UnavailableError(
+            f"{where}: the upload of {self._identifier!r} showed no life for so long that its bytes were swept; "
+            "nothing was stored, try again",
+            identifier=self._identifier,
+            backend=where,
+        )
+
+
+class HashingSink:
+    """The sink of a writer: an upload with a digest of what passes."""
+
+    def __init__(self, upload: Upload, flip: Flip) -> None:
+        self._upload = upload
+        self._flip = flip
+        self._digest = hashlib.sha256(usedforsecurity=False)
+
+    def write(self, data: Buffer, /) -> None:
+        """Append all of *data*."""
+        self._digest.update(data)
+        self._upload.write(data)
+
+    def publish(self) -> None:
+        """Make the object visible."""
+        self._upload.publish(self._upload.entry(self._digest.hexdigest()), self._flip)
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        self._upload.discard()
+
+
+def check_stored(identifier: str, sha256: bytes, content: bytes) -> None:
+    """Compare what was read back with what was written.
+
+    Raises:
+        IntegrityError: it differs.
+    """
+    found = hashlib.sha256(content, usedforsecurity=False).hexdigest()
+    check_digest(identifier, sha256.hex(), found, _STORED)
