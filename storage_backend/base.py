@@ -224,21 +224,14 @@ class StorageBackend(ABC):
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         """One level of `scan`: the objects without a further "/" after *prefix*, and the others once as "name/".
 
-        For listings that people read, and bridges to interfaces that have directories. Override it where a level can
-        be had without all that is beneath it.
+        For listings that people read, and bridges to interfaces that have directories; a store that has some may give
+        empty ones too. Override it where a level can be had without all that is beneath it.
 
         Args:
             prefix: a literal string: "", or ending in "/".
             on_skip: as for `scan`.
         """
-        last = None
-        for info in self.scan(prefix, on_skip=on_skip):
-            name, slash, _ = info.identifier[len(prefix) :].partition("/")
-            if not slash:
-                yield info
-            elif name != last:
-                last = name
-                yield f"{prefix}{name}/"
+        return one_level(self.scan(prefix, on_skip=on_skip), prefix)
 
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
@@ -479,6 +472,18 @@ def unsupported(backend: StorageBackend, method: str, identifier: str | None) ->
 def not_found(identifier: str, where: str) -> NotFoundError:
     """The error for an object that is absent."""
     return NotFoundError(f"no object {identifier!r} in {where}", identifier=identifier, backend=where)
+
+
+def one_level(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo | str]:
+    """Of objects in order beneath *prefix*: those of the first level, and the others once as "name/"."""
+    last = None
+    for info in infos:
+        name, slash, _ = info.identifier[len(prefix) :].partition("/")
+        if not slash:
+            yield info
+        elif name != last:
+            last = name
+            yield f"{prefix}{name}/"
 
 
 def check_mode(mode: str) -> None:

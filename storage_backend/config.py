@@ -140,8 +140,8 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
         return text
     if not found[2] and scheme != "memory":
         raise ConfigurationError(
-            f'{redacted(text)!r} has no "//" after "{scheme}:"; write {SCHEMES[scheme].example}, or "./{text}" for a '
-            "file of that name",
+            f'a URL has "//" after "{scheme}:", as {SCHEMES[scheme].example}; a path of that name is written with "./" '
+            "before it",
             parameter="location",
         )
     rest, hash_sign, fragment = text.partition("#")

@@ -18,7 +18,7 @@ from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import destination_at, local_path, object_at, place_at
 from storage_backend.cli.transfer import synchronize
-from storage_backend.errors import BatchError, SourceChangedError
+from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import chunks
 
@@ -220,24 +220,19 @@ def _remove_all(location: str, yes: bool, quiet: bool) -> None:
             if not click.confirm(f"remove {what}?", err=True):
                 return
         found = (info.identifier for info in storage.scan())
-        failures: dict[str, Exception] = {}
+        failures = Failures()
         removed = 0
         for batch in _batches(found):
             try:
                 removed += storage.delete_many(batch)
             except BatchError as error:
-                failures.update(error.failures)
+                failures.errors.update(error.failures)
                 removed += len(batch) - len(error.failures)
         if not quiet:
             Lines().text(
                 f"removed {removed:,} object{'' if removed == 1 else 's'} from {location_of(storage)}"
             )
-        if failures:
-            first, reason = next(iter(failures.items()))
-            raise BatchError(
-                f"cannot remove {len(failures):,} objects; the first is {first!r}: {reason}",
-                failures=failures,
-            )
+        failures.raise_any("remove", location_of(storage))
 
 
 def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:

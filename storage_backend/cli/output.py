@@ -20,7 +20,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def complain(message: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, after what stdout has so far."""
+    sys.stdout.flush()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     click.echo(f"storage-backend: {text}", err=True)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping
 from typing import Any, TextIO
 
@@ -15,7 +15,7 @@ from storage_backend.transfer.report import TransferReport
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 WINDOW = 10.0  # seconds that the rate is taken over
 PIPED_INTERVAL = 30.0  # seconds between two lines where no terminal is
-MOST_FAILURES = 50  # told one by one at the end; --json has all
+MOST_ALIKE = 10  # failures for the same reason told one by one at the end; --json has all
 
 
 class Progress:
@@ -138,11 +138,7 @@ class Display:
 
 def summarize(report: TransferReport, *, quiet: bool = False) -> None:
     """What was done on stdout, what was not on stderr."""
-    for number, (identifier, error) in enumerate(report.failed.items()):
-        if number == MOST_FAILURES:
-            complain(f"... and {len(report.failed) - number:,} more failures; --json tells of each")
-            break
-        complain(f"failed: {quoted(identifier)}: {error}")
+    _tell_failures(report)
     for reason in report.refused:
         complain(reason)
     if quiet:
@@ -155,6 +151,18 @@ def summarize(report: TransferReport, *, quiet: bool = False) -> None:
         f"{amount(report.bytes)} in {duration(report.elapsed)} "
         f"({objects / seconds:,.0f} objects/s, {amount(report.bytes / seconds)}/s)"
     )
+
+
+def _tell_failures(report: TransferReport) -> None:
+    alike: Counter[str] = Counter()
+    for identifier, error in report.failed.items():
+        reason = f"{type(error).__name__}: {error}".replace(repr(identifier), "")
+        alike[reason] += 1
+        if alike[reason] <= MOST_ALIKE:
+            complain(f"failed: {quoted(identifier)}: {error}")
+    more = sum(max(0, count - MOST_ALIKE) for count in alike.values())
+    if more:
+        complain(f"... and {more:,} more for the same reasons; --json tells of each")
 
 
 def _counts(report: TransferReport) -> list[str]:

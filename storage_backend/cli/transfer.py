@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from storage_backend.backends.memory import MemoryStorage
-from storage_backend.base import StorageBackend
+from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
 from storage_backend.cli.output import Lines, common, complain
-from storage_backend.cli.places import place_at
+from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -208,8 +208,22 @@ def _make(
         if options["dry_run"]:
             other = stack.enter_context(_target_of_nothing(target))
         else:
+            _check_apart(one, target)
             other = stack.enter_context(place_at(target, create=True))
         return _run(verb, one, other, options, quiet=quiet, as_json=as_json)
+
+
+def _check_apart(source: StorageBackend, target: str) -> None:
+    """Refuse a directory inside the source before it is created; the engine looks at all other pairs."""
+    from storage_backend.transfer.guards import check_locations
+
+    path = local_path(target)
+    if path is None:
+        return
+    try:
+        check_locations(location_of(source), path.resolve().as_uri())
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
 
 
 def _target_of_nothing(location: str) -> StorageBackend:

@@ -16,9 +16,19 @@ def check_pair(source: StorageBackend, target: StorageBackend) -> None:
     Raises:
         ConfigurationError: they are the same place, or one lies inside the other.
     """
-    one, other = location_of(source), location_of(target)
-    if source is target or ("://" in one and one == other):
-        raise ConfigurationError(f"source and target are the same place: {one}", parameter="target")
+    if source is target:
+        raise _same(location_of(source))
+    check_locations(location_of(source), location_of(target))
+
+
+def check_locations(one: str, other: str) -> None:
+    """As `check_pair`, for the locations of a source and a target.
+
+    Raises:
+        ConfigurationError: they are the same place, or one lies inside the other.
+    """
+    if "://" in one and one == other:
+        raise _same(one)
     here, there = _place(one), _place(other)
     if here is None or there is None or here[0] != there[0]:
         return
@@ -26,6 +36,10 @@ def check_pair(source: StorageBackend, target: StorageBackend) -> None:
         raise ConfigurationError(f"the target {other} lies inside the source {one}", parameter="target")
     if _holds(there[1], here[1]):
         raise ConfigurationError(f"the source {one} lies inside the target {other}", parameter="source")
+
+
+def _same(location: str) -> ConfigurationError:
+    return ConfigurationError(f"source and target are the same place: {location}", parameter="target")
 
 
 def most_deletes(limit: int | None, target_objects: int) -> int:

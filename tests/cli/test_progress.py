@@ -7,7 +7,7 @@ import pytest
 
 from storage_backend import NotFoundError, TransferReport
 from storage_backend.cli.progress import (
-    MOST_FAILURES,
+    MOST_ALIKE,
     PIPED_INTERVAL,
     Display,
     Progress,
@@ -191,10 +191,13 @@ def test_the_summary_of_verify_counts_differences(capsys: pytest.CaptureFixture[
 
 def test_a_great_many_failures_are_not_all_told(capsys: pytest.CaptureFixture[str]) -> None:
     report = TransferReport("sync", "a", "b", seconds=1.0)
-    report.failed.update({f"x{number}": NotFoundError("gone") for number in range(MOST_FAILURES + 7)})
+    report.failed.update({f"x{number}": NotFoundError(f"no 'x{number}'") for number in range(MOST_ALIKE + 7)})
+    report.failed["y"] = NotFoundError("another reason")
     summarize(report, quiet=True)
     out, err = capsys.readouterr()
     assert not out
     lines = err.splitlines()
-    assert len(lines) == MOST_FAILURES + 1
-    assert "7 more failures" in lines[-1]
+    assert len(lines) == MOST_ALIKE + 2
+    assert "'y': another" not in lines[-2]
+    assert lines[-2].endswith("y: another reason")
+    assert "7 more for the same reasons" in lines[-1]

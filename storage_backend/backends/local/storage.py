@@ -213,6 +213,23 @@ class LocalStorage(StorageBackend):
                     yield info
 
     @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        passed: Identifiers = []
+
+        def pass_by(path: str) -> bool:
+            passed.append(f"{path}/")
+            return False
+
+        for directory, names, _ in self._runs(prefix, pass_by, on_skip):
+            yield from passed
+            passed.clear()
+            for name in names:
+                info = self._look(directory, name, on_skip)
+                if info is not None:
+                    yield info
+        yield from passed
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "wb":

@@ -22,6 +22,7 @@ from storage_backend.base import (
     StorageBackend,
     check_mode,
     not_found,
+    one_level,
     report_skip,
 )
 from storage_backend.errors import (
@@ -213,10 +214,11 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        for entry in self._paged(self._database.catalog.page, _name_of, prefix):
-            identifier = self._identifier(entry.name, on_skip)
-            if identifier is not None:
-                yield entry.info(identifier)
+        return self._scan(prefix, on_skip)
+
+    @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        return one_level(self._scan(prefix, on_skip, prefix.count("/") + 1), prefix)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -416,6 +418,12 @@ class DatabaseStorage(StorageBackend):
         finally:
             upload.discard()
         return True
+
+    def _scan(self, prefix: str, on_skip: OnSkip | None, depth: int | None = None) -> Iterator[ObjectInfo]:
+        for entry in self._paged(self._database.catalog.page, _name_of, prefix, depth):
+            identifier = self._identifier(entry.name, on_skip)
+            if identifier is not None:
+                yield entry.info(identifier)
 
     def _paged(
         self,

@@ -1,0 +1,252 @@
+"""The program as a whole: help, codes, what it prints where, and how it ends early."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import pty
+import select
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from storage_backend import __version__
+from storage_backend.cli import program as group
+from tests.cli.conftest import Program
+
+VERBS = ["cat", "checksum", "cp", "get", "ls", "migrate", "mv", "plan", "put", "rm", "stat", "sync", "verify"]
+
+
+def test_all_verbs_are_there() -> None:
+    assert sorted(group.commands) == VERBS
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_command_has_help_with_examples(program: Program, verb: str) -> None:
+    for flag in ("--help", "-h"):
+        result = program(verb, flag)
+        assert result.code == 0
+        text = result.out.decode()
+        assert "Examples:\n" in text
+        assert f"    storage-backend {verb} " in text
+        assert "--quiet" in text
+        assert not result.err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_examples_of_the_help_parse(verb: str) -> None:
+    command = group.commands[verb]
+    parent = click.Context(group, **group.context_settings)
+    text = command.help or ""
+    lines = [line.strip() for line in text.splitlines() if f"storage-backend {verb} " in line]
+    assert lines
+    for line in lines:
+        # of a pipeline, the part that is ours
+        words = subprocess.run(
+            [
+                "bash",
+                "-c",
+                f"set -- {line[line.index('storage-backend') :].split(' | ')[0].split(' > ')[0]}; printf '%s\\0' \"$@\"",
+            ],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split("\0")[2:-1]
+        assert command.make_context(verb, words, parent=parent).params
+
+
+def test_version_and_main_help(process: Program) -> None:
+    assert __version__ in process("--version").out.decode()
+    result = process("--help")
+    assert result.code == 0
+    assert all(f"  {verb} " in result.out.decode() for verb in VERBS)
+
+
+def test_the_console_script_is_the_same_program() -> None:
+    found = [
+        entry.value
+        for entry in importlib.metadata.entry_points(group="console_scripts")
+        if entry.name == "storage-backend"
+    ]
+    assert found == ["storage_backend.cli:main"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["nonsense"], "No such command"),
+        (["ls"], ""),
+        (["ls", "--nonsense", "memory:"], "No such option"),
+        (["ls", "ftp://host/x"], "unknown scheme 'ftp'"),
+        (["ls", "sqlite:///x.db?mode=ro"], "unknown parameter 'mode'"),
+        (["ls", "c:\\data"], "Windows"),
+        (["ls", ""], "empty"),
+        (["ls", "memory:#../x"], "outside base directory"),
+        (["cat", "memory:"], 'add "#" and its identifier'),
+        (["cat", "memory:#../x"], "outside base directory"),
+        (["stat", "/"], "names a directory"),
+        (["checksum", "-a", "nonsense", "memory:#x"], "unknown algorithm 'nonsense'"),
+        (["get", "-r", "memory:"], "needs the PATH"),
+        (["put", "-r", "-", "memory:"], "needs the PATH"),
+        (["put", "/", "memory:"], "is a directory"),
+        (["sync", "memory:", "memory:", "--workers", "0"], "--workers"),
+        (["sync", "memory:", "memory:", "--pattern", "../x"], "outside base directory"),
+        (["sync", "memory:", "memory:", "--verify", "md5"], "digest"),
+        (["migrate", "memory:", "memory:"], "journal"),
+        (["ls", "postgresql://user:s3cr3t@host/db"], "PGPASSWORD"),
+        (["sync", "memory:", "postgresql://user:s3cr3t@host/db"], ".pgpass"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_2(program: Program, arguments: list[str], says: str) -> None:
+    result = program(*arguments)
+    assert result.code == 2
+    assert says in result.err + result.out.decode()
+    assert "s3cr3t" not in result.err
+    assert "Traceback" not in result.err
+    assert len(result.err.splitlines()) <= 1
+    assert not result.err or result.err.startswith("storage-backend: ")
+
+
+def test_a_bug_is_one_line_too(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
+    from storage_backend import MemoryStorage
+
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("oops")
+
+    monkeypatch.setattr(MemoryStorage, "scan", broken)
+    result = program("ls", "memory:")
+    assert result.code == 7
+    assert result.err == "storage-backend: ZeroDivisionError: oops\n"
+    assert "Traceback" in program("ls", "-v", "memory:").err
+
+
+def test_quiet_and_verbose(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    loud = program("ls", tmp_path)
+    assert "skipped" in loud.err
+    assert "link" in loud.err
+    assert loud.lines == ["a"]
+    assert not program("ls", "-q", tmp_path).err
+    assert "Traceback" in program("cat", "-v", tmp_path / "gone").err
+
+
+def test_a_pipe_that_closes_early_ends_it_quietly(environment: dict[str, str], tmp_path: Path) -> None:
+    for number in range(600):
+        (tmp_path / f"{number:0200}").touch()
+    with subprocess.Popen(
+        [sys.executable, "-m", "storage_backend", "ls", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert len(process.stdout.readline()) == 201
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 141
+
+
+def on_a_terminal(
+    environment: dict[str, str], *arguments: str | Path, types: bytes = b"", stderr_too: bool = True
+) -> tuple[int, str]:
+    """Run the program on a terminal of its own."""
+    leader, follower = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "storage_backend", *map(str, arguments)],
+        stdin=follower,
+        stdout=follower,
+        stderr=follower if stderr_too else subprocess.DEVNULL,
+        env={**environment, "COLUMNS": "200"},
+    ) as process:
+        os.close(follower)
+        os.write(leader, types)
+        shown = b""
+        while select.select([leader], [], [], 30)[0]:
+            try:
+                data = os.read(leader, 65536)
+            except OSError:  # EIO: nobody has the other end open any more
+                break
+            if not data:
+                break
+            shown += data
+        code = process.wait(timeout=30)
+    os.close(leader)
+    return code, shown.decode()
+
+
+def test_names_are_quoted_on_a_terminal_only(
+    environment: dict[str, str], process: Program, tmp_path: Path
+) -> None:
+    names = ["plain name", "esc\x1b[31m", "new\nline", "quote'\t", "\udcff", "bidi\u202e"]
+    for name in names:
+        (tmp_path / name).touch()
+    code, shown = on_a_terminal(environment, "ls", tmp_path)
+    assert code == 0
+    assert sorted(shown.split("\r\n")) == sorted(
+        [
+            "",
+            "plain name",
+            r"$'esc\x1b[31m'",
+            r"$'new\nline'",
+            r"$'quote\'\t'",
+            r"$'\xff'",
+            r"$'bidi\xe2\x80\xae'",
+        ]
+    )
+    # What the terminal shows, the shell reads back.
+    for line in filter(None, shown.split("\r\n")):
+        word = line if line.startswith("$'") else f"'{line}'"
+        read = subprocess.run(["bash", "-c", f"printf %s {word}"], check=True, capture_output=True).stdout
+        assert os.fsdecode(read) in names
+    raw = process("ls", "-0", tmp_path).out
+    assert sorted(raw.split(b"\0")[:-1]) == sorted(os.fsencode(name) for name in names)
+    assert json.loads(process("ls", "--json", tmp_path).out.splitlines()[-1])["identifier"] == "\udcff"
+
+
+def test_rm_r_asks_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).touch()
+    code, shown = on_a_terminal(environment, "rm", "-r", tmp_path, types=b"n\n")
+    assert code == 0
+    assert f"remove 2 objects in {tmp_path.as_uri()}?" in shown
+    assert len(list(tmp_path.iterdir())) == 2
+    code, shown = on_a_terminal(environment, "rm", "-r", tmp_path, types=b"y\n")
+    assert code == 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_transfer_has_a_live_line_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a").write_bytes(b"1")
+    code, shown = on_a_terminal(environment, "sync", tmp_path / "source", tmp_path / "target")
+    assert code == 0
+    live, _, rest = shown.rpartition("\r\x1b[K")
+    assert "1/1 objects · 1/1 B" in live
+    assert "verified 0 · skipped 0 · failed 0" in live
+    assert rest.startswith("sync: copied 1 ")
+
+
+def test_starting_imports_no_engine_and_no_client(environment: dict[str, str]) -> None:
+    program = (
+        "import sys; from storage_backend.cli import run; run(['ls', 'memory:']);"
+        "print(*sys.modules, file=sys.stderr)"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
+    ).stderr.split()
+    assert "click" in loaded
+    for module in (
+        "rich",
+        "sqlalchemy",
+        "psycopg",
+        "sqlite3",
+        "concurrent.futures",
+        "storage_backend.transfer.engine",
+    ):
+        assert module not in loaded
