@@ -81,14 +81,14 @@ class Engine:
         spool, extras = Spool(), Spool()
         planner = _Planner(self, spool, extras)
         try:
-            planner.start()
-            self._work(self._units(spool.take(INTERVAL)), self._unit)
-        finally:
-            self.job.stop.set()
-            planner.join()
-            self.job.stop.clear()
-            spool.close()
-        try:
+            try:
+                planner.start()
+                self._work(self._units(spool.take(INTERVAL)), self._unit)
+            finally:
+                self.job.stop.set()
+                planner.join()
+                self.job.stop.clear()
+                spool.close()
             if planner.error is not None:
                 raise planner.error
             self.report.plan_complete = True
