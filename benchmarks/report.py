@@ -16,8 +16,9 @@ HEAD = """\
 Written by `python -m benchmarks`, which measured it; nothing here is typed by hand. Each contender runs in a process of
 its own, in turns with the others (A B C A B C ...); the first turn does not count. "Speed" is the peer's time divided by
 ours in the same round, the median of all rounds with the lowest and the highest: above 1 we are faster. CPU is user and
-system time of the process and its children. Spread is (max - min) / median: where it is large, or others kept
-processors busy, believe only large differences.
+system time of the process and its children, in the first table again the peer's divided by ours: it moves less than time
+does where the machine is busy. Spread is (max - min) / median: where it is large, or others kept processors busy, believe
+only large differences.
 """
 NOISY_SPREAD = 0.5
 NOISY_OTHERS = 0.1
@@ -51,7 +52,7 @@ def section(record: Record) -> str:
             "",
             record["what"],
             "",
-            _table(("ours", "against", "speed", "lowest to highest", "target", ""), ratios),
+            _table(("ours", "against", "speed", "lowest to highest", "CPU", "target", ""), ratios),
             _table(
                 ("contender", "median", "min", "max", "spread", "CPU", "peak RSS"),
                 map(_contender_cells, record["contenders"]),
@@ -81,7 +82,7 @@ def targets(records: Iterable[Record]) -> list[dict[str, str]]:
         name = record["workload"]
         for pair in record["comparisons"]:
             if pair["at_least"] is not None:
-                ours, peer, speed, _, target, verdict = _ratio_cells(record, pair)
+                ours, peer, speed, _, _, target, verdict = _ratio_cells(record, pair)
                 rows.append(_row(name, f"{ours} against {peer}", speed, target, verdict))
         for contender, most in record["memory"].items():
             peak = max((one["rss"] for one in _rounds(record, contender)), default=None)
@@ -108,10 +109,10 @@ def _cells(row: dict[str, str]) -> tuple[str, ...]:
     return tuple(row.values())
 
 
-def ratios_of(record: Record, ours: str, peer: str) -> list[float]:
-    """The peer's time divided by ours, round by round."""
+def ratios_of(record: Record, ours: str, peer: str, what: str = "seconds") -> list[float]:
+    """The peer's time (or "cpu", or "rss") divided by ours, round by round; nothing if either was not measured."""
     pairs = zip(_rounds(record, ours), _rounds(record, peer), strict=False)
-    return [other["seconds"] / one["seconds"] for one, other in pairs]
+    return [other[what] / one[what] for one, other in pairs if one[what]]
 
 
 def _rounds(record: Record, name: str) -> list[dict[str, float]]:
@@ -122,11 +123,13 @@ def _ratio_cells(record: Record, pair: dict[str, Any]) -> tuple[str, ...]:
     ratios = ratios_of(record, pair["ours"], pair["peer"])
     target = "" if pair["at_least"] is None else f">= {pair['at_least']:g}x"
     if not ratios:
-        return pair["ours"], pair["peer"], "-", "-", target, "not measured"
+        return pair["ours"], pair["peer"], "-", "-", "-", target, "not measured"
     middle = median(ratios)
     verdict = "" if pair["at_least"] is None else _verdict(middle, pair["at_least"], ratios)
     spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
-    return pair["ours"], pair["peer"], f"**{middle:.2f}x**", spread, target, verdict
+    cpu = ratios_of(record, pair["ours"], pair["peer"], "cpu")
+    less = f"{median(cpu):.2f}x" if cpu else "-"
+    return pair["ours"], pair["peer"], f"**{middle:.2f}x**", spread, less, target, verdict
 
 
 def _verdict(value: float, at_least: float, ratios: Sequence[float]) -> str:

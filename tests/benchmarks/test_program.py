@@ -1,0 +1,88 @@
+"""`python -m benchmarks` as a user runs it, with tiny sizes and where no peer is installed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+# Python imports it at start, in the harness and in its children: the peers are absent, whatever is installed here.
+WITHOUT_PEERS = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"fsspec", "obstore", "opendal"}:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Absent())
+"""
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(WITHOUT_PEERS)
+    (tmp_path / "data").mkdir()
+    return {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+
+
+def run(tmp_path: Path, environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "benchmarks", *arguments, "--directory", str(tmp_path / "data")],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
+    )
+
+
+def test_quick_run_without_peers_measures_the_rest(tmp_path: Path, environment: dict[str, str]) -> None:
+    page = tmp_path / "RESULTS.md"
+    done = run(tmp_path, environment, "--quick", "local-read", "--output", str(page))
+    assert done.returncode == 0, done.stderr
+    lines = page.read_text().splitlines()
+    for peer in ("fsspec cat_file", "obstore get", "opendal read"):
+        assert f"| {peer} | not installed |  |  |  |  |  |" in lines
+    (ratio,) = [line for line in lines if line.startswith("| storage-backend | open().read() |")]
+    assert "x** |" in ratio
+    assert any(line.startswith("| storage-backend | fsspec cat_file | - | - | - | >= 2x |") for line in lines)
+    assert not list((tmp_path / "data").iterdir()), "data left behind"
+
+
+def test_second_run_keeps_the_other_sections(tmp_path: Path, environment: dict[str, str]) -> None:
+    page = tmp_path / "RESULTS.md"
+    for workload in ("local-list", "local-exists"):
+        done = run(tmp_path, environment, "--quick", workload, "--output", str(page))
+        assert done.returncode == 0, done.stderr
+        if workload == "local-list":
+            first = page.read_text().split("\n## ")[2]
+    sections = page.read_text().split("\n## ")
+    assert [section.split(":")[0] for section in sections[2:]] == ["local-exists", "local-list"]
+    assert sections[3].rstrip("\n") == first.rstrip("\n")
+    assert "| local-exists |" in sections[1]
+    assert "| local-list |" in sections[1]
+
+
+def test_quick_run_prints_and_writes_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
+    results = ROOT / "benchmarks/RESULTS.md"
+    before = results.read_bytes() if results.exists() else None
+    done = run(tmp_path, environment, "--quick", "local-copy")
+    assert done.returncode == 0, done.stderr
+    assert "## local-copy: Copy a large object" in done.stdout
+    assert (results.read_bytes() if results.exists() else None) == before
+
+
+def test_unknown_workload_is_refused(tmp_path: Path, environment: dict[str, str]) -> None:
+    done = run(tmp_path, environment, "--quick", "local-raed")
+    assert done.returncode == 2
+    assert "unknown workload 'local-raed'; known: local-read" in done.stderr
+
+
+@pytest.mark.parametrize("workload", ["nothing-to-do", "local-to-sqlite"])
+def test_migrations_run_at_tiny_size(tmp_path: Path, environment: dict[str, str], workload: str) -> None:
+    done = run(tmp_path, environment, "--quick", "--rounds", "1", workload)
+    assert done.returncode == 0, done.stderr
+    assert "failed" not in done.stdout
