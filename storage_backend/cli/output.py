@@ -137,7 +137,7 @@ def common(command: F) -> F:
 def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's
     handler = logging.StreamHandler()
     handler.setFormatter(
-        logging.Formatter("%(name)s: %(message)s" if verbose else "storage-backend: %(message)s")
+        logging.Formatter("%(name)s: %(message)s" if verbose else "storage-backend: warning: %(message)s")
     )
     quiet = context.params.get("quiet", False)
     root = logging.getLogger("storage_backend")
