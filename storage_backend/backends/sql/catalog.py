@@ -323,8 +323,9 @@ def _span(query: Select[Any], chunk_size: Any, start: Any, end: Any) -> Select[A
     begin = chunks.c.seq * chunk_size
     skipped = case((begin < start, start - begin), else_=0)
     stop = case((begin + chunk_size > end, end - begin), else_=chunk_size)
-    # PostgreSQL's substr takes no BIGINT.
-    piece = func.substr(data, cast(skipped + 1, Integer), cast(stop - skipped, Integer), type_=data.type)
+    # PostgreSQL's substr takes no BIGINT; SQLite's copies even the whole.
+    part = func.substr(data, cast(skipped + 1, Integer), cast(stop - skipped, Integer), type_=data.type)
+    piece = case(((begin >= start) & (begin + chunk_size <= end), data), else_=part)
     return query.with_only_columns(*others, piece, maintain_column_froms=True).order_by(chunks.c.seq)
 
 

@@ -89,6 +89,16 @@ def open_reader(database: Database, identifier: str) -> BinaryIO:
     return ranged_reader(_Pinned(database, identifier, entry).fetch, entry.size, entry.chunk_size)
 
 
+def checksum(database: Database, identifier: str) -> str:
+    """The SHA-256 of the bytes as they are now, digested once."""
+    entry, content = _first(database, identifier)
+    if len(content) < entry.size:
+        pinned = _Pinned(database, identifier, entry)
+        for start in range(0, entry.size, entry.chunk_size):
+            pinned.fetch(start, min(start + entry.chunk_size, entry.size))
+    return entry.sha256.hex()
+
+
 def check(database: Database, identifier: str, entry: Entry, content: bytes) -> None:
     """Compare what was read with what was written.
 

@@ -160,7 +160,9 @@ class Session:
     def _make(self) -> Engine:
         sqlite = self.address.dialect == "sqlite"
         dial = (
-            _sqlite_dial(self.address, self.settings) if sqlite else _postgresql_dial(self.address, self._raw)
+            _sqlite_dial(self.address, self.settings)
+            if sqlite
+            else _postgresql_dial(self.address, self.settings, self._raw)
         )
         return create_engine(
             "sqlite+pysqlite://" if sqlite else "postgresql+psycopg://",
@@ -220,7 +222,7 @@ def _sqlite_dial(address: Address, settings: Settings) -> Callable[[], sqlite3.C
     return dial
 
 
-def _postgresql_dial(address: Address, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
+def _postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
     try:
         import psycopg
     except ImportError as error:
@@ -246,6 +248,8 @@ def _postgresql_dial(address: Address, opened: weakref.WeakSet[Any]) -> Callable
             parameters["password"] = password
         connection = psycopg.connect(autocommit=True, cursor_factory=BinaryCursor, **parameters)
         opened.add(connection)
+        if "lock_timeout" not in address.parameters.get("options", ""):
+            connection.execute(f"SET lock_timeout = {round(settings.timeout_seconds * 1000)}")
         return connection
 
     return dial

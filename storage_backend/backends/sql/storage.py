@@ -299,6 +299,12 @@ class DatabaseStorage(StorageBackend):
         return self._upload(identifier, reader, flip).version.hex()
 
     @override
+    def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        if algorithm != "sha256":
+            return super().checksum(identifier, algorithm)
+        return reading.checksum(self._database, identifier)
+
+    @override
     def flush(self) -> bool:
         self._database.flush()
         return True
@@ -306,7 +312,7 @@ class DatabaseStorage(StorageBackend):
     @property
     @override
     def capabilities(self) -> Capability:
-        # Not CHECKSUM: the digest that is kept says nothing of what has become of the bytes since.
+        # Not CHECKSUM: the digest that is kept says nothing of what has become of the bytes since, so they are read.
         return (
             Capability.CREATE
             | Capability.REPLACE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -41,6 +42,7 @@ class Upload:
         self._room = CHUNK_SIZE
         self._inserted = 0  # chunks
         self.size = 0
+        self._process = os.getpid()
         self._dropped: weakref.finalize[..., Upload] | None = None
 
     def write(self, data: Buffer, /) -> None:
@@ -128,7 +130,8 @@ class Upload:
 
     def discard(self) -> None:
         """Drop what was written. Harmless after `publish`."""
-        if self._dropped is not None and self._dropped.alive:
+        # A forked child has a copy of its parent's upload, and it is not the child's to drop.
+        if self._dropped is not None and self._dropped.alive and self._process == os.getpid():
             self._done()
             self._database.discard(self.version)
 
