@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = _parser().parse_args(arguments)
     scale = _scale(chosen)
     output = chosen.output or (None if scale.name == "quick" else RESULTS)
+    # Before anything is measured: what cannot be read now could not be kept later.
+    old = report.records_of(output.read_text()) if output is not None and output.exists() else {}
     directory = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=chosen.directory or _fast_directory()))
     started, new, failed = time.monotonic(), {}, []
     try:
@@ -46,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             sys.stdout.write(f"{report.section(record).split('<!--')[0].strip()}\n\n")
             sys.stdout.flush()
             if output is not None:
-                _write(output, new)
+                _write(output, report.page(report.merged(old, new, NAMES)))
     finally:
         shutil.rmtree(directory)
     _tell(f"{time.monotonic() - started:.0f} s" + (f", written to {output}" if output is not None else ""))
@@ -83,6 +85,8 @@ def _scale(chosen: argparse.Namespace) -> Scale:
         _parser().error(f"unknown workload {unknown[0]!r}; known: {', '.join(NAMES)}")
     if chosen.rounds is not None and chosen.rounds < 1:
         _parser().error("--rounds must be at least 1")
+    if chosen.directory is not None and not chosen.directory.is_dir():
+        _parser().error(f"no such directory: {chosen.directory}")
     scale = SCALES["quick" if chosen.quick else "full" if chosen.full else "default"]
     return scale if chosen.rounds is None else dataclasses.replace(scale, rounds=chosen.rounds)
 
@@ -92,11 +96,10 @@ def _fast_directory() -> str | None:
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - mkdtemp makes a private one in it
 
 
-def _write(output: Path, new: dict[str, report.Record]) -> None:
-    """Write the page; sections of workloads that were not measured now stay as they are."""
-    old = report.records_of(output.read_text()) if output.exists() else {}
+def _write(output: Path, page: str) -> None:
+    """Write the page, whole or not at all."""
     unfinished = output.with_name(f"{output.name}.unfinished")
-    unfinished.write_text(report.page(report.merged(old, new, NAMES)))
+    unfinished.write_text(page)
     unfinished.replace(output)
 
 
