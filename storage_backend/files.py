@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import stat
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import cast
 
 from typing_extensions import Buffer
 
@@ -29,6 +30,7 @@ _NO_KERNEL_COPY = {
 }
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
+_AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
 def temporary_name() -> str:
@@ -40,46 +42,40 @@ class StagedFile:
     """A new file beside its place, written first and given its name last.
 
     Where the file system can, it has no name until then, so that a crash leaves nothing; elsewhere it has a reserved
-    temporary one. A file that it replaces passes on its permission bits. Used by one thread.
+    temporary one. A file that it replaces passes on its permission bits. Used by one thread. Whoever makes one discards
+    it; a forked child's copy leaves the file alone.
 
     Args:
         directory: descriptor of the directory that the file will be in; it is closed by `discard`.
         name: the file's name there.
         anonymous: try a file without a name first.
 
-    Raises:
-        OSError: with ENXIO, the name is a device's, a pipe's or a socket's: these are never replaced.
+    Attributes:
+        directory: as given, or as moved to.
+        fd: the file's own descriptor.
+        size: how many bytes `write` has appended.
     """
 
     def __init__(self, directory: int, name: str | bytes, *, anonymous: bool = True) -> None:
+        self.directory = directory
         self.name = name
-        self._descriptors = [directory]
-        self._temporary: list[str] = []  # at most one name
-        # Lists, so that the finaliser sees changes. The process, since a forked child must not undo its parent's work.
-        self._finalizer = weakref.finalize(self, _discard, self._descriptors, self._temporary, os.getpid())
+        self.size = 0
+        self._temporary: str | None = None
+        self._process = os.getpid()
+        self.fd = -1
         try:
-            mode = entry_mode(directory, name)
-            self._taken = mode is not None
-            kept = None if mode is None or not stat.S_ISREG(mode) else mode & 0o777
-            self.fd = self._open(0o666 if kept is None else kept, anonymous)
-            self._descriptors.append(self.fd)
-            if kept is not None:
-                os.fchmod(self.fd, kept)  # the umask has taken bits away
+            self._open(anonymous)
         except BaseException:
             self.discard()
             raise
 
-    @property
-    def directory(self) -> int:
-        """Descriptor of the directory that the file will be in."""
-        return self._descriptors[0]
-
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*."""
-        view = memoryview(data)
-        written = os.write(self.fd, view)
-        while written < view.nbytes:
-            written += os.write(self.fd, view.cast("B")[written:])
+        size = memoryview(data).nbytes
+        written = os.write(self.fd, data)
+        while written < size:
+            written += os.write(self.fd, memoryview(data).cast("B")[written:])
+        self.size += size
 
     def publish(self, *, overwrite: bool = True) -> None:
         """Give the file its name.
@@ -88,72 +84,107 @@ class StagedFile:
             FileExistsError: the name is taken and *overwrite* is false.
             IsADirectoryError: the name is a directory's. This may be tried again.
             FileNotFoundError: the directory has been removed. This may be tried again after `move_to`.
+            OSError: with ENXIO, the name is a device's, a pipe's or a socket's: these are never replaced.
         """
-        # NFS and FUSE tell only at a close that a write has failed (close(2)), and after this it would be too late.
-        os.close(os.dup(self.fd))
+        if self._temporary is not None:
+            # NFS and FUSE tell only at a close that a write has failed (close(2)), and after this it would be too late.
+            os.close(os.dup(self.fd))
         if not overwrite:
-            self._link(self.name)
+            self._link()
             return
-        if not self._temporary:
-            if not self._taken:
-                with suppress(FileExistsError):
-                    self._link(self.name)
-                    return
+        if self._temporary is None:
+            with suppress(FileExistsError):
+                self._link()
+                return
+            self._keep_mode()
             # linkat(2) never overwrites, rename(2) does.
-            name = temporary_name()
-            self._temporary.append(name)
+            self._temporary = temporary_name()
             try:
-                self._link_descriptor(name)
+                _link_descriptor(self.fd, self.directory, self._temporary)
             except OSError:
-                self._temporary.clear()
+                self._temporary = None
                 raise
-        os.rename(self._temporary[0], self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
-        self._temporary.clear()
+        os.rename(self._temporary, self.name, src_dir_fd=self.directory, dst_dir_fd=self.directory)
+        self._temporary = None
 
     def move_to(self, directory: int) -> None:
         """Have the file appear in *directory* instead, which must be on the same file system."""
-        old, self._descriptors[0] = self._descriptors[0], directory
+        old, self.directory = self.directory, directory
         os.close(old)
 
     def discard(self) -> None:
-        """Close the file, and remove it if it was not published."""
-        self._finalizer()
+        """Close the file, and remove it if it was not published. Harmless if that was done."""
+        if self._temporary is not None and self._process == os.getpid():
+            with suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self.directory)
+        self._temporary = None
+        fd, self.fd = self.fd, -1
+        directory, self.directory = self.directory, -1
+        for descriptor in (fd, directory):
+            if descriptor >= 0:
+                os.close(descriptor)
 
-    def _open(self, mode: int, anonymous: bool) -> int:
+    def _open(self, anonymous: bool) -> None:
         if anonymous and _can_name_descriptors():
             try:
-                return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode, dir_fd=self.directory)
+                self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
             except OSError as error:
                 if error.errno not in _NO_TMPFILE:
                     raise
-        name = temporary_name()
+            else:
+                return
+        mode = entry_mode(self.directory, self.name)
+        self._temporary = temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        fd = os.open(name, flags, mode, dir_fd=self.directory)
-        self._temporary.append(name)
-        return fd
+        # Never more than what it replaces allows, not for a moment.
+        self.fd = os.open(
+            self._temporary,
+            flags,
+            mode & 0o777 if mode is not None and stat.S_ISREG(mode) else 0o666,
+            dir_fd=self.directory,
+        )
+        self._keep_mode()
 
-    def _link(self, name: str | bytes) -> None:
-        if not self._temporary:
-            self._link_descriptor(name)
+    def _keep_mode(self) -> None:
+        """Take over the permission bits of the file that is replaced."""
+        mode = entry_mode(self.directory, self.name)
+        if mode is not None and stat.S_ISREG(mode):
+            os.fchmod(self.fd, mode & 0o777)
+
+    def _link(self) -> None:
+        if self._temporary is None:
+            _link_descriptor(self.fd, self.directory, self.name)
             return
         # The temporary name stays until `discard`, so that nothing is left to fail once the object is there.
         os.link(
-            self._temporary[0],
-            name,
+            self._temporary,
+            self.name,
             src_dir_fd=self.directory,
             dst_dir_fd=self.directory,
             follow_symlinks=False,
         )
-
-    def _link_descriptor(self, name: str | bytes) -> None:
-        # With a dir_fd, Python calls linkat with AT_SYMLINK_FOLLOW, which /proc/self/fd needs (open(2), O_TMPFILE).
-        os.link(f"/proc/self/fd/{self.fd}", name, dst_dir_fd=self.directory, follow_symlinks=True)
 
 
 @cache
 def _can_name_descriptors() -> bool:
     """Whether a file opened without a name can be given one."""
     return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
+
+
+def _link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
+    """Give a file that has none a name."""
+    # The short way is for root, and since Linux 6.10 for whoever opened the file (linkat(2), AT_EMPTY_PATH).
+    if _linkat()(fd, b"", directory, os.fsencode(name), _AT_EMPTY_PATH) == 0:
+        return
+    if ctypes.get_errno() == errno.EEXIST:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fsdecode(name))
+    # With a dir_fd, Python calls linkat with AT_SYMLINK_FOLLOW, which /proc/self/fd needs (open(2), O_TMPFILE).
+    os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=directory, follow_symlinks=True)
+
+
+@cache
+def _linkat() -> Callable[..., int]:
+    return cast(Callable[..., int], ctypes.CDLL(None, use_errno=True).linkat)
 
 
 def entry_mode(directory: int, name: str | bytes) -> int | None:
@@ -169,15 +200,6 @@ def entry_mode(directory: int, name: str | bytes) -> int | None:
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
         return mode
     raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
-
-
-def _discard(descriptors: list[int], temporary: list[str], process: int) -> None:
-    if process == os.getpid():
-        for name in temporary:
-            with suppress(OSError):
-                os.unlink(name, dir_fd=descriptors[0])
-    for fd in reversed(descriptors):
-        os.close(fd)
 
 
 def copy_descriptor(source: int, target: int) -> int:

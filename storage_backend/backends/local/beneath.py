@@ -96,11 +96,11 @@ class Beneath:
         Raises:
             OSError: as open(2); with EXDEV, the path leads outside; with ELOOP, its symlinks loop.
         """
+        fd = self._ask_kernel(path, flags)
+        if fd >= 0:
+            return fd
         if not path:
             return self.root(flags)
-        fd = self._ask_kernel(path, flags)
-        if fd is not None:
-            return fd
         return self._walk(path, lambda directory, name: os.open(name, flags | _NOFOLLOW, dir_fd=directory))
 
     def stat(self, path: bytes) -> os.stat_result:
@@ -110,7 +110,7 @@ class Beneath:
             OSError: as `open`.
         """
         fd = self._ask_kernel(path, _PATH | _CLOEXEC)
-        if fd is None:
+        if fd < 0:
             return self._walk(path, _stat_unless_link)
         try:
             return os.fstat(fd)
@@ -174,25 +174,26 @@ class Beneath:
         finally:
             os.close(fd)
 
-    def _ask_kernel(self, path: bytes, flags: int) -> int | None:
-        """A descriptor, or None where only a walk can tell."""
+    def _ask_kernel(self, path: bytes, flags: int) -> int:
+        """A descriptor, or a number below 0 where only a walk can tell."""
         if not self._openat2:
-            return None
+            return -1
         fd = _openat2(_AT_FDCWD, self._slashed + path, flags, _NO_SYMLINKS)
-        if fd >= 0:
+        if fd >= 0 or not path:
             return fd
         root = self.root()
         try:
+            if fd == -errno.ENOENT:  # and it is not the root that is missing
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             for _ in range(_RACES):
                 fd = _openat2(root, path, flags, _BENEATH)
                 if fd != -errno.EAGAIN:  # something was renamed while ".." was resolved
                     break
         finally:
             os.close(root)
-        if fd >= 0:
+        # Absolute links, lost races, old kernels, seccomp filters.
+        if fd >= 0 or -fd in {errno.EXDEV, errno.EAGAIN, errno.ENOSYS, errno.EPERM}:
             return fd
-        if -fd in {errno.EXDEV, errno.EAGAIN, errno.ENOSYS, errno.EPERM}:
-            return None  # absolute links, lost races, old kernels, seccomp filters
         raise OSError(-fd, os.strerror(-fd), path)
 
     def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from types import TracebackType
@@ -21,7 +20,8 @@ from storage_backend.files import StagedFile, copy_descriptor, entry_mode
 from storage_backend.streams import CHUNK, new_digest
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_ATTEMPTS = 16  # a directory may be taken away, or put in the way, as often as that
+# A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
+_ATTEMPTS = (*[True] * 15, False)
 
 
 class Staging:
@@ -37,9 +37,6 @@ class Staging:
         durable: sync before and after publication.
         anonymous: use a file without a name where the file system has such.
 
-    Attributes:
-        size: how many bytes there are so far.
-
     Raises:
         AlreadyExistsError: an object is where a directory is needed.
     """
@@ -52,9 +49,8 @@ class Staging:
         self._mapped = Mapped(identifier, where)
         self._durable = durable
         self._grown: list[bytes] = []
-        self.size = 0
         with self._mapped:
-            for more in _attempts():
+            for more in _ATTEMPTS:
                 directory, name = self._directory()
                 try:
                     self._file = StagedFile(directory, name, anonymous=anonymous)
@@ -62,6 +58,11 @@ class Staging:
                 except FileNotFoundError:  # the directory has been removed
                     if not more:
                         raise
+
+    @property
+    def size(self) -> int:
+        """How many bytes `write` has appended."""
+        return self._file.size
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +76,6 @@ class Staging:
         """Append all of *data*."""
         with self._mapped:
             self._file.write(data)
-        self.size += memoryview(data).nbytes
 
     def copy_from(self, source: int) -> None:
         """Append everything from a regular file that is open as *source*, and take over its times.
@@ -85,10 +85,10 @@ class Staging:
         """
         with self._mapped:
             before = os.fstat(source)
-            self.size += copy_descriptor(source, self._file.fd)
+            copied = copy_descriptor(source, self._file.fd)
             after = os.fstat(source)
             os.utime(self._file.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if (before.st_mtime_ns, before.st_size, self.size) != (
+        if (before.st_mtime_ns, before.st_size, copied) != (
             after.st_mtime_ns,
             after.st_size,
             after.st_size,
@@ -147,7 +147,7 @@ class Staging:
     def _publish(self, *, overwrite: bool) -> None:
         if self._durable:
             sync(self._file.fd)
-        for more in _attempts():
+        for more in _ATTEMPTS:
             try:
                 self._file.publish(overwrite=overwrite)
                 break
@@ -177,7 +177,7 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
         OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
             place is on another file system.
     """
-    for more in _attempts():
+    for more in _ATTEMPTS:
         to, to_name, grown = beneath.make_parent(path)
         try:
             entry_mode(to, to_name)  # devices are not replaced
@@ -199,11 +199,6 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
             return
         finally:
             os.close(to)
-
-
-def _attempts() -> Iterator[bool]:
-    """As many steps as attempts are made, each saying whether one more is left."""
-    return (left > 0 for left in reversed(range(_ATTEMPTS)))
 
 
 def _is_directory(directory: int, name: bytes | str) -> bool:

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing_extensions import Buffer, override
 
 from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, READ, Beneath
-from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.errors import Mapped, translate
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
 from storage_backend.errors import (
+    AccessDeniedError,
     BaseDirectoryNotFoundError,
     ConfigurationError,
     InvalidIdentifierError,
@@ -230,10 +232,29 @@ class LocalStorage(StorageBackend):
         yield from passed
 
     @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        passed: Identifiers = []  # directories since the last object
+
+        def pass_by(path: str) -> bool:
+            passed.append(path)
+            return False
+
+        for directory, names, _ in self._runs(prefix, pass_by, on_skip):
+            yield from self._inhabited(passed)
+            for name in names:
+                info = self._look(directory, name, on_skip)
+                if info is not None:
+                    yield info
+        yield from self._inhabited(passed)
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "wb":
-            return cast(BinaryIO, Writer(self._staging(identifier)))
+            staging = self._staging(identifier)
+            writer = Writer(staging)
+            weakref.finalize(writer, staging.discard)  # collected unclosed
+            return cast(BinaryIO, writer)
         return io.BufferedReader(self._opened(identifier), _BUFFER)
 
     @override
@@ -381,6 +402,16 @@ class LocalStorage(StorageBackend):
             elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:
                 yield directory, valid, regular
 
+    def _inhabited(self, paths: Identifiers) -> Iterator[str]:
+        """Those of the directories *paths* in which there are objects, or may be; *paths* is emptied."""
+        for path in paths:
+            try:
+                if next(self.scan(f"{path}/", on_skip=lambda _: None), None) is not None:
+                    yield f"{path}/"
+            except AccessDeniedError:
+                yield f"{path}/"
+        paths.clear()
+
     def _valid(self, identifier: str, on_skip: OnSkip | None) -> bool:
         try:
             self._native(identifier)
@@ -392,11 +423,12 @@ class LocalStorage(StorageBackend):
     def _look(self, directory: Directory, name: str, on_skip: OnSkip | None) -> ObjectInfo | None:
         """What an entry is, if it is an object. If it is none it is reported, and if it is gone it is not."""
         identifier = directory.path + name
-        with Mapped(identifier, self._location):
-            try:
-                facts = os.stat(identifiers.encode(name), dir_fd=directory.fd, follow_symlinks=False)
-            except FileNotFoundError:
-                return None
+        try:
+            facts = os.stat(identifiers.encode(name), dir_fd=directory.fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise translate(error, identifier, self._location) from error
         if stat.S_ISREG(facts.st_mode):
             return _info(identifier, facts)
         try:
