@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import inspect
+import threading
+import traceback
+import warnings
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -18,25 +23,50 @@ from storage_backend.testing import SourceBrokeError, Subject, Topic
 CAUGHT = (AssertionError, pytest.fail.Exception, OSError, SourceBrokeError)
 
 
+B = TypeVar("B", bound=StorageBackend)
+
+
 @dataclass(frozen=True)
 class Mutant:
     """A backend with one fault.
 
     Attributes:
-        make: gives it, over a folder that is its own.
+        name: of the class.
+        kind: the class.
         topic: must catch it.
         test: the test of that topic that must fail.
-        lacks: as the Subject's, beyond what the unbroken class lacks.
     """
 
-    make: Callable[[Path], StorageBackend]
+    name: str
+    kind: type[StorageBackend]
     topic: type[Topic]
     test: str
-    lacks: dict[str, str] = field(default_factory=dict)
 
-    @property
-    def name(self) -> str:
-        return getattr(self.make, "__name__", repr(self.make))
+
+def catalogue(mutants: list[Mutant]) -> Callable[[type[Topic], str], Callable[[type[B]], type[B]]]:
+    """A decorator that adds a broken class to *mutants*, with the test that must catch it."""
+
+    def caught_by(topic: type[Topic], test: str) -> Callable[[type[B]], type[B]]:
+        def add(kind: type[B]) -> type[B]:
+            mutants.append(Mutant(kind.__name__, kind, topic, test))
+            return kind
+
+        return add
+
+    return caught_by
+
+
+class Meeting:
+    """Holds a caller until another one has come as far, so that a race is lost each time; gives up soon if none comes."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2)
+
+    def wait(self) -> None:
+        try:
+            self._barrier.wait(0.1)
+        except threading.BrokenBarrierError:
+            self._barrier.reset()
 
 
 @dataclass
@@ -78,7 +108,23 @@ def run(
         except pytest.skip.Exception:
             outcome.skipped.append(name)
         except BaseException as error:  # noqa: BLE001 - judged by the caller
-            outcome.failed[name] = error
+            outcome.failed[name] = _without_frames(error)
         else:
             outcome.passed.append(name)
     return outcome
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """The error, holding on to nothing that the test used."""
+    traceback.clear_frames(error.__traceback__)
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)
+
+
+@contextmanager
+def leaks_forgiven() -> Iterator[None]:
+    """Let what a mutant left open go without the warnings that it deserves."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()

@@ -50,41 +50,14 @@ from storage_backend.testing import (
     SourceBrokeError,
     Streams,
     Threads,
-    Topic,
     Verifying,
     Writers,
     Writing,
 )
-from tests.testing.harness import Mutant
+from tests.testing.harness import Meeting, Mutant, catalogue
 
 MUTANTS: list[Mutant] = []
-
-
-def caught_by(topic: type[Topic], test: str) -> Callable[[type[MemoryStorage]], type[MemoryStorage]]:
-    """List a mutant, with the test that must catch it."""
-
-    def add(kind: type[MemoryStorage]) -> type[MemoryStorage]:
-        def make(_: Path) -> MemoryStorage:
-            return kind()
-
-        make.__name__ = kind.__name__
-        MUTANTS.append(Mutant(make, topic, test))
-        return kind
-
-    return add
-
-
-class Meeting:
-    """Holds a caller until another one has come as far, so that a race is lost each time; gives up soon if none comes."""
-
-    def __init__(self) -> None:
-        self._barrier = threading.Barrier(2)
-
-    def wait(self) -> None:
-        try:
-            self._barrier.wait(0.2)
-        except threading.BrokenBarrierError:
-            self._barrier.reset()
+caught_by = catalogue(MUTANTS)
 
 
 @caught_by(Writing, "test_every_size_round_trips")

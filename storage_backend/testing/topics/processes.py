@@ -205,29 +205,64 @@ class Processes(Topic):
     def test_spawned_child_can_use_it(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("pickle")
         fill(backend, "parent")
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        child = context.Process(target=_spawned, args=(theirs, backend))
-        with ours, plain_main():
-            child.start()
-            theirs.close()
-            answer = ours.recv() if ours.poll(PATIENCE) else "it did not answer"
-        child.join(PATIENCE)
-        if child.is_alive():
-            child.kill()
-        assert answer == "done"
-        assert child.exitcode == 0
+        in_spawned(_use, backend)
         assert backend.exists("child") is subject.has("shared")
         fill(backend, "parent")
 
+    def test_child_that_ends_in_the_ordinary_way_hurts_nothing(
+        self, subject: Subject, backend: StorageBackend
+    ) -> None:
+        subject.require("pickle")
+        subject.require("fork")
+        in_spawned(_fork_and_go_on, backend)
+        if subject.has("shared"):
+            assert everything(backend) == {"a": content_of(3 << 20), "b": b"half whole"}
 
-def _spawned(answers: Connection, backend: StorageBackend) -> None:
-    """The child's part: use what came by pickle."""
+
+def _use(backend: StorageBackend) -> None:
+    """A spawned child's part: use what came by pickle."""
+    assert backend.read("parent") == named("parent")
+    fill(backend, "child")
+    assert backend.read("child") == named("child")
+    backend.close()
+
+
+def _fork_and_go_on(backend: StorageBackend) -> None:
+    """A spawned child's part: have a child of its own that runs every finaliser, and finish what it had begun."""
+    backend.write("a", content_of(3 << 20))
+    with backend.open("a") as reader, backend.open("b", "wb") as writer:
+        head = reader.read(100_000)
+        writer.write(b"half ")
+        pid = os.fork()
+        if pid == 0:
+            raise SystemExit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        assert head + reader.read() == content_of(3 << 20)
+        writer.write(b"whole")
+    assert backend.read("b") == b"half whole"
+
+
+def in_spawned(work: Callable[[StorageBackend], object], backend: StorageBackend) -> None:
+    """Run *work* with a pickled copy of *backend* in a process that inherits nothing, and fail if it does."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    child = context.Process(target=_spawned, args=(theirs, work, backend))
+    with ours, plain_main():
+        child.start()
+        theirs.close()
+        answer = ours.recv() if ours.poll(PATIENCE) else "it did not answer"
+    child.join(PATIENCE)
+    if child.is_alive():
+        child.kill()
+    assert answer == "done"
+    assert child.exitcode == 0
+
+
+def _spawned(answers: Connection, work: Callable[[StorageBackend], object], backend: StorageBackend) -> None:
     try:
-        assert backend.read("parent") == named("parent")
-        fill(backend, "child")
-        assert backend.read("child") == named("child")
-        backend.close()
+        work(backend)
+    except SystemExit:
+        raise  # a child of this one; its parent answers
     except BaseException:
         answers.send(traceback.format_exc())
         raise
