@@ -23,7 +23,6 @@ from storage_backend.backends.local.syncing import sync_directory, sync_file_sys
 from storage_backend.backends.local.walk import Directory, walk
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
 from storage_backend.errors import (
-    AccessDeniedError,
     BaseDirectoryNotFoundError,
     ConfigurationError,
     InvalidIdentifierError,
@@ -216,7 +215,7 @@ class LocalStorage(StorageBackend):
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        passed: Identifiers = []
+        passed: Identifiers = []  # without a look inside, so one that holds no object is there too
 
         def pass_by(path: str) -> bool:
             passed.append(f"{path}/")
@@ -230,22 +229,6 @@ class LocalStorage(StorageBackend):
                 if info is not None:
                     yield info
         yield from passed
-
-    @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        passed: Identifiers = []  # directories since the last object
-
-        def pass_by(path: str) -> bool:
-            passed.append(path)
-            return False
-
-        for directory, names, _ in self._runs(prefix, pass_by, on_skip):
-            yield from self._inhabited(passed)
-            for name in names:
-                info = self._look(directory, name, on_skip)
-                if info is not None:
-                    yield info
-        yield from self._inhabited(passed)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -401,16 +384,6 @@ class LocalStorage(StorageBackend):
                 yield directory, names, regular
             elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:
                 yield directory, valid, regular
-
-    def _inhabited(self, paths: Identifiers) -> Iterator[str]:
-        """Those of the directories *paths* in which there are objects, or may be; *paths* is emptied."""
-        for path in paths:
-            try:
-                if next(self.scan(f"{path}/", on_skip=lambda _: None), None) is not None:
-                    yield f"{path}/"
-            except AccessDeniedError:
-                yield f"{path}/"
-        paths.clear()
 
     def _valid(self, identifier: str, on_skip: OnSkip | None) -> bool:
         try:
