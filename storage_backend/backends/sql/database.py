@@ -5,9 +5,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sqlite3
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -50,6 +50,7 @@ class Database:
         self._sessions: dict[int, Session] = {}
         self._hearts: dict[int, Heart] = {}
         self._swept = float("-inf")
+        self._undiscarded: deque[bytes] = deque()
         weakref.finalize(self, _close, self._sessions)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
@@ -122,7 +123,12 @@ class Database:
         return len(condemned)
 
     def sweep_now_and_then(self) -> None:
-        """Sweep, if this process has not done so lately. What goes wrong is logged: it is not the caller's concern."""
+        """Before a write: finish what could not be discarded, and sweep, if this process has not done so lately.
+
+        What goes wrong is logged: it is not the caller's concern.
+        """
+        for _ in range(len(self._undiscarded)):
+            self.discard(self._undiscarded.popleft())
         now = time.monotonic()
         if now - self._swept < self.settings.stale_seconds:
             return
@@ -136,12 +142,13 @@ class Database:
                 logger.info("swept %d stale uploads in %s", count, self.address.location)
 
     def discard(self, version: bytes) -> None:
-        """Delete an upload that will not be published; what goes wrong is logged and left to a later sweep."""
+        """Delete an upload that will not be published. If that cannot be done now, it is before a later write."""
         try:
             self.transact(lambda connection: self.catalog.discard(connection, [version]))
             self._prune(version)
         except StorageError as error:
-            logger.warning("an unfinished upload is left to a later sweep: %s", error)
+            logger.warning("an unfinished upload is left for later: %s", error)
+            self._undiscarded.append(version)
 
     def collect(self) -> None:
         """Delete the garbage that a transaction has left behind, if nothing goes wrong; else a later sweep does."""
@@ -189,8 +196,6 @@ class Database:
                     continue
                 failure = translate(error, self.address, identifier)
                 failure.attempts = attempt
-                if _is_moved(error):
-                    session.close()
                 raise failure from error
 
 
@@ -211,11 +216,6 @@ def _tries(error: SQLAlchemyError) -> int:
     if error.connection_invalidated:
         return RECONNECTS
     return TRIES if getattr(error.orig, "sqlstate", None) in _IN_THE_WAY else 1
-
-
-def _is_moved(error: SQLAlchemyError) -> bool:
-    cause = getattr(error, "orig", None)
-    return getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_READONLY_DBMOVED
 
 
 def _close(sessions: dict[int, Session]) -> None:

@@ -104,8 +104,6 @@ def _plain(words: str, address: Address) -> str:
 
 
 def _of_sqlite(code: int, path: str) -> tuple[type[StorageError], str]:
-    if code == sqlite3.SQLITE_READONLY_DBMOVED:
-        return UnavailableError, "the file was moved or deleted meanwhile; try again"
     if code in _SQLITE_DAMAGE:
         return _SQLITE[sqlite3.SQLITE_CORRUPT]
     primary = code & 0xFF

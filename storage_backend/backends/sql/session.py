@@ -10,6 +10,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -17,7 +18,12 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.pool import QueuePool
 
 from storage_backend.backends.sql import schema
-from storage_backend.errors import MissingClientError, StorageTimeoutError, UnavailableError
+from storage_backend.errors import (
+    ConfigurationError,
+    MissingClientError,
+    StorageTimeoutError,
+    UnavailableError,
+)
 
 if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
@@ -66,6 +72,7 @@ class Session:
         self._gate = threading.Condition()
         self._users = 0
         self._closed = False
+        self._place: tuple[int, int] | None = None  # of SQLite's file, while it is open
         self._raw: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @contextmanager
@@ -77,6 +84,7 @@ class Session:
             self._users += 1
         try:
             engine = self._opened()
+            self._check_place()
             pool = engine.pool
             try:
                 with engine.connect() as connection:
@@ -157,6 +165,16 @@ class Session:
                 self._engine = engine
             return self._engine
 
+    def _check_place(self) -> None:
+        """SQLite would go on writing to a file that has been deleted, or that another has taken the place of."""
+        if self._place is not None and self._place != _identity(self.address.path):
+            self.close()
+            where = self.address.location
+            raise UnavailableError(
+                f"{where}: the file was moved, replaced or deleted while it was in use; try again to open what is there",
+                backend=where,
+            )
+
     def _make(self) -> Engine:
         sqlite = self.address.dialect == "sqlite"
         dial = (
@@ -176,16 +194,18 @@ class Session:
         )
 
     def _prepare(self, engine: Engine) -> None:
+        sqlite = self.address.dialect == "sqlite"
         with engine.connect() as connection:
-            if schema.check(connection, self.address):
-                return
-            if not self.settings.create_if_missing:
-                raise schema.missing(self.address)
-            if self.address.dialect == "sqlite":
-                _use_wal(connection, self.settings.timeout_seconds)
-            connection.exec_driver_sql("BEGIN IMMEDIATE" if self.address.dialect == "sqlite" else "BEGIN")
-            schema.create(connection, self.address)
-            connection.commit()
+            if not schema.check(connection, self.address):
+                if not self.settings.create_if_missing:
+                    raise schema.missing(self.address)
+                if sqlite:
+                    _refuse_single_byte(self.address)
+                    _use_wal(connection, self.settings.timeout_seconds)
+                connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
+                schema.create(connection, self.address)
+                connection.commit()
+            self._place = _identity(self.address.path) if sqlite else None
 
 
 def _dispose(engine: Engine) -> None:
@@ -253,6 +273,23 @@ def _postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakS
         return connection
 
     return dial
+
+
+def _identity(path: str) -> tuple[int, int]:
+    """What tells a file from another of the same name; (0, 0) if there is none."""
+    try:
+        found = os.stat(path)  # noqa: PTH116 - on the way of each call, and twice as fast as Path.stat
+    except FileNotFoundError:
+        return (0, 0)
+    return (found.st_dev, found.st_ino)
+
+
+def _refuse_single_byte(address: Address) -> None:
+    """SQLite takes a file of one byte for an empty one (unixFileSize in os_unix.c)."""
+    if Path(address.path).stat().st_size == 1:
+        raise ConfigurationError(
+            f"{address.location}: file is not a database: it was left as it is", backend=address.location
+        )
 
 
 def _use_wal(connection: Connection, patience: float) -> None:
