@@ -8,20 +8,9 @@ import pytest
 
 from storage_backend import LocalStorage
 from storage_backend.testing import ConformanceSuite, Subject
+from tests.backends.local_ways import NamingStorage, WalkingStorage
 
 LACKS = {"content_type": "a file has no media type"}
-
-
-class WalkingStorage(LocalStorage):
-    """As on a kernel without openat2."""
-
-    _openat2 = False
-
-
-class NamingStorage(LocalStorage):
-    """As on a file system without O_TMPFILE."""
-
-    _tmpfile = False
 
 
 @pytest.fixture

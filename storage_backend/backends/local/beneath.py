@@ -252,7 +252,7 @@ def _replace(old: int, new: int) -> int:
 def _link_at(directory: int, name: bytes, error: OSError) -> bytes:
     """The target of the symlink that made a step fail with *error*, which is raised if it was something else.
 
-    Where the symlink has been replaced since by what the step wanted, that is *name* itself, to try again.
+    Where it has been replaced since, so that the step may succeed, that is *name* itself, to try again.
     """
     if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
         raise error
@@ -260,7 +260,7 @@ def _link_at(directory: int, name: bytes, error: OSError) -> bytes:
         return os.readlink(name, dir_fd=directory)
     except OSError:
         now = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
-        if error.errno == errno.ENOTDIR and not stat.S_ISDIR(now):
+        if error.errno == errno.ENOTDIR and not (stat.S_ISDIR(now) or stat.S_ISLNK(now)):
             raise error from None
         return name
 

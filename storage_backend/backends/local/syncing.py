@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
 import sys
 
@@ -12,6 +11,8 @@ from storage_backend.backends.local.beneath import LIST, Beneath
 
 def sync(fd: int) -> None:
     """Return once the file or directory survives power loss."""
+    import fcntl  # Windows has none, and must be able to import this to be refused
+
     # On macOS, fsync leaves the data in the drive's cache (fsync(2) there).
     if hasattr(fcntl, "F_FULLFSYNC"):
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)

@@ -1,0 +1,134 @@
+"""LocalStorage as it works where the kernel or the file system lacks something, and what its tests share."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from storage_backend import LocalStorage
+
+NOBODY = 65534
+
+
+class WalkingStorage(LocalStorage):
+    """As on a kernel without openat2."""
+
+    _openat2 = False
+
+
+class NamingStorage(LocalStorage):
+    """As on a file system without O_TMPFILE."""
+
+    _tmpfile = False
+
+
+class BareStorage(WalkingStorage, NamingStorage):
+    """As on a system with neither."""
+
+
+WAYS = (LocalStorage, WalkingStorage)
+"""Both ways to resolve a path."""
+
+
+def as_nobody(act: Callable[[], Any]) -> Any:
+    """What *act* returns, or the exception that it raises, in a process of a user who owns nothing.
+
+    Root reads everything, so its own denials prove nothing.
+    """
+    if os.geteuid() != 0:
+        try:
+            return act()
+        except Exception as error:  # noqa: BLE001 - it is the result
+            return error
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+            try:
+                result = act()
+            except Exception as error:  # noqa: BLE001 - it is the result
+                result = error
+            os.write(writer, pickle.dumps(result))
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    return pickle.loads(answer)
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    """A file system of 1 MiB at *place*."""
+    place.mkdir(parents=True, exist_ok=True)
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("mounting a small tmpfs takes root on Linux")
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
+
+
+# Swaps names until its standard input ends, then prints how often. "exchange a b" puts each in the other's place in one
+# step; "link target name" puts a symlink at a name, over whatever is there.
+_SWAPPER = """
+import ctypes, os, select, sys
+libc = ctypes.CDLL(None, use_errno=True)
+swaps = 0
+orders = [line.split() for line in sys.argv[1].splitlines()]
+print("ready", flush=True)
+while swaps % 64 or not select.select([0], [], [], 0)[0]:
+    for verb, first, second in orders:
+        if verb == "exchange":
+            if libc.renameat2(-100, os.fsencode(first), -100, os.fsencode(second), 2):
+                sys.exit("renameat2: " + os.strerror(ctypes.get_errno()))
+        else:
+            os.symlink(first, second + ".swapper")
+            os.rename(second + ".swapper", second)
+    swaps += 1
+print(swaps, flush=True)
+"""
+
+
+class Swapper:
+    """Swaps names in another process for as long as its `with` lasts.
+
+    Attributes:
+        swaps: how often it did, once it is over.
+    """
+
+    def __init__(self, *orders: tuple[str, str | Path, str | Path]) -> None:
+        self._orders = "\n".join(" ".join(map(str, order)) for order in orders)
+        self.swaps = 0
+
+    def __enter__(self) -> Self:
+        if sys.platform != "linux":
+            pytest.skip("names are exchanged in one step by renameat2, which is Linux's")
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _SWAPPER, self._orders], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        out, _ = self._process.communicate(b"enough")
+        assert self._process.returncode == 0
+        self.swaps = int(out)
