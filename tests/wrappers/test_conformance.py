@@ -1,8 +1,10 @@
 """The conformance suite through the wrappers."""
 
+from pathlib import Path
+
 import pytest
 
-from storage_backend import MemoryStorage, PrefixedStorage, StorageBackend
+from storage_backend import LocalStorage, MemoryStorage, PrefixedStorage, StorageBackend
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
 from tests.wrappers.seven import Seven
@@ -48,3 +50,12 @@ class TestPrefixedStorageOverSevenMethods(ConformanceSuite):
             **LACKS,
         }
         return Subject(make=lambda: storage, lacks=lacks)
+
+
+class TestPrefixedLocalStorage(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=lambda: PrefixedStorage(LocalStorage(tmp_path / "base"), "some/where"),
+            lacks={"content_type": "a file has no place for one"},
+        )

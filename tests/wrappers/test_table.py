@@ -6,10 +6,12 @@ import pkgutil
 
 import storage_backend.wrappers
 from storage_backend import StorageBackend
+from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
 FORWARDED = {
+    "FaultyStorage": {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {"flush", "capabilities", "keeps_modified", "close"},
     "ReadOnlyStorage": {
         "exists", "read", "list", "get_path", "size", "stat", "scan", "read_range", "read_many", "download",
@@ -17,6 +19,7 @@ FORWARDED = {
     },
 }  # fmt: skip
 OVERRIDDEN = {
+    "FaultyStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {
         "exists", "read", "write", "delete", "list", "get_path", "size", "copy", "move", "write_stream", "stat",
         "scan", "open", "read_range", "read_many", "write_many", "delete_many", "download", "upload", "create",
@@ -30,14 +33,14 @@ OVERRIDDEN = {
 
 
 def wrappers() -> list[type[Wrapper]]:
-    for module in pkgutil.walk_packages(storage_backend.wrappers.__path__, "storage_backend.wrappers."):
+    for module in pkgutil.walk_packages(storage_backend.wrappers.__path__, "storage_backend."):
         importlib.import_module(module.name)
-    found: list[type[Wrapper]] = []
+    found: list[type[Wrapper]] = [FaultyStorage]
     pending = [Wrapper]
     while pending:
         for kind in pending.pop().__subclasses__():
             pending.append(kind)
-            if kind.__module__.startswith("storage_backend.wrappers."):
+            if kind.__module__.startswith("storage_backend.") and kind not in found:
                 found.append(kind)
     return found
 
