@@ -33,7 +33,7 @@ OVERRIDDEN = {
 
 
 def wrappers() -> list[type[Wrapper]]:
-    for module in pkgutil.walk_packages(storage_backend.wrappers.__path__, "storage_backend."):
+    for module in pkgutil.walk_packages(storage_backend.wrappers.__path__, "storage_backend.wrappers."):
         importlib.import_module(module.name)
     found: list[type[Wrapper]] = [FaultyStorage]
     pending = [Wrapper]
