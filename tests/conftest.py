@@ -68,3 +68,10 @@ def postgresql_url(postgresql: PostgreSQL) -> Iterator[str]:
     """The URL of an empty database of this test's own."""
     with postgresql.database() as name:
         yield postgresql.url(name)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """The URL of an empty database, of either kind."""
+    url: str = request.getfixturevalue(f"{request.param}_url")
+    return url

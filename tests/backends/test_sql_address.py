@@ -109,7 +109,7 @@ def test_postgresql_parameters(url: str, parameters: dict[str, str], location: s
     ],
 )
 def test_wrong_url_is_one_line_that_names_the_parameter(url: str) -> None:
-    with pytest.raises(ConfigurationError, match="^url: ") as caught:
+    with pytest.raises(ConfigurationError, match=r"^url: ") as caught:
         DatabaseStorage(url)
     assert caught.value.parameter == "url"
     assert "hunter2" not in str(caught.value)
