@@ -83,7 +83,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
 
 def redacted(location: str) -> str:
     """*location* without its password, for messages."""
-    return re.sub(r"(?<=://)([^/:@]*):.*@", r"\1:***@", location, flags=re.DOTALL)
+    return re.sub(
+        r"\A([a-z][a-z0-9+.-]*://[^/:@]*):.*@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
+    )
 
 
 def has_password(location: str) -> bool:

@@ -174,7 +174,7 @@ def test_no_error_has_the_password(location: str) -> None:
 def test_redacted() -> None:
     assert redacted(f"postgresql://u:{SECRET}@h/db") == "postgresql://u:***@h/db"
     assert redacted(f"postgresql://u:a@{SECRET}/@h/db") == "postgresql://u:***@h/db"
-    for plain in ["postgresql://u@h:5432/db", "/a:b@c", "sqlite:///x.db", "x://a:1/b"]:
+    for plain in ["postgresql://u@h:5432/db", "/a:b@c", "/a/x://u:p@h", "sqlite:///x.db", "x://a:1/b"]:
         assert redacted(plain) == plain
         assert not has_password(plain)
     assert has_password(f"postgresql://:{SECRET}@h/db")

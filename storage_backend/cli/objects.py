@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 import click
 
+from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
@@ -260,8 +261,11 @@ def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, s
     # Two directories of one disk: seen from above both, a move is a rename.
     sides = [Path(backend.get_path(name)) for backend, name in ((one, source_id), (other, target_id))]
     above = Path(os.path.commonpath([path.parent for path in sides]))
+    source_id, target_id = (str(path.relative_to(above)) for path in sides)
+    if not all(names.is_valid(name, surrogates=True) for name in (source_id, target_id)):  # too deep
+        return one, sides[0].name, other, sides[1].name
     both = stack.enter_context(place_at(str(above)))
-    return both, str(sides[0].relative_to(above)), both, str(sides[1].relative_to(above))
+    return both, source_id, both, target_id
 
 
 def _copy(source: StorageBackend, source_id: str, target: StorageBackend, target_id: str) -> ObjectInfo:

@@ -6,6 +6,7 @@ import filecmp
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -331,3 +332,24 @@ def test_cat_of_a_large_object_takes_little_memory(process: Program, tmp_path: P
 def _no_leftovers(tmp_path: Path) -> Iterator[None]:
     yield
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".~sb-")]
+
+
+def test_mv_from_a_place_too_deep_to_be_seen_from_above(program: Program, tmp_path: Path) -> None:
+    deep = tmp_path.joinpath(*["n" * 200] * 6)
+    deep.mkdir(parents=True)
+    (deep / "x").write_bytes(ALL)
+    assert program("mv", deep / "x", tmp_path / "y").code == 0
+    assert (tmp_path / "y").read_bytes() == ALL
+    assert not (deep / "x").exists()
+
+
+@pytest.mark.skipif(
+    not Path("/dev/shm").is_dir() or Path("/dev/shm").stat().st_dev == Path("/tmp").stat().st_dev,
+    reason="needs two file systems",
+)
+def test_mv_and_cp_to_another_file_system(program: Program, source: Path) -> None:
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as other:
+        assert program("cp", source / "a", f"{other}/copy").code == 0
+        assert program("mv", source / "a", other).code == 0
+        assert Path(other, "copy").read_bytes() == Path(other, "a").read_bytes() == ALL
+    assert not (source / "a").exists()

@@ -432,3 +432,24 @@ def test_terminated_by_a_signal_leaves_no_temporary_name(environment: dict[str, 
     )
     assert done.returncode == -signal.SIGKILL
     assert not [path for path in target.rglob("*") if path.name.startswith(".~sb-")]
+
+
+def test_postgresql_by_its_location(
+    program: Program, source: Path, tmp_path: Path, postgresql_url: str
+) -> None:
+    assert program("migrate", source, postgresql_url).code == 0
+    assert program("verify", source, postgresql_url).code == 0
+    assert program("ls", postgresql_url).lines == ["a.pdf", "b.txt", "d/"]
+    place = f"{postgresql_url}#d"
+    assert program("ls", "-R", place).lines == ["c.pdf", "e/f.txt"]
+    assert program("cat", f"{place}/c.pdf").out == b"content of d/c.pdf"
+    assert program("migrate", place, tmp_path / "back").code == 0
+    assert identifiers(tmp_path / "back") == ["c.pdf", "e/f.txt"]
+    assert program("rm", "-ry", place).code == 0
+    assert identifiers(postgresql_url) == ["a.pdf", "b.txt"]
+
+
+def test_a_postgresql_that_is_away_is_5_and_one_line(program: Program, tmp_path: Path) -> None:
+    result = program("ls", f"postgresql://user@/db?host={tmp_path}")
+    assert result.code == 5
+    assert len(result.err.splitlines()) == 1
