@@ -25,6 +25,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "globs": "list(pattern) follows the one dialect",
         "missing delete": "delete() of a missing object raises",
         "modified": "the time given to write_stream() and write_many() is kept, and shown by stat() and scan()",
+        "one deleter": "of simultaneous delete() calls for one object, one returns True",
         "order": "list() is sorted, and names each object once",
         "pickle": "an instance pickles",
         "refusals": "identifiers that break the rules are refused",

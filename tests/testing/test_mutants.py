@@ -10,11 +10,11 @@ import pytest
 from storage_backend import LocalStorage, MemoryStorage, StorageBackend
 from storage_backend.testing import ConformanceSuite, Subject, Topic
 from storage_backend.testing.topics import processes
-from tests.testing import local_mutants, memory_mutants
 from tests.testing.harness import CAUGHT, Mutant, leaks_forgiven, run
+from tests.testing.mutants import LOCAL, MEMORY
 
 TOPICS: tuple[type[Topic], ...] = ConformanceSuite.__bases__
-MUTANTS = [*memory_mutants.MUTANTS, *local_mutants.MUTANTS]
+MUTANTS = [*MEMORY, *LOCAL]
 
 
 def family_and_name(mutant: Mutant) -> str:
@@ -58,7 +58,7 @@ def test_unbroken_class_passes(
 
 
 def test_mutants_are_many_and_spread_over_the_topics() -> None:
-    for family in (memory_mutants.MUTANTS, local_mutants.MUTANTS):
+    for family in (MEMORY, LOCAL):
         assert len(family) >= 25
         assert len({mutant.name for mutant in family}) == len(family)
     assert {mutant.topic for mutant in MUTANTS} == set(TOPICS)

@@ -70,13 +70,19 @@ class Capabilities(Topic):
         assert backend.read("folder/a") == ALL_BYTES
 
     def test_flush_returns_true(self, backend: StorageBackend) -> None:
-        if Capability.FLUSH in backend.capabilities:
-            assert backend.flush() is True
-            fill(backend, "a")
-            assert backend.flush() is True
+        if Capability.FLUSH not in backend.capabilities:
+            with pytest.raises(UnsupportedOperationError):
+                backend.flush()
+            return
+        assert backend.flush() is True
+        fill(backend, "a")
+        assert backend.flush() is True
 
     def test_url_gives_the_object(self, backend: StorageBackend) -> None:
         if Capability.URL not in backend.capabilities:
+            fill(backend, "a")
+            with pytest.raises(UnsupportedOperationError):
+                backend.get_url("a")
             return
         for name in ("folder/a", "a b#c?d%20e", "é/😀"):
             backend.write(name, ALL_BYTES)

@@ -86,9 +86,10 @@ class ErrorClasses(Topic):
             "gone too": NotFoundError,
         }
 
-    def test_location_and_repr_are_text(self, backend: StorageBackend) -> None:
+    def test_location_names_the_place(self, subject: Subject, backend: StorageBackend) -> None:
         assert isinstance(backend.location, str)
-        assert location_of(backend) == backend.location
+        assert backend.location
+        assert location_of(backend) == backend.location == subject.make().location
         assert isinstance(repr(backend), str)
 
     def test_mutable_answers_are_the_callers(self, backend: StorageBackend) -> None:

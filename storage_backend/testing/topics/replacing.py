@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from storage_backend.base import StorageBackend, capabilities_of
-from storage_backend.errors import PreconditionFailedError
+from storage_backend.errors import PreconditionFailedError, UnsupportedOperationError
 from storage_backend.info import Capability
 from storage_backend.testing.subject import (
     Source,
@@ -323,5 +323,13 @@ class Conditions(Topic):
 
 
 def offers(backend: StorageBackend, capability: Capability) -> bool:
-    """Whether the backend says that it can; the topic Capabilities proves what it says."""
-    return capability in capabilities_of(backend)
+    """Whether the backend says that it can; one that says no must refuse."""
+    if capability in capabilities_of(backend):
+        return True
+    with pytest.raises(UnsupportedOperationError):
+        if capability is Capability.CREATE:
+            backend.create("a", b"x")
+        else:
+            backend.replace("a", b"x", "etag")
+    assert backend.list() == []
+    return False

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 from array import array
 from datetime import UTC, datetime, timedelta
+from typing import BinaryIO, cast
 
 import pytest
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import IntegrityError, UnavailableError
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import sha256
+from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing.faults import FaultyStorage
 from storage_backend.testing.subject import (
     ALL_BYTES,
@@ -227,6 +228,15 @@ class Verifying(Topic):
             assert backend.read("a") == content
             info = ObjectInfo("a", size=size, sha256=sha256(content))
             assert backend.write_stream("a", io.BytesIO(content), info=info, verify=True) is True
+            assert backend.read("a") == content
+
+    def test_reader_that_hashes_is_left_with_the_digest(self, backend: StorageBackend) -> None:
+        # A transfer digests what it copies, and asks the reader afterwards.
+        content = content_of(MEGABYTE + 1)
+        for verify in (True, False):
+            reader = HashingReader(io.BytesIO(content))
+            backend.write_stream("a", cast(BinaryIO, reader), verify=verify)
+            assert (reader.size, reader.hexdigest()) == (len(content), sha256(content))
             assert backend.read("a") == content
 
     def test_promised_digest_is_checked(self, backend: StorageBackend) -> None:
