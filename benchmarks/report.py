@@ -150,7 +150,7 @@ def _contender_cells(entry: dict[str, Any]) -> tuple[str, ...]:
         _duration(median(times)),
         _duration(min(times)),
         _duration(max(times)),
-        f"{_spread(times):.0%}",
+        f"{_spread(times):.0%}" if len(times) > 1 else "-",
         _duration(median(one["cpu"] for one in rounds)),
         _mebibytes(max(one["rss"] for one in rounds)),
     )
@@ -160,12 +160,16 @@ def _noise(record: Record) -> str:
     spreads = {
         entry["name"]: _spread([one["seconds"] for one in entry["rounds"]])
         for entry in record["contenders"]
-        if entry["rounds"]
+        if len(entry["rounds"]) > 1
     }
     widest = max(spreads, key=lambda name: spreads[name], default=None)
     others = record["others"]
     said = "" if others is None else f"Others kept {others:.2f} processors busy meanwhile. "
-    said += "" if widest is None else f"The widest spread is {spreads[widest]:.0%} ({widest})."
+    said += (
+        "One round shows no spread."
+        if widest is None
+        else f"The widest spread is {spreads[widest]:.0%} ({widest})."
+    )
     noisy = (others or 0.0) > NOISY_OTHERS or any(spread > NOISY_SPREAD for spread in spreads.values())
     return f"**Noisy.** {said}" if noisy else said
 

@@ -60,6 +60,7 @@ def test_noisy_run_says_so() -> None:
     )
     assert "**Noisy.**" not in report.section(quiet)
     assert "**Noisy.**" in report.section({**quiet, "others": 0.5})
+    assert "One round shows no spread." in report.section(quiet)
 
 
 def test_page_carries_its_records() -> None:
