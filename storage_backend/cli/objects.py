@@ -59,8 +59,9 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
 @click.option(
     "-r", "--recursive", is_flag=True, help="LOCATION is a place: get all its objects into directory PATH."
 )
+@click.option("--json", "as_json", is_flag=True, help="With -r: one event a line, as JSON.")
 @common
-def get(location: str, path: str | None, recursive: bool, quiet: bool) -> int:
+def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: bool) -> int:
     """Store an object in a local file. PATH "-" is standard output.
 
     The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. With -r, what the
@@ -76,7 +77,7 @@ def get(location: str, path: str | None, recursive: bool, quiet: bool) -> int:
         if path is None or path == "-":
             raise click.UsageError("get -r needs the PATH of a directory")
         with place_at(location) as source, _directory(path, create=True) as target:
-            return synchronize(source, target, quiet=quiet)
+            return synchronize(source, target, quiet=quiet, as_json=as_json)
     storage, identifier = object_at(location)
     with storage:
         if path == "-":
@@ -97,8 +98,9 @@ def get(location: str, path: str | None, recursive: bool, quiet: bool) -> int:
 @click.option(
     "-r", "--recursive", is_flag=True, help="PATH is a directory: put all its files into place LOCATION."
 )
+@click.option("--json", "as_json", is_flag=True, help="With -r: one event a line, as JSON.")
 @common
-def put(path: str, location: str, recursive: bool, quiet: bool) -> int:
+def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -> int:
     """Store a local file as an object. PATH "-" is standard input.
 
     If LOCATION is a place, the object has the file's name. With -r, what the place has already (same size and
@@ -114,7 +116,7 @@ def put(path: str, location: str, recursive: bool, quiet: bool) -> int:
         if path == "-":
             raise click.UsageError("put -r needs the PATH of a directory")
         with _directory(path) as source, place_at(location, create=True) as target:
-            return synchronize(source, target, quiet=quiet)
+            return synchronize(source, target, quiet=quiet, as_json=as_json)
     if path == "-":
         storage, identifier = destination_at(location, None)
         with storage:

@@ -186,11 +186,11 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     return Exit.DONE
 
 
-def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool) -> int:
+def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool, as_json: bool) -> int:
     """`sync` between two backends, for the commands that take -r."""
     from storage_backend import transfer
 
-    return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=False)
+    return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=as_json)
 
 
 def _make(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import filecmp
+import json
 import os
 import subprocess
 import sys
@@ -118,6 +119,8 @@ def test_get_r_and_put_r_move_trees(program: Program, source: Path, tmp_path: Pa
     assert "copied 3" in result.out.decode()
     same(source, tmp_path / "back")
     assert program("get", "-r", f"{url}#in/it", tmp_path / "back", "-q").out == b""
+    told = program("get", "-r", "--json", f"{url}#in/it", tmp_path / "again").out.splitlines()
+    assert json.loads(told[-1])["copied"] == 3
     assert program("get", "-r", f"sqlite:///{tmp_path}/gone.db", tmp_path / "nothing").code == 3
     assert program("put", "-r", tmp_path / "gone", f"sqlite:///{tmp_path}/gone.db").code == 3
     assert not (tmp_path / "gone.db").exists()
