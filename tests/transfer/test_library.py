@@ -32,23 +32,31 @@ class Ended:
         return self.events[-1]
 
 
+# VmHWM (proc_pid_status(5)), since ru_maxrss counts the memory of this process too, from before the exec.
+PROGRAM = """
+import pathlib, re, sys
+from storage_backend.cli import run
+code = int(run(sys.argv[2:]))
+pathlib.Path(sys.argv[1]).write_text(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1])
+sys.exit(code)
+"""
+
+
 def run(directory: Path, *arguments: str | Path) -> Ended:
     environment = {
         **os.environ,
         "XDG_STATE_HOME": str(directory / "state"),
         "PYTHONDONTWRITEBYTECODE": "1",  # the library is what is migrated
     }
-    output, errors = directory / "stdout", directory / "stderr"
-    with output.open("w") as out, errors.open("w") as err:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "storage_backend", *map(str, arguments), "--json"],
-            stdout=out,
-            stderr=err,
-            env=environment,
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-    return Ended(process.returncode, output.read_text(), errors.read_text(), usage.ru_maxrss << 10)
+    peak = directory / "peak"
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, peak, *map(str, arguments), "--json"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr, int(peak.read_text()) << 10)
 
 
 @pytest.fixture
