@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from storage_backend.base import StorageBackend
 from storage_backend.errors import FATAL, BatchError, SourceChangedError
 from storage_backend.transfer.copier import Job
-from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.guards import most_deletes
 from storage_backend.transfer.options import TransferOptions
 from storage_backend.transfer.planning import Record
@@ -91,7 +90,7 @@ def remove_verified(job: Job, batch: list[Record]) -> Iterator[tuple[str, Except
 
 
 def _is_what_was_read(job: Job, record: Record) -> bool:
-    if not record.source.shown_by(Fingerprint.of(job.look(record.identifier))):
+    if not record.source.shown_by(job.look(record.identifier)):
         # A backend that shows neither time nor etag cannot say so any other way.
         if record.source.modified is not None or record.source.etag is not None:
             return False

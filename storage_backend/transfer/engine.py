@@ -72,7 +72,7 @@ class Engine:
         """What would be done, in order; nothing is touched."""
         rules = Rules(prove=self.verb == "migrate", keeps_time=self.job.keeps_time)
         records = self.journal.records() if self.journal is not None else None
-        for action in actions(merge(self._scan_source(), self._scan_target()), rules, records=records):
+        for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:
                 yield action
 
@@ -103,23 +103,34 @@ class Engine:
         finally:
             extras.close()
 
-    def _scan_source(self) -> Iterator[ObjectInfo]:
-        for info in self.job.source.scan(self.options.stem, on_skip=self._on_skip):
-            if self.options.everything or self.options.in_scope(info.identifier):
+    def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
+        """What both sides show, with the sizes that both sides need."""
+        source = self.job.source.scan(self.options.stem, on_skip=self._on_skip)
+        target = self.job.target.scan(self.options.stem)
+        in_scope = self.options.in_scope
+        if self.options.trash is not None:
+            trash = f"{self.options.trash.removesuffix('/')}/"
+            target = (info for info in target if not info.identifier.startswith(trash))
+        if not self.options.everything:
+            source = (info for info in source if in_scope(info.identifier))
+            target = (info for info in target if in_scope(info.identifier))
+        for one, other in merge(source, target):
+            if one is not None:
                 self._source_count += 1
-                yield info if info.size is not None else self._completed(self.job.source, info)
-
-    def _scan_target(self) -> Iterator[ObjectInfo]:
-        trash = None if self.options.trash is None else f"{self.options.trash.removesuffix('/')}/"
-        for info in self.job.target.scan(self.options.stem):
-            if trash is not None and info.identifier.startswith(trash):
-                continue
-            self._target_count += 1
-            if self.options.everything or self.options.in_scope(info.identifier):
-                yield info if info.size is not None else self._completed(self.job.target, info)
+            if other is not None:
+                self._target_count += 1
+            # Only a scan that knows no sizes costs a second look, and only where the size matters.
+            if one is not None and one.size is None:
+                yield self._completed(self.job.source, one), other and self._completed(self.job.target, other)
+            elif one is not None and other is not None and other.size is None:
+                yield one, self._completed(self.job.target, other)
+            else:
+                yield one, other
 
     def _completed(self, backend: StorageBackend, info: ObjectInfo) -> ObjectInfo:
         """What a scan without sizes left out; an object that vanished meanwhile is left to its reader."""
+        if info.size is not None:
+            return info
         try:
             return info_of(backend.stat(info.identifier), info.identifier)
         except FileNotFoundError:
@@ -141,21 +152,21 @@ class Engine:
         for action in self.plan():
             if self.job.stop.is_set():
                 return
-            if self.options.dry_run:
+            if action.kind == "skip" and not self.options.dry_run:
+                self.report.skipped[action.reason] += 1
+                if self.options.delete_source:
+                    spool.put(action)
+            elif self.options.dry_run:
                 self.report.would[str(action)] += 1
                 if action.kind != "skip":
                     self._events.emit("object", identifier=action.identifier, action=str(action))
             elif action.kind == "delete":
                 extras.put(action)
-            elif action.kind == "skip":
-                self.report.skipped[action.reason] += 1
-                if self.options.delete_source:
-                    spool.put(action)
             else:
                 self._plan_one(spool, action)
 
     def _sort_out_verify(self, spool: Spool) -> None:
-        for one, other in merge(self._scan_source(), self._scan_target()):
+        for one, other in self._pairs():
             if self.job.stop.is_set():
                 return
             if one is None or other is None:

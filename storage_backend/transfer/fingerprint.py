@@ -38,17 +38,15 @@ class Fingerprint:
             return True
         return self.size is not None and self.modified is not None and not is_racy(self.modified, looked)
 
-    def shown_by(self, other: Fingerprint) -> bool:
-        """Whether *other* is the same, by the etags if both have one, else by size and time."""
-        if self.etag is not None and other.etag is not None:
-            return self.etag == other.etag and self.size == other.size
-        return (
-            self.size is not None
-            and self.size == other.size
-            and self.modified is not None
-            and other.modified is not None
-            and same_time(self.modified, other.modified)
-        )
+    def shown_by(self, info: ObjectInfo) -> bool:
+        """Whether *info* shows the same, by the etags if both have one, else by size and time."""
+        if self.size != info.size:
+            return False
+        if self.etag is not None and info.etag is not None:
+            return self.etag == info.etag
+        if self.size is None or self.modified is None or info.modified is None:
+            return False
+        return same_time(self.modified, microseconds(info.modified))
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
