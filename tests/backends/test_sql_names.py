@@ -164,6 +164,18 @@ def test_globs_skip_nothing(page_of_two: None, sqlite_url: str, held: set[str], 
         assert set(found) == held
 
 
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_what_comes_after_a_skipped_directory_is_listed(
+    storage: DatabaseStorage, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PAGE", size)
+    storage.write_many((f"k/{part}/x/y", b"") for part in range(9))
+    storage.write_many((name, b"") for name in ("k.", "k-", "k0", "k1", "k/0.", "k/00", "k/9"))
+    assert storage.list("k*") == ["k-", "k.", "k0", "k1"]
+    assert storage.list("k/*") == ["k/0.", "k/00", "k/9"]
+    assert storage.list("k/*/*/y") == [f"k/{part}/x/y" for part in range(9)]
+
+
 def test_one_level_does_not_walk_what_is_beneath(
     storage: DatabaseStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

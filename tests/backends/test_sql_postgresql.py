@@ -404,6 +404,37 @@ def test_all_connections_busy_ends(postgresql_url: str) -> None:
         assert storage.read("a") == b"1"
 
 
+def sessions(url: str) -> int:
+    """How many others are connected."""
+    ((count,),) = query(
+        url,
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
+        "AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
+    )
+    return int(count)
+
+
+def test_connection_in_use_is_closed_when_it_comes_back(postgresql_url: str) -> None:
+    storage = DatabaseStorage(postgresql_url)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold(_: object) -> None:
+        inside.set()
+        leave.wait(60)
+
+    thread = threading.Thread(target=lambda: storage._database.run(hold))
+    thread.start()
+    assert inside.wait(60)
+    storage.close()
+    assert sessions(postgresql_url) == 1
+    leave.set()
+    thread.join(60)
+    until(lambda: sessions(postgresql_url) == 0, "the last connection is closed")
+    assert storage.list() == []  # and it connects again
+    storage.close()
+    until(lambda: sessions(postgresql_url) == 0, "closed again")
+
+
 def test_child_speaks_on_no_inherited_connection(postgresql_url: str) -> None:
     with DatabaseStorage(postgresql_url, connections=1) as storage:
         storage.write("a", b"1")
@@ -441,20 +472,14 @@ if os.fork() == 0:
 os.wait()
 """
 
-    def sessions() -> int:
-        return int(
-            query(
-                postgresql_url,
-                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-                "AND backend_type = 'client backend' AND pid <> pg_backend_pid()",
-            )[0][0]
-        )
-
     with program(source, postgresql_url) as process:
         assert line_of(process.stdout) == "ready"
-        assert sessions() == 1  # the parent's
+        assert sessions(postgresql_url) == 1  # the parent's
         process.kill()
-        until(lambda: sessions() == 0, "the server hears of the parent's end while the child lives")
+        until(
+            lambda: sessions(postgresql_url) == 0,
+            "the server hears of the parent's end while the child lives",
+        )
         process.communicate()
 
 

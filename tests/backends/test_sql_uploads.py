@@ -7,22 +7,29 @@ import io
 import os
 import threading
 from collections.abc import Callable
-from typing import BinaryIO, cast
+from typing import cast
 
 import pytest
 
-from storage_backend import BatchError, IntegrityError, ObjectInfo, UnavailableError
+from storage_backend import (
+    BatchError,
+    IntegrityError,
+    ObjectInfo,
+    UnavailableError,
+    UnsupportedOperationError,
+)
 from storage_backend.backends.sql import DatabaseStorage, catalog
 from storage_backend.backends.sql.database import Database
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from storage_backend.testing import Source, SourceBrokeError
+from storage_backend.testing.topics.processes import in_child
 from tests.backends.sql_samples import is_clean, line_of, program, query, rows, until
 
 BIG = os.urandom(5 * CHUNK_SIZE + 17)
 
 
-def watched(content: bytes, watch: Callable[[], object], at: int = 3) -> BinaryIO:
-    """A reader that calls *watch* once, before its read number *at*."""
+def watched(content: bytes, watch: Callable[[], object], at: int = 3) -> Source:
+    """A source that calls *watch* once, before its read number *at*."""
     reads = 0
 
     def look() -> None:
@@ -31,7 +38,7 @@ def watched(content: bytes, watch: Callable[[], object], at: int = 3) -> BinaryI
         if reads == at:
             watch()
 
-    return Source(content, most=CHUNK_SIZE, watch=look).as_binary()
+    return Source(content, most=CHUNK_SIZE, watch=look)
 
 
 def test_slow_stream_holds_up_nobody(database_url: str) -> None:
@@ -54,7 +61,7 @@ def test_slow_stream_holds_up_nobody(database_url: str) -> None:
                 assert len(backend.list(f"{name}/**")) == 12
                 done.append(name)
 
-        storage.write_stream("big", watched(BIG, meanwhile))
+        storage.write_stream("big", watched(BIG, meanwhile).as_binary())
         assert done == ["own", "other"]
         assert storage.read("big") == BIG
         assert is_clean(database_url)
@@ -169,7 +176,7 @@ def test_slow_upload_is_kept_alive(database_url: str) -> None:
             until(lambda: query(database_url, "SELECT beat FROM sb_unpublished") != [then], "a beat")
             swept.append(other.sweep())
 
-        storage.write_stream("a", watched(BIG, meanwhile))
+        storage.write_stream("a", watched(BIG, meanwhile).as_binary())
         assert swept == [0]
         assert storage.read("a") == BIG
 
@@ -179,10 +186,11 @@ def test_upload_that_was_given_up_stores_nothing(database_url: str, at: int) -> 
     with DatabaseStorage(database_url) as storage, DatabaseStorage(database_url) as other:
         storage.write("a", b"old")
         swept: list[int] = []
+        source = watched(BIG, lambda: swept.append(other.sweep(older_than_seconds=0)), at)
         with pytest.raises(UnavailableError, match="swept") as caught:
-            storage.write_stream(
-                "a", watched(BIG, lambda: swept.append(other.sweep(older_than_seconds=0)), at)
-            )
+            storage.write_stream("a", source.as_binary())
+        # It stops at the next chunk: what came after the sweep would stay for ever if this process died now.
+        assert source.position <= (at + 1) * CHUNK_SIZE
         assert swept == [1]
         assert caught.value.retryable
         assert caught.value.identifier == "a"
@@ -212,6 +220,27 @@ def test_collected_writer_leaves_nothing(database_url: str) -> None:
         gc.collect()
         until(lambda: is_clean(database_url), "the dropped writer's chunks are deleted")
         assert storage.read("a") == b"old"
+
+
+def test_forked_child_neither_drops_nor_publishes_its_parents_writer(database_url: str) -> None:
+    with DatabaseStorage(database_url) as storage:
+        for content in (b"half", BIG):
+            with storage.open("a", "wb") as writer:
+                writer.write(content)
+
+                def leave(error: Exception | None) -> None:
+                    writer.__exit__(None if error is None else type(error), error, None)
+
+                def publish() -> None:
+                    writer.write(b" of the child")
+                    with pytest.raises(UnsupportedOperationError, match="forked"):
+                        leave(None)
+
+                in_child(lambda: leave(SourceBrokeError()))
+                in_child(publish)
+                writer.write(b" and whole")
+            assert storage.read("a") == content + b" and whole"
+            assert is_clean(database_url)
 
 
 def test_heart_stops_when_nothing_is_under_way(sqlite_url: str) -> None:

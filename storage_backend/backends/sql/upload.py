@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from typing_extensions import Buffer
 
 from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_entry, new_version
-from storage_backend.errors import UnavailableError
+from storage_backend.errors import UnavailableError, UnsupportedOperationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import check_digest
 
@@ -80,6 +80,7 @@ class Upload:
             IntegrityError: what was stored is not what was written.
             UnavailableError: others gave this upload up, since it showed no life for too long.
         """
+        self._check_process()
         self._database.sweep_now_and_then()
         catalog = self._database.catalog
         streamed = self._inserted > 0
@@ -150,6 +151,7 @@ class Upload:
 
     def _begin(self) -> None:
         """Before the first transaction: see to it that this upload is kept alive, and cleared away if it is dropped."""
+        self._check_process()
         if self._dropped is not None:
             return
         self._database.transact(
@@ -186,6 +188,15 @@ class Upload:
         if self._dropped is not None:
             self._dropped.detach()
             self._database.heart.remove(self.version)
+
+    def _check_process(self) -> None:
+        """Two processes would each write a part of the same version."""
+        if self._process != os.getpid():
+            raise UnsupportedOperationError(
+                f"{self._identifier!r}: a writer is of use only to the process that opened it, not to a forked child",
+                identifier=self._identifier,
+                backend=self._database.address.location,
+            )
 
     def _given_up(self) -> UnavailableError:
         where = self._database.address.location
