@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
-from typing_extensions import Buffer, override
+from typing_extensions import override
 
-from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend
+from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend, one_level
 from storage_backend.errors import UnavailableError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Content, Writer, plain
+from storage_backend.testing.cuts import Cut, CutSink
 from storage_backend.wrappers.base import Wrapper
 
 T = TypeVar("T")
@@ -83,10 +84,10 @@ class _Faults:
             self._raise(rule, when=rule.after)
         return result
 
-    def cut(self) -> _Cut | None:
+    def cut(self) -> Cut | None:
         """The earliest of its cuts."""
         cuts = [
-            _Cut(rule.at, fault)
+            Cut(rule.at, fault)
             for rule in self._rules
             if rule.at is not None and (fault := rule.fault(self._call, self._where)) is not None
         ]
@@ -265,6 +266,10 @@ class FaultyStorage(Wrapper):
         return faults.end(cut.items(found) if cut else found)
 
     @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        return one_level(self.scan(prefix, on_skip=on_skip), prefix)
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         faults = self._begin("open", identifier, mode)
         cut = faults.cut()
@@ -273,7 +278,7 @@ class FaultyStorage(Wrapper):
             return faults.end(stream)
         if mode == "rb":
             return faults.end(cut.reader(stream, closes=True))
-        return faults.end(cast(BinaryIO, Writer(_CutSink(stream, cut))))
+        return faults.end(cast(BinaryIO, Writer(CutSink(stream, cut))))
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
@@ -327,95 +332,3 @@ def _known(method: str) -> str:
     if method not in METHODS:
         raise ValueError(f"no such method: {method!r}; known: {', '.join(sorted(METHODS))}")
     return method
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """Where a stream ends, and how."""
-
-    at: int
-    error: BaseException | type[BaseException]
-
-    def reader(self, inner: BinaryIO, *, closes: bool = False) -> BinaryIO:
-        return cast(BinaryIO, _CutReader(inner, self, closes))
-
-    def items(self, inner: Iterator[T]) -> Iterator[T]:
-        for number, item in enumerate(inner):
-            if number == self.at:
-                raise self.error
-            yield item
-        raise self.error
-
-
-class _CutReader(io.RawIOBase):
-    """Gives the first `cut.at` bytes, then raises."""
-
-    def __init__(self, inner: BinaryIO, cut: _Cut, closes: bool) -> None:
-        self._inner = inner
-        self._closes = closes
-        self._cut = cut
-        self._position = 0
-
-    @override
-    def close(self) -> None:
-        if self._closes:
-            self._inner.close()
-        super().close()
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return self._closes
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = self._inner.seek(offset, whence)
-        return self._position
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        left = self._cut.at - self._position
-        if left <= 0:
-            raise self._cut.error
-        data = self._inner.read(min(left, len(view)))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-class _CutSink:
-    """Passes on the first `cut.at` bytes to a writer, then raises."""
-
-    def __init__(self, inner: BinaryIO, cut: _Cut) -> None:
-        self._inner: BinaryIO | None = inner.__enter__()
-        self._cut = cut
-        self._left = cut.at
-
-    def write(self, data: Buffer, /) -> object:
-        view = memoryview(data).cast("B")
-        taken = view[: self._left]
-        if self._inner is not None:
-            self._inner.write(taken)
-        self._left -= len(taken)
-        if len(taken) < len(view):
-            raise self._cut.error
-        return len(taken)
-
-    def publish(self) -> None:
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            inner.__exit__(None, None, None)
-
-    def discard(self) -> None:
-        inner, self._inner = self._inner, None
-        if inner is not None:
-            error = UnavailableError("the writer was given up")
-            inner.__exit__(UnavailableError, error, None)

@@ -323,3 +323,10 @@ class TestRecording:
         assert copy.calls == faulty.calls
         assert [failed(copy.read, "a") for _ in range(3)] == [False, True, False]
         assert [failed(faulty.read, "a") for _ in range(3)] == [False, True, False]
+
+
+def test_one_level_of_a_scan_is_a_scan(faulty: FaultyStorage) -> None:
+    faulty.fail("scan")
+    with pytest.raises(UnavailableError):
+        faulty._scan_level()
+    assert [getattr(found, "identifier", found) for found in faulty._scan_level()] == ["a"]

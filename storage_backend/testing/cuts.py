@@ -1,0 +1,106 @@
+"""Streams that end before their end, for FaultyStorage."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, TypeVar, cast
+
+from typing_extensions import Buffer, override
+
+from storage_backend.errors import UnavailableError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """Where a stream ends, and how."""
+
+    at: int
+    error: BaseException | type[BaseException]
+
+    def reader(self, inner: BinaryIO, *, closes: bool = False) -> BinaryIO:
+        return cast(BinaryIO, _CutReader(inner, self, closes))
+
+    def items(self, inner: Iterator[T]) -> Iterator[T]:
+        for number, item in enumerate(inner):
+            if number == self.at:
+                raise self.error
+            yield item
+        raise self.error
+
+
+class _CutReader(io.RawIOBase):
+    """Gives the first `cut.at` bytes, then raises."""
+
+    def __init__(self, inner: BinaryIO, cut: Cut, closes: bool) -> None:
+        self._inner = inner
+        self._closes = closes
+        self._cut = cut
+        self._position = 0
+
+    @override
+    def close(self) -> None:
+        if self._closes:
+            self._inner.close()
+        super().close()
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return self._closes
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._position = self._inner.seek(offset, whence)
+        return self._position
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")
+        left = self._cut.at - self._position
+        if left <= 0:
+            raise self._cut.error
+        data = self._inner.read(min(left, len(view)))
+        view[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class CutSink:
+    """Passes on the first `cut.at` bytes to a writer, then raises."""
+
+    def __init__(self, inner: BinaryIO, cut: Cut) -> None:
+        self._inner: BinaryIO | None = inner.__enter__()
+        self._cut = cut
+        self._left = cut.at
+
+    def write(self, data: Buffer, /) -> object:
+        view = memoryview(data).cast("B")
+        taken = view[: self._left]
+        if self._inner is not None:
+            self._inner.write(taken)
+        self._left -= len(taken)
+        if len(taken) < len(view):
+            raise self._cut.error
+        return len(taken)
+
+    def publish(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            inner.__exit__(None, None, None)
+
+    def discard(self) -> None:
+        inner, self._inner = self._inner, None
+        if inner is not None:
+            error = UnavailableError("the writer was given up")
+            inner.__exit__(UnavailableError, error, None)
