@@ -9,7 +9,7 @@ import stat
 import sys
 import weakref
 from collections.abc import Callable, Iterator
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -47,6 +47,7 @@ from storage_backend.streams import (
 )
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
+EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic
 _BUFFER = 64 << 10  # bytes; larger reads pass the buffer by
 
 
@@ -208,9 +209,16 @@ class LocalStorage(StorageBackend):
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
         for directory, names, _ in self._runs(prefix, _always, on_skip):
+            path, fd = directory.path, directory.fd
             for name in names:
-                info = self._look(directory, name, on_skip)
-                if info is not None:
+                # What nearly all are, without a call of our own each; _look decides the rest.
+                try:
+                    facts = os.stat(identifiers.encode(name), dir_fd=fd, follow_symlinks=False)
+                except OSError:
+                    facts = None
+                if facts is not None and stat.S_ISREG(facts.st_mode):
+                    yield _info(path + name, facts)
+                elif (info := self._look(directory, name, on_skip)) is not None:
                     yield info
 
     @override
@@ -492,8 +500,11 @@ def _regular(facts: os.stat_result) -> os.stat_result:
 
 
 def _info(identifier: str, facts: os.stat_result) -> ObjectInfo:
+    seconds = facts.st_mtime
+    if 0 <= seconds < EXACT_SECONDS:
+        return ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(seconds, UTC))
     try:
-        modified = EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
+        modified: datetime | None = EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
     except OverflowError:  # file systems count further than years have digits
         modified = None
     return ObjectInfo(identifier, facts.st_size, modified)
