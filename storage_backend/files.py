@@ -129,6 +129,9 @@ class StagedFile:
             try:
                 self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
             except OSError as error:
+                if error.errno == errno.EPERM and os.fstat(self.directory).st_nlink == 0:
+                    # ext4's word for a directory that has been removed.
+                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
                 if error.errno not in _NO_TMPFILE:
                     raise
             else:

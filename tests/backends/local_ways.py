@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import pickle
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -43,19 +45,46 @@ def as_nobody(act: Callable[[], Any]) -> Any:
 
     Root reads everything, so its own denials prove nothing.
     """
-    if os.geteuid() != 0:
-        try:
-            return act()
-        except Exception as error:  # noqa: BLE001 - it is the result
-            return error
+
+    def become_nobody() -> None:
+        if os.geteuid() == 0:
+            os.setgroups([])
+            os.setgid(NOBODY)
+            os.setuid(NOBODY)
+
+    return in_child(become_nobody, act)
+
+
+def without_openat2(code: int, act: Callable[[], Any]) -> Any:
+    """What *act* returns, or the exception that it raises, in a process whose openat2 always fails with *code*."""
+    if sys.platform != "linux":
+        pytest.skip("openat2 is Linux's")
+
+    def forbid() -> None:
+        # A seccomp filter (seccomp(2), linux/filter.h): load the call's number; if it is 437, fail; else go on.
+        steps = [
+            (0x20, 0, 0, 0),
+            (0x15, 0, 1, 437),
+            (0x06, 0, 0, 0x00050000 | code),
+            (0x06, 0, 0, 0x7FFF0000),
+        ]
+        listing = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *step) for step in steps))
+        program = ctypes.create_string_buffer(struct.pack("HP", len(steps), ctypes.addressof(listing)))
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, program):
+            raise OSError(ctypes.get_errno(), "no seccomp filters here")
+
+    return in_child(forbid, act)
+
+
+def in_child(prepare: Callable[[], None], act: Callable[[], Any]) -> Any:
+    """What *act* returns, or the exception that either raises, in a forked process."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
         try:
-            os.setgroups([])
-            os.setgid(NOBODY)
-            os.setuid(NOBODY)
             try:
+                prepare()
                 result = act()
             except Exception as error:  # noqa: BLE001 - it is the result
                 result = error
@@ -87,9 +116,9 @@ def small_disk(place: Path) -> Iterator[Path]:
 
 
 # Swaps names until its standard input ends, then prints how often. "exchange a b" puts each in the other's place in one
-# step; "link target name" puts a symlink at a name, over whatever is there.
+# step; "link target name" puts a symlink at a name, over whatever is there; "prune a b" removes each if it is empty.
 _SWAPPER = """
-import ctypes, os, select, sys
+import contextlib, ctypes, os, select, sys
 libc = ctypes.CDLL(None, use_errno=True)
 swaps = 0
 orders = [line.split() for line in sys.argv[1].splitlines()]
@@ -99,6 +128,10 @@ while swaps % 64 or not select.select([0], [], [], 0)[0]:
         if verb == "exchange":
             if libc.renameat2(-100, os.fsencode(first), -100, os.fsencode(second), 2):
                 sys.exit("renameat2: " + os.strerror(ctypes.get_errno()))
+        elif verb == "prune":
+            for place in (first, second):
+                with contextlib.suppress(OSError):
+                    os.rmdir(place)
         else:
             os.symlink(first, second + ".swapper")
             os.rename(second + ".swapper", second)

@@ -22,7 +22,7 @@ from storage_backend import (
     StorageError,
 )
 from storage_backend.backends.local import beneath
-from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, Swapper
+from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, Swapper, without_openat2
 
 INSIDE = b"inside" * 100
 SECRET = b"secret" * 100
@@ -295,6 +295,37 @@ def test_walk_resolves_as_the_kernel_does(tmp_path: Path) -> None:
     assert min(seen.values()) > 50, seen
 
 
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM, errno.EAGAIN])
+def test_kernel_without_an_answer_is_done_without(base: Path, outside: Path, code: int) -> None:
+    """An old kernel, a container's filter, and a race that is always lost."""
+    storage = LocalStorage(base)
+
+    def act() -> list[object]:
+        storage.write("d/a", INSIDE)
+        (base / "in").symlink_to("d/a")
+        (base / "out").symlink_to(outside)
+        return [
+            beneath._openat2(beneath._AT_FDCWD, b"/", beneath.PLACE, beneath._NO_SYMLINKS),
+            storage.read("in"),
+            storage.size("d/a"),
+            storage.exists("d/b"),
+            outcome(lambda: storage.read("out/x")),
+            outcome(lambda: storage.write("out/x", b"")),
+            storage.list("**"),
+        ]
+
+    assert without_openat2(code, act) == [
+        -code,
+        INSIDE,
+        len(INSIDE),
+        False,
+        InvalidIdentifierError,
+        InvalidIdentifierError,
+        ["d/a", "in"],
+    ]
+    assert untouched(outside)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Path, outside: Path) -> None:
     storage = way(base)
@@ -409,3 +440,18 @@ def test_symlink_that_always_stays_beneath_is_never_refused(way: type[LocalStora
             assert storage.read("sub/up") == INSIDE
             assert storage.read("d/x") == INSIDE
     assert swapper.swaps > 1000
+
+
+@pytest.mark.parametrize("way", [*WAYS, NamingStorage, BareStorage])
+def test_directories_that_are_always_removed_are_made_again(way: type[LocalStorage], base: Path) -> None:
+    storage = way(base)
+    storage.write("own", INSIDE)
+    swapper = Swapper(("prune", base / "d" / "e", base / "d"))
+    with swapper:
+        for _ in range(400):
+            assert storage.write("d/e/f", INSIDE)
+            assert storage.delete("d/e/f")
+            assert storage.copy("own", "d/e/f")
+            assert storage.move("d/e/f", "d/g")
+            assert storage.delete("d/g")
+    assert swapper.swaps > 100

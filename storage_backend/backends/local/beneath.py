@@ -32,6 +32,7 @@ PLACE = _PATH | _DIRECTORY | _CLOEXEC
 
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 _RACES = 16  # how often the kernel is asked again after losing a race; then we walk by ourselves
+_ATTEMPTS = 100  # how often directories that someone else keeps removing are made again
 
 # openat2(2) and linux/openat2.h. The number is the same on every architecture but Alpha.
 _OPENAT2 = ctypes.c_long(437)
@@ -139,12 +140,12 @@ class Beneath:
         directory, _, name = path.rpartition(b"/")
         grown: list[bytes] = []
         try:
-            for _ in range(_RACES):
+            for _ in range(_ATTEMPTS):
                 try:
                     return self.open(directory, PLACE), name, grown
                 except FileNotFoundError:
                     self._make(directory, grown)
-            raise FileNotFoundError(errno.ENOENT, "removed as often as it was created", directory)
+            raise OSError(errno.EAGAIN, "removed as often as it was created", directory)
         except NotADirectoryError as error:
             raise FileExistsError(errno.EEXIST, "not a directory", error.filename) from error
 

@@ -6,12 +6,12 @@ import errno
 import os
 from types import TracebackType
 
+from storage_backend.base import not_found
 from storage_backend.errors import (
     AccessDeniedError,
     AlreadyExistsError,
     InvalidIdentifierError,
     NotAFileError,
-    NotFoundError,
     QuotaExceededError,
     StorageError,
     StorageTimeoutError,
@@ -19,7 +19,7 @@ from storage_backend.errors import (
 )
 
 _OUTSIDE = (InvalidIdentifierError, "a symlink on its way loops, or leads outside base directory")
-_ABSENT = (NotFoundError, "no such object")
+_ABSENT = {errno.ENOENT, errno.ENOTDIR}
 _DENIED = (AccessDeniedError, "permission denied")
 _NOT_A_FILE = (NotAFileError, "Not a regular file")
 _FULL = (QuotaExceededError, "no space left for this user")
@@ -27,15 +27,13 @@ _TAKEN = (
     AlreadyExistsError,
     "an object is where a directory is needed, or a directory with objects is in the way",
 )
-_BUSY = (UnavailableError, "too much is open at once in this process or on this machine")
+_BUSY = (UnavailableError, "too much is open or under way at once in this process or on this machine")
 _AWAY = (UnavailableError, "the file system does not answer")
 
 # errno(3); what else can happen is a plain StorageError with the system's own words.
 _KINDS: dict[int | None, tuple[type[StorageError], str]] = {
     errno.EXDEV: _OUTSIDE,
     errno.ELOOP: _OUTSIDE,
-    errno.ENOENT: _ABSENT,
-    errno.ENOTDIR: _ABSENT,
     errno.EACCES: _DENIED,
     errno.EPERM: _DENIED,
     errno.EROFS: (AccessDeniedError, "the file system is read-only"),
@@ -48,6 +46,7 @@ _KINDS: dict[int | None, tuple[type[StorageError], str]] = {
     errno.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
     errno.EILSEQ: (InvalidIdentifierError, "the file system does not take such a name"),
     errno.EINVAL: (InvalidIdentifierError, "the file system does not take such a name"),
+    errno.EAGAIN: _BUSY,
     errno.EMFILE: _BUSY,
     errno.ENFILE: _BUSY,
     errno.ENOMEM: _BUSY,
@@ -62,6 +61,8 @@ def translate(error: OSError, identifier: str | None, where: str) -> StorageErro
     """Our error for the system's; one that is ours already stays as it is."""
     if isinstance(error, StorageError):
         return error
+    if error.errno in _ABSENT and identifier is not None:
+        return not_found(identifier, where)
     kind, reason = _KINDS.get(error.errno, (StorageError, os.strerror(error.errno or errno.EIO)))
     what = f"{identifier!r} in {where}" if identifier is not None else where
     ours = kind(f"{reason}: {what}", identifier=identifier, backend=where)

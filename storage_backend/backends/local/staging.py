@@ -21,7 +21,7 @@ from storage_backend.streams import CHUNK, new_digest
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
-_ATTEMPTS = (*[True] * 15, False)
+_ATTEMPTS = (*[True] * 99, False)
 
 
 class Staging:
