@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib.util
 import itertools
 import os
@@ -10,11 +11,15 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # loaded here, not between fork and exec
 
 PATIENCE = 60.0  # seconds for a server to come up or go down
 
@@ -91,6 +96,7 @@ class PostgreSQL:
                 stderr=log,
                 env=_environment(),
                 start_new_session=True,
+                preexec_fn=_end_with_parent,  # noqa: PLW1509 - nothing but one system call
             )
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -149,6 +155,12 @@ class PostgreSQL:
         }
         with (self._data / "postgresql.conf").open("a") as file:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
+
+
+def _end_with_parent() -> None:
+    """In the child: be told to stop when a test run is killed, and does not stop its servers itself."""
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
 
 
 def _other_user() -> str | None:
