@@ -19,28 +19,37 @@ from tests.transfer.samples import OLD, contents
 COUNT = 1200
 FRACTIONS = (5, 15, 25, 35, 45, 55, 65, 75, 85, 95)  # per cent of the objects journalled
 
-# Kills itself, from a second thread at any point of the first, once that many objects are verified in the journal.
+# Kills itself, from a second thread at any point of the first, once that many objects are verified in the journal. A
+# little past that the first thread waits for it, or it might be done before.
 PROGRAM = """
 import json, os, signal, sqlite3, sys, threading
 from storage_backend import migrate, open_storage
 
 source, target, journal, log, most = sys.argv[1:]
+copied = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+told = 0
+
+def verified():
+    return connection.execute("SELECT count(*) FROM objects WHERE state = 'verified'").fetchone()[0]
 
 def watch():
-    connection = sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=60)
-    while connection.execute("SELECT count(*) FROM objects WHERE state = 'verified'").fetchone()[0] < int(most):
+    while verified() < int(most):
         pass
     os.kill(os.getpid(), signal.SIGKILL)
 
 def tell(event):
+    global told
     if event.kind == "start":
         threading.Thread(target=watch, daemon=True).start()
     if event.kind == "object":
         os.write(copied, json.dumps(event.as_dict()).encode() + b"\\n")
+        told += 1
+        if before + told > int(most) + 20:
+            threading.Event().wait()
 
-copied = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+connection = sqlite3.connect(f"file:{journal}?mode=ro", uri=True, timeout=60, check_same_thread=False)
+before = verified()
 migrate(open_storage(source), open_storage(target, create=True), journal=journal, batch_objects=7, workers=3, on_event=tell)
-threading.Event().wait(30)
 """
 
 
