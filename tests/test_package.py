@@ -19,7 +19,9 @@ def test_every_public_name_is_there() -> None:
 
 
 def test_importing_everything_imports_no_client() -> None:
-    loaded = run("import sys; from storage_backend import *; print(*{name.split('.')[0] for name in sys.modules})")
+    loaded = run(
+        "import sys; from storage_backend import *; print(*{name.split('.')[0] for name in sys.modules})"
+    )
     assert not CLIENTS & set(loaded.split())
     assert "storage_backend" in loaded.split()
 
