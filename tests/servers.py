@@ -149,6 +149,7 @@ class PostgreSQL:
             "fsync": "off",
             "full_page_writes": "off",
             "max_connections": 200,
+            "deadlock_timeout": "100ms",
             "shared_buffers": "64MB",
             "max_wal_size": "2GB",
             "lc_messages": "C",

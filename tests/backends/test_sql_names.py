@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from storage_backend import InvalidIdentifierError, MemoryStorage, StorageError
 from storage_backend.backends.sql import DatabaseStorage
-from storage_backend.backends.sql import storage as module
+from storage_backend.backends.sql import listing as module
 from tests.backends.sql_samples import query
 
 # What LIKE, collations, case folding, normalisation and C strings stumble over, and the edges of UTF-8's ranges.

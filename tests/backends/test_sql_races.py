@@ -207,7 +207,7 @@ def test_batches_in_opposite_order_both_arrive(database_url: str) -> None:
 def test_copy_and_move_of_what_is_being_replaced_are_whole(
     database_url: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage_backend.backends.sql import storage as module
+    from storage_backend.backends.sql import moving as module
 
     monkeypatch.setattr(module, "COPY_AT_ONCE", 2)
     with DatabaseStorage(database_url) as storage, DatabaseStorage(database_url) as other:
@@ -248,7 +248,7 @@ def test_copy_and_move_of_what_is_being_replaced_are_whole(
 def test_listing_while_others_write_is_complete_and_in_order(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage_backend.backends.sql import storage as module
+    from storage_backend.backends.sql import listing as module
 
     monkeypatch.setattr(module, "PAGE", 7)
     with DatabaseStorage(database_url) as storage:

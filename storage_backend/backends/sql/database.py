@@ -17,10 +17,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from storage_backend.backends.sql import schema
 from storage_backend.backends.sql.address import Address
 from storage_backend.backends.sql.catalog import Catalog
+from storage_backend.backends.sql.drivers import Settings, synchronous
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.forks import guard
 from storage_backend.backends.sql.heart import Heart
-from storage_backend.backends.sql.session import Session, Settings, inherited, synchronous
+from storage_backend.backends.sql.session import Session, inherited
 from storage_backend.errors import StorageError
 
 logger = logging.getLogger(__name__)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from urllib.parse import quote
 
 from typing_extensions import override
 
 from storage_backend import identifiers
-from storage_backend.backends.sql import batch, reading
+from storage_backend.backends.sql import batch, listing, moving, reading
 from storage_backend.backends.sql.address import parse
-from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_version, version_of
+from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
 from storage_backend.backends.sql.upload import Flip, HashingSink, Upload
 from storage_backend.base import (
     Identifiers,
@@ -23,15 +23,12 @@ from storage_backend.base import (
     check_mode,
     not_found,
     one_level,
-    report_skip,
 )
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
-    InvalidIdentifierError,
     MissingClientError,
     PreconditionFailedError,
-    SourceChangedError,
 )
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
@@ -48,14 +45,6 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from storage_backend.backends.sql.database import Database
-
-PAGE = 1000  # rows of a scan that are held at a time
-COPY_AT_ONCE = 16  # chunks that one transaction copies
-COPY_TRIES = 10  # of a large object that is replaced again and again
-
-Row = TypeVar("Row")
-Fetch: TypeAlias = Callable[["Connection", bytes, bytes | None, int], Sequence[Row]]
-"""Gives the first rows of [low, high), at most so many."""
 
 
 class DatabaseStorage(StorageBackend):
@@ -140,15 +129,7 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def list(self, pattern: str | None = None) -> Identifiers:
-        glob = identifiers.glob(pattern) if pattern is not None else None
-        depth = glob.depth if glob and not glob.recursive else None
-        names = self._paged(self._database.catalog.names, _itself, glob.stem if glob else "", depth)
-        found = (self._identifier(name, None) for name in names)
-        return [
-            identifier
-            for identifier in found
-            if identifier is not None and (glob is None or glob.matches(identifier))
-        ]
+        return listing.matching(self._database, pattern)
 
     @override
     def get_path(self, identifier: str) -> str:
@@ -161,45 +142,11 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        identifiers.check(dest_id)
-        for _ in range(COPY_TRIES):
-            entry = reading.find(self._database, source_id)
-            if source_id == dest_id:
-                return True
-            if entry.chunks <= COPY_AT_ONCE:
-                if self._copy_small(source_id, dest_id):
-                    return True
-            elif self._copy_large(entry, dest_id):
-                return True
-        raise SourceChangedError(
-            f"{source_id!r} in {self.location} was replaced each time it was being copied",
-            identifier=source_id,
-            backend=self.location,
-            retryable=True,
-        )
+        return moving.copy(self._database, source_id, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        identifiers.check(dest_id)
-        entry = reading.find(self._database, source_id)
-        if source_id == dest_id:
-            return True
-        catalog = self._database.catalog
-        target = dest_id.encode()
-
-        def work(connection: Connection) -> bool:
-            if catalog.version_of(connection, entry.name) is None:
-                if catalog.version_of(connection, target) == entry.version:
-                    return False  # the acknowledgement of an earlier attempt was lost
-                raise not_found(source_id, self.location)
-            garbage = catalog.retire(connection, catalog.delete(connection, [target]))
-            if not catalog.rename(connection, entry.name, target):
-                raise not_found(source_id, self.location)
-            return garbage
-
-        if self._database.transact(work, source_id):
-            self._database.collect()
-        return True
+        return moving.move(self._database, source_id, dest_id)
 
     @override
     def write_stream(
@@ -214,11 +161,11 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        return self._scan(prefix, on_skip)
+        return listing.scan(self._database, prefix, on_skip)
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        return one_level(self._scan(prefix, on_skip, prefix.count("/") + 1), prefix)
+        return one_level(listing.scan(self._database, prefix, on_skip, prefix.count("/") + 1), prefix)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -354,7 +301,7 @@ class DatabaseStorage(StorageBackend):
         if found is None:
             try:
                 from storage_backend.backends.sql.database import Database
-                from storage_backend.backends.sql.session import Settings
+                from storage_backend.backends.sql.drivers import Settings
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "sqlalchemy":
                     raise
@@ -395,99 +342,11 @@ class DatabaseStorage(StorageBackend):
             upload.discard()
         return entry
 
-    def _copy_small(self, source_id: str, dest_id: str) -> bool:
-        catalog = self._database.catalog
-        name = source_id.encode()
-
-        def work(connection: Connection) -> bool | None:
-            entry = catalog.lock(connection, name)
-            if entry is None:
-                raise not_found(source_id, self.location)
-            if entry.chunks > COPY_AT_ONCE:
-                return None
-            target = entry._replace(name=dest_id.encode(), version=new_version())
-            catalog.copy_chunks(connection, entry.version, target.version, 0, entry.chunks)
-            return catalog.put(connection, [target])
-
-        garbage = self._database.transact(work, source_id)
-        if garbage:
-            self._database.collect()
-        return garbage is not None
-
-    def _copy_large(self, source: Entry, dest_id: str) -> bool:
-        upload = Upload(self._database, dest_id)
-        try:
-            if not upload.copy_from(source, COPY_AT_ONCE):
-                return False
-            copied = source._replace(name=dest_id.encode(), version=upload.version)
-            upload.publish(copied, self._put)
-        finally:
-            upload.discard()
-        return True
-
-    def _scan(self, prefix: str, on_skip: OnSkip | None, depth: int | None = None) -> Iterator[ObjectInfo]:
-        for entry in self._paged(self._database.catalog.page, _name_of, prefix, depth):
-            identifier = self._identifier(entry.name, on_skip)
-            if identifier is not None:
-                yield entry.info(identifier)
-
-    def _paged(
-        self,
-        fetch: Fetch[Row],
-        name_of: Callable[[Row], bytes],
-        prefix: str,
-        depth: int | None = None,
-    ) -> Iterator[Row]:
-        """Rows whose names begin with *prefix*; with *depth*, most of those with more segments are left out."""
-        try:
-            low = prefix.encode()
-        except UnicodeEncodeError:
-            return  # a lone surrogate begins no identifier here
-        high = _after(low)
-        while True:
-            rows = self._database.run(lambda connection, low=low: fetch(connection, low, high, PAGE))  # type: ignore[misc] # a default binds the loop's name
-            yield from rows
-            if len(rows) < PAGE:
-                return
-            last = name_of(rows[-1])
-            low = last + b"\0"
-            if depth is not None and last.count(b"/") >= depth:
-                # Past all that is beneath: "0" comes after "/".
-                low = b"/".join(last.split(b"/")[:depth]) + b"0"
-
-    def _identifier(self, name: bytes, on_skip: OnSkip | None) -> str | None:
-        """The identifier of a row; None, reported, if another program has put in what is none."""
-        try:
-            identifier = name.decode()
-            identifiers.check(identifier)
-        except UnicodeDecodeError:
-            error = InvalidIdentifierError(f"invalid identifier {name!r}: it is not UTF-8")
-        except InvalidIdentifierError as reason:
-            error = reason
-        else:
-            return identifier
-        report_skip(on_skip, error, self.location)
-        return None
-
 
 class _TakenError(Exception):
     """There is such an object already."""
 
 
-def _name_of(entry: Entry) -> bytes:
-    return entry.name
-
-
-def _itself(name: bytes) -> bytes:
-    return name
-
-
 def _reader(content: Content) -> BinaryIO:
     content = plain(content)
     return io.BytesIO(content) if isinstance(content, bytes) else content
-
-
-def _after(prefix: bytes) -> bytes | None:
-    """The least name that is greater than all that begin with *prefix*; None if there is none."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else None
