@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from storage_backend.backends.sql.address import parse
 
@@ -26,8 +26,10 @@ def query(url: str, statement: str, *parameters: object) -> list[tuple[Any, ...]
             return connection.execute(statement, parameters).fetchall()
     import psycopg
 
-    with psycopg.connect(**address.parameters, autocommit=True) as session:
-        cursor = session.execute(statement.replace("?", "%b"), parameters or None)  # type: ignore[call-overload] # not a literal
+    # Names and values as a connection string: as keywords, the type checker takes them for psycopg's own.
+    conninfo = psycopg.conninfo.make_conninfo("", **cast("dict[str, Any]", dict(address.parameters)))
+    with psycopg.connect(conninfo, autocommit=True) as session:
+        cursor = session.execute(statement.replace("?", "%b").encode(), parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
 
 
