@@ -35,42 +35,7 @@ from storage_backend import (
 from storage_backend.base import capabilities_of, info_of, location_of, matching, store
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
-
-
-class Plain(StorageBackend):
-    """As a user writes it: plain bytes, built-in errors, the order of a dictionary, no thought of the rest."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, bytes] = {}
-
-    def exists(self, identifier: str) -> bool:
-        return identifier in self.objects
-
-    def read(self, identifier: str) -> bytes:
-        if identifier not in self.objects:
-            raise FileNotFoundError(identifier)
-        return self.objects[identifier]
-
-    def write(self, identifier: str, content: bytes) -> bool:
-        assert type(content) is bytes
-        self.objects[identifier] = content
-        return True
-
-    def delete(self, identifier: str) -> bool:
-        if self.objects.pop(identifier, None) is None:
-            raise FileNotFoundError(identifier)
-        return True
-
-    def list(self, pattern: str | None = None) -> list[str]:
-        assert pattern is None, "generic code asks for everything"
-        return list(self.objects)
-
-    def get_path(self, identifier: str) -> str:
-        return f"/plain/{identifier}"
-
-    def size(self, identifier: str) -> int:
-        return len(self.read(identifier))
-
+from tests.seven import Seven
 
 LACKS = {
     "content": "its write takes bytes only",
@@ -85,7 +50,7 @@ LACKS = {
 class TestPlain(ConformanceSuite):
     @pytest.fixture
     def subject(self) -> Subject:
-        storage = Plain()
+        storage = Seven()
         return Subject(
             make=lambda: storage,
             lacks={
@@ -101,7 +66,7 @@ class TestPlainInAWrapper(ConformanceSuite):
 
     @pytest.fixture
     def subject(self) -> Subject:
-        storage = Wrapper(Plain())
+        storage = Wrapper(Seven())
         lacks = {feature: reason for feature, reason in LACKS.items() if feature != "content"}
         return Subject(make=lambda: storage, lacks=lacks)
 
@@ -123,7 +88,7 @@ ODD = 8  # of the last of these
 ANSWERS = [True, None, 1, "yes"]
 
 
-class Careless(Plain):
+class Careless(Seven):
     """Answers as it likes."""
 
     def __init__(self, listed: Callable[[list[str]], Iterable[object]] = list, answer: object = None) -> None:
@@ -221,11 +186,11 @@ class TestDerived:
     """What the defaults do, and what they ask of the seven."""
 
     @pytest.fixture
-    def storage(self) -> Plain:
-        return Plain()
+    def storage(self) -> Seven:
+        return Seven()
 
-    def test_write_is_given_bytes_only(self, storage: Plain, tmp_path: Path) -> None:
-        # Plain.write asserts it.
+    def test_write_is_given_bytes_only(self, storage: Seven, tmp_path: Path) -> None:
+        # Seven.write asserts it.
         for kind in (bytes, bytearray, memoryview):
             storage.write_many([("a", cast(bytes, kind(b"content")))])
             with storage.open("b", "wb") as writer:
@@ -238,12 +203,12 @@ class TestDerived:
         storage.write_stream("c", Raw(b"content"))
         assert set(storage.objects.values()) == {b"content"}
 
-    def test_stat_knows_the_size_only(self, storage: Plain) -> None:
+    def test_stat_knows_the_size_only(self, storage: Seven) -> None:
         storage.write("a", b"abc")
         assert storage.stat("a") == ObjectInfo("a", size=3)
         assert list(storage.scan()) == [ObjectInfo("a")]
 
-    def test_what_has_no_emulation_is_refused(self, storage: Plain) -> None:
+    def test_what_has_no_emulation_is_refused(self, storage: Seven) -> None:
         storage.write("a", b"abc")
         calls: dict[str, Callable[[], object]] = {
             "create": lambda: storage.create("b", b"x"),
@@ -252,14 +217,14 @@ class TestDerived:
             "flush": storage.flush,
         }
         for method, call in calls.items():
-            with pytest.raises(UnsupportedOperationError, match=rf"Plain has no {method}\(\)"):
+            with pytest.raises(UnsupportedOperationError, match=rf"Seven has no {method}\(\)"):
                 call()
         assert storage.objects == {"a": b"abc"}
         assert storage.capabilities == Capability(0)
-        assert storage.location == "Plain"
+        assert storage.location == "Seven"
         assert storage.keeps_modified is False
 
-    def test_new_names_are_checked_before_anything_is_read(self, storage: Plain) -> None:
+    def test_new_names_are_checked_before_anything_is_read(self, storage: Seven) -> None:
         storage.write("a", b"abc")
         for name in ("../b", "", "/b", "b/", "b\0"):
             for call in (storage.copy, storage.move):
@@ -270,7 +235,7 @@ class TestDerived:
         assert storage.objects == {"a": b"abc"}
 
     def test_copy_that_differs_is_not_the_end_of_the_source(self) -> None:
-        class Shortens(Plain):
+        class Shortens(Seven):
             def write(self, identifier: str, content: bytes) -> bool:
                 return super().write(identifier, content[:-1] if identifier == "b" else content)
 
@@ -281,7 +246,7 @@ class TestDerived:
         assert storage.read("a") == b"abc"
 
     def test_digests_are_compared_where_they_are_vouched_for(self) -> None:
-        class Garbles(Plain):
+        class Garbles(Seven):
             capabilities = Capability.CHECKSUM
 
             def write(self, identifier: str, content: bytes) -> bool:
@@ -295,7 +260,7 @@ class TestDerived:
 
     @pytest.mark.parametrize("broken", ["read", "write", "delete"])
     def test_failed_move_leaves_a_whole_copy(self, broken: str) -> None:
-        storage = Plain()
+        storage = Seven()
         storage.write("a", b"abc")
         storage.write("b", b"old")
 
@@ -309,7 +274,7 @@ class TestDerived:
         assert storage.objects["b"] == (b"abc" if broken == "delete" else b"old")
 
     def test_copy_that_returns_none_is_taken_as_done_by_move(self) -> None:
-        class Copies(Plain):
+        class Copies(Seven):
             answer: object = None
 
             def copy(self, source_id: str, dest_id: str) -> bool:
@@ -327,7 +292,7 @@ class TestDerived:
         assert storage.objects == {"b": b"abc"}
 
     def test_verified_write_reads_back(self) -> None:
-        class Garbles(Plain):
+        class Garbles(Seven):
             def write(self, identifier: str, content: bytes) -> bool:
                 return super().write(identifier, content[::-1])
 
@@ -339,7 +304,7 @@ class TestDerived:
         assert list(caught.value.failures) == ["a"]
 
     def test_batches_go_on_after_a_failure_and_stop_at_a_fatal_one(self) -> None:
-        class Fills(Plain):
+        class Fills(Seven):
             def write(self, identifier: str, content: bytes) -> bool:
                 if identifier == "full":
                     raise QuotaExceededError("full")
@@ -361,7 +326,7 @@ class TestDerived:
         assert sorted(storage.objects) == ["a", "b"]
 
     def test_later_success_makes_up_for_a_failure(self) -> None:
-        class FailsOnce(Plain):
+        class FailsOnce(Seven):
             tries = itertools.count()
 
             def write(self, identifier: str, content: bytes) -> bool:
@@ -373,18 +338,18 @@ class TestDerived:
         assert storage.write_many([("a", b"1"), ("a", b"2")]) == 1
         assert storage.objects == {"a": b"2"}
 
-    def test_unknown_algorithm_is_told_before_anything_is_read(self, storage: Plain) -> None:
+    def test_unknown_algorithm_is_told_before_anything_is_read(self, storage: Seven) -> None:
         with pytest.raises(ConfigurationError):
             storage.checksum("absent", "crc-nonsense")
 
-    def test_nothing_is_kept_open_by_with(self, storage: Plain) -> None:
+    def test_nothing_is_kept_open_by_with(self, storage: Seven) -> None:
         closed = []
         storage.close = lambda: closed.append(1)  # type: ignore[method-assign] # watched
         with storage as entered:
             assert entered is storage
         assert closed == [1]
 
-    def test_seven_methods_pickle(self, storage: Plain) -> None:
+    def test_seven_methods_pickle(self, storage: Seven) -> None:
         storage.write("a", b"abc")
         assert pickle.loads(pickle.dumps(storage)).read("a") == b"abc"
 
@@ -462,7 +427,7 @@ class TestMock:
 
 def test_class_that_lacks_one_of_the_seven_is_abstract() -> None:
     for missing in StorageBackend.__abstractmethods__:
-        rest = {name: getattr(Plain, name) for name in StorageBackend.__abstractmethods__ - {missing}}
+        rest = {name: getattr(Seven, name) for name in StorageBackend.__abstractmethods__ - {missing}}
         kind = type("Incomplete", (StorageBackend,), rest)
         with pytest.raises(TypeError, match=missing):
             kind()

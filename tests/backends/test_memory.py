@@ -26,7 +26,7 @@ from storage_backend import (
 from storage_backend.identifiers import encode
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
-from tests.test_base import Plain
+from tests.seven import Seven
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
 
@@ -156,7 +156,7 @@ class Model(RuleBasedStateMachine):
 
 
 class WrappedPlainModel(Model):
-    make = staticmethod(lambda: Wrapper(Plain()))
+    make = staticmethod(lambda: Wrapper(Seven()))
 
 
 class PrefixedModel(Model):

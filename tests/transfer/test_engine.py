@@ -32,7 +32,8 @@ from storage_backend import (
 from storage_backend.testing import FaultyStorage
 from storage_backend.transfer import Event
 from storage_backend.wrappers.base import Wrapper
-from tests.transfer.samples import OLD, Seven, contents, later, memory, put
+from tests.seven import Careless
+from tests.transfer.samples import OLD, contents, later, memory, put
 
 SMALL = {f"d{number % 7}/{number}": bytes([number % 256]) * number for number in range(600)}
 LARGE = {"large/one": bytes(range(256)) * 9000, "large/two": b"2" * 1_200_000}
@@ -76,7 +77,7 @@ def test_sync_sees_that_the_target_was_overwritten_with_the_same_size() -> None:
 @pytest.mark.parametrize("verb", [sync, migrate])
 def test_a_class_of_seven_methods_is_source_and_target(verb: object, journal: Path) -> None:
     keywords = {"journal": journal} if verb is migrate else {}
-    one, other = Seven(), Seven()
+    one, other = Careless(), Careless()
     one.objects.update(ALL)
     first = verb(one, other, **keywords)  # type: ignore[operator]  # either of two functions
     assert first.ok
@@ -373,7 +374,7 @@ def test_a_dry_run_touches_nothing_and_says_what_it_would_do(journal: Path) -> N
 
 
 def test_entries_that_are_no_objects_are_reported_by_name() -> None:
-    class Odd(Seven):
+    class Odd(Careless):
         def list(self, pattern: str | None = None) -> list[str]:
             return ["good", "//bad", "../worse"]
 
@@ -502,7 +503,7 @@ def test_time_of_the_source_that_is_too_fresh_is_compared_not_copied(journal: Pa
 
     source, target = memory(SMALL, datetime.now(UTC) + timedelta(days=1)), MemoryStorage()
     migrate(source, target, journal=journal)
-    plain = Seven()
+    plain = Careless()
     sync(source, plain)
     report = sync(source, target)
     assert (report.copied, report.compared) == (0, len(SMALL))

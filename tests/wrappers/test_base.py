@@ -7,7 +7,7 @@ import pytest
 
 from storage_backend import Capability, MemoryStorage, ObjectInfo, StorageBackend, StorageError
 from storage_backend.wrappers.base import Wrapper
-from tests.wrappers.seven import Seven
+from tests.seven import Careless
 
 CALLS = {
     "exists": ("a",),
@@ -55,7 +55,7 @@ def test_forwards_keywords() -> None:
 
 
 def test_gives_write_of_a_users_class_bytes_only() -> None:
-    inner = Seven()
+    inner = Careless()
     wrapper = Wrapper(inner)
     assert wrapper.write("a", bytearray(b"1")) is True
     assert wrapper.write("b", io.BytesIO(b"2")) is True
@@ -72,7 +72,7 @@ def test_false_from_write_is_a_failure() -> None:
 
 
 def test_list_of_a_users_class_is_sorted_unique_and_matched() -> None:
-    inner = Seven()
+    inner = Careless()
     inner.objects = {"b.x": b"", "a.x": b"", "d/c.x": b"", "a.y": b""}
     assert Wrapper(inner).list("*.x") == ["a.x", "b.x"]
     assert Wrapper(Wrapper(inner)).list("**/*.x") == ["a.x", "b.x", "d/c.x"]

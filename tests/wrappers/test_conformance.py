@@ -7,7 +7,7 @@ import pytest
 from storage_backend import LocalStorage, MemoryStorage, PrefixedStorage, StorageBackend
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
-from tests.wrappers.seven import Seven
+from tests.seven import Careless
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
 
@@ -42,7 +42,7 @@ class TestPrefixedStorageOverSevenMethods(ConformanceSuite):
 
     @pytest.fixture
     def subject(self) -> Subject:
-        storage = PrefixedStorage(Seven(), "p")
+        storage = PrefixedStorage(Careless(), "p")
         lacks = {
             "content_type": "it has no place for one",
             "errors": "it raises built-in errors",

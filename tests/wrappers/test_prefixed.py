@@ -28,7 +28,7 @@ from storage_backend import (
     StorageError,
 )
 from storage_backend.streams import ranged_reader
-from tests.wrappers.seven import Seven
+from tests.seven import Careless
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_refuses_a_bad_prefix(prefix: str) -> None:
 )
 @pytest.mark.parametrize("user", [False, True])
 def test_identifiers_are_checked_before_they_are_joined(identifier: str, user: bool) -> None:
-    inner = Seven() if user else MemoryStorage()
+    inner = Careless() if user else MemoryStorage()
     storage = PrefixedStorage(inner, "mod")
     assert storage.exists(identifier) is False
     calls: list[Any] = [
@@ -87,7 +87,7 @@ def test_identifiers_are_checked_before_they_are_joined(identifier: str, user: b
 
 
 def test_a_batch_reports_refused_identifiers_and_does_the_rest() -> None:
-    inner = Seven()
+    inner = Careless()
     storage = PrefixedStorage(inner, "p")
     with pytest.raises(BatchError) as written:
         storage.write_many(
@@ -304,7 +304,7 @@ MAGIC = ["a[b]", "a*", "a?b/c[", "[!x]", "**", "a**b/**", "]", "a[[]"]
 @pytest.mark.parametrize("prefix", MAGIC)
 @pytest.mark.parametrize("user", [False, True])
 def test_glob_characters_in_the_prefix_are_literal(prefix: str, user: bool) -> None:
-    inner = Seven() if user else MemoryStorage()
+    inner = Careless() if user else MemoryStorage()
     for name in ["x.pdf", "d/x.pdf", "y"]:
         inner.write(f"{prefix}/{name}", b"")
         inner.write(f"ab/{name}", b"")
@@ -398,7 +398,7 @@ def test_a_mock_sees_the_joined_names(tmp_path: Path) -> None:
 
 
 def test_everything_works_over_a_class_with_seven_methods(tmp_path: Path) -> None:
-    inner = Seven()
+    inner = Careless()
     storage = PrefixedStorage(inner, "p")
     assert storage.write("a", memoryview(b"1"))
     assert storage.write_stream("b", io.BytesIO(b"22"), info=ObjectInfo("b", 2), verify=True)
@@ -414,7 +414,7 @@ def test_everything_works_over_a_class_with_seven_methods(tmp_path: Path) -> Non
     assert storage.upload(tmp_path / "b", "h")
     assert storage.delete_many(["a", "a", "nowhere"]) == 2
     assert dict(storage.read_many(["b", "g", "h"])) == {"b": b"22", "g": b"1", "h": b"22"}
-    assert storage.location == "Seven#p"
+    assert storage.location == "Careless#p"
     with pytest.raises(FileNotFoundError):
         storage.delete("nowhere")
 
@@ -445,7 +445,7 @@ def test_one_level_is_mapped_and_deeper_ones_appear_once(inner: MemoryStorage) -
 
 @pytest.mark.parametrize("user", [False, True])
 def test_a_name_too_long_together_with_the_prefix_is_refused(user: bool) -> None:
-    inner = Seven() if user else MemoryStorage()
+    inner = Careless() if user else MemoryStorage()
     storage = PrefixedStorage(inner, "prefix")
     long, fits = "x" * 1018, "x" * 1017
     assert storage.write(fits, b"1")
