@@ -252,6 +252,14 @@ def test_heart_stops_when_nothing_is_under_way(sqlite_url: str) -> None:
         until(lambda: set(threading.enumerate()) <= others, "its thread ends")
         storage.write("large", BIG)
         assert storage.read("large") == BIG
+    patient = DatabaseStorage(sqlite_url)
+    patient.write("large", BIG)
+    patient.close()
+    until(lambda: set(threading.enumerate()) <= others, "closing ends it")
+    patient.write("large", BIG)
+    del patient
+    gc.collect()
+    until(lambda: set(threading.enumerate()) <= others, "so does being collected")
 
 
 def test_writer_takes_pieces_of_any_size(database_url: str) -> None:
@@ -373,6 +381,15 @@ def test_verified_batch_is_read_back_before_it_is_published(database_url: str) -
         assert all(isinstance(error, IntegrityError) for error in caught.value.failures.values())
         assert {name: storage.read(name) for name in storage.list()} == {"a": b"old", "b": b"good", "d": b""}
         assert is_clean(database_url)
+
+
+def test_media_type_that_the_database_cannot_hold_is_an_error_of_that_object(postgresql_url: str) -> None:
+    with DatabaseStorage(postgresql_url) as storage:
+        with pytest.raises(BatchError) as caught:
+            storage.write_many([(ObjectInfo("a", content_type="text/\0"), b"1"), ("b", b"2")])
+        assert list(caught.value.failures) == ["a"]
+        assert not caught.value.retryable
+        assert storage.list() == ["b"]
 
 
 def test_one_row_that_the_database_refuses_does_not_lose_the_others(database_url: str) -> None:

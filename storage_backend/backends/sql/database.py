@@ -52,7 +52,7 @@ class Database:
         self._hearts: dict[int, Heart] = {}
         self._swept = float("-inf")
         self._undiscarded: deque[bytes] = deque()
-        weakref.finalize(self, _close, self._sessions)
+        weakref.finalize(self, _close, self._sessions, self._hearts)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work* with a connection on which each statement is a transaction. It must bear being run again."""
@@ -160,9 +160,7 @@ class Database:
 
     def close(self) -> None:
         """Close this process's connections."""
-        session = self._sessions.get(os.getpid())
-        if session is not None:
-            session.close()
+        _close(self._sessions, self._hearts)
 
     def _prune(self, version: bytes) -> None:
         while self.transact(functools.partial(self.catalog.prune, version=version)):
@@ -219,7 +217,9 @@ def _tries(error: SQLAlchemyError) -> int:
     return TRIES if getattr(error.orig, "sqlstate", None) in _IN_THE_WAY else 1
 
 
-def _close(sessions: dict[int, Session]) -> None:
-    session = sessions.get(os.getpid())
-    if session is not None:
+def _close(sessions: dict[int, Session], hearts: dict[int, Heart]) -> None:
+    pid = os.getpid()
+    if (session := sessions.get(pid)) is not None:
         session.close()
+    if (heart := hearts.get(pid)) is not None:
+        heart.rest()

@@ -143,6 +143,8 @@ def _of_postgresql(state: str | None, words: str, name: str) -> tuple[type[Stora
     if state is None:
         if name == "ProgrammingError":
             return ConfigurationError, ""
+        if name not in {"OperationalError", "InterfaceError"}:
+            return StorageError, ""
         lowered = words.lower()
         state = next((found for phrase, found in _WORDS.items() if phrase in lowered), "08")
         # 'FATAL: role "x" does not exist', 'FATAL: database "x" does not exist'

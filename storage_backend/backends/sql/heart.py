@@ -50,25 +50,30 @@ class Heart:
         """This upload will never be done. Safe in a finaliser."""
         self._dropped.put(version)
 
+    def rest(self) -> None:
+        """End the thread, if nothing is under way. Safe in a finaliser."""
+        self._dropped.put(b"")
+
     def _beat(self) -> None:
         while True:
+            version: bytes | None
             try:
                 version = self._dropped.get(timeout=self._interval)
             except queue.Empty:
-                version = None
+                version = None  # it is time
             database = self._database()
             if database is None:
                 return
             with self._lock:
-                if version is not None:
+                if version:
                     self._live.discard(version)
                 alive = list(self._live)
-                if not alive and version is None:
+                if not alive and not version:
                     self._thread = None
                     return
-            if version is not None:
+            if version:
                 database.discard(version)
-            else:
+            elif version is None:
                 _keep(database, alive)
             del database
 
