@@ -248,7 +248,7 @@ class TestPaths:
 
     def test_identifier_may_have_1024_bytes(self, any_way: LocalStorage) -> None:
         name = "/".join(["d" * 200] * 5)
-        name += "x" * (1024 - len(name) - 1) + "é"[:0] + "y"
+        name += "x" * (1024 - len(name) - 1) + "y"
         assert len(name) == 1024
         any_way.write(name, b"1")
         assert any_way.list() == [name]
