@@ -10,7 +10,7 @@ import pytest
 
 from storage_backend import DatabaseStorage, LocalStorage, MemoryStorage, PrefixedStorage, StorageBackend
 from storage_backend.wrappers.base import Wrapper
-from tests.wrappers.seven import Seven
+from tests.seven import Seven
 
 NAMES = ["a", "d-x", "d.x", "d/b", "d/e/c", "d/e/f", "d/e0", "d0", "dd/x", "z", "é/x", "é"]
 
