@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, Literal, cast
 
 import pytest
 
@@ -127,6 +127,50 @@ def everything(backend: StorageBackend) -> dict[str, bytes]:
 def names(found: Iterator[ObjectInfo]) -> list[str]:
     """The identifiers of a scan, in its order."""
     return [info.identifier for info in found]
+
+
+class Difference:
+    """What `same` gives for two contents that differ: false, and a short account of it."""
+
+    def __init__(self, account: str) -> None:
+        self._account = account
+
+    def __bool__(self) -> bool:
+        return False
+
+    def __repr__(self) -> str:
+        return self._account
+
+
+def same(found: object, expected: object) -> Literal[True] | Difference:
+    """Whether two contents, or dictionaries of them, are equal; for large ones.
+
+    `assert found == expected` would have pytest compare them line by line in CI, where it shows all of a difference:
+    for a few megabytes that takes hours.
+    """
+    if found == expected:
+        return True
+    if isinstance(found, dict) and isinstance(expected, dict):
+        keys = sorted({*found, *expected})
+        wrong = [
+            key for key in keys if key not in found or key not in expected or found[key] != expected[key]
+        ]
+        key = wrong[0]
+        if key not in found or key not in expected:
+            return Difference(
+                f"{len(wrong)} differ; {key!r} is {'missing' if key in expected else 'too many'}"
+            )
+        return Difference(f"{len(wrong)} differ; {key!r}: {same(found[key], expected[key])!r}")
+    if isinstance(found, bytes) and isinstance(expected, bytes):
+        shorter = min(len(found), len(expected))
+        # By halves: a loop over megabytes of bytes would take its time, too.
+        low, high = 0, shorter
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if found[:middle] == expected[:middle] else (low, middle - 1)
+        account = f"{found[low : low + 20]!r} instead of {expected[low : low + 20]!r}"
+        return Difference(f"{len(found):,} bytes for {len(expected):,}; from byte {low:,} on {account}")
+    return Difference(f"{found!r:.200} instead of {expected!r:.200}")
 
 
 class SourceBrokeError(Exception):

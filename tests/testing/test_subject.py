@@ -12,6 +12,7 @@ import pytest
 import storage_backend.testing
 from storage_backend import MemoryStorage
 from storage_backend.testing import FEATURES, ConformanceSuite, Source, SourceBrokeError, Subject, Topic
+from storage_backend.testing.subject import same
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -195,3 +196,26 @@ def test_fixture_classes_do_not_pickle_by_accident() -> None:
     # What travels to other processes is the backend, never the subject with its closures.
     with pytest.raises((AttributeError, pickle.PicklingError)):
         pickle.dumps(Subject(make=lambda: MemoryStorage()))  # noqa: PLW0108 - a closure on purpose
+
+
+class TestSame:
+    def test_equal_contents_are_the_same(self) -> None:
+        assert same(b"a", b"a") is True
+        assert same({"a": b"1"}, {"a": b"1"}) is True
+
+    @pytest.mark.parametrize(
+        ("found", "expected", "account"),
+        [
+            (b"x" * 9_000_000, b"x" * 8_999_999 + b"y", "9,000,000 bytes for 9,000,000; from byte 8,999,999 on b'x'"),
+            (b"short", b"short and more", "5 bytes for 14; from byte 5 on b'' instead of b' and more'"),
+            (b"", b"x", "0 bytes for 1; from byte 0 on"),
+            ({"a": b"1"}, {"a": b"1", "b": b"2"}, "1 differ; 'b' is missing"),
+            ({"a": b"1", "c": b"3"}, {"a": b"1"}, "1 differ; 'c' is too many"),
+            ({"a": b"1", "c": b"3"}, {"a": b"1", "c": b"4"}, "1 differ; 'c': 1 bytes for 1; from byte 0"),
+            ("text", b"text", "'text' instead of b'text'"),
+        ],
+    )  # fmt: skip
+    def test_what_differs_is_told_shortly(self, found: object, expected: object, account: str) -> None:
+        told = same(found, expected)
+        assert not told
+        assert repr(told).startswith(account)

@@ -8,7 +8,7 @@ import warnings
 import pytest
 
 from storage_backend.base import StorageBackend
-from storage_backend.testing.subject import Subject, Topic, content_of, everything, fill, named
+from storage_backend.testing.subject import Subject, Topic, content_of, everything, fill, named, same
 
 
 class Closing(Topic):
@@ -52,7 +52,7 @@ class Closing(Topic):
         with subject.make() as first:
             first.write("a", content_of(300_000))
         with subject.make() as second:
-            assert second.read("a") == content_of(300_000)
+            assert same(second.read("a"), content_of(300_000))
 
     def test_unclosed_instance_warns_of_nothing(self, subject: Subject) -> None:
         with warnings.catch_warnings(record=True) as heard:

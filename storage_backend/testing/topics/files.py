@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 
 from storage_backend.base import StorageBackend
-from storage_backend.testing.subject import ALL_BYTES, Subject, Topic, content_of, everything, fill, named
+from storage_backend.testing.subject import (
+    ALL_BYTES,
+    Subject,
+    Topic,
+    content_of,
+    everything,
+    fill,
+    named,
+    same,
+)
 
 
 class Files(Topic):
@@ -27,10 +36,10 @@ class Files(Topic):
             source = files / f"source {number}"
             source.write_bytes(content)
             assert backend.upload(source, "folder/a") is True
-            assert backend.read("folder/a") == content
+            assert same(backend.read("folder/a"), content)
             assert backend.download("folder/a", str(files / "new" / "folders" / f"{number}")) is True
             assert (files / "new" / "folders" / f"{number}").read_bytes() == content
-            assert source.read_bytes() == content
+            assert same(source.read_bytes(), content)
         assert listing(files / "new" / "folders") == ["0", "1", "2"]
 
     def test_download_overwrites(self, backend: StorageBackend, files: Path) -> None:

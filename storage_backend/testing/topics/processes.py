@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 
 from storage_backend.base import StorageBackend
-from storage_backend.testing.subject import Subject, Topic, content_of, everything, fill, named
+from storage_backend.testing.subject import Subject, Topic, content_of, everything, fill, named, same
 from storage_backend.testing.topics.replacing import PATIENCE, THREADS, close_race, together
 
 
@@ -33,10 +33,10 @@ class Threads(Topic):
                 mine, copy = f"{thread}/{number}", f"{thread}/copy/{number}"
                 content = content_of(1000 + thread * 100 + number)
                 backend.write(mine, content)
-                assert backend.read(mine) == content
+                assert same(backend.read(mine), content)
                 backend.copy(mine, copy)
                 with backend.open(copy) as reader:
-                    assert reader.read() == content
+                    assert same(reader.read(), content)
                 assert backend.stat(copy).size == len(content)
                 assert mine in backend.list(f"{thread}/*" if subject.has("globs") else None)
                 backend.move(copy, f"{thread}/moved/{number}")
@@ -134,7 +134,7 @@ class Processes(Topic):
             started = reader.read(10)
 
             def child() -> None:
-                assert backend.read("parent") == content_of(3 << 20)
+                assert same(backend.read("parent"), content_of(3 << 20))
                 fill(backend, "child", "parent")
                 backend.delete("parent")
                 assert everything(backend) == {"child": named("child")}
@@ -144,7 +144,7 @@ class Processes(Topic):
             in_child(lambda: fill(backend, "second child"))
             # The parent's own session goes on: what was open, and what comes.
             if not subject.has("shared"):
-                assert started + reader.read() == content_of(3 << 20)
+                assert same(started + reader.read(), content_of(3 << 20))
         fill(backend, "parent too")
         expected = {"parent": content_of(3 << 20)} if not subject.has("shared") else {}
         if subject.has("shared"):
@@ -160,12 +160,12 @@ class Processes(Topic):
             writer.write(b"half ")
 
             def child() -> None:
-                assert backend.read("a") == content
+                assert same(backend.read("a"), content)
                 # A child that ends in the ordinary way collects what it inherited; the parent's must not be hurt.
                 gc.collect()
 
             in_child(child)
-            assert head + reader.read() == content
+            assert same(head + reader.read(), content)
             writer.write(b"whole")
         assert backend.read("b") == b"half whole"
 
@@ -217,7 +217,7 @@ class Processes(Topic):
         subject.require("fork")
         in_spawned(_fork_and_go_on, backend)
         if subject.has("shared"):
-            assert everything(backend) == {"a": content_of(3 << 20), "b": b"half whole"}
+            assert same(everything(backend), {"a": content_of(3 << 20), "b": b"half whole"})
 
 
 def _use(backend: StorageBackend) -> None:
@@ -238,7 +238,7 @@ def _fork_and_go_on(backend: StorageBackend) -> None:
         if pid == 0:
             raise SystemExit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-        assert head + reader.read() == content_of(3 << 20)
+        assert same(head + reader.read(), content_of(3 << 20))
         writer.write(b"whole")
     assert backend.read("b") == b"half whole"
 
