@@ -348,7 +348,7 @@ def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Pa
                     assert content == INSIDE
                     seen[name, "read"] += 1
     assert sum(seen.values()) == 100_000
-    assert min(seen.values()) > 1000, seen
+    assert min(seen.values()) > 100, seen
     assert len(seen) == 4
     assert swapper.swaps > 5000
 
