@@ -132,7 +132,7 @@ while swaps % 64 or not select.select([0], [], [], 0)[0]:
             for place in (first, second):
                 with contextlib.suppress(OSError):
                     os.rmdir(place)
-            time.sleep(0.0002)  # with a processor of its own, it would leave nobody the time to use what was made
+            time.sleep(0.002)  # with a processor of its own, it would leave nobody the time to use what was made
         else:
             os.symlink(first, second + ".swapper")
             os.rename(second + ".swapper", second)

