@@ -9,6 +9,7 @@ FLOORS = {
     "errors": 0,
     "identifiers": 1,
     "info": 1,
+    "secrets": 1,
     "files": 1.5,
     "streams": 1.5,
     "base": 2,

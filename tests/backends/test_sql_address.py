@@ -167,7 +167,7 @@ def test_reference_is_pickled_and_looked_up_when_needed(
         storage = DatabaseStorage("postgresql://me@host/db", password=reference)
         pickled = pickle.dumps(storage)
         assert b"hunter2" not in pickled
-        assert pickle.loads(pickled)._address.secret() == SECRET
+        assert pickle.loads(pickled)._address.password.value() == SECRET
     del os.environ["SB_SECRET"]
     (tmp_path / "secret").unlink()
     for reference in ("env:SB_SECRET", f"file:{tmp_path}/secret"):

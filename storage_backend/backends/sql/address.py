@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from storage_backend.errors import ConfigurationError
+from storage_backend.secrets import Secret
 
 # libpq's connection parameters that are no secret ("Parameter Key Words", PostgreSQL documentation).
 POSTGRESQL_PARAMETERS = frozenset(
@@ -40,8 +40,6 @@ POSTGRESQL_PARAMETERS = frozenset(
     }
 )
 
-_REFERENCES = ("env:", "file:")
-
 
 @dataclass(frozen=True, slots=True)
 class Address:
@@ -52,39 +50,14 @@ class Address:
         location: the URL without a password.
         path: of the file, absolute (SQLite).
         parameters: for libpq, without the password (PostgreSQL).
-        password: itself, or "env:NAME" or "file:PATH" if it is not *literal*; None leaves it to libpq.
-        literal: whether the password is itself.
+        password: None leaves it to libpq.
     """
 
     dialect: str
     location: str
     path: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
-    password: str | None = field(default=None, repr=False)
-    literal: bool = False
-
-    def secret(self) -> str | None:
-        """The password, looked up now.
-
-        Raises:
-            ConfigurationError: what it refers to is not there.
-        """
-        if self.password is None or self.literal:
-            return self.password
-        kind, _, place = self.password.partition(":")
-        if kind == "env":
-            found = os.environ.get(place)
-            if found is None:
-                raise ConfigurationError(
-                    f"password: there is no environment variable {place!r}", parameter="password"
-                )
-            return found
-        try:
-            return Path(place).read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(
-                f"password: cannot read {place!r}: {error}", parameter="password"
-            ) from None
+    password: Secret | None = None
 
 
 def parse(url: str, password: str | None = None) -> Address:
@@ -157,9 +130,9 @@ def _postgresql(url: str, password: str | None) -> Address:
     location = f"postgresql://{netloc}/{quote(name, safe='')}"
     if query:
         location += f"?{urlencode(query, safe='/')}"
-    secret = unquote(inline) if has_password else password
-    literal = bool(has_password) or (password is not None and not password.startswith(_REFERENCES))
-    return Address("postgresql", location, "", parameters, secret, literal)
+    # In a URL, "env:" is a part of the password.
+    inlined = Secret("password", unquote(inline), literal=True) if has_password else None
+    return Address("postgresql", location, "", parameters, inlined or Secret.given("password", password))
 
 
 def _hosts(text: str) -> Mapping[str, str]:

@@ -95,9 +95,8 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
             **_KEEPALIVE,
             **address.parameters,
         }
-        password = address.secret()
-        if password is not None:
-            parameters["password"] = password
+        if address.password is not None:
+            parameters["password"] = address.password.value()
         connection = psycopg.connect(autocommit=True, cursor_factory=BinaryCursor, **parameters)
         opened.add(connection)
         if "lock_timeout" not in address.parameters.get("options", ""):

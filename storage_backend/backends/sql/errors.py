@@ -98,8 +98,9 @@ def translate(error: Exception, address: Address, identifier: str | None = None)
 
 def _plain(words: str, address: Address) -> str:
     line = " ".join(words.split())
-    if address.literal and address.password:
-        line = line.replace(address.password, "***")
+    password = address.password
+    if password is not None and password.literal and password.text:
+        line = line.replace(password.text, "***")
     return line
 
 

@@ -31,6 +31,7 @@ from storage_backend.errors import (
     PreconditionFailedError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
     Writer,
@@ -94,13 +95,8 @@ class DatabaseStorage(StorageBackend):
                 raise ConfigurationError(f"{name}: {self._settings[name]!r} is not positive", parameter=name)
 
     def __getstate__(self) -> dict[str, Any]:
-        if self._address.literal:
-            raise ConfigurationError(
-                f"{self.location}: it was given a password, which does not go into a pickle; use PGPASSWORD, .pgpass, "
-                'password="env:NAME" or password="file:PATH"',
-                parameter="password",
-                backend=self.location,
-            )
+        advice = 'PGPASSWORD, .pgpass, password="env:NAME" or password="file:PATH"'
+        refuse_pickle(self.location, self._address.password, advice=advice)
         return {"_address": self._address, "_settings": self._settings}
 
     def __repr__(self) -> str:

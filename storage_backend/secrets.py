@@ -1,0 +1,83 @@
+"""Secret: a password or key, given as itself or by reference."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from typing_extensions import override
+
+from storage_backend.errors import ConfigurationError
+
+_REFERENCES = ("env:", "file:")
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Secret:
+    """A constructor's parameter that is shown to nobody.
+
+    Attributes:
+        parameter: its name there.
+        text: "env:NAME", "file:PATH" or, if *literal*, the secret itself.
+        literal: whether it was given as itself. Then its owner refuses to be pickled (`refuse_pickle`).
+    """
+
+    parameter: str
+    text: str
+    literal: bool
+
+    @classmethod
+    def given(cls, parameter: str, value: str | None) -> Self | None:
+        """The secret that *value* means: itself, or what "env:NAME" or "file:PATH" refers to; None if it is None."""
+        return None if value is None else cls(parameter, value, not value.startswith(_REFERENCES))
+
+    def value(self) -> str:
+        """The secret, looked up now. A file's last line may end with a newline, which is no part of it.
+
+        Raises:
+            ConfigurationError: what it refers to is not there.
+        """
+        if self.literal:
+            return self.text
+        kind, _, place = self.text.partition(":")
+        if kind == "env":
+            found = os.environ.get(place)
+            if found is None:
+                raise self._wrong(f"there is no environment variable {place!r}")
+            return found
+        try:
+            return Path(place).read_text(encoding="utf-8").rstrip("\r\n")
+        except UnicodeDecodeError:
+            # Its own words quote a byte of the secret.
+            raise self._wrong(f"cannot read {place!r}: it is not UTF-8") from None
+        except (OSError, ValueError) as error:
+            raise self._wrong(f"cannot read {place!r}: {error}") from None
+
+    @override
+    def __repr__(self) -> str:
+        return f"<{self.parameter}: {'given as itself' if self.literal else self.text}>"
+
+    def _wrong(self, reason: str) -> ConfigurationError:
+        return ConfigurationError(f"{self.parameter}: {reason}", parameter=self.parameter)
+
+
+def refuse_pickle(where: str, *secrets: Secret | None, advice: str) -> None:
+    """See to it that no secret goes into a pickle.
+
+    Args:
+        where: the owner's location.
+        secrets: that would go.
+        advice: what to use instead, as in "use *PGPASSWORD*".
+
+    Raises:
+        ConfigurationError: one of them was given as itself.
+    """
+    for secret in secrets:
+        if secret is not None and secret.literal:
+            raise ConfigurationError(
+                f"{where}: it was given a {secret.parameter}, which does not go into a pickle; use {advice}",
+                parameter=secret.parameter,
+                backend=where,
+            )
