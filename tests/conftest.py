@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
+    from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
 
 
@@ -22,7 +23,7 @@ def soak(request: pytest.FixtureRequest) -> bool:
     return bool(request.config.getoption("--soak"))
 
 
-def unavailable(reason: str) -> None:
+def unavailable(reason: str) -> NoReturn:
     """Skip the test that needs a server, or fail it where servers are required."""
     if os.environ.get("STORAGE_BACKEND_REQUIRE_SERVERS") == "1":
         pytest.fail(reason, pytrace=False)
@@ -75,3 +76,53 @@ def database_url(request: pytest.FixtureRequest) -> str:
     """The URL of an empty database, of either kind."""
     url: str = request.getfixturevalue(f"{request.param}_url")
     return url
+
+
+@pytest.fixture(scope="session")
+def moto_server() -> Iterator[MotoServer]:
+    """The session's moto."""
+    try:
+        import boto3  # noqa: F401 - the server is of no use without it
+
+        from tests.s3_servers import MotoServer
+        from tests.servers import ServerUnavailableError
+
+        server = MotoServer()
+    except ImportError as error:
+        unavailable(f"no boto3: {error}")
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def rclone_s3_server() -> Iterator[RcloneS3]:
+    """The session's `rclone serve s3`."""
+    try:
+        import boto3  # noqa: F401 - the server is of no use without it
+
+        from tests.s3_servers import RcloneS3
+        from tests.servers import ServerUnavailableError
+
+        server = RcloneS3()
+    except ImportError as error:
+        unavailable(f"no boto3: {error}")
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def moto_bucket(moto_server: MotoServer) -> Iterator[BucketPlace]:
+    """An empty bucket of this test's own, at moto."""
+    with moto_server.place() as place:
+        yield place
+
+
+@pytest.fixture
+def rclone_bucket(rclone_s3_server: RcloneS3) -> Iterator[BucketPlace]:
+    """An empty bucket of this test's own, at rclone."""
+    with rclone_s3_server.place() as place:
+        yield place

@@ -51,7 +51,7 @@ class PostgreSQL:
             if self._user is not None:
                 shutil.chown(self.directory, self._user)
             self._programs = _programs(self.directory, self._user)
-            self.port = _free_port()
+            self.port = free_port()
             self._initialise()
             self.start()
         except BaseException:
@@ -96,7 +96,7 @@ class PostgreSQL:
                 stderr=log,
                 env=_environment(),
                 start_new_session=True,
-                preexec_fn=_end_with_parent,  # noqa: PLW1509 - nothing but one system call
+                preexec_fn=end_with_parent,  # noqa: PLW1509 - nothing but one system call
             )
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -158,10 +158,10 @@ class PostgreSQL:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
 
-def _end_with_parent() -> None:
+def end_with_parent(number: int = signal.SIGQUIT) -> None:
     """In the child: be told to stop when a test run is killed, and does not stop its servers itself."""
     if _LIBC is not None:
-        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
+        _LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
 def _fast_place() -> str:
@@ -237,7 +237,8 @@ def _environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith("PG")} | {"LC_ALL": "C"}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
