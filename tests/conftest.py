@@ -81,15 +81,11 @@ def database_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="session")
 def moto_server() -> Iterator[MotoServer]:
     """The session's moto."""
+    from tests.s3_servers import MotoServer
+    from tests.servers import ServerUnavailableError
+
     try:
-        import boto3  # noqa: F401 - the server is of no use without it
-
-        from tests.s3_servers import MotoServer
-        from tests.servers import ServerUnavailableError
-
         server = MotoServer()
-    except ImportError as error:
-        unavailable(f"no boto3: {error}")
     except ServerUnavailableError as error:
         unavailable(str(error))
     yield server
@@ -99,15 +95,11 @@ def moto_server() -> Iterator[MotoServer]:
 @pytest.fixture(scope="session")
 def rclone_s3_server() -> Iterator[RcloneS3]:
     """The session's `rclone serve s3`."""
+    from tests.s3_servers import RcloneS3
+    from tests.servers import ServerUnavailableError
+
     try:
-        import boto3  # noqa: F401 - the server is of no use without it
-
-        from tests.s3_servers import RcloneS3
-        from tests.servers import ServerUnavailableError
-
         server = RcloneS3()
-    except ImportError as error:
-        unavailable(f"no boto3: {error}")
     except ServerUnavailableError as error:
         unavailable(str(error))
     yield server

@@ -49,6 +49,8 @@ class S3Server(ABC):
     region = "us-east-1"
 
     def __init__(self) -> None:
+        if importlib.util.find_spec("boto3") is None:
+            raise ServerUnavailableError("boto3 is not installed, which makes the buckets: pip install boto3")
         self.directory = Path(tempfile.mkdtemp(prefix="sb-s3-"))
         self._process: subprocess.Popen[bytes] | None = None
         try:

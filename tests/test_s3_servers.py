@@ -17,8 +17,6 @@ from tests.conftest import unavailable
 from tests.s3_servers import MotoServer, RcloneS3, S3Server
 from tests.servers import PATIENCE, ServerUnavailableError
 
-pytest.importorskip("boto3", reason="the servers are of no use without it")
-
 REPOSITORY = Path(__file__).parent.parent
 ODD = "d/\x01\uffff é+%😀"
 
