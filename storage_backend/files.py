@@ -1,4 +1,4 @@
-"""StagedFile: a local file that appears whole or not at all."""
+"""StagedFile: a local file that appears whole or not at all; and where what outlives a run is kept."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import cast
 
 from typing_extensions import Buffer
 
+from storage_backend.errors import ConfigurationError
 from storage_backend.identifiers import RESERVED
 
 # Answers of a file system or kernel without O_TMPFILE (open(2)).
@@ -31,6 +32,21 @@ _NO_KERNEL_COPY = {
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
+
+
+def state_directory() -> Path:
+    """Where the user keeps what outlives a run: $XDG_STATE_HOME/storage-backend. It may not exist yet.
+
+    Without that variable it is below ~/.local/state (XDG Base Directory Specification).
+
+    Raises:
+        ConfigurationError: this user has no home.
+    """
+    given = os.environ.get("XDG_STATE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".local" / "state") / "storage-backend"
+    except RuntimeError as error:
+        raise ConfigurationError(f"nowhere to keep state: {error}; set XDG_STATE_HOME") from None
 
 
 def temporary_name() -> str:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
 import pytest
 
-from storage_backend.files import StagedFile, copy_descriptor, write_file
+from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
 
 
 def staged_in(place: Path, name: str, *, anonymous: bool) -> StagedFile:
@@ -174,3 +176,30 @@ class TestWriteFile:
             write_file(place, fail)
         assert place.read_bytes() == b"1"
         assert names(place.parent) == ["file"]
+
+
+class TestStateDirectory:
+    def test_it_is_where_the_user_says_or_below_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", "/home/me")
+        for given, expected in (
+            ("/state", "/state/storage-backend"),
+            ("", "/home/me/.local/state/storage-backend"),
+        ):
+            monkeypatch.setenv("XDG_STATE_HOME", given)
+            assert state_directory() == Path(expected)
+        monkeypatch.delenv("XDG_STATE_HOME")
+        assert state_directory() == Path(expected)
+
+    def test_user_without_a_home_is_told_what_to_set(self) -> None:
+        # A container may run as a user that no file knows.
+        if os.getuid() != 0:
+            pytest.skip("only root can become another user")
+        program = "import os, pwd; from storage_backend.files import state_directory; os.setuid(54321); state_directory()"
+        environment = {
+            name: value for name, value in os.environ.items() if name not in {"HOME", "XDG_STATE_HOME"}
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
+        )
+        assert "ConfigurationError: nowhere to keep state" in done.stderr
+        assert "set XDG_STATE_HOME" in done.stderr

@@ -21,7 +21,7 @@ from storage_backend.errors import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, state_directory, write_file
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.planning import Record
 
@@ -58,10 +58,10 @@ _Row: TypeAlias = tuple[
 
 
 def default_path(source: str, target: str) -> Path:
-    """Where the journal of a pair of locations is, below the user's state directory (XDG Base Directory Specification).
+    """Where the journal of a pair of locations is, below the user's state directory.
 
     Raises:
-        ConfigurationError: a backend has no location that a later run could recognise.
+        ConfigurationError: a backend has no location that a later run could recognise, or the user has no home.
     """
     for location in (source, target):
         if "://" not in location:
@@ -69,9 +69,8 @@ def default_path(source: str, target: str) -> Path:
                 f"{location} has no lasting location to name a journal after: give journal=PATH",
                 parameter="journal",
             )
-    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     name = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
-    return Path(state) / "storage-backend" / "journals" / f"{name}.db"
+    return state_directory() / "journals" / f"{name}.db"
 
 
 class Journal:
