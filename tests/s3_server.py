@@ -37,7 +37,7 @@ from tests.s3_server_wire import (
 
 ACCESS_KEY = "AKIAIOSFODNN7EXAMPLE"
 SECRET_KEY = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
-PATIENCE = 10.0  # seconds for a connection's thread to end
+PATIENCE = 60.0  # seconds for a connection's thread to end
 
 
 @dataclass(slots=True)
@@ -191,6 +191,8 @@ class S3Server:
                 # SSLSocket's own would take the session away under the thread that uses it.
                 socket.socket.shutdown(sock, socket.SHUT_RDWR)
             thread.join(PATIENCE)
+            if thread.is_alive():
+                raise RuntimeError(f"the thread of a connection does not end: {thread.name}")
         if self._failures:
             raise self._failures[0]
 

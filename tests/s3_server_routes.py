@@ -110,7 +110,7 @@ def route(request: Request) -> None:
 
 
 def _operation(method: str, query: dict[str, str], headers: dict[str, str], bucket: bool, key: bool) -> str:
-    if not _SUBRESOURCES.isdisjoint(query):
+    if not _SUBRESOURCES.isdisjoint(query) or ("partNumber" in query and "uploadId" not in query):
         return UNKNOWN
     if not bucket:
         return "ListBuckets" if method == "GET" else UNKNOWN

@@ -25,6 +25,8 @@ class Settings:
         minimum_part: bytes of the smallest part that is not the last.
         repeatable_complete: whether a completion that is sent again with the same parts is answered as at first, as
             Amazon S3 does; otherwise with NoSuchUpload, as MinIO does.
+        unannounced_checksums: whether an upload that was made for no checksum takes parts that have one, as boto3 sends
+            them by default. They are checked and not kept. Amazon S3 refused them in 2024.
     """
 
     page_size: int = 1000
@@ -32,6 +34,7 @@ class Settings:
     put_limit: int = 5 << 30
     minimum_part: int = 5 << 20
     repeatable_complete: bool = True
+    unannounced_checksums: bool = True
 
 
 @dataclass(frozen=True, slots=True)
