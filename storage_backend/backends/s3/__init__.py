@@ -1,1 +1,5 @@
-"""Objects in Amazon S3, and in everything that speaks its protocol."""
+"""S3Storage: Amazon S3, and every service that speaks its protocol."""
+
+from storage_backend.backends.s3.storage import S3Storage
+
+__all__ = ["S3Storage"]

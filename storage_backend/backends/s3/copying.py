@@ -1,0 +1,88 @@
+"""Copying: from key to key inside the service, of any size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from storage_backend.backends.s3.calls import Facts
+from storage_backend.backends.s3.errors import refusal_of
+from storage_backend.backends.s3.settings import part_size
+from storage_backend.backends.s3.uploading import Target
+from storage_backend.backends.s3.workers import Answers
+
+# How S3 and others refuse a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
+_TOO_LARGE = frozenset({"EntityTooLarge", "InvalidArgument", "InvalidRequest"})
+
+
+def copy(target: Target, source: str, look: Callable[[], Facts], if_match: str | None = None) -> None:
+    """Copy *source* to the target's key, by one request if it is small enough, else in parts.
+
+    Args:
+        target: where to. Its parameters are given to the copy; all others come from the source.
+        source: "bucket/key".
+        look: gives the facts of the source.
+        if_match: the etag that the source must have.
+    """
+    pinned = {} if if_match is None else {"CopySourceIfMatch": f'"{if_match}"'}
+    try:
+        target.service.calls.copy(target.key, source, **target.parameters, **pinned)
+    except Exception as error:
+        refusal = refusal_of(error)
+        if refusal is None or refusal.code not in _TOO_LARGE:
+            raise
+        facts = look()
+        if facts.size is None or facts.size <= target.settings.multipart_threshold:
+            raise
+        _in_parts(target, source, facts)
+
+
+def _in_parts(target: Target, source: str, facts: Facts) -> None:
+    assert facts.size is not None
+    rare = target.service.rare
+    # What a plain copy would bring along by itself.
+    kept: dict[str, Any] = {"Metadata": dict(facts.metadata)}
+    if facts.content_type is not None:
+        kept["ContentType"] = facts.content_type
+    upload_id = rare.create_upload(target.key, **kept | dict(target.parameters))
+    answers: Answers[tuple[int, int, int], dict[str, Any]] = Answers(
+        target.workers, lambda part: _part(target, source, facts, upload_id, part)
+    )
+    length = part_size(target.settings, facts.size)
+    parts: list[dict[str, Any]] = []
+
+    def take() -> None:
+        _, part, error = answers.take()
+        if error is not None:
+            raise error
+        parts.append(part)
+
+    try:
+        for number, start in enumerate(range(0, facts.size, length), 1):
+            while answers.pending >= target.settings.max_concurrency:
+                take()
+            answers.ask((number, start, min(start + length, facts.size)))
+        while answers.pending:
+            take()
+        parts.sort(key=lambda part: int(part["PartNumber"]))
+        rare.complete_upload(target.key, upload_id, parts)
+    except BaseException:
+        answers.settle()
+        rare.abort_upload(target.key, upload_id)
+        raise
+
+
+def _part(
+    target: Target, source: str, facts: Facts, upload_id: str, part: tuple[int, int, int]
+) -> dict[str, Any]:
+    number, start, end = part
+    pinned = {} if facts.etag is None else {"CopySourceIfMatch": f'"{facts.etag}"'}
+    copied = target.service.calls.copy_part(
+        target.key,
+        source,
+        UploadId=upload_id,
+        PartNumber=number,
+        CopySourceRange=f"bytes={start}-{end - 1}",
+        **pinned,
+    )
+    return {"PartNumber": number, "ETag": f'"{copied.etag}"'}

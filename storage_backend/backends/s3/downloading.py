@@ -1,0 +1,155 @@
+"""Downloading: a large object into a file, by one stream from its front and others from its back."""
+
+from __future__ import annotations
+
+import base64
+import os
+import threading
+import time
+import zlib
+from dataclasses import dataclass, field
+from queue import SimpleQueue
+
+from storage_backend.backends.s3 import digests
+from storage_backend.backends.s3.reading import Pinned, RangesIgnoredError, Wanted, checked_algorithm
+from storage_backend.backends.s3.workers import Workers
+from storage_backend.files import StagedFile
+from storage_backend.streams import CHUNK
+
+PIECE = 8 << 20  # bytes asked for at a time by those that help
+PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
+ALONE_SECONDS = 0.25  # that the first stream runs before others join: on a fast link it is done by then
+
+
+def fill(wanted: Wanted, staged: StagedFile, workers: Workers) -> None:
+    """Write the object into *staged*; what arrives is compared with its length and, where there is one, its checksum.
+
+    One stream reads from the front. If that takes long, helpers fetch pieces from the back, until they meet; each has a
+    connection, so together they are not held to what one connection gives. None of them asks for what another has.
+    """
+    with Pinned(wanted) as reader:
+        # Of digests only CRCs can be put together from pieces.
+        if (
+            reader.size < PARALLEL_FROM
+            or workers.count == 1
+            or checked_algorithm(reader.facts) not in {None, "crc32"}
+        ):
+            view = memoryview(bytearray(CHUNK))
+            while count := reader.readinto(view):
+                staged.write(view[:count])
+            return
+        reader.leave_unchecked()
+        _Meeting(wanted, reader, staged.fd).run(workers)
+        staged.size = reader.size
+
+
+@dataclass
+class _Meeting:
+    """Two ends of one object that are read towards each other."""
+
+    wanted: Wanted
+    reader: Pinned
+    fd: int
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    front: int = 0  # where the next bytes for the first stream begin
+    back: int = 0  # where the pieces of the helpers begin
+    left: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # pieces that a helper could not have: offset, size
+    failed: list[BaseException] = field(default_factory=list)
+    crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
+
+    def run(self, workers: Workers) -> None:
+        self.back = self.reader.size
+        done: SimpleQueue[None] = SimpleQueue()
+        helpers = 0
+        try:
+            helpers = self._from_front(workers, done)
+        except BaseException as error:  # noqa: BLE001 - raised below, when nobody writes any more
+            self.failed.append(error)
+        for _ in range(helpers):
+            done.get()
+        for offset, size in sorted(self.left):
+            if not self.failed:
+                self.crcs[offset] = (self._read(self.reader, offset, size), size)
+        if self.failed:
+            raise self.failed[0]
+        self._check()
+
+    def _from_front(self, workers: Workers, done: SimpleQueue[None]) -> int:
+        """Read on until the helpers' pieces begin; how many helpers there are."""
+        helpers = 0
+        began = time.monotonic()
+        view = memoryview(bytearray(CHUNK))
+        crc = 0
+        while not self.failed and (size := self._claim_front(len(view))):
+            crc = self._block(self.reader, view[:size], self.reader.tell(), crc)
+            if not helpers and time.monotonic() - began > ALONE_SECONDS:
+                helpers = min(workers.count - 1, (self.back - self.front) // PIECE)
+                for _ in range(helpers):
+                    workers.run(lambda: self._help(done))
+        self.crcs[0] = (crc, self.front)
+        return helpers
+
+    def _claim_front(self, most: int) -> int:
+        with self.lock:
+            size = min(most, self.back - self.front)
+            self.front += size
+            return size
+
+    def _claim_back(self) -> tuple[int, int]:
+        with self.lock:
+            # What lies just before the first stream is its own: it has it on the way already.
+            size = PIECE if self.back - self.front >= 2 * PIECE else 0
+            self.back -= size
+            return self.back, size
+
+    def _help(self, done: SimpleQueue[None]) -> None:
+        try:
+            with Pinned(self.wanted, facts=self.reader.facts, ahead=PIECE) as branch:
+                while not self.failed:
+                    offset, size = self._claim_back()
+                    if not size:
+                        return
+                    try:
+                        self.crcs[offset] = (self._read(branch, offset, size), size)
+                    except RangesIgnoredError:
+                        self.left.append((offset, size))
+                        return
+        except BaseException as error:  # noqa: BLE001 - raised by run, in the caller's thread
+            self.failed.append(error)
+        finally:
+            done.put(None)
+
+    def _read(self, reader: Pinned, offset: int, size: int) -> int:
+        """Have *reader* fetch a piece, and write it where it belongs; its CRC-32."""
+        view = memoryview(bytearray(CHUNK))
+        reader.seek(offset)
+        crc = 0
+        for at in range(offset, offset + size, len(view)):
+            crc = self._block(reader, view[: offset + size - at], at, crc)
+        return crc
+
+    def _block(self, reader: Pinned, view: memoryview, offset: int, crc: int) -> int:
+        done = 0
+        while done < len(view):
+            done += reader.readinto(view[done:])
+        written = 0
+        while written < len(view):
+            written += os.pwrite(self.fd, view[written:], offset + written)
+        return zlib.crc32(view, crc) if self._expected is not None else 0
+
+    @property
+    def _expected(self) -> str | None:
+        return self.reader.facts.digests.get("crc32")
+
+    def _check(self) -> None:
+        if self._expected is None:
+            return
+        total = 0
+        for offset in sorted(self.crcs):
+            crc, size = self.crcs[offset]
+            total = digests.crc32_combined(total, crc, size)
+        found = base64.b64encode(total.to_bytes(4)).decode()
+        if found != self._expected:
+            raise self.reader.damaged("crc32", found)

@@ -1,0 +1,319 @@
+"""Errors: what S3, or the way to it, said, as one of ours."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from storage_backend.backends.s3.documents import DocumentError, Refused, RefusedInside
+from storage_backend.errors import (
+    AccessDeniedError,
+    AuthenticationError,
+    BucketNotFoundError,
+    ConfigurationError,
+    IntegrityError,
+    InvalidIdentifierError,
+    NotFoundError,
+    PreconditionFailedError,
+    QuotaExceededError,
+    RateLimitedError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+    UnsupportedOperationError,
+)
+
+
+class RefusalError(Exception):
+    """An answer of S3 that is no success.
+
+    Attributes:
+        status: of HTTP.
+        code: of S3 ("Error responses", Amazon S3 API Reference); "" where the answer had none, as to a HEAD.
+        message: S3's words.
+        region: where the bucket is, if the answer says so.
+        retry_after: seconds to wait, if the answer says so.
+        attempts: requests made.
+        content_range: of an answer to a range that cannot be had.
+        server_time: the service's clock, in seconds of Unix; None if the answer does not say.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        code: str = "",
+        message: str = "",
+        *,
+        region: str | None = None,
+        retry_after: float | None = None,
+        attempts: int = 1,
+        content_range: str | None = None,
+        server_time: float | None = None,
+    ) -> None:
+        super().__init__(f"{status} {code}: {message}")
+        self.status = status
+        self.code = code
+        self.message = message
+        self.region = region
+        self.retry_after = retry_after
+        self.attempts = attempts
+        self.content_range = content_range
+        self.server_time = server_time
+
+    @classmethod
+    def inside(cls, refused: Refused, status: int = 200) -> RefusalError:
+        """Of an error document where a success was announced, or of one key of a batch."""
+        return cls(status, refused.code, refused.message, region=refused.region)
+
+
+class UnreachableError(Exception):
+    """The network failed, each time.
+
+    Attributes:
+        cause: the last failure.
+        attempts: requests made.
+    """
+
+    def __init__(self, cause: Exception, attempts: int) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+        self.attempts = attempts
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What an answer means.
+
+    Attributes:
+        kind: our class.
+        advice: what to do, appended to S3's own words.
+    """
+
+    kind: type[StorageError]
+    advice: str = ""
+
+
+_DENIED = Rule(
+    AccessDeniedError,
+    "the credentials lack the permission for this; a missing object also looks so to who has no s3:ListBucket",
+)
+_KEY = Rule(AuthenticationError, "check access_key and secret_key, or the profile")
+_EXPIRED = Rule(
+    AuthenticationError, "the session has expired; renew the credentials (such as by `aws sso login`)"
+)
+_CLOCK = Rule(AuthenticationError, "the clock of this machine is wrong; set it")
+_REGION = Rule(ConfigurationError, "the bucket is in another region")
+_SLOW = Rule(RateLimitedError)
+_DOWN = Rule(UnavailableError)
+_DAMAGED = Rule(IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored")
+_FULL = Rule(QuotaExceededError)
+
+# "List of error codes", Amazon S3 API Reference; those with X are MinIO's.
+BY_CODE: Mapping[str, Rule] = {
+    "AccessDenied": _DENIED,
+    "AccountProblem": _DENIED,
+    "AllAccessDisabled": _DENIED,
+    "AuthorizationHeaderMalformed": _REGION,
+    "BadDigest": _DAMAGED,
+    "ConditionalRequestConflict": Rule(UnavailableError, "another writer was at it at the same time"),
+    "EntityTooLarge": Rule(UnsupportedOperationError),
+    "ExpiredToken": _EXPIRED,
+    "ExpiredTokenException": _EXPIRED,
+    "IllegalLocationConstraintException": _REGION,
+    "InternalError": _DOWN,
+    "InvalidAccessKeyId": _KEY,
+    "InvalidBucketName": Rule(ConfigurationError, "check the name of the bucket"),
+    "InvalidDigest": _DAMAGED,
+    "InvalidObjectState": Rule(StorageError, "the object is archived; restore it first"),
+    "InvalidToken": _EXPIRED,
+    "KeyTooLongError": Rule(InvalidIdentifierError),
+    "NoSuchBucket": Rule(
+        BucketNotFoundError, "check its name and the endpoint, or create it (create_bucket=True does)"
+    ),
+    "NoSuchKey": Rule(NotFoundError),
+    "NoSuchVersion": Rule(NotFoundError),
+    "NotImplemented": Rule(UnsupportedOperationError),
+    "OperationAborted": _DOWN,
+    "PermanentRedirect": _REGION,
+    "PreconditionFailed": Rule(PreconditionFailedError, "the object is not the one that was named"),
+    "QuotaExceeded": _FULL,
+    "RequestExpired": _CLOCK,
+    "RequestTimeTooSkewed": _CLOCK,
+    "RequestTimeout": Rule(StorageTimeoutError),
+    "ServiceUnavailable": _DOWN,
+    "SignatureDoesNotMatch": _KEY,
+    "SlowDown": _SLOW,
+    "Throttling": _SLOW,
+    "ThrottlingException": _SLOW,
+    "TokenRefreshRequired": _EXPIRED,
+    "TooManyRequests": _SLOW,
+    "UnauthorizedAccess": _DENIED,
+    "XAmzContentChecksumMismatch": _DAMAGED,
+    "XAmzContentSHA256Mismatch": _DAMAGED,
+    "XMinioAdminBucketQuotaExceeded": _FULL,
+    "XMinioStorageFull": _FULL,
+}
+BY_STATUS: Mapping[int, Rule] = {
+    301: _REGION,
+    307: _REGION,
+    401: _KEY,
+    403: _DENIED,
+    404: Rule(NotFoundError),
+    405: Rule(UnsupportedOperationError),
+    408: Rule(StorageTimeoutError),
+    409: _DOWN,
+    412: Rule(PreconditionFailedError, "the object is not the one that was named"),
+    413: Rule(UnsupportedOperationError),
+    429: _SLOW,
+    501: Rule(UnsupportedOperationError),
+    503: _SLOW,
+    507: _FULL,
+}
+DAMAGED = frozenset(code for code, rule in BY_CODE.items() if rule is _DAMAGED)
+STALE_CREDENTIALS = frozenset(code for code, rule in BY_CODE.items() if rule is _EXPIRED)
+WRONG_CLOCK = frozenset(code for code, rule in BY_CODE.items() if rule is _CLOCK)
+
+
+def rule_of(status: int, code: str) -> Rule:
+    """What an answer means."""
+    found = BY_CODE.get(code) or BY_STATUS.get(status)
+    if found is not None:
+        return found
+    return _DOWN if status >= 500 else Rule(StorageError)
+
+
+def is_transient(refusal: RefusalError) -> bool:
+    """Whether the same request may be answered otherwise in a moment."""
+    return rule_of(refusal.status, refusal.code).kind.default_retryable
+
+
+def refusal_of(error: Exception) -> RefusalError | None:
+    """What S3 refused, from the wire or a boto3 client's ClientError; None if *error* is something else."""
+    if isinstance(error, RefusalError):
+        return error
+    answer = getattr(error, "response", None)
+    if not isinstance(answer, dict) or "Error" not in answer:
+        return None
+    about = answer.get("ResponseMetadata", {})
+    headers = about.get("HTTPHeaders", {})
+    code = str(answer["Error"].get("Code", ""))
+    # To a HEAD there is no document, and botocore puts the status in its place.
+    status = about.get("HTTPStatusCode") or (
+        int(code) if code.isdecimal() else 404 if code.startswith("NoSuch") else 400
+    )
+    return RefusalError(
+        status,
+        "" if code.isdecimal() else code,
+        str(answer["Error"].get("Message", "")),
+        region=answer["Error"].get("Region") or headers.get("x-amz-bucket-region"),
+        retry_after=seconds_of(headers.get("retry-after")),
+        attempts=about.get("RetryAttempts", 0) + 1,
+        content_range=headers.get("content-range"),
+    )
+
+
+def seconds_of(retry_after: str | None) -> float | None:
+    """The seconds of a Retry-After header; None if it has none, or a date."""
+    return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
+
+
+def is_foreign(error: Exception) -> bool:
+    """Whether *error* is one that `translate` is for: not a reader's own, nor a fault of this program."""
+    if isinstance(error, RefusalError | UnreachableError | RefusedInside | DocumentError):
+        return True
+    return type(error).__module__.partition(".")[0] in {"boto3", "botocore", "urllib3"}
+
+
+def translate(error: Exception, identifier: str | None, where: str, tried: str = "") -> StorageError:
+    """Our error for what S3, boto3 or the network raised.
+
+    Args:
+        error: the cause.
+        identifier: of the object, in the caller's spelling.
+        where: the storage's location.
+        tried: what was being done, as in "*read*".
+    """
+    if isinstance(error, StorageError):
+        return error
+    on = f"{tried} {identifier!r}" if identifier is not None else tried
+    fields: dict[str, Any] = {
+        "identifier": identifier,
+        "backend": where,
+        "attempts": getattr(error, "attempts", 1),
+    }
+    if isinstance(error, RefusedInside):
+        error = RefusalError.inside(error.refused)
+    refusal = refusal_of(error)
+    if refusal is not None:
+        return _of_refusal(refusal, on, where, {**fields, "attempts": refusal.attempts})
+    if isinstance(error, DocumentError):
+        return StorageError(f"cannot {on} in {where}: not an answer of S3: {error}", **fields)
+    return _of_network(error, on, where, fields)
+
+
+def _of_refusal(error: RefusalError, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+    rule = rule_of(error.status, error.code)
+    if rule.kind is NotFoundError and fields["identifier"] is not None:
+        return NotFoundError(f"no object {fields['identifier']!r} in {where}", **fields)
+    words = f"{error.code or f'HTTP status {error.status}'}{f' ({error.message})' if error.message else ''}"
+    if rule is _REGION and error.region:
+        advice = f"the bucket is in region {error.region}; set region={error.region!r}"
+    else:
+        advice = rule.advice
+    message = f"cannot {on} in {where}: {words}{f'; {advice}' if advice else ''}"
+    if issubclass(rule.kind, ConfigurationError):
+        fields["parameter"] = "region" if rule is _REGION else "bucket"
+    if issubclass(rule.kind, RateLimitedError):
+        fields["retry_after"] = error.retry_after
+    return rule.kind(message, **fields)
+
+
+# botocore's exceptions by name, so that nothing here imports it: they are raised only where it is loaded already.
+_BY_NAME: Mapping[str, Rule] = {
+    "ConnectTimeoutError": Rule(StorageTimeoutError),
+    "ConnectionClosedError": _DOWN,
+    "ConnectionError": _DOWN,
+    "CredentialRetrievalError": Rule(AuthenticationError, "the source of the credentials does not answer"),
+    "EndpointConnectionError": _DOWN,
+    "HTTPClientError": _DOWN,
+    "IncompleteRead": _DOWN,
+    "IncompleteReadError": _DOWN,
+    "FlexibleChecksumError": Rule(IntegrityError),
+    "InvalidConfigError": Rule(ConfigurationError),
+    "InvalidRegionError": Rule(ConfigurationError),
+    "NoCredentialsError": Rule(
+        AuthenticationError,
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, name a profile, or say anonymous=True",
+    ),
+    "ParamValidationError": Rule(ConfigurationError),
+    "PartialCredentialsError": Rule(AuthenticationError),
+    "ProfileNotFound": Rule(ConfigurationError, "see ~/.aws/config"),
+    "ProtocolError": _DOWN,
+    "ProxyConnectionError": _DOWN,
+    "ReadTimeoutError": Rule(StorageTimeoutError),
+    "ResponseStreamingError": _DOWN,
+    "SSLError": Rule(
+        AuthenticationError, "the server's certificate is not trusted; name its authority by ca_bundle"
+    ),
+    "SSOTokenLoadError": _EXPIRED,
+    "TokenRetrievalError": _EXPIRED,
+    "UnauthorizedSSOTokenError": _EXPIRED,
+    "UnknownEndpointError": Rule(ConfigurationError),
+}
+
+
+def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+    cause = error.cause if isinstance(error, UnreachableError) else error
+    rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        rule = _BY_NAME["SSLError"]
+    elif isinstance(cause, TimeoutError):
+        rule = Rule(StorageTimeoutError)
+    elif rule is None:
+        rule = _DOWN if isinstance(cause, OSError) else Rule(StorageError)
+    if issubclass(rule.kind, ConfigurationError):
+        fields["parameter"] = None
+    advice = f"; {rule.advice}" if rule.advice else ""
+    return rule.kind(f"cannot {on} in {where}: {str(cause) or type(cause).__name__}{advice}", **fields)

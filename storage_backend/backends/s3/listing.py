@@ -1,0 +1,76 @@
+"""Listing: pages of keys as objects, or as one level of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from storage_backend import identifiers
+from storage_backend.backends.s3.calls import Calls
+from storage_backend.backends.s3.documents import Entry
+from storage_backend.base import OnSkip, report_skip
+from storage_backend.errors import InvalidIdentifierError, StorageError
+from storage_backend.info import ObjectInfo
+
+
+def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | None) -> Iterator[ObjectInfo]:
+    """Every object beneath *root* whose identifier begins with *prefix*, in the order of S3, which is ours.
+
+    Args:
+        calls: of the service.
+        root: what stands before each identifier: "", or ending in "/".
+        prefix: literal.
+        where: the storage's location.
+        on_skip: hears of keys that are no identifiers.
+    """
+    token = None
+    while True:
+        page = calls.page(root + prefix, token=token)
+        for entry in page.entries:
+            info = _info(entry, len(root), where, on_skip)
+            if info is not None:
+                yield info
+        token = page.token
+        if token is None:
+            return
+
+
+def level(
+    calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | None
+) -> Iterator[ObjectInfo | str]:
+    """One level of it: the objects without a further "/" after *prefix*, and the others once as "name/"."""
+    token = None
+    while True:
+        page = calls.page(root + prefix, delimiter="/", token=token)
+        found: list[tuple[bytes, ObjectInfo | str]] = []
+        for entry in page.entries:
+            info = _info(entry, len(root), where, on_skip)
+            if info is not None:
+                found.append((info.identifier.encode(), info))
+        for directory in page.prefixes:
+            name = directory[len(root) :]
+            # "a//": what is beneath has no identifier; a scan names it.
+            if identifiers.is_valid(name.removesuffix("/")):
+                found.append((name.encode(), name))
+            else:
+                report_skip(on_skip, _unusable(directory, where), where)
+        yield from (item for _, item in sorted(found, key=lambda pair: pair[0]))
+        token = page.token
+        if token is None:
+            return
+
+
+def _info(entry: Entry, cut: int, where: str, on_skip: OnSkip | None) -> ObjectInfo | None:
+    identifier = entry.key[cut:]
+    try:
+        identifiers.check(identifier)
+    except InvalidIdentifierError as error:
+        report_skip(on_skip, _unusable(entry.key, where, error), where)
+        return None
+    return ObjectInfo(identifier, entry.size, entry.modified, entry.etag)
+
+
+def _unusable(key: str, where: str, error: Exception | None = None) -> StorageError:
+    reason = f": {error}" if error is not None else ""
+    return InvalidIdentifierError(
+        f"the key {key!r} in {where} is no identifier{reason}", identifier=key, backend=where
+    )

@@ -1,0 +1,370 @@
+"""Reading: whole objects, ranges, and seekable readers, pinned to the object that was first seen."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from typing_extensions import Buffer, override
+
+from storage_backend.backends.s3 import digests, retries
+from storage_backend.backends.s3.calls import Calls, Facts, Got
+from storage_backend.backends.s3.errors import refusal_of, translate
+from storage_backend.backends.s3.settings import Settings
+from storage_backend.errors import IntegrityError, SourceChangedError, StorageError, UnavailableError
+from storage_backend.streams import CHUNK
+
+SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
+AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
+AHEAD_MOST = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One object to be read.
+
+    Attributes:
+        calls: gives the requests of this moment.
+        key: in the bucket.
+        identifier: in the caller's spelling.
+        settings: of the storage.
+        parameters: of each GET (VersionId).
+    """
+
+    calls: Callable[[], Calls]
+    key: str
+    identifier: str
+    settings: Settings
+    parameters: Mapping[str, Any]
+
+    def error(self, error: Exception) -> StorageError:
+        """Our error for *error*."""
+        return translate(error, self.identifier, self.settings.location, "read")
+
+    def broken(self, reason: str) -> UnavailableError:
+        """The error for an answer that is not what was asked for."""
+        where = self.settings.location
+        return UnavailableError(
+            f"cannot read {self.identifier!r} in {where}: {reason}", identifier=self.identifier, backend=where
+        )
+
+    def get(self, **parameters: Any) -> Got:
+        """GetObject.
+
+        Raises:
+            StorageError: translated.
+        """
+        try:
+            return self.calls().get(self.key, **self.parameters, **parameters)
+        except Exception as error:
+            raise self.error(error) from error
+
+
+def read_whole(wanted: Wanted) -> bytes:
+    """The object, compared with its length and, where the service gives one, its checksum."""
+    got = wanted.get()
+    try:
+        content = got.body.read()
+    except Exception as error:
+        found = wanted.error(error)
+        if not found.retryable:
+            raise found from error
+        content = None
+    finally:
+        got.body.close()
+    if content is not None and (got.length is None or len(content) == got.length):
+        wrong = _wrong_digest(content, got.facts)
+        if wrong is None:
+            return content
+        # Once more: if it was damaged on its way, that was chance.
+    reader = Pinned(wanted)
+    with io.BufferedReader(reader, CHUNK) as stream:
+        return stream.read()
+
+
+def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
+    """The bytes of [start, end)."""
+    if end is not None and end <= start:
+        end = start + 1  # what is not there must be found out
+        empty = True
+    else:
+        empty = False
+    last = "" if end is None else end - 1
+    for tries in range(1, wanted.settings.attempts + 1):
+        try:
+            got = wanted.calls().get(wanted.key, **wanted.parameters, Range=f"bytes={start}-{last}")
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal is not None and refusal.status == 416:
+                return b""
+            raise wanted.error(error) from error
+        try:
+            content = _sliced(wanted, got, start, end)
+        except Exception as error:
+            found = wanted.error(error)
+            if not found.retryable or tries == wanted.settings.attempts:
+                raise found from error
+            wanted.settings.sleep(retries.pause(tries))
+            continue
+        finally:
+            got.body.close()
+        return b"" if empty else content
+    raise AssertionError("the last try returns or raises")
+
+
+def _sliced(wanted: Wanted, got: Got, start: int, end: int | None) -> bytes:
+    """Of an answer to a range, which may be the whole object or begin elsewhere, what was asked for."""
+    if got.start > start:
+        raise wanted.broken(f"asked for bytes from {start}, got bytes from {got.start}")
+    skipped = 0
+    while skipped < start - got.start:
+        piece = got.body.read(min(CHUNK, start - got.start - skipped))
+        if not piece:
+            break
+        skipped += len(piece)
+    content = got.body.read() if end is None else _exactly(got, end - start)
+    whole = got.facts.size
+    expected = None if whole is None else max(0, min(whole, whole if end is None else end) - start)
+    if expected is not None and len(content) != expected:
+        raise wanted.broken(f"{len(content):,} bytes of {expected:,} came")
+    return content
+
+
+def _exactly(got: Got, size: int) -> bytes:
+    if got.length is not None and got.length <= size:
+        return got.body.read()
+    pieces = []
+    while size > 0 and (piece := got.body.read(min(size, AHEAD_MOST))):
+        pieces.append(piece)
+        size -= len(piece)
+    return b"".join(pieces)
+
+
+def checked_algorithm(facts: Facts) -> str | None:
+    """The first digest of the whole object that can be computed here."""
+    return next((name for name in facts.digests if digests.known(name)), None)
+
+
+def _wrong_digest(content: bytes, facts: Facts) -> str | None:
+    """The name of a digest that *content* does not have."""
+    name = checked_algorithm(facts)
+    if name is None:
+        return None
+    running = digests.Running(name)
+    running.update(content)
+    return None if running.base64(name) == facts.digests[name] else name
+
+
+class RangesIgnoredError(Exception):
+    """The service answers a range with the whole object."""
+
+
+class Pinned(io.RawIOBase):
+    """The raw half of a seekable reader.
+
+    It begins with one GET of the whole, which is simply read on. A jump ends that; then ranges are asked for, each twice
+    as long as the one before while reading goes on, so that neither many small reads nor few far ones cost much. What
+    breaks off is taken up where it was. Every answer must be of the object that was first seen.
+
+    Args:
+        wanted: the object.
+        facts: of the object that was seen already; then nothing is asked for yet.
+        ahead: bytes to ask for after a jump.
+
+    Attributes:
+        facts: of the object.
+        size: in bytes.
+
+    Raises:
+        StorageError: there is none, or it cannot be read; at once.
+    """
+
+    def __init__(self, wanted: Wanted, *, facts: Facts | None = None, ahead: int = AHEAD_FIRST) -> None:
+        self._wanted = wanted
+        self._got: Got | None = None
+        self._branch = facts is not None
+        if facts is None:
+            self._got = wanted.get()
+            facts = self._got.facts
+            if facts.size is None:
+                # Not an answer of S3, which always tells: a stand-in's.
+                content = self._got.body.read()
+                facts = Facts(size=len(content))
+                self._got = Got(facts, 0, len(content), io.BytesIO(content))
+        assert facts.size is not None
+        self.facts = facts
+        self.size: int = facts.size
+        self._position = 0  # of the reader
+        self._at = 0  # of the body
+        self._until = self.size  # where the body ends
+        self._first_ahead = self._ahead = ahead
+        self._algorithm = checked_algorithm(facts) if not self._branch else None
+        self._digest = digests.Running(self._algorithm) if self._algorithm else None
+
+    @override
+    def readable(self) -> bool:
+        return True
+
+    @override
+    def seekable(self) -> bool:
+        return True
+
+    @override
+    def tell(self) -> int:
+        return self._position
+
+    @override
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
+        if whence not in starts:
+            raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
+        position = starts[whence] + offset
+        if position < 0:
+            raise ValueError(f"negative seek position {position}")
+        self._position = position
+        return position
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        if not view:
+            return 0
+        if self._digest is not None and self._position != self._at:
+            self._digest = None  # not read from one end to the other
+        count = self._read(view)
+        if self._digest is not None:
+            self._digest.update(view[:count])
+            if self._position + count == self.size:
+                self._check()
+        self._position += count
+        self._at = self._position
+        return count
+
+    @override
+    def readall(self) -> bytes:
+        content = bytearray(max(0, self.size - self._position))
+        with memoryview(content) as view:
+            done = 0
+            while done < len(content):
+                done += self.readinto(view[done:])
+        return bytes(content)
+
+    @override
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _read(self, view: memoryview) -> int:
+        """At least one byte from the reader's position."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                self._arrive()
+                assert self._got is not None
+                count = self._got.body.readinto(view[: self._until - self._position])
+            except Exception as error:
+                self._drop()
+                if isinstance(error, RangesIgnoredError):
+                    raise
+                found = self._wanted.error(error)
+                if not found.retryable or tries >= self._wanted.settings.attempts:
+                    raise found from error
+                self._wanted.settings.sleep(retries.pause(tries))
+                continue
+            except BaseException:
+                self._drop()  # where its body stands is unknown now
+                raise
+            if count:
+                return count
+            # Shorter than announced: what is missing is asked for.
+            self._drop()
+            if tries >= self._wanted.settings.attempts:
+                raise self._wanted.broken(f"it ends at byte {self._position:,} of {self.size:,}")
+
+    def _arrive(self) -> None:
+        """Have the body stand where the reader is."""
+        gap = self._position - self._at
+        if self._got is not None and 0 < gap <= SKIP_MOST and self._position < self._until:
+            self._skip(gap)
+        if self._got is not None and self._at == self._position and self._at < self._until:
+            return
+        goes_on = self._at == self._position and self._at > 0
+        self._drop()
+        self._ahead = min(AHEAD_MOST, self._ahead * 2) if goes_on else self._first_ahead
+        # An answer that has broken off is taken up to its end.
+        end = self._until if goes_on and self._until > self._position else self._position + self._ahead
+        self._ask(min(self.size, end))
+
+    def _ask(self, end: int) -> None:
+        parameters = {"Range": f"bytes={self._position}-{end - 1}"}
+        if self.facts.etag is not None:
+            parameters["IfMatch"] = f'"{self.facts.etag}"'
+        try:
+            got = self._wanted.calls().get(self._wanted.key, **self._wanted.parameters, **parameters)
+        except Exception as error:
+            refusal = refusal_of(error)
+            if refusal is not None and refusal.status in {404, 412, 416}:
+                raise self._changed() from error
+            raise
+        facts = got.facts
+        self._got = got
+        if (facts.size, facts.etag) != (self.size, self.facts.etag) or facts.modified != self.facts.modified:
+            self._drop()
+            raise self._changed()
+        if self._branch and got.start != self._position:
+            self._drop()
+            raise RangesIgnoredError
+        self._at, self._until = got.start, end
+        if got.start > self._position:
+            self._drop()
+            raise self._wanted.broken(f"asked for bytes from {self._position}, got bytes from {got.start}")
+        if got.length is not None and got.start + got.length > end:
+            self._until = min(self.size, got.start + got.length)
+        self._skip(self._position - self._at)
+
+    def _skip(self, gap: int) -> None:
+        assert self._got is not None
+        scratch = memoryview(bytearray(min(gap, CHUNK)))
+        while gap:
+            count = self._got.body.readinto(scratch[:gap])
+            if not count:
+                raise self._wanted.broken("the answer ends early")
+            gap -= count
+            self._at += count
+
+    def _check(self) -> None:
+        assert self._digest is not None
+        assert self._algorithm is not None
+        expected = self.facts.digests[self._algorithm]
+        found = self._digest.base64(self._algorithm)
+        if found != expected:
+            raise self.damaged(self._algorithm, found)
+
+    def leave_unchecked(self) -> None:
+        """Do not compare checksums: the caller does."""
+        self._digest = None
+
+    def damaged(self, algorithm: str, found: str) -> IntegrityError:
+        """The error for an object that came with a checksum of *found* instead of its own."""
+        where = self._wanted.settings.location
+        return IntegrityError(
+            f"{self._wanted.identifier!r} in {where}: the {algorithm} of what came is {found}, that of the object "
+            f"{self.facts.digests[algorithm]}",
+            identifier=self._wanted.identifier,
+            backend=where,
+        )
+
+    def _changed(self) -> SourceChangedError:
+        return SourceChangedError(
+            f"{self._wanted.identifier!r} in {self._wanted.settings.location} changed while it was read",
+            identifier=self._wanted.identifier,
+            backend=self._wanted.settings.location,
+        )
+
+    def _drop(self) -> None:
+        got, self._got = self._got, None
+        if got is not None:
+            got.body.close()

@@ -1,0 +1,485 @@
+"""Wire: the frequent requests, signed and sent by ourselves over connections that are kept alive."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import quote
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.s3 import retries
+from storage_backend.backends.s3.calls import Facts, Got
+from storage_backend.backends.s3.documents import (
+    Page,
+    Refused,
+    RefusedInside,
+    delete_request,
+    etag_of,
+    http_date,
+    parse_copied,
+    parse_deleted,
+    parse_error,
+    parse_page,
+)
+from storage_backend.backends.s3.errors import (
+    DAMAGED,
+    STALE_CREDENTIALS,
+    WRONG_CLOCK,
+    RefusalError,
+    UnreachableError,
+    is_transient,
+    seconds_of,
+)
+from storage_backend.backends.s3.http import FilePart, Pool, StaleError
+from storage_backend.backends.s3.settings import Settings
+from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
+
+USER_AGENT = "storage-backend"
+MOST_ERROR = 64 << 10  # bytes of an error document that are read
+SIGNED_MOST = (
+    1 << 20
+)  # bytes; a longer body is signed only by its checksum, which is among the signed headers
+_EMPTY = hashlib.sha256(b"").hexdigest()
+
+# boto3's parameters as HTTP has them ("Actions", Amazon S3 API Reference).
+_HEADERS: Mapping[str, str] = {
+    "ACL": "x-amz-acl",
+    "ChecksumCRC32": "x-amz-checksum-crc32",
+    "ChecksumMode": "x-amz-checksum-mode",
+    "ChecksumSHA256": "x-amz-checksum-sha256",
+    "ContentMD5": "content-md5",
+    "ContentType": "content-type",
+    "CopySourceIfMatch": "x-amz-copy-source-if-match",
+    "CopySourceRange": "x-amz-copy-source-range",
+    "IfMatch": "if-match",
+    "IfNoneMatch": "if-none-match",
+    "Range": "range",
+    "RequestPayer": "x-amz-request-payer",
+    "SSEKMSKeyId": "x-amz-server-side-encryption-aws-kms-key-id",
+    "ServerSideEncryption": "x-amz-server-side-encryption",
+    "StorageClass": "x-amz-storage-class",
+}
+_QUERY: Mapping[str, str] = {"PartNumber": "partNumber", "UploadId": "uploadId", "VersionId": "versionId"}
+_META = "x-amz-meta-"
+_DIGESTS = {f"x-amz-checksum-{name}": name for name in ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where requests for the bucket go, and how they are signed.
+
+    Attributes:
+        host: for the header.
+        root: the path before a key: "/bucket/", or "/" where the host names the bucket.
+        region: that requests are signed for; "" if they are not.
+        signer: None for anonymous requests.
+        keys: the credentials of this moment.
+        refresh: gets new ones; whether they are others.
+        pool: connections to the host.
+        tls: whether they are encrypted.
+        emit: gives an answer in place of the network's, as moto does; None where nobody asked to.
+        origin: the URL before the path.
+    """
+
+    host: str
+    root: str
+    region: str
+    signer: Signer | None
+    keys: Callable[[], Keys]
+    refresh: Callable[[], bool]
+    pool: Pool
+    tls: bool
+    emit: Callable[..., Any] | None
+    origin: str
+
+
+class _Answer(Protocol):
+    """What a `http.Response` has, and `_Canned` too."""
+
+    status: int
+    headers: dict[str, str]
+    length: int | None
+
+    def read(self, size: int = -1, /) -> bytes: ...
+    def readinto(self, buffer: Buffer, /) -> int: ...
+    def close(self) -> None: ...
+    def drain(self, at_most: int) -> bool: ...
+
+
+class Wire:
+    """The `Calls` of a plain client, several times faster than its own.
+
+    Args:
+        place: where to begin.
+        settings: of the storage.
+        moved: gives the place for the region that an answer named; None if that is no news.
+    """
+
+    def __init__(self, place: Place, settings: Settings, moved: Callable[[str], Place | None]) -> None:
+        self._place = place
+        self._settings = settings
+        self._moved = moved
+        self._skew = 0.0  # seconds that the service's clock is ahead
+        self._common = {} if settings.request_payer is None else {"RequestPayer": settings.request_payer}
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._place.pool.close()
+
+    def abandon(self) -> None:
+        """In a forked child: leave the parent's connections alone."""
+
+    def get(self, key: str, **parameters: Any) -> Got:
+        """GetObject."""
+        if "Range" not in parameters:
+            parameters["ChecksumMode"] = "ENABLED"
+        answer = self._send("GetObject", "GET", key, parameters)
+        start, whole = 0, answer.length
+        # Some services send a range with status 200.
+        content_range = answer.headers.get("content-range")
+        if content_range is not None or answer.status == 206:
+            span, _, total = (content_range or "").removeprefix("bytes ").partition("/")
+            first = span.partition("-")[0]
+            if not first.isdecimal():
+                answer.close()
+                raise RefusalError(answer.status, "", "a range without Content-Range")
+            start, whole = int(first), int(total) if total.isdecimal() else None
+        facts = _facts(answer.headers, whole, whole_answer=content_range is None)
+        return Got(facts, start, answer.length, answer)
+
+    def head(self, key: str, **parameters: Any) -> Facts:
+        """HeadObject."""
+        answer = self._send("HeadObject", "HEAD", key, parameters)
+        headers = answer.headers
+        answer.close()
+        length = headers.get("content-length", "")
+        return _facts(headers, int(length) if length.isdecimal() else None)
+
+    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+        """PutObject."""
+        return self._done("PutObject", key, parameters, body)
+
+    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+        """UploadPart."""
+        return self._done("UploadPart", key, parameters, body)
+
+    def delete(self, key: str, **parameters: Any) -> None:
+        """DeleteObject."""
+        _finish(self._send("DeleteObject", "DELETE", key, parameters))
+
+    def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
+        """DeleteObjects."""
+        body = delete_request(keys)
+        found: dict[str, Refused] = self._send(
+            "DeleteObjects",
+            "POST",
+            None,
+            {"ContentMD5": md5_base64(body)},
+            body,
+            [("delete", "")],
+            parse=parse_deleted,
+        )
+        return found
+
+    def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
+        """ListObjectsV2. Keys may have what XML cannot, so they are asked for percent-encoded."""
+        query = [("encoding-type", "url"), ("list-type", "2"), ("prefix", prefix)]
+        if delimiter:
+            query.append(("delimiter", delimiter))
+        if token is not None:
+            query.append(("continuation-token", token))
+        found: Page = self._send("ListObjectsV2", "GET", None, {}, b"", query, parse=parse_page)
+        return found
+
+    def copy(self, key: str, source: str, **parameters: Any) -> Facts:
+        """CopyObject."""
+        return self._copied("CopyObject", key, source, parameters)
+
+    def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
+        """UploadPartCopy."""
+        return self._copied("UploadPartCopy", key, source, parameters)
+
+    def _done(self, operation: str, key: str, parameters: Mapping[str, Any], body: Any) -> Facts:
+        answer = self._send(operation, "PUT", key, parameters, body)
+        headers = answer.headers
+        _finish(answer)
+        return _facts(headers, None)
+
+    def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> Facts:
+        extra = {"x-amz-copy-source": quote(f"/{source}", safe="/-_.~")}
+        return Facts(etag=self._send(operation, "PUT", key, parameters, b"", (), extra, parse_copied))
+
+    def _send(  # noqa: PLR0917 - the parts of a request in the order in which they are sent
+        self,
+        operation: str,
+        method: str,
+        key: str | None,
+        parameters: Mapping[str, Any],
+        body: bytes | memoryview | FilePart = b"",
+        query: Sequence[tuple[str, str]] = (),
+        extra: Mapping[str, str] | None = None,
+        parse: Callable[[bytes], Any] | None = None,
+    ) -> Any:
+        """Send the request until it succeeds, as often as its failures allow.
+
+        Args:
+            operation: its name in the API.
+            method: of HTTP.
+            key: of the object; None for a request about the bucket.
+            parameters: in boto3's names.
+            body: can be sent again.
+            query: further pairs, unencoded.
+            extra: further headers.
+            parse: reads a success that may turn out to be none (a 200 with an error in it); its result is returned.
+
+        Returns:
+            The answer, a success whose body has not been read; or what *parse* gave.
+
+        Raises:
+            RefusalError: S3 refuses.
+            UnreachableError: the network fails.
+        """
+        headers, pairs = self._translated(parameters, extra)
+        tail = encode_query([*query, *pairs]) if query or pairs else ""
+        repaired: set[str] = set()
+        tries = stale = 0
+        while True:
+            tries += 1
+            try:
+                answer = self._once(operation, method, key, tail, dict(headers), body)
+                if answer.status < 300:
+                    if parse is None:
+                        return answer
+                    return parse(_whole(answer))
+                refusal = _refusal(answer, method)
+            except StaleError as error:
+                # The server had closed the connection before the request came: it costs no try.
+                stale += 1
+                if stale <= self._settings.max_concurrency + 1:
+                    tries -= 1
+                    continue
+                raise UnreachableError(error, tries) from error
+            except RefusedInside as error:
+                refusal = RefusalError.inside(error.refused, 500)
+            except OSError as error:
+                if not is_passing(error) or tries >= self._settings.attempts:
+                    raise UnreachableError(error, tries) from error
+                self._settings.sleep(retries.pause(tries))
+                continue
+            refusal.attempts = tries
+            if self._repaired(refusal, repaired):
+                continue
+            again = is_transient(refusal) or (refusal.code in DAMAGED and tries < 3)
+            too_long = (refusal.retry_after or 0) > retries.PATIENCE
+            if not again or too_long or tries >= self._settings.attempts:
+                raise refusal
+            self._settings.sleep(retries.pause(tries, refusal.retry_after))
+
+    def _once(  # noqa: PLR0917 - as _send
+        self,
+        operation: str,
+        method: str,
+        key: str | None,
+        query: str,
+        headers: dict[str, str],
+        body: bytes | memoryview | FilePart,
+    ) -> _Answer:
+        place = self._place
+        path = place.root + quote_key(key) if key is not None else place.root.removesuffix("/") or "/"
+        headers["host"] = place.host
+        if place.signer is not None:
+            place.signer.sign(
+                method,
+                path,
+                query,
+                headers,
+                place.keys(),
+                self._settings.clock() + self._skew,
+                _payload(body, headers, tls=place.tls),
+            )
+        headers["user-agent"] = USER_AGENT
+        target = f"{path}?{query}" if query else path
+        if place.emit is not None:
+            canned = _canned(place, operation, method, target, headers, body)
+            if canned is not None:
+                return canned
+        return place.pool.exchange(method, target, headers, body)
+
+    def _translated(
+        self, parameters: Mapping[str, Any], extra: Mapping[str, str] | None
+    ) -> tuple[dict[str, str], list[tuple[str, str]]]:
+        headers = dict(extra) if extra else {}
+        pairs = []
+        for name, value in (self._common | dict(parameters)).items():
+            if name in _QUERY:
+                pairs.append((_QUERY[name], str(value)))
+            elif name == "Metadata":
+                headers.update({_META + key: text for key, text in value.items()})
+            else:
+                headers[_HEADERS[name]] = value
+        return headers, pairs
+
+    def _repaired(self, refusal: RefusalError, repaired: set[str]) -> bool:
+        """Whether what was refused can be put right at once: the region, the clock, the credentials; each once."""
+        if refusal.region and "region" not in repaired and _is_elsewhere(refusal, self._place):
+            repaired.add("region")
+            place = self._moved(refusal.region)
+            if place is not None:
+                self._place = place
+            return place is not None
+        if refusal.code in WRONG_CLOCK and refusal.server_time is not None and "clock" not in repaired:
+            repaired.add("clock")
+            self._skew = refusal.server_time - self._settings.clock()
+            return True
+        if refusal.code in STALE_CREDENTIALS and "credentials" not in repaired:
+            repaired.add("credentials")
+            return self._place.refresh()
+        return False
+
+
+def is_passing(error: OSError) -> bool:
+    """Whether a failure of the network may be over at the next try."""
+    import ssl
+
+    return not isinstance(error, ssl.SSLCertVerificationError)
+
+
+def md5_base64(content: Buffer) -> str:
+    """The value of a Content-MD5 header."""
+    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
+
+
+def _is_elsewhere(refusal: RefusalError, place: Place) -> bool:
+    if place.signer is None or refusal.region == place.region:
+        return False
+    return refusal.status in {301, 307, 400, 403}
+
+
+def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *, tls: bool) -> str:
+    """What the signature says of the body. Its checksum, a signed header, binds a long one as well."""
+    if isinstance(body, FilePart):
+        size = body.size
+    else:
+        size = len(body)
+        if not size:
+            return _EMPTY
+    digest = headers.get("x-amz-checksum-sha256")
+    if digest is not None:
+        return base64.b64decode(digest).hex()
+    bound = "content-md5" in headers or tls
+    if isinstance(body, FilePart) or (size > SIGNED_MOST and bound):
+        return UNSIGNED
+    return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
+
+
+def _facts(headers: Mapping[str, str], size: int | None, *, whole_answer: bool = True) -> Facts:
+    digests = {}
+    metadata = {}
+    for name, value in headers.items():
+        if name.startswith("x-amz-"):
+            if name in _DIGESTS:
+                digests[_DIGESTS[name]] = value
+            elif name.startswith(_META):
+                metadata[name.removeprefix(_META)] = value
+    if digests and (not whole_answer or headers.get("x-amz-checksum-type") == "COMPOSITE"):
+        digests = {}
+    modified = headers.get("last-modified")
+    return Facts(
+        size=size,
+        modified=None if modified is None else http_date(modified),
+        etag=etag_of(headers.get("etag")),
+        content_type=headers.get("content-type"),
+        version_id=headers.get("x-amz-version-id"),
+        # "value-N" is of the parts' checksums ("Checking object integrity", S3 User Guide).
+        digests={name: value for name, value in digests.items() if "-" not in value},
+        encryption=headers.get("x-amz-server-side-encryption"),
+        metadata=metadata,
+    )
+
+
+def _refusal(answer: _Answer, method: str) -> RefusalError:
+    """The error of an answer; its connection is let go of."""
+    headers = answer.headers
+    try:
+        body = b"" if method == "HEAD" else answer.read(MOST_ERROR)
+        answer.drain(MOST_ERROR)
+    except OSError:
+        body = b""  # the status alone says enough
+    finally:
+        answer.close()
+    refused = parse_error(body)
+    date = http_date(headers["date"]) if "date" in headers else None
+    return RefusalError(
+        answer.status,
+        refused.code if refused else "",
+        refused.message if refused else "",
+        region=headers.get("x-amz-bucket-region") or (refused.region if refused else None),
+        retry_after=seconds_of(headers.get("retry-after")),
+        content_range=headers.get("content-range"),
+        server_time=None if date is None else date.timestamp(),
+    )
+
+
+def _whole(answer: _Answer) -> bytes:
+    try:
+        return answer.read()
+    finally:
+        answer.close()
+
+
+def _finish(answer: _Answer) -> None:
+    """Read an answer to its end, so that its connection can be used again. It was a success, whatever becomes of that."""
+    try:
+        answer.drain(MOST_ERROR)
+    except OSError:
+        pass
+    finally:
+        answer.close()
+
+
+def _canned(  # noqa: PLR0917 - as _send
+    place: Place,
+    operation: str,
+    method: str,
+    target: str,
+    headers: Mapping[str, str],
+    body: bytes | memoryview | FilePart,
+) -> _Answer | None:
+    """The answer of a "before-send" handler, if any gives one."""
+    from botocore.awsrequest import AWSPreparedRequest, HeadersDict
+
+    content = os.pread(body.fd, body.size, body.offset) if isinstance(body, FilePart) else bytes(body)
+    sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
+    request = AWSPreparedRequest(method, place.origin + target, sent, content or None, stream_output=True)
+    assert place.emit is not None
+    _, answer = place.emit(f"before-send.s3.{operation}", request=request)
+    return None if answer is None else _Canned(answer)
+
+
+class _Canned:
+    """An AWSResponse of botocore, with what a `http.Response` has."""
+
+    def __init__(self, answer: Any) -> None:
+        self.status = int(answer.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
+        content = b"".join(answer.raw.stream())
+        self.length: int | None = len(content)
+        self._content = io.BytesIO(content)
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._content.read(size)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        return self._content.readinto(buffer)
+
+    def drain(self, at_most: int) -> bool:  # noqa: ARG002 - as a Response
+        return True
+
+    def close(self) -> None:
+        pass
