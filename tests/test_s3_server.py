@@ -555,6 +555,18 @@ class TestMultipart:
             400,
         )
 
+    def test_completion_with_another_parts_checksum_is_refused(
+        self, server: S3Server, connect: Connect
+    ) -> None:
+        client = connect()
+        upload, parts = self.begun(client, b"content", ChecksumAlgorithm="CRC32")
+        wrong = {"Parts": [{**parts[0], "ChecksumCRC32": checksum("crc32", b"other")}]}
+        assert refusal(client.complete_multipart_upload, **upload, MultipartUpload=wrong) == (
+            "InvalidPart",
+            400,
+        )
+        assert server.objects("bucket") == {}
+
     def test_completion_with_another_objects_checksum_is_refused(
         self, server: S3Server, connect: Connect
     ) -> None:
