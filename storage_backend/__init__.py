@@ -34,6 +34,7 @@ from storage_backend.info import Capability, ObjectInfo
 if TYPE_CHECKING:
     from storage_backend.backends.local import LocalStorage
     from storage_backend.backends.memory import MemoryStorage
+    from storage_backend.backends.s3 import S3Storage
     from storage_backend.backends.sql import DatabaseStorage
     from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
@@ -49,6 +50,7 @@ _HOMES = {
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
     "ReadOnlyStorage": "wrappers.readonly",
+    "S3Storage": "backends.s3",
     "TransferOptions": "transfer",
     "TransferReport": "transfer",
     "migrate": "transfer",
@@ -82,6 +84,7 @@ __all__ = [
     "QuotaExceededError",
     "RateLimitedError",
     "ReadOnlyStorage",
+    "S3Storage",
     "SourceChangedError",
     "StorageBackend",
     "StorageError",

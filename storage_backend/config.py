@@ -32,6 +32,8 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
             - `file:///absolute/path`, percent-encoded;
             - `sqlite:///relative.db`, `sqlite:////absolute/path.db`;
             - `postgresql://user@host:port/database`, with the parameters of libpq;
+            - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with those parameters of S3Storage that are
+              no secrets;
             - `memory:`, an empty store of its own each time;
             - a URL of a scheme that an entry point in the group `storage_backend.backends` names.
 
@@ -55,8 +57,8 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     """The location of one object as that of its backend and its identifier there.
 
-    Of a path, and of a `file:` URL without a fragment, the identifier is the last component; of any other URL it is
-    the fragment: `sqlite:///file.db#identifier`, percent-encoded.
+    Of a path, and of a `file:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
+    of any other URL it is the fragment: `sqlite:///file.db#identifier`, percent-encoded.
 
     Raises:
         ConfigurationError: it names no object.
@@ -70,6 +72,11 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     elif place.scheme == "file":
         base, _, name = place.text.rpartition("/")
         base, name = f"{base}/", _decoded(name)
+    elif place.scheme == "s3":
+        _, query_mark, query = place.text.partition("?")
+        # A key that ends in "/" is a place.
+        name = "" if place.path.endswith("/") else _decoded(place.path[1:])
+        base = f"s3://{place.authority}{query_mark}{query}"
     else:
         raise ConfigurationError(
             f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
@@ -236,6 +243,63 @@ def _postgresql(url: Url, create: bool) -> Arguments:
     return {"url": url.text, "create_if_missing": create}
 
 
+# The parameters of S3Storage that a URL may have. Secrets are none of them: a URL is seen by all who list processes.
+_S3_FLAGS = frozenset({"accelerate", "anonymous", "create_bucket"})
+_S3_NUMBERS = frozenset({"max_concurrency", "multipart_chunk_size", "multipart_threshold"})
+_S3_TEXTS = frozenset(
+    {
+        "acl",
+        "addressing_style",
+        "ca_bundle",
+        "checksum",
+        "content_type",
+        "endpoint_url",
+        "profile",
+        "region",
+        "request_payer",
+        "server_side_encryption",
+        "sse_kms_key_id",
+        "storage_class",
+    }
+)
+
+
+def _s3(url: Url, create: bool) -> Arguments:
+    if "@" in url.authority:
+        raise ConfigurationError(
+            "no user and password in an s3 URL: use the environment or a profile", parameter="location"
+        )
+    bucket = _decoded(url.authority)
+    if not bucket:
+        raise ConfigurationError(
+            f"the s3 URL names no bucket; write {SCHEMES['s3'].example}", parameter="location"
+        )
+    found: Arguments = {}
+    for name, text in url.parameters.items():
+        if name in _S3_FLAGS:
+            found[name] = _flag(name, text)
+        elif name in _S3_NUMBERS:
+            found[name] = _number(name, text)
+        elif name in _S3_TEXTS:
+            found[name] = text
+        else:
+            known = ", ".join(sorted(_S3_FLAGS | _S3_NUMBERS | _S3_TEXTS))
+            raise ConfigurationError(f"unknown parameter {name!r}; known: {known}", parameter=name)
+    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": _decoded(url.path)}
+
+
+def _flag(name: str, text: str) -> bool:
+    if text not in {"true", "false"}:
+        raise ConfigurationError(f'{name}: {text!r} is neither "true" nor "false"', parameter=name)
+    return text == "true"
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()):
+        raise ConfigurationError(f"{name}: {text!r} is not a number", parameter=name)
+    return int(text)
+
+
 @dataclass(frozen=True)
 class Scheme:
     """How locations of one scheme are opened.
@@ -260,4 +324,5 @@ SCHEMES: Mapping[str, Scheme] = {
         _postgresql,
         "postgresql://user@host:5432/database",
     ),
+    "s3": Scheme("storage_backend.backends.s3:S3Storage", _s3, "s3://bucket/prefix"),
 }

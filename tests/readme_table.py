@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from storage_backend import Capability, DatabaseStorage, LocalStorage, MemoryStorage, StorageBackend
+from storage_backend import (
+    Capability,
+    DatabaseStorage,
+    LocalStorage,
+    MemoryStorage,
+    S3Storage,
+    StorageBackend,
+)
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN = "<!-- table: made by `python -m tests.readme_table`, checked by the tests -->\n"
@@ -24,6 +31,7 @@ WORDS = {
 def backends() -> dict[str, StorageBackend]:
     return {
         "`LocalStorage`": LocalStorage("."),
+        "`S3Storage`": S3Storage("unused"),
         "`DatabaseStorage` (SQLite)": DatabaseStorage("sqlite:///unused.db"),
         "`DatabaseStorage` (PostgreSQL)": DatabaseStorage("postgresql://nobody@127.0.0.1/unused"),
         "`MemoryStorage`": MemoryStorage(),

@@ -13,6 +13,7 @@ from storage_backend import (
     ConfigurationError,
     MemoryStorage,
     PrefixedStorage,
+    S3Storage,
     StorageBackend,
     StorageError,
     open_storage,
@@ -118,7 +119,7 @@ def test_memory_is_a_store_of_its_own() -> None:
     [
         ("", "empty"),
         ("a\0b", "NUL"),
-        ("ftp://host/x", r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, sqlite.*plain paths"),
+        ("ftp://host/x", r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite.*plain paths"),
         ("postgres://host/db", "did you mean 'postgresql'"),
         ("sqllite:///x.db", "did you mean 'sqlite'"),
         ("c:\\data", "Windows"),
@@ -240,3 +241,26 @@ def test_an_entry_point_adds_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.backend.given == ("custom://a/b?c=d", True)
     with pytest.raises(ConfigurationError, match=r"did you mean 'custom'.*Known: custom, file"):
         open_storage("custon://x")
+
+
+def test_bucket_by_its_url() -> None:
+    storage = open_storage(
+        "s3://bucket/some/pre%20fix/?region=eu-west-1&endpoint_url=http://127.0.0.1:9&anonymous=true"
+    )
+    assert isinstance(storage, S3Storage)
+    assert (storage.bucket, storage.prefix) == ("bucket", "some/pre fix")
+    assert storage.location == (
+        "s3://bucket/some/pre%20fix?region=eu-west-1&endpoint_url=http://127.0.0.1:9&anonymous=true"
+    )
+    again = open_storage(storage.location)
+    assert again.location == storage.location
+    assert open_storage("s3://bucket").location == "s3://bucket"
+    arn = "arn:aws:s3:us-west-2:123456789012:accesspoint/mine"
+    assert open_storage(S3Storage(arn, "p").location).get_path("x") == f"s3://{arn}/p/x"
+
+
+def test_object_in_a_bucket_is_its_whole_key() -> None:
+    assert split_location("s3://bucket/a/b%20c.txt?region=x") == ("s3://bucket?region=x", "a/b c.txt")
+    for location in ("s3://bucket", "s3://bucket/", "s3://bucket/a/"):
+        with pytest.raises(ConfigurationError, match="names a directory"):
+            split_location(location)

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,29 @@ EXAMPLES = sorted((README.parent / "examples").glob("*.py"))
 SETUP = [text for _, text in BLOCKS if text.startswith("python -m pip install")]
 
 
-def run(command: list[str], cwd: Path) -> subprocess.CompletedProcess[str]:
+@pytest.fixture
+def s3() -> Iterator[dict[str, str]]:
+    """The environment of a user who has a bucket."""
+    pytest.importorskip("boto3")
+    from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+    with S3Server() as server:
+        server.create_bucket("my-bucket")
+        yield {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": server.url,
+            "AWS_CONFIG_FILE": os.devnull,
+        }
+
+
+def run(
+    command: list[str], cwd: Path, extra: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
+        **(extra or {}),
         "XDG_STATE_HOME": str(cwd / "state"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
     }
@@ -33,12 +54,14 @@ def test_the_readme_has_its_two_commands() -> None:
 
 
 @pytest.mark.parametrize("number", [index for index, block in enumerate(BLOCKS) if block[1] not in SETUP])
-def test_block_runs(number: int, tmp_path: Path) -> None:
+def test_block_runs(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     language, text = BLOCKS[number]
+    (tmp_path / "report.pdf").write_bytes(b"%PDF")
+    extra = request.getfixturevalue("s3") if "my-bucket" in text else None
     command = (
         [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
     )
-    done = run(command, tmp_path)
+    done = run(command, tmp_path, extra)
     assert done.returncode == 0, done.stderr
 
 

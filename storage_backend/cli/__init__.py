@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="storage-backend")
 def program() -> None:
-    """Move named bytes between local disks and databases: verified, resumable.
+    """Move named bytes between local disks, S3 and databases: verified, resumable.
 
     A LOCATION is a path, or a URL:
 
@@ -29,10 +29,11 @@ def program() -> None:
       /data/papers  ./papers  file:///data/papers
       sqlite:///relative.db  sqlite:////absolute/path.db
       postgresql://user@host:5432/database   (password: PGPASSWORD or ~/.pgpass)
+      s3://bucket/prefix?region=...&endpoint_url=...&profile=...   (keys: the environment or ~/.aws)
       memory:                                (empty, gone at the end: to try things)
 
     A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
-    expected. Of a path, the last component is the object.
+    expected. Of a path, the last component is the object; after s3:// the whole key is, or a place if it ends in "/".
 
     \b
     Examples:

@@ -10,7 +10,7 @@ import click
 
 from storage_backend.base import StorageBackend, info_of
 from storage_backend.cli.output import Lines, Tally, common, record_of
-from storage_backend.cli.places import fragment_of, names_a_place, object_at, place_at
+from storage_backend.cli.places import names_a_place, names_either, object_at, place_at
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import new_digest
@@ -51,11 +51,12 @@ def ls(  # noqa: PLR0917 - click gives them by name
 @contextmanager
 def _listed(location: str, recursive: bool) -> Iterator[Iterator[ObjectInfo | str]]:
     """What there is at *location*: the objects of a place, or beneath a prefix; else the one object."""
-    if names_a_place(location) or fragment_of(location):
+    either = names_either(location)
+    if either or names_a_place(location):
         with place_at(location) as storage:
             entries: Iterator[ObjectInfo | str] = iter(storage.scan() if recursive else storage._scan_level())
             first = next(entries, None)
-            if first is not None or not fragment_of(location):
+            if first is not None or not either:
                 yield itertools.chain([] if first is None else [first], entries)
                 return
     storage, identifier = object_at(location)

@@ -280,4 +280,26 @@ def _copy(source: StorageBackend, source_id: str, target: StorageBackend, target
     return seen
 
 
-COMMANDS = (cat, get, put, cp, mv, rm)
+@click.command(no_args_is_help=True)
+@click.argument("location")
+@click.option(
+    "--expires-in", default=3600, show_default=True, metavar="SECONDS", help="How long the URL is good."
+)
+@common
+def url(location: str, expires_in: int, quiet: bool) -> int:
+    """Print a URL by which anybody can read an object, without credentials, for a while.
+
+    \b
+    Examples:
+      storage-backend url s3://bucket/2024/report.pdf
+      curl -o report.pdf "$(storage-backend url s3://bucket/2024/report.pdf --expires-in 60)"
+    """
+    del quiet
+    storage, identifier = object_at(location)
+    with storage:
+        storage.size(identifier)  # a URL of nothing would be found out by somebody else
+        Lines().text(storage.get_url(identifier, expires_in))
+    return Exit.DONE
+
+
+COMMANDS = (cat, get, put, cp, mv, rm, url)

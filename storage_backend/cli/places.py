@@ -21,7 +21,8 @@ def place_at(location: str, *, create: bool = False) -> StorageBackend:
     """
     if has_password(location):
         raise click.UsageError(
-            "a password in a location is seen by all who list processes; use PGPASSWORD or ~/.pgpass"
+            "a password in a location is seen by all who list processes; use the environment or a file that the client "
+            "reads (PGPASSWORD and ~/.pgpass, AWS_SECRET_ACCESS_KEY and ~/.aws)"
         )
     try:
         return open_storage(location, create=create)
@@ -57,21 +58,31 @@ def destination_at(location: str, name: str | None) -> tuple[StorageBackend, str
 def names_a_place(location: str) -> bool:
     """Whether *location* is a directory that exists, or a URL that names no object.
 
+    A bucket has no directories: what follows it is an object, unless it ends in "/".
+
     Raises:
         click.UsageError: the location is wrong.
     """
     path = local_path(location)
-    return fragment_of(location) is None if path is None else path.is_dir()
+    if path is not None:
+        return path.is_dir()
+    parsed = _parsed(location)
+    assert isinstance(parsed, Url)
+    if parsed.scheme == "s3" and parsed.fragment is None:
+        return parsed.path in {"", "/"} or parsed.path.endswith("/")
+    return parsed.fragment is None
 
 
-def fragment_of(location: str) -> str | None:
-    """What follows the "#" of a URL.
+def names_either(location: str) -> bool:
+    """Whether *location* may name an object as well as all that is beneath it: by a fragment, or by a key of a bucket.
 
     Raises:
         click.UsageError: the location is wrong.
     """
     parsed = _parsed(location)
-    return parsed.fragment if isinstance(parsed, Url) else None
+    if not isinstance(parsed, Url):
+        return False
+    return bool(parsed.fragment) or (parsed.scheme == "s3" and not names_a_place(location))
 
 
 def local_path(location: str) -> Path | None:

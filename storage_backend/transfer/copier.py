@@ -62,7 +62,9 @@ class Job:
         """
         if self.verification != "size" and (self.keeps_time or not self.journalled):
             return ObjectInfo(info.identifier, size, info.modified)
-        shown = info_of(self.target.stat(info.identifier), info.identifier)
+        receipt: object = self.target._receipt(info.identifier)
+        found = receipt if isinstance(receipt, ObjectInfo) else self.target.stat(info.identifier)
+        shown = info_of(found, info.identifier)
         if shown.size is not None and shown.size != size:
             raise IntegrityError(
                 f"{info.identifier!r}: the target has {shown.size:,} bytes, {size:,} were sent",

@@ -94,6 +94,10 @@ class Wrapper(StorageBackend):
         return self.backend._scan_level(prefix, on_skip=on_skip)
 
     @override
+    def _receipt(self, identifier: str) -> ObjectInfo | None:
+        return self.backend._receipt(identifier)
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         return self.backend.open(identifier, mode)
 

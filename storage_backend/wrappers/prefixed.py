@@ -157,6 +157,11 @@ class PrefixedStorage(Wrapper):
                     yield _named(found, batch.named(found.identifier))
 
     @override
+    def _receipt(self, identifier: str) -> ObjectInfo | None:
+        found = self.backend._receipt(self._beneath + identifier)
+        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         with self._errors(identifier) as joined:

@@ -860,7 +860,8 @@ class S3Storage(StorageBackend):
                 self._calls.delete(key)
 
     def _remember(self, identifier: str, stored: Stored) -> None:
-        if stored.etag is None:
+        if stored.etag is None or stored.parts:
+            self._receipts.pop(identifier, None)
             return
         while len(self._receipts) >= RECEIPTS:
             self._receipts.pop(next(iter(self._receipts)), None)

@@ -66,12 +66,14 @@ class Stored:
     Attributes:
         size: in bytes.
         etag: as the service gave it.
+        parts: whether it went in parts; then some services show another etag later (rclone does).
         proven: whether the service told, or is known to have checked, a digest of what it stored.
     """
 
     size: int
     etag: str | None
     proven: bool
+    parts: bool = False
 
 
 def put(target: Target, body: Piece, sha256: str | None = None) -> Stored:
@@ -333,7 +335,7 @@ class Multipart:
         proven = (self._crc and self._target.service.vouches) or (
             expected is not None and facts.etag == expected
         )
-        return Stored(self.size, facts.etag, proven)
+        return Stored(self.size, facts.etag, proven, parts=True)
 
     def abort(self) -> None:
         """Drop the parts. It never raises; what cannot be dropped is remembered, and done by the next upload."""

@@ -1,0 +1,111 @@
+"""The program with buckets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import Program
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+CONTENT = bytes(range(256)) * 100
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server]:
+    import boto3
+
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+    with S3Server() as server:
+        server.create_bucket("bucket")
+        for name, value in {
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_ENDPOINT_URL_S3": server.url,
+            "AWS_CONFIG_FILE": "/dev/null",
+        }.items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    place = tmp_path / "folder"
+    (place / "d").mkdir(parents=True)
+    (place / "a.txt").write_bytes(CONTENT)
+    (place / "d" / "b c#?.txt").write_bytes(b"b")
+    return place
+
+
+def test_folder_goes_there_and_back(
+    program: Program, server: S3Server, process: Program, folder: Path, tmp_path: Path
+) -> None:
+    assert process("migrate", folder, "s3://bucket/some/where").code == 0
+    assert server.objects("bucket") == {"some/where/a.txt": CONTENT, "some/where/d/b c#?.txt": b"b"}
+    again = program("migrate", folder, "s3://bucket/some/where", "--json")
+    assert again.code == 0
+    assert '"copied": 0' in again.lines[-1]
+    assert program("verify", folder, "s3://bucket/some/where").code == 0
+    assert program("migrate", "s3://bucket/some/where/", tmp_path / "back").code == 0
+    assert (tmp_path / "back" / "d" / "b c#?.txt").read_bytes() == b"b"
+    assert program("sync", folder, "s3://new-bucket").code == 0
+    assert set(server.objects("new-bucket")) == {"a.txt", "d/b c#?.txt"}
+
+
+def test_objects_by_their_keys(program: Program, server: S3Server, folder: Path, tmp_path: Path) -> None:
+    assert program("put", folder / "a.txt", "s3://bucket/x/one.txt").code == 0
+    assert program("put", folder / "a.txt", "s3://bucket/x/").code == 0
+    assert program("put", folder / "a.txt", "s3://bucket").code == 0
+    assert set(server.objects("bucket")) == {"x/one.txt", "x/a.txt", "a.txt"}
+    assert program("cat", "s3://bucket/x/one.txt").out == CONTENT
+    assert program("get", "s3://bucket/x/one.txt", tmp_path / "got").code == 0
+    assert (tmp_path / "got").read_bytes() == CONTENT
+    assert program("ls", "s3://bucket/x").lines == ["a.txt", "one.txt"]
+    assert program("ls", "s3://bucket").lines == ["a.txt", "x/"]
+    assert program("cp", "s3://bucket/x/one.txt", "s3://bucket/y%20z/two.txt").code == 0
+    assert [record.operation for record in server.actions if record.operation == "CopyObject"] != []
+    assert program("mv", "s3://bucket/a.txt", "s3://bucket/y%20z/").code == 0
+    assert program("rm", "s3://bucket/x/one.txt").code == 0
+    assert set(server.objects("bucket")) == {"x/a.txt", "y z/two.txt", "y z/a.txt"}
+    assert program("rm", "-r", "--yes", "s3://bucket/y%20z").code == 0
+    assert set(server.objects("bucket")) == {"x/a.txt"}
+
+
+def test_url_opens_the_object(program: Program, server: S3Server, folder: Path) -> None:
+    import urllib.request
+
+    program("put", folder / "a.txt", "s3://bucket/a b.txt")
+    result = program("url", "s3://bucket/a%20b.txt", "--expires-in", "60")
+    assert result.code == 0
+    with urllib.request.urlopen(result.lines[0], timeout=60) as answer:
+        assert answer.read() == CONTENT
+    assert program("url", "s3://bucket/gone").code == 3
+    assert program("url", "s3://bucket/a%20b.txt", "--expires-in", "9999999").code == 7
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        ("s3:///key", "names no bucket"),
+        ("s3://key:s3cr3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3://bucket?secret_key=s3cr3t", "unknown parameter 'secret_key'"),
+        ("s3://bucket?anonymous=perhaps", "anonymous"),
+        ("s3://bucket?endpoint_url=ftp://host", "endpoint_url"),
+        ("s3://bucket?max_concurrency=x", "max_concurrency"),
+    ],
+)
+def test_wrong_location_is_a_usage_error(program: Program, location: str, words: str) -> None:
+    result = program("ls", location)
+    assert result.code == 2
+    assert words in result.err
+    assert "s3cr3t" not in result.err
+
+
+def test_missing_bucket_is_a_missing_place(program: Program, server: S3Server, folder: Path) -> None:
+    result = program("ls", "s3://nowhere")
+    assert result.code == 3
+    assert "nowhere" in result.err
+    assert program("cat", "s3://bucket/").code == 2
