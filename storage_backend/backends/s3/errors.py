@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage_backend.backends.s3.documents import DocumentError, Refused, RefusedInside
+from storage_backend.backends.s3.http import FileChangedError
 from storage_backend.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -19,6 +20,7 @@ from storage_backend.errors import (
     PreconditionFailedError,
     QuotaExceededError,
     RateLimitedError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
@@ -221,7 +223,7 @@ def seconds_of(retry_after: str | None) -> float | None:
 
 def is_foreign(error: Exception) -> bool:
     """Whether *error* is one that `translate` is for: not a reader's own, nor a fault of this program."""
-    if isinstance(error, RefusalError | UnreachableError | RefusedInside | DocumentError):
+    if isinstance(error, RefusalError | UnreachableError | RefusedInside | DocumentError | FileChangedError):
         return True
     return type(error).__module__.partition(".")[0] in {"boto3", "botocore", "urllib3"}
 
@@ -248,6 +250,8 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str =
     refusal = refusal_of(error)
     if refusal is not None:
         return _of_refusal(refusal, on, where, {**fields, "attempts": refusal.attempts})
+    if isinstance(error, FileChangedError):
+        return SourceChangedError(f"cannot {on} in {where}: {error}; nothing was stored", **fields)
     if isinstance(error, DocumentError):
         return StorageError(f"cannot {on} in {where}: not an answer of S3: {error}", **fields)
     return _of_network(error, on, where, fields)

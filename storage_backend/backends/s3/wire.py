@@ -36,7 +36,7 @@ from storage_backend.backends.s3.errors import (
     is_transient,
     seconds_of,
 )
-from storage_backend.backends.s3.http import FilePart, Pool, StaleError
+from storage_backend.backends.s3.http import FileChangedError, FilePart, Pool, StaleError
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
 
@@ -267,6 +267,8 @@ class Wire:
                 raise UnreachableError(error, tries) from error
             except RefusedInside as error:
                 refusal = RefusalError.inside(error.refused, 500)
+            except FileChangedError:
+                raise
             except OSError as error:
                 if not is_passing(error) or tries >= self._settings.attempts:
                     raise UnreachableError(error, tries) from error
