@@ -367,17 +367,23 @@ class Multipart:
         if not upload_id or record.part_size is None:
             return None
         rare = self._target.service.rare
-        try:
-            if fingerprint == self._fingerprint() and record.part_size >= self.part_size:
+        if fingerprint == self._fingerprint() and record.part_size >= self.part_size:
+            try:
                 self._there = rare.parts(self._target.key, upload_id)
+            except Exception as error:
+                if not _is_refused(error, 403, 404):
+                    raise
+            else:
                 self.part_size = record.part_size
                 logger.debug("%r: going on with %s parts", self._target.key, len(self._there))
                 return upload_id
+        try:
             rare.abort_upload(self._target.key, upload_id)
         except Exception as error:
-            refusal = refusal_of(error)
-            if refusal is None or refusal.status != 404:
+            # Who may not abort may upload all the same.
+            if not _is_refused(error, 403, 404):
                 raise
+            logger.warning("the unfinished upload %s of %r stays: %s", upload_id, self._target.key, error)
         record.clear()
         return None
 
@@ -440,6 +446,11 @@ class _Part:
         if self.with_crc:
             named["ChecksumCRC32"] = _base64(self.crc.to_bytes(4))
         return named
+
+
+def _is_refused(error: Exception, *statuses: int) -> bool:
+    refusal = refusal_of(error)
+    return refusal is not None and refusal.status in statuses
 
 
 class _Sums:

@@ -274,7 +274,8 @@ class Wire:
                     raise UnreachableError(error, tries) from error
                 self._settings.sleep(retries.pause(tries))
                 continue
-            refusal.attempts = tries
+            # A connection that looked closed may have delivered the request all the same.
+            refusal.attempts = tries + stale
             if self._repaired(refusal, repaired):
                 continue
             again = is_transient(refusal) or (refusal.code in DAMAGED and tries < 3)
