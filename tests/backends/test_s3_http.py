@@ -28,11 +28,11 @@ from storage_backend.backends.s3.http import (
     Connection,
     FileChangedError,
     FilePart,
-    Pool,
-    ProtocolError,
     Response,
     StaleError,
 )
+from storage_backend.backends.s3.messages import ProtocolError
+from storage_backend.backends.s3.pool import Pool
 from storage_backend.testing.subject import content_of, same
 
 HOST = {"host": "127.0.0.1"}

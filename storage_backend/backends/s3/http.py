@@ -1,4 +1,4 @@
-"""Connection, Response and Pool: a lean, strict HTTP/1.1 client for one origin.
+"""Connection and Response: a lean, strict HTTP/1.1 client.
 
 Strict, since what is guessed about the end of a body is lost data: anything but exact framing ("HTTP/1.1", RFC 9112)
 is an error, and a connection goes back to its pool only when nothing about its state is in doubt.
@@ -14,16 +14,22 @@ import select
 import socket
 import ssl
 import sys
-import time
 import weakref
-from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import NamedTuple, NoReturn, TypeAlias
+from typing import NoReturn, TypeAlias
 
 from typing_extensions import Buffer
+
+from storage_backend.backends.s3.messages import (
+    NAME,
+    Head,
+    ProtocolError,
+    framing,
+    request_head,
+    response_head,
+)
 
 HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
 INFORMATIONAL_LIMIT = 16  # 1xx responses before the final one
@@ -31,24 +37,12 @@ RECEIVE = 64 << 10  # bytes asked for where a head or a chunk's frame is expecte
 PIECE = 256 << 10  # bytes sent or received at a time; larger objects leave the allocator's cache
 SMALL = 64 << 10  # bytes; up to here copying is cheaper than a packet, or a TLS record, of its own
 
-_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # a "token": RFC 9110, 5.6.2
-_RESPONSE = re.compile(
-    rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: [^\r\n\0]*)?((?:\r\n{_NAME}:[^\r\n\0]*)*)", re.ASCII
-)
-_REQUEST = re.compile(
-    rf"{_NAME} [\x21-\x7e]+ HTTP/1\.1\r\n(?:{_NAME}: [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n", re.ASCII
-)
-_OWN = re.compile(r"\r\n(content-length|transfer-encoding):", re.ASCII | re.IGNORECASE)
 _CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
-_TRAILER = re.compile(rf"{_NAME}:[^\r\n\0]*".encode())
+_TRAILER = re.compile(rf"{NAME}:[^\r\n\0]*".encode())
 
 _PEER_GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
 _NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # not from this kind of file: sendfile(2)
 _MORE = getattr(socket, "MSG_MORE", 0)  # Linux: the head waits for the body and shares its packet
-
-
-class ProtocolError(ConnectionError):
-    """The peer does not speak HTTP/1.1, or ended a message before its end."""
 
 
 class StaleError(ConnectionError):
@@ -70,14 +64,6 @@ class FilePart:
 
 Payload: TypeAlias = Buffer | FilePart
 """A request's body."""
-
-
-class _Head(NamedTuple):
-    """The head of a response."""
-
-    status: int
-    headers: dict[str, str]
-    keep_alive: bool  # as far as version and "Connection" go
 
 
 class Connection:
@@ -119,7 +105,7 @@ class Connection:
         self._heard = False  # a byte of the response has come
         self._ragged = False  # TLS ended without close_notify: perhaps not by the peer
         self._informational = 0
-        self._final: _Head | None = None
+        self._final: Head | None = None
 
     def exchange(self, method: str, target: str, headers: Mapping[str, str], body: Payload = b"") -> Response:
         """Send a request and receive the head of its response.
@@ -142,7 +128,7 @@ class Connection:
             raise ValueError(f"{self._origin}: the connection is closed, or its last response is unread")
         self._check_process()
         payload = _payload(body)
-        head = _request(
+        head = request_head(
             method, target, headers, payload.size if isinstance(payload, FilePart) else len(payload)
         )
         self._busy = True
@@ -276,7 +262,7 @@ class Connection:
         self._final = self._parse()
         return self._final is not None
 
-    def _last_words(self, error: OSError) -> _Head:
+    def _last_words(self, error: OSError) -> Head:
         """The head that the peer sent before it went; *error* if there is none."""
         try:
             return self._head()
@@ -289,7 +275,7 @@ class Connection:
 
     # Receiving
 
-    def _head(self) -> _Head:
+    def _head(self) -> Head:
         """The head of the final response."""
         found = self._final or (self._parse() if self._at < len(self._data) else None)
         while found is None:
@@ -309,7 +295,7 @@ class Connection:
             found = self._parse()
         return found
 
-    def _parse(self) -> _Head | None:
+    def _parse(self) -> Head | None:
         """The next final head in what was received, None if it is not complete."""
         while True:
             end = self._data.find(b"\r\n\r\n", self._at)
@@ -320,7 +306,7 @@ class Connection:
                 if not b"HTTP/1.".startswith(begin):
                     raise ProtocolError(f"{self._origin} does not speak HTTP/1.1: it begins {begin!r}")
                 return None
-            head = _response(self._data[self._at : end], self._origin)
+            head = response_head(self._data[self._at : end], self._origin)
             self._at = end + 4
             if head.status >= 200:
                 return head
@@ -392,15 +378,15 @@ class Response:
     """
 
     __slots__ = (
-        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_pool", "_reusable"),
+        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_give_back", "_reusable"),
         *("done", "headers", "length", "status"),
     )
 
-    def __init__(self, connection: Connection, method: str, head: _Head, *, whole: bool) -> None:
+    def __init__(self, connection: Connection, method: str, head: Head, *, whole: bool) -> None:
         self.status = head.status
         self.headers = head.headers
         self.done = False
-        self.length, self._chunked = _framing(method, head, connection._origin)
+        self.length, self._chunked = framing(method, head, connection._origin)
         # One who sends both may have been tricked into passing on two responses as one (RFC 9112, 6.3).
         doubtful = "transfer-encoding" in head.headers and "content-length" in head.headers
         until_close = self.length is None and not self._chunked
@@ -408,7 +394,7 @@ class Response:
         # Bytes to come of the body, or of the present chunk; -1: no chunk has begun; endless where closing is the end.
         self._left = -1 if self._chunked else sys.maxsize if self.length is None else self.length
         self._ended = False
-        self._pool: Pool | None = None
+        self._give_back: Callable[[Connection, bool], None] | None = None  # a pool's
         self._connection: Connection | None = connection
         if self._left == 0:
             self._end(connection)
@@ -478,8 +464,8 @@ class Response:
         connection, self._connection = self._connection, None
         if connection is None:
             return
-        if self._pool is not None:
-            self._pool._take_back(connection, usable=self.done)
+        if self._give_back is not None:
+            self._give_back(connection, self.done)
         elif not self.done or connection._pid != os.getpid():
             connection.close()
 
@@ -556,118 +542,6 @@ class Response:
         connection.close()
 
 
-class Pool:
-    """Idle connections to one origin, the most recently used first. Thread-safe, and fork-safe.
-
-    There is no lock, which a fork could leave held for ever: each step on the deque is atomic, and a connection belongs to
-    the process that opened it.
-
-    Args:
-        host: as for `Connection`.
-        port: as for `Connection`.
-        tls: as for `Connection`.
-        connect_timeout: as for `Connection`.
-        io_timeout: as for `Connection`.
-        idle: how many connections are kept.
-        idle_seconds: how long one is kept unused.
-        clock: seconds, monotonic.
-    """
-
-    def __init__(
-        self,
-        host: str,
-        port: int,
-        *,
-        tls: ssl.SSLContext | None,
-        connect_timeout: float = 5.0,
-        io_timeout: float = 60.0,
-        idle: int = 16,
-        idle_seconds: float = 20.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._dial = partial(
-            Connection, host, port, tls=tls, connect_timeout=connect_timeout, io_timeout=io_timeout
-        )
-        self._limit = idle
-        self._idle_seconds = idle_seconds
-        self._clock = clock
-        self._idle: deque[tuple[Connection, float]] = deque()
-        self._inherited: list[Connection] = []  # no TLS object of the parent is finalised here
-        self._closed = False
-
-    def exchange(self, method: str, target: str, headers: Mapping[str, str], body: Payload = b"") -> Response:
-        """Send a request over an idle connection or a new one; closing the response brings it back.
-
-        After a StaleError no connection is left that was idle then, so the next attempt is on a fresh one.
-
-        Raises:
-            ValueError: the pool is closed; or as `Connection.exchange`, as are all others.
-        """
-        if self._closed:
-            raise ValueError("the connection pool is closed")
-        connection = self._take() or self._dial()
-        try:
-            response = connection.exchange(method, target, headers, body)
-        except BaseException as error:
-            # What failed before anything was sent leaves the connection as it was.
-            self._take_back(connection, usable=not connection._busy)
-            if isinstance(error, StaleError):
-                self._drop()
-            raise
-        response._pool = self
-        return response
-
-    def close(self) -> None:
-        """Close all idle connections, and the others as they come back. Idempotent."""
-        self._closed = True
-        self._drop()
-
-    def _take(self) -> Connection | None:
-        while True:
-            try:
-                connection, since = self._idle.pop()
-            except IndexError:
-                return None
-            usable = self._is_own(connection) and self._clock() - since <= self._idle_seconds
-            if usable and not connection.idle_is_broken():
-                return connection
-            connection.close()
-
-    def _take_back(self, connection: Connection, *, usable: bool) -> None:
-        if not self._is_own(connection) or not usable:
-            connection.close()
-            return
-        now = self._clock()
-        self._idle.append((connection, now))
-        try:
-            while True:
-                oldest, since = self._idle.popleft()
-                if len(self._idle) < self._limit and now - since <= self._idle_seconds:
-                    self._idle.appendleft((oldest, since))
-                    break
-                oldest.close()
-        except IndexError:
-            pass
-        if self._closed:
-            self._drop()
-
-    def _drop(self) -> None:
-        while True:
-            try:
-                connection, _ = self._idle.pop()
-            except IndexError:
-                return
-            self._is_own(connection)
-            connection.close()
-
-    def _is_own(self, connection: Connection) -> bool:
-        """Whether *connection* was opened by this process; what was not is kept from being finalised."""
-        if connection._pid == os.getpid():
-            return True
-        self._inherited.append(connection)
-        return False
-
-
 def _dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> socket.socket:
     sock = socket.create_connection((host, port), timeout)
     try:
@@ -721,62 +595,3 @@ def _shortened(part: FilePart, position: int) -> NoReturn:
     raise FileChangedError(
         f"the file became shorter while it was sent: {position:,} of {part.size:,} bytes from {part.offset:,} are there"
     )
-
-
-def _request(method: str, target: str, headers: Mapping[str, str], size: int) -> bytes:
-    """The head of a request.
-
-    Raises:
-        ValueError: it would not be read as it is meant.
-    """
-    lines = [f"{method} {target} HTTP/1.1"]
-    lines += [f"{name}: {value}" for name, value in headers.items()]
-    own = _OWN.search("\r\n".join(lines))
-    if own is not None:
-        raise ValueError(f"the header {own[1]!r} follows from the body and cannot be given")
-    if size or method in {"PUT", "POST"}:
-        lines.append(f"content-length: {size}")
-    head = "\r\n".join(lines) + "\r\n\r\n"
-    # The number of lines shows a break inside one, which the pattern alone would take for one more header.
-    if _REQUEST.fullmatch(head) is None or head.count("\n") != len(lines) + 1:
-        # Values stay out of the message: they hold signatures and tokens.
-        names = ", ".join(map(repr, headers))
-        raise ValueError(
-            f"a character that cannot be sent is in the method, the target, or a name or value of {names}"
-        )
-    return head.encode("latin-1")
-
-
-def _response(head: bytes, origin: str) -> _Head:
-    found = _RESPONSE.fullmatch(head.decode("latin-1"))
-    if found is None:
-        raise ProtocolError(f"{origin} sent a malformed head: {head[:100]!r}")
-    minor, status, fields = found.groups()
-    headers: dict[str, str] = {}
-    for line in fields.split("\r\n")[1:]:
-        name, _, value = line.partition(":")
-        name, value = name.lower(), value.strip(" \t")
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    options = headers.get("connection", "").lower().replace(" ", "").replace("\t", "").split(",")
-    return _Head(int(status), headers, keep_alive=minor == "1" and "close" not in options)
-
-
-def _framing(method: str, head: _Head, origin: str) -> tuple[int | None, bool]:
-    """The length of the body, and whether it is chunked (RFC 9112, 6.3)."""
-    given = head.headers.get("content-length")
-    length = None
-    if given is not None:
-        values = [value.strip(" \t") for value in given.split(",")]
-        if not all(value.isascii() and value.isdigit() and len(value) <= 18 for value in values):
-            raise ProtocolError(f"{origin} sent a malformed Content-Length: {given[:40]!r}")
-        length = int(values[0])
-        if any(int(value) != length for value in values):
-            raise ProtocolError(f"{origin} sent contradictory lengths: {given[:40]!r}")
-    if method == "HEAD" or head.status in {204, 304}:
-        return 0, False
-    coding = head.headers.get("transfer-encoding")
-    if coding is None:
-        return length, False
-    if coding.lower() != "chunked":
-        raise ProtocolError(f"{origin} sent an unknown Transfer-Encoding: {coding[:40]!r}")
-    return None, True

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from storage_backend.backends.s3.calls import Calls
 from storage_backend.backends.s3.client import ClientCalls
-from storage_backend.backends.s3.http import Pool
+from storage_backend.backends.s3.pool import Pool
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import Keys, Signer
 from storage_backend.backends.s3.wire import Place, Wire

@@ -36,7 +36,8 @@ from storage_backend.backends.s3.errors import (
     is_transient,
     seconds_of,
 )
-from storage_backend.backends.s3.http import FileChangedError, FilePart, Pool, StaleError
+from storage_backend.backends.s3.http import FileChangedError, FilePart, StaleError
+from storage_backend.backends.s3.pool import Pool
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
 
