@@ -51,6 +51,7 @@ class _State:
     rare: ClientCalls
     wire: Wire | None = None
     handlers: object = None  # that the wire was judged by
+    vouches: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -98,10 +99,7 @@ class Service:
     @property
     def vouches(self) -> bool:
         """Whether the service is Amazon's, known to refuse a wrong checksum."""
-        client = self._now().client
-        endpoint = getattr(getattr(client, "meta", None), "endpoint_url", None)
-        host = urlsplit(endpoint).hostname if isinstance(endpoint, str) else None
-        return bool(host) and re.search(r"(^|\.)amazonaws\.com(\.cn)?$", str(host)) is not None
+        return self._now().vouches
 
     def close(self) -> None:
         """Let go of connections. Used again, it begins anew."""
@@ -126,8 +124,6 @@ class Service:
                 if state is not None:
                     # A forked child: its parent's connections are neither used nor closed.
                     self._abandoned.append(state)
-                    if state.wire is not None:
-                        state.wire.abandon()
                 self._state = state = self._opened()
             return state
 
@@ -137,6 +133,7 @@ class Service:
         state = _State(os.getpid(), client, ClientCalls(client, settings.bucket, settings.request_payer))
         state.wire = self._wire(state)
         state.handlers = _handlers(client)
+        state.vouches = _is_amazon(client)
         return state
 
     def _wire(self, state: _State) -> Wire | None:
@@ -214,6 +211,12 @@ def _is_botocore(client: Any) -> bool:
     from botocore.client import BaseClient
 
     return isinstance(client, BaseClient)
+
+
+def _is_amazon(client: Any) -> bool:
+    endpoint = getattr(getattr(client, "meta", None), "endpoint_url", None)
+    host = urlsplit(endpoint).hostname if isinstance(endpoint, str) else None
+    return re.search(r"(^|\.)amazonaws\.com(\.cn)?$", host or "") is not None
 
 
 def _emitter(client: Any) -> Any:

@@ -413,7 +413,11 @@ class S3Storage(StorageBackend):
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
         with self._mapped("list", None):
-            yield from listing.objects(self._calls, self._root, prefix, self.location, on_skip)
+            found = listing.objects(self._calls, self._root, prefix, self.location, on_skip)
+            if self.bucket.endswith("--x-s3"):
+                # Directory buckets list in no order ("ListObjectsV2", Amazon S3 API Reference).
+                found = iter(sorted(found, key=lambda info: info.identifier))
+            yield from found
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:

@@ -133,9 +133,6 @@ class Wire:
         """Close the idle connections."""
         self._place.pool.close()
 
-    def abandon(self) -> None:
-        """In a forked child: leave the parent's connections alone."""
-
     def get(self, key: str, **parameters: Any) -> Got:
         """GetObject."""
         if "Range" not in parameters:
