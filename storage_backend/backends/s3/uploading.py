@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import base64
 import hashlib
 import json
 import logging
 import os
+import threading
 import weakref
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -117,11 +119,13 @@ def put_stream(
     try:
         buffers = _Buffers(upload.part_size)
         rest = memoryview(head)
+        del head
         while True:
             buffer = buffers.take()
             taken = min(len(rest), len(buffer))
             buffer[:taken] = rest[:taken]
-            rest = rest[taken:]
+            # An empty view would still hold all of the head.
+            rest = rest[taken:] if taken < len(rest) else memoryview(b"")
             filled = taken + source.fill(memoryview(buffer)[taken:])
             if filled == 0 and upload.count:
                 break
@@ -171,14 +175,19 @@ class UploadSink:
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*."""
-        self._buffer += memoryview(data).cast("B")
-        if self._upload is None and len(self._buffer) > self._target.settings.multipart_threshold:
-            with self._mapped():
-                self._upload = Multipart(self._target, part_size(self._target.settings, None))
-            # A writer that is dropped unclosed leaves no parts.
-            self._finalizer = weakref.finalize(self, self._upload.abort)
-        if self._upload is not None:
-            with self._mapped():
+        rest = memoryview(data).cast("B")
+        if self._upload is None and len(self._buffer) + len(rest) > self._target.settings.multipart_threshold:
+            self._begin()
+        if self._upload is None:
+            self._buffer += rest
+            return
+        with self._mapped():
+            self._send(self._upload, self._upload.part_size)
+            # Part by part: however much is given at once, little of it is held.
+            while rest:
+                room = self._upload.part_size - len(self._buffer)
+                self._buffer += rest[:room]
+                rest = rest[room:]
                 self._send(self._upload, self._upload.part_size)
 
     def publish(self) -> None:
@@ -197,9 +206,15 @@ class UploadSink:
     def discard(self) -> None:
         """Drop what was written. Harmless after `publish`."""
         self._buffer = bytearray()
-        if self._upload is not None and self._finalizer is not None:
-            self._upload = None
-            self._finalizer()
+        upload, self._upload = self._upload, None
+        if upload is not None and self._finalizer is not None and self._finalizer.detach() is not None:
+            upload.abort()
+
+    def _begin(self) -> None:
+        with self._mapped():
+            self._upload = Multipart(self._target, part_size(self._target.settings, None))
+        # A writer that is dropped unclosed leaves no parts.
+        self._finalizer = weakref.finalize(self, _abort_dropped, self._upload)
 
     def _send(self, upload: Multipart, least: int) -> None:
         """Send parts as long as there are *least* bytes."""
@@ -207,6 +222,16 @@ class UploadSink:
             # Handed over, not copied: the rest begins a new buffer.
             part, self._buffer = self._buffer, self._buffer[upload.part_size :]
             upload.add(memoryview(part)[: upload.part_size])
+
+
+def _abort_dropped(upload: Multipart) -> None:
+    """Abort the upload of a writer that was collected, or that the end of the program finds open."""
+    if threading.main_thread().is_alive():
+        # The collector runs in the middle of anything: in a worker that the abort would wait for, or where a lock of
+        # boto3's is held. threading.Thread takes a lock itself.
+        _thread.start_new_thread(upload.abort, ())
+    else:
+        upload.abort()  # weakref.finalize at exit, when new threads would not be waited for
 
 
 class _Filler:
@@ -544,6 +569,8 @@ def _size(body: Piece) -> int:
 
 def mtime_metadata(moment: datetime) -> dict[str, str]:
     """The time of the source, as rclone keeps it ("Modification times and hashes", rclone's S3 page)."""
-    # Not by a float, which has not enough digits.
-    seconds, rest = divmod(moment - datetime(1970, 1, 1, tzinfo=UTC), timedelta(seconds=1))
-    return {"mtime": f"{seconds}.{rest.microseconds:06}".rstrip("0").rstrip(".")}
+    # Not by a float, which has not enough digits. Before 1970 the fraction counts backwards, too.
+    total = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
+    seconds, rest = divmod(abs(total), 1_000_000)
+    text = f"{seconds}.{rest:06}".rstrip("0").rstrip(".")
+    return {"mtime": f"-{text}" if total < 0 else text}
