@@ -1,4 +1,4 @@
-"""cat, get, put, cp, mv, rm: objects moved about and removed."""
+"""cat, get, put, cp, mv, rm, url: objects moved about, removed, and shown to others."""
 
 from __future__ import annotations
 
@@ -292,7 +292,7 @@ def url(location: str, expires_in: int, quiet: bool) -> int:
     \b
     Examples:
       storage-backend url s3://bucket/2024/report.pdf
-      curl -o report.pdf "$(storage-backend url s3://bucket/2024/report.pdf --expires-in 60)"
+      storage-backend url s3://bucket/2024/report.pdf --expires-in 60 | xargs curl -o report.pdf
     """
     del quiet
     storage, identifier = object_at(location)
