@@ -8,7 +8,7 @@ from typing import Any
 from storage_backend.backends.s3.calls import Facts
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.settings import part_size
-from storage_backend.backends.s3.uploading import Target
+from storage_backend.backends.s3.target import Target
 from storage_backend.backends.s3.workers import Answers
 
 # How S3 and others refuse a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).

@@ -21,7 +21,13 @@ _BLANK = " \t\r\n"  # XML 1.0, production 3; str.strip() would take more
 
 
 class DocumentError(ValueError):
-    """A document is malformed, cut short or of another kind; the message says what was expected and shows what came."""
+    """A document is malformed, cut short or of another kind; the message says what was expected and shows what came.
+
+    Attributes:
+        attempts: requests made.
+    """
+
+    attempts = 1
 
 
 class RefusedInside(Exception):  # noqa: N818 - an answer of the service's, which the caller translates as any other

@@ -91,10 +91,12 @@ class Rule:
     Attributes:
         kind: our class.
         advice: what to do, appended to S3's own words.
+        parameter: that is wrong, of a ConfigurationError.
     """
 
     kind: type[StorageError]
     advice: str = ""
+    parameter: str | None = None
 
 
 _DENIED = Rule(
@@ -106,7 +108,7 @@ _EXPIRED = Rule(
     AuthenticationError, "the session has expired; renew the credentials (such as by `aws sso login`)"
 )
 _CLOCK = Rule(AuthenticationError, "the clock of this machine is wrong; set it")
-_REGION = Rule(ConfigurationError, "the bucket is in another region")
+_REGION = Rule(ConfigurationError, "the bucket is in another region; set region to that")
 _SLOW = Rule(RateLimitedError)
 _DOWN = Rule(UnavailableError)
 _DAMAGED = Rule(IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored")
@@ -286,14 +288,15 @@ _BY_NAME: Mapping[str, Rule] = {
     "IncompleteReadError": _DOWN,
     "FlexibleChecksumError": Rule(IntegrityError),
     "InvalidConfigError": Rule(ConfigurationError),
-    "InvalidRegionError": Rule(ConfigurationError),
+    "InvalidRegionError": Rule(ConfigurationError, "check region", "region"),
     "NoCredentialsError": Rule(
         AuthenticationError,
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, name a profile, or say anonymous=True",
     ),
+    "NoRegionError": Rule(ConfigurationError, "set region", "region"),
     "ParamValidationError": Rule(ConfigurationError),
     "PartialCredentialsError": Rule(AuthenticationError),
-    "ProfileNotFound": Rule(ConfigurationError, "see ~/.aws/config"),
+    "ProfileNotFound": Rule(ConfigurationError, "see ~/.aws/config", "profile"),
     "ProtocolError": _DOWN,
     "ProxyConnectionError": _DOWN,
     "ReadTimeoutError": Rule(StorageTimeoutError),
@@ -311,13 +314,15 @@ _BY_NAME: Mapping[str, Rule] = {
 def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -> StorageError:
     cause = error.cause if isinstance(error, UnreachableError) else error
     rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        rule = _BY_NAME["SSLError"]
+    if rule is _BY_NAME["SSLError"] and "CERTIFICATE_VERIFY_FAILED" not in str(cause):
+        rule = Rule(UnavailableError, "if it is never otherwise, the endpoint does not speak https")
     elif isinstance(cause, TimeoutError):
         rule = Rule(StorageTimeoutError)
     elif rule is None:
         rule = _DOWN if isinstance(cause, OSError) else Rule(StorageError)
     if issubclass(rule.kind, ConfigurationError):
-        fields["parameter"] = None
+        fields["parameter"] = rule.parameter
+        if "bucket name" in str(cause).lower():
+            fields["parameter"] = "bucket"  # of all parameters botocore judges only this one
     advice = f"; {rule.advice}" if rule.advice else ""
     return rule.kind(f"cannot {on} in {where}: {str(cause) or type(cause).__name__}{advice}", **fields)

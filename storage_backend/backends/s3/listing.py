@@ -26,6 +26,8 @@ def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | 
     while True:
         page = calls.page(root + prefix, token=token)
         for entry in page.entries:
+            if not entry.key.startswith(root + prefix):
+                continue  # rclone takes the prefix "/" for ""
             info = _info(entry, len(root), where, on_skip)
             if info is not None:
                 yield info
@@ -43,6 +45,8 @@ def level(
         page = calls.page(root + prefix, delimiter="/", token=token)
         found: list[tuple[bytes, ObjectInfo | str]] = []
         for entry in page.entries:
+            if not entry.key.startswith(root + prefix):
+                continue
             info = _info(entry, len(root), where, on_skip)
             if info is not None:
                 found.append((info.identifier.encode(), info))

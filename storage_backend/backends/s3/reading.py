@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -74,14 +75,15 @@ def read_whole(wanted: Wanted) -> bytes:
         content = None
     finally:
         got.body.close()
-    if content is not None and (got.length is None or len(content) == got.length):
+    expected = got.facts.size if got.length is None else got.length
+    if content is not None and expected in {None, len(content)}:
         wrong = _wrong_digest(content, got.facts)
         if wrong is None:
             return content
         # Once more: if it was damaged on its way, that was chance.
     reader = Pinned(wanted)
-    with io.BufferedReader(reader, CHUNK) as stream:
-        return stream.read()
+    with reader:
+        return reader.readall()
 
 
 def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
@@ -105,6 +107,7 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
         except Exception as error:
             found = wanted.error(error)
             if not found.retryable or tries == wanted.settings.attempts:
+                found.attempts = tries
                 raise found from error
             wanted.settings.sleep(retries.pause(tries))
             continue
@@ -157,6 +160,23 @@ def _wrong_digest(content: bytes, facts: Facts) -> str | None:
     return None if running.base64(name) == facts.digests[name] else name
 
 
+class Reader(io.BufferedReader):
+    """The seekable reader of a caller.
+
+    After an error it gives nothing until `seek` says where to go on: what it had read by then of the failed call is lost,
+    and the next bytes would be taken for those.
+    """
+
+    def __init__(self, raw: Pinned) -> None:
+        super().__init__(raw, CHUNK)
+        self._pinned = raw
+
+    @override
+    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
+        self._pinned.mend()
+        return super().seek(target, whence)
+
+
 class RangesIgnoredError(Exception):
     """The service answers a range with the whole object."""
 
@@ -200,6 +220,7 @@ class Pinned(io.RawIOBase):
         self._at = 0  # of the body
         self._until = self.size  # where the body ends
         self._first_ahead = self._ahead = ahead
+        self._failure: StorageError | None = None
         self._algorithm = checked_algorithm(facts) if not self._branch else None
         self._digest = digests.Running(self._algorithm) if self._algorithm else None
 
@@ -213,10 +234,12 @@ class Pinned(io.RawIOBase):
 
     @override
     def tell(self) -> int:
+        self._check_open()
         return self._position
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        self._check_open()
         starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
         if whence not in starts:
             raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
@@ -226,8 +249,26 @@ class Pinned(io.RawIOBase):
         self._position = position
         return position
 
+    def mend(self) -> None:
+        """Read on, although a read has failed."""
+        self._failure = None
+
     @override
     def readinto(self, buffer: Buffer, /) -> int:
+        self._check_open()
+        if self._failure is not None:
+            raise copy.copy(self._failure)
+        try:
+            return self._readinto(buffer)
+        except StorageError as error:
+            # A copy, without the frames that hold this reader.
+            self._failure = copy.copy(error)
+            raise
+        except BaseException:
+            self._failure = self._wanted.broken("a read was interrupted; seek() to where it is to go on")
+            raise
+
+    def _readinto(self, buffer: Buffer) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
         if not view:
             return 0
@@ -244,6 +285,7 @@ class Pinned(io.RawIOBase):
 
     @override
     def readall(self) -> bytes:
+        self._check_open()
         content = bytearray(max(0, self.size - self._position))
         with memoryview(content) as view:
             done = 0
@@ -255,6 +297,10 @@ class Pinned(io.RawIOBase):
     def close(self) -> None:
         self._drop()
         super().close()
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on a closed reader")
 
     def _read(self, view: memoryview) -> int:
         """At least one byte from the reader's position."""
@@ -270,7 +316,10 @@ class Pinned(io.RawIOBase):
                 if isinstance(error, RangesIgnoredError):
                     raise
                 found = self._wanted.error(error)
-                if not found.retryable or tries >= self._wanted.settings.attempts:
+                most = self._wanted.settings.attempts
+                # A request that was refused or unanswered has had its tries; here only bodies are tried again.
+                if not found.retryable or tries >= most or found.attempts >= most:
+                    found.attempts = max(found.attempts, tries)
                     raise found from error
                 self._wanted.settings.sleep(retries.pause(tries))
                 continue
@@ -282,7 +331,9 @@ class Pinned(io.RawIOBase):
             # Shorter than announced: what is missing is asked for.
             self._drop()
             if tries >= self._wanted.settings.attempts:
-                raise self._wanted.broken(f"it ends at byte {self._position:,} of {self.size:,}")
+                short = self._wanted.broken(f"it ends at byte {self._position:,} of {self.size:,}")
+                short.attempts = tries
+                raise short
 
     def _arrive(self) -> None:
         """Have the body stand where the reader is."""

@@ -66,6 +66,7 @@ class Record:
     Attributes:
         upload_id: of an upload that an earlier holder left unfinished; None if there was none.
         part_size: of that upload, in bytes.
+        started: when it was saved, in whole seconds of Unix time; 0 if there was none.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Record:
     ) -> None:
         self.upload_id: str | None = None
         self.part_size: int | None = None
+        self.started = 0
         self._path = path
         self._place = place
         self._key = key
@@ -190,7 +192,7 @@ class Record:
             return
         entry, self._end = _last_entry(self._fd, size)
         if entry is not None and (entry.place, entry.key) == (self._place, self._key):
-            self.upload_id, self.part_size = entry.upload_id, entry.part_size
+            self.upload_id, self.part_size, self.started = entry.upload_id, entry.part_size, entry.started
         else:
             _log.warning(
                 "%s: no record of %r in %s: it will be overwritten", self._path, self._key, self._place
@@ -331,7 +333,7 @@ def _parse(line: bytes) -> _Entry | None:
     except (ValueError, TypeError, RecursionError):
         return None
     texts = (entry.place, entry.key, entry.upload_id)
-    numbers = (entry.format, entry.part_size)
+    numbers = (entry.format, entry.part_size, entry.started)
     if not all(type(each) is str for each in texts) or not all(type(each) is int for each in numbers):
         return None
     return entry if entry.format == FORMAT and entry.upload_id and entry.part_size > 0 else None

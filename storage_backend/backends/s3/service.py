@@ -37,9 +37,8 @@ _EVENTS = (
 )
 _OPERATIONS = ("GetObject", "PutObject", "ListObjectsV2")
 _OURS = re.compile(
-    r"(botocore|boto3|s3transfer|moto)(\.|$)"
+    r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)"
 )  # whose handlers the wire does without, or calls itself
-_SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]+/\d{8}/([^/,]+)/([^/,]+)/aws4_request")
 
 
 @dataclass(eq=False)
@@ -68,6 +67,7 @@ class Service:
         self._state: _State | None = None
         self._abandoned: list[_State] = []
         self._locks: dict[int, threading.RLock] = {}
+        self._skew = Skew()
 
     @property
     def client(self) -> Any:
@@ -129,7 +129,7 @@ class Service:
 
     def _opened(self) -> _State:
         settings = self._settings
-        client = settings.client if settings.client is not None else _made(settings, self._region)
+        client = settings.client if settings.client is not None else self._made(self._region)
         state = _State(os.getpid(), client, ClientCalls(client, settings.bucket, settings.request_payer))
         state.wire = self._wire(state)
         state.handlers = _handlers(client)
@@ -140,7 +140,14 @@ class Service:
         if self._settings.client is not None or not _is_plain(state.client):
             return None
         place = _place(state.client, self._settings)
-        return None if place is None else Wire(place, self._settings, self._moved)
+        return None if place is None else Wire(place, self._settings, self._moved, self._skew)
+
+    def _made(self, region: str | None) -> Any:
+        client = _made(self._settings, region)
+        if _is_botocore(client) and not self._settings.anonymous:
+            credentials = _credentials(client)
+            Mender(self._skew, self._settings.clock, _keys(credentials), _refresher(credentials)).register(client)
+        return client
 
     def _moved(self, region: str) -> Place | None:
         """Where requests go now that the bucket is known to be in *region*; None if that is no news."""
@@ -148,7 +155,7 @@ class Service:
             state = self._now()
             if region != getattr(state.client.meta, "region_name", None):
                 self._region = region
-                state.client = _made(self._settings, region)
+                state.client = self._made(region)
                 state.rare = ClientCalls(state.client, self._settings.bucket, self._settings.request_payer)
                 state.handlers = _handlers(state.client)
             return _place(state.client, self._settings)
@@ -260,14 +267,14 @@ def _place(client: Any, settings: Settings) -> Place | None:
         return None  # directory buckets have sessions of their own
     request = _captured(client, settings.bucket)
     headers = {str(name).lower(): _text(value) for name, value in request.headers.items()}
-    scope = _SCOPE.match(headers.get("authorization", ""))
+    scope = SCOPE.match(headers.get("authorization", ""))
     if scope is None and not settings.anonymous:
         return None
     parts = urlsplit(request.url)
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     verify = getattr(session, "_verify", None)
     tls = parts.scheme == "https"
-    credentials = getattr(getattr(client, "_request_signer", None), "_credentials", None)
+    credentials = _credentials(client)
     unknown = (tls and not verify and not isinstance(verify, str)) or getattr(session, "_cert_file", None)
     if unknown or (credentials is None and not settings.anonymous) or _proxied(client, request.url):
         return None
@@ -302,8 +309,11 @@ def _captured(client: Any, bucket: str) -> Any:
     from botocore.awsrequest import AWSResponse
 
     seen: list[Any] = []
+    thread = threading.get_ident()
 
     def catch(request: Any, **_: object) -> Any:
+        if threading.get_ident() != thread:
+            return None
         seen.append(request)
         return AWSResponse(request.url, 200, {"content-length": "0"}, _Nothing())
 
@@ -336,7 +346,17 @@ def _proxied(client: Any, url: str) -> bool:
 def _context(verify: bool | str | None) -> ssl.SSLContext:
     from botocore.httpsession import where
 
-    return ssl.create_default_context(cafile=verify if isinstance(verify, str) else where())
+    path = verify if isinstance(verify, str) else where()
+    try:
+        return ssl.create_default_context(cafile=path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"ca_bundle: no certificates can be had from {path!r}: {error}", parameter="ca_bundle"
+        ) from error
+
+
+def _credentials(client: Any) -> Any:
+    return getattr(getattr(client, "_request_signer", None), "_credentials", None)
 
 
 def _keys(credentials: Any) -> Callable[[], Keys]:
@@ -361,7 +381,8 @@ def _refresher(credentials: Any) -> Callable[[], bool]:
             return False
         before = credentials.get_frozen_credentials()
         with lock:
-            if credentials.get_frozen_credentials() == before:
+            # Not by get_frozen_credentials, which takes the lock itself when the end is near.
+            if getattr(credentials, "_frozen_credentials", before) == before:
                 renew(is_mandatory=True)
         return bool(credentials.get_frozen_credentials() != before)
 
@@ -370,7 +391,7 @@ def _refresher(credentials: Any) -> Callable[[], bool]:
 
 def _emit(client: Any) -> Callable[..., Any] | None:
     """Ask the handlers of "before-send" (moto's, if any) for an answer; None where there are none."""
-    search = _emitter(client)._handlers.prefix_search
-    if not search("before-send.s3.GetObject"):
+    found = _emitter(client)._handlers.prefix_search("before-send.s3.GetObject")
+    if all(_module(handler).startswith("storage_backend.") for handler in found):
         return None
     return cast("Callable[..., Any]", client.meta.events.emit_until_response)

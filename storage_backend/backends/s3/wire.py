@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 from storage_backend.backends.s3 import retries
 from storage_backend.backends.s3.calls import Facts, Got
 from storage_backend.backends.s3.documents import (
+    DocumentError,
     Page,
     Refused,
     RefusedInside,
@@ -37,12 +38,14 @@ from storage_backend.backends.s3.errors import (
     seconds_of,
 )
 from storage_backend.backends.s3.http import FileChangedError, FilePart, StaleError
+from storage_backend.backends.s3.mending import Skew
 from storage_backend.backends.s3.pool import Pool
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
 
 USER_AGENT = "storage-backend"
 MOST_ERROR = 64 << 10  # bytes of an error document that are read
+DAMAGED_TRIES = 3  # of what comes damaged at the other end; more often it is no chance
 SIGNED_MOST = (
     1 << 20
 )  # bytes; a longer body is signed only by its checksum, which is among the signed headers
@@ -120,13 +123,14 @@ class Wire:
         place: where to begin.
         settings: of the storage.
         moved: gives the place for the region that an answer named; None if that is no news.
+        skew: of the service's clock.
     """
 
-    def __init__(self, place: Place, settings: Settings, moved: Callable[[str], Place | None]) -> None:
+    def __init__(self, place: Place, settings: Settings, moved: Callable[[str], Place | None], skew: Skew) -> None:
         self._place = place
         self._settings = settings
         self._moved = moved
-        self._skew = 0.0  # seconds that the service's clock is ahead
+        self._skew = skew
         self._common = {} if settings.request_payer is None else {"RequestPayer": settings.request_payer}
 
     def close(self) -> None:
@@ -148,6 +152,8 @@ class Wire:
                 answer.close()
                 raise RefusalError(answer.status, "", "a range without Content-Range")
             start, whole = int(first), int(total) if total.isdecimal() else None
+        elif whole is None:
+            whole = self._looked_up(key, parameters, answer)
         facts = _facts(answer.headers, whole, whole_answer=content_range is None)
         return Got(facts, start, answer.length, answer)
 
@@ -202,6 +208,19 @@ class Wire:
     def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
         """UploadPartCopy."""
         return self._copied("UploadPartCopy", key, source, parameters)
+
+    def _looked_up(self, key: str, parameters: Mapping[str, Any], answer: _Answer) -> int | None:
+        """The size of an object whose answer does not tell it: then nothing else shows that a body was cut short."""
+        try:
+            facts = self.head(key, **{name: parameters[name] for name in _QUERY if name in parameters})
+            if facts.etag != etag_of(answer.headers.get("etag")):
+                raise UnreachableError(
+                    ConnectionError("an answer of unknown length, and the object changed"), 1
+                )
+        except BaseException:
+            answer.close()
+            raise
+        return facts.size
 
     def _done(self, operation: str, key: str, parameters: Mapping[str, Any], body: Any) -> Facts:
         answer = self._send(operation, "PUT", key, parameters, body)
@@ -267,6 +286,13 @@ class Wire:
                 refusal = RefusalError.inside(error.refused, 500)
             except FileChangedError:
                 raise
+            except DocumentError as error:
+                # A body in chunks that somebody on the way cut short looks whole.
+                if tries >= min(DAMAGED_TRIES, self._settings.attempts):
+                    error.attempts = tries
+                    raise
+                self._settings.sleep(retries.pause(tries))
+                continue
             except OSError as error:
                 if not is_passing(error) or tries >= self._settings.attempts:
                     raise UnreachableError(error, tries) from error
@@ -276,7 +302,7 @@ class Wire:
             refusal.attempts = tries + stale
             if self._repaired(refusal, repaired):
                 continue
-            again = is_transient(refusal) or (refusal.code in DAMAGED and tries < 3)
+            again = is_transient(refusal) or (refusal.code in DAMAGED and tries < DAMAGED_TRIES)
             too_long = (refusal.retry_after or 0) > retries.PATIENCE
             if not again or too_long or tries >= self._settings.attempts:
                 raise refusal
@@ -301,7 +327,7 @@ class Wire:
                 query,
                 headers,
                 place.keys(),
-                self._settings.clock() + self._skew,
+                self._settings.clock() + self._skew.seconds,
                 _payload(body, headers, tls=place.tls),
             )
         headers["user-agent"] = USER_AGENT
@@ -336,7 +362,7 @@ class Wire:
             return place is not None
         if refusal.code in WRONG_CLOCK and refusal.server_time is not None and "clock" not in repaired:
             repaired.add("clock")
-            self._skew = refusal.server_time - self._settings.clock()
+            self._skew.seconds = refusal.server_time - self._settings.clock()
             return True
         if refusal.code in STALE_CREDENTIALS and "credentials" not in repaired:
             repaired.add("credentials")
