@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
         description="Measure storage-backend side by side with its peers. What is not installed is left out "
-        '(pip install -e ".[bench]" brings all but rsync).',
+        '(pip install -e ".[bench]" brings all but rsync and nginx).',
     )
     parser.add_argument(
         "workloads", nargs="*", metavar="workload", help=f"all, or some of: {', '.join(NAMES)}"

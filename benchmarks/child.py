@@ -18,7 +18,11 @@ def main(request: dict[str, Any]) -> None:
     """Do what *request* says and write what was measured to the file that it names."""
     workload = load(request["workload"])
     place = Place(
-        Path(request["root"]), Path(request["shared"]), Path(request["scratch"]), SCALES[request["scale"]]
+        Path(request["root"]),
+        Path(request["shared"]),
+        Path(request["scratch"]),
+        SCALES[request["scale"]],
+        request["endpoint"],
     )
     if request["contender"] is None:
         workload.setup(place)
@@ -27,9 +31,13 @@ def main(request: dict[str, Any]) -> None:
 
 
 def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
-    """Seconds and CPU seconds per operation, and the peak RSS of the process or its largest child in bytes."""
+    """Seconds and CPU seconds per operation, and the peak RSS of the process or its largest child in bytes.
+
+    "prepared" is the peak RSS before the first pass; it says nothing of a child, whose start is in the pass.
+    """
     contender = next(contender for contender in workload.contenders if contender.name == name)
     run = contender.prepare(place)
+    prepared = peak_rss()
     if workload.loop:
         run()
     gc.collect()
@@ -43,7 +51,10 @@ def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
     peak = peak_rss()
     workload.check(place, contender.result(result))
     operations = passes * workload.operations(place.scale)
-    return {"seconds": elapsed / operations, "cpu": cpu / operations, "rss": peak}
+    measured = {"seconds": elapsed / operations, "cpu": cpu / operations, "rss": peak}
+    if not resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
+        measured["prepared"] = prepared
+    return measured
 
 
 def cpu_seconds() -> float:

@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from benchmarks.servers import Server
 
 Pass: TypeAlias = Callable[[], Any]
 
@@ -65,12 +68,14 @@ class Place:
         shared: made by `Workload.setup`, the same for all.
         scratch: empty; this contender's in this round.
         scale: how much.
+        endpoint: URL of the workload's server, if it has one.
     """
 
     root: Path
     shared: Path
     scratch: Path
     scale: Scale
+    endpoint: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,21 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class CpuLimit:
+    """How much more CPU time than a yardstick a contender may take.
+
+    Attributes:
+        ours: name of our contender.
+        yardstick: name of the one that does only what cannot be saved.
+        above: CPU seconds for a GiB of the large object that ours may take beyond that.
+    """
+
+    ours: str
+    yardstick: str
+    above: float
+
+
+@dataclass(frozen=True)
 class Workload:
     """The same work for several contenders.
 
@@ -133,6 +153,9 @@ class Workload:
         rounds: that count.
         comparisons: what is asked of the ratios.
         memory: contender -> the most bytes that its peak RSS may have.
+        growth: contender -> the most bytes that its peak RSS may have beyond what it had when it was prepared.
+        cpu: what is asked of the CPU time.
+        server: that all contenders talk to; each process that is measured finds a fresh one.
     """
 
     title: str
@@ -145,6 +168,9 @@ class Workload:
     rounds: int = 5
     comparisons: tuple[Comparison, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
+    growth: Mapping[str, int] = field(default_factory=dict)
+    cpu: tuple[CpuLimit, ...] = ()
+    server: Server | None = None
 
 
 def peer(module: str) -> Any:

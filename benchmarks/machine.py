@@ -14,7 +14,18 @@ from pathlib import Path
 
 from benchmarks.harness import find_program
 
-DISTRIBUTIONS = ("storage-backend", "SQLAlchemy", "fsspec", "obstore", "opendal")
+DISTRIBUTIONS = (
+    "storage-backend",
+    "SQLAlchemy",
+    "fsspec",
+    "obstore",
+    "opendal",
+    "boto3",
+    "s3fs",
+    "cloudpathlib",
+    "smart_open",
+    "multi-storage-client",
+)
 
 
 def describe(directory: Path) -> dict[str, str]:
@@ -37,9 +48,9 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     found["SQLite"] = sqlite3.sqlite_version
-    for program in ("rclone", "rsync"):
+    for program, argument in (("rclone", "--version"), ("rsync", "--version"), ("s5cmd", "version")):
         if path := find_program(program):
-            number = re.search(r"[0-9]+(\.[0-9]+)+", _first_line(path, "--version"))
+            number = re.search(r"[0-9]+(\.[0-9]+)+", _first_line(path, argument))
             found[program] = number[0] if number else "unknown version"
     if commit := _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"):
         found["commit"] = commit

@@ -9,9 +9,9 @@ import sys
 from benchmarks.harness import Pass, Place, expect, find_program
 
 
-def command(place: Place, *arguments: str) -> Pass:
+def command(place: Place, *arguments: str, **variables: str) -> Pass:
     """A pass that runs a program, from its start to its end. Its output is kept for its failure."""
-    environment = {**os.environ, "XDG_STATE_HOME": str(place.scratch / "state")}
+    environment = {**os.environ, "XDG_STATE_HOME": str(place.scratch / "state"), **variables}
 
     def run() -> None:
         done = subprocess.run(arguments, check=False, capture_output=True, text=True, env=environment)
@@ -25,6 +25,6 @@ def storage_backend(place: Place, *arguments: str) -> Pass:
     return command(place, sys.executable, "-m", "storage_backend", *arguments)
 
 
-def rclone(place: Place, *arguments: str) -> Pass:
-    """`rclone` with these arguments, its own defaults, and no configuration."""
-    return command(place, find_program("rclone") or "rclone", "--config", "", *arguments)
+def rclone(place: Place, *arguments: str, **variables: str) -> Pass:
+    """`rclone` with these arguments and variables of its environment, its own defaults, and no configuration."""
+    return command(place, find_program("rclone") or "rclone", "--config", "", *arguments, **variables)

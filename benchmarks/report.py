@@ -17,7 +17,7 @@ Written by `python -m benchmarks`, which measured it; nothing here is typed by h
 its own, in turns with the others (A B C A B C ...); the first turn does not count. "Speed" is the peer's time divided by
 ours in the same round, the median of all rounds with the lowest and the highest: above 1 we are faster. CPU is user and
 system time of the process and its children, in the first table again the peer's divided by ours: it moves less than time
-does where the machine is busy. Spread is (max - min) / median: where it is large, or others kept processors busy, believe
+does where the machine is busy. "Of it by the work" is by how much the peak RSS grew after the client had been made. Spread is (max - min) / median: where it is large, or others kept processors busy, believe
 only large differences.
 """
 NOISY_SPREAD = 0.5
@@ -54,7 +54,7 @@ def section(record: Record) -> str:
             "",
             _table(("ours", "against", "speed", "lowest to highest", "CPU", "target", ""), ratios),
             _table(
-                ("contender", "median", "min", "max", "spread", "CPU", "peak RSS"),
+                ("contender", "median", "min", "max", "spread", "CPU", "peak RSS", "of it by the work"),
                 map(_contender_cells, record["contenders"]),
             ),
             f"{_noise(record)}",
@@ -95,7 +95,38 @@ def targets(records: Iterable[Record]) -> list[dict[str, str]]:
                     "not measured" if peak is None else _verdict(most / peak, 1.0, ()),
                 )
             )
+        for contender, most in record.get("growth", {}).items():
+            grown = _growth(_rounds(record, contender))
+            rows.append(
+                _row(
+                    name,
+                    f"RSS of {contender} above its client's",
+                    "-" if grown is None else _mebibytes(grown),
+                    f"< {_mebibytes(most)}",
+                    "not measured" if grown is None else _verdict(most / max(grown, 1), 1.0, ()),
+                )
+            )
+        rows += [_cpu_row(record, limit) for limit in record.get("cpu", ())]
     return rows
+
+
+def _cpu_row(record: Record, limit: dict[str, Any]) -> dict[str, str]:
+    what = f"CPU of {limit['ours']} above that of {limit['yardstick']}"
+    pairs = zip(_rounds(record, limit["ours"]), _rounds(record, limit["yardstick"]), strict=False)
+    above = [one["cpu"] - other["cpu"] for one, other in pairs]
+    most = limit["above"]
+    if not above:
+        return _row(record["workload"], what, "-", f"< {_duration(most)}", "not measured")
+    middle = median(above)
+    verdict = "met" if middle <= most else f"missed by {_duration(middle - most)}"
+    undecided = min(above) <= most < max(above)
+    return _row(
+        record["workload"],
+        what,
+        _duration(max(middle, 0.0)),
+        f"< {_duration(most)}",
+        f"{verdict}, rounds differ" if undecided else verdict,
+    )
 
 
 _TARGETS = ("workload", "what", "measured", "target", "")
@@ -143,7 +174,7 @@ def _contender_cells(entry: dict[str, Any]) -> tuple[str, ...]:
     if entry["absent"] is not None or not rounds:
         # A failure's message may hold what a table's cell cannot.
         reason = " ".join((entry["absent"] or "not measured").replace("|", "/").split())
-        return entry["name"], reason, "", "", "", "", ""
+        return entry["name"], reason, "", "", "", "", "", ""
     times = [one["seconds"] for one in rounds]
     return (
         entry["name"],
@@ -153,7 +184,13 @@ def _contender_cells(entry: dict[str, Any]) -> tuple[str, ...]:
         f"{_spread(times):.0%}" if len(times) > 1 else "-",
         _duration(median(one["cpu"] for one in rounds)),
         _mebibytes(max(one["rss"] for one in rounds)),
+        "-" if (grown := _growth(rounds)) is None else _mebibytes(grown),
     )
+
+
+def _growth(rounds: Iterable[dict[str, float]]) -> float | None:
+    """By how many bytes the peak RSS grew at most; None where that is not known, as of a program."""
+    return max((one["rss"] - one["prepared"] for one in rounds if "prepared" in one), default=None)
 
 
 def _noise(record: Record) -> str:

@@ -17,6 +17,19 @@ NAMES = (
     "local-copy",
     "nothing-to-do",
     "local-to-sqlite",
+    "s3-get",
+    "s3-get-nginx",
+    "s3-head",
+    "s3-head-nginx",
+    "s3-put",
+    "s3-read-many",
+    "s3-write-many",
+    "s3-download",
+    "s3-download-nginx",
+    "s3-upload",
+    "s3-list",
+    "s3-delete-many",
+    "local-to-s3",
 )
 
 

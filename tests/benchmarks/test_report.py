@@ -44,7 +44,7 @@ def test_ratio_is_the_median_of_paired_rounds() -> None:
 def test_absent_peer_has_no_number() -> None:
     text = report.section(record())
     assert "| ours | copy --checksum | - | - | - | >= 1x | not measured |" in text
-    assert "| copy --checksum | not installed |  |  |  |  |  |" in text
+    assert "| copy --checksum | not installed |  |  |  |  |  |  |" in text
 
 
 def test_memory_target_is_judged_by_the_worst_round() -> None:
@@ -75,3 +75,31 @@ def test_new_records_replace_only_their_own() -> None:
     old = {"one": record(), "two": record("two")}
     new = record("two", title="New")
     assert report.merged(old, {"two": new}, ("two", "one", "three")) == [new, record()]
+
+
+def test_memory_above_the_client_is_judged_by_the_worst_round() -> None:
+    rounds = [{"seconds": 1.0, "cpu": 1.0, "rss": 70 << 20, "prepared": left << 20} for left in (60, 50)]
+    changed = record(
+        contenders=[{"name": "ours", "absent": None, "rounds": rounds}], growth={"ours": 16 << 20}
+    )
+    rows = {row["what"]: row for row in report.targets([changed])}
+    assert rows["RSS of ours above its client's"]["measured"] == "20 MiB"
+    assert rows["RSS of ours above its client's"][""] == "missed by 20%"
+
+
+def test_cpu_is_judged_by_what_it_is_above_the_yardstick() -> None:
+    def row(above: float) -> dict[str, str]:
+        limit = {"ours": "ours", "yardstick": "peer", "above": above}
+        rows = report.targets([record(memory={}, comparisons=[], cpu=[limit])])
+        return rows[0]
+
+    # Ours took 1, 2 and 4 s, the peer 2, 2 and 16.
+    assert row(0.5) == {
+        "workload": "one",
+        "what": "CPU of ours above that of peer",
+        "measured": "0 us",
+        "target": "< 500 ms",
+        "": "met",
+    }
+    assert row(-2.0)[""] == "missed by 1 s, rounds differ"
+    assert row(-20.0)[""] == "missed by 19 s"

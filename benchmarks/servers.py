@@ -1,0 +1,152 @@
+"""Servers on 127.0.0.1 that workloads talk to, a fresh one for each process that is measured."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harness import find_program
+
+ACCESS_KEY = "BENCHMARKSKEY"
+SECRET_KEY = "benchmarks-secret"  # noqa: S105 - of a server that lives for seconds and listens on 127.0.0.1
+REGION = "us-east-1"
+PATIENCE = 30.0  # seconds for a server to come up or go down
+
+
+class ServerError(Exception):
+    """A server does not start; the message says why."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A server program that shows each directory beneath a root as a bucket.
+
+    Attributes:
+        program: without it the workload is left out.
+        command: its arguments, given the program's path, the root, an empty folder of its own, and the port.
+    """
+
+    program: str
+    command: Callable[[str, Path, Path, int], Sequence[str]]
+
+    @property
+    def path(self) -> str | None:
+        """Where the program is. Debian keeps nginx where only the administrator's PATH leads."""
+        return find_program(self.program) or shutil.which(self.program, path="/usr/sbin:/usr/local/sbin")
+
+    @contextmanager
+    def running(self, root: Path, folder: Path) -> Iterator[str]:
+        """Start it, give its URL, and stop it.
+
+        Raises:
+            ServerError: it does not start.
+        """
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port: int = free.getsockname()[1]
+        folder.mkdir()
+        log = folder / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                self.command(self.path or self.program, root, folder, port),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                cwd=folder,
+                # Nothing that would lead it to an account or to a user's settings.
+                env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)},
+            )
+        try:
+            deadline = time.monotonic() + PATIENCE
+            while not _accepts(port):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ServerError(
+                        f"{self.program} does not start: {log.read_text(errors='replace')[-500:]}"
+                    )
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            process.terminate()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _rclone(program: str, root: Path, folder: Path, port: int) -> Sequence[str]:
+    return [
+        program,
+        "serve",
+        "s3",
+        f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
+        f"--addr=127.0.0.1:{port}",
+        # It would read and hash a file for each answer that has an ETag: then the server is what is measured.
+        "--etag-hash=",
+        "--config=",
+        f"--cache-dir={folder / 'cache'}",
+        str(root),
+    ]
+
+
+def _nginx(program: str, root: Path, folder: Path, port: int) -> Sequence[str]:
+    configuration = folder / "nginx.conf"
+    configuration.write_text(_CONFIGURATION.format(root=root, folder=folder, port=port))
+    return [program, "-p", str(folder), "-e", str(folder / "log"), "-c", str(configuration)]
+
+
+# One process of whoever starts it: a worker of root's would be "nobody", who may not read what mkdtemp makes.
+_CONFIGURATION = """\
+daemon off;
+master_process off;
+pid {folder}/pid;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    default_type application/octet-stream;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 100000000;
+    open_file_cache max=20000 inactive=600s;
+    open_file_cache_valid 600s;
+    client_body_temp_path {folder};
+    proxy_temp_path {folder};
+    fastcgi_temp_path {folder};
+    uwsgi_temp_path {folder};
+    scgi_temp_path {folder};
+    map $args $page {{
+        default 0;
+        "~(?:^|&)continuation-token=([0-9]+)" $1;
+    }}
+    server {{
+        listen 127.0.0.1:{port};
+        root {root};
+        location ~ "^/(pages-[0-9]+)/?$" {{
+            default_type application/xml;
+            rewrite "^/(pages-[0-9]+)/?$" /shared/$1/$page break;
+        }}
+    }}
+}}
+"""
+
+RCLONE = Server("rclone", _rclone)
+"""`rclone serve s3`: a whole server, which costs more than its fastest clients."""
+
+NGINX = Server("nginx", _nginx)
+"""Files as objects, GET and HEAD only, whoever asks: so cheap that the clients are what is measured.
+
+A bucket `pages-N`, of the workload `s3-list`, lists its objects page by page.
+"""

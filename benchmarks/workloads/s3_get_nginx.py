@@ -1,0 +1,18 @@
+"""GET objects of 4 KiB, one by one, from a server that costs next to nothing."""
+
+from __future__ import annotations
+
+from benchmarks.servers import NGINX
+from benchmarks.workloads import s3_single as of
+from benchmarks.workloads.s3_get import REQUESTS, TARGETS
+
+WORKLOAD = of.workload(
+    title="GET an object of 4 KiB, from nginx",
+    what=(
+        "One thread, one request after the other, {objects:,} objects in turn. nginx gives files and looks at no signature, so "
+        "that the clients are what is measured."
+    ),
+    server=NGINX,
+    requests=REQUESTS,
+    targets=TARGETS,
+)
