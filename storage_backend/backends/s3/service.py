@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from storage_backend.backends.s3.calls import Calls
 from storage_backend.backends.s3.client import ClientCalls
+from storage_backend.backends.s3.mending import SCOPE, Mender, Skew
 from storage_backend.backends.s3.pool import Pool
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import Keys, Signer
@@ -146,7 +147,9 @@ class Service:
         client = _made(self._settings, region)
         if _is_botocore(client) and not self._settings.anonymous:
             credentials = _credentials(client)
-            Mender(self._skew, self._settings.clock, _keys(credentials), _refresher(credentials)).register(client)
+            Mender(self._skew, self._settings.clock, _keys(credentials), _refresher(credentials)).register(
+                client
+            )
         return client
 
     def _moved(self, region: str) -> Place | None:

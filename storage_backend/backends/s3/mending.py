@@ -1,0 +1,115 @@
+"""Mending: of what boto3's own requests are refused for, a wrong clock and keys that ended early are put right.
+
+boto3 does neither: it signs by the clock of this machine, and renews keys only by the time that they announce.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage_backend.backends.s3.documents import http_date
+from storage_backend.backends.s3.errors import STALE_CREDENTIALS, WRONG_CLOCK
+from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer
+
+SCOPE = re.compile(r"AWS4-HMAC-SHA256 Credential=[^,]+/\d{8}/([^/,]+)/([^/,]+)/aws4_request")
+_SIGNED = re.compile(r"SignedHeaders=([^,\s]+)")
+_MARK = "storage-backend-mended"
+_PORTS = {"http": 80, "https": 443}
+
+
+class Skew:
+    """How far the service's clock is ahead of this machine's, as its answers show; one for all ways to it.
+
+    Attributes:
+        seconds: 0 until an answer shows otherwise.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+
+class Mender:
+    """Handlers of a client's events.
+
+    Args:
+        skew: is set, and signed by.
+        clock: seconds of Unix.
+        keys: the credentials of this moment.
+        refresh: gets new ones; whether they are others.
+    """
+
+    def __init__(
+        self, skew: Skew, clock: Callable[[], float], keys: Callable[[], Keys], refresh: Callable[[], bool]
+    ) -> None:
+        self._skew = skew
+        self._clock = clock
+        self._keys = keys
+        self._refresh = refresh
+
+    def register(self, client: Any) -> None:
+        """Have *client* call the handlers."""
+        client.meta.events.register_first("needs-retry.s3", self.stay)
+        client.meta.events.register("needs-retry.s3", self.try_again)
+        client.meta.events.register("before-send.s3", self.sign_again)
+
+    @staticmethod
+    def stay(response: Any = None, request_dict: Any = None, **_: object) -> None:
+        """Have botocore follow a redirect only to a region that the answer names.
+
+        Else it asks by HeadBucket, for which a right may be missing, and if that is redirected too, without end.
+        """
+        if response is None or request_dict is None:
+            return
+        parsed = response[1]
+        headers = parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {})
+        if "x-amz-bucket-region" not in headers and "Region" not in parsed.get("Error", {}):
+            request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
+
+    def try_again(self, response: Any = None, request_dict: Any = None, **_: object) -> float | None:
+        """0 if a refused request may be made again at once; for each reason only once."""
+        if response is None or request_dict is None:
+            return None
+        parsed = response[1]
+        code = parsed.get("Error", {}).get("Code")
+        mended = request_dict["context"].setdefault(_MARK, set())
+        if code in WRONG_CLOCK and "clock" not in mended:
+            mended.add("clock")
+            date = http_date(parsed.get("ResponseMetadata", {}).get("HTTPHeaders", {}).get("date", ""))
+            if date is not None:
+                self._skew.seconds = date.timestamp() - self._clock()
+                return 0
+        if code in STALE_CREDENTIALS and "credentials" not in mended:
+            mended.add("credentials")
+            return 0 if self._refresh() else None
+        return None
+
+    def sign_again(self, request: Any, **_: object) -> None:
+        """Sign by the service's clock what was signed by ours, where they differ."""
+        found = SCOPE.match(_text(request.headers.get("Authorization", "")))
+        if not self._skew.seconds or found is None:
+            return
+        sent: Mapping[str, str] = {str(name).lower(): _text(value) for name, value in request.headers.items()}
+        signed = _SIGNED.search(sent["authorization"])
+        names = signed[1].split(";") if signed else []
+        parts = urlsplit(request.url)
+        host = parts.netloc.removesuffix(f":{_PORTS.get(parts.scheme)}")
+        headers = {name: sent[name] for name in names if name in sent} | {"host": sent.get("host", host)}
+        Signer(found[1], found[2]).sign(
+            request.method,
+            parts.path or "/",
+            parts.query,
+            headers,
+            self._keys(),
+            self._clock() + self._skew.seconds,
+            sent.get("x-amz-content-sha256", UNSIGNED),
+        )
+        for name in ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"):
+            if name in headers:
+                request.headers[name] = headers[name]
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
