@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
 
@@ -118,3 +119,20 @@ def rclone_bucket(rclone_s3_server: RcloneS3) -> Iterator[BucketPlace]:
     """An empty bucket of this test's own, at rclone."""
     with rclone_s3_server.place() as place:
         yield place
+
+
+@pytest.fixture
+def strict_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPlace]:
+    """An empty bucket at a server of our own in this process, where nothing may be refused or left unfinished."""
+    from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+    from tests.s3_servers import BucketPlace
+
+    _ = monkeypatch  # undone after this: what a dropped writer leaves is aborted in a thread, by the test's credentials
+    with S3Server() as server:
+        server.create_bucket("bucket")
+        yield BucketPlace(server.url, "bucket", ACCESS_KEY, SECRET_KEY, server.region)
+        deadline = time.monotonic() + 60
+        while server.uploads("bucket") and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert server.uploads("bucket") == {}
+        assert server.rejected == []

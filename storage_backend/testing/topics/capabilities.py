@@ -12,7 +12,7 @@ import pytest
 from storage_backend.base import StorageBackend
 from storage_backend.errors import UnsupportedOperationError
 from storage_backend.info import Capability
-from storage_backend.testing.subject import ALL_BYTES, Topic, fill
+from storage_backend.testing.subject import ALL_BYTES, Subject, Topic, fill
 from storage_backend.wrappers.base import Wrapper
 
 METHODS: Mapping[Capability, str] = {
@@ -78,7 +78,7 @@ class Capabilities(Topic):
         fill(backend, "a")
         assert backend.flush() is True
 
-    def test_url_gives_the_object(self, backend: StorageBackend) -> None:
+    def test_url_gives_the_object(self, subject: Subject, backend: StorageBackend) -> None:
         if Capability.URL not in backend.capabilities:
             fill(backend, "a")
             with pytest.raises(UnsupportedOperationError):
@@ -88,5 +88,7 @@ class Capabilities(Topic):
             backend.write(name, ALL_BYTES)
             url = backend.get_url(name, expires_in=600)
             assert urllib.parse.urlsplit(url).scheme in {"file", "http", "https"}
+            if not subject.has("urls"):
+                continue
             with urllib.request.urlopen(url, timeout=60) as answer:  # noqa: S310 - the scheme was just checked
                 assert answer.read() == ALL_BYTES

@@ -110,7 +110,7 @@ class Moving(Topic):
         others = ["ab", "a.b", "b/a", "folder/a"]
         if subject.has("exact names"):
             others.append("A")
-        if not has_directories(backend):
+        if subject.has("beneath") and not has_directories(backend):
             others += ["a/b"]
         fill(backend, "a", *others)
         backend.move("a", "moved/a")

@@ -34,7 +34,7 @@ class Deleting(Topic):
         others = ["ab", "a.b", "b/a", "a-b", "aa/a", "a b"]
         if subject.has("exact names"):
             others.append("A")
-        if not has_directories(backend):
+        if subject.has("beneath") and not has_directories(backend):
             others += ["a/b", "a/a"]
         fill(backend, "a", *others)
         backend.delete("a")

@@ -174,8 +174,13 @@ class Listing(Topic):
 
     @staticmethod
     def objects(subject: Subject) -> list[str]:
-        """The objects of the table that the store can tell apart."""
-        return [name for name in OBJECTS if subject.has("exact names") or name != "b.PDF"]
+        """The objects of the table that the store can hold, and tell apart."""
+        return [
+            name
+            for name in OBJECTS
+            if (subject.has("exact names") or name != "b.PDF")
+            and (subject.has("newlines") or "\n" not in name)
+        ]
 
 
 class Scanning(Topic):
@@ -217,7 +222,7 @@ class Scanning(Topic):
             name
             for name in self.IN_ORDER
             if (subject.has("exact names") or name != "aB")
-            and not (has_directories(backend) and self.is_directory(name))
+            and (nests(subject, backend) or not self.is_directory(name))
         ]
         fill(backend, *sorted(expected, key=hash))
         assert names(backend.scan()) == sorted(expected, key=encode)
@@ -228,12 +233,12 @@ class Scanning(Topic):
         """Whether other names are beneath *name*."""
         return any(other.startswith(f"{name}/") for other in self.IN_ORDER)
 
-    def test_objects_beneath_objects_are_in_order(self, backend: StorageBackend) -> None:
+    def test_objects_beneath_objects_are_in_order(self, subject: Subject, backend: StorageBackend) -> None:
         # Where both cannot be, what is beneath takes the place of the object.
         expected = [
             name
             for name in self.FLAT
-            if not (has_directories(backend) and any(other.startswith(f"{name}/") for other in self.FLAT))
+            if nests(subject, backend) or not any(other.startswith(f"{name}/") for other in self.FLAT)
         ]
         fill(backend, *expected)
         assert names(backend.scan()) == sorted(expected, key=encode)
@@ -298,9 +303,9 @@ class Scanning(Topic):
         assert found == sorted(set(found), key=encode)
 
     def test_on_skip_hears_of_nothing_when_all_are_objects(
-        self, backend: StorageBackend, caplog: pytest.LogCaptureFixture
+        self, subject: Subject, backend: StorageBackend, caplog: pytest.LogCaptureFixture
     ) -> None:
-        fill(backend, "a", "b/c", "weird \n name")
+        fill(backend, "a", "b/c", "weird \n name" if subject.has("newlines") else "weird \t name")
         heard: list[Exception] = []
         assert len(list(backend.scan(on_skip=heard.append))) == 3
         assert heard == []
@@ -311,3 +316,8 @@ class Scanning(Topic):
     def test_scanned_objects_can_be_read(self, backend: StorageBackend) -> None:
         fill(backend, "a b", "b/c.d", "é/ü", "-x/--y")
         assert len(everything(backend)) == 4
+
+
+def nests(subject: Subject, backend: StorageBackend) -> bool:
+    """Whether an object may be beneath another."""
+    return subject.has("beneath") and not has_directories(backend)

@@ -129,6 +129,7 @@ class Processes(Topic):
 
     def test_forked_child_can_use_it(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("fork")
+        shared = subject.has("shared") and subject.has("processes")
         backend.write("parent", content_of(3 << 20))
         with backend.open("parent") as reader:
             started = reader.read(10)
@@ -143,11 +144,11 @@ class Processes(Topic):
             in_child(child)
             in_child(lambda: fill(backend, "second child"))
             # The parent's own session goes on: what was open, and what comes.
-            if not subject.has("shared"):
+            if not shared:
                 assert same(started + reader.read(), content_of(3 << 20))
         fill(backend, "parent too")
-        expected = {"parent": content_of(3 << 20)} if not subject.has("shared") else {}
-        if subject.has("shared"):
+        expected = {"parent": content_of(3 << 20)}
+        if shared:
             expected = {name: named(name) for name in ("child", "second child")}
         assert everything(backend) == {**expected, "parent too": named("parent too")}
 
@@ -205,6 +206,7 @@ class Processes(Topic):
 
     def test_spawned_child_can_use_it(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("pickle")
+        subject.require("processes")
         fill(backend, "parent")
         in_spawned(_use, backend)
         assert backend.exists("child") is subject.has("shared")
@@ -214,6 +216,7 @@ class Processes(Topic):
         self, subject: Subject, backend: StorageBackend
     ) -> None:
         subject.require("pickle")
+        subject.require("processes")
         subject.require("fork")
         in_spawned(_fork_and_go_on, backend)
         if subject.has("shared"):

@@ -69,6 +69,7 @@ class Replacing(Topic):
 
     def test_readers_see_whole_versions(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("atomic")
+        subject.require("whole reads")
         subject.require("threads")
         versions = [bytes([number]) * size for number, size in enumerate((70_000, 300_000, 5, 150_001))]
         backend.write("a", versions[0])
@@ -185,11 +186,12 @@ class Replacing(Topic):
 class Conditions(Topic):
     """`create` and `replace`: the check and the write are one."""
 
-    def test_create_does_not_overwrite(self, backend: StorageBackend) -> None:
+    def test_create_does_not_overwrite(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.CREATE):
             return
         assert backend.create("folder/a", b"first") is True
-        assert backend.create("folder/a", b"second") is False
+        if subject.has("conditions"):
+            assert backend.create("folder/a", b"second") is False
         assert backend.read("folder/a") == b"first"
         backend.delete("folder/a")
         assert backend.create("folder/a", b"third") is True
@@ -204,7 +206,8 @@ class Conditions(Topic):
         assert backend.create("buffer", bytearray(b"buffer")) is True
         assert backend.read("buffer") == b"buffer"
         assert backend.create("empty", b"") is True
-        assert backend.create("empty", b"x") is False
+        if subject.has("conditions"):
+            assert backend.create("empty", b"x") is False
         with pytest.raises(SourceBrokeError):
             backend.create("broken", Source(content_of(100), breaks_at=50).as_binary())
         assert backend.exists("broken") is False
@@ -213,6 +216,7 @@ class Conditions(Topic):
     def test_one_of_many_creators_wins(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.CREATE):
             return
+        subject.require("conditions")
         subject.require("threads")
         for round_number in range(10):
             name = f"lock/{round_number}"
@@ -234,7 +238,7 @@ class Conditions(Topic):
         assert backend.create("a", Source(b"x" * 1000, most=300, watch=look).as_binary()) is True
         assert backend.read("a") == b"x" * 1000
 
-    def test_replace_needs_the_very_version(self, backend: StorageBackend) -> None:
+    def test_replace_needs_the_very_version(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.REPLACE):
             return
         backend.write("a", b"one")
@@ -243,6 +247,8 @@ class Conditions(Topic):
         second = backend.replace("a", b"two", first)
         assert second == backend.stat("a").etag
         assert second != first
+        assert backend.read("a") == b"two"
+        subject.require("conditions")
         for stale in (first, "nonsense", ""):
             with pytest.raises(PreconditionFailedError):
                 backend.replace("a", b"three", stale)
@@ -253,9 +259,10 @@ class Conditions(Topic):
             backend.replace("a", b"five", third)
         assert everything(backend) == {"a": b"four"}
 
-    def test_replace_of_a_missing_object_fails(self, backend: StorageBackend) -> None:
+    def test_replace_of_a_missing_object_fails(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.REPLACE):
             return
+        subject.require("conditions")
         backend.write("a", b"one")
         etag = backend.stat("a").etag
         assert etag is not None
@@ -283,23 +290,27 @@ class Conditions(Topic):
     def test_one_of_many_replacers_wins(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.REPLACE):
             return
+        subject.require("conditions")
         subject.require("threads")
         backend.write("a", b"start")
-        for _ in range(10):
+        for round_number in range(10):
             etag = backend.stat("a").etag
             assert etag is not None
+            # None like another: where an etag is made of the content, writing the same again keeps it, and two may win.
+            contents = [b"%d of round %d" % (n, round_number) for n in range(THREADS)]
             answers = together(
-                [lambda n=n, etag=etag: backend.replace("a", b"%d" % n, etag) for n in range(THREADS)]  # type: ignore[misc] # defaults bind the loop's names
+                [lambda c=content, etag=etag: backend.replace("a", c, etag) for content in contents]  # type: ignore[misc] # defaults bind the loop's names
             )
             won = [n for n, answer in enumerate(answers) if isinstance(answer, str)]
             lost = [answer for answer in answers if isinstance(answer, PreconditionFailedError)]
             assert (len(won), len(lost)) == (1, THREADS - 1), answers
-            assert backend.read("a") == b"%d" % won[0]
+            assert backend.read("a") == contents[won[0]]
             assert backend.stat("a").etag == answers[won[0]]
 
     def test_counting_by_replace_loses_nothing(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.REPLACE):
             return
+        subject.require("conditions")
         subject.require("threads")
         backend.write("count", b"0")
 
