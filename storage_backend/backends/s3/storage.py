@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import base64
-import io
 import logging
-import mimetypes
 import os
-import posixpath
 import re
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias, cast
+from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
 from storage_backend import identifiers
-from storage_backend.backends.s3 import copying, downloading, listing, uploading
-from storage_backend.backends.s3.calls import Calls, Facts
-from storage_backend.backends.s3.documents import RefusedInside, can_be_xml
-from storage_backend.backends.s3.errors import is_foreign, is_transient, refusal_of, translate
-from storage_backend.backends.s3.reading import Pinned, Reader, Wanted, read_span, read_whole
-from storage_backend.backends.s3.records import Records
-from storage_backend.backends.s3.service import Service
-from storage_backend.backends.s3.settings import MIB, PART_MOST, Settings
-from storage_backend.backends.s3.target import Stored, Target
-from storage_backend.backends.s3.workers import Answers, Workers, spread
+from storage_backend.backends.s3 import batches, downloading, listing, uploading
+from storage_backend.backends.s3.errors import refusal_of
+from storage_backend.backends.s3.objects import Objects, version_parameter
+from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
+from storage_backend.backends.s3.settings import MIB, Settings
 from storage_backend.base import (
     Identifiers,
     Item,
@@ -42,34 +32,27 @@ from storage_backend.base import (
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
-    Failures,
     IntegrityError,
     InvalidIdentifierError,
     PreconditionFailedError,
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import state_directory, write_file
+from storage_backend.files import write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import Secret, refuse_pickle
 from storage_backend.streams import (
     Content,
     Writer,
     check_arrived,
-    check_digest,
     check_range,
     hashing,
     new_digest,
     plain,
-    sha256,
 )
 
 logger = logging.getLogger(__name__)
 
-BATCH = 1000  # keys that one DeleteObjects takes ("DeleteObjects", Amazon S3 API Reference)
-UNDER_WAY_MOST = 64 << 20  # bytes of objects of one batch that are held at a time
-RECEIPTS = 10_000  # writes that are remembered until somebody asks how they show
-MARK = "storage-backend-write"  # of the metadata of conditional writes
 URL_LONGEST = 7 * 24 * 3600  # seconds that a signature of version 4 is good
 
 
@@ -186,17 +169,10 @@ class S3Storage(StorageBackend):
         )
 
     def _begin(self, settings: Settings) -> None:
-        self._settings = settings
-        self._root = f"{settings.prefix}/" if settings.prefix else ""
-        self._location = settings.location
-        self._service = Service(settings)
-        self._workers = Workers(settings.max_concurrency)
-        self._records = Records(state_directory() / "uploads", clock=settings.clock)
-        self._ensured = not settings.create_bucket
-        self._receipts: dict[str, ObjectInfo] = {}
+        self._objects = Objects(settings)
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = self._settings
+        settings = self._objects.settings
         if settings.client is not None:
             raise ConfigurationError(
                 f"{self.location}: it was given a client, which does not go into a pickle; give region, endpoint_url and "
@@ -210,10 +186,10 @@ class S3Storage(StorageBackend):
             settings.session_token,
             advice='a profile, the environment, "env:NAME" or "file:PATH"',
         )
-        return {"_settings": settings}
+        return {"settings": settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin(state["_settings"])
+        self._begin(state["settings"])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -221,24 +197,25 @@ class S3Storage(StorageBackend):
     @property
     def bucket(self) -> str:
         """The bucket's name."""
-        return self._settings.bucket
+        return self._objects.settings.bucket
 
     @property
     def prefix(self) -> str:
         """What stands before every identifier, without slashes at its ends."""
-        return self._settings.prefix
+        return self._objects.settings.prefix
 
     @property
     def client(self) -> Any:
         """The boto3 client."""
-        return self._service.client
+        with self._objects.mapped("make a client", None):
+            return self._objects.service.client
 
     @override
     def exists(self, identifier: str) -> bool:
         if not identifiers.is_valid(identifier):
             return False
         try:
-            self._facts(identifier)
+            self._objects.facts(identifier)
         except (BucketNotFoundError, InvalidIdentifierError):
             raise
         except FileNotFoundError:
@@ -257,22 +234,22 @@ class S3Storage(StorageBackend):
             NotFoundError: there is none; a FileNotFoundError.
             IntegrityError: twice the checksum was another.
         """
-        return read_whole(self._wanted(identifier, version_id))
+        return read_whole(self._objects.wanted(identifier, version_id))
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
-        key = self._key(identifier)
+        key = self._objects.key(identifier)
         content = plain(content)
         if not isinstance(content, bytes):
             return self.write_stream(identifier, content)
-        self._put(identifier, key, content, None, verify=False)
+        self._objects.put(identifier, key, content, None, verify=False)
         return True
 
     @override
     def delete(self, identifier: str) -> bool:
-        self._facts(identifier)
-        with self._mapped("delete", identifier):
-            self._calls.delete(self._key(identifier))
+        self._objects.facts(identifier)
+        with self._objects.mapped("delete", identifier):
+            self._objects.calls.delete(self._objects.key(identifier))
         return True
 
     @override
@@ -290,11 +267,11 @@ class S3Storage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return f"s3://{self.bucket}/{self._key(identifier)}"
+        return f"s3://{self.bucket}/{self._objects.key(identifier)}"
 
     @override
     def size(self, identifier: str) -> int:
-        size = self._facts(identifier).size
+        size = self._objects.facts(identifier).size
         if size is None:
             raise StorageError(
                 f"the service does not tell the size of {identifier!r} in {self.location}",
@@ -305,11 +282,11 @@ class S3Storage(StorageBackend):
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        dest = self._key(dest_id)
+        dest = self._objects.key(dest_id)
         if source_id == dest_id:
-            self._facts(source_id)
+            self._objects.facts(source_id)
             return True
-        self._copy(self, source_id, dest_id, dest)
+        self._objects.copy(self._objects, source_id, dest_id, dest)
         return True
 
     def copy_from(self, source: S3Storage, source_id: str, dest_id: str | None = None) -> bool:
@@ -334,7 +311,7 @@ class S3Storage(StorageBackend):
                 backend=self.location,
             )
         dest_id = source_id if dest_id is None else dest_id
-        self._copy(source, source_id, dest_id, self._key(dest_id))
+        self._objects.copy(source._objects, source_id, dest_id, self._objects.key(dest_id))
         return True
 
     @property
@@ -345,12 +322,12 @@ class S3Storage(StorageBackend):
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        dest = self._key(dest_id)
-        source = self._facts(source_id)
+        dest = self._objects.key(dest_id)
+        source = self._objects.facts(source_id)
         if source_id == dest_id:
             return True
-        self._copy(self, source_id, dest_id, dest, source.etag)
-        copied = self._facts(dest_id)
+        self._objects.copy(self._objects, source_id, dest_id, dest, source.etag)
+        copied = self._objects.facts(dest_id)
         if copied.size != source.size:
             raise IntegrityError(
                 f"the copy of {source_id!r} at {dest_id!r} has another size; nothing was deleted",
@@ -359,9 +336,9 @@ class S3Storage(StorageBackend):
             )
         # Amazon S3 deletes it only if nobody has overwritten it meanwhile; others ignore the condition.
         pinned = {} if source.etag is None else {"IfMatch": f'"{source.etag}"'}
-        with self._mapped("delete", source_id):
+        with self._objects.mapped("delete", source_id):
             try:
-                self._calls.delete(self._key(source_id), **pinned)
+                self._objects.calls.delete(self._objects.key(source_id), **pinned)
             except Exception as error:
                 # The answer to a first try was lost: with a condition the second finds nothing, because of ourselves.
                 refusal = refusal_of(error)
@@ -373,7 +350,7 @@ class S3Storage(StorageBackend):
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        key = self._key(identifier)
+        key = self._objects.key(identifier)
         source = hashing(reader) if verify else None
 
         def check(size: int) -> str | None:
@@ -381,14 +358,14 @@ class S3Storage(StorageBackend):
             check_arrived(info, identifier, size, digest)
             return digest
 
-        with self._mapped("write", identifier):
+        with self._objects.mapped("write", identifier):
             stored = uploading.put_stream(
-                self._target(key, identifier, info),
+                self._objects.target(key, identifier, info),
                 reader if source is None else cast(BinaryIO, source),
                 None if info is None else info.size,
                 check,
             )
-        self._finish(identifier, stored, None if source is None else source.hexdigest())
+        self._objects.prove(identifier, stored, None if source is None else source.hexdigest())
         return True
 
     @override
@@ -403,8 +380,9 @@ class S3Storage(StorageBackend):
             NotFoundError: there is none.
         """
         # Elsewhere a checksum may be an echo of what the uploader claimed.
-        extra = {"ChecksumMode": "ENABLED"} if self._service.vouches else {}
-        facts = self._facts(identifier, **_version(version_id), **extra)
+        with self._objects.mapped("look at", identifier):
+            extra = {"ChecksumMode": "ENABLED"} if self._objects.service.vouches else {}
+        facts = self._objects.facts(identifier, **version_parameter(version_id), **extra)
         digest = facts.digests.get("sha256") if extra else None
         return ObjectInfo(
             identifier,
@@ -417,8 +395,8 @@ class S3Storage(StorageBackend):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        with self._mapped("list", None):
-            found = listing.objects(self._calls, self._root, prefix, self.location, on_skip)
+        with self._objects.mapped("list", None):
+            found = listing.objects(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
             if self.bucket.endswith("--x-s3"):
                 # Directory buckets list in no order ("ListObjectsV2", Amazon S3 API Reference).
                 found = iter(sorted(found, key=lambda info: info.identifier))
@@ -426,8 +404,8 @@ class S3Storage(StorageBackend):
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        with self._mapped("list", None):
-            yield from listing.level(self._calls, self._root, prefix, self.location, on_skip)
+        with self._objects.mapped("list", None):
+            yield from listing.level(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
 
     @override
     def open(
@@ -446,10 +424,12 @@ class S3Storage(StorageBackend):
         """
         check_mode(mode)
         if mode == "rb":
-            return Reader(Pinned(self._wanted(identifier, version_id)))
-        target = self._target(self._key(identifier), identifier, None)
+            return Reader(Pinned(self._objects.wanted(identifier, version_id)))
+        key = self._objects.key(identifier)
+        with self._objects.mapped("write", identifier):
+            target = self._objects.target(key, identifier, None)
         return cast(
-            BinaryIO, Writer(uploading.UploadSink(target, partial(self._mapped, "write", identifier)))
+            BinaryIO, Writer(uploading.UploadSink(target, partial(self._objects.mapped, "write", identifier)))
         )
 
     @override
@@ -457,87 +437,33 @@ class S3Storage(StorageBackend):
         self, identifier: str, start: int, end: int | None = None, *, version_id: str | None = None
     ) -> bytes:
         check_range(start, end)
-        return read_span(self._wanted(identifier, version_id), start, end)
+        return read_span(self._objects.wanted(identifier, version_id), start, end)
 
     @override
     def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        failures = Failures()
-        window = _Window(self._settings.max_concurrency)
-        for identifier, content, error in spread(self._workers, self.read, identifiers, window.now):
-            if error is None:
-                window.learn(len(content))
-                yield identifier, content
-                continue
-            with failures.of(identifier):
-                raise error
-        failures.raise_any("read", self.location)
+        return batches.read_many(self._objects, self.read, identifiers)
 
     @override
     def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
-        failures = Failures()
-        window = _Window(self._settings.max_concurrency)
-        answers: Answers[_Item, None] = Answers(self._workers, partial(self._put_item, verify=verify))
-        under_way: set[str] = set()
-        stored = 0
-
-        def take() -> None:
-            nonlocal stored
-            (info, content), _, error = answers.take()
-            under_way.discard(info.identifier)
-            window.learn(len(content))
-            with failures.of(info.identifier):
-                if error is not None:
-                    raise error
-                failures.errors.pop(info.identifier, None)
-                stored += 1
-
-        try:
-            for key, content in items:
-                info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
-                # Of one identifier never two at a time, so that the last one stays.
-                while answers.pending >= window.now() or info.identifier in under_way:
-                    take()
-                under_way.add(info.identifier)
-                answers.ask((info, content))
-                del content
-            while answers.pending:
-                take()
-        finally:
-            answers.settle()
-        failures.raise_any("write", self.location)
-        return stored
+        return batches.write_many(self._objects, items, verify=verify)
 
     @override
     def delete_many(self, identifiers: Iterable[str]) -> int:
-        failures = Failures()
-        seen: set[str] = set()
-        batch: Identifiers = []
-        for identifier in identifiers:
-            if identifier in seen:
-                continue
-            seen.add(identifier)
-            batch.append(identifier)
-            if len(batch) == BATCH:
-                self._delete_batch(batch, failures)
-                batch = []
-        if batch:
-            self._delete_batch(batch, failures)
-        failures.raise_any("delete", self.location)
-        return len(seen)
+        return batches.delete_many(self._objects, identifiers)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        wanted = self._wanted(identifier, None)
-        write_file(path, lambda staged: downloading.fill(wanted, staged, self._workers))
+        wanted = self._objects.wanted(identifier, None)
+        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        key = self._key(identifier)
+        key = self._objects.key(identifier)
         with Path(path).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._settings.multipart_threshold:
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 return self.write_stream(
                     identifier, reader, info=info if stat.S_ISREG(facts.st_mode) else None
                 )
@@ -551,17 +477,17 @@ class S3Storage(StorageBackend):
                         backend=self.location,
                     )
 
-            with self._mapped("write", identifier):
+            with self._objects.mapped("write", identifier):
                 stored = uploading.put_file(
-                    self._target(key, identifier, info), reader.fileno(), facts.st_size, check
+                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check
                 )
-        self._remember(identifier, stored)
+        self._objects.remember(identifier, stored)
         return True
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
         try:
-            self._put_if(identifier, content, {"IfNoneMatch": "*"})
+            self._objects.put_if(identifier, content, {"IfNoneMatch": "*"})
         except PreconditionFailedError:
             return False
         return True
@@ -569,7 +495,7 @@ class S3Storage(StorageBackend):
     @override
     def replace(self, identifier: str, content: Content, etag: str) -> str:
         try:
-            stored = self._put_if(identifier, content, {"IfMatch": f'"{etag}"'})
+            stored = self._objects.put_if(identifier, content, {"IfMatch": f'"{etag}"'})
         except BucketNotFoundError:
             raise
         except (PreconditionFailedError, FileNotFoundError) as error:
@@ -593,8 +519,10 @@ class S3Storage(StorageBackend):
             ConfigurationError: the algorithm is unknown.
         """
         new_digest(algorithm)
-        if self._service.vouches:
-            facts = self._facts(identifier, ChecksumMode="ENABLED")
+        with self._objects.mapped("read", identifier):
+            vouches = self._objects.service.vouches
+        if vouches:
+            facts = self._objects.facts(identifier, ChecksumMode="ENABLED")
             kept = facts.digests.get(algorithm)
             if kept is not None:
                 return _hex(kept)
@@ -627,8 +555,10 @@ class S3Storage(StorageBackend):
             raise ConfigurationError(
                 f"expires_in: {expires_in!r} is not between 1 second and 7 days", parameter="expires_in"
             )
-        with self._mapped("sign a URL for", identifier):
-            return self._service.rare.presigned(calls[method], self._key(identifier), expires_in)
+        with self._objects.mapped("sign a URL for", identifier):
+            return self._objects.service.rare.presigned(
+                calls[method], self._objects.key(identifier), expires_in
+            )
 
     @override
     def flush(self) -> bool:
@@ -650,12 +580,11 @@ class S3Storage(StorageBackend):
     @property
     @override
     def location(self) -> str:
-        return self._location
+        return self._objects.location
 
     @override
     def close(self) -> None:
-        self._workers.close()
-        self._service.close()
+        self._objects.close()
 
     def abort_incomplete_uploads(self, older_than: timedelta = timedelta(days=1)) -> int:
         """Drop the parts of uploads beneath the prefix that nobody completed, which are stored, and paid for, until then.
@@ -666,15 +595,15 @@ class S3Storage(StorageBackend):
         Returns:
             How many uploads there were.
         """
-        before = datetime.fromtimestamp(self._settings.clock(), UTC) - older_than
+        before = datetime.fromtimestamp(self._objects.settings.clock(), UTC) - older_than
         count = 0
-        with self._mapped("abort uploads", None):
-            _ = self._calls
-            for key, upload_id, began in self._service.rare.uploads(self._root):
+        with self._objects.mapped("abort uploads", None):
+            _ = self._objects.calls
+            for key, upload_id, began in self._objects.service.rare.uploads(self._objects.root):
                 if began > before:
                     continue
                 try:
-                    self._service.rare.abort_upload(key, upload_id)
+                    self._objects.service.rare.abort_upload(key, upload_id)
                 except Exception as error:
                     refusal = refusal_of(error)
                     if refusal is None or refusal.code != "NoSuchUpload":
@@ -683,220 +612,9 @@ class S3Storage(StorageBackend):
                 count += 1
         return count
 
-    @property
-    def _calls(self) -> Calls:
-        if not self._ensured:
-            self._ensure_bucket()
-        return self._service.calls
-
-    def _ensure_bucket(self) -> None:
-        try:
-            self._service.rare.create_bucket()
-        except Exception as error:
-            refusal = refusal_of(error)
-            # It is there; or we may not create it, and if it is missing what follows says so.
-            if refusal is None or refusal.status not in {403, 409}:
-                raise
-        self._ensured = True
-
-    def _key(self, identifier: str) -> str:
-        """Where the object is in the bucket: the one place where identifiers become keys."""
-        identifiers.check(identifier)
-        key = self._root + identifier
-        if len(key) > identifiers.MAX_BYTES // 4 and len(key.encode()) > identifiers.MAX_BYTES:
-            raise InvalidIdentifierError(
-                f"invalid identifier {identifier[:40]!r}...: with the prefix {self.prefix!r} it has more than "
-                f"{identifiers.MAX_BYTES:,} bytes, the most that S3 takes",
-                identifier=identifier,
-                backend=self.location,
-            )
-        return key
-
-    @contextmanager
-    def _mapped(self, tried: str, identifier: str | None) -> Iterator[None]:
-        """Run the body with errors of S3, boto3 and the network as ours; a reader's own errors stay what they are."""
-        try:
-            yield
-        except Exception as error:
-            if isinstance(error, StorageError) or not is_foreign(error):
-                raise
-            raise translate(error, identifier, self.location, tried) from error
-
-    def _facts(self, identifier: str, **parameters: Any) -> Facts:
-        """What a HEAD tells; if it fails, which it does without a reason, what a GET of one byte says of that."""
-        key = self._key(identifier)
-        with self._mapped("look at", identifier):
-            try:
-                return self._calls.head(key, **parameters)
-            except Exception as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.code or is_transient(refusal) or not self._service.explains:
-                    raise
-            try:
-                got = self._calls.get(key, **parameters, Range="bytes=0-0")
-            except Exception as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.status != 416:  # an empty object: it is there
-                    raise
-            else:
-                got.body.close()
-            # What was wrong (the region, the clock) is right now, or the object has just appeared.
-            return self._calls.head(key, **parameters)
-
-    def _wanted(self, identifier: str, version_id: str | None) -> Wanted:
-        return Wanted(
-            lambda: self._calls, self._key(identifier), identifier, self._settings, _version(version_id)
-        )
-
-    def _target(
-        self,
-        key: str,
-        identifier: str,
-        info: ObjectInfo | None,
-        conditions: Mapping[str, str] | None = None,
-        metadata: Mapping[str, str] | None = None,
-    ) -> Target:
-        _ = self._calls  # the bucket, if it is to be created
-        parameters: dict[str, Any] = dict(self._settings.object_parameters())
-        kind = (info.content_type if info else None) or self._settings.content_type or _guessed(identifier)
-        if kind is not None:
-            parameters["ContentType"] = kind
-        own = dict(metadata or {})
-        if info is not None and info.modified is not None:
-            own |= uploading.mtime_metadata(info.modified)
-        if own:
-            parameters["Metadata"] = own
-        return Target(
-            self._service, self._settings, self._workers, self._records, key, parameters, conditions or {}
-        )
-
-    def _put(
-        self, identifier: str, key: str, content: bytes, info: ObjectInfo | None, *, verify: bool
-    ) -> None:
-        digest = sha256(content) if verify and info is not None and info.sha256 is not None else None
-        check_arrived(info, identifier, len(content), digest)
-        with self._mapped("write", identifier):
-            target = self._target(key, identifier, info)
-            if len(content) <= PART_MOST:
-                stored = uploading.put(target, content, digest)
-            else:
-                stored = uploading.put_stream(target, io.BytesIO(content), len(content), lambda _: None)
-        if not verify or stored.proven:
-            self._remember(identifier, stored)
-        else:
-            self._finish(identifier, stored, digest or sha256(content))
-
-    def _put_item(self, item: _Item, *, verify: bool) -> None:
-        info, content = item
-        found = plain(content)
-        if not isinstance(found, bytes):
-            raise TypeError("write_many takes bytes; use write_stream for readers")
-        self._put(info.identifier, self._key(info.identifier), found, info, verify=verify)
-
-    def _finish(self, identifier: str, stored: Stored, digest: str | None) -> None:
-        """Prove what was stored: if the service did not, by reading it back. *digest* is None if that was not asked for."""
-        if digest is not None and not stored.proven:
-            try:
-                check_digest(identifier, digest, super().checksum(identifier), "what was stored")
-            except IntegrityError:
-                self._withdraw(identifier, stored)
-                raise
-        self._remember(identifier, stored)
-
-    def _withdraw(self, identifier: str, stored: Stored) -> None:
-        """Remove an object that is not what it should be, if it is still the one that was stored."""
-        try:
-            if stored.etag is not None and self._facts(identifier).etag == stored.etag:
-                with self._mapped("delete", identifier):
-                    self._calls.delete(self._key(identifier))
-        except StorageError as error:
-            logger.warning(
-                "%r in %s is damaged and could not be removed: %s", identifier, self.location, error
-            )
-
-    def _put_if(self, identifier: str, content: Content, conditions: Mapping[str, str]) -> Stored:
-        """Store on a condition.
-
-        If an answer is lost and the request made again, the condition no longer holds, because of ourselves. The mark in
-        the object's metadata tells.
-        """
-        key = self._key(identifier)
-        content = plain(content)
-        mark = os.urandom(12).hex()
-        with self._mapped("write", identifier):
-            target = self._target(key, identifier, None, conditions, {MARK: mark})
-            try:
-                if isinstance(content, bytes) and len(content) <= PART_MOST:
-                    return uploading.put(target, content)
-                reader = io.BytesIO(content) if isinstance(content, bytes) else content
-                return uploading.put_stream(target, reader, None, lambda _: None)
-            except Exception as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.status not in {404, 412} or refusal.attempts == 1:
-                    raise
-                facts = self._calls.head(key)
-                if facts.metadata.get(MARK) != mark:
-                    raise
-                return Stored(facts.size or 0, facts.etag, proven=False)
-
-    def _copy(
-        self, source: S3Storage, source_id: str, dest_id: str, dest: str, etag: str | None = None
-    ) -> None:
-        def look() -> Facts:
-            return source._facts(source_id)
-
-        place = f"{source.bucket}/{source._key(source_id)}"
-        with self._mapped("copy", source_id):
-            target = self._target(dest, dest_id, None)
-            kept = {name: value for name, value in target.parameters.items() if name != "ContentType"}
-            copying.copy(replace(target, parameters=kept), place, look, etag)
-
-    def _delete_batch(self, batch: Identifiers, failures: Failures) -> None:
-        keys: dict[str, str] = {}
-        for identifier in batch:
-            with failures.of(identifier):
-                keys[self._key(identifier)] = identifier
-        plain_keys = [key for key in keys if can_be_xml(key)]
-        if plain_keys:
-            with self._mapped("delete", None):
-                refused = self._calls.delete_batch(plain_keys)
-            for key, why in refused.items():
-                identifier = keys.get(key, key)
-                with failures.of(identifier):
-                    raise translate(RefusedInside(why), identifier, self.location, "delete")
-        for key in keys.keys() - set(plain_keys):
-            with failures.of(keys[key]), self._mapped("delete", keys[key]):
-                self._calls.delete(key)
-
-    def _remember(self, identifier: str, stored: Stored) -> None:
-        if stored.etag is None or stored.parts:
-            self._receipts.pop(identifier, None)
-            return
-        while len(self._receipts) >= RECEIPTS:
-            self._receipts.pop(next(iter(self._receipts)), None)
-        self._receipts[identifier] = ObjectInfo(identifier, stored.size, None, stored.etag)
-
     @override
     def _receipt(self, identifier: str) -> ObjectInfo | None:
-        return self._receipts.pop(identifier, None)
-
-
-_Item: TypeAlias = tuple[ObjectInfo, bytes]
-
-
-class _Window:
-    """How many objects may be under way, so that together they stay small."""
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._largest = 1
-
-    def now(self) -> int:
-        return max(1, min(self._most, UNDER_WAY_MOST // self._largest))
-
-    def learn(self, size: int) -> None:
-        # It forgets, slowly: one large object does not make thousands of small ones slow.
-        self._largest = max(size, self._largest - (self._largest >> 5), 1)
+        return self._objects.receipts.pop(identifier, None)
 
 
 def _normalised(prefix: str) -> str:
@@ -909,20 +627,5 @@ def _normalised(prefix: str) -> str:
     return found
 
 
-def _version(version_id: str | None) -> dict[str, str]:
-    return {} if version_id is None else {"VersionId": version_id}
-
-
 def _hex(digest: str) -> str:
     return base64.b64decode(digest).hex()
-
-
-def _guessed(identifier: str) -> str | None:
-    return _guessed_of(posixpath.splitext(identifier)[1].lower())
-
-
-@lru_cache(maxsize=1024)
-def _guessed_of(suffix: str) -> str | None:
-    kind, encoding = mimetypes.guess_type(f"name{suffix}")
-    # Of "x.tar.gz" the type is that of the tar inside, which these bytes are not.
-    return {"gzip": "application/gzip", None: kind}.get(encoding)
