@@ -175,7 +175,7 @@ def _entry(found: Mapping[str, Any]) -> Entry:
     modified = found.get("LastModified")
     return Entry(
         found["Key"],
-        found["Size"],
+        _kind(found, "Size", int),
         _second(modified) if isinstance(modified, datetime) else None,
         etag_of(found.get("ETag")),
     )

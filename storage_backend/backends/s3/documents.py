@@ -51,13 +51,13 @@ class Entry:
 
     Attributes:
         key: the whole key, decoded.
-        size: bytes.
+        size: bytes; None only from a stand-in for a client, since S3 always tells.
         modified: aware, UTC, whole seconds: HEAD knows no finer, and both must agree.
         etag: opaque, as `etag_of` gives it.
     """
 
     key: str
-    size: int
+    size: int | None
     modified: datetime | None
     etag: str | None
 

@@ -12,7 +12,7 @@ from typing_extensions import Buffer, override
 
 from storage_backend.backends.s3 import digests, retries
 from storage_backend.backends.s3.calls import Calls, Facts, Got
-from storage_backend.backends.s3.errors import refusal_of, translate
+from storage_backend.backends.s3.errors import is_foreign, refusal_of, translate
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError, UnavailableError
 from storage_backend.streams import CHUNK
@@ -41,7 +41,13 @@ class Wanted:
     parameters: Mapping[str, Any]
 
     def error(self, error: Exception) -> StorageError:
-        """Our error for *error*."""
+        """Our error for *error*.
+
+        Raises:
+            Exception: *error* itself, which nothing of S3 or the network is to blame for.
+        """
+        if not isinstance(error, OSError) and not is_foreign(error):
+            raise error
         return translate(error, self.identifier, self.settings.location, "read")
 
     def broken(self, reason: str) -> UnavailableError:
@@ -205,14 +211,15 @@ class Pinned(io.RawIOBase):
         self._wanted = wanted
         self._got: Got | None = None
         self._branch = facts is not None
+        self._kept: bytes | None = None
         if facts is None:
             self._got = wanted.get()
             facts = self._got.facts
             if facts.size is None:
                 # Not an answer of S3, which always tells: a stand-in's.
-                content = self._got.body.read()
-                facts = Facts(size=len(content))
-                self._got = Got(facts, 0, len(content), io.BytesIO(content))
+                self._kept = self._got.body.read()
+                facts = Facts(size=len(self._kept))
+                self._got = Got(facts, 0, len(self._kept), io.BytesIO(self._kept))
         assert facts.size is not None
         self.facts = facts
         self.size: int = facts.size
@@ -350,6 +357,11 @@ class Pinned(io.RawIOBase):
         self._ask(min(self.size, end))
 
     def _ask(self, end: int) -> None:
+        if self._kept is not None:
+            self._got = Got(self.facts, 0, self.size, io.BytesIO(self._kept))
+            self._at, self._until = 0, self.size
+            self._skip(self._position)
+            return
         parameters = {"Range": f"bytes={self._position}-{end - 1}"}
         if self.facts.etag is not None:
             parameters["IfMatch"] = f'"{self.facts.etag}"'

@@ -94,8 +94,8 @@ class Service:
     @property
     def explains(self) -> bool:
         """Whether a second request may be made to learn why a first failed: not of a mock, which expects what it expects."""
-        client = self._now().client
-        return _is_botocore(client) and not _is_stubbed(client)
+        state = self._now()
+        return state.wire is not None or (_is_botocore(state.client) and not _is_stubbed(state.client))
 
     @property
     def vouches(self) -> bool:
