@@ -23,7 +23,7 @@ from typing import BinaryIO, cast
 import pytest
 
 from storage_backend import ObjectInfo
-from storage_backend.backends.s3 import S3Storage, uploading
+from storage_backend.backends.s3 import S3Storage, multipart
 from storage_backend.backends.s3.settings import MIB, PARTS_MOST, part_size
 from storage_backend.errors import (
     IntegrityError,
@@ -414,7 +414,7 @@ storage = S3Storage("{BUCKET}", endpoint_url="{server.url}", region="us-east-1",
                     access_key="{ACCESS_KEY}", secret_key="{SECRET_KEY}")
 writer = storage.open("object", "wb")
 writer.write(bytes(20 << 20))
-assert [*storage._service.rare.uploads("")]
+assert [*storage._objects.service.rare.uploads("")]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     assert count(server, "CreateMultipartUpload") == 1
@@ -496,7 +496,7 @@ def test_a_stream_of_another_size_than_announced_stores_nothing(
 
 
 def test_parts_grow_so_that_ten_thousand_hold_any_object(storage: S3Storage) -> None:
-    settings = storage._settings
+    settings = storage._objects.settings
     assert part_size(settings, None) == 5 * MIB
     for size in (1, 5 * MIB * PARTS_MOST, 5 * MIB * PARTS_MOST + 1, 10**12, 5 << 40):
         length = part_size(settings, size)
@@ -510,7 +510,7 @@ def test_parts_grow_so_that_ten_thousand_hold_any_object(storage: S3Storage) -> 
 def test_a_stream_without_end_stops_at_the_last_part_and_leaves_none(
     server: S3Server, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploading, "PARTS_MOST", 3)  # of which real ones would take 50 GB
+    monkeypatch.setattr(multipart, "PARTS_MOST", 3)  # of which real ones would take 50 GB
     with pytest.raises(UnsupportedOperationError, match=r"give info\.size"):
         storage.write_stream("object", io.BytesIO(LARGE))
     assert server.objects(BUCKET) == {}

@@ -70,6 +70,7 @@ class Multipart:
         Raises:
             UnsupportedOperationError: it would be the 10,001st.
         """
+        self._check_process()
         if self.count == PARTS_MOST:
             raise UnsupportedOperationError(
                 f"more than {PARTS_MOST:,} parts of {self.part_size:,} bytes: give info.size, or a larger "
@@ -92,6 +93,7 @@ class Multipart:
 
     def complete(self) -> Stored:
         """Publish the object."""
+        self._check_process()
         parts = [self._parts[number] for number in sorted(self._parts)]
         extra: dict[str, Any] = dict(self._target.conditions)
         crc32 = None
@@ -133,6 +135,10 @@ class Multipart:
                 return
         self._record.clear()
         self._record.release()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise ValueError(f"this upload belongs to process {self._pid}, not to its child")
 
     def _begun(self) -> str:
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if self._crc else {}

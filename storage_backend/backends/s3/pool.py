@@ -57,10 +57,8 @@ class Pool:
         After a StaleError no connection is left that was idle then, so the next attempt is on a fresh one.
 
         Raises:
-            ValueError: the pool is closed; or as `Connection.exchange`, as are all others.
+            ValueError: as `Connection.exchange`, as are all others.
         """
-        if self._closed:
-            raise ValueError("the connection pool is closed")
         connection = self._take() or self._dial()
         try:
             response = connection.exchange(method, target, headers, body)
@@ -74,7 +72,7 @@ class Pool:
         return response
 
     def close(self) -> None:
-        """Close all idle connections, and the others as they come back. Idempotent."""
+        """Close all idle connections, and the others as they come back; those of requests that come later too. Idempotent."""
         self._closed = True
         self._drop()
 

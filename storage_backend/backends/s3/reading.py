@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -212,6 +213,7 @@ class Pinned(io.RawIOBase):
         self._got: Got | None = None
         self._branch = facts is not None
         self._kept: bytes | None = None
+        self._pid = os.getpid()
         if facts is None:
             self._got = wanted.get()
             facts = self._got.facts
@@ -344,6 +346,10 @@ class Pinned(io.RawIOBase):
 
     def _arrive(self) -> None:
         """Have the body stand where the reader is."""
+        if self._pid != os.getpid():
+            # A forked child reads on by a connection of its own; the parent's is left alone.
+            self._drop()
+            self._pid = os.getpid()
         gap = self._position - self._at
         if self._got is not None and 0 < gap <= SKIP_MOST and self._position < self._until:
             self._skip(gap)

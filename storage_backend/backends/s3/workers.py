@@ -84,7 +84,8 @@ def _dismiss(tasks: SimpleQueue[_Task | None]) -> None:
 class Answers(Generic[T, R]):
     """The results of one caller's tasks, in the order in which they are done.
 
-    Used by one thread; only the work itself is done in others.
+    Used by one thread; only the work itself is done in others. A forked child has none of those: what was under way there
+    stays the parent's.
 
     Args:
         workers: that do it.
@@ -95,6 +96,7 @@ class Answers(Generic[T, R]):
         self._workers = workers
         self._function = function
         self._done: SimpleQueue[tuple[T, R | None, BaseException | None]] = SimpleQueue()
+        self._pid = os.getpid()
         self.pending = 0
 
     def ask(self, item: T) -> None:
@@ -111,14 +113,20 @@ class Answers(Generic[T, R]):
         self._workers.run(task)
 
     def take(self) -> tuple[T, R, BaseException | None]:
-        """Wait for one that is done: the item, its result, or what was raised instead."""
+        """Wait for one that is done: the item, its result, or what was raised instead.
+
+        Raises:
+            ValueError: this is a forked child.
+        """
+        if self._pid != os.getpid():
+            raise ValueError(f"this was begun by process {self._pid}, and does not go on in its child")
         item, result, error = self._done.get()
         self.pending -= 1
         return item, cast(R, result), error
 
     def settle(self) -> None:
         """Wait until nothing is under way, and forget the results."""
-        while self.pending:
+        while self.pending and self._pid == os.getpid():
             self.take()
 
 
