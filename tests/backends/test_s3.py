@@ -197,25 +197,26 @@ class TestStrictBeneathPrefix(ConformanceSuite):
 
 
 class TestStrictThroughWrapper(ConformanceSuite):
-    """With secrets that a pickle refers to."""
-
     @pytest.fixture
-    def subject(self, strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setenv("SB_TEST_ACCESS_KEY", strict_bucket.access_key)
-        monkeypatch.setenv("SB_TEST_SECRET_KEY", strict_bucket.secret_key)
+    def subject(self, strict: AtPlace) -> Subject:
+        return strict.prefixed({}, **PARTS)
 
-        def make() -> PrefixedStorage:
-            storage = S3Storage(
-                strict_bucket.bucket,
-                endpoint_url=strict_bucket.url,
-                region=strict_bucket.region,
-                access_key="env:SB_TEST_ACCESS_KEY",
-                secret_key="env:SB_TEST_SECRET_KEY",
-                **PARTS,
-            )
-            return PrefixedStorage(storage, "some/where")
 
-        return Subject(make=make, lacks=LACKS)
+def test_pickle_refers_to_secrets(strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SB_TEST_ACCESS_KEY", strict_bucket.access_key)
+    monkeypatch.setenv("SB_TEST_SECRET_KEY", strict_bucket.secret_key)
+    with S3Storage(
+        strict_bucket.bucket,
+        endpoint_url=strict_bucket.url,
+        region=strict_bucket.region,
+        access_key="env:SB_TEST_ACCESS_KEY",
+        secret_key="env:SB_TEST_SECRET_KEY",
+    ) as storage:
+        storage.write("a", b"content")
+        pickled = pickle.dumps(storage)
+        assert strict_bucket.secret_key.encode() not in pickled
+        with pickle.loads(pickled) as copy:
+            assert copy.read("a") == b"content"
 
 
 class TestAnonymous:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import os
 import pickle
 import re
@@ -11,8 +12,26 @@ import pytest
 
 import storage_backend.testing
 from storage_backend import MemoryStorage
-from storage_backend.testing import FEATURES, ConformanceSuite, Source, SourceBrokeError, Subject, Topic
+from storage_backend.testing import (
+    FEATURES,
+    AwkwardIdentifiers,
+    Capabilities,
+    Conditions,
+    ConformanceSuite,
+    Deleting,
+    Directories,
+    Listing,
+    Moving,
+    Processes,
+    Replacing,
+    Scanning,
+    Source,
+    SourceBrokeError,
+    Subject,
+    Topic,
+)
 from storage_backend.testing.subject import same
+from tests.testing import harness
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -62,6 +81,57 @@ def test_suite_is_the_union_of_the_topics() -> None:
         if name in {t.__name__ for t in ConformanceSuite.__bases__}
     }
     assert exported == {topic.__name__ for topic in ConformanceSuite.__bases__}
+
+
+LEFT_OUT: dict[str, set[str]] = {
+    "beneath": {"test_objects_beneath_an_object", "test_write_onto_a_directory"},
+    "conditions": {
+        "test_counting_by_replace_loses_nothing",
+        "test_one_of_many_creators_wins",
+        "test_one_of_many_replacers_wins",
+        "test_replace_needs_the_very_version",
+        "test_replace_of_a_missing_object_fails",
+    },
+    "long names": set(),
+    "newlines": set(),
+    "processes": {
+        "test_child_that_ends_in_the_ordinary_way_hurts_nothing",
+        "test_spawned_child_can_use_it",
+    },
+    "urls": set(),
+    "whole reads": {"test_readers_see_whole_versions"},
+}
+"""Feature -> the tests that a store without it skips; of others it leaves out a name or a line."""
+
+
+@pytest.mark.parametrize(
+    "topic",
+    [
+        AwkwardIdentifiers,
+        Capabilities,
+        Conditions,
+        Deleting,
+        Directories,
+        Listing,
+        Moving,
+        Processes,
+        Replacing,
+        Scanning,
+    ],
+)
+def test_narrow_features_leave_out_no_more_than_they_must(
+    topic: type[Topic], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    def make(_: Path) -> Subject:
+        storage = MemoryStorage()
+        return Subject(
+            lambda: storage, lacks={"shared": "one instance", **dict.fromkeys(LEFT_OUT, "on purpose")}
+        )
+
+    outcome = harness.run(topic, make, tmp_path, request)
+    assert outcome.failed == {}
+    expected = {"test_other_instances_see_the_old_object_too", *itertools.chain(*LEFT_OUT.values())}
+    assert set(outcome.skipped) == expected & set(harness.tests_of(topic))
 
 
 class TestSource:
