@@ -216,9 +216,9 @@ class S3Storage(StorageBackend):
             return False
         try:
             self._objects.facts(identifier)
-        except (BucketNotFoundError, InvalidIdentifierError):
+        except BucketNotFoundError:
             raise
-        except FileNotFoundError:
+        except (FileNotFoundError, InvalidIdentifierError):  # with the prefix it may be too long
             return False
         return True
 
