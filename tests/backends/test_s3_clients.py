@@ -560,6 +560,27 @@ class TestHandler:
         assert storage.read("x.txt") == b"hello"
         assert _agents(server) == WIRE
 
+    @pytest.mark.parametrize(
+        ("operation", "run"),
+        [
+            ("HeadObject", lambda storage: storage.size("x.txt")),
+            ("DeleteObject", lambda storage: storage.delete("x.txt")),
+            ("DeleteObjects", lambda storage: storage.delete_many(["x.txt"])),
+            ("CopyObject", lambda storage: storage.copy("x.txt", "y")),
+            ("ListObjectsV2", lambda storage: storage.list()),
+        ],
+    )
+    def test_handler_of_any_operation_is_called(
+        self, make: Make, operation: str, run: Callable[[S3Storage], object]
+    ) -> None:
+        storage = make()
+        seen: list[str] = []
+        storage.client.meta.events.register(
+            f"before-send.s3.{operation}", lambda request, **_: seen.append(request.method)
+        )
+        run(storage)
+        assert len(seen) == 1
+
     def test_parameters_of_a_users_handler_are_honoured(self, server: S3Server, make: Make) -> None:
         storage = make()
 

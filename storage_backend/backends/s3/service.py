@@ -36,7 +36,17 @@ _EVENTS = (
     "needs-retry",
     "after-call",
 )
-_OPERATIONS = ("GetObject", "PutObject", "ListObjectsV2")
+_OPERATIONS = (
+    "CopyObject",
+    "DeleteObject",
+    "DeleteObjects",
+    "GetObject",
+    "HeadObject",
+    "ListObjectsV2",
+    "PutObject",
+    "UploadPart",
+    "UploadPartCopy",
+)
 _OURS = re.compile(
     r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)"
 )  # whose handlers the wire does without, or calls itself
@@ -85,10 +95,11 @@ class Service:
         """The frequent requests, over the wire where the client is a plain one."""
         state = self._now()
         if _handlers(state.client) is not state.handlers:
-            # Somebody hooked in (a Stubber, an own handler), or a hook is gone.
+            # This is the first request, or somebody hooked in (a Stubber, an own handler), or a hook is gone.
             with state.lock:
-                state.wire = self._wire(state)
-                state.handlers = _handlers(state.client)
+                if _handlers(state.client) is not state.handlers:
+                    state.wire = self._wire(state)
+                    state.handlers = _handlers(state.client)
         return state.rare if state.wire is None else state.wire
 
     @property
@@ -132,8 +143,6 @@ class Service:
         settings = self._settings
         client = settings.client if settings.client is not None else self._made(self._region)
         state = _State(os.getpid(), client, ClientCalls(client, settings.bucket, settings.request_payer))
-        state.wire = self._wire(state)
-        state.handlers = _handlers(client)
         state.vouches = _is_amazon(client)
         return state
 
@@ -146,10 +155,8 @@ class Service:
     def _made(self, region: str | None) -> Any:
         client = _made(self._settings, region)
         if _is_botocore(client) and not self._settings.anonymous:
-            credentials = _credentials(client)
-            Mender(self._skew, self._settings.clock, _keys(credentials), _refresher(credentials)).register(
-                client
-            )
+            source = _Source(_credentials(client))
+            Mender(self._skew, self._settings.clock, source.keys, source.refresh).register(client)
         return client
 
     def _moved(self, region: str) -> Place | None:
@@ -160,8 +167,9 @@ class Service:
                 self._region = region
                 state.client = self._made(region)
                 state.rare = ClientCalls(state.client, self._settings.bucket, self._settings.request_payer)
-                state.handlers = _handlers(state.client)
-            return _place(state.client, self._settings)
+            place = _place(state.client, self._settings)
+            state.handlers = _handlers(state.client)
+            return place
 
 
 def _made(settings: Settings, region: str | None) -> Any:
@@ -281,6 +289,7 @@ def _place(client: Any, settings: Settings) -> Place | None:
     unknown = (tls and not verify and not isinstance(verify, str)) or getattr(session, "_cert_file", None)
     if unknown or (credentials is None and not settings.anonymous) or _proxied(client, request.url):
         return None
+    source = _Source(credentials)
     host = parts.hostname or ""
     port = parts.port or (443 if tls else 80)
     return Place(
@@ -288,8 +297,8 @@ def _place(client: Any, settings: Settings) -> Place | None:
         root=parts.path.removesuffix(_PROBE),
         region="" if scope is None else scope[1],
         signer=None if scope is None else Signer(scope[1], scope[2]),
-        keys=_no_keys if scope is None else _keys(credentials),
-        refresh=_refresher(credentials),
+        keys=_no_keys if scope is None else source.keys,
+        refresh=source.refresh,
         pool=Pool(
             host,
             port,
@@ -343,7 +352,9 @@ def _text(value: Any) -> str:
 def _proxied(client: Any, url: str) -> bool:
     from botocore.utils import get_environ_proxies
 
-    return bool(client.meta.config.proxies or get_environ_proxies(url))
+    given = client.meta.config.proxies
+    found = get_environ_proxies(url) if given is None else given
+    return urlsplit(url).scheme in found
 
 
 def _context(verify: bool | str | None) -> ssl.SSLContext:
@@ -362,34 +373,38 @@ def _credentials(client: Any) -> Any:
     return getattr(getattr(client, "_request_signer", None), "_credentials", None)
 
 
-def _keys(credentials: Any) -> Callable[[], Keys]:
-    def keys() -> Keys:
-        # Renews what is about to expire, once for all threads.
-        frozen = credentials.get_frozen_credentials()
-        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
-
-    return keys
-
-
 def _no_keys() -> Keys:
     raise ConfigurationError("anonymous requests are not signed", parameter="anonymous")
 
 
-def _refresher(credentials: Any) -> Callable[[], bool]:
-    def refresh() -> bool:
-        """Get new credentials although the old ones do not look expired; whether they are others."""
-        renew = getattr(credentials, "_protected_refresh", None)
-        lock = getattr(credentials, "_refresh_lock", None)
+class _Source:
+    """The credentials of a client.
+
+    Args:
+        credentials: botocore's.
+    """
+
+    def __init__(self, credentials: Any) -> None:
+        self._credentials = credentials
+        self._used = threading.local()
+
+    def keys(self) -> Keys:
+        """Those of this moment. What is about to expire is renewed, once for all threads."""
+        frozen = self._used.frozen = self._credentials.get_frozen_credentials()
+        return Keys(frozen.access_key, frozen.secret_key, frozen.token)
+
+    def refresh(self) -> bool:
+        """Get new ones although those that this thread used do not look expired; whether there are others now."""
+        renew = getattr(self._credentials, "_protected_refresh", None)
+        lock = getattr(self._credentials, "_refresh_lock", None)
         if renew is None or lock is None:
             return False
-        before = credentials.get_frozen_credentials()
+        before = getattr(self._used, "frozen", None) or self._credentials.get_frozen_credentials()
         with lock:
             # Not by get_frozen_credentials, which takes the lock itself when the end is near.
-            if getattr(credentials, "_frozen_credentials", before) == before:
+            if getattr(self._credentials, "_frozen_credentials", before) == before:
                 renew(is_mandatory=True)
-        return bool(credentials.get_frozen_credentials() != before)
-
-    return refresh
+        return bool(self._credentials.get_frozen_credentials() != before)
 
 
 def _emit(client: Any) -> Callable[..., Any] | None:

@@ -21,6 +21,18 @@ PARTS_MOST = 10_000
 
 CHECKSUMS = ("auto", "md5", "crc32", "sha256")
 STYLES = ("auto", "path", "virtual")
+_TEXTS = (
+    "region",
+    "endpoint_url",
+    "profile",
+    "storage_class",
+    "server_side_encryption",
+    "sse_kms_key_id",
+    "request_payer",
+    "content_type",
+    "acl",
+    "ca_bundle",
+)
 
 
 @dataclass(frozen=True)
@@ -60,10 +72,15 @@ class Settings:
     def __post_init__(self) -> None:
         if not isinstance(self.bucket, str) or not self.bucket:
             raise _wrong("bucket", f"{self.bucket!r} is not the name of a bucket")
+        for name in _TEXTS:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, str):
+                raise _wrong(name, f"{value!r} is no text")
         self._check_credentials()
         self._check_endpoint()
         _one_of("checksum", self.checksum, CHECKSUMS)
         _one_of("addressing_style", self.addressing_style, STYLES)
+        self._check_acceleration()
         for name in ("max_concurrency", "attempts"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -72,6 +89,10 @@ class Settings:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise _wrong(name, f"{value!r} is not a number of seconds above 0")
+        for name in ("multipart_chunk_size", "multipart_threshold"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise _wrong(name, f"{value!r} is not a whole number of bytes")
         if not PART_LEAST <= self.multipart_chunk_size <= PART_MOST:
             raise _wrong(
                 "multipart_chunk_size",
@@ -130,13 +151,38 @@ class Settings:
     def _check_endpoint(self) -> None:
         if self.endpoint_url is None:
             return
-        parts = urlsplit(self.endpoint_url)
+        try:
+            parts = urlsplit(self.endpoint_url)
+            _ = parts.port
+        except ValueError as error:
+            raise _wrong("endpoint_url", f"{error}; it is of the form https://host:port") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
             raise _wrong("endpoint_url", "it is of the form https://host:port")
         if parts.username or parts.password:
             raise _wrong("endpoint_url", "no user and password: use access_key and secret_key")
         if parts.query or parts.fragment:
             raise _wrong("endpoint_url", "it has no query and no fragment")
+
+    def _check_acceleration(self) -> None:
+        if not self.accelerate:
+            return
+        if self.endpoint_url is not None:
+            raise _wrong("accelerate", "only Amazon has such endpoints, and endpoint_url names another")
+        if self.addressing_style == "path":
+            raise _wrong(
+                "accelerate", 'its endpoints name the bucket in the host, so not addressing_style="path"'
+            )
+
+
+def secret(name: str, value: str | None) -> Secret | None:
+    """The secret that *value* means.
+
+    Raises:
+        ConfigurationError: it is no text.
+    """
+    if value is not None and not isinstance(value, str):
+        raise _wrong(name, "it is no text")
+    return Secret.given(name, value)
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ from storage_backend.backends.s3 import batches, downloading, listing, uploading
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
-from storage_backend.backends.s3.settings import MIB, Settings
+from storage_backend.backends.s3.settings import MIB, Settings, secret
 from storage_backend.base import (
     Identifiers,
     Item,
@@ -40,7 +40,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import write_file
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.secrets import Secret, refuse_pickle
+from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
     Writer,
@@ -140,9 +140,9 @@ class S3Storage(StorageBackend):
                 prefix=_normalised(prefix),
                 region=region,
                 endpoint_url=endpoint_url,
-                access_key=Secret.given("access_key", access_key),
-                secret_key=Secret.given("secret_key", secret_key),
-                session_token=Secret.given("session_token", session_token),
+                access_key=secret("access_key", access_key),
+                secret_key=secret("secret_key", secret_key),
+                session_token=secret("session_token", session_token),
                 profile=profile,
                 anonymous=anonymous,
                 client=client,
@@ -304,7 +304,10 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the two are different services.
         """
-        if source.endpoint != self.endpoint:
+        if (
+            source.endpoint != self.endpoint
+            and not source._objects.service.vouches & self._objects.service.vouches
+        ):
             raise ConfigurationError(
                 f"{source.location} and {self.location} are different services: use sync() or migrate()",
                 parameter="source",
@@ -318,7 +321,7 @@ class S3Storage(StorageBackend):
     def endpoint(self) -> str | None:
         """The service's URL; None of a client that does not tell."""
         found = getattr(getattr(self.client, "meta", None), "endpoint_url", None)
-        return found if isinstance(found, str) else None
+        return found.rstrip("/") if isinstance(found, str) else None
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
@@ -618,6 +621,8 @@ class S3Storage(StorageBackend):
 
 
 def _normalised(prefix: str) -> str:
+    if not isinstance(prefix, str):
+        raise ConfigurationError(f"prefix: {prefix!r} is no text", parameter="prefix")
     found = "/".join(segment for segment in prefix.split("/") if segment)
     if found:
         try:
