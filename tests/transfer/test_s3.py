@@ -1,0 +1,147 @@
+"""Python's own library folder through S3 and a database and back, and from bucket to bucket: nothing is lost, or sent twice."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from storage_backend import migrate, sync, verify
+from storage_backend.backends.s3 import S3Storage
+from storage_backend.testing.subject import same
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.s3_servers import BucketPlace
+from tests.transfer.test_library import LIBRARY, migrated, run
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        server.create_bucket("bucket")
+        yield server
+
+
+@pytest.fixture
+def scope(soak: bool) -> list[str]:
+    return [] if soak else ["--exclude", "site-packages/**"]
+
+
+def credentials(place: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For boto3 to find, here and in children."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", place.access_key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", place.secret_key)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+def url_of(place: BucketPlace, prefix: str) -> str:
+    return f"s3://{place.bucket}/{prefix}?region={place.region}&endpoint_url={place.url}"
+
+
+def operations(server: S3Server) -> set[str]:
+    return {record.operation for record in server.actions}
+
+
+def nothing_is_copied(directory: Path, source: str | Path, target: str | Path, scope: list[str]) -> None:
+    again = run(directory, "migrate", source, target, *scope)
+    assert again.code == 0, again.errors
+    assert again.report["copied"] == 0
+    assert set(again.report["skipped"]) == {"journal"}
+
+
+@pytest.mark.parametrize("where", ["own", "moto", "rclone"])
+def test_the_library_survives_s3_and_a_database_and_back(
+    where: str,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    scope: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = LIBRARY if not scope or where == "own" else LIBRARY / "idlelib"
+    server: S3Server | None = None
+    if where == "own":
+        server = request.getfixturevalue("server")
+        assert server is not None
+        place = BucketPlace(server.url, "bucket", ACCESS_KEY, SECRET_KEY)
+    else:
+        place = request.getfixturevalue(f"{where}_bucket")
+    credentials(place, monkeypatch)
+    bucket, sqlite, back = url_of(place, "lib"), f"sqlite:///{tmp_path}/archive.db", tmp_path / "back"
+    first = migrated(tmp_path, folder, bucket, scope)
+    assert first["copied"] > (1000 if folder == LIBRARY else 100)
+    if server is not None:
+        # Each answer to a write proves what was stored.
+        assert "GetObject" not in operations(server)
+        server.actions.clear()
+    nothing_is_copied(tmp_path, folder, bucket, scope)
+    if server is not None:
+        assert operations(server) == {"CreateBucket", "ListObjectsV2"}
+        pages = [record for record in server.actions if "continuation-token" in record.query]
+        assert len(pages) == (first["copied"] - 1) // 1000
+    assert migrated(tmp_path, bucket, sqlite, [])["copied"] == first["copied"]
+    nothing_is_copied(tmp_path, bucket, sqlite, [])
+    assert migrated(tmp_path, sqlite, back, [])["bytes"] == first["bytes"]
+    nothing_is_copied(tmp_path, sqlite, back, [])
+    excluded = ["--exclude=site-packages"] if scope else []
+    difference = subprocess.run(
+        ["diff", "-r", *excluded, folder, back], capture_output=True, text=True, check=False
+    )
+    assert (difference.returncode, difference.stdout) == (0, "")
+    if server is not None:
+        server.actions.clear()
+        synced = run(tmp_path, "sync", folder, bucket, *scope)
+        assert synced.code == 0, synced.errors
+        assert synced.report["copied"] == 0
+        assert operations(server) == {"CreateBucket", "ListObjectsV2"}
+        assert server.uploads("bucket") == {}
+
+
+def test_from_bucket_to_bucket(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    server.create_bucket("other")
+    objects = {f"data/{number % 7}/{number:05} é+%.txt": b"%d" % number * 20 for number in range(1300)}
+    objects |= {f"data/large-{number}": bytes([number]) * (20 * MIB + number) for number in range(2)}
+    # Older than the copies by more than the second that S3's times have.
+    server.clock = lambda: time.time() - 3600
+    for name, content in objects.items():
+        server.put("bucket", f"from/{name}", content)
+    server.clock = time.time
+
+    def at(bucket: str, prefix: str) -> S3Storage:
+        return S3Storage(
+            bucket,
+            prefix,
+            endpoint_url=server.url,
+            region="us-east-1",
+            access_key=ACCESS_KEY,
+            secret_key=SECRET_KEY,
+        )
+
+    source, target = at("bucket", "from"), at("other", "into/it")
+    report = migrate(source, target)
+    assert report.ok
+    assert report.copied == report.verified == len(objects)
+    assert same(server.objects("other"), {f"into/it/{name}": content for name, content in objects.items()})
+    assert server.uploads("other") == {}
+    server.actions.clear()
+    for again in (migrate(source, target), sync(source, target)):
+        assert again.ok
+        assert again.copied == 0
+    assert operations(server) == {"ListObjectsV2"}
+    assert verify(source, target).ok
+
+
+def test_a_listing_asks_for_each_page_once(server: S3Server) -> None:
+    server.settings.page_size = 7
+    for number in range(100):
+        server.put("bucket", f"{number:03}", b"x")
+    storage = S3Storage(
+        "bucket", endpoint_url=server.url, region="us-east-1", access_key=ACCESS_KEY, secret_key=SECRET_KEY
+    )
+    assert [info.identifier for info in storage.scan()] == [f"{number:03}" for number in range(100)]
+    tokens = [record.query.get("continuation-token") for record in server.actions]
+    assert len(tokens) == len(set(tokens)) == 15
