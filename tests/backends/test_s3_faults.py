@@ -8,6 +8,7 @@ import io
 import itertools
 import os
 import random
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -735,8 +736,10 @@ def test_the_next_upload_takes_up_or_drops_what_could_not_be_aborted(site: Site,
     assert not site.server.uploads(BUCKET)
 
 
-def test_a_large_copy_of_a_source_that_changes_stores_nothing(site: Site) -> None:
+@pytest.mark.parametrize("repeatable", [True, False])
+def test_a_large_copy_is_whole_or_nothing(site: Site, repeatable: bool) -> None:
     site.put("old", LARGE)
+    site.server.settings.repeatable_complete = repeatable
     site.server.settings.copy_limit = 6 * MIB
     try:
         Changes(site, lambda: site.server.put(BUCKET, "old", bytes_of(len(LARGE), 7))).at("UploadPartCopy", 2)
@@ -750,6 +753,13 @@ def test_a_large_copy_of_a_source_that_changes_stores_nothing(site: Site) -> Non
                 assert site.storage.copy("old", "new")
                 assert same(site.objects["new"], site.objects["old"])
                 assert not site.server.uploads(BUCKET)
+                assert site.storage.delete("new")
+        with another(site, attempts=1) as storage:
+            site.server.faults.add(reply(503), "UploadPartCopy")
+            site.server.faults.add(reply(500), "AbortMultipartUpload")
+            with pytest.raises(RateLimitedError):
+                storage.copy("old", "new")
+        assert list(site.objects) == ["old"]
     finally:
         site.server.settings.copy_limit = 5 << 30
 
@@ -781,3 +791,25 @@ def test_twenty_mebibytes_from_a_reader_and_a_file_of_forty_survive_a_fault_of_e
         assert site.fired == len(faults) + 3
         assert same(path.read_bytes(), file)
     assert not site.server.uploads(BUCKET)
+
+
+def test_where_no_thread_can_be_started_an_upload_fails_and_does_not_hang(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if thread.name == "storage-backend-s3":
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    site.put("new", OLD)
+    with another(site) as storage:
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        with pytest.raises(RuntimeError, match="can't start"):
+            storage.write_stream("new", reader_of(LARGE))
+        assert same(site.objects, {"new": OLD})
+        assert not site.server.uploads(BUCKET)
+        monkeypatch.undo()
+        assert storage.write_stream("new", reader_of(LARGE))
+        assert same(site.objects, {"new": LARGE})

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Callable
 from typing import Any
 
+from storage_backend.backends.s3 import digests
 from storage_backend.backends.s3.calls import Facts
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.target import Target
 from storage_backend.backends.s3.workers import Answers
+
+logger = logging.getLogger(__name__)
 
 # How S3 and others refuse a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
 _TOO_LARGE = frozenset({"EntityTooLarge", "InvalidArgument", "InvalidRequest"})
@@ -65,11 +70,34 @@ def _in_parts(target: Target, source: str, facts: Facts) -> None:
         while answers.pending:
             take()
         parts.sort(key=lambda part: int(part["PartNumber"]))
-        rare.complete_upload(target.key, upload_id, parts)
+        _complete(target, upload_id, parts, facts.size)
     except BaseException:
         answers.settle()
-        rare.abort_upload(target.key, upload_id)
+        try:
+            rare.abort_upload(target.key, upload_id)
+        except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
+            if not _is_gone(error):
+                logger.warning("an unfinished upload of %r stays: %s", target.key, error)
         raise
+
+
+def _complete(target: Target, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
+    try:
+        target.service.rare.complete_upload(target.key, upload_id, parts)
+    except Exception as error:
+        # If its answer was lost and it is asked again, some services know the upload no more.
+        etags = [str(part["ETag"]).strip('"') for part in parts]
+        if not _is_gone(error) or not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+            raise
+        landed = target.service.calls.head(target.key)
+        expected = digests.multipart_etag([bytes.fromhex(etag) for etag in etags])
+        if (landed.size, landed.etag) != (size, expected):
+            raise
+
+
+def _is_gone(error: Exception) -> bool:
+    refusal = refusal_of(error)
+    return refusal is not None and refusal.code == "NoSuchUpload"
 
 
 def _part(

@@ -136,6 +136,7 @@ BY_CODE: Mapping[str, Rule] = {
         BucketNotFoundError, "check its name and the endpoint, or create it (create_bucket=True does)"
     ),
     "NoSuchKey": Rule(NotFoundError),
+    "NoSuchUpload": Rule(StorageError, "somebody else has aborted the upload; nothing was stored"),
     "NoSuchVersion": Rule(NotFoundError),
     "NotImplemented": Rule(UnsupportedOperationError),
     "OperationAborted": _DOWN,

@@ -60,9 +60,16 @@ class _Crew:
                 start = self._threads < most
                 self._threads += start
             if start:
-                threading.Thread(
-                    target=_work, args=(self.tasks, self._idle), daemon=True, name="storage-backend-s3"
-                ).start()
+                try:
+                    threading.Thread(
+                        target=_work, args=(self.tasks, self._idle), daemon=True, name="storage-backend-s3"
+                    ).start()
+                except RuntimeError:
+                    # The system has no thread to spare: those that are there do it all, if any are.
+                    with self._lock:
+                        self._threads -= 1
+                        if not self._threads:
+                            raise
         self.tasks.put(task)
 
 
@@ -110,7 +117,12 @@ class Answers(Generic[T, R]):
                 done.put((item, None, error))
 
         self.pending += 1
-        self._workers.run(task)
+        try:
+            self._workers.run(task)
+        except RuntimeError:
+            # No thread can be started: nothing will come of it, and nobody may wait for it.
+            self.pending -= 1
+            raise
 
     def take(self) -> tuple[T, R, BaseException | None]:
         """Wait for one that is done: the item, its result, or what was raised instead.
