@@ -194,7 +194,8 @@ class Multipart:
             # Who may not abort may upload all the same.
             if not _is_refused(error, 403, 404):
                 raise
-            logger.warning("the unfinished upload %s of %r stays: %s", upload_id, self._target.key, error)
+            if _is_refused(error, 403):
+                logger.warning("the unfinished upload %s of %r stays: %s", upload_id, self._target.key, error)
         record.clear()
         return None
 
