@@ -32,7 +32,6 @@ RCLONE = {
 }
 MOCK = {
     "processes": "moto's objects live in one process; a spawned child talks to Amazon",
-    "threads": "moto loses objects and closes files under other threads (KeyError, ValueError, with boto3 alone too)",
     "urls": "nothing listens: moto answers boto3 before anything is sent",
 }
 CLIENT = {

@@ -6,8 +6,10 @@ import base64
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -126,7 +128,9 @@ class Wire:
         skew: of the service's clock.
     """
 
-    def __init__(self, place: Place, settings: Settings, moved: Callable[[str], Place | None], skew: Skew) -> None:
+    def __init__(
+        self, place: Place, settings: Settings, moved: Callable[[str], Place | None], skew: Skew
+    ) -> None:
         self._place = place
         self._settings = settings
         self._moved = moved
@@ -485,8 +489,15 @@ def _canned(  # noqa: PLR0917 - as _send
     sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
     request = AWSPreparedRequest(method, place.origin + target, sent, content or None, stream_output=True)
     assert place.emit is not None
-    _, answer = place.emit(f"before-send.s3.{operation}", request=request)
-    return None if answer is None else _Canned(answer)
+    # moto's objects are not made for threads, which here are our own: several of a batch at once would break them.
+    with _one_at_a_time(os.getpid()):
+        _, answer = place.emit(f"before-send.s3.{operation}", request=request)
+        return None if answer is None else _Canned(answer)
+
+
+@lru_cache(maxsize=1)
+def _one_at_a_time(pid: int) -> threading.Lock:  # noqa: ARG001 - a child's own: its parent's may be held for ever
+    return threading.Lock()
 
 
 class _Canned:
