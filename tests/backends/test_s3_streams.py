@@ -707,7 +707,9 @@ def test_a_large_object_goes_up_and_down_in_little_memory(
         above_idle(rclone_bucket, "reader", back)
         assert back.read_text() == source.read_text()
     print({way: f"{value / MIB:.1f} MiB" for way, value in taken.items()})
-    assert all(value < 64 * MIB for value in taken.values()), taken
+    # A writer's buffer grows by itself, so it is larger than what is in it.
+    most = dict.fromkeys(taken, 32 * MIB) | {"writer": 64 * MIB}
+    assert all(value < most[way] for way, value in taken.items()), taken
 
 
 def test_many_threads_may_each_read_their_own_jumps(server: S3Server, storage: S3Storage) -> None:

@@ -77,19 +77,21 @@ class Multipart:
                 "multipart_chunk_size",
                 backend=self._target.settings.location,
             )
-        window = self._target.settings.max_concurrency
-        if not isinstance(body, FilePart):
-            window = min(window, max(1, BUFFERED_MOST // self.part_size))
-        while self._answers.pending >= window:
-            self._take()
+        if isinstance(body, FilePart):
+            self._wait(self._target.settings.max_concurrency)
+        else:
+            self.wait()
         self.count += 1
         self.size += size_of(body)
         self._answers.ask((self.count, body, done))
 
+    def wait(self) -> None:
+        """Wait while as many parts are under way as may be held; called before memory is taken for the next one."""
+        self._wait(min(self._target.settings.max_concurrency, max(1, BUFFERED_MOST // self.part_size)))
+
     def settle(self) -> None:
         """Wait until each part is there."""
-        while self._answers.pending:
-            self._take()
+        self._wait(1)
 
     def complete(self) -> Stored:
         """Publish the object."""
@@ -223,6 +225,10 @@ class Multipart:
         if done is not None:
             done()
         return _Part(number, etag or "", size, sums.md5, sums.crc, with_crc=self._crc)
+
+    def _wait(self, window: int) -> None:
+        while self._answers.pending >= window:
+            self._take()
 
     def _take(self) -> None:
         _, part, error = self._answers.take()

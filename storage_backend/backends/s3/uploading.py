@@ -60,15 +60,22 @@ def put_stream(
         head = bytearray()
     upload = Multipart(target, length)
     try:
-        buffers = _Buffers(upload.part_size)
         rest = memoryview(head)
         del head
+        while len(rest) >= upload.part_size:
+            upload.add(rest[: upload.part_size])
+            rest = rest[upload.part_size :]
+        from_head = upload.count
+        buffers = _Buffers(upload.part_size)
         while True:
+            if 0 < from_head == upload.count - 1:
+                upload.settle()  # only then all that was read first is let go of
+            else:
+                upload.wait()
             buffer = buffers.take()
-            taken = min(len(rest), len(buffer))
-            buffer[:taken] = rest[:taken]
-            # An empty view would still hold all of the head.
-            rest = rest[taken:] if taken < len(rest) else memoryview(b"")
+            taken = len(rest)
+            buffer[:taken] = rest
+            rest = memoryview(b"")  # an empty slice would still hold what it was cut from
             filled = taken + source.fill(memoryview(buffer)[taken:])
             if filled == 0 and upload.count:
                 break
