@@ -134,9 +134,9 @@ http {{
     server {{
         listen 127.0.0.1:{port};
         root {root};
-        location ~ "^/(pages-[0-9]+)/?$" {{
+        location ~ "^/(?<bucket>pages-[0-9]+)/?$" {{
             default_type application/xml;
-            rewrite "^/(pages-[0-9]+)/?$" /shared/$1/$page break;
+            rewrite "^" /shared/$bucket/$page break;
         }}
     }}
 }}
