@@ -1,0 +1,146 @@
+"""Clients: boto3's, as the settings ask for one; and whether one does all by itself, so that we may do it faster."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+from urllib.parse import urlsplit
+
+from storage_backend.backends.s3.settings import Settings
+from storage_backend.errors import MissingClientError
+from storage_backend.secrets import Secret
+
+# The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
+_EVENTS = (
+    "provide-client-params",
+    "before-parameter-build",
+    "before-endpoint-resolution",
+    "before-call",
+    "request-created",
+    "choose-signer",
+    "before-sign",
+    "before-send",
+    "response-received",
+    "needs-retry",
+    "after-call",
+)
+_OPERATIONS = (
+    "CopyObject",
+    "DeleteObject",
+    "DeleteObjects",
+    "GetObject",
+    "HeadObject",
+    "ListObjectsV2",
+    "PutObject",
+    "UploadPart",
+    "UploadPartCopy",
+)
+_OURS = re.compile(
+    r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)"
+)  # whose handlers the wire does without, or calls itself
+
+
+def made(settings: Settings, region: str | None) -> Any:
+    """A client: boto3's own, or one of a session where credentials or a profile are given."""
+    try:
+        import boto3
+        from botocore import UNSIGNED
+        from botocore.config import Config
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in {"boto3", "botocore"}:
+            raise
+        raise MissingClientError(
+            f"{settings.location} needs boto3: pip install 'storage-backend[s3]'"
+        ) from error
+    options: dict[str, Any] = {
+        "retries": {"mode": "standard", "total_max_attempts": settings.attempts},
+        "max_pool_connections": max(10, settings.max_concurrency),
+        "connect_timeout": settings.connect_timeout,
+        "read_timeout": settings.io_timeout,
+        "s3": {
+            "addressing_style": settings.addressing_style,
+            "use_accelerate_endpoint": settings.accelerate,
+        },
+    }
+    if settings.anonymous:
+        options["signature_version"] = UNSIGNED
+    elif not settings.bucket.startswith("arn:"):
+        # Without it URLs are signed by the old version 2; an ARN may need version 4a.
+        options["signature_version"] = "s3v4"
+    if settings.endpoint_url is not None and "AWS_REQUEST_CHECKSUM_CALCULATION" not in os.environ:
+        # boto3's own default breaks services that do not know these checksums; ours are sent where they are known.
+        options["request_checksum_calculation"] = "when_required"
+        options["response_checksum_validation"] = "when_required"
+    given = {
+        # boto3 itself does not look at AWS_REGION.
+        "region_name": region or os.environ.get("AWS_REGION") or None,
+        "endpoint_url": settings.endpoint_url,
+        "verify": settings.ca_bundle,
+    }
+    keywords = {name: value for name, value in given.items() if value is not None}
+    if settings.access_key is None and settings.profile is None:
+        return boto3.client("s3", config=Config(**options), **keywords)
+    session = boto3.Session(
+        aws_access_key_id=_value(settings.access_key),
+        aws_secret_access_key=_value(settings.secret_key),
+        aws_session_token=_value(settings.session_token),
+        profile_name=settings.profile,
+    )
+    return session.client("s3", config=Config(**options), **keywords)
+
+
+def _value(secret: Secret | None) -> str | None:
+    return None if secret is None else secret.value()
+
+
+def is_botocore(client: Any) -> bool:
+    """Whether it is a real client, whoever made it."""
+    from botocore.client import BaseClient
+
+    return isinstance(client, BaseClient)
+
+
+def is_amazon(client: Any) -> bool:
+    """Whether it talks to Amazon."""
+    endpoint = getattr(getattr(client, "meta", None), "endpoint_url", None)
+    host = urlsplit(endpoint).hostname if isinstance(endpoint, str) else None
+    return re.search(r"(^|\.)amazonaws\.com(\.cn)?$", host or "") is not None
+
+
+def emitter(client: Any) -> Any:
+    """What keeps the handlers of its events; None where that cannot be told."""
+    return getattr(getattr(getattr(client, "meta", None), "events", None), "_emitter", None)
+
+
+def handlers_of(client: Any) -> object:
+    """Something that is another object once handlers were added or removed; the emitter makes a new cache each time."""
+    return getattr(emitter(client), "_lookup_cache", None)
+
+
+def is_stubbed(client: Any) -> bool:
+    """Whether a Stubber answers in the service's place."""
+    registered = getattr(emitter(client), "_unique_id_handlers", None)
+    return registered is None or any(str(name).startswith("boto_stubber") for name in registered)
+
+
+def is_plain(client: Any) -> bool:
+    """Whether nothing but botocore itself (or moto, which is asked) has a say in its requests."""
+    if not is_botocore(client) or type(client).__module__ != "botocore.client" or is_stubbed(client):
+        return False
+    search = getattr(getattr(emitter(client), "_handlers", None), "prefix_search", None)
+    if search is None or handlers_of(client) is None:
+        return False
+    found = (
+        handler
+        for event in _EVENTS
+        for operation in _OPERATIONS
+        for handler in search(f"{event}.s3.{operation}")
+    )
+    return all(_OURS.match(module_of(handler)) for handler in found)
+
+
+def module_of(handler: Any) -> str:
+    """The module in which a handler was written."""
+    function = getattr(handler, "func", handler)
+    return str(getattr(function, "__module__", None) or type(function).__module__)
