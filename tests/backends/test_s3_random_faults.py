@@ -204,6 +204,7 @@ class Workload:
             (self.read, 4),
             (self.read_slowly, 2),
             (self.read_range, 3),
+            (self.peek, 2),
             (self.download, 1),
             (self.write, 4),
             (self.write_stream, 3),
@@ -265,6 +266,16 @@ class Workload:
             return self.path.read_bytes()
 
         self.seen(key, read)
+
+    def peek(self, key: str) -> None:
+        """Read the beginning of what then stays unread: it must not be taken for the answer to the next request."""
+        try:
+            with self.storage.open(key) as reader:
+                found = reader.read(20)
+        except NotFoundError:
+            self.model.is_now(key, GONE)
+            return
+        assert any(self.known[each][:20] == found for each in self.model.of(key) if each)
 
     def checksum(self, key: str) -> None:
         try:

@@ -345,7 +345,12 @@ class S3Storage(StorageBackend):
             except Exception as error:
                 # The answer to a first try was lost: with a condition the second finds nothing, because of ourselves.
                 refusal = refusal_of(error)
-                if refusal is None or refusal.code != "NoSuchKey" or refusal.attempts == 1:
+                if (
+                    refusal is None
+                    or refusal.attempts == 1
+                    or refusal.status != 404
+                    or refusal.code == "NoSuchBucket"
+                ):
                     raise
         return True
 
