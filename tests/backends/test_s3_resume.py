@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from storage_backend.backends.s3 import S3Storage
 from storage_backend.backends.s3.settings import MIB
 from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
@@ -134,11 +135,19 @@ class Witness:
             self._there.update((upload_id, number) for number in list(upload.parts))
 
 
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what happens by itself, in another thread."""
+    waiting = threading.Event()
+    for _ in range(12_000):
+        if condition():
+            return
+        waiting.wait(0.005)
+    raise AssertionError("it did not happen within a minute")
+
+
 def settled(server: S3Server) -> None:
     """Return once the server has dealt with what a killed client had sent."""
-    waiting = threading.Event()
-    while server._open:
-        waiting.wait(0.005)
+    until(lambda: not server._open)
 
 
 def check_end(server: S3Server, folder: Path, state: Path) -> None:
@@ -306,3 +315,33 @@ def test_of_two_processes_that_upload_one_key_at_once_one_wins_whole(
         assert server.objects(BUCKET)["object"] in [path.read_bytes() for path in files]
         assert server.uploads(BUCKET) == {}
     assert sum(record.operation == "CompleteMultipartUpload" for record in server.actions) == 4
+
+
+def test_an_upload_of_somebody_else_is_left_alone(
+    server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(random.Random(SEED).randbytes(20 * MIB))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "elsewhere"))
+    storage = S3Storage(
+        BUCKET, endpoint_url=server.url, region="us-east-1", access_key=ACCESS_KEY, secret_key=SECRET_KEY
+    )
+    writer = storage.open("object", "wb")
+    writer.write(b"other" * 5_000_000)
+    until(lambda: any(upload.parts for upload in server.uploads(BUCKET).values()))
+    run = Run(UPLOAD, path, server, tmp_path / "state")
+
+    def hook(request: Request) -> None:
+        if request.operation == "CreateMultipartUpload":
+            run.kill()
+
+    server.faults.choose = hook
+    assert not run.ended()
+    server.faults.clear()
+    until(lambda: len(server.uploads(BUCKET)) == 2)
+    assert Run(UPLOAD, path, server, tmp_path / "state").ended()
+    assert same(server.objects(BUCKET), {"object": path.read_bytes()})
+    assert len(server.uploads(BUCKET)) == 1
+    writer.close()
+    assert same(server.objects(BUCKET), {"object": b"other" * 5_000_000})
+    assert server.uploads(BUCKET) == {}
