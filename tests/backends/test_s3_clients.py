@@ -726,6 +726,7 @@ class TestMock:
         assert storage.create("z", b"") is False
 
     def test_bucket_is_created_once(self, client: MagicMock) -> None:
+        client.list_objects_v2.side_effect = _refusal("ListObjectsV2", "NoSuchBucket", 404)
         storage = S3Storage("bucket", client=client, create_bucket=True)
         storage.write("x", b"")
         storage.write("y", b"")

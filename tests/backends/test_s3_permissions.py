@@ -27,6 +27,7 @@ from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import reply, reset
+from tests.s3_server_wire import Request
 from tests.s3_servers import BucketPlace
 
 GET = "s3:GetObject"
@@ -450,11 +451,12 @@ def test_bucket_is_created_once_when_it_is_asked_for(server: S3Server, make: Mak
     storage.write("y", b"2")
     assert storage.read("x") == b"1"
     operations = [record.operation for record in server.actions]
-    assert operations == ["CreateBucket", "PutObject", "PutObject", "GetObject"]
+    looking = ["ListObjectsV2", "CreateBucket"]
+    assert operations == [*looking, "PutObject", "PutObject", "GetObject"]
 
 
 @pytest.mark.parametrize("region", ["us-east-1", "eu-west-1"])
-def test_creating_a_bucket_that_is_there_is_harmless(region: str) -> None:
+def test_bucket_that_is_there_is_not_created(region: str) -> None:
     with S3Server(region=region) as server:
         server.create_bucket("bucket")
         server.put("bucket", "x", b"hello")
@@ -462,8 +464,22 @@ def test_creating_a_bucket_that_is_there_is_harmless(region: str) -> None:
         for _ in range(2):
             with storage_at(place, create_bucket=True) as storage:
                 assert storage.read("x") == b"hello"
-        created = [record.status for record in server.actions if record.operation == "CreateBucket"]
-        assert created == ([200, 200] if region == "us-east-1" else [409, 409])
+        assert "CreateBucket" not in {record.operation for record in server.actions}
+
+
+def test_who_may_only_write_can_say_create_bucket(server: S3Server, make: Make) -> None:
+    server.allow_only({"s3:PutObject"})
+    assert make(create_bucket=True).write("x", b"hello")
+    assert server.objects("bucket") == {"x": b"hello"}
+
+
+def test_bucket_that_others_create_meanwhile_is_used(server: S3Server, make: Make) -> None:
+    def create(request: Request) -> None:  # in the middle of ours
+        if request.method == "PUT" and request.path == "/fresh":
+            server.create_bucket("fresh")
+
+    server.faults.choose = create
+    assert make(bucket="fresh", create_bucket=True).write("x", b"hello")
 
 
 def test_bucket_is_created_in_the_region() -> None:

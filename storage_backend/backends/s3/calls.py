@@ -89,8 +89,10 @@ class Calls(Protocol):
     def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
         """DeleteObjects: of up to 1,000 keys, those that were not deleted, and why."""
 
-    def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
-        """ListObjectsV2: one page."""
+    def page(
+        self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
+    ) -> Page:
+        """ListObjectsV2: one page, of at most *limit* keys; as many as S3 gives if None."""
 
     def copy(self, key: str, source: str, **parameters: Any) -> Facts:
         """CopyObject; *source* is "bucket/key"."""

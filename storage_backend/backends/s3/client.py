@@ -60,9 +60,11 @@ class ClientCalls:
             for error in _items(answer, "Errors")
         }
 
-    def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
+    def page(
+        self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
+    ) -> Page:
         """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
-        optional = {"Delimiter": delimiter, "ContinuationToken": token}
+        optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
         answer = self.client.list_objects_v2(
             **self._bucket, Prefix=prefix, **{name: value for name, value in optional.items() if value}
         )

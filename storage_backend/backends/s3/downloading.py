@@ -53,22 +53,21 @@ class _Meeting:
     lock: threading.Lock = field(default_factory=threading.Lock)
     front: int = 0  # where the next bytes for the first stream begin
     back: int = 0  # where the pieces of the helpers begin
-    left: list[tuple[int, int]] = field(
-        default_factory=list
-    )  # pieces that a helper could not have: offset, size
+    helpers: int = 0  # at work
+    done: SimpleQueue[None] = field(default_factory=SimpleQueue)  # a helper has ended
+    left: list[tuple[int, int]] = field(default_factory=list)  # what a helper could not have: offset, size
     failed: list[BaseException] = field(default_factory=list)
     crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
 
     def run(self, workers: Workers) -> None:
         self.back = self.reader.size
-        done: SimpleQueue[None] = SimpleQueue()
-        helpers = 0
         try:
-            helpers = self._from_front(workers, done)
+            self._from_front(workers)
         except BaseException as error:  # noqa: BLE001 - raised below, when nobody writes any more
             self.failed.append(error)
-        for _ in range(helpers):
-            done.get()
+        # Without them all, one might write into whatever file has the descriptor's number by then.
+        while self.helpers:
+            self._await_helper()
         for offset, size in sorted(self.left):
             if not self.failed:
                 self.crcs[offset] = (self._read(self.reader, offset, size), size)
@@ -76,20 +75,28 @@ class _Meeting:
             raise self.failed[0]
         self._check()
 
-    def _from_front(self, workers: Workers, done: SimpleQueue[None]) -> int:
-        """Read on until the helpers' pieces begin; how many helpers there are."""
-        helpers = 0
+    def _await_helper(self) -> None:
+        try:
+            self.done.get()
+        except BaseException as error:  # noqa: BLE001 - an interrupt, which waits until nobody writes any more
+            self.failed.append(error)
+        else:
+            self.helpers -= 1
+
+    def _from_front(self, workers: Workers) -> None:
+        """Read on until the helpers' pieces begin."""
         began = time.monotonic()
         view = memoryview(bytearray(CHUNK))
         crc = 0
+        asked = False
         while not self.failed and (size := self._claim_front(len(view))):
             crc = self._block(self.reader, view[:size], self.reader.tell(), crc)
-            if not helpers and time.monotonic() - began > ALONE_SECONDS:
-                helpers = min(workers.count - 1, (self.back - self.front) // PIECE)
-                for _ in range(helpers):
-                    workers.run(lambda: self._help(done))
+            if not asked and time.monotonic() - began >= ALONE_SECONDS:
+                asked = True
+                for _ in range(min(workers.count - 1, (self.back - self.front) // PIECE)):
+                    self.helpers += 1
+                    workers.run(self._help)
         self.crcs[0] = (crc, self.front)
-        return helpers
 
     def _claim_front(self, most: int) -> int:
         with self.lock:
@@ -104,7 +111,7 @@ class _Meeting:
             self.back -= size
             return self.back, size
 
-    def _help(self, done: SimpleQueue[None]) -> None:
+    def _help(self) -> None:
         try:
             with Pinned(self.wanted, facts=self.reader.facts, ahead=PIECE) as branch:
                 while not self.failed:
@@ -119,7 +126,7 @@ class _Meeting:
         except BaseException as error:  # noqa: BLE001 - raised by run, in the caller's thread
             self.failed.append(error)
         finally:
-            done.put(None)
+            self.done.put(None)
 
     def _read(self, reader: Pinned, offset: int, size: int) -> int:
         """Have *reader* fetch a piece, and write it where it belongs; its CRC-32."""

@@ -74,14 +74,27 @@ class Objects:
         return self.service.calls
 
     def _ensure_bucket(self) -> None:
+        """Create the bucket if it is missing. Who has one already needs no right to create any."""
+        with self.mapped("look for the bucket of", None):
+            try:
+                self.service.calls.page(self.root, limit=1)
+            except Exception as error:
+                refusal = refusal_of(error)
+                # What else is refused here concerns listing, which may not be wanted at all.
+                if refusal is None:
+                    raise
+                if refusal.code == "NoSuchBucket":
+                    self._create_bucket()
+        self._ensured = True
+
+    def _create_bucket(self) -> None:
         try:
             self.service.rare.create_bucket()
         except Exception as error:
             refusal = refusal_of(error)
-            # It is there; or we may not create it, and if it is missing what follows says so.
+            # Somebody else was faster; or we may not, and what follows says that it is missing.
             if refusal is None or refusal.status not in {403, 409}:
                 raise
-        self._ensured = True
 
     def key(self, identifier: str) -> str:
         """Where the object is in the bucket: the one place where identifiers become keys."""

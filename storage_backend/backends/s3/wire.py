@@ -195,13 +195,17 @@ class Wire:
         )
         return found
 
-    def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
+    def page(
+        self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
+    ) -> Page:
         """ListObjectsV2. Keys may have what XML cannot, so they are asked for percent-encoded."""
         query = [("encoding-type", "url"), ("list-type", "2"), ("prefix", prefix)]
         if delimiter:
             query.append(("delimiter", delimiter))
         if token is not None:
             query.append(("continuation-token", token))
+        if limit is not None:
+            query.append(("max-keys", str(limit)))
         found: Page = self._send("ListObjectsV2", "GET", None, {}, b"", query, parse=parse_page)
         return found
 
