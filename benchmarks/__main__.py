@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -108,4 +109,6 @@ def _tell(message: str) -> None:
 
 
 if __name__ == "__main__":
+    # One that is told to stop leaves neither data nor a server behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
