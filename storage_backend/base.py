@@ -233,7 +233,7 @@ class StorageBackend(ABC):
         """
         return one_level(self.scan(prefix, on_skip=on_skip), prefix)
 
-    def _receipt(self, identifier: str) -> ObjectInfo | None:  # noqa: ARG002 - for those that override it
+    def _receipt(self, identifier: str) -> ObjectInfo | None:
         """What the last write of the object through this instance left there, as a scan shows it; told once.
 
         For transfers: it saves a `stat` of each object where the answer to a write has all of it. None where it has not.
