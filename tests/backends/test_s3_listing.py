@@ -1,0 +1,110 @@
+"""S3Storage: listings of many pages, of one level, and of keys that are no identifiers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from storage_backend import InvalidIdentifierError, ObjectInfo, StorageError
+from storage_backend.backends.s3 import S3Storage, listing
+from storage_backend.backends.s3.documents import Entry, Page
+from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+
+@pytest.fixture
+def server() -> Iterator[S3Server]:
+    with S3Server() as server:
+        server.create_bucket("bucket")
+        yield server
+
+
+def storage_at(server: S3Server, prefix: str = "") -> S3Storage:
+    return S3Storage(
+        "bucket",
+        prefix,
+        endpoint_url=server.url,
+        region=server.region,
+        access_key=ACCESS_KEY,
+        secret_key=SECRET_KEY,
+    )
+
+
+def test_more_than_a_thousand_pages(server: S3Server) -> None:
+    expected = [f"{number:05}" for number in range(2200)]
+    for name in expected:
+        server.put("bucket", f"p/{name}", b"")
+    server.put("bucket", "p0", b"")
+    server.settings.page_size = 2
+    with storage_at(server, "p") as storage:
+        assert [info.identifier for info in storage.scan()] == expected
+        pages = [record for record in server.actions if record.operation == "ListObjectsV2"]
+        assert len(pages) == 1100
+        assert {record.query["prefix"] for record in pages} == {"p/"}
+        assert storage.list("0219?") == expected[2190:]
+
+
+def test_scan_asks_for_pages_as_they_are_needed(server: S3Server) -> None:
+    for number in range(30):
+        server.put("bucket", f"{number:02}", b"")
+    server.settings.page_size = 10
+    with storage_at(server) as storage:
+        found = storage.scan()
+        assert server.actions == []
+        assert next(found).identifier == "00"
+        assert len(server.actions) == 1
+        assert len(list(found)) == 29
+        assert len(server.actions) == 3
+
+
+def test_pattern_is_pushed_down(server: S3Server) -> None:
+    for name in ("a/1.pdf", "a/2.txt", "a/b/3.pdf", "ab/4.pdf", "c/5.pdf"):
+        server.put("bucket", f"root/{name}", b"")
+    with storage_at(server, "root") as storage:
+        for pattern, prefix, delimiter, expected in (
+            ("a/*.pdf", "root/a/", "/", ["a/1.pdf"]),
+            ("a/1*", "root/a/1", "/", ["a/1.pdf"]),
+            ("*", "root/", "/", []),
+            ("a/**/*.pdf", "root/a/", None, ["a/1.pdf", "a/b/3.pdf"]),
+            ("a*/*.pdf", "root/a", None, ["a/1.pdf", "ab/4.pdf"]),
+            (None, "root/", None, ["a/1.pdf", "a/2.txt", "a/b/3.pdf", "ab/4.pdf", "c/5.pdf"]),
+        ):
+            server.actions.clear()
+            assert storage.list(pattern) == expected, pattern
+            (record,) = server.actions
+            assert (record.query["prefix"], record.query.get("delimiter")) == (prefix, delimiter), pattern
+
+
+def test_levels_of_many_pages_are_in_order(server: S3Server) -> None:
+    names = ["a", "a-b/x", "a.b", "a/b", "a/c", "a0", "b/c/d", "é/x", "é", "😀"]
+    for name in names:
+        server.put("bucket", name, b"")
+    server.settings.page_size = 1
+    with storage_at(server) as storage:
+        found = [entry if isinstance(entry, str) else entry.identifier for entry in storage._scan_level()]
+    assert found == ["a", "a-b/", "a.b", "a/", "a0", "b/", "é", "é/", "😀"]
+
+
+def test_keys_that_are_no_identifiers_are_told(server: S3Server) -> None:
+    for key in ("p/a", "p/a//b", "p/a/", "p/", "p//x", "p/../x", "p/.", "p/.~sb-1", "p/z"):
+        server.put("bucket", key, b"")
+    skipped: list[StorageError] = []
+    with storage_at(server, "p") as storage:
+        assert [info.identifier for info in storage.scan(on_skip=skipped.append)] == ["a", "z"]
+        assert sorted(str(error.identifier) for error in skipped) == sorted(
+            ("p/a//b", "p/a/", "p/", "p//x", "p/../x", "p/.", "p/.~sb-1")
+        )
+        assert all(isinstance(error, InvalidIdentifierError) for error in skipped)
+        skipped.clear()
+        level = list(storage._scan_level(on_skip=skipped.append))
+    assert [entry if isinstance(entry, str) else entry.identifier for entry in level] == ["a", "a/", "z"]
+    assert skipped
+
+
+def test_page_of_another_prefix_is_not_believed() -> None:
+    class Calls:
+        def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
+            return Page([Entry("a/1", 1, None, None), Entry("b/2", 2, None, None)], [], None)
+
+    found = listing.objects(Calls(), "a/", "", "s3://bucket/a", None)  # type: ignore[arg-type] # nothing else is called
+    assert list(found) == [ObjectInfo("1", 1)]
