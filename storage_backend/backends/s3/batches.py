@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import TypeAlias
 
 from storage_backend.backends.s3.documents import RefusedInside, can_be_xml
 from storage_backend.backends.s3.errors import translate
 from storage_backend.backends.s3.objects import Objects
-from storage_backend.backends.s3.workers import Answers, spread
+from storage_backend.backends.s3.workers import Answers
 from storage_backend.base import Identifiers, Item
 from storage_backend.errors import FATAL, Failures, StorageError
 from storage_backend.info import ObjectInfo
@@ -18,7 +18,11 @@ from storage_backend.streams import plain
 BATCH = 1000  # keys that one DeleteObjects takes ("DeleteObjects", Amazon S3 API Reference)
 UNDER_WAY_MOST = 64 << 20  # bytes of objects of one batch that are held at a time
 
+GROUP = 8  # small objects that a thread is handed at a time: handing over costs as much as half a request
+GROUP_BYTES = 1 << 20  # of a group; objects of this size go one by one
+
 _Item: TypeAlias = tuple[ObjectInfo, bytes]
+_Outcome: TypeAlias = tuple[str, bytes, Exception | None]
 
 
 def read_many(
@@ -27,13 +31,34 @@ def read_many(
     """Each object with its identifier, as they come. *read* gives one."""
     failures = Failures()
     window = _Window(objects.settings.max_concurrency)
-    for identifier, content, error in spread(objects.workers, read, identifiers, window.now):
-        if error is None:
-            window.learn(len(content))
-            yield identifier, content
-            continue
-        with failures.of(identifier):
+    answers: Answers[Sequence[str], tuple[list[_Outcome], Sequence[str]]] = Answers(
+        objects.workers, partial(_read_group, read)
+    )
+
+    def take() -> Iterator[tuple[str, bytes]]:
+        _, found, error = answers.take()
+        if error is not None:
             raise error
+        outcomes, rest = found
+        if rest:
+            answers.ask(rest)
+        for identifier, content, failure in outcomes:
+            if failure is None:
+                window.learn(len(content))
+                yield identifier, content
+                continue
+            with failures.of(identifier):
+                raise failure
+
+    try:
+        for group in _grouped(identifiers, window):
+            while answers.pending >= window.now():
+                yield from take()
+            answers.ask(group)
+        while answers.pending:
+            yield from take()
+    finally:
+        answers.settle()
     failures.raise_any("read", objects.location)
 
 
@@ -41,30 +66,52 @@ def write_many(objects: Objects, items: Iterable[Item], *, verify: bool) -> int:
     """Store each item; how many were."""
     failures = Failures()
     window = _Window(objects.settings.max_concurrency)
-    answers: Answers[_Item, None] = Answers(objects.workers, partial(_put, objects, verify))
+    answers: Answers[Sequence[_Item], list[_Outcome]] = Answers(
+        objects.workers, partial(_write_group, objects, verify)
+    )
     under_way: set[str] = set()
     stored = 0
 
     def take() -> None:
         nonlocal stored
-        (info, content), _, error = answers.take()
-        under_way.discard(info.identifier)
-        window.learn(len(content))
-        with failures.of(info.identifier):
-            if error is not None:
-                raise error
-            failures.errors.pop(info.identifier, None)
-            stored += 1
+        _, outcomes, error = answers.take()
+        if error is not None:
+            raise error
+        for identifier, content, failure in outcomes:
+            under_way.discard(identifier)
+            window.learn(len(content))
+            with failures.of(identifier):
+                if failure is not None:
+                    raise failure
+                failures.errors.pop(identifier, None)
+                stored += 1
 
+    def send(group: Sequence[_Item]) -> None:
+        while answers.pending >= window.now():
+            take()
+        answers.ask(group)
+
+    group: list[_Item] = []
+    size = 0
     try:
         for key, content in items:
             info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
-            # Of one identifier never two at a time, so that the last one stays.
-            while answers.pending >= window.now() or info.identifier in under_way:
-                take()
+            if info.identifier in under_way:
+                # Of one identifier never two at a time, so that the last one stays.
+                if group:
+                    send(group)
+                    group, size = [], 0
+                while info.identifier in under_way:
+                    take()
             under_way.add(info.identifier)
-            answers.ask((info, content))
+            group.append((info, content))
+            size += len(content)
             del content
+            if len(group) >= window.group() or size >= GROUP_BYTES:
+                send(group)
+                group, size = [], 0
+        if group:
+            send(group)
         while answers.pending:
             take()
     finally:
@@ -92,8 +139,48 @@ def delete_many(objects: Objects, identifiers: Iterable[str]) -> int:
     return len(seen)
 
 
-def _put(objects: Objects, verify: bool, item: _Item) -> None:
-    info, content = item
+def _grouped(identifiers: Iterable[str], window: _Window) -> Iterator[Sequence[str]]:
+    group: list[str] = []
+    for identifier in identifiers:
+        group.append(identifier)
+        if len(group) >= window.group():
+            yield group
+            group = []
+    if group:
+        yield group
+
+
+def _read_group(read: Callable[[str], bytes], group: Sequence[str]) -> tuple[list[_Outcome], Sequence[str]]:
+    """Read one after the other; those that are left when there is enough to hand over."""
+    outcomes: list[_Outcome] = []
+    size = 0
+    for number, identifier in enumerate(group):
+        if size >= GROUP_BYTES:
+            return outcomes, group[number:]
+        content = b""
+        failure = None
+        try:
+            content = read(identifier)
+        except Exception as error:  # noqa: BLE001 - the caller's, who raises it
+            failure = error
+        size += len(content)
+        outcomes.append((identifier, content, failure))
+    return outcomes, ()
+
+
+def _write_group(objects: Objects, verify: bool, group: Sequence[_Item]) -> list[_Outcome]:
+    outcomes: list[_Outcome] = []
+    for info, content in group:
+        failure = None
+        try:
+            _put(objects, verify, info, content)
+        except Exception as error:  # noqa: BLE001 - the caller's, who raises it
+            failure = error
+        outcomes.append((info.identifier, content, failure))
+    return outcomes
+
+
+def _put(objects: Objects, verify: bool, info: ObjectInfo, content: bytes) -> None:
     found = plain(content)
     if not isinstance(found, bytes):
         raise TypeError("write_many takes bytes; use write_stream for readers")
@@ -125,14 +212,27 @@ def _delete(objects: Objects, batch: Identifiers, failures: Failures) -> None:
 
 
 class _Window:
-    """How many objects may be under way, so that together they stay small."""
+    """How many objects may be under way, so that together they stay small, and how many go together.
+
+    Args:
+        most: groups under way at most.
+    """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._largest = 1
+        self._alone = (
+            2 * most
+        )  # at first each goes by itself: there may be no more than these, and all threads work
 
     def now(self) -> int:
         return max(1, min(self._most, UNDER_WAY_MOST // self._largest))
+
+    def group(self) -> int:
+        if self._alone:
+            self._alone -= 1
+            return 1
+        return max(1, min(GROUP, GROUP_BYTES // self._largest))
 
     def learn(self, size: int) -> None:
         # It forgets, slowly: one large object does not make thousands of small ones slow.

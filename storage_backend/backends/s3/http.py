@@ -13,6 +13,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 import sys
 import weakref
 from collections.abc import Callable, Mapping
@@ -95,8 +96,9 @@ class Connection:
         self._sock = _dial(host, port, tls, connect_timeout)
         # Closes once, whether called or collected, without a ResourceWarning.
         self._finalizer = weakref.finalize(self, _hang_up, self._sock, self._pid)
-        self._sock.settimeout(io_timeout)
         self._tls = isinstance(self._sock, ssl.SSLSocket)
+        self._wait = _kernel_wait(self._sock, io_timeout)
+        self._sock.settimeout(self._wait)
         self._readable = select.poll()
         self._readable.register(self._sock, select.POLLIN)
         self._data = b""  # received, and used up to _at
@@ -138,6 +140,8 @@ class Connection:
         try:
             try:
                 whole = self._send(head, payload)
+            except BlockingIOError:
+                raise self._waited("could be sent") from None
             except (*_PEER_GONE, ssl.SSLError) as error:
                 # A server that refuses a request often answers and closes without reading on.
                 return Response(self, method, self._last_words(error), whole=False)
@@ -168,7 +172,7 @@ class Connection:
         except OSError:
             return True
         finally:
-            self._sock.settimeout(self._io_timeout)
+            self._sock.settimeout(self._wait)
         return True
 
     # Sending
@@ -184,7 +188,8 @@ class Connection:
         elif self._tls:
             sent = sock.send(b"".join((head, body[:SMALL])))
         else:
-            sent = sock.sendmsg((head, body[:PIECE]))
+            # Not waiting for all of a long body to be taken: an answer may come first.
+            sent = sock.sendmsg((head, body[:PIECE]), (), socket.MSG_DONTWAIT if len(body) > SMALL else 0)
         if sent < len(head):
             sock.sendall(memoryview(head)[sent:])
         position = max(sent - len(head), 0)
@@ -212,7 +217,7 @@ class Connection:
                         ) from None
             return True
         finally:
-            self._sock.settimeout(self._io_timeout)
+            self._sock.settimeout(self._wait)
 
     def _sendfile(self, part: FilePart) -> Callable[[int], int]:
         sock = self._sock.fileno()
@@ -325,6 +330,8 @@ class Connection:
         self._check_process()
         try:
             return self._sock.recv(size)
+        except BlockingIOError:
+            raise self._waited("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return b""
@@ -333,9 +340,17 @@ class Connection:
         self._check_process()
         try:
             return self._sock.recv_into(view)
+        except BlockingIOError:
+            raise self._waited("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return 0
+
+    def _waited(self, what: str) -> OSError:
+        """What EAGAIN means: of a socket that blocks, that the kernel has waited for as long as it was told to."""
+        if self._sock.gettimeout() == 0:
+            return BlockingIOError(errno.EAGAIN, "not yet")
+        return TimeoutError(f"{self._origin}: nothing {what} for {self._io_timeout:g} s")
 
     def _tls_trouble(self, error: ssl.SSLError) -> None:
         """Note an end without close_notify; raise anything else."""
@@ -556,6 +571,21 @@ def _dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> s
         sock.close()
         raise
     return sock
+
+
+def _kernel_wait(sock: socket.socket, timeout: float) -> float | None:
+    """Have the kernel wait for at most *timeout* seconds where it can; what Python's own timeout of the socket is then.
+
+    Python waits by a poll(2) before each call: one more system call, and one more moment in which other threads take the
+    interpreter's lock.
+    """
+    if isinstance(sock, ssl.SSLSocket) or sys.platform != "linux":
+        return timeout
+    whole = int(timeout)
+    value = struct.pack("@ll", whole, max(int((timeout - whole) * 1_000_000), 0 if whole else 1))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+    return None
 
 
 def _hang_up(sock: socket.socket, pid: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Generic, TypeAlias, TypeVar, cast
 
@@ -140,26 +140,3 @@ class Answers(Generic[T, R]):
         """Wait until nothing is under way, and forget the results."""
         while self.pending and self._pid == os.getpid():
             self.take()
-
-
-def spread(
-    workers: Workers, function: Callable[[T], R], items: Iterable[T], window: Callable[[], int]
-) -> Iterator[tuple[T, R, BaseException | None]]:
-    """Do *function* with each of *items*, side by side; give each item with its result or error as they are done.
-
-    Args:
-        workers: that do it.
-        function: may raise.
-        items: taken lazily.
-        window: how many may be under way, asked before each.
-    """
-    answers: Answers[T, R] = Answers(workers, function)
-    try:
-        for item in items:
-            while answers.pending >= max(1, window()):
-                yield answers.take()
-            answers.ask(item)
-        while answers.pending:
-            yield answers.take()
-    finally:
-        answers.settle()
