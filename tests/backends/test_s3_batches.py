@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -75,6 +75,7 @@ def test_abandoned_batch_leaves_nothing_under_way(server: S3Server, storage: S3S
     for name in names:
         server.put("bucket", name, name.encode())
     found = storage.read_many(names)
+    assert isinstance(found, Generator)
     for _ in range(100):
         next(found)
     found.close()
