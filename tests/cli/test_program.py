@@ -18,7 +18,22 @@ from storage_backend import __version__
 from storage_backend.cli import program as group
 from tests.cli.conftest import Program
 
-VERBS = ["cat", "checksum", "cp", "get", "ls", "migrate", "mv", "plan", "put", "rm", "stat", "sync", "url", "verify"]
+VERBS = [
+    "cat",
+    "checksum",
+    "cp",
+    "get",
+    "ls",
+    "migrate",
+    "mv",
+    "plan",
+    "put",
+    "rm",
+    "stat",
+    "sync",
+    "url",
+    "verify",
+]
 
 
 def test_all_verbs_are_there() -> None:
