@@ -115,18 +115,6 @@ class TestMotoThroughPrefixes(ConformanceSuite):
         return moto.prefixed(MOTO, PREFIX)
 
 
-class TestClient(ConformanceSuite):
-    """A client of the caller's, with boto3's own settings: every request is boto3's."""
-
-    @pytest.fixture
-    def subject(self, moto_bucket: BucketPlace) -> Subject:
-        session = session_with(moto_bucket.access_key, moto_bucket.secret_key)
-        client = session.client("s3", endpoint_url=moto_bucket.url, region_name=moto_bucket.region)
-        return Subject(
-            make=lambda: S3Storage(moto_bucket.bucket, client=client), lacks={**LACKS, **MOTO, **CLIENT}
-        )
-
-
 class TestRclone(ConformanceSuite):
     @pytest.fixture
     def subject(self, rclone: AtPlace) -> Subject:
@@ -187,6 +175,18 @@ class TestStrict(ConformanceSuite):
     @pytest.fixture
     def subject(self, strict: AtPlace) -> Subject:
         return strict.subject({}, **PARTS)
+
+
+class TestClient(ConformanceSuite):
+    """A client of the caller's, with boto3's own settings: every request is boto3's."""
+
+    @pytest.fixture
+    def subject(self, strict_bucket: BucketPlace) -> Subject:
+        session = session_with(strict_bucket.access_key, strict_bucket.secret_key)
+        client = session.client("s3", endpoint_url=strict_bucket.url, region_name=strict_bucket.region)
+        return Subject(
+            make=lambda: S3Storage(strict_bucket.bucket, client=client, **PARTS), lacks={**LACKS, **CLIENT}
+        )
 
 
 class TestStrictBeneathPrefix(ConformanceSuite):

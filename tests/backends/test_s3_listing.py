@@ -101,10 +101,10 @@ def test_keys_that_are_no_identifiers_are_told(server: S3Server) -> None:
     assert skipped
 
 
-def test_page_of_another_prefix_is_not_believed() -> None:
+def test_what_a_page_should_not_have_is_passed_over() -> None:
     class Calls:
         def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
-            return Page([Entry("a/1", 1, None, None), Entry("b/2", 2, None, None)], [], None)
+            return Page([Entry(key, 1, None, None) for key in ("a/1", "a/1", "b/2", "a/3")], [], None)
 
     found = listing.objects(Calls(), "a/", "", "s3://bucket/a", None)  # type: ignore[arg-type] # nothing else is called
-    assert list(found) == [ObjectInfo("1", 1)]
+    assert list(found) == [ObjectInfo("1", 1), ObjectInfo("3", 1)]

@@ -727,3 +727,21 @@ def test_many_threads_may_each_read_their_own_jumps(server: S3Server, storage: S
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(jump, range(16)))
+
+
+def test_more_parts_are_sent_at_a_time_as_long_as_that_is_faster() -> None:
+    now = 0.0
+    pace = multipart._Pace(16, clock=lambda: now)
+    assert pace.window == 3
+    # Far away: each part under way brings its own share.
+    for _ in range(40):
+        now += 0.25
+        pace.learn(pace.window * 1000)
+    assert pace.window == 16
+    # Near: three are as fast as any number.
+    pace = multipart._Pace(16, clock=lambda: now)
+    for _ in range(40):
+        now += 0.25
+        pace.learn(3000)
+    assert pace.window == 4
+    assert multipart._Pace(1).window == 1

@@ -23,11 +23,15 @@ def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | 
         on_skip: hears of keys that are no identifiers.
     """
     token = None
+    start = root + prefix
+    last = None
     while True:
-        page = calls.page(root + prefix, token=token)
+        page = calls.page(start, token=token)
         for entry in page.entries:
-            if not entry.key.startswith(root + prefix):
-                continue  # rclone takes the prefix "/" for ""
+            # rclone takes the prefix "/" for "", and names an object twice that several have just written.
+            if entry.key == last or not entry.key.startswith(start):
+                continue
+            last = entry.key
             info = _info(entry, len(root), where, on_skip)
             if info is not None:
                 yield info

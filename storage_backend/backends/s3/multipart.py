@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from storage_backend.errors import UnsupportedOperationError
 logger = logging.getLogger(__name__)
 
 UNHEARD_SECONDS = 60.0  # that the start of an upload whose answer was lost may lie from the start of ours, by the service's clock
+FEW = 3  # parts of a file that are sent at a time at first
+PACE_SECONDS = 0.5  # that a rate is taken over
 BUFFERED_MOST = 24 << 20  # bytes of parts from a stream that are held at a time; parts of a file need none
 
 
@@ -52,6 +55,7 @@ class Multipart:
         self._there: dict[int, tuple[int, str]] = {}
         self._parts: dict[int, _Part] = {}
         self._answers: Answers[tuple[int, Piece, Any], _Part] = Answers(target.workers, self._send)
+        self._pace = _Pace(target.settings.max_concurrency)
         self._record = target.records.claim(target.settings.location, target.key)
         self._crc = uses_crc(target)
         try:
@@ -78,7 +82,7 @@ class Multipart:
                 backend=self._target.settings.location,
             )
         if isinstance(body, FilePart):
-            self._wait(self._target.settings.max_concurrency)
+            self._wait(self._pace.window)
         else:
             self.wait()
         self.count += 1
@@ -235,6 +239,7 @@ class Multipart:
         if error is not None:
             raise error
         self._parts[part.number] = part
+        self._pace.learn(part.size)
 
     def _landed(self, error: Exception, etag: str | None, crc32: str | None) -> Facts | None:
         """What stands there, if a completion that looks failed has been done.
@@ -247,6 +252,39 @@ class Multipart:
         facts = self._target.service.calls.head(self._target.key, ChecksumMode="ENABLED")
         same = facts.etag == etag if etag is not None else facts.digests.get("crc32") == crc32 is not None
         return facts if same and facts.size == self.size else None
+
+
+class _Pace:
+    """How many parts of a file are sent at a time: few at first, and more as long as more are faster.
+
+    A near service is busy with three; a far one is not, and there each further one adds what a connection can carry.
+
+    Args:
+        most: how many there may be.
+
+    Attributes:
+        window: how many there are to be now.
+    """
+
+    def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.window = min(FEW, most)
+        self._most = most
+        self._clock = clock
+        self._since = clock()
+        self._sent = 0
+        self._best = 0.0  # bytes a second
+
+    def learn(self, size: int) -> None:
+        """*size* bytes more have arrived."""
+        self._sent += size
+        elapsed = self._clock() - self._since
+        if elapsed < PACE_SECONDS:
+            return
+        rate = self._sent / elapsed
+        if rate > self._best * 1.1:
+            self._best = rate
+            self.window = min(self._most, self.window + max(1, self.window // 2))
+        self._since, self._sent = self._clock(), 0
 
 
 @dataclass(frozen=True, slots=True)

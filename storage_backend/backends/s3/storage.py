@@ -80,12 +80,12 @@ class S3Storage(StorageBackend):
         max_concurrency: how many requests one call makes at the same time.
         multipart_chunk_size: the least size of a part, in bytes (5 MiB to 5 GiB); it grows so that 10,000 suffice.
         multipart_threshold: content from a reader or file of up to so many bytes is one request.
-        storage_class: of new objects; also the next five.
-        server_side_encryption: "AES256" or "aws:kms".
+        storage_class: of new objects, such as "STANDARD_IA".
+        server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
         request_payer: "requester" of a bucket where that is asked for.
-        content_type: guessed from the name if None. That of `ObjectInfo` comes first.
-        acl: a canned one, such as "bucket-owner-full-control".
+        content_type: of new objects; guessed from the name if None. That of `ObjectInfo` comes first.
+        acl: of new objects, a canned one, such as "bucket-owner-full-control".
         accelerate: use the bucket's acceleration endpoint.
         addressing_style: "auto", "path" or "virtual".
         ca_bundle: a file of certificates to trust instead of the usual ones.
