@@ -18,7 +18,7 @@ from storage_backend.backends.s3 import S3Storage
 from storage_backend.backends.s3.settings import MIB
 from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
-from tests.s3_server_faults import Fault, reset
+from tests.s3_server_faults import Fault, reset, stall
 from tests.s3_server_wire import Request
 
 BUCKET = "bucket"
@@ -329,16 +329,16 @@ def test_an_upload_of_somebody_else_is_left_alone(
     writer = storage.open("object", "wb")
     writer.write(b"other" * 5_000_000)
     until(lambda: any(upload.parts for upload in server.uploads(BUCKET).values()))
+    # Killed while the answer to the beginning of its upload is on its way.
+    server.faults.add(stall(3.0, "applied"), "CreateMultipartUpload")
     run = Run(UPLOAD, path, server, tmp_path / "state")
-
-    def hook(request: Request) -> None:
-        if request.operation == "CreateMultipartUpload":
-            run.kill()
-
-    server.faults.choose = hook
+    assert run.process.stdin is not None
+    run.process.stdin.write("g")
+    run.process.stdin.flush()
+    until(lambda: len(server.uploads(BUCKET)) == 2)
+    run.kill()
     assert not run.ended()
     server.faults.clear()
-    until(lambda: len(server.uploads(BUCKET)) == 2)
     assert Run(UPLOAD, path, server, tmp_path / "state").ended()
     assert same(server.objects(BUCKET), {"object": path.read_bytes()})
     assert len(server.uploads(BUCKET)) == 1
