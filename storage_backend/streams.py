@@ -187,6 +187,20 @@ def check_range(start: int, end: int | None) -> None:
         raise ValueError(f"a range has no negative bounds: start={start}, end={end}")
 
 
+def position_after(offset: int, whence: int, position: int, size: int) -> int:
+    """Where a seek from *position* leads in a stream of *size* bytes.
+
+    Raises:
+        ValueError: before the beginning; or *whence* is none of `io.SEEK_SET`, `io.SEEK_CUR` and `io.SEEK_END`.
+    """
+    starts = {io.SEEK_SET: 0, io.SEEK_CUR: position, io.SEEK_END: size}
+    if whence not in starts:
+        raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
+    if starts[whence] + offset < 0:
+        raise ValueError(f"negative seek position {starts[whence] + offset}")
+    return starts[whence] + offset
+
+
 class _Ranges(io.RawIOBase):
     """The raw half of `ranged_reader`."""
 
@@ -209,14 +223,8 @@ class _Ranges(io.RawIOBase):
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
-        if whence not in starts:
-            raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
-        position = starts[whence] + offset
-        if position < 0:
-            raise ValueError(f"negative seek position {position}")
-        self._position = position
-        return position
+        self._position = position_after(offset, whence, self._position, self._size)
+        return self._position
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:

@@ -11,6 +11,7 @@ from typing import Any, cast
 from storage_backend.backends.s3.calls import Body, Facts, Got
 from storage_backend.backends.s3.documents import Entry, Page, Refused, etag_of
 from storage_backend.backends.s3.http import FilePart
+from storage_backend.streams import position_after
 
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
@@ -246,8 +247,7 @@ class _PartReader(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._part.size}[whence]
-        self._position = max(0, base + offset)
+        self._position = position_after(offset, whence, self._position, self._part.size)
         return self._position
 
     def tell(self) -> int:

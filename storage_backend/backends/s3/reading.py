@@ -16,7 +16,7 @@ from storage_backend.backends.s3.calls import Calls, Facts, Got
 from storage_backend.backends.s3.errors import is_foreign, refusal_of, translate
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError, UnavailableError
-from storage_backend.streams import CHUNK
+from storage_backend.streams import CHUNK, position_after
 
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
 AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
@@ -249,14 +249,8 @@ class Pinned(io.RawIOBase):
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         self._check_open()
-        starts = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.size}
-        if whence not in starts:
-            raise ValueError(f"whence must be 0, 1 or 2, not {whence!r}")
-        position = starts[whence] + offset
-        if position < 0:
-            raise ValueError(f"negative seek position {position}")
-        self._position = position
-        return position
+        self._position = position_after(offset, whence, self._position, self.size)
+        return self._position
 
     def mend(self) -> None:
         """Read on, although a read has failed."""

@@ -17,6 +17,7 @@ from typing_extensions import Buffer
 
 from storage_backend.backends.s3 import retries
 from storage_backend.backends.s3.calls import Facts, Got
+from storage_backend.backends.s3.digests import Running
 from storage_backend.backends.s3.documents import (
     DocumentError,
     Page,
@@ -48,9 +49,7 @@ from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_q
 USER_AGENT = "storage-backend"
 MOST_ERROR = 64 << 10  # bytes of an error document that are read
 DAMAGED_TRIES = 3  # of what comes damaged at the other end; more often it is no chance
-SIGNED_MOST = (
-    1 << 20
-)  # bytes; a longer body is signed only by its checksum, which is among the signed headers
+SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 # boto3's parameters as HTTP has them ("Actions", Amazon S3 API Reference).
@@ -184,11 +183,13 @@ class Wire:
     def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
         """DeleteObjects."""
         body = delete_request(keys)
+        md5 = Running("md5")
+        md5.update(body)
         found: dict[str, Refused] = self._send(
             "DeleteObjects",
             "POST",
             None,
-            {"ContentMD5": md5_base64(body)},
+            {"ContentMD5": md5.base64("md5")},
             body,
             [("delete", "")],
             parse=parse_deleted,
@@ -383,11 +384,6 @@ def is_passing(error: OSError) -> bool:
     import ssl
 
     return not isinstance(error, ssl.SSLCertVerificationError)
-
-
-def md5_base64(content: Buffer) -> str:
-    """The value of a Content-MD5 header."""
-    return base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
 def _is_elsewhere(refusal: RefusalError, place: Place) -> bool:
