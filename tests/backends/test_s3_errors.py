@@ -466,3 +466,18 @@ def test_retryable_refusals_are_retried_and_then_told(place: Place) -> None:
     assert caught.value.retryable
     assert getattr(caught.value, "retry_after", None) == 7
     assert place.pauses == [7, 7]
+
+
+def test_message_of_a_failing_network_has_no_number() -> None:
+    storage = S3Storage(
+        "b",
+        endpoint_url="http://127.0.0.1:9",
+        region="x",
+        access_key="a",
+        secret_key="b",
+        attempts=1,
+    )
+    with pytest.raises(UnavailableError) as caught:
+        storage.read("x")
+    assert "Connection refused" in str(caught.value)
+    assert "[Errno" not in str(caught.value)

@@ -325,4 +325,6 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
         if "bucket name" in str(cause).lower():
             fields["parameter"] = "bucket"  # of all parameters botocore judges only this one
     advice = f"; {rule.advice}" if rule.advice else ""
-    return rule.kind(f"cannot {on} in {where}: {str(cause) or type(cause).__name__}{advice}", **fields)
+    # Without the "[Errno 111]" before it.
+    words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+    return rule.kind(f"cannot {on} in {where}: {words}{advice}", **fields)
