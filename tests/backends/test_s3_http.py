@@ -47,6 +47,8 @@ class Peer:
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
+        # Nagle's algorithm would hold a second small piece back, and a close with unread data then discards it.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def request(self) -> bytes:
         """The next request, head and body; b"" if the client has gone."""
