@@ -1,0 +1,1 @@
+"""RemoteStorage: the files beneath one directory of a server reached by SSH."""
