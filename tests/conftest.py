@@ -12,6 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
+    from tests.ssh_servers import OpenSSH, SSHPlace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -136,3 +137,45 @@ def strict_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPlace]:
             time.sleep(0.01)
         assert server.uploads("bucket") == {}
         assert server.rejected == []
+
+
+@pytest.fixture(scope="session")
+def openssh_server() -> Iterator[OpenSSH]:
+    """The session's `sshd`, with a shell. A test that kills a server makes one of its own."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import OpenSSH
+
+    try:
+        server = OpenSSH()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def openssh_place(openssh_server: OpenSSH) -> Iterator[SSHPlace]:
+    """An empty directory of this test's own, at `sshd` with a shell."""
+    with openssh_server.place() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def internal_sftp_server() -> Iterator[OpenSSH]:
+    """The session's `sshd` that has SFTP alone, in a root directory of its own."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import OpenSSH
+
+    try:
+        server = OpenSSH(internal_sftp=True)
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def internal_sftp_place(internal_sftp_server: OpenSSH) -> Iterator[SSHPlace]:
+    """An empty directory of this test's own, at `sshd` without a shell, in a root directory of its own."""
+    with internal_sftp_server.place() as place:
+        yield place
