@@ -1,0 +1,22 @@
+"""ssh_library: paramiko, imported when first needed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from storage_backend.errors import MissingClientError
+
+
+def ssh_library() -> Any:
+    """The module paramiko, whose classes are looked up on it at each use, so that a substitute there is used.
+
+    Raises:
+        MissingClientError: it is not installed.
+    """
+    try:
+        import paramiko
+    except ImportError as error:
+        raise MissingClientError(
+            f'RemoteStorage needs paramiko ({error}): pip install "storage-backend[ssh]"'
+        ) from error
+    return paramiko

@@ -1,0 +1,386 @@
+"""SSHConfig: what a RemoteStorage is told about its server. Settings: the same, checked, fit for a pickle."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import difflib
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal, Required, TypeAlias, cast
+
+from typing_extensions import TypedDict, override
+
+from storage_backend.backends.remote.openssh_config import OpenSSHConfig
+from storage_backend.errors import ConfigurationError
+from storage_backend.secrets import Secret
+
+FilePath: TypeAlias = str | os.PathLike[str]
+
+CONNECTION_TIMEOUT = 2.0  # seconds
+IO_TIMEOUT = 30.0  # seconds
+# The defaults of UserKnownHostsFile and GlobalKnownHostsFile, ssh_config(5).
+KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
+USER_CONFIG = "~/.ssh/config"
+SSH_PORT = 22
+
+POLICIES = ("strict", "accept-new")
+SHELLS = ("auto", "never")
+
+# What a shell would read in them: refused since OpenSSH 9.6 for the sake of ProxyCommand, `valid_hostname` in ssh.c.
+_HOST = re.compile(r"[^\x00-\x20\x7f'`\"$\\;&<>|(){},\-/@][^\x00-\x20\x7f'`\"$\\;&<>|(){},/@]*")
+_USER = re.compile(r"[^\x00-\x1f\x7f]+")
+_SHELL_SAFE_USER = re.compile(r"(?!-)[^\x00-\x20\x7f'`\"$;&<>|(){}\\]+")
+_PIN = re.compile(r"SHA256:([A-Za-z0-9+/]{43})=?")
+
+
+class SSHConfig(TypedDict, total=False):
+    """How a server is reached by SSH. Only `endpoints` and `user` are required; `user` may come from `ssh_config_file`.
+
+    Attributes:
+        user: the account on the server.
+        endpoints: where it may be reached, in order of preference: `[["10.0.0.5", 22], ["nas.example.org", 2222]]`. A
+            port is a number from 1 to 65535 or its digits. `["nas"]` or `["nas", None]`: the port that `ssh_config_file`
+            has for it, else 22.
+        connection_timeout: seconds that an endpoint may take to accept a connection. 2 by default. What comes after has
+            limits of its own; see `storage_backend.backends.remote.dialing`.
+        key_filename: a private key, or a list of them, instead of ~/.ssh/id_ed25519, id_ecdsa and id_rsa. A certificate
+            `NAME-cert.pub` beside it is used too.
+        password: for password and keyboard-interactive authentication: itself, "env:NAME" or "file:PATH".
+        passphrase: of encrypted private keys: itself, "env:NAME" or "file:PATH".
+        agent: whether keys of the SSH agent at *SSH_AUTH_SOCK* are used. True by default.
+        known_hosts: a file, or a list of them, in OpenSSH's format. "accept-new" writes to the first. By default
+            ~/.ssh/known_hosts, ~/.ssh/known_hosts2 and /etc/ssh/ssh_known_hosts.
+        host_key_policy: what is done about a host key that `known_hosts` does not have. "strict" (the default): it is
+            refused, but for a connection to a loopback address, which is warned about. "accept-new": it is accepted and
+            added. "SHA256:...", or a list of such fingerprints: one of these keys and no other, whatever `known_hosts`
+            says. A key that *differs* from the one that is known is refused by each.
+        ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. Used of it are
+            Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, ProxyJump and ProxyCommand; what is
+            given here wins.
+        keepalive: seconds without traffic after which the server is asked for a sign of life. 0 by default: never.
+        io_timeout: seconds of silence, while an answer is awaited, after which a connection is taken for dead. 30 by
+            default.
+        max_connections: how many connections may be open at a time. 1 by default.
+        shell: "auto" (the default) uses the account's POSIX shell for bulk work where it has one; "never" uses SFTP alone.
+        non_atomic_overwrite: whether, on a server without atomic replacement, an object may be deleted before
+            its new content takes its place. False by default: such a write is an UnsupportedOperationError.
+    """
+
+    user: str
+    endpoints: Required[Sequence[Sequence[str | int | None]]]
+    connection_timeout: float
+    key_filename: FilePath | Sequence[FilePath]
+    password: str
+    passphrase: str
+    agent: bool
+    known_hosts: FilePath | Sequence[FilePath]
+    host_key_policy: str | Sequence[str]
+    ssh_config_file: FilePath | bool
+    keepalive: float
+    io_timeout: float
+    max_connections: int
+    shell: Literal["auto", "never"]
+    non_atomic_overwrite: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place where a server may be reached.
+
+    Attributes:
+        host: as listed.
+        port: as listed, or as the OpenSSH configuration has it.
+        hostname: what is connected to: `host`, or HostName. Host keys are looked up by it.
+        user: the account.
+        key_files: IdentityFile, where no `key_filename` is given.
+        identities_only: whether the agent is used for `key_files` alone.
+        jumps: ProxyJump: what the connection goes through, in order.
+        proxy_command: ProxyCommand: what gives the connection instead.
+    """
+
+    host: str
+    port: int
+    hostname: str
+    user: str
+    key_files: tuple[str, ...] = ()
+    identities_only: bool = False
+    jumps: tuple[Endpoint, ...] = ()
+    proxy_command: str | None = None
+
+    def without_way(self, *, keep_command: bool) -> Endpoint:
+        """The same place with nothing to go through first."""
+        return replace(self, jumps=(), proxy_command=self.proxy_command if keep_command else None)
+
+    @override
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """`SSHConfig`, checked. Paths are as given, "~" and all; it is expanded where they are used.
+
+    Attributes:
+        user: of the first endpoint.
+        pins: fingerprints "SHA256:..." without padding; empty unless the policy is "pinned".
+    """
+
+    user: str
+    endpoints: tuple[Endpoint, ...]
+    connection_timeout: float
+    key_filename: tuple[str, ...]
+    password: Secret | None
+    passphrase: Secret | None
+    agent: bool
+    known_hosts: tuple[str, ...]
+    host_key_policy: Literal["strict", "accept-new", "pinned"]
+    pins: tuple[str, ...]
+    keepalive: float
+    io_timeout: float
+    max_connections: int
+    shell: Literal["auto", "never"]
+    non_atomic_overwrite: bool
+
+
+def read_settings(ssh_config: object) -> Settings:
+    """What *ssh_config*, an `SSHConfig`, says. It is neither changed nor kept.
+
+    Raises:
+        ConfigurationError: something in it is wrong; names the key.
+        MissingClientError: it has an `ssh_config_file`, which paramiko reads, and that is not installed.
+    """
+    if not isinstance(ssh_config, Mapping):
+        raise _wrong(
+            "ssh_config", f'it is a dictionary with "user" and "endpoints", not {type(ssh_config).__name__}'
+        )
+    given: dict[object, object] = dict(ssh_config)
+    _check_keys(given)
+    user = _user(given.get("user"))
+    key_filename = _paths("key_filename", given.get("key_filename"))
+    config = _openssh_config(given.get("ssh_config_file"))
+    endpoints = tuple(
+        _endpoint(host, port, user, config, own_keys=bool(key_filename))
+        for host, port in _addresses(given.get("endpoints"))
+    )
+    policy, pins = _policy(given.get("host_key_policy", "strict"))
+    return Settings(
+        user=endpoints[0].user,
+        endpoints=endpoints,
+        connection_timeout=_seconds(
+            "connection_timeout", given.get("connection_timeout", CONNECTION_TIMEOUT)
+        ),
+        key_filename=key_filename,
+        password=_secret("password", given.get("password")),
+        passphrase=_secret("passphrase", given.get("passphrase")),
+        agent=_flag("agent", given.get("agent", True)),
+        known_hosts=_paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS)),
+        host_key_policy=policy,
+        pins=pins,
+        keepalive=_seconds("keepalive", given.get("keepalive", 0.0), zero=True),
+        io_timeout=_seconds("io_timeout", given.get("io_timeout", IO_TIMEOUT)),
+        max_connections=_count("max_connections", given.get("max_connections", 1)),
+        shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
+        non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", False)),
+    )
+
+
+def _check_keys(given: Mapping[object, object]) -> None:
+    known = sorted(SSHConfig.__annotations__)
+    for key in given:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            raise _wrong("ssh_config", f"unknown key {key!r}{hint}; known: {', '.join(known)}")
+
+
+def _user(value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not _USER.fullmatch(value):
+        raise _wrong("user", f"{value!r} is not the name of an account")
+    return value
+
+
+def _addresses(value: object) -> list[tuple[str, int | None]]:
+    if value is None or value in ((), []):
+        raise _wrong("endpoints", 'there are none; at least one is needed, as in [["localhost", 22]]')
+    if not isinstance(value, list | tuple):
+        raise _wrong("endpoints", f"{value!r} is not a list of [host, port]")
+    return [_address(item) for item in value]
+
+
+def _address(value: object) -> tuple[str, int | None]:
+    if not isinstance(value, list | tuple) or len(value) not in {1, 2}:
+        raise _wrong("endpoints", f"{value!r} is not of the form [host, port]")
+    return _host("endpoints", value[0]), None if len(value) == 1 else _port("endpoints", value[1])
+
+
+def _host(name: str, value: object) -> str:
+    if isinstance(value, str):
+        host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
+        if _HOST.fullmatch(host):
+            return host
+    raise _wrong(name, f"{value!r} is not the name or address of a host")
+
+
+def _port(name: str, value: object) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value.isascii() and value.isdigit():
+        value = int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= 65535:
+        raise _wrong(name, f"{value!r} is not a port from 1 to 65535")
+    return value
+
+
+def _openssh_config(value: object) -> OpenSSHConfig | None:
+    if value is None or value is False:
+        return None
+    if value is True:
+        path = os.path.expanduser(USER_CONFIG)  # noqa: PTH111 - stays text
+        return OpenSSHConfig.read(path) if os.path.exists(path) else None  # noqa: PTH110 - stays text
+    paths = _paths("ssh_config_file", value)
+    if len(paths) != 1:
+        raise _wrong("ssh_config_file", "it is one file")
+    return OpenSSHConfig.read(os.path.expanduser(paths[0]))  # noqa: PTH111 - stays text
+
+
+def _endpoint(
+    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, *, own_keys: bool
+) -> Endpoint:
+    if config is None:
+        if user is None:
+            raise _wrong("user", "it is missing: the account on the server")
+        return Endpoint(host, port or SSH_PORT, host, user)
+    return _configured(host, port, user, config, own_keys=own_keys, path=())
+
+
+def _configured(
+    host: str,
+    port: int | None,
+    user: str | None,
+    config: OpenSSHConfig,
+    *,
+    own_keys: bool,
+    path: tuple[str, ...],
+    local_user: str | None = None,
+) -> Endpoint:
+    """The endpoint as *config* describes it; *port* and *user* win.
+
+    *path* has the hosts whose jumps led here, and *local_user* is who it is if nothing says.
+    """
+    if host in path:
+        raise _wrong("ssh_config_file", f"ProxyJump goes in a circle: {' -> '.join((*path, host))}")
+    found = config.lookup(host, port, user)
+    who = user or found.user or local_user
+    if who is None:
+        raise _wrong("user", f"it is missing, and {config.path} has none for {host!r}")
+    hostname = _host("ssh_config_file", found.hostname)
+    command = found.proxy_command
+    if command is not None and not _SHELL_SAFE_USER.fullmatch(who):
+        raise _wrong("user", f"{who!r} has characters that a ProxyCommand's shell would read")
+    jumps: tuple[Endpoint, ...] = ()
+    # "Host *" may name a jump host, which is then its own.
+    hops = () if found.jumps and found.jumps[-1].host == host else found.jumps
+    for at, hop in enumerate(hops):
+        # The hops before this one are how it is reached, whatever the configuration says about it.
+        through = _configured(
+            _host("ssh_config_file", hop.host),
+            hop.port,
+            hop.user,
+            config,
+            own_keys=own_keys,
+            path=(*path, host),
+            local_user=config.local_user(),
+        )
+        jumps = (*jumps, *(through.jumps if at == 0 else ()), through.without_way(keep_command=at == 0))
+    return Endpoint(
+        host,
+        port or _port("ssh_config_file", found.port) or SSH_PORT,
+        hostname,
+        who,
+        () if own_keys else found.key_files,
+        found.identities_only,
+        jumps,
+        None if jumps else command,
+    )
+
+
+def _policy(value: object) -> tuple[Literal["strict", "accept-new", "pinned"], tuple[str, ...]]:
+    if value == "strict":
+        return "strict", ()
+    if value == "accept-new":
+        return "accept-new", ()
+    pins = tuple(value) if isinstance(value, list | tuple) and value else (value,)
+    return "pinned", tuple(_pin(pin) for pin in pins)
+
+
+def _pin(value: object) -> str:
+    found = _PIN.fullmatch(value) if isinstance(value, str) else None
+    if found is not None:
+        try:
+            base64.b64decode(found[1] + "=", validate=True)
+        except binascii.Error:
+            pass
+        else:
+            return f"SHA256:{found[1]}"
+    raise _wrong(
+        "host_key_policy",
+        f'{value!r} is unknown; known: {", ".join(POLICIES)} and a fingerprint "SHA256:...", as ssh-keygen -l shows it',
+    )
+
+
+def _paths(name: str, value: object) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    items = value if isinstance(value, list | tuple) else (value,)
+    found = []
+    for item in items:
+        path = os.fspath(item) if isinstance(item, os.PathLike) else item
+        if not isinstance(path, str) or not path or "\0" in path:
+            raise _wrong(name, f"{item!r} is not the path of a file")
+        found.append(path)
+    return tuple(found)
+
+
+def _secret(name: str, value: object) -> Secret | None:
+    if value is not None and not isinstance(value, str):
+        raise _wrong(name, "it is no text")
+    return Secret.given(name, value)
+
+
+def _seconds(name: str, value: object, *, zero: bool = False) -> float:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or not 0 <= value < math.inf
+        or (value == 0 and not zero)
+    ):
+        raise _wrong(name, f"{value!r} is not a number of seconds {'of at least' if zero else 'above'} 0")
+    return float(value)
+
+
+def _count(name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _wrong(name, f"{value!r} is not a number of at least 1")
+    return value
+
+
+def _flag(name: str, value: object) -> bool:
+    if not isinstance(value, bool):
+        raise _wrong(name, f"{value!r} is neither True nor False")
+    return value
+
+
+def _one_of(name: str, value: object, known: tuple[str, ...]) -> str:
+    if not isinstance(value, str) or value not in known:
+        raise _wrong(name, f"{value!r} is unknown; known: {', '.join(known)}")
+    return value
+
+
+def _wrong(name: str, reason: str) -> ConfigurationError:
+    return ConfigurationError(f"{name}: {reason}", parameter=name)
