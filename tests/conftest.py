@@ -12,7 +12,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
-    from tests.ssh_servers import OpenSSH, SSHPlace
+    from tests.ssh_servers import AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -178,4 +178,67 @@ def internal_sftp_server() -> Iterator[OpenSSH]:
 def internal_sftp_place(internal_sftp_server: OpenSSH) -> Iterator[SSHPlace]:
     """An empty directory of this test's own, at `sshd` without a shell, in a root directory of its own."""
     with internal_sftp_server.place() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def asyncssh_server() -> Iterator[AsyncSSH]:
+    """The session's asyncssh server."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import AsyncSSH
+
+    try:
+        server = AsyncSSH()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def asyncssh_place(asyncssh_server: AsyncSSH) -> Iterator[SSHPlace]:
+    """An empty directory of this test's own, at an asyncssh server."""
+    with asyncssh_server.place() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def rclone_sftp_server() -> Iterator[RcloneSFTP]:
+    """The session's `rclone serve sftp`."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import RcloneSFTP
+
+    try:
+        server = RcloneSFTP()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def rclone_sftp_place(rclone_sftp_server: RcloneSFTP) -> Iterator[SSHPlace]:
+    """An empty directory of this test's own, at `rclone serve sftp`."""
+    with rclone_sftp_server.place() as place:
+        yield place
+
+
+@pytest.fixture(scope="session")
+def paramiko_sftp_server() -> Iterator[ParamikoSFTP]:
+    """The session's SFTP server without extensions and commands."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import ParamikoSFTP
+
+    try:
+        server = ParamikoSFTP()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def paramiko_sftp_place(paramiko_sftp_server: ParamikoSFTP) -> Iterator[SSHPlace]:
+    """An empty directory of this test's own, at an SFTP server without extensions and commands."""
+    with paramiko_sftp_server.place() as place:
         yield place

