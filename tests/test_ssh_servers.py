@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import random
+import socket
+import socketserver
 import struct
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -15,6 +20,7 @@ import pytest
 from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.servers import PATIENCE, ServerUnavailableError
+from tests.ssh_proxy import BlackHole, Counts, Proxy
 from tests.ssh_servers import AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHServer, make_key
 
 pytest.importorskip("paramiko")
@@ -69,7 +75,8 @@ def connected(place: SSHPlace, **more: Any) -> Iterator[paramiko.SSHClient]:
 def run(client: paramiko.SSHClient, command: str) -> tuple[int, bytes, bytes]:
     """Exit status, output and error output."""
     _, output, errors = client.exec_command(command, timeout=PATIENCE)
-    return output.channel.recv_exit_status(), output.read(), errors.read()
+    found = output.read(), errors.read()  # first, since a command with much to say waits until it is heard
+    return output.channel.recv_exit_status(), *found
 
 
 def put(sftp: paramiko.SFTPClient, path: str, content: bytes) -> None:
@@ -223,3 +230,142 @@ def test_a_killed_server_ends_its_sessions_refuses_and_comes_back_on_its_port(ki
         server.start()
         with connected(place) as client:
             assert client.open_sftp().listdir(place.base) == []
+
+
+@pytest.fixture
+def echo() -> Iterator[tuple[str, int]]:
+    """A server that sends back what it is sent."""
+
+    class Back(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                while data := self.request.recv(1 << 16):
+                    self.request.sendall(data)
+
+    class Server(socketserver.ThreadingTCPServer):
+        daemon_threads = True
+        block_on_close = False
+
+    with Server(("127.0.0.1", 0), Back) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield "127.0.0.1", server.server_address[1]
+        server.shutdown()
+        thread.join()
+
+
+def reach(port: int) -> socket.socket:
+    return socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)
+
+
+def receive(connection: socket.socket, count: int) -> bytes:
+    """So many bytes, or those before the end."""
+    found = b""
+    while len(found) < count and (data := connection.recv(1 << 16)):
+        found += data
+    return found
+
+
+def test_a_proxy_passes_all_on_and_counts(echo: tuple[str, int]) -> None:
+    content = random.Random(1).randbytes(5_000_000)
+    with Proxy(*echo) as proxy, reach(proxy.port) as one, reach(proxy.port) as other:
+
+        def send() -> None:
+            one.sendall(content)
+            one.shutdown(socket.SHUT_WR)
+
+        sender = threading.Thread(target=send)
+        sender.start()
+        assert same(receive(one, len(content) + 1), content)
+        sender.join()
+        other.sendall(b"x")
+        assert receive(other, 1) == b"x"
+        assert proxy.counts() == Counts(2, len(content) + 1, len(content) + 1)
+
+
+def test_a_proxy_delays_each_direction_and_not_the_throughput(echo: tuple[str, int]) -> None:
+    content = bytes(20_000_000)
+    with Proxy(*echo, delay=0.25) as proxy, reach(proxy.port) as connection:
+        begun = time.monotonic()
+        sender = threading.Thread(target=connection.sendall, args=[content])
+        sender.start()
+        found = len(receive(connection, 1))
+        assert time.monotonic() - begun >= 0.5
+        found += len(receive(connection, len(content) - found))  # a round trip a window would take minutes
+        assert found == len(content)
+        sender.join()
+
+
+def test_a_proxy_cuts_after_exactly_so_many_bytes(echo: tuple[str, int]) -> None:
+    with Proxy(*echo) as proxy:
+        with reach(proxy.port) as connection:
+            proxy.cut_after(1000, "from_server", reset=False)
+            connection.sendall(bytes(3000))
+            assert receive(connection, 3000) == bytes(1000)
+        with reach(proxy.port) as connection:
+            proxy.cut_after(1000, "from_client", then_refuse=True)
+            connection.sendall(bytes(3000))
+            with pytest.raises(ConnectionResetError):
+                receive(connection, 3000)
+        with pytest.raises(ConnectionRefusedError):
+            reach(proxy.port)
+        proxy.heal()
+        with reach(proxy.port) as connection:
+            connection.sendall(b"x")
+            assert receive(connection, 1) == b"x"
+            proxy.cut()
+            with pytest.raises(ConnectionResetError):
+                connection.recv(1)
+
+
+def test_a_proxy_swallows_what_comes_to_a_black_hole(echo: tuple[str, int]) -> None:
+    with Proxy(*echo) as proxy, reach(proxy.port) as old:
+        old.sendall(b"x")
+        assert receive(old, 1) == b"x"
+        proxy.black_hole()
+        with reach(proxy.port) as new:
+            for connection in (old, new):
+                connection.sendall(bytes(1_000_000))
+                connection.settimeout(0.2)
+                with pytest.raises(TimeoutError):
+                    connection.recv(1)
+        assert proxy.counts().from_client == 1
+        proxy.heal()
+        old.sendall(b"y")
+        with pytest.raises(TimeoutError):
+            old.recv(1)
+        with reach(proxy.port) as connection:
+            connection.sendall(b"x")
+            assert receive(connection, 1) == b"x"
+
+
+def test_a_silent_proxy_takes_connections_and_leaves_the_old_ones(openssh_place: SSHPlace) -> None:
+    with Proxy(openssh_place.host, openssh_place.port) as proxy, reach(proxy.port) as old:
+        assert receive(old, 4)[:4] == b"SSH-"
+        proxy.silent()
+        with reach(proxy.port) as new:
+            new.settimeout(0.2)
+            with pytest.raises(TimeoutError):
+                new.recv(1)
+        assert proxy.accepted == 2
+        old.sendall(b"SSH-2.0-test\r\n")
+        assert len(receive(old, 100)) >= 100
+
+
+def test_ssh_goes_through_a_proxy(openssh_place: SSHPlace) -> None:
+    with (
+        Proxy(openssh_place.host, openssh_place.port, delay=0.01) as proxy,
+        # Connected beforehand, so that the host key is looked up by the server's own port.
+        connected(openssh_place, sock=reach(proxy.port)) as client,
+    ):
+        assert same(run(client, "head -c 1000000 /dev/zero")[1], bytes(1_000_000))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what a full queue of connections does is Linux's")
+def test_connecting_to_a_black_hole_hangs() -> None:
+    with BlackHole() as hole:
+        for _ in range(3):
+            with pytest.raises(TimeoutError):
+                socket.create_connection((hole.host, hole.port), timeout=0.5)
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((hole.host, hole.port), timeout=PATIENCE)
