@@ -106,6 +106,7 @@ def test_what_is_no_dictionary_is_refused(config: object) -> None:
         ({"agent": "yes"}, "agent"),
         ({"agent": 1}, "agent"),
         ({"known_hosts": [None]}, "known_hosts"),
+        ({"known_hosts": [], "host_key_policy": "accept-new"}, "known_hosts"),
         ({"host_key_policy": "yes"}, "host_key_policy"),
         ({"host_key_policy": []}, "host_key_policy"),
         ({"host_key_policy": ["strict"]}, "host_key_policy"),

@@ -167,6 +167,9 @@ def read_settings(ssh_config: object) -> Settings:
         for host, port in _addresses(given.get("endpoints"))
     )
     policy, pins = _policy(given.get("host_key_policy", "strict"))
+    known_hosts = _paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS))
+    if policy == "accept-new" and not known_hosts:
+        raise _wrong("known_hosts", 'host_key_policy="accept-new" needs a file to write to')
     return Settings(
         user=endpoints[0].user,
         endpoints=endpoints,
@@ -177,7 +180,7 @@ def read_settings(ssh_config: object) -> Settings:
         password=_secret("password", given.get("password")),
         passphrase=_secret("passphrase", given.get("passphrase")),
         agent=_flag("agent", given.get("agent", True)),
-        known_hosts=_paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS)),
+        known_hosts=known_hosts,
         host_key_policy=policy,
         pins=pins,
         keepalive=_seconds("keepalive", given.get("keepalive", 0.0), zero=True),

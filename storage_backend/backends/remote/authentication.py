@@ -1,0 +1,395 @@
+"""Authentication: proving to a server who the user is, by what it takes and what there is."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from storage_backend.backends.remote.hostkeys import fingerprint
+from storage_backend.backends.remote.library import ssh_library
+from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.errors import (
+    AuthenticationError,
+    ConfigurationError,
+    StorageTimeoutError,
+    UnavailableError,
+)
+
+DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
+AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
+METHODS = ("publickey", "password", "keyboard-interactive")
+
+_CERTIFICATE = "-cert.pub"
+
+
+@dataclass
+class Authentication:
+    """What `paramiko.SSHClient.connect` is given as `auth_strategy`, for one connection.
+
+    Begins with the method "none", as OpenSSH does: a server that asks for nothing is content, and another says what it
+    takes. Then come the key files that were named (as the agent's key, where it holds it), the agent's other keys, the
+    usual key files, and the password. Keys that the caller named come before those of the agent since a server ends the
+    connection after a few tries (MaxAuthTries), and an agent may hold many. Each is tried only where the server takes
+    its method.
+
+    Args:
+        patience: seconds for all of it.
+        clock: monotonic seconds.
+    """
+
+    settings: Settings
+    endpoint: Endpoint
+    patience: float
+    clock: Callable[[], float] = time.monotonic
+    _outcomes: list[str] = field(default_factory=list, init=False)  # in words, without secrets
+    _allowed: tuple[str, ...] = field(default=METHODS, init=False)
+    _refusals: int = field(default=0, init=False)
+    _seen: set[bytes] = field(default_factory=set, init=False)
+
+    def authenticate(self, transport: Any) -> list[str]:
+        """Log in on *transport*, a negotiated `paramiko.Transport`.
+
+        Returns:
+            nothing in it: the methods that are left to do.
+
+        Raises:
+            AuthenticationError: the server takes nothing of what there is. Tells what was tried, and what it takes.
+            UnavailableError: the connection ended before anything was refused.
+            StorageTimeoutError: it took longer than `patience`.
+        """
+        deadline = self.clock() + self.patience
+        agent = _Agent()
+        try:
+            if self._try(transport, deadline, "none", lambda: transport.auth_none(self.endpoint.user)):
+                return []
+            # After a partial success what was passed over may be wanted: once more from the start, each key once.
+            while True:
+                before = self._allowed
+                if self._round(transport, deadline, agent):
+                    return []
+                if self._allowed == before:
+                    raise self._failed()
+        finally:
+            agent.close()
+
+    def _round(self, transport: Any, deadline: float, agent: _Agent) -> bool:
+        user = self.endpoint.user
+        if "publickey" in self._allowed:
+            before = self._allowed
+            for label, key in self._keys(transport, agent):
+                if self._try(transport, deadline, label, partial(transport.auth_publickey, user, key), key):
+                    return True
+                if self._allowed != before:
+                    return False
+        return self._password(transport, deadline)
+
+    def _password(self, transport: Any, deadline: float) -> bool:
+        user = self.endpoint.user
+        way = next((name for name in ("password", "keyboard-interactive") if name in self._allowed), None)
+        if way is None or b"password" in self._seen:
+            return False
+        self._seen.add(b"password")
+        if self.settings.password is None:
+            self._outcomes.append("no password is set")
+            return False
+        try:
+            password = self.settings.password.value()
+        except ConfigurationError as error:
+            self._outcomes.append(str(error))
+            return False
+        if way == "password":
+            return self._try(
+                transport,
+                deadline,
+                "the password",
+                lambda: transport.auth_password(user, password, fallback=False),
+            )
+        answers = _Answers(password)
+        done = self._try(
+            transport,
+            deadline,
+            "the password, as the answer to its question",
+            lambda: transport.auth_interactive(user, answers),
+        )
+        if answers.unanswered:
+            self._outcomes.append(f"it also asked {', '.join(map(repr, answers.unanswered))}")
+        return done
+
+    def _try(
+        self, transport: Any, deadline: float, label: str, attempt: Callable[[], Any], key: _Key | None = None
+    ) -> bool:
+        """Make one attempt; whether it was the last one needed."""
+        paramiko = ssh_library()
+        left = deadline - self.clock()
+        if left > 0:
+            transport.auth_timeout = left
+            try:
+                rest = attempt()
+            except paramiko.BadAuthenticationType as error:
+                self._allowed = tuple(error.allowed_types)
+                if label != "none":
+                    self._outcomes.append(f"{label}: not taken here")
+            except (paramiko.SSHException, EOFError, OSError) as error:
+                self._note(transport, label, error, key, deadline)
+            else:
+                if not rest:
+                    return True
+                self._outcomes.append(f"{label}: accepted, but not enough by itself")
+                self._allowed = tuple(rest)
+            return False
+        raise StorageTimeoutError(f"authentication took longer than {self.patience:g} s{self._tried()}")
+
+    def _note(self, transport: Any, label: str, error: Exception, key: _Key | None, deadline: float) -> None:
+        """Note a failure, and raise if nothing more can be tried on this connection."""
+        if transport.is_active():
+            if self.clock() >= deadline:
+                raise StorageTimeoutError(
+                    f"{label}: no answer; authentication took longer than {self.patience:g} s{self._tried()}"
+                ) from error
+            self._refusals += label != "none"
+            reason = "refused" if key is None or key.trouble is None else f"cannot sign ({key.trouble})"
+            if label != "none":
+                self._outcomes.append(f"{label}: {reason}")
+            return
+        if self._refusals:
+            raise AuthenticationError(
+                f"the server ended the connection at {label}, after {self._refusals} other tries that it refused "
+                f"(MaxAuthTries of sshd?){self._tried()}"
+            ) from error
+        raise UnavailableError(
+            f"the connection ended during authentication ({label}): {_words(error)}"
+        ) from error
+
+    def _failed(self) -> AuthenticationError:
+        return AuthenticationError(
+            f"authentication failed for user {self.endpoint.user!r}: the server takes {', '.join(self._allowed) or 'no method'}"
+            f"{self._tried()}"
+        )
+
+    def _tried(self) -> str:
+        return f"; tried: {'; '.join(self._outcomes)}" if self._outcomes else ""
+
+    # Keys
+
+    def _keys(self, transport: Any, agent: _Agent) -> Iterator[tuple[str, _Key]]:
+        """The keys that have not been tried, the most likely first; what cannot be used is noted."""
+        named = self.settings.key_filename or self.endpoint.key_files
+        if self.settings.agent and agent.open() and agent.reason is not None:
+            self._outcomes.append(agent.reason)
+        for path in named:
+            yield from self._file(transport, path, agent, wanted=True)
+        if not self.endpoint.identities_only:
+            for key in agent.keys:
+                yield from self._usable(transport, f"agent key {_shown(key)}", key)
+        if not named:
+            if (
+                not any(map(os.path.exists, map(os.path.expanduser, DEFAULT_KEYS)))
+                and b"default" not in self._seen
+            ):
+                self._seen.add(b"default")
+                self._outcomes.append(f"no key file {', '.join(DEFAULT_KEYS)}")
+            for path in DEFAULT_KEYS:
+                yield from self._file(transport, path, agent, wanted=False)
+
+    def _file(self, transport: Any, path: str, agent: _Agent, *, wanted: bool) -> Iterator[tuple[str, _Key]]:
+        whole = os.path.expanduser(path)  # noqa: PTH111 - stays text
+        mark = b"file " + os.fsencode(whole)
+        if mark in self._seen:
+            return
+        self._seen.add(mark)
+        if not wanted and not os.path.exists(whole):  # noqa: PTH110 - stays text
+            return
+        held = agent.holding(whole)
+        if held is not None:
+            yield from self._usable(transport, f"agent key {_shown(held)} of {path}", held)
+            return
+        try:
+            key = _load(whole, self.settings)
+        except _UnusableKeyError as error:
+            self._outcomes.append(f"key file {path}: {error}")
+            return
+        yield from self._usable(transport, f"key file {path}", key)
+
+    def _usable(self, transport: Any, label: str, key: Any) -> Iterator[tuple[str, _Key]]:
+        """*key* with its certificate, then without; nothing of it if it was tried before or the server cannot read it."""
+        certificate = getattr(key, "public_blob", None)
+        if "rsa" in key.get_name() and not _rsa_agreed(transport):
+            self._outcomes.append(f"{label}: the server takes no RSA signature with SHA-2")
+            return
+        blob = bytes(key.asbytes())
+        for public in dict.fromkeys((certificate, None)):
+            mark = blob if public is None else b"certificate " + blob
+            if mark not in self._seen:
+                self._seen.add(mark)
+                yield f"{label} with its certificate" if public is not None else label, _Key(key, public)
+
+
+class _Key:
+    """A key as paramiko signs with it, with or without its certificate.
+
+    paramiko signs in the transport's thread, where an agent's refusal would end the connection.
+
+    Attributes:
+        trouble: why it could not sign; then the server is sent an empty signature, which it refuses.
+    """
+
+    def __init__(self, key: Any, public_blob: Any) -> None:
+        self.public_blob = public_blob
+        self.trouble: str | None = None
+        self._key = key
+
+    def get_name(self) -> str:
+        return str(self._key.get_name())
+
+    def asbytes(self) -> bytes:
+        return bytes(self._key.asbytes())
+
+    def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
+        try:
+            return self._key.sign_ssh_data(data, algorithm)
+        except Exception as error:  # noqa: BLE001 - noted, and told with the refusal
+            self.trouble = _words(error)
+            return b""
+
+
+class _Agent:
+    """The SSH agent at *SSH_AUTH_SOCK*, asked once.
+
+    Attributes:
+        keys: that it holds.
+        reason: why there are none.
+    """
+
+    def __init__(self) -> None:
+        self.keys: Sequence[Any] = ()
+        self.reason: str | None = None
+        self._asked = False
+        self._client: Any = None
+
+    def open(self) -> bool:
+        """Ask it for its keys; whether this is the first time."""
+        first, self._asked = not self._asked, True
+        if first:
+            self._ask()
+        return first
+
+    def _ask(self) -> None:
+        place = os.environ.get("SSH_AUTH_SOCK")
+        if not place:
+            self.reason = "no agent: SSH_AUTH_SOCK is not set"
+            return
+        try:
+            # paramiko leaves an unconnected socket to the garbage collector.
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.settimeout(AGENT_PATIENCE)
+                probe.connect(place)
+        except OSError as error:
+            self.reason = f"no agent at SSH_AUTH_SOCK={place}: {error.strerror or error}"
+            return
+        paramiko = ssh_library()
+        try:
+            self._client = paramiko.Agent()
+            self.keys = tuple(self._client.get_keys())
+        except (paramiko.SSHException, OSError) as error:
+            self.reason = f"the agent gives no keys: {_words(error)}"
+        else:
+            self.reason = None if self.keys else "the agent holds no keys"
+
+    def holding(self, path: str) -> Any:
+        """Its key whose public half lies in *path*.pub; None if there is none."""
+        if not self.keys:
+            return None
+        with suppress(OSError, ValueError, IndexError):
+            text = Path(f"{path.removesuffix(_CERTIFICATE)}.pub").read_text(encoding="utf-8").split()
+            for key in self.keys:
+                if key.get_base64() == text[1]:
+                    return key
+        return None
+
+    def close(self) -> None:
+        client, self._client = self._client, None
+        if client is not None:
+            client.close()
+
+
+class _Answers:
+    """Answers a server's questions: the first that is not to be shown with the password, others with nothing.
+
+    Attributes:
+        unanswered: the other questions.
+    """
+
+    def __init__(self, password: str) -> None:
+        self.unanswered: list[str] = []
+        self._password: str | None = password
+
+    def __call__(self, title: str, instructions: str, questions: Sequence[tuple[str, bool]]) -> list[str]:  # noqa: ARG002 - paramiko's interface
+        answers = []
+        for question, shown in questions:
+            if self._password is not None and not shown:
+                answers.append(self._password)
+                self._password = None
+            else:
+                self.unanswered.append(question.strip())
+                answers.append("")
+        return answers
+
+
+class _UnusableKeyError(Exception):
+    """A key file gives no key."""
+
+
+def _load(path: str, settings: Settings) -> Any:
+    """The key in the file *path*, a `paramiko.PKey`, with the certificate beside it."""
+    paramiko = ssh_library()
+    private = path.removesuffix(_CERTIFICATE)
+    try:
+        if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
+            raise _UnusableKeyError("not a file")
+        try:
+            return paramiko.PKey.from_path(path)
+        except (TypeError, paramiko.PasswordRequiredException):  # so cryptography says that it is encrypted
+            if settings.passphrase is None:
+                raise _UnusableKeyError("encrypted, and no passphrase is set") from None
+        try:
+            return paramiko.PKey.from_path(path, settings.passphrase.value().encode())
+        except (ValueError, TypeError, paramiko.SSHException) as error:
+            if isinstance(error, ConfigurationError):
+                raise _UnusableKeyError(str(error)) from None
+            raise _UnusableKeyError("the passphrase does not open it") from None
+    except OSError as error:
+        raise _UnusableKeyError(error.strerror or str(error)) from None
+    except _UnusableKeyError:
+        raise
+    except Exception as error:  # parsers of foreign formats raise many kinds
+        raise _UnusableKeyError(
+            f"not a private key that paramiko reads ({_words(error)}); `ssh-keygen -p -f` rewrites one in OpenSSH's format"
+        ) from error
+
+
+def _rsa_agreed(transport: Any) -> bool:
+    """Whether an RSA key can be used; paramiko would end the connection otherwise."""
+    offered = (getattr(transport, "server_extensions", None) or {}).get("server-sig-algs")
+    if not offered:
+        return True
+    names = (offered.decode("ascii", "replace") if isinstance(offered, bytes) else offered).split(",")
+    return any("rsa" in name and name in names for name in transport.preferred_pubkeys)
+
+
+def _shown(key: Any) -> str:
+    comment = getattr(key, "comment", "")
+    if isinstance(comment, bytes):
+        comment = comment.decode("utf-8", "replace")
+    return f"{fingerprint(bytes(key.asbytes()))}{f' ({comment})' if comment else ''}"
+
+
+def _words(error: BaseException) -> str:
+    return str(error) or type(error).__name__

@@ -1,0 +1,292 @@
+"""HostKeyPolicy: whether the key that a server shows is its own.
+
+The files are read here and not by paramiko's HostKeys, which stops at a `@cert-authority` line, knows neither `@revoked`
+nor patterns, and drops keys of a type that it cannot use, so that a changed key would look like an unknown one.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import fcntl
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, Settings
+from storage_backend.errors import AuthenticationError, ConfigurationError
+
+log = logging.getLogger(__name__)
+
+# RFC 8332: one kind of key, signatures by either hash.
+_RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
+
+
+@dataclass(frozen=True, slots=True)
+class KnownKey:
+    """A line of known_hosts that is about the host in question.
+
+    Attributes:
+        place: "file:line".
+    """
+
+    kind: str
+    blob: bytes
+    revoked: bool
+    place: str
+
+
+class HostKeyPolicy:
+    """What `paramiko.SSHClient.set_missing_host_key_policy` is given, for one connection to one endpoint.
+
+    A client with no host keys of its own asks it about every key, before anything about the user is sent.
+
+    Args:
+        peer: the address that the connection goes to; None where another program or host makes the connection.
+        without: kinds of key that are not asked for.
+
+    Raises:
+        ConfigurationError: a file is there but cannot be read.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        endpoint: Endpoint,
+        *,
+        peer: Callable[[], str | None],
+        without: Iterable[str] = (),
+    ) -> None:
+        self.name = entry_name(endpoint.hostname, endpoint.port)
+        self.mismatch: str | None = None  # the kind of the key that was none of the pinned ones
+        self._settings = settings
+        self._endpoint = endpoint
+        self._peer = peer
+        self._without = frozenset(without)
+        self._known: list[KnownKey] = []
+        self._bare: set[bytes] = set()
+        if settings.host_key_policy != "pinned":
+            self._known = known_keys(settings.known_hosts, self.name)
+            if not self._known and endpoint.port != SSH_PORT:
+                # As OpenSSH does ("checking without port identifier", sshconnect.c): the name alone may vouch for the
+                # key, but says nothing against another server on another port.
+                bare = known_keys(settings.known_hosts, entry_name(endpoint.hostname, SSH_PORT))
+                self._bare = {key.blob for key in bare if not key.revoked}
+                self._known = [key for key in bare if key.revoked]
+
+    def order(self, algorithms: Sequence[str]) -> tuple[str, ...]:
+        """*algorithms*, those of known keys first: of several keys the server then shows one that can be checked."""
+        known = {name for key in self._known if not key.revoked for name in _algorithms(key.kind)}
+        without = {name for kind in self._without for name in _algorithms(kind)}
+        usable = [name for name in algorithms if name not in without]
+        return tuple(sorted(usable, key=lambda name: name not in known))
+
+    def missing_host_key(self, client: object, hostname: str, key: Any) -> None:  # noqa: ARG002 - paramiko's interface
+        """Accept *key*, a `paramiko.PKey`.
+
+        Raises:
+            AuthenticationError: it is refused.
+        """
+        kind, blob = str(key.get_name()), bytes(key.asbytes())
+        if self._settings.host_key_policy == "pinned":
+            self._check_pin(kind, blob)
+            return
+        for known in self._known:
+            if known.revoked and known.blob == blob:
+                raise self._refused(f"its {kind} key {fingerprint(blob)} is revoked by {known.place}")
+        entries = [known for known in self._known if not known.revoked]
+        if any(known.blob == blob for known in entries) or blob in self._bare:
+            return
+        if entries:
+            raise self._changed(kind, blob, entries)
+        if self._settings.host_key_policy == "accept-new":
+            self._remember(kind, blob)
+            return
+        peer = self._peer()
+        if peer is None or not is_loopback(peer):
+            raise self._refused(
+                f"it shows the {kind} key {fingerprint(blob)}, and {self.name} is in none of "
+                f"the files of known_hosts ({', '.join(self._settings.known_hosts)}). Compare it with what `ssh-keygen -lf "
+                f"/etc/ssh/ssh_host_{_file_kind(kind)}_key.pub` shows on the server itself; if they are equal, set "
+                f'host_key_policy="{fingerprint(blob)}"'
+            )
+        log.warning(
+            "%s: accepted the unknown host key %s, since %s is this machine; to be sure, set host_key_policy=%r",
+            self._endpoint,
+            fingerprint(blob),
+            peer,
+            fingerprint(blob),
+        )
+
+    def _check_pin(self, kind: str, blob: bytes) -> None:
+        if fingerprint(blob) not in self._settings.pins:
+            self.mismatch = kind
+            raise self._refused(
+                f"it shows the {kind} key {fingerprint(blob)}, and host_key_policy allows {' and '.join(self._settings.pins)} alone"
+            )
+
+    def _remember(self, kind: str, blob: bytes) -> None:
+        path = self._settings.known_hosts[0]
+        try:
+            others = remember(path, self.name, kind, blob)
+        except OSError as error:
+            # A key that is not remembered would be accepted anew each time, whatever it is.
+            raise self._refused(
+                f"its {kind} key {fingerprint(blob)} is new and cannot be written to {path}: {error}"
+            ) from error
+        if others:
+            raise self._changed(kind, blob, others)
+        log.info("%s: added its %s key %s to %s", self._endpoint, kind, fingerprint(blob), path)
+
+    def _changed(self, kind: str, blob: bytes, known: Sequence[KnownKey]) -> AuthenticationError:
+        entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.place})" for key in known)
+        return self._refused(
+            f"host key mismatch: it shows the {kind} key {fingerprint(blob)}, but {self.name} is known by {entries}. Either "
+            "somebody stands between, or the server has been set up anew; in that case remove the entry, or set "
+            f'host_key_policy="{fingerprint(blob)}"'
+        )
+
+    def _refused(self, reason: str) -> AuthenticationError:
+        return AuthenticationError(f"host key refused: {reason}")
+
+
+def fingerprint(blob: bytes) -> str:
+    """The fingerprint of a public key as `ssh-keygen -l` shows it."""
+    return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
+
+
+def entry_name(hostname: str, port: int) -> str:
+    """How known_hosts names a host, sshd(8)."""
+    return hostname.lower() if port == SSH_PORT else f"[{hostname.lower()}]:{port}"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether *address* is this machine's own: 127.0.0.0/8 or ::1."""
+    try:
+        found = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return (mapped or found).is_loopback
+
+
+def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
+    """What the files say about *name*. A file that is not there says nothing.
+
+    Raises:
+        ConfigurationError: one cannot be read.
+    """
+    found: list[KnownKey] = []
+    for path in paths:
+        whole = os.path.expanduser(path)  # noqa: PTH111 - stays text
+        try:
+            text = Path(whole).read_text(encoding="utf-8", errors="surrogateescape")
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            # Taken for empty, it would turn a changed key into a new one.
+            raise ConfigurationError(
+                f"known_hosts: cannot read it: {error}", parameter="known_hosts"
+            ) from error
+        found += _matching(text, name, path)
+    return found
+
+
+def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
+    """Add a key to the file *path*, which is made if need be, unless *name* has one there.
+
+    Of several processes one adds it: the file is locked, and looked at again.
+
+    Returns:
+        the other keys that *name* has there; if there are any, nothing was added.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    whole = Path(path).expanduser()
+    whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.fdopen(
+        os.open(whole, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", 0
+    ) as file:
+        with suppress(OSError):  # some network file systems have no locks; then a line may stand twice
+            fcntl.flock(file, fcntl.LOCK_EX)
+        before = file.readall()
+        known = [
+            key for key in _matching(before.decode("utf-8", "surrogateescape"), name, path) if not key.revoked
+        ]
+        if any(key.blob == blob for key in known):
+            return []
+        if known:
+            return known
+        line = f"{name} {kind} {base64.b64encode(blob).decode()}\n".encode()
+        file.write(line if before.endswith(b"\n") or not before else b"\n" + line)
+    return []
+
+
+def _matching(text: str, name: str, path: str) -> Iterator[KnownKey]:
+    for number, line in enumerate(text.split("\n"), 1):
+        words = line.split()
+        marker = words.pop(0) if words and words[0].startswith("@") else None
+        # A @cert-authority vouches for certificates, and only plain keys are asked for.
+        if len(words) < 3 or marker not in {None, "@revoked"} or words[0].startswith("#"):
+            continue
+        if not _names(words[0], name):
+            continue
+        try:
+            blob = base64.b64decode(words[2], validate=True)
+        except binascii.Error:
+            log.warning("%s:%d: not a key; the line is skipped", path, number)
+            continue
+        yield KnownKey(words[1], blob, marker is not None, f"{path}:{number}")
+
+
+def _names(patterns: str, name: str) -> bool:
+    """Whether the first field of a line of known_hosts names the host."""
+    if patterns.startswith("|1|"):
+        return _is_hash_of(patterns, name)
+    found = False
+    for pattern in patterns.lower().split(","):
+        if _wildcard(pattern.removeprefix("!"), name):
+            if pattern.startswith("!"):
+                return False
+            found = True
+    return found
+
+
+def _is_hash_of(hashed: str, name: str) -> bool:
+    """HashKnownHosts: "|1|salt|HMAC-SHA1 of the name", both in base64."""
+    parts = hashed.split("|")
+    if len(parts) != 4:
+        return False
+    try:
+        salt, digest = base64.b64decode(parts[2], validate=True), base64.b64decode(parts[3], validate=True)
+    except binascii.Error:
+        return False
+    return hmac.compare_digest(hmac.digest(salt, name.encode("utf-8", "surrogateescape"), "sha1"), digest)
+
+
+def _wildcard(pattern: str, name: str) -> bool:
+    # Not fnmatch, to which the brackets of "[host]:port" are a set of letters.
+    expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.fullmatch(expression, name) is not None
+
+
+def _algorithms(kind: str) -> tuple[str, ...]:
+    """The signature algorithms of a kind of key."""
+    return (*_RSA_ALGORITHMS, kind) if kind == "ssh-rsa" else (kind,)
+
+
+def _file_kind(kind: str) -> str:
+    """What sshd's file of a kind of key has in its name."""
+    for part in ("ed25519", "ecdsa", "rsa"):
+        if part in kind:
+            return part
+    return "*"
