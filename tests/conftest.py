@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
-    from tests.ssh_servers import AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
+    from tests.ssh_servers import Agent, AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -242,3 +244,26 @@ def paramiko_sftp_place(paramiko_sftp_server: ParamikoSFTP) -> Iterator[SSHPlace
     """An empty directory of this test's own, at an SFTP server without extensions and commands."""
     with paramiko_sftp_server.place() as place:
         yield place
+
+
+@pytest.fixture
+def ssh_agent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Agent]:
+    """An `ssh-agent` of this test's own, which SSH_AUTH_SOCK leads to, without keys at first."""
+    from tests.servers import ServerUnavailableError
+    from tests.ssh_servers import Agent
+
+    try:
+        agent = Agent()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent.socket)
+    yield agent
+    agent.stop()
+
+
+@pytest.fixture
+def make_ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`make_ssh_key(kind="ed25519", passphrase=None)`: the file of a new private key, its public half beside it."""
+    from tests.ssh_servers import make_key
+
+    return partial(make_key, tmp_path_factory.mktemp("keys"))

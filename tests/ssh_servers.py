@@ -422,6 +422,96 @@ def sftp_server() -> Path:
     raise ServerUnavailableError("sftp-server is not installed: apt-get install openssh-sftp-server")
 
 
+SCRIPTS = {  # what is done with "$SSH_ORIGINAL_COMMAND"
+    "bash": "exec bash -c",
+    "dash": "exec dash -c",
+    "busybox": "exec busybox sh -c",
+    "noisy": "echo 'Welcome to this machine.'; exec /bin/sh -c",
+    "slow": "sleep 2; exec /bin/sh -c",
+    "csh-like": "echo 'Illegal variable name.' >&2; exit 1 #",
+    "mute": "exit 0 #",
+    "hung": "exec sleep 1000000 #",
+}
+
+
+def shell_script(directory: Path, kind: str, without: Sequence[str] = ()) -> Path:
+    """A program for `OpenSSH(command_wrapper=...)`. SFTP works with each.
+
+    Args:
+        directory: where it is put.
+        kind: "bash", "dash", or "busybox" with nothing on PATH but its applets (whose `find` has no -printf), run the command; "noisy" prints a
+            line before it, "slow" takes 2 seconds before it; "csh-like" answers each command with an error, "mute"
+            with nothing and status 0, "hung" not at all.
+        without: programs that are missing. PATH then has all others of busybox and no more, whatever the kind.
+
+    Raises:
+        ServerUnavailableError: the shell is not installed.
+    """
+    program = {"bash": "bash", "dash": "dash", "busybox": "busybox"}.get(kind, "sh")
+    for each in {program, "busybox"} if without else {program}:
+        if shutil.which(each) is None:
+            raise ServerUnavailableError(f"{each} is not installed: apt-get install {each}")
+    name = f"{kind}-{uuid.uuid4().hex[:8]}"
+    lines = ["#!/bin/sh", f'case "$SSH_ORIGINAL_COMMAND" in *sftp-server*) exec {sftp_server()};; esac']
+    if kind == "busybox" or without:
+        programs = directory / f"{name}-programs"
+        programs.mkdir()
+        subprocess.run(["busybox", "--install", "-s", programs], check=True)
+        for each in without:
+            (programs / each).unlink()
+        for each in {program, "busybox"} - {"sh"}:
+            with suppress(FileExistsError):
+                (programs / each).symlink_to(str(shutil.which(each)))
+        lines.append(f"PATH={shlex.quote(str(programs))}; export PATH")
+    path = directory / name
+    path.write_text("\n".join([*lines, f'{SCRIPTS[kind]} "$SSH_ORIGINAL_COMMAND"', ""]))
+    path.chmod(0o755)
+    return path
+
+
+class Agent:
+    """An `ssh-agent` of our own, without keys at first.
+
+    Attributes:
+        socket: what `SSH_AUTH_SOCK` is to be.
+
+    Raises:
+        ServerUnavailableError: it is not installed, or does not start.
+    """
+
+    def __init__(self) -> None:
+        if shutil.which("ssh-agent") is None:
+            raise ServerUnavailableError("ssh-agent is not installed: apt-get install openssh-client")
+        # Short, since a socket's path has 107 bytes at most.
+        self._directory = Path(tempfile.mkdtemp(prefix="sb-agent-", dir="/tmp"))
+        self.socket = str(self._directory / "socket")
+        main = threading.current_thread() is threading.main_thread()  # as in ServerProcess.start
+        self._process = subprocess.Popen(
+            ["ssh-agent", "-D", "-a", self.socket],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            preexec_fn=partial(end_with_parent, signal.SIGKILL) if main else None,  # noqa: PLW1509 - one system call
+        )
+        deadline = time.monotonic() + PATIENCE
+        while not Path(self.socket).exists():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                raise ServerUnavailableError("ssh-agent did not start")
+            time.sleep(0.01)
+
+    def add(self, key: Path | str) -> None:
+        """Add a private key that is not encrypted."""
+        environment = {**os.environ, "SSH_AUTH_SOCK": self.socket}
+        subprocess.run(["ssh-add", "-q", key], env=environment, check=True, stdin=subprocess.DEVNULL)
+
+    def stop(self) -> None:
+        """End it; its socket is gone."""
+        self._process.kill()
+        self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
 def _unwritable_place() -> str:
     """A directory that nobody but root can write in, nor in any above it."""
     if os.geteuid() != 0:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pwd
 import random
 import socket
 import socketserver
@@ -11,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -21,14 +24,23 @@ from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.servers import PATIENCE, ServerUnavailableError
 from tests.ssh_proxy import BlackHole, Counts, Proxy
-from tests.ssh_servers import AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHServer, make_key
+from tests.ssh_servers import (
+    AsyncSSH,
+    OpenSSH,
+    ParamikoSFTP,
+    RcloneSFTP,
+    SSHServer,
+    make_key,
+    shell_script,
+    write_known_hosts,
+)
 
 pytest.importorskip("paramiko")
 
 if TYPE_CHECKING:
     import paramiko
 
-    from tests.ssh_servers import SSHPlace
+    from tests.ssh_servers import Agent, SSHPlace
 
 Server = TypeVar("Server", bound=SSHServer)
 
@@ -369,3 +381,126 @@ def test_connecting_to_a_black_hole_hangs() -> None:
                 socket.create_connection((hole.host, hole.port), timeout=0.5)
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection((hole.host, hole.port), timeout=PATIENCE)
+
+
+ANSWERS = {
+    "bash": (3, b"bash\n", b""),
+    "dash": (3, b"\n", b""),
+    "busybox": (3, b"\n", b""),
+    "noisy": (3, b"Welcome to this machine.\n\n", b""),
+    "slow": (3, b"\n", b""),
+    "csh-like": (1, b"", b"Illegal variable name.\n"),
+    "mute": (0, b"", b""),
+}
+
+
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_a_shell_script_answers_in_its_way_and_lets_sftp_through(kind: str, tmp_path: Path) -> None:
+    with (
+        started(lambda: OpenSSH(command_wrapper=shell_script(tmp_path, kind))) as server,
+        server.place() as place,
+        connected(place) as client,
+    ):
+        command = "echo ${BASH##*/}; exit 3"  # only bash sets it
+        assert run(client, command) == ANSWERS[kind]
+        put(client.open_sftp(), f"{place.base}/a", b"text")
+        assert (place.local / "a").read_bytes() == b"text"
+
+
+def test_busybox_has_no_other_programs_and_those_named_are_missing(tmp_path: Path) -> None:
+    with (
+        started(lambda: OpenSSH(command_wrapper=shell_script(tmp_path, "busybox", ["tar"]))) as server,
+        server.place() as place,
+        connected(place) as client,
+    ):
+        assert run(client, "python3 --version")[0] == 127
+        assert run(client, "command -v find sort sha256sum")[0] == 0
+        assert run(client, f"find {place.base} -printf x")[0] == 1
+        assert run(client, "tar --help")[0] == 127
+
+
+def test_a_hung_command_ends_with_its_server_and_the_server_takes_new_sessions(tmp_path: Path) -> None:
+    with (
+        started(lambda: OpenSSH(command_wrapper=shell_script(tmp_path, "hung"))) as server,
+        server.place() as place,
+    ):
+        with connected(place) as client:
+            _, output, _ = client.exec_command("true", timeout=0.3)
+            with pytest.raises(TimeoutError):
+                output.read()
+            output.channel.settimeout(PATIENCE)
+            server.kill_sessions()
+            assert output.read() == b""
+            assert not client.get_transport().is_active()
+        with connected(place) as client:
+            assert client.open_sftp().listdir(place.base) == []
+
+
+@pytest.mark.skipif(pwd.getpwuid(os.geteuid()).pw_shell != "/bin/bash", reason="the login shell is not bash")
+def test_bash_reads_the_settings_of_the_home_that_was_given(tmp_path: Path) -> None:
+    (tmp_path / ".bashrc").write_text("echo noise\n")
+    with (
+        started(lambda: OpenSSH(home=tmp_path)) as server,
+        server.place() as place,
+        connected(place) as client,
+    ):
+        assert run(client, "echo ~") == (0, f"noise\n{tmp_path}\n".encode(), b"")
+
+
+def test_servers_share_a_directory_a_client_key_and_a_file_of_host_keys(
+    openssh_server: OpenSSH, tmp_path: Path, make_ssh_key: Callable[..., Path]
+) -> None:
+    keys = [make_ssh_key("ecdsa"), make_ssh_key("rsa")]
+    key = openssh_server.key_filename
+    with started(
+        lambda: OpenSSH(host="127.0.0.2", host_keys=keys, authorized=[key], data=openssh_server.local)
+    ) as other:
+        known_hosts = write_known_hosts(tmp_path / "known_hosts", openssh_server, other)
+        with openssh_server.place() as place:
+            both = [replace(place, known_hosts=known_hosts)]
+            both.append(replace(both[0], host=other.host, port=other.port))
+            for count, each in enumerate(both):
+                with connected(each) as client:
+                    put(client.open_sftp(), f"{place.base}/{count}", b"text")
+            assert sorted(entry.name for entry in place.local.iterdir()) == ["0", "1"]
+
+
+def test_extra_settings_win(openssh_server: OpenSSH) -> None:
+    with (
+        started(lambda: OpenSSH(extra=["MaxSessions 1"])) as server,
+        server.place() as place,
+        connected(place) as client,
+    ):
+        import paramiko
+
+        client.get_transport().open_session(timeout=PATIENCE)
+        with pytest.raises(paramiko.ChannelException):
+            client.get_transport().open_session(timeout=PATIENCE)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "ecdsa", "rsa"])
+def test_an_agent_authenticates_by_the_keys_that_it_was_given(
+    ssh_agent: Agent, make_ssh_key: Callable[..., Path], kind: str
+) -> None:
+    import paramiko
+
+    key = make_ssh_key(kind)
+    with started(lambda: OpenSSH(authorized=[key])) as server, server.place() as place:
+        with (
+            pytest.raises(paramiko.SSHException),
+            connected(place, key_filename=None, allow_agent=True),
+        ):
+            pass
+        ssh_agent.add(key)
+        with connected(place, key_filename=None, allow_agent=True) as client:
+            assert client.open_sftp().listdir(place.base) == []
+
+
+def test_a_key_with_a_passphrase_opens_by_it_alone(make_ssh_key: Callable[..., Path]) -> None:
+    import paramiko
+
+    path = make_ssh_key("ed25519", "secret")
+    public = path.with_name(f"{path.name}.pub").read_text().split()[1]
+    assert paramiko.Ed25519Key.from_private_key_file(str(path), "secret").get_base64() == public
+    with pytest.raises(paramiko.PasswordRequiredException):
+        paramiko.Ed25519Key.from_private_key_file(str(path))
