@@ -1,0 +1,87 @@
+"""What `find` tells of the server's files, read as it comes."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from storage_backend.backends.remote.commands import Command, CommandError
+
+_PIECE = 256 << 10
+FIELDS = 45  # type, type of what a link leads to, size in 20 columns, time in 23: see scripts.FIND
+
+
+class Found(NamedTuple):
+    """A file, directory or other entry.
+
+    Attributes:
+        path: relative to the directory where the search began.
+        kind: find's letter of its type: b"f", b"d", b"l" (a symbolic link), b"p", ...
+        target: the same, of what a link leads to; b"N" for nothing, b"L" for itself, b"?" for an error.
+        size: in bytes; a link's own.
+        modified: seconds since 1970; a link's own.
+    """
+
+    path: bytes
+    kind: bytes
+    target: bytes
+    size: int
+    modified: float
+
+
+def names(command: Command, token: bytes) -> Iterator[bytes]:
+    """The paths of regular files, and of links to such, that scripts.FIND_NAMES prints; errors as in `entries`."""
+    for records in _records(command, token):
+        yield from [record[1:] for record in records if record[:1] == b"f"]
+
+
+def entries(command: Command, token: bytes) -> Iterator[Found]:
+    """The entries that scripts.FIND prints.
+
+    Raises:
+        PermissionError: a directory could not be read.
+        OSError: find or sort failed otherwise.
+        CommandError: the answer makes no sense.
+    """
+    for records in _records(command, token):
+        for record in records:
+            try:
+                yield Found(
+                    record[FIELDS:], record[:1], record[1:2], int(record[2:22]), _seconds(record[22:FIELDS])
+                )
+            except ValueError:
+                raise CommandError(
+                    0, b"", f"find printed a record that makes no sense: {record[:100]!r}"
+                ) from None
+
+
+def _records(command: Command, token: bytes) -> Iterator[list[bytes]]:
+    rest = b""
+    while piece := command.read(_PIECE):
+        found = (rest + piece).split(b"\0")
+        rest = found.pop()
+        yield found
+    _check_end(command, token, rest)
+
+
+def _seconds(text: bytes) -> float:
+    seconds = float(text)
+    if seconds >= 0:
+        return seconds
+    # find prints the whole seconds and the positive fraction after them side by side: -1.5 comes as -2.5.
+    whole, _, fraction = text.partition(b".")
+    return int(whole) + float(b"." + fraction)
+
+
+def _check_end(command: Command, token: bytes, rest: bytes) -> None:
+    command.finish()
+    said = command.stderr
+    match = re.search(rb"(?:^|\n)%b (\d+)\n" % token, said)
+    if match is None or rest:
+        raise CommandError(0, said, "the list of files is cut")
+    if match[1] != b"0":
+        denied = b": Permission denied" in said
+        told = said[: match.start()].decode("utf-8", "backslashreplace").strip()
+        raise OSError(errno.EACCES if denied else errno.EIO, f"find could not see everything: {told}")

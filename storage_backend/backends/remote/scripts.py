@@ -1,0 +1,221 @@
+"""What the server's shell is told to do: POSIX sh, run by `sh -c` with the paths as its arguments.
+
+The probe and the operations run the same texts. Tools have what GNU's have; the probe tells which server's do.
+"""
+
+from __future__ import annotations
+
+from storage_backend.backends.remote.commands import quote
+
+MISSING = 103
+DIRECTORY = 104
+DENIED = 105
+IRREGULAR = 106
+EXISTS = 107
+OTHER_SIZE = 108
+CHANGED = 109
+NOT_DIRECTORY = 110
+
+# TAR_OPTIONS is GNU tar's, POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
+_ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
+
+# fail FILE: tell why it cannot be read. What is invisible is missing only if the nearest directory above can be searched.
+_FAIL = b"""
+fail() {
+  [ -d "$1" ] && exit 104
+  [ -e "$1" ] && { [ -f "$1" ] || exit 106; exit 105; }
+  p=$1
+  while p=${p%/*}; [ -n "$p" ] && ! [ -e "$p" ]; do :; done
+  [ -d "${p:-/}" ] && ! [ -x "${p:-/}" ] && exit 105
+  exit 103
+}
+readable() { [ -f "$1" ] && [ -r "$1" ] || fail "$1"; }
+absent() {
+  p=${1%/*}
+  [ -d "${p:-/}" ] || { [ -e "${p:-/}" ] && exit 110; fail "$1"; }
+  [ -w "${p:-/}" ] && [ -x "${p:-/}" ] || exit 105
+  [ -e "$1" ] || [ -L "$1" ] && exit 107
+  :
+}
+enter() {
+  cd -P -- "$1" 2>/dev/null && return
+  [ -d "$1" ] && exit 105
+  [ -e "$1" ] && exit 110
+  fail "$1"
+}
+"""
+
+_FSTAT = b"stat -L -c %d:%i:%s:%.9Y /dev/stdin <&3"
+
+# FILE FIRST: its own fstat, then its bytes from number FIRST on, counted from 1. All of one descriptor.
+READ = (
+    _FAIL
+    + b"""
+readable "$1"
+exec 3<"$1"
+"""
+    + _FSTAT
+    + b""" || exit
+[ "$2" = 1 ] && exec cat <&3
+exec tail -c "+$2" <&3
+"""
+)
+
+# FILE OFFSET SUM: take standard input as a new file or, from an offset, as the rest of one; tell its size, and its digest.
+WRITE = (
+    _FAIL
+    + b"""
+if [ "$2" = 0 ]; then
+  absent "$1"
+  set -C
+  cat >"$1" || exit
+else
+  [ -f "$1" ] && [ -w "$1" ] || fail "$1"
+  [ "$(stat -L -c %s -- "$1")" = "$2" ] || exit 108
+  cat >>"$1" || exit
+fi
+stat -L -c %s -- "$1" || exit
+[ -z "$3" ] || "$3" <"$1"
+"""
+)
+
+# DIRECTORY: a tar of the names on standard input.
+PACK = (
+    _FAIL
+    + b"""
+enter "$1"
+exec tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -h -T -
+"""
+)
+
+# DIRECTORY [-m]: the files of the tar on standard input, with the server's own owner and mode. -o is --no-same-owner.
+UNPACK = (
+    _FAIL
+    + b"""
+enter "$1"
+exec tar -x -f - -o --no-same-permissions ${2:+"$2"}
+"""
+)
+
+# DIRECTORY DEPTH TOKEN WATCH TESTS...: what FIND and FIND_NAMES have in common. find's own status goes to standard error,
+# since a pipe tells only that of its last part. Without a terminal the server tells no command that its client is gone, so
+# one waits for the end of standard input.
+_FIND = b"""
+enter "$1"
+exec 4<&0
+{ find . ${2:+-maxdepth "$2"} -mindepth 1 -ignore_readdir_race -name '.~sb-*' -prune -o %b
+  printf '\\n%%s %%d\\n' "$3" "$?" >&2; } | sort %b &
+s=$!
+w=
+[ -z "$4" ] || { (read -r x <&4; kill "$s") >/dev/null 2>&1 & w=$!; }
+wait "$s"
+r=$?
+[ -z "$w" ] || kill "$w" 2>/dev/null
+exit "$r"
+"""
+# The kind of a link is printed, not tested: -xtype makes an error of a link to itself.
+FIND_NAMES = _FAIL + _FIND % (b"-type f -printf 'f%P\\0' -o -type l -printf '%Y%P\\0'", b"-s -z -k1.2")
+# Fields of fixed width come first and the order begins after them, so that any byte may be in a path.
+FIND = _FAIL + _FIND % (b"! -type d -printf '%y%Y%20s%23T@%P\\0'", b"-s -z -k1.46")
+FIND_ALL = _FAIL + _FIND % (b"-printf '%y%Y%20s%23T@%P\\0'", b"-s -z -k1.46")
+
+# FILE NEW: a copy with the same time of last change and the mode of a new file.
+COPY = (
+    _FAIL
+    + b"""
+readable "$1"
+absent "$2"
+exec 3<"$1"
+set -C
+: >"$2"
+set +C
+a=$("""
+    + _FSTAT
+    + b""") || exit
+cp -- /dev/stdin "$2" <&3 || exit
+touch -r /dev/stdin -- "$2" <&3 || exit
+[ "$("""
+    + _FSTAT
+    + b""")" = "$a" ] || exit 109
+stat -c %s -- "$2"
+"""
+)
+
+# FILE TARGET
+RENAME = (
+    _FAIL
+    + b"""
+mv -fT -- "$1" "$2" && exit
+r=$?
+[ -e "$1" ] || [ -L "$1" ] || fail "$1"
+[ -d "$2" ] && ! [ -L "$2" ] && exit 104
+exit "$r"
+"""
+)
+LINK = (
+    _FAIL
+    + b"""
+ln -T -- "$1" "$2" && exit
+r=$?
+[ -e "$2" ] || [ -L "$2" ] && exit 107
+[ -e "$1" ] || [ -L "$1" ] || fail "$1"
+exit "$r"
+"""
+)
+
+# SUM: the digests of the regular files on standard input, "HEX  NAME" each, in order. The list is cut since a shell
+# copies all of its arguments to add one.
+DIGESTS = b"""
+xargs -0 -n 200 sh -c '
+c=$1
+shift
+n=$#
+while [ "$n" -gt 0 ]; do
+  f=$1
+  shift
+  n=$((n - 1))
+  [ -f "$f" ] && [ -r "$f" ] && set -- "$@" "$f"
+done
+[ "$#" = 0 ] || "$c" -z -- "$@"
+:' sh "$1"
+"""
+# The same for tools without -z: one process a file, and the name is ours.
+DIGESTS_SINGLY = b"""
+xargs -0 -n 200 sh -c '
+c=$1
+shift
+for f do
+  [ -f "$f" ] && [ -r "$f" ] && h=$("$c" <"$f") && printf "%s  %s\\0" "${h%% *}" "$f"
+done
+:' sh "$1"
+"""
+
+REMOVE_TREE = b'rm -rf -- "$1"'
+REMOVE = b"xargs -0 rm -f --"
+DIRECTORIES = b"xargs -0 mkdir -p --"
+SYNC = b'sync -f -- "$1"'
+
+
+def invocation(script: bytes, *arguments: bytes) -> bytes:
+    """The command line that has `sh` run *script*."""
+    return b" ".join([b"sh -c", quote(_ENVIRONMENT + script), b"sh", *map(quote, arguments)])
+
+
+def command(marker: bytes, script: bytes, *arguments: bytes, beat: int | None = None) -> bytes:
+    """What a login shell is to be told, so that `sh` prints *marker* on a line and runs *script*.
+
+    Args:
+        marker: printed before anything else.
+        script: one of this module's.
+        arguments: what it takes.
+        beat: seconds between dots on standard error, as signs of life while a tool is silent; None for none. The script
+            must not `exec` then.
+    """
+    began = b"printf '%%s\\n' %b\n" % marker
+    if beat is not None:
+        # sleep holds none of the channel's descriptors: the server would wait for it.
+        began += (
+            b"(while sleep %d 2>/dev/null; do printf . >&2; done) </dev/null >/dev/null &\n"
+            b"b=$!\ntrap 'kill \"$b\" 2>/dev/null' EXIT\n" % beat
+        )
+    return b"exec " + invocation(began + script, *arguments)
