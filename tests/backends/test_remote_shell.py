@@ -253,6 +253,53 @@ class TestProbe:
         assert Shell(refuse, 1).probe() == Facts()
 
 
+@contextmanager
+def place_with(tmp_path: Path, kind: str) -> Iterator[SSHPlace]:
+    from tests.ssh_servers import OpenSSH, shell_script
+
+    server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))
+    try:
+        with server.place() as place:
+            yield place
+    finally:
+        server.stop()
+
+
+class TestShells:
+    @pytest.mark.parametrize(("kind", "clean"), [("bash", True), ("dash", True), ("noisy", False)])
+    def test_posix_shell_does_all(self, tmp_path: Path, kind: str, clean: bool) -> None:
+        with place_with(tmp_path, kind) as place, opener(place) as opening:
+            shell = Shell(opening, 60)
+            facts = shell.probe(os.fsencode(place.local), 60)
+            assert vars_of(facts) == {
+                **vars_of(EVERYTHING),
+                "umask": facts.umask,
+                "clean": clean,
+                "start_seconds": facts.start_seconds,
+            }
+            path = os.fsencode(place.local) + b"/a"
+            assert write_all(shell, path, b"content") == 7
+            assert read_all(shell, path) == b"content"
+            assert list(shell.find_names(os.fsencode(place.local))) == [b"a"]
+
+    def test_busybox_lacks_what_it_lacks(self, tmp_path: Path) -> None:
+        with place_with(tmp_path, "busybox") as place, opener(place) as opening:
+            shell = Shell(opening, 60)
+            facts = shell.probe(os.fsencode(place.local), 60)
+            assert (facts.find, facts.find_names, facts.pack) == (False, False, False)
+            assert (facts.read, facts.write, facts.rename, facts.remove) == (True, True, True, True)
+            assert facts.digests["sha256"] is False
+            path = os.fsencode(place.local) + b"/a\n\\"
+            assert write_all(shell, path, b"content") == 7
+            assert read_all(shell, path) == b"content"
+            assert list(shell.digests([path], "sha256")) == [(path, hashlib.sha256(b"content").hexdigest())]
+
+    @pytest.mark.parametrize("kind", ["csh-like", "mute", "hung"])
+    def test_other_shells_do_nothing(self, tmp_path: Path, kind: str) -> None:
+        with place_with(tmp_path, kind) as place, opener(place) as opening:
+            assert Shell(opening, 60).probe(os.fsencode(place.local), 1) == Facts()
+
+
 def vars_of(facts: Facts) -> dict[str, object]:
     return {name: getattr(facts, name) for name in Facts.__dataclass_fields__}
 

@@ -13,7 +13,7 @@ from storage_backend.backends.remote import finding, scripts
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.packing import Packed
-from storage_backend.backends.remote.probe import Facts, probe
+from storage_backend.backends.remote.probe import LONGEST, Facts, probe
 from storage_backend.backends.remote.streaming import Reader, Writer
 from storage_backend.backends.remote.tarstream import archive
 from storage_backend.errors import SourceChangedError
@@ -60,9 +60,14 @@ class Shell:
         self._timeout = io_timeout
         self.facts = Facts() if facts is None else facts
 
-    def probe(self, directory: bytes | None = None) -> Facts:
-        """Find out what works, in a scratch directory beneath *directory* or the server's for temporary files; never raises."""
-        self.facts = probe(self._open_channel, directory)
+    def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> Facts:
+        """Find out what works, in a scratch directory beneath *directory* or the server's for temporary files; never raises.
+
+        Args:
+            directory: absolute; None for the server's own choice.
+            longest: seconds for all of it.
+        """
+        self.facts = probe(self._open_channel, directory, longest)
         return self.facts
 
     def reader(self, path: bytes, offset: int = 0) -> Reader:
