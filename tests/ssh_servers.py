@@ -226,7 +226,8 @@ class OpenSSH(ServerProcess):
         extra: lines of sshd_config that come first, so that they win (sshd_config(5): the first value is used).
         command_wrapper: a program that is run for each command and for the SFTP subsystem instead of these, and finds
             what was asked for in `SSH_ORIGINAL_COMMAND` (`shell_script` writes some).
-        home: what the session's `HOME` is, so where bash looks for `.bashrc`; None for the user's own.
+        home: what the session's `HOME` is, so where bash looks for `.bashrc`; None for the user's own. A `.bashrc` that
+            prints spoils SFTP too, which the login shell starts.
     """
 
     def __init__(
@@ -309,7 +310,10 @@ class OpenSSH(ServerProcess):
 
 
 class AsyncSSH(ServerProcess):
-    """An asyncssh server: commands are run by `/bin/sh`, SFTP shows the whole file system."""
+    """An asyncssh server: commands are run by `/bin/sh`, SFTP shows the whole file system.
+
+    Of asyncssh 2.24: OPENDIR succeeds for anything, and the first READDIR tells that it is missing or no directory.
+    """
 
     @override
     def _command(self) -> Sequence[str | Path]:
@@ -380,7 +384,11 @@ class RcloneSFTP(ServerProcess):
 
 
 class ParamikoSFTP(SSHServer):
-    """paramiko's SFTP server of `local` as "/", in this process, without extensions and without commands."""
+    """paramiko's SFTP server of `local` as "/", in this process, without extensions and without commands.
+
+    `rename` refuses a name that is taken. paramiko 5.1 fails every request with a name that is not UTF-8
+    (SSH_FX_FAILURE); such a name on the disk is listed.
+    """
 
     _listener: Listener | None = None
 
