@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -68,7 +69,7 @@ class Authentication:
         deadline = self.clock() + self.patience
         agent = _Agent()
         try:
-            if self._try(transport, deadline, "none", lambda: transport.auth_none(self.endpoint.user)):
+            if self._try(transport, deadline, "none", partial(transport.auth_none, self.endpoint.user)):
                 return []
             # After a partial success what was passed over may be wanted: once more from the start, each key once.
             while True:
@@ -85,7 +86,9 @@ class Authentication:
         if "publickey" in self._allowed:
             before = self._allowed
             for label, key in self._keys(transport, agent):
-                if self._try(transport, deadline, label, partial(transport.auth_publickey, user, key), key):
+                if self._try(
+                    transport, deadline, label, partial(_request, transport, "auth_publickey", user, key), key
+                ):
                     return True
                 if self._allowed != before:
                     return False
@@ -110,14 +113,14 @@ class Authentication:
                 transport,
                 deadline,
                 "the password",
-                lambda: transport.auth_password(user, password, fallback=False),
+                partial(_request, transport, "auth_password", user, password),
             )
         answers = _Answers(password)
         done = self._try(
             transport,
             deadline,
             "the password, as the answer to its question",
-            lambda: transport.auth_interactive(user, answers),
+            partial(_request, transport, "auth_interactive", user, answers),
         )
         if answers.unanswered:
             self._outcomes.append(f"it also asked {', '.join(map(repr, answers.unanswered))}")
@@ -154,10 +157,11 @@ class Authentication:
                 raise StorageTimeoutError(
                     f"{label}: no answer; authentication took longer than {self.patience:g} s{self._tried()}"
                 ) from error
-            self._refusals += label != "none"
-            reason = "refused" if key is None or key.trouble is None else f"cannot sign ({key.trouble})"
-            if label != "none":
-                self._outcomes.append(f"{label}: {reason}")
+            if key is not None and key.trouble is not None:
+                self._outcomes.append(f"{label}: cannot sign ({key.trouble})")
+            elif label != "none":
+                self._refusals += 1
+                self._outcomes.append(f"{label}: refused")
             return
         if self._refusals:
             raise AuthenticationError(
@@ -225,20 +229,41 @@ class Authentication:
             self._outcomes.append(f"{label}: the server takes no RSA signature with SHA-2")
             return
         blob = bytes(key.asbytes())
-        for public in dict.fromkeys((certificate, None)):
+        for public in (None,) if certificate is None else (certificate, None):
             mark = blob if public is None else b"certificate " + blob
             if mark not in self._seen:
                 self._seen.add(mark)
                 yield f"{label} with its certificate" if public is not None else label, _Key(key, public)
 
 
+def _request(transport: Any, method: str, *arguments: Any) -> Any:
+    """Make one more request to log in, after `Transport.auth_none`, as *method* of paramiko's handler.
+
+    Not `Transport.auth_publickey` and the like: these ask for the service anew each time, upon which some servers end the
+    connection (asyncssh's), and sign in the transport's thread, where an agent's refusal ends it. Nor
+    paramiko.ServiceRequestingTransport: it sleeps for a tenth of a second and may miss a quick answer.
+    """
+    base: Any = ssh_library().auth_handler.AuthOnlyHandler
+    answered = threading.Event()
+
+    class Handler(base):  # type: ignore[misc]  # paramiko has no types
+        @property
+        def auth_event(self) -> threading.Event:
+            return answered
+
+        @auth_event.setter
+        def auth_event(self, event: object) -> None:
+            """Paramiko sets one after it has sent the request, when the answer may have been there already."""
+
+    handler = transport.auth_handler = Handler(transport)
+    return getattr(handler, method)(*arguments)
+
+
 class _Key:
     """A key as paramiko signs with it, with or without its certificate.
 
-    paramiko signs in the transport's thread, where an agent's refusal would end the connection.
-
     Attributes:
-        trouble: why it could not sign; then the server is sent an empty signature, which it refuses.
+        trouble: why it could not sign; then the server was sent nothing.
     """
 
     def __init__(self, key: Any, public_blob: Any) -> None:
@@ -255,9 +280,9 @@ class _Key:
     def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
         try:
             return self._key.sign_ssh_data(data, algorithm)
-        except Exception as error:  # noqa: BLE001 - noted, and told with the refusal
+        except Exception as error:
             self.trouble = _words(error)
-            return b""
+            raise ssh_library().SSHException(self.trouble) from error
 
 
 class _Agent:
