@@ -971,13 +971,17 @@ def test_proxy_command_gives_the_connection(
     openssh_place: SSHPlace, connect: Connect, refused: Callable[..., NoEndpointError], tmp_path: Path
 ) -> None:
     (tmp_path / "relay.py").write_text(RELAY)
-    command = f"{sys.executable} {tmp_path}/relay.py %h %p"
+    command = f"sh -c 'echo $$ > {tmp_path}/pid; exec {sys.executable} {tmp_path}/relay.py %h %p'"
     (tmp_path / "config").write_text(f"ProxyCommand {command}\n")
     config = openssh_place.config(ssh_config_file=tmp_path / "config")
     found = connect(config)
     assert found.found == b"hello\n"
-    assert "is in none of" in str(refused({**config, "known_hosts": []}))
     found.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert "is in none of" in str(refused({**config, "known_hosts": []}))
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
 @pytest.mark.parametrize(
