@@ -34,6 +34,7 @@ from storage_backend.info import Capability, ObjectInfo
 if TYPE_CHECKING:
     from storage_backend.backends.local import LocalStorage
     from storage_backend.backends.memory import MemoryStorage
+    from storage_backend.backends.remote import RemoteStorage
     from storage_backend.backends.s3 import S3Storage
     from storage_backend.backends.sql import DatabaseStorage
     from storage_backend.config import open_storage
@@ -50,6 +51,7 @@ _HOMES = {
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
     "ReadOnlyStorage": "wrappers.readonly",
+    "RemoteStorage": "backends.remote",
     "S3Storage": "backends.s3",
     "TransferOptions": "transfer",
     "TransferReport": "transfer",
@@ -84,6 +86,7 @@ __all__ = [
     "QuotaExceededError",
     "RateLimitedError",
     "ReadOnlyStorage",
+    "RemoteStorage",
     "S3Storage",
     "SourceChangedError",
     "StorageBackend",

@@ -29,7 +29,7 @@ class ObjectInfo:
 
 
 class Capability(enum.Flag):
-    """What a backend does beyond what every backend does. Setting a flag and overriding its method go together."""
+    """What a backend does beyond what every backend does. A flag needs a method of its own, which refuses where the flag is not set."""
 
     CREATE = enum.auto()
     """`create` is atomic."""

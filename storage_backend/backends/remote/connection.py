@@ -1,0 +1,309 @@
+"""Connection: one authenticated connection to one endpoint, with its SFTP session, its shell and its base directory."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, TypeVar
+
+from storage_backend.backends.remote import packets
+from storage_backend.backends.remote.commands import CommandError
+from storage_backend.backends.remote.errors import lost, told
+from storage_backend.backends.remote.library import ssh_library
+from storage_backend.backends.remote.operations import Operations, Place, Staged
+from storage_backend.backends.remote.packets import NO_SUCH_FILE, StatusError
+from storage_backend.backends.remote.probe import Facts
+from storage_backend.backends.remote.public import PublicSession
+from storage_backend.backends.remote.session import Session, Steps
+from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.backends.remote.shell import Shell
+from storage_backend.errors import AlreadyExistsError, ConfigurationError, StorageError
+from storage_backend.files import temporary_name
+
+if TYPE_CHECKING:
+    import paramiko
+
+T = TypeVar("T")
+
+# OpenSSH gives a connection ten sessions (sshd_config(5), MaxSessions): one is SFTP's, one is left to spare.
+COMMANDS = 8
+# 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and a channel that is closed
+# while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
+REKEY_BYTES = 1 << 36
+REKEY_PACKETS = 1 << 31
+
+
+class Connection:
+    """A live connection. Used by many threads at once.
+
+    Args:
+        client: connected and authenticated.
+        endpoint: that it leads to.
+        settings: of the backend.
+        base_dir: the base directory as it was configured.
+        where: the backend's location, for errors.
+
+    Attributes:
+        endpoint: as given.
+        base: the base directory on the server, absolute.
+        base_exists: whether it was there at the beginning.
+        session: of SFTP.
+        operations: what is done to files.
+
+    Raises:
+        StorageError: the base directory cannot be reached.
+        LostError: the connection failed.
+    """
+
+    def __init__(
+        self, client: paramiko.SSHClient, endpoint: Endpoint, settings: Settings, base_dir: str, where: str
+    ) -> None:
+        self.endpoint = endpoint
+        self._end: Callable[[], object] = client.close
+        self._timeout = settings.io_timeout
+        self._where = where
+        self._process = os.getpid()
+        self._transport = _transport(client)
+        self._commands = threading.BoundedSemaphore(COMMANDS)
+        self._probing = threading.Lock()
+        self._facts: Facts | None = None
+        self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
+        if settings.shell == "never":
+            self._shell = None
+        self._links: bool | None = None
+        self._counting = threading.Lock()
+        self._users = 0
+        self._retired = False
+        if self._transport is None:
+            self.session: Session | PublicSession = PublicSession(client.open_sftp())
+        else:
+            self._prepare(self._transport, settings)
+            self.session = self._sftp(self._transport)
+        self.base = self._resolved(base_dir)
+        self.operations = Operations(
+            self.session,
+            where,
+            move=self._move if self._may("rename", packets.POSIX_RENAME) else None,
+            link=self._link if self._may("link", packets.HARDLINK) else None,
+            non_atomic=settings.non_atomic_overwrite,
+        )
+
+    @property
+    def alive(self) -> bool:
+        """Whether nothing has been seen to fail."""
+        return self.session.failure is None and (self._transport is None or bool(self._transport.is_active()))
+
+    @property
+    def facts(self) -> Facts:
+        """What the server's shell can do; found out when first asked for."""
+        with self._probing:
+            if self._facts is None:
+                self._facts = self._shell.probe(None) if self._shell is not None else Facts()
+            return self._facts
+
+    @property
+    def shell(self) -> Shell:
+        """The server's shell; to be used for what `facts` has."""
+        assert self._shell is not None
+        return self._shell
+
+    def run(self, steps: Steps[T]) -> T:
+        """Carry out one operation on files."""
+        return self.session.run(steps)
+
+    def at(self, place: Place) -> Place:
+        """A place relative to the base directory as an absolute one; one that is absolute stays as it is."""
+        return Place(place.identifier, posixpath.join(self.base, place.path))
+
+    def described_shell(self) -> str:
+        """What there is beside SFTP, for people."""
+        able = [name for name in ("find_names", "copy", "sync") if getattr(self.facts, name)]
+        able += ["sha256"] if "sha256" in self.facts.digests else []
+        return f"a shell with {', '.join(able)}" if able else "SFTP alone"
+
+    def hold(self) -> None:
+        """Keep the connection open until `release`, even if another is preferred by now."""
+        with self._counting:
+            self._users += 1
+
+    def release(self) -> None:
+        """The end of a `hold`."""
+        with self._counting:
+            self._users -= 1
+            done = self._retired and not self._users
+        if done:
+            self.close()
+
+    def retire(self) -> None:
+        """Close the connection once nobody holds it."""
+        with self._counting:
+            self._retired = True
+            done = not self._users
+        if done:
+            self.close()
+
+    @contextmanager
+    def command(self, identifier: str | None = None) -> Iterator[Shell]:
+        """The shell; what goes wrong with it is an error of ours, or a LostError."""
+        try:
+            yield self.shell
+        except StorageError:
+            raise
+        except Exception as error:
+            if isinstance(error, EOFError | TimeoutError | ConnectionError | ssh_library().SSHException):
+                raise lost(error) from error
+            # What paramiko raises as a plain OSError without a number is of the channel.
+            if isinstance(error, OSError) and error.errno is None:
+                raise lost(error) from error
+            if isinstance(error, OSError | CommandError):
+                raise told(error, identifier, self._where) from error
+            raise
+
+    def let_go(self, handle: bytes) -> None:
+        """Close a handle of this process, whatever has become of it."""
+        if self._process == os.getpid() and self.session.failure is None:
+            self.operations.let_go(handle)
+
+    def discard(self, staged: Staged) -> None:
+        """Remove a file under a temporary name, if this process still has the connection."""
+        if self._process == os.getpid() and self.session.failure is None:
+            self.operations.discard(staged)
+
+    def close(self) -> None:
+        """End the connection; in another process than its own, only that process's copy of the descriptor."""
+        if self._process != os.getpid():
+            self.abandon()
+            return
+        with suppress(Exception):
+            self.session.close()
+        with suppress(Exception):
+            self._end()
+
+    def on_close(self, end: Callable[[], object]) -> None:
+        """Have *end* close the client, and what it goes through."""
+        self._end = end
+
+    def abandon(self) -> None:
+        """Close this process's copy of the descriptor without a word: the connection is the parent's."""
+        with suppress(Exception):
+            # A socket that is closed says nothing to the peer as long as another process has it.
+            assert self._transport is not None
+            os.close(self._transport.sock.detach())
+
+    # Setting up
+
+    def _prepare(self, transport: paramiko.Transport, settings: Settings) -> None:
+        if settings.keepalive:
+            transport.set_keepalive(max(1, round(settings.keepalive)))
+        packetizer = getattr(transport, "packetizer", None)
+        if packetizer is not None:
+            packetizer.REKEY_BYTES = REKEY_BYTES
+            packetizer.REKEY_PACKETS = REKEY_PACKETS
+
+    def _sftp(self, transport: paramiko.Transport) -> Session:
+        try:
+            channel = transport.open_session(timeout=self._timeout)
+            channel.settimeout(self._timeout)
+            with _limited(channel, self._timeout):
+                channel.invoke_subsystem("sftp")
+        except Exception as error:
+            raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
+        return Session(channel)
+
+    def _command_channel(self) -> paramiko.Channel:
+        assert self._transport is not None
+        return self._transport.open_session(timeout=self._timeout)
+
+    def _resolved(self, base_dir: str) -> bytes:
+        """The base directory as an absolute path; what is beneath it is reached by no other."""
+        path = os.fsencode(base_dir)
+        if path == b"~" or path.startswith(b"~/"):
+            path = path[2:]
+        elif path.startswith(b"~"):
+            raise ConfigurationError(
+                f"remote_base_dir: {base_dir!r}: only ~ itself is expanded, not another user's",
+                parameter="remote_base_dir",
+            )
+        if not path.startswith(b"/"):
+            path = posixpath.join(self.run(_real_path(b".")), path)
+        path = path.rstrip(b"/") or b"/"
+        found = self.run(_found(path))
+        self.base_exists = found is not None
+        if found is not None and found.mode is not None and not stat.S_ISDIR(found.mode):
+            raise ConfigurationError(
+                f"remote_base_dir: {base_dir!r} is not a directory", parameter="remote_base_dir"
+            )
+        return path
+
+    @property
+    def links(self) -> bool:
+        """Whether the server makes hard links by SFTP, of which some say so and refuse: found out without a trace."""
+        with self._probing:
+            if self._links is None:
+                self._links = self.run(_linking(self.base))
+            return self._links
+
+    def _may(self, fact: str, extension: bytes) -> bool:
+        """Whether the shell has to do what SFTP cannot."""
+        return extension not in self.session.extensions and bool(getattr(self.facts, fact))
+
+    def _move(self, old: bytes, new: bytes) -> None:
+        with self.command() as shell:
+            shell.rename(old, new)
+
+    def _link(self, old: bytes, new: bytes) -> bool:
+        try:
+            with self.command() as shell:
+                shell.link(old, new)
+        except AlreadyExistsError:
+            return False
+        return True
+
+
+def _transport(client: paramiko.SSHClient) -> paramiko.Transport | None:
+    """The client's transport, if it is paramiko's; a substitute is used by the methods of its SFTPClient."""
+    get = getattr(client, "get_transport", None)
+    transport = get() if callable(get) else None
+    return transport if isinstance(transport, ssh_library().Transport) else None
+
+
+@contextmanager
+def _limited(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
+    """Close the channel if the body takes longer: paramiko waits for some answers without a limit."""
+    timer = threading.Timer(seconds, channel.close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _real_path(path: bytes) -> Steps[bytes]:
+    (reply,) = yield [packets.path(packets.REALPATH, path)]
+    (entry,) = packets.entries_in(reply)
+    return entry.name
+
+
+def _found(path: bytes) -> Steps[packets.Attributes | None]:
+    (reply,) = yield [packets.path(packets.STAT, path)]
+    try:
+        return packets.attributes_in(reply)
+    except StatusError as error:
+        if error.code == NO_SUCH_FILE:
+            return None
+        raise
+
+
+def _linking(base: bytes) -> Steps[bool]:
+    name = posixpath.join(base, temporary_name().encode())
+    (reply,) = yield [packets.extended(packets.HARDLINK, name, name + b"-")]
+    try:
+        packets.check(reply)
+    except StatusError as error:
+        return error.code != packets.UNSUPPORTED
+    return True

@@ -1,0 +1,110 @@
+"""What goes wrong between us and a server, as errors of this package."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from storage_backend.backends.remote import packets
+from storage_backend.backends.remote.packets import StatusError
+from storage_backend.base import not_found
+from storage_backend.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    InvalidIdentifierError,
+    NotAFileError,
+    QuotaExceededError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+    UnsupportedOperationError,
+)
+
+# Servers that hand the system's own words on; OpenSSH says "Failure" to all of these (sftp-server.c, errno_to_portable).
+_FULL = ("no space left", "quota exceeded")
+_READ_ONLY = "read-only file system"
+
+_BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
+    {
+        errno.EEXIST: (AlreadyExistsError, "something of that name is there"),
+        errno.EISDIR: (NotAFileError, "Not a regular file"),
+        errno.EACCES: (AccessDeniedError, "permission denied"),
+        errno.EPERM: (AccessDeniedError, "permission denied"),
+        errno.EROFS: (AccessDeniedError, "the file system is read-only"),
+        errno.ENOSPC: (QuotaExceededError, "no space left for this user"),
+        errno.EDQUOT: (QuotaExceededError, "no space left for this user"),
+        errno.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
+    }
+)
+
+
+class LostError(Exception):
+    """The connection failed while it was used; what was asked last may or may not have been done.
+
+    Attributes:
+        timed_out: whether it fell silent.
+    """
+
+    def __init__(self, reason: str, *, timed_out: bool = False) -> None:
+        super().__init__(reason)
+        self.timed_out = timed_out
+
+
+def lost(error: BaseException) -> BaseException:
+    """What a failed call of the connection means: a LostError, but for what is none of its business."""
+    if isinstance(error, TimeoutError):
+        return LostError("the server fell silent", timed_out=True)
+    if isinstance(error, EOFError):
+        return LostError(str(error) or "the server closed the connection")
+    # paramiko's own errors derive from Exception alone, and it is not imported for their sake.
+    if isinstance(error, Exception):
+        return LostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    return error
+
+
+def unreachable(error: LostError, identifier: str | None, where: str, attempts: int) -> StorageError:
+    """The error for an operation that the connection did not live through."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
+    kind = StorageTimeoutError if error.timed_out else UnavailableError
+    return kind(f"{error}: {what}", identifier=identifier, backend=where, attempts=attempts)
+
+
+def translate(error: StatusError, identifier: str | None, where: str) -> StorageError:
+    """Our error for a status of SFTP (draft-ietf-secsh-filexfer-02, section 7)."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
+    words = error.text.lower()
+    kind: type[StorageError] = StorageError
+    reason = f"the server refused, saying {error.text!r}" if error.text else "the server refused"
+    if error.code == packets.NO_SUCH_FILE:
+        if identifier is not None:
+            return not_found(identifier, where)
+        reason = "no such file or directory"
+    elif any(phrase in words for phrase in _FULL):
+        kind, reason = QuotaExceededError, "no space left for this user"
+    elif error.code == packets.PERMISSION_DENIED or _READ_ONLY in words:
+        kind, reason = AccessDeniedError, "permission denied"
+    elif error.code == packets.BAD_MESSAGE:
+        kind, reason = InvalidIdentifierError, "the server does not take such a name"
+    elif error.code == packets.UNSUPPORTED:
+        kind, reason = UnsupportedOperationError, "the server has no such operation"
+    elif error.code in {packets.NO_CONNECTION, packets.CONNECTION_LOST}:
+        kind, reason = UnavailableError, "the server lost its own connection"
+    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
+
+
+def told(error: Exception, identifier: str | None, where: str) -> StorageError:
+    """Our error for what the server's shell found."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
+    number = error.errno if isinstance(error, OSError) else None
+    if number in {errno.ENOENT, errno.ENOTDIR} and identifier is not None:
+        return not_found(identifier, where)
+    kind, reason = _BY_NUMBER.get(number, (StorageError, f"the server's shell failed: {error}"))
+    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
+
+
+def not_a_file(identifier: str, where: str) -> NotAFileError:
+    """The error for a directory or device where an object was asked for."""
+    return NotAFileError(
+        f"Not a regular file: {identifier!r} in {where}", identifier=identifier, backend=where
+    )

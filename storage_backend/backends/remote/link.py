@@ -1,0 +1,240 @@
+"""Link: the connection in use: dialled when needed, kept through failures, given back to the preferred endpoint."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import TypeVar
+
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.dialing import dial
+from storage_backend.backends.remote.errors import LostError, unreachable
+from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+LOSSES = 4  # how many connections one operation may lose before it gives up
+FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between looks whether a preferred endpoint is back
+
+
+class Link:
+    """The way to the server.
+
+    Args:
+        settings: of the backend.
+        base_dir: the base directory as configured.
+        where: the backend's location, for errors.
+        must_exist: whether a base directory that is missing is an error, at the first connection.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        base_dir: str,
+        where: str,
+        *,
+        must_exist: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._must_exist = must_exist
+        self._settings = settings
+        self._base_dir = base_dir
+        self._where = where
+        self._clock = clock
+        self._current: Connection | None = None
+        self._renew()
+        _links().add(self)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint in use; None while there is none."""
+        return self._current.endpoint if self._current is not None else None
+
+    def connection(self) -> Connection:
+        """A live connection.
+
+        Raises:
+            NoEndpointError: no endpoint works.
+        """
+        current = self._current
+        if current is None or not current.alive:
+            current = self._connected()
+        if current.endpoint is not self._settings.endpoints[0]:
+            self._look_for_better(current)
+        return current
+
+    def run(self, identifier: str | None, operation: Callable[[Connection], T], *, again: bool = True) -> T:
+        """Do *operation* on a live connection; if that fails meanwhile, on the next one.
+
+        Args:
+            identifier: for errors.
+            operation: may be done again from its beginning, if *again*.
+            again: otherwise a lost connection is an error.
+
+        Raises:
+            NoEndpointError: no endpoint works.
+            UnavailableError: the connection was lost, and the operation may not be done again, or was often enough.
+        """
+        losses = 0
+        while True:
+            connection = self.connection()
+            connection.hold()
+            try:
+                return operation(connection)
+            except LostError as error:
+                losses += 1
+                self.give_up(connection, error, losses, LOSSES if again else 1, identifier)
+            finally:
+                connection.release()
+
+    def lose(self, connection: Connection, error: LostError) -> None:
+        """Take note that *connection* has failed."""
+        logger.warning("%s: lost the connection to %s: %s", self._where, connection.endpoint, error)
+        with self._lock:
+            if self._current is connection:
+                self._current = None
+        connection.close()
+
+    def give_up(
+        self, connection: Connection, error: LostError, losses: int, most: int, identifier: str | None = None
+    ) -> None:
+        """Take note that *connection* has failed, and raise if that was often enough.
+
+        Raises:
+            UnavailableError: it has happened *most* times; a StorageTimeoutError if the server fell silent.
+        """
+        self.lose(connection, error)
+        if losses >= most:
+            raise unreachable(error, identifier, self._where, losses) from error
+
+    def prefer(self) -> Connection:
+        """A live connection, to the first endpoint that works now, whichever was in use before."""
+        current = self.connection()
+        if current.endpoint is not self._settings.endpoints[0]:
+            self._return(current)
+        return self.connection()
+
+    def close(self) -> None:
+        """Let go of the connection; the next use dials again."""
+        with self._lock:
+            current, self._current = self._current, None
+        if current is not None:
+            current.close()
+
+    def after_fork(self) -> None:
+        """In a child: leave the parent's connection alone, and begin anew."""
+        if self._current is not None:
+            # Kept for ever: its destructors would write to the parent's connection.
+            _links().abandoned.append(self._current)
+            self._current.abandon()
+        self._renew()
+
+    def _renew(self) -> None:
+        self._lock = threading.Lock()
+        self._dialling = threading.Lock()
+        self._current = None
+        self._looking = False
+        self._pause = FIRST_LOOK
+        self._next_look = 0.0
+
+    def _connected(self) -> Connection:
+        with self._dialling:
+            current = self._current
+            if current is not None and current.alive:
+                return current
+            if current is not None:
+                self.lose(current, current.session.failure or LostError("the server closed it"))
+            dialled = self._dial(None)
+            if self._must_exist and not dialled.base_exists:
+                dialled.close()
+                raise BaseDirectoryNotFoundError(
+                    f"base directory {self._base_dir!r} does not exist at {dialled.endpoint}",
+                    backend=self._where,
+                )
+            self._must_exist = False
+            with self._lock:
+                self._current = dialled
+                self._next_look = self._clock() + self._pause
+            return dialled
+
+    def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> Connection:
+        return dial(
+            self._settings,
+            lambda client, endpoint: Connection(
+                client, endpoint, self._settings, self._base_dir, self._where
+            ),
+            endpoints=endpoints,
+            where=self._where,
+        ).found
+
+    def _look_for_better(self, current: Connection) -> None:
+        """From time to time, and beside what goes on, see whether an endpoint that is listed earlier is back."""
+        with self._lock:
+            if self._looking or self._clock() < self._next_look:
+                return
+            self._looking = True
+
+        def look() -> None:
+            try:
+                self._return(current)
+            finally:
+                with self._lock:
+                    self._looking = False
+                    self._pause = min(self._pause * 2, LONGEST_LOOK)
+                    self._next_look = self._clock() + self._pause
+
+        threading.Thread(target=look, name="storage-backend-look", daemon=True).start()
+
+    def _return(self, current: Connection) -> None:
+        """Go back to an endpoint listed before *current*'s, if one works. What is under way ends on the old connection."""
+        endpoints = self._settings.endpoints
+        earlier = endpoints[: endpoints.index(current.endpoint)]
+        try:
+            better = self._dial(earlier)
+        except StorageError as error:
+            logger.debug("%s: still on %s: %s", self._where, current.endpoint, error)
+            return
+        with self._lock:
+            if self._current is not current:
+                unused, replaced = better, None
+            else:
+                unused, replaced = None, current
+                self._current = better
+                self._pause = FIRST_LOOK
+        if unused is not None:
+            unused.close()
+        if replaced is not None:
+            logger.warning("%s: back on %s", self._where, better.endpoint)
+            replaced.retire()
+
+
+class _Links:
+    """The links of this process, for a forked child to begin anew; and what it must never collect."""
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Link] = weakref.WeakSet()
+        self.abandoned: list[Connection] = []
+        os.register_at_fork(after_in_child=self._after_in_child)
+
+    def add(self, link: Link) -> None:
+        """Have *link* begin anew in children."""
+        self._members.add(link)
+
+    def _after_in_child(self) -> None:
+        for link in list(self._members):
+            link.after_fork()
+
+
+@functools.cache
+def _links() -> _Links:
+    """This process's. Made when first needed, since a hook of `os` cannot be taken back."""
+    return _Links()

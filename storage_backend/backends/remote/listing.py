@@ -1,0 +1,237 @@
+"""What is beneath a directory of the server, in the order of identifiers: by SFTP, directory by directory."""
+
+from __future__ import annotations
+
+import math
+import os
+import posixpath
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import islice
+from typing import NamedTuple
+
+from storage_backend import identifiers
+from storage_backend.backends.remote import packets
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.errors import translate
+from storage_backend.backends.remote.finding import Found
+from storage_backend.backends.remote.packets import NO_SUCH_FILE, Attributes, Entry, StatusError
+from storage_backend.backends.remote.session import Steps
+from storage_backend.errors import NotFoundError, StorageError
+from storage_backend.info import ObjectInfo
+
+_REGULAR = Attributes(None, stat.S_IFREG, None)
+AHEAD = 32  # directories that are read at a time
+_RESERVED = identifiers.RESERVED.encode()
+
+
+class Listed(NamedTuple):
+    """An entry.
+
+    Attributes:
+        path: relative to the base directory.
+        attributes: of an object: of what a link leads to; None for a link that leads nowhere.
+    """
+
+    path: bytes
+    attributes: Attributes | None
+
+    @property
+    def is_object(self) -> bool:
+        """Whether it is a regular file."""
+        return self.attributes is not None and (
+            self.attributes.mode is None or stat.S_IFMT(self.attributes.mode) in {0, stat.S_IFREG}
+        )
+
+
+def found(connection: Connection, prefix: bytes, *, details: bool) -> Iterator[Listed]:
+    """The same as `walk` into every directory, by the server's own `find`.
+
+    Args:
+        connection: whose shell has `find`.
+        prefix: literal bytes.
+        details: whether the attributes of objects are wanted. Otherwise what is no object is left out.
+
+    Raises:
+        StorageError: a directory cannot be read.
+    """
+    start = prefix.rpartition(b"/")[0]
+    before = start + b"/" if start else b""
+    directory = posixpath.join(connection.base, start) if start else connection.base
+    try:
+        with connection.command(os.fsdecode(start)) as shell:
+            if not details:
+                for name in shell.find_names(directory):
+                    if (path := before + name).startswith(prefix):
+                        yield Listed(path, _REGULAR)
+                return
+            for entry in shell.find(directory):
+                path = before + entry.path
+                if path.startswith(prefix):
+                    yield Listed(path, _attributes(connection, path, entry))
+    except NotFoundError:
+        return
+
+
+def _attributes(connection: Connection, path: bytes, entry: Found) -> Attributes | None:
+    if entry.kind == b"f":
+        # Whole seconds, as SFTP has them: the same object is to have the same time, whoever looks.
+        return Attributes(entry.size, stat.S_IFREG, math.floor(entry.modified))
+    if entry.kind == b"l":
+        return _targets(connection, [path])[path]
+    return Attributes(None, stat.S_IFIFO, None)
+
+
+def walk(
+    connection: Connection, prefix: bytes, enter: Callable[[bytes], bool], where: str
+) -> Iterator[Listed]:
+    """All that is no directory and begins with *prefix*, ascending by path.
+
+    Args:
+        connection: to walk by.
+        prefix: literal bytes.
+        enter: is asked of each directory by its path, without "/" at the end, whether to go in.
+        where: the backend's location, for errors.
+
+    Raises:
+        StorageError: a directory cannot be read.
+    """
+
+    def inside(directory: bytes, entries: Sequence[Entry]) -> Iterator[Listed]:
+        before = directory + b"/" if directory else b""
+        wanted = []
+        for entry in entries:
+            path = before + entry.name
+            if entry.name.startswith(_RESERVED) or b"/" in entry.name or not entry.name:
+                continue
+            if _is_directory(entry):
+                if (path + b"/").startswith(prefix) or prefix.startswith(path + b"/"):
+                    wanted.append((path + b"/", entry))
+            elif path.startswith(prefix):
+                wanted.append((path, entry))
+        # A directory takes its place as "name/": only so is the order that of identifiers.
+        wanted.sort(key=lambda item: item[0])
+        entered = [path[:-1] for path, entry in wanted if _is_directory(entry) and enter(path[:-1])]
+        links = [path for path, entry in wanted if stat.S_ISLNK(entry.attributes.mode or 0)]
+        targets = _targets(connection, links) if links else {}
+        following = iter(entered)
+        chosen = set(entered)
+        ahead: dict[bytes, Sequence[Entry]] = {}
+        for path, entry in wanted:
+            name = path[:-1]
+            if not _is_directory(entry):
+                yield Listed(path, targets.get(path, entry.attributes))
+            elif name in chosen:
+                if name not in ahead:
+                    ahead = _read_all(connection, [*islice(following, AHEAD)], where)
+                yield from inside(name, ahead.pop(name))
+
+    start = prefix.rpartition(b"/")[0]
+    return inside(start, _read_all(connection, [start], where)[start])
+
+
+def level(connection: Connection, directory: bytes, where: str) -> Iterator[tuple[bytes, Attributes | None]]:
+    """What is in one directory, ascending, directories as "name/"; of a link, the attributes of what it leads to."""
+    entries = _read_all(connection, [directory], where)[directory]
+    before = directory + b"/" if directory else b""
+    usable = [entry for entry in entries if not entry.name.startswith(_RESERVED) and b"/" not in entry.name]
+    links = [before + entry.name for entry in usable if stat.S_ISLNK(entry.attributes.mode or 0)]
+    targets = _targets(connection, links) if links else {}
+    named = [(before + entry.name + b"/" * _is_directory(entry), entry.attributes) for entry in usable]
+    for path, attributes in sorted(named, key=lambda item: item[0]):
+        yield path, targets.get(path, attributes)
+
+
+def info_of(identifier: str, attributes: Attributes) -> ObjectInfo:
+    """What is known of an object."""
+    seconds = attributes.modified
+    modified = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return ObjectInfo(identifier, attributes.size, modified)
+
+
+def _is_directory(entry: Entry) -> bool:
+    return stat.S_ISDIR(entry.attributes.mode or 0)
+
+
+def _read_all(
+    connection: Connection, directories: Sequence[bytes], where: str
+) -> dict[bytes, Sequence[Entry]]:
+    """The entries of each of *directories*; one that is gone has none."""
+    found: dict[bytes, Sequence[Entry]] = {}
+
+    def failed(key: object, error: Exception) -> None:
+        assert isinstance(key, bytes)
+        if isinstance(error, StatusError):
+            if error.code == NO_SUCH_FILE:
+                found[key] = ()
+                return
+            raise _unlisted(key, error, where) from error
+        raise error
+
+    operations = (
+        (
+            path,
+            connection.operations.names(posixpath.join(connection.base, path) if path else connection.base),
+        )
+        for path in directories
+    )
+    for key, entries in connection.session.run_many(operations, AHEAD, failed):
+        assert isinstance(key, bytes)
+        found[key] = entries
+    return found
+
+
+def _unlisted(path: bytes, error: StatusError, where: str) -> StorageError:
+    """Why a directory cannot be read."""
+    ours = translate(error, None, where)
+    name = identifiers.decode(path) if path else "the base directory"
+    return type(ours)(f"cannot list {name!r}: {ours}", backend=where)
+
+
+def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attributes | None]:
+    """What each of *links* leads to; None for nothing."""
+    found: dict[bytes, Attributes | None] = dict.fromkeys(links)
+
+    def failed(key: object, error: Exception) -> None:
+        _ = key, error
+
+    def steps(path: bytes) -> Steps[Attributes | None]:
+        (reply,) = yield [packets.path(packets.STAT, posixpath.join(connection.base, path))]
+        return packets.attributes_in(reply)
+
+    for key, attributes in connection.session.run_many(((path, steps(path)) for path in links), 256, failed):
+        assert isinstance(key, bytes)
+        found[key] = attributes
+    return found
+
+
+def cleanup(connection: Connection, seconds: float, where: str) -> int:
+    """Remove what has a temporary name and has not been written to for so many seconds; how much that was."""
+    removed = 0
+    limit = time.time() - seconds
+    pending = [b""]
+    while pending:
+        block, pending = pending[:AHEAD], pending[AHEAD:]
+        for directory, found in _read_all(connection, block, where).items():
+            before = directory + b"/" if directory else b""
+            for entry in found:
+                if not entry.name.startswith(_RESERVED):
+                    if _is_directory(entry):
+                        pending.append(before + entry.name)
+                elif entry.attributes.modified is None or entry.attributes.modified <= limit:
+                    removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))
+    return removed
+
+
+def _remove(path: bytes) -> Steps[int]:
+    """Remove a file, or an empty folder; how many were removed."""
+    replies = yield [packets.path(packets.REMOVE, path), packets.path(packets.RMDIR, path)]
+    for reply in replies:
+        try:
+            packets.check(reply)
+        except StatusError:
+            continue
+        return 1
+    return 0

@@ -1,0 +1,318 @@
+"""Objects: what the verbs do to one object, carried over lost connections."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from typing import BinaryIO, TypeVar, cast
+
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.link import Link
+from storage_backend.backends.remote.operations import Place, Staged, beside
+from storage_backend.backends.remote.packets import Attributes
+from storage_backend.backends.remote.reading import RemoteFile
+from storage_backend.backends.remote.session import Steps
+from storage_backend.backends.remote.writing import Upload
+from storage_backend.errors import NotFoundError, UnavailableError
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import (
+    CHUNK,
+    HashingReader,
+    check_arrived,
+    check_digest,
+    chunks,
+    hashing,
+    new_digest,
+    read_all,
+)
+
+T = TypeVar("T")
+
+SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
+LARGE_COPY = 64 << 20  # bytes; a command of its own then leaves the SFTP session free
+
+
+class Objects:
+    """Operations on objects, whose places are relative to the base directory.
+
+    Args:
+        link: the way to the server.
+        where: the backend's location, for errors.
+    """
+
+    def __init__(self, link: Link, where: str) -> None:
+        self.link = link
+        self.where = where
+
+    def facts(self, place: Place) -> Attributes:
+        """The attributes of an object."""
+        return self._run(place, lambda connection, at: connection.operations.facts(at))
+
+    def read_small(self, place: Place, most: int) -> bytes | None:
+        """The whole object; None if it has more than *most* bytes."""
+        return self._run(place, lambda connection, at: connection.operations.read(at, most))[0]
+
+    def read_whole(self, place: Place) -> bytes:
+        """The whole object, of any size."""
+        with RemoteFile(self.link, place, self.where) as file:
+            return file.readall()
+
+    def write(
+        self, place: Place, content: bytes, modified: datetime | None = None, *, verify: bool = False
+    ) -> None:
+        """Store an object."""
+        if verify or len(content) > SMALL:
+            self.write_stream(place, io.BytesIO(content), modified=modified, verify=verify)
+            return
+        self.publish(self._staged(place, content, modified, None), place, len(content))
+
+    def write_stream(
+        self,
+        place: Place,
+        reader: BinaryIO,
+        *,
+        info: ObjectInfo | None = None,
+        modified: datetime | None = None,
+        verify: bool = False,
+    ) -> None:
+        """Store what *reader* gives."""
+        start = _position(reader)
+        if info is not None and modified is None:
+            modified = info.modified
+        source: BinaryIO | HashingReader = hashing(reader) if verify else reader
+        head = _head(cast(BinaryIO, source))
+        if len(head) <= SMALL:
+            digest = source.hexdigest() if verify and isinstance(source, HashingReader) else None
+            check_arrived(info, place.identifier, len(head), digest)
+            self.publish(self._staged(place, head, modified, digest), place, len(head))
+            return
+        fresh = True
+
+        def send(connection: Connection) -> tuple[Staged, int]:
+            nonlocal fresh, source, head
+            if not fresh:
+                assert start is not None
+                reader.seek(start)
+                source, head = hashing(reader) if verify else reader, b""
+            fresh = False
+            upload = Upload(connection, connection.at(place))
+            try:
+                upload.write(head)
+                for piece in chunks(cast(BinaryIO, source)):
+                    upload.write(piece)
+                digest = source.hexdigest() if verify and isinstance(source, HashingReader) else None
+                check_arrived(info, place.identifier, upload.size, digest)
+                staged = upload.finish(in_seconds(modified))
+            except BaseException:
+                upload.discard()
+                raise
+            self._verify(connection, staged, place, digest)
+            return staged, upload.size
+
+        staged, size = self.link.run(place.identifier, send, again=start is not None)
+        self.publish(staged, place, size)
+
+    def publish(self, staged: Staged, place: Place, size: int) -> None:
+        """Give a staged file its name. One that is gone when we look again has it already."""
+        tried = False
+
+        def publish(connection: Connection) -> None:
+            nonlocal tried
+            at = connection.at(place)
+            if tried and connection.run(connection.operations.entry(staged.temporary)) is None:
+                found = connection.run(connection.operations.entry(at.path))
+                if found is not None and found.size == size:
+                    return
+                raise UnavailableError(
+                    f"the connection was lost while {place.identifier!r} in {self.where} was given its name, and what was "
+                    "written cannot be found any more",
+                    identifier=place.identifier,
+                    backend=self.where,
+                )
+            tried = True
+            connection.run(connection.operations.publish(staged, at))
+
+        self.link.run(place.identifier, publish)
+
+    def create(self, place: Place, content: bytes | BinaryIO) -> bool:
+        """Store an object if there is none."""
+        spool = content if isinstance(content, bytes) else read_all(content)
+        if len(spool) <= SMALL:
+            staged = self._staged(place, spool, None, None)
+        else:
+            staged = self.link.run(place.identifier, lambda connection: self._sent(connection, place, spool))
+        # A link that was or was not made before the connection was lost cannot be told from another's.
+        return self.link.run(
+            place.identifier,
+            lambda connection: connection.run(connection.operations.create(staged, connection.at(place))),
+            again=False,
+        )
+
+    def delete(self, place: Place) -> None:
+        """Remove an object."""
+        tried = False
+
+        def delete(connection: Connection) -> None:
+            nonlocal tried
+            again, tried = tried, True
+            try:
+                connection.run(connection.operations.delete(connection.at(place)))
+            except NotFoundError:
+                # It was we who removed it, before the connection was lost.
+                if not again:
+                    raise
+
+        self.link.run(place.identifier, delete)
+
+    def move(self, source: Place, dest: Place) -> None:
+        """Give an object another name."""
+        tried = False
+
+        def move(connection: Connection) -> None:
+            nonlocal tried
+            again, tried = tried, True
+            at = connection.at(dest)
+            try:
+                connection.run(connection.operations.move(connection.at(source), at))
+            except NotFoundError:
+                if not again or connection.run(connection.operations.entry(at.path)) is None:
+                    raise
+
+        self.link.run(source.identifier, move)
+
+    def copy(self, source: Place, dest: Place) -> bool:
+        """Copy an object on the server; False if that cannot be done there."""
+
+        def copy(connection: Connection) -> bool:
+            first, second = connection.at(source), connection.at(dest)
+            operations = connection.operations
+            found = connection.run(operations.facts(first))
+            large = (found.size or 0) > LARGE_COPY
+            if operations.can_copy() and not (large and connection.facts.copy):
+                connection.run(operations.copy(first, second))
+                return True
+            if not connection.facts.copy:
+                return False
+            # Directories are made by opening a file there.
+            handle, staged = connection.run(operations.begin(second))
+            operations.let_go(handle)
+            operations.discard(staged)
+            staged = Staged(beside(second.path), staged.old)
+            try:
+                with connection.command(source.identifier) as shell:
+                    shell.copy(first.path, staged.temporary)
+                connection.run(operations.keep_mode(staged, second))
+            except BaseException:
+                operations.discard(staged)
+                raise
+            connection.run(operations.publish(staged, second))
+            return True
+
+        return self.link.run(source.identifier, copy)
+
+    def digest(self, place: Place, algorithm: str) -> str | None:
+        """The digest of an object, as the server makes it out; None if it cannot."""
+
+        def digest(connection: Connection) -> str | None:
+            if algorithm not in connection.facts.digests:
+                return None
+            at = connection.at(place)
+            connection.run(connection.operations.facts(at))
+            return self._digests(connection, [at.path], algorithm).get(at.path)
+
+        return self.link.run(place.identifier, digest)
+
+    def stored_digest(self, connection: Connection, path: bytes, identifier: str) -> str:
+        """The SHA-256 of a file under a temporary name: as the server makes it out, else of what is read back."""
+        if "sha256" in connection.facts.digests:
+            found = self._digests(connection, [path], "sha256").get(path)
+            if found is not None:
+                return found
+        digest = new_digest("sha256")
+        for piece in self._read_back(Place(identifier, path)):
+            digest.update(piece)
+        return digest.hexdigest()
+
+    def stored_digests(self, connection: Connection, paths: Iterable[bytes]) -> dict[bytes, str]:
+        """The SHA-256 of files under temporary names, of as many as the server makes out itself."""
+        if "sha256" not in connection.facts.digests:
+            return {}
+        return self._digests(connection, paths, "sha256")
+
+    def _digests(self, connection: Connection, paths: Iterable[bytes], algorithm: str) -> dict[bytes, str]:
+        with connection.command() as shell:
+            return dict(shell.digests(paths, algorithm))
+
+    def _read_back(self, at: Place) -> Iterator[bytes]:
+        file = RemoteFile(self.link, at, self.where)
+        try:
+            while piece := file.next_piece(CHUNK):
+                yield piece
+        finally:
+            file.close()
+
+    def _staged(self, place: Place, content: bytes, modified: datetime | None, digest: str | None) -> Staged:
+        """A staged file with *content*, verified if there is a digest."""
+
+        def stage(connection: Connection) -> Staged:
+            staged = connection.run(
+                connection.operations.stage(connection.at(place), content, in_seconds(modified))
+            )
+            self._verify(connection, staged, place, digest)
+            return staged
+
+        return self.link.run(place.identifier, stage)
+
+    def _sent(self, connection: Connection, place: Place, content: bytes) -> Staged:
+        upload = Upload(connection, connection.at(place))
+        try:
+            upload.write(content)
+            return upload.finish(None)
+        except BaseException:
+            upload.discard()
+            raise
+
+    def _verify(self, connection: Connection, staged: Staged, place: Place, digest: str | None) -> None:
+        """Compare a staged file with what was read; one that differs is removed."""
+        if digest is None:
+            return
+        try:
+            found = self.stored_digest(connection, staged.temporary, place.identifier)
+            check_digest(place.identifier, digest, found, "what was stored")
+        except BaseException:
+            connection.operations.discard(staged)
+            raise
+
+    def _run(self, place: Place, steps: Callable[[Connection, Place], Steps[T]]) -> T:
+        return self.link.run(
+            place.identifier, lambda connection: connection.run(steps(connection, connection.at(place)))
+        )
+
+
+def in_seconds(modified: datetime | None) -> int | None:
+    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
+    if modified is None:
+        return None
+    seconds = int(modified.timestamp() // 1)
+    return seconds if 0 <= seconds < 1 << 32 else None
+
+
+def _position(reader: BinaryIO) -> int | None:
+    """Where a reader is, if it can be brought back there."""
+    try:
+        return reader.tell() if reader.seekable() else None
+    except (AttributeError, OSError, ValueError):
+        return None
+
+
+def _head(reader: BinaryIO) -> bytes:
+    """The beginning: all, if it is no more than SMALL bytes; else somewhat more."""
+    pieces: list[bytes] = []
+    size = 0
+    for piece in chunks(reader, SMALL + 1):
+        pieces.append(piece)
+        size += len(piece)
+        if size > SMALL:
+            break
+    return bytes(pieces[0]) if len(pieces) == 1 else b"".join(pieces)

@@ -1,0 +1,625 @@
+"""Operations: what is done to one file on the server, each as steps that any number of them can take side by side."""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
+
+from storage_backend.backends.remote import packets
+from storage_backend.backends.remote.errors import not_a_file, translate
+from storage_backend.backends.remote.packets import (
+    CREATING,
+    EXCLUSIVELY,
+    FAILURE,
+    FOR_READING,
+    FOR_WRITING,
+    NO_SUCH_FILE,
+    UNSUPPORTED,
+    Attributes,
+    Entry,
+    Reply,
+    Request,
+    StatusError,
+)
+from storage_backend.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    IntegrityError,
+    QuotaExceededError,
+    SourceChangedError,
+    StorageError,
+    UnsupportedOperationError,
+)
+from storage_backend.files import temporary_name
+
+T = TypeVar("T")
+Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
+
+COPY_STEP = 32 << 20  # bytes the server copies at a request; it answers nothing else in the meantime
+COPY_DATA = b"copy-data"
+_TRIES = 8  # how often a directory may be taken away before a write gives up
+_READ_ONLY = 1  # SSH_FXE_STATVFS_ST_RDONLY, OpenSSH's PROTOCOL, 4.4
+
+
+class Place(NamedTuple):
+    """An object's identifier and the path of its file on the server."""
+
+    identifier: str
+    path: bytes
+
+
+class Requests(Protocol):
+    """What operations need of a session."""
+
+    extensions: dict[bytes, bytes]
+    read_length: int
+    write_length: int
+
+    def post(self, request: Request) -> None:
+        """Have a request sent whose reply nobody waits for."""
+
+
+@dataclass(frozen=True)
+class Staged:
+    """A whole file under a temporary name.
+
+    Attributes:
+        temporary: its path.
+        old: what was found at the place that it is for.
+    """
+
+    temporary: bytes
+    old: Attributes | None
+
+
+class Operations:
+    """The operations of one connection.
+
+    Args:
+        session: that they are for.
+        where: the backend's location, for errors.
+        move: renames by the server's shell, replacing what is there, where SFTP cannot.
+        link: likewise, a second name for a file; False where there is something of that name.
+        non_atomic: whether a file may be removed before its successor takes its place.
+    """
+
+    def __init__(
+        self,
+        session: Requests,
+        where: str,
+        *,
+        move: Callable[[bytes, bytes], object] | None = None,
+        link: Callable[[bytes, bytes], bool] | None = None,
+        non_atomic: bool = False,
+    ) -> None:
+        self._session = session
+        self._where = where
+        self._move = move
+        self._link = link
+        self._non_atomic = non_atomic
+
+    def facts(self, place: Place) -> Steps[Attributes]:
+        """The attributes of an object."""
+        (reply,) = yield [packets.path(packets.STAT, place.path)]
+        with self._mapped(place):
+            found = packets.attributes_in(reply)
+        return self.regular(found, place)
+
+    def entry(self, path: bytes) -> Steps[Attributes | None]:
+        """The attributes of what has this name, a link itself and not what it leads to; None if nothing has."""
+        (reply,) = yield [packets.path(packets.LSTAT, path)]
+        return _if_there(reply)
+
+    def open(self, place: Place) -> Steps[tuple[bytes, Attributes]]:
+        """A handle to read the object by, and its attributes."""
+        (reply,) = yield [packets.opening(place.path, FOR_READING)]
+        try:
+            handle = packets.handle_in(reply)
+        except StatusError as error:
+            raise (yield from self._why_unreadable(error, place)) from error
+        (reply,) = yield [packets.path(packets.FSTAT, handle)]
+        try:
+            return handle, self.regular(packets.attributes_in(reply), place)
+        except BaseException:
+            self.let_go(handle)
+            raise
+
+    def read(self, place: Place, most: int) -> Steps[tuple[bytes | None, Attributes]]:
+        """The whole object, or None instead if it has more than *most* bytes; and its attributes."""
+        (reply,) = yield [packets.opening(place.path, FOR_READING)]
+        try:
+            handle = packets.handle_in(reply)
+        except StatusError as error:
+            raise (yield from self._why_unreadable(error, place)) from error
+        length = self._session.read_length
+        try:
+            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, length)]
+            with self._mapped(place):
+                found = self.regular(packets.attributes_in(first), place)
+                pieces = [packets.data_in(second, length)]
+            size = len(pieces[0])
+            # A piece of the very size is the whole; other sizes are of a file that grows, or of a server that gives less
+            # than it has, and only its word proves the end.
+            while pieces[-1] and size != found.size:
+                if max(size, found.size or 0) > most:
+                    return None, found
+                (reply,) = yield [packets.reading(handle, size, length)]
+                with self._mapped(place):
+                    pieces.append(packets.data_in(reply, length))
+                size += len(pieces[-1])
+            return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
+        finally:
+            self.let_go(handle)
+
+    def begin(self, place: Place, temporary: bytes | None = None) -> Steps[tuple[bytes, Staged]]:
+        """A handle to write a new file by, beside the place that it is for; directories are made."""
+        temporary = temporary or beside(place.path)
+        for _ in range(_TRIES):
+            first, second = yield [
+                packets.path(packets.LSTAT, place.path),
+                packets.opening(temporary, FOR_WRITING | CREATING | EXCLUSIVELY),
+            ]
+            try:
+                handle = packets.handle_in(second)
+            except StatusError as error:
+                if error.code != NO_SUCH_FILE:
+                    raise (yield from self.why_unwritable(error, place)) from error
+                yield from self.make_directory(posixpath.dirname(place.path), place)
+            else:
+                return handle, Staged(temporary, _if_there(first))
+        raise StorageError(
+            f"{place.identifier!r} in {self._where}: its directory is removed as often as it is made",
+            identifier=place.identifier,
+            backend=self._where,
+            retryable=True,
+        )
+
+    def resume(self, place: Place, temporary: bytes) -> Steps[tuple[bytes, Staged]]:
+        """A handle to write on in a file that is there, beside the place that it is for."""
+        first, second = yield [
+            packets.path(packets.LSTAT, place.path),
+            packets.opening(temporary, FOR_WRITING),
+        ]
+        with self._mapped(place):
+            return packets.handle_in(second), Staged(temporary, _if_there(first))
+
+    def remove(self, path: bytes) -> Steps[None]:
+        """Remove a file, there or not."""
+        (reply,) = yield [packets.path(packets.REMOVE, path)]
+        try:
+            packets.check(reply)
+        except StatusError as error:
+            if error.code != NO_SUCH_FILE:
+                raise translate(error, None, self._where) from error
+
+    def finish(
+        self, handle: bytes, staged: Staged, place: Place, *, size: int, modified: int | None
+    ) -> Steps[None]:
+        """Close the new file, which must have *size* bytes; it has the mode of what it will replace."""
+        yield from self._write_and_close(handle, staged, place, size=size, modified=modified)
+
+    def keep_mode(self, staged: Staged, place: Place) -> Steps[None]:
+        """Give a new file the mode of what it will replace."""
+        old = staged.old
+        if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
+            (reply,) = yield [packets.setting(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777)]
+            with self._mapped(place):
+                _check_setting(reply)
+
+    def stage(self, place: Place, content: bytes, modified: int | None) -> Steps[Staged]:
+        """A whole new file beside the place that it is for."""
+        handle, staged = yield from self.begin(place)
+        length = self._session.write_length
+        view = memoryview(content)
+        writes = [packets.writing(handle, at, view[at : at + length]) for at in range(0, len(view), length)]
+        try:
+            yield from self._write_and_close(
+                handle, staged, place, writes=writes, size=len(view), modified=modified
+            )
+        except BaseException:
+            self.discard(staged)
+            raise
+        return staged
+
+    def write(self, place: Place, content: bytes, modified: int | None) -> Steps[None]:
+        """Store an object."""
+        staged = yield from self.stage(place, content, modified)
+        yield from self.publish(staged, place)
+
+    def publish(self, staged: Staged, place: Place) -> Steps[None]:
+        """Give the new file its name; if that fails it is removed."""
+        try:
+            old = staged.old
+            for _ in range(_TRIES):
+                if old is not None:
+                    yield from self._make_way(old, place)
+                try:
+                    yield from self._rename(staged.temporary, place, old)
+                except StatusError as error:
+                    old = yield from self.entry(place.path)
+                    if old is not None and not stat.S_ISDIR(old.mode or 0):
+                        raise (yield from self.why_unwritable(error, place)) from error
+                    if (yield from self.entry(staged.temporary)) is None:
+                        raise translate(error, place.identifier, self._where) from error
+                    if old is None:
+                        yield from self.make_directory(posixpath.dirname(place.path), place)
+                else:
+                    return
+            raise AlreadyExistsError(
+                f"{place.identifier!r} in {self._where}: a directory is in the way",
+                identifier=place.identifier,
+                backend=self._where,
+            )
+        except BaseException:
+            self.discard(staged)
+            raise
+
+    def create(self, staged: Staged, place: Place) -> Steps[bool]:
+        """Give the new file its name if nothing has it; the temporary name is gone afterwards."""
+        try:
+            for _ in range(_TRIES):
+                old = yield from self.entry(place.path)
+                if old is not None and not stat.S_ISDIR(old.mode or 0):
+                    return False
+                if old is not None:
+                    yield from self._make_way(old, place)
+                try:
+                    if packets.HARDLINK in self._session.extensions:
+                        request = packets.extended(packets.HARDLINK, staged.temporary, place.path)
+                        packets.check((yield [request])[0])
+                        return True
+                    if self._link is None:
+                        raise StatusError(UNSUPPORTED, "no hard links")
+                    if self._link(staged.temporary, place.path):
+                        return True
+                except StatusError as error:
+                    if error.code == UNSUPPORTED:
+                        raise UnsupportedOperationError(
+                            f"{self._where} has no create(): the server makes no hard links",
+                            identifier=place.identifier,
+                            backend=self._where,
+                        ) from error
+                    if error.code == NO_SUCH_FILE:
+                        yield from self.make_directory(posixpath.dirname(place.path), place)
+                    elif (yield from self.entry(place.path)) is None:
+                        raise translate(error, place.identifier, self._where) from error
+            raise AlreadyExistsError(
+                f"{place.identifier!r} in {self._where}: what is in the way comes and goes",
+                identifier=place.identifier,
+                backend=self._where,
+            )
+        finally:
+            self.discard(staged)
+
+    def delete(self, place: Place) -> Steps[None]:
+        """Remove an object, or a link."""
+        found = yield from self.entry(place.path)
+        if found is None:
+            raise translate(StatusError(NO_SUCH_FILE, ""), place.identifier, self._where)
+        self.entry_of_object(found, place)
+        (reply,) = yield [packets.path(packets.REMOVE, place.path)]
+        with self._mapped(place):
+            packets.check(reply)
+
+    def move(self, source: Place, dest: Place) -> Steps[None]:
+        """Give an object another name."""
+        first, second = yield [
+            packets.path(packets.LSTAT, source.path),
+            packets.path(packets.LSTAT, dest.path),
+        ]
+        with self._mapped(source):
+            self.entry_of_object(packets.attributes_in(first), source)
+        old = _if_there(second)
+        for _ in range(_TRIES):
+            if old is not None:
+                yield from self._make_way(old, dest)
+            try:
+                yield from self._rename(source.path, dest, old)
+            except StatusError as error:
+                if (yield from self.entry(source.path)) is None:
+                    raise translate(StatusError(NO_SUCH_FILE, ""), source.identifier, self._where) from error
+                old = yield from self.entry(dest.path)
+                if old is not None and not stat.S_ISDIR(old.mode or 0):
+                    raise translate(error, dest.identifier, self._where) from error
+                if old is None:
+                    if error.code != NO_SUCH_FILE:
+                        raise (yield from self.why_unwritable(error, dest)) from error
+                    yield from self.make_directory(posixpath.dirname(dest.path), dest)
+            else:
+                return
+        raise AlreadyExistsError(
+            f"{dest.identifier!r} in {self._where}: a directory is in the way",
+            identifier=dest.identifier,
+            backend=self._where,
+        )
+
+    def can_copy(self) -> bool:
+        """Whether the server copies by itself."""
+        return COPY_DATA in self._session.extensions
+
+    def copy(self, source: Place, dest: Place) -> Steps[None]:
+        """Store the content of an object under another name, on the server."""
+        handle, found = yield from self.open(source)
+        try:
+            target, staged = yield from self.begin(dest)
+            try:
+                size = found.size or 0
+                for start in range(0, size, COPY_STEP):
+                    length = min(COPY_STEP, size - start)
+                    (reply,) = yield [_copying(handle, target, start, length)]
+                    with self._mapped(dest):
+                        packets.check(reply)
+                yield from self.finish(target, staged, dest, size=size, modified=found.modified)
+            except BaseException:
+                self.discard(staged)
+                raise
+        finally:
+            self.let_go(handle)
+        yield from self.publish(staged, dest)
+
+    def names(self, path: bytes) -> Steps[list[Entry]]:
+        """What is in a directory, in any order.
+
+        Raises:
+            StatusError: it cannot be read.
+        """
+        (reply,) = yield [packets.path(packets.OPENDIR, path)]
+        handle = packets.handle_in(reply)
+        found: list[Entry] = []
+        ahead = 2
+        try:
+            while True:
+                # Most directories are small; of a large one there are more under way each time.
+                for reply in (yield [packets.path(packets.READDIR, handle)] * ahead):
+                    entries = packets.entries_in(reply)
+                    if not entries:
+                        return found
+                    found += [entry for entry in entries if entry.name not in {b".", b".."}]
+                ahead = min(2 * ahead, 16)
+        finally:
+            self.let_go(handle)
+
+    def make_directory(self, path: bytes, place: Place | None) -> Steps[None]:
+        """Make a directory and those above it; it may be there already."""
+        pending = [path]
+        for _ in range(2 * path.count(b"/") + _TRIES):
+            current = pending[-1]
+            (reply,) = yield [packets.making(current)]
+            try:
+                packets.check(reply)
+            except StatusError as error:
+                (second,) = yield [packets.path(packets.STAT, current)]
+                found = _if_there(second)
+                if found is not None:
+                    if not stat.S_ISDIR(found.mode or stat.S_IFDIR):
+                        raise self._taken(place, current) from error
+                    # Another has made it.
+                    pending.pop()
+                elif error.code == NO_SUCH_FILE and len(current) > 1:
+                    pending.append(posixpath.dirname(current.rstrip(b"/")) or b"/")
+                elif (yield from self.entry(current)) is not None:  # a link that leads nowhere
+                    raise self._taken(place, current) from error
+                elif place is not None:
+                    raise (yield from self.why_unwritable(error, place)) from error
+                else:
+                    raise translate(error, None, self._where) from error
+            else:
+                pending.pop()
+            if not pending:
+                return
+        raise StorageError(
+            f"{self._where}: a directory is removed as often as it is made",
+            backend=self._where,
+            retryable=True,
+        )
+
+    def let_go(self, handle: bytes) -> None:
+        """Close a handle whose closing tells nothing."""
+        self._session.post(packets.path(packets.CLOSE, handle))
+
+    def discard(self, staged: Staged) -> None:
+        """Remove a file under a temporary name."""
+        self._session.post(packets.path(packets.REMOVE, staged.temporary))
+
+    def regular(self, found: Attributes, place: Place) -> Attributes:
+        """*found*, if it is of a regular file; a server that does not say what it is is believed to have only these."""
+        if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG}:
+            raise not_a_file(place.identifier, self._where)
+        return found
+
+    def entry_of_object(self, found: Attributes, place: Place) -> None:
+        """Refuse what is neither a regular file nor a link."""
+        if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG, stat.S_IFLNK}:
+            raise not_a_file(place.identifier, self._where)
+
+    def _write_and_close(
+        self,
+        handle: bytes,
+        staged: Staged,
+        place: Place,
+        *,
+        size: int,
+        modified: int | None,
+        writes: Sequence[Request] = (),
+    ) -> Steps[None]:
+        requests = list(writes)
+        settings = len(requests)
+        old = staged.old
+        if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
+            requests.append(packets.setting(packets.FSETSTAT, handle, mode=old.mode & 0o777))
+        if modified is not None:
+            requests.append(packets.setting(packets.FSETSTAT, handle, modified=modified))
+        kept = len(requests)
+        requests += [packets.path(packets.FSTAT, handle), packets.path(packets.CLOSE, handle)]
+        replies = yield requests
+        try:
+            for reply in (*replies[:settings], replies[-1]):
+                packets.check(reply)
+            for reply in replies[settings:kept]:
+                _check_setting(reply)
+            found = packets.attributes_in(replies[-2])
+        except StatusError as error:
+            raise (yield from self.why_unwritable(error, place)) from error
+        if found.size is not None and found.size != size:
+            raise IntegrityError(
+                f"{place.identifier!r} in {self._where}: the server has {found.size:,} of {size:,} bytes",
+                identifier=place.identifier,
+                backend=self._where,
+            )
+
+    def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:
+        """Rename, replacing what is there.
+
+        Raises:
+            StatusError: the server refuses.
+            UnsupportedOperationError: it cannot replace.
+        """
+        if packets.POSIX_RENAME in self._session.extensions:
+            (reply,) = yield [packets.extended(packets.POSIX_RENAME, old_path, place.path)]
+            packets.check(reply)
+            return
+        if self._move is not None:
+            self._move(old_path, place.path)
+            return
+        taken = old is not None
+        if not taken:
+            (reply,) = yield [packets.pair(packets.RENAME, old_path, place.path)]
+            try:
+                packets.check(reply)
+            except StatusError:
+                taken = (yield from self.entry(place.path)) is not None
+                if not taken:
+                    raise
+            else:
+                return
+        if not self._non_atomic:
+            raise UnsupportedOperationError(
+                f"{place.identifier!r} in {self._where}: the server cannot replace a file in one step; delete the object "
+                'first, or allow both steps with ssh_config["non_atomic_overwrite"] = True',
+                identifier=place.identifier,
+                backend=self._where,
+            )
+        replies = yield [
+            packets.path(packets.REMOVE, place.path),
+            packets.pair(packets.RENAME, old_path, place.path),
+        ]
+        packets.check(replies[1])
+
+    def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
+        """Remove an empty directory that is where the object shall be; refuse to replace another, or a device."""
+        if old.mode is not None and stat.S_ISDIR(old.mode):
+            (reply,) = yield [packets.path(packets.RMDIR, place.path)]
+            try:
+                packets.check(reply)
+            except StatusError as error:
+                if error.code != NO_SUCH_FILE:
+                    raise self._taken(place, place.path) from error
+        else:
+            self.entry_of_object(old, place)
+
+    def _taken(self, place: Place | None, path: bytes) -> AlreadyExistsError:
+        identifier = place.identifier if place else None
+        directory = place is not None and place.path == path
+        reason = (
+            "a directory with objects is in the way"
+            if directory
+            else "an object is where a directory is needed"
+        )
+        what = f"{identifier!r} in {self._where}" if identifier is not None else self._where
+        return AlreadyExistsError(f"{reason}: {what}", identifier=identifier, backend=self._where)
+
+    def _why_unreadable(self, error: StatusError, place: Place) -> Steps[StorageError]:
+        """Why a file cannot be opened; a server that opens no directory says but "failure"."""
+        if error.code == FAILURE:
+            (reply,) = yield [packets.path(packets.STAT, place.path)]
+            found = _if_there(reply)
+            if found is not None and found.mode is not None and not stat.S_ISREG(found.mode):
+                return not_a_file(place.identifier, self._where)
+        return translate(error, place.identifier, self._where)
+
+    def why_unwritable(self, error: StatusError, place: Place) -> Steps[StorageError]:
+        """Why a file cannot be written: OpenSSH says but "failure" where the disk is full or read-only."""
+        if error.code == FAILURE and packets.STATVFS in self._session.extensions:
+            for path in (posixpath.dirname(place.path), b"/"):
+                (reply,) = yield [packets.extended(packets.STATVFS, path)]
+                if reply[0] != packets.EXTENDED_REPLY:
+                    continue
+                fields = packets.Fields(reply[1])
+                numbers = [fields.long() for _ in range(11)]
+                what = f"{place.identifier!r} in {self._where}"
+                if numbers[4] == 0 or (numbers[5] > 0 and numbers[7] == 0):
+                    return QuotaExceededError(
+                        f"no space left for this user: {what}",
+                        identifier=place.identifier,
+                        backend=self._where,
+                    )
+                if numbers[9] & _READ_ONLY:
+                    return AccessDeniedError(
+                        f"the file system is read-only: {what}",
+                        identifier=place.identifier,
+                        backend=self._where,
+                    )
+                break
+        return translate(error, place.identifier, self._where)
+
+    @contextmanager
+    def _mapped(self, place: Place) -> Iterator[None]:
+        try:
+            yield
+        except StatusError as error:
+            raise translate(error, place.identifier, self._where) from error
+
+
+def beside(path: bytes, name: bytes | None = None) -> bytes:
+    """A temporary path in the directory of *path*."""
+    return posixpath.join(posixpath.dirname(path), name or temporary_name().encode())
+
+
+def changed(place: Place, where: str) -> SourceChangedError:
+    """The error for an object that is not the one any more that was opened."""
+    return SourceChangedError(
+        f"{place.identifier!r} in {where} changed while it was read",
+        identifier=place.identifier,
+        backend=where,
+    )
+
+
+def _if_there(reply: Reply) -> Attributes | None:
+    try:
+        return packets.attributes_in(reply)
+    except StatusError as error:
+        if error.code == NO_SUCH_FILE:
+            return None
+        # Not to be seen is not the same as absent, but what follows will tell.
+        return None if error.code == packets.PERMISSION_DENIED else _raise(error)
+
+
+def _raise(error: StatusError) -> Attributes:
+    raise error
+
+
+def _check_setting(reply: Reply) -> None:
+    """Accept that a server cannot keep a mode or time."""
+    try:
+        packets.check(reply)
+    except StatusError as error:
+        if error.code not in {UNSUPPORTED, packets.PERMISSION_DENIED}:
+            raise
+
+
+def _copying(source: bytes, target: bytes, start: int, length: int) -> Request:
+    """OpenSSH's PROTOCOL, 4.11 (draft-ietf-secsh-filexfer-extensions-00, section 7)."""
+    return packets.EXTENDED, b"".join(
+        (
+            packets.text(COPY_DATA),
+            packets.text(source),
+            start.to_bytes(8),
+            length.to_bytes(8),
+            packets.text(target),
+            start.to_bytes(8),
+        )
+    )

@@ -1,0 +1,348 @@
+"""Session: SFTP requests of many threads over one channel, many at a time, by public calls of paramiko only.
+
+Whoever waits for a reply reads the channel for all that wait, so that a single request costs no switch of threads
+beyond paramiko's own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+
+from storage_backend.backends.remote import packets
+from storage_backend.backends.remote.errors import LostError, lost
+from storage_backend.backends.remote.packets import MAX_PACKET, Fields, ProtocolError, Reply, Request
+
+if TYPE_CHECKING:
+    import paramiko
+
+T = TypeVar("T")
+
+Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
+"""One operation: it yields requests that go out together, and is sent their replies in the same order."""
+
+RECEIVE = 256 << 10  # bytes asked of the channel at a time
+SEND = 32 << 10  # bytes gathered before they are sent; one packet of SSH
+PLAIN_LENGTH = 32 << 10  # bytes that any server must take in a request (the draft, section 3)
+MAX_LENGTH = 255 << 10  # bytes; OpenSSH's own limit, sftp-server.c
+
+
+class Ticket:
+    """A request that is under way."""
+
+    __slots__ = ("inbox", "reply")
+
+    def __init__(self, inbox: deque[Ticket] | None = None) -> None:
+        self.reply: Reply | None = None
+        self.inbox = inbox
+
+
+class Session:
+    """An SFTP session.
+
+    Args:
+        channel: open, with the subsystem started; its timeout is how long a single receive or send may wait.
+
+    Attributes:
+        extensions: name -> value, as the server announced them.
+        read_length: the most bytes to ask for in a request.
+        write_length: the most bytes to send in a request.
+    """
+
+    def __init__(self, channel: paramiko.Channel) -> None:
+        self._channel = channel
+        self._numbers = 0
+        self._under_way: dict[int, Ticket | None] = {}
+        # Re-entrant: collecting garbage may end steps, which then post something.
+        self._sending = threading.RLock()
+        self._outbox: list[bytes] = []
+        self._outbox_size = 0
+        self._turn = threading.Condition(threading.Lock())
+        self._someone_reads = False
+        self._waiting = 0
+        self._pieces: list[bytes] = []
+        self._gathered = 0
+        self._wanted = 4
+        self._failure: LostError | None = None
+        self.extensions = self._introduced()
+        self.read_length = self.write_length = PLAIN_LENGTH
+        if packets.LIMITS in self.extensions:
+            self._ask_limits()
+
+    @property
+    def failure(self) -> LostError | None:
+        """Why the session is of no more use; None as long as it is."""
+        return self._failure
+
+    def run(self, steps: Steps[T]) -> T:
+        """Carry out one operation."""
+        try:
+            requests = next(steps)
+            while True:
+                tickets = self.begin(requests)
+                requests = steps.send([self.wait(ticket) for ticket in tickets])
+        except StopIteration as stop:
+            value: T = stop.value
+            # What was posted last.
+            self._flush()
+            return value
+        finally:
+            steps.close()
+
+    def run_many(
+        self,
+        operations: Iterable[tuple[object, Steps[T]]],
+        most: int,
+        failed: Callable[[object, Exception], object],
+    ) -> Iterator[tuple[object, T]]:
+        """Carry out operations, at most *most* at a time, and give their results as they come.
+
+        Args:
+            operations: each with a key; taken lazily.
+            most: how many are under way at a time.
+            failed: is given the key and the StatusError or StorageError of each that fails.
+        """
+        inbox: deque[Ticket] = deque()
+        owners: dict[Ticket, _Task[T]] = {}
+        source = iter(operations)
+        running = 0
+        exhausted = False
+        results: deque[tuple[object, T]] = deque()
+
+        def advance(task: _Task[T], replies: Sequence[Reply] | None) -> bool:
+            """Take one step; whether the operation goes on."""
+            try:
+                requests = next(task.steps) if replies is None else task.steps.send(replies)
+            except StopIteration as stop:
+                results.append((task.key, stop.value))
+                return False
+            except Exception as error:  # noqa: BLE001 - of this one operation; told to the caller
+                failed(task.key, error)
+                return False
+            task.tickets = self._queue(requests, inbox)
+            task.missing = len(task.tickets)
+            owners.update(dict.fromkeys(task.tickets, task))
+            return True
+
+        while True:
+            while not exhausted and running < most:
+                found = next(source, None)
+                if found is None:
+                    exhausted = True
+                else:
+                    running += advance(_Task(*found), None)
+                if results:
+                    self._flush()
+                    yield from _emptied(results)
+            if not running:
+                self._flush()
+                break
+            self._flush()
+            self._wait_for(lambda: bool(inbox))
+            while inbox:
+                ticket = inbox.popleft()
+                task = owners.pop(ticket)
+                task.missing -= 1
+                if not task.missing:
+                    replies = [other.reply for other in task.tickets if other.reply is not None]
+                    running -= not advance(task, replies)
+            if results:
+                self._flush()
+                yield from _emptied(results)
+
+    def begin(self, requests: Iterable[Request]) -> list[Ticket]:
+        """Send requests, all together."""
+        tickets = self._queue(requests, None)
+        self._flush()
+        return tickets
+
+    def wait(self, ticket: Ticket) -> Reply:
+        """The reply to a request."""
+        if ticket.reply is None:
+            self._wait_for(lambda: ticket.reply is not None)
+        assert ticket.reply is not None
+        return ticket.reply
+
+    def post(self, request: Request) -> None:
+        """Have a request sent with the next ones, whose reply nobody waits for: the closing of a handle that was read."""
+        with self._sending:
+            self._add(request, None)
+
+    def close(self) -> None:
+        """End the session; the server closes what is open."""
+        self._fail(EOFError("the SFTP session was closed"))
+        self._channel.close()
+
+    # Sending
+
+    def _queue(self, requests: Iterable[Request], inbox: deque[Ticket] | None) -> list[Ticket]:
+        tickets = []
+        with self._sending:
+            self._check()
+            for request in requests:
+                ticket = Ticket(inbox)
+                tickets.append(ticket)
+                self._add(request, ticket)
+                if self._outbox_size >= SEND:
+                    self._send()
+        return tickets
+
+    def _add(self, request: Request, ticket: Ticket | None) -> None:
+        number = self._numbers = (self._numbers + 1) & 0xFFFFFFFF
+        self._under_way[number] = ticket
+        packet = packets.framed(number, request)
+        self._outbox.append(packet)
+        self._outbox_size += len(packet)
+
+    def _flush(self) -> None:
+        if self._outbox:
+            with self._sending:
+                self._send()
+
+    def _send(self) -> None:
+        """Send what is queued. The caller holds the lock."""
+        data = b"".join(self._outbox) if len(self._outbox) != 1 else self._outbox[0]
+        self._outbox.clear()
+        self._outbox_size = 0
+        self._check()
+        try:
+            self._channel.sendall(data)
+        except BaseException as error:
+            # Part of a packet may be out: what follows would be read as its rest.
+            raise self._fail(error) from error
+
+    # Receiving
+
+    def _wait_for(self, arrived: Callable[[], bool]) -> None:
+        """Return once *arrived* says so: by reading, or while another thread reads."""
+        while True:
+            with self._turn:
+                # Counted before looking: whoever reads looks at the count after each reply.
+                self._waiting += 1
+                try:
+                    while not arrived() and self._someone_reads and self._failure is None:
+                        self._turn.wait()
+                finally:
+                    self._waiting -= 1
+                if arrived():
+                    return
+                self._check()
+                self._someone_reads = True
+            try:
+                # Others that read before may have left packets of ours half done, never whole ones.
+                while not arrived():
+                    self._receive()
+                    if self._waiting:
+                        with self._turn:
+                            self._turn.notify_all()
+            except BaseException as error:
+                raise self._fail(error) from error
+            finally:
+                with self._turn:
+                    self._someone_reads = False
+                    self._turn.notify_all()
+
+    def _receive(self) -> None:
+        """Take in what is there, at least something."""
+        piece = self._channel.recv(RECEIVE)
+        if not piece:
+            raise EOFError("the server closed the SFTP session")
+        self._pieces.append(piece)
+        self._gathered += len(piece)
+        if self._gathered < self._wanted:
+            return
+        data = b"".join(self._pieces) if len(self._pieces) > 1 else piece
+        at, end = 0, len(data)
+        self._wanted = 4
+        while end - at >= 4:
+            size = int.from_bytes(data[at : at + 4])
+            if not 5 <= size <= MAX_PACKET:
+                # What programs print into the stream, a shell's start-up file for one, is not SFTP.
+                raise ProtocolError(
+                    f"the SFTP server sent a packet of {size:,} bytes, or something else than SFTP"
+                )
+            if end - at < 4 + size:
+                self._wanted = 4 + size
+                break
+            self._take(int.from_bytes(data[at + 5 : at + 9]), data[at + 4], data[at + 9 : at + 4 + size])
+            at += 4 + size
+        self._pieces = [data[at:]] if at < end else []
+        self._gathered = end - at
+
+    def _take(self, number: int, kind: int, body: bytes) -> None:
+        try:
+            ticket = self._under_way.pop(number)
+        except KeyError:
+            raise ProtocolError("the SFTP server answered what nobody asked") from None
+        if ticket is not None:
+            ticket.reply = kind, body
+            if ticket.inbox is not None:
+                ticket.inbox.append(ticket)
+
+    def _fail(self, error: BaseException) -> BaseException:
+        """Let nobody use the session any more; the error to raise."""
+        meant = lost(error)
+        with self._turn:
+            if self._failure is None:
+                self._failure = meant if isinstance(meant, LostError) else LostError("it was interrupted")
+            self._turn.notify_all()
+        return meant
+
+    def _check(self) -> None:
+        if self._failure is not None:
+            raise LostError(str(self._failure), timed_out=self._failure.timed_out)
+
+    # The beginning
+
+    def _introduced(self) -> dict[bytes, bytes]:
+        """Tell our version, and give the server's extensions."""
+        self._channel.sendall((5).to_bytes(4) + bytes((packets.INIT,)) + (3).to_bytes(4))
+        body = self._exactly(int.from_bytes(self._exactly(4)))
+        fields = Fields(body[1:])
+        if body[:1] != bytes((packets.VERSION,)) or fields.number() < 3:
+            raise ProtocolError("the server does not speak SFTP version 3")
+        found = {}
+        while fields.left():
+            name = fields.string()
+            found[name] = fields.string()
+        return found
+
+    def _exactly(self, size: int) -> bytes:
+        if not size <= MAX_PACKET:
+            raise ProtocolError("the server does not speak SFTP: a shell's start-up file may print something")
+        data = b""
+        while len(data) < size:
+            piece = self._channel.recv(size - len(data))
+            if not piece:
+                raise EOFError("the server closed the SFTP session at once")
+            data += piece
+        return data
+
+    def _ask_limits(self) -> None:
+        """Learn how long requests may be (OpenSSH's PROTOCOL, 4.8); 0 is no limit."""
+        reply = self.wait(self.begin([packets.extended(packets.LIMITS)])[0])
+        if reply[0] != packets.EXTENDED_REPLY:
+            return
+        fields = Fields(reply[1])
+        fields.long()
+        self.read_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
+        self.write_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
+
+
+class _Task(Generic[T]):
+    """An operation of `run_many`."""
+
+    __slots__ = ("key", "missing", "steps", "tickets")
+
+    def __init__(self, key: object, steps: Steps[T]) -> None:
+        self.key = key
+        self.steps = steps
+        self.tickets: list[Ticket] = []
+        self.missing = 0
+
+
+def _emptied(results: deque[T]) -> Iterator[T]:
+    while results:
+        yield results.popleft()

@@ -1,0 +1,165 @@
+"""Local files to and from the server: large ones go on where a broken transfer ended."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import socket
+import stat
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import BinaryIO, cast
+
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.objects import Objects, in_seconds
+from storage_backend.backends.remote.operations import Place, Staged, beside
+from storage_backend.backends.remote.reading import RemoteFile
+from storage_backend.backends.remote.writing import UNDER_WAY, Upload
+from storage_backend.base import StorageBackend
+from storage_backend.errors import SourceChangedError, StorageError
+from storage_backend.files import StagedFile, write_file
+from storage_backend.identifiers import RESERVED
+from storage_backend.info import ObjectInfo
+
+RESUMABLE = 8 << 20  # bytes; smaller files are sent again
+PIECE = 1 << 20
+# What is transferred again of a partial file: a server may write out of order what is under way at a time, and a machine
+# that loses power its last blocks.
+AGAIN = 2 * UNDER_WAY
+
+
+def download(file: RemoteFile, key: str, path: Path) -> None:
+    """Store an object in a local file, which appears whole or not at all.
+
+    A large one is gathered beside *path* under a temporary name that says which object it is, as of which size and time; a
+    transfer that was broken off goes on there.
+
+    Args:
+        file: the object, open.
+        key: which object of which backend that is.
+        path: of the file.
+    """
+    if file.size < RESUMABLE or file.facts.modified is None:
+        write_file(path, lambda staged: _fill(staged, file))
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = _partial_name("download", key, str(file.size), str(file.facts.modified))
+    partial = path.parent / name
+    fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
+    try:
+        if not _locked(fd) or not _is_at(partial, fd):
+            write_file(path, lambda staged: _fill(staged, file))
+            return
+        size = os.fstat(fd).st_size
+        file.seek(max(size - AGAIN, 0) if size <= file.size else 0)
+        try:
+            while piece := file.next_piece(PIECE):
+                _write_at(fd, piece, file.tell() - len(piece))
+        except SourceChangedError:
+            partial.unlink()
+            raise
+        os.ftruncate(fd, file.size)
+        with suppress(FileNotFoundError):
+            mode = path.lstat().st_mode
+            if stat.S_ISREG(mode):
+                os.fchmod(fd, mode & 0o777)
+        partial.replace(path)
+    finally:
+        os.close(fd)
+
+
+def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) -> bool:
+    """Store a local file as an object, with its time.
+
+    A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
+    transfer that was broken off goes on there.
+    """
+    with path.open("rb") as reader:
+        facts = os.fstat(reader.fileno())
+        modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+        regular = stat.S_ISREG(facts.st_mode)
+        # The lock is for others that send the same file to the same place: they take another temporary name.
+        if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
+            info = ObjectInfo(place.identifier, facts.st_size if regular else None, modified)
+            return storage.write_stream(place.identifier, cast(BinaryIO, reader), info=info)
+        name = _partial_name(
+            "upload",
+            socket.gethostname(),
+            *map(str, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)),
+            storage.location,
+            place.identifier,
+        )
+        fd = reader.fileno()
+        staged = objects.link.run(
+            place.identifier, lambda connection: _send(connection, fd, facts, connection.at(place), name)
+        )
+        objects.publish(staged, place, facts.st_size)
+        return True
+
+
+def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, name: str) -> Staged:
+    temporary = beside(at.path, name.encode())
+    there = connection.run(connection.operations.entry(temporary))
+    size = there.size or 0 if there is not None else 0
+    resumed = max(size - AGAIN, 0) if size <= facts.st_size else 0
+    if there is not None and not resumed:
+        connection.run(connection.operations.remove(temporary))
+    sending = Upload(connection, at, temporary, resumed)
+    try:
+        while sending.size < facts.st_size:
+            piece = os.pread(fd, PIECE, sending.size)
+            if not piece:
+                break
+            sending.write(piece)
+        now = os.fstat(fd)
+        if sending.size != facts.st_size or (now.st_size, now.st_mtime_ns) != (
+            facts.st_size,
+            facts.st_mtime_ns,
+        ):
+            raise SourceChangedError(
+                f"the file changed while it was sent to {at.identifier!r}", identifier=at.identifier
+            )
+        return sending.finish(in_seconds(datetime.fromtimestamp(facts.st_mtime, UTC)))
+    except (SourceChangedError, StorageError):
+        sending.discard()
+        raise
+    except BaseException:
+        # What has arrived stays for the next time.
+        sending.abandon()
+        raise
+
+
+def _fill(staged: StagedFile, file: RemoteFile) -> None:
+    while piece := file.next_piece(PIECE):
+        staged.write(piece)
+
+
+def _write_at(fd: int, data: bytes, position: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, position)
+        view, position = view[written:], position + written
+
+
+def _locked(fd: int) -> bool:
+    """Whether this process has the lock on a file now, which ends with the descriptor; others do without resuming."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(path: Path, fd: int) -> bool:
+    """Whether the file is still the one of that name: another process may have finished it just now."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(fd))
+    except FileNotFoundError:
+        return False
+
+
+def _partial_name(*key: str) -> str:
+    digest = hashlib.sha256("\0".join(key).encode("utf-8", "surrogateescape"), usedforsecurity=False)
+    return f"{RESERVED}{digest.hexdigest()[:32]}.part"
