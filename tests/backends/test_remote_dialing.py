@@ -265,7 +265,8 @@ def test_connection_works_and_is_the_fast_one(openssh_place: SSHPlace, connect: 
     assert found.found == b"hello\n"
     assert (found.endpoint.host, found.endpoint.port) == (openssh_place.host, openssh_place.port)
     transport = found.client.get_transport()
-    assert transport.local_cipher == transport.remote_cipher == CIPHER
+    if CIPHER in transport.get_security_options().ciphers:  # paramiko 3.4 does not have it
+        assert transport.local_cipher == transport.remote_cipher == CIPHER
     assert transport.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
     assert transport.sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     if hasattr(socket, "TCP_USER_TIMEOUT"):

@@ -381,7 +381,9 @@ def _load(path: str, settings: Settings) -> Any:
             raise _UnusableKeyError("not a file")
         try:
             return paramiko.PKey.from_path(path)
-        except (TypeError, paramiko.PasswordRequiredException):  # so cryptography says that it is encrypted
+        except Exception:
+            if not _is_encrypted(private):
+                raise
             if settings.passphrase is None:
                 raise _UnusableKeyError("encrypted, and no passphrase is set") from None
         try:
@@ -398,6 +400,19 @@ def _load(path: str, settings: Settings) -> Any:
         raise _UnusableKeyError(
             f"not a private key that paramiko reads ({_words(error)}); `ssh-keygen -p -f` rewrites one in OpenSSH's format"
         ) from error
+
+
+def _is_encrypted(path: str) -> bool:
+    """Whether a passphrase opens the key file. What `PKey.from_path` raises then differs between its versions."""
+    paramiko = ssh_library()
+    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+        try:
+            kind.from_private_key_file(path)
+        except paramiko.PasswordRequiredException:
+            return True
+        except (paramiko.SSHException, ValueError, IndexError):
+            continue
+    return False
 
 
 def _rsa_agreed(transport: Any) -> bool:
