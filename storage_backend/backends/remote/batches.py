@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import LostError
 from storage_backend.backends.remote.link import LOSSES
-from storage_backend.backends.remote.objects import SMALL, Objects, in_seconds
-from storage_backend.backends.remote.operations import Place, Staged
+from storage_backend.backends.remote.objects import SMALL, Objects
+from storage_backend.backends.remote.operations import Place, Staged, in_seconds
 from storage_backend.backends.remote.session import Steps
 from storage_backend.base import Item
 from storage_backend.errors import Failures, NotFoundError, StorageError
@@ -18,13 +18,28 @@ from storage_backend.info import ObjectInfo
 from storage_backend.streams import check_arrived, check_digest, sha256
 
 T = TypeVar("T")
+J = TypeVar("J")
 PlaceOf = Callable[[str], Place]
 
-UNDER_WAY = (
-    256  # operations side by side; each holds a handle at the server, of which OpenSSH gives about a thousand
-)
-GROUP = 1024  # objects taken from the caller at a time
-GROUP_BYTES = 8 << 20  # bytes of them in memory at a time
+GROUP = 1024  # objects that are digested by one command of the server
+BYTES = 32 << 20  # bytes of content under way at a time
+FIRST_READS = 128  # objects that are read side by side before it is known how large they are
+
+
+class Write(NamedTuple):
+    """An object to be stored.
+
+    Attributes:
+        place: where.
+        content: of at most SMALL bytes.
+        modified: seconds since 1970 to be kept.
+        digest: SHA-256 to verify it by.
+    """
+
+    place: Place
+    content: bytes
+    modified: int | None
+    digest: str | None
 
 
 def read_many(
@@ -32,25 +47,35 @@ def read_many(
 ) -> Iterator[tuple[str, bytes]]:
     """Each object with its identifier; see `StorageBackend.read_many`."""
     failures = Failures()
-    source = iter(identifiers)
-    while group := list(islice(source, GROUP)):
-        places = _places(place_of, group, failures)
-        large: list[Place] = []
+    begun = ended = size = 0
 
-        def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
-            return _content(connection, connection.at(place))
+    def places() -> Iterator[Place | None]:
+        nonlocal begun
+        for place in _places(place_of, identifiers, failures):
+            while begun - ended >= (FIRST_READS if not ended else max(BYTES * ended // max(size, 1), 1)):
+                yield None
+            begun += 1
+            yield place
 
-        for place, content in _side_by_side(objects, places, steps, failures):
-            if content is None:
-                large.append(place)
-            else:
-                yield place.identifier, content
-        for place in large:
-            found = None
+    def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
+        content, _ = yield from connection.operations.read(connection.at(place), SMALL)
+        return content
+
+    def failed(place: Place, error: Exception) -> None:
+        nonlocal ended
+        ended += 1
+        with failures.of(place.identifier):
+            raise error
+
+    for place, found in _side_by_side(objects, places(), steps, failed):
+        ended += 1
+        size += SMALL if found is None else len(found)
+        content = found
+        if found is None:
             with failures.of(place.identifier):
-                found = objects.read_whole(place)
-            if found is not None:
-                yield place.identifier, found
+                content = objects.read_whole(place)
+        if content is not None:
+            yield place.identifier, content
     failures.raise_any("read", where)
 
 
@@ -60,29 +85,21 @@ def write_many(
     """Store many objects; see `StorageBackend.write_many`."""
     failures = Failures()
     stored = 0
-    for group in _groups(items):
-        latest: dict[Place, tuple[ObjectInfo | None, bytes, str | None]] = {}
-        copies: dict[Place, int] = {}
-        for key, content in group:
-            info = key if isinstance(key, ObjectInfo) else None
-            identifier = info.identifier if info is not None else str(key)
-            with failures.of(identifier):
-                failures.errors.pop(identifier, None)
-                if not isinstance(content, bytes):
-                    raise TypeError(f"content must be bytes, not {type(content).__name__}")
-                place = place_of(identifier)
-                digest = sha256(content) if verify else None
-                check_arrived(info, identifier, len(content), digest)
-                latest[place] = info, content, digest
-                copies[place] = copies.get(place, 0) + 1
-        small = {place: item for place, item in latest.items() if len(item[1]) <= SMALL}
-        for place, (info, content, _) in latest.items():
-            if place not in small:
-                with failures.of(place.identifier):
-                    objects.write(place, content, info.modified if info else None, verify=verify)
-                    stored += copies[place]
-        done = _store(objects, small, failures, verify=verify)
-        stored += sum(copies[place] for place in done)
+
+    def large(place: Place, info: ObjectInfo | None, content: bytes) -> None:
+        nonlocal stored
+        objects.write(place, content, info.modified if info else None, verify=verify)
+        stored += 1
+
+    source = _writes(place_of, items, failures, large, verify=verify)
+    if verify:
+        while group := list(itertools.islice(source, GROUP)):
+            # Of an identifier that comes twice the last one stays; it counts as often as it came.
+            latest = {item.place: item for item in group}
+            done = _verified(objects, latest, failures)
+            stored += sum(item.place in done for item in group)
+    else:
+        stored += _written(objects, source, failures)
     failures.raise_any("write", where)
     return stored
 
@@ -91,141 +108,177 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
     """Remove many objects, there or not; see `StorageBackend.delete_many`."""
     failures = Failures()
     distinct = set(identifiers)
-    source = iter(distinct)
-    while group := list(islice(source, GROUP)):
 
-        def steps(connection: Connection, place: Place) -> Steps[None]:
-            return _gone(connection, connection.at(place))
+    def steps(connection: Connection, place: Place) -> Steps[None]:
+        try:
+            yield from connection.operations.delete(connection.at(place))
+        except NotFoundError:
+            return
 
-        for _ in _side_by_side(objects, _places(place_of, group, failures), steps, failures):
-            pass
+    places = _places(place_of, distinct, failures)
+    for _ in _side_by_side(objects, places, steps, _noted(failures)):
+        pass
     failures.raise_any("delete", where)
     return len(distinct)
 
 
-def _store(
-    objects: Objects,
-    items: dict[Place, tuple[ObjectInfo | None, bytes, str | None]],
-    failures: Failures,
-    *,
-    verify: bool,
-) -> list[Place]:
-    """Store small objects; those that are stored."""
+def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
+    """Store objects as they come; how many."""
+    busy: set[Place] = set()
+    size = 0
 
-    def write(connection: Connection, place: Place) -> Steps[None]:
-        info, content, _ = items[place]
-        return connection.operations.write(
-            connection.at(place), content, in_seconds(info.modified if info else None)
+    def writes() -> Iterator[Write | None]:
+        nonlocal size
+        for item in source:
+            # Side by side, the same object would end with either content.
+            while item.place in busy or (busy and size + len(item.content) > BYTES):
+                yield None
+            failures.errors.pop(item.place.identifier, None)
+            busy.add(item.place)
+            size += len(item.content)
+            yield item
+
+    def steps(connection: Connection, item: Write) -> Steps[None]:
+        return connection.operations.write(connection.at(item.place), item.content, item.modified)
+
+    def done(item: Write) -> None:
+        nonlocal size
+        busy.discard(item.place)
+        size -= len(item.content)
+
+    def failed(item: Write, error: Exception) -> None:
+        done(item)
+        with failures.of(item.place.identifier):
+            raise error
+
+    stored = 0
+    for item, _ in _side_by_side(objects, writes(), steps, failed):
+        done(item)
+        stored += 1
+    return stored
+
+
+def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -> set[Place]:
+    """Stage objects, have the staged files digested, and publish those that are right; which were published."""
+
+    def attempt(connection: Connection) -> set[Place]:
+        operations, session = connection.operations, connection.session
+        failed = _noted(failures)
+        for place in items:
+            failures.errors.pop(place.identifier, None)
+        staging = (
+            (place, operations.stage(connection.at(place), item.content, item.modified))
+            for place, item in items.items()
         )
-
-    if not verify:
-        return [place for place, _ in _side_by_side(objects, items, write, failures)]
-
-    def attempt(connection: Connection, left: dict[Place, None]) -> list[Place]:
-        """Stage, have the staged files digested, and publish those that are right."""
-        staged: dict[Place, Staged] = {}
-
-        def stage(place: Place) -> Steps[Staged]:
-            info, content, _ = items[place]
-            return connection.operations.stage(
-                connection.at(place), content, in_seconds(info.modified if info else None)
-            )
-
-        operations = ((place, stage(place)) for place in left)
-        for key, found in connection.session.run_many(operations, UNDER_WAY, _noted(failures)):
-            assert isinstance(key, Place)
-            staged[key] = found
-        digests = objects.stored_digests(connection, {found.temporary for found in staged.values()})
+        staged: dict[Place, Staged] = dict(session.run_many(staging, session.at_a_time, failed))
+        digests = objects.stored_digests(connection, (found.temporary for found in staged.values()))
         right = []
         for place, found in staged.items():
             with failures.of(place.identifier):
                 try:
-                    digest = digests.get(found.temporary)
-                    if digest is None:
-                        digest = objects.stored_digest(connection, found.temporary, place.identifier)
-                    check_digest(place.identifier, items[place][2], digest, "what was stored")
+                    digest = digests.get(found.temporary) or objects.stored_digest(
+                        connection, found.temporary, place.identifier
+                    )
+                    check_digest(place.identifier, items[place].digest, digest, "what was stored")
                 except StorageError:
-                    connection.operations.discard(found)
+                    connection.discard(found)
                     raise
                 right.append(place)
-        publishing = (
-            (place, connection.operations.publish(staged[place], connection.at(place))) for place in right
-        )
-        return [
-            key
-            for key, _ in connection.session.run_many(publishing, UNDER_WAY, _noted(failures))
-            if isinstance(key, Place)
-        ]
+        publishing = ((place, operations.publish(staged[place], connection.at(place))) for place in right)
+        return {place for place, _ in session.run_many(publishing, session.at_a_time, failed)}
 
-    left = dict.fromkeys(items)
-    return objects.link.run(None, lambda connection: attempt(connection, left))
+    return objects.link.run(None, attempt)
 
 
 def _side_by_side(
     objects: Objects,
-    places: Iterable[Place],
-    steps: Callable[[Connection, Place], Steps[T]],
-    failures: Failures,
-) -> Iterator[tuple[Place, T]]:
-    """Carry out an operation on each place; those that a lost connection left undone are done on the next."""
-    left = dict.fromkeys(places)
+    jobs: Iterator[J | None],
+    steps: Callable[[Connection, J], Steps[T]],
+    failed: Callable[[J, Exception], None],
+) -> Iterator[tuple[J, T]]:
+    """Carry out jobs, and give their results as they come; what a lost connection left undone is done on the next.
+
+    Args:
+        objects: of the backend.
+        jobs: taken lazily; None says that there are none until another is done.
+        steps: of one job.
+        failed: is given each job that fails.
+    """
+    numbers = itertools.count()
+    left: dict[int, J] = {}
     losses = 0
-    while left:
+
+    def operations(connection: Connection) -> Iterator[tuple[int, Steps[T]] | None]:
+        for number, job in list(left.items()):
+            yield number, steps(connection, job)
+        for following in jobs:
+            if following is None:
+                yield None
+            else:
+                number = next(numbers)
+                left[number] = following
+                yield number, steps(connection, following)
+
+    def fail(number: int, error: Exception) -> None:
+        failed(left.pop(number), error)
+
+    while True:
         connection = objects.link.connection()
         connection.hold()
         try:
-            operations = ((place, steps(connection, place)) for place in list(left))
-            for key, result in connection.session.run_many(operations, UNDER_WAY, _noted(failures, left)):
-                assert isinstance(key, Place)
-                del left[key]
-                yield key, result
+            session = connection.session
+            for number, result in session.run_many(operations(connection), session.at_a_time, fail):
+                losses = 0
+                yield left.pop(number), result
         except LostError as error:
             losses += 1
             objects.link.give_up(connection, error, losses, LOSSES)
+        else:
+            return
         finally:
             connection.release()
 
 
-def _noted(failures: Failures, left: dict[Place, None] | None = None) -> Callable[[object, Exception], None]:
-    def failed(key: object, error: Exception) -> None:
-        assert isinstance(key, Place)
-        if left is not None:
-            left.pop(key, None)
-        with failures.of(key.identifier):
+def _noted(failures: Failures) -> Callable[[Place, Exception], None]:
+    def failed(place: Place, error: Exception) -> None:
+        with failures.of(place.identifier):
             raise error
 
     return failed
 
 
-def _content(connection: Connection, at: Place) -> Steps[bytes | None]:
-    content, _ = yield from connection.operations.read(at, SMALL)
-    return content
-
-
-def _gone(connection: Connection, at: Place) -> Steps[None]:
-    try:
-        yield from connection.operations.delete(at)
-    except NotFoundError:
-        return
-
-
-def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> list[Place]:
-    found: dict[Place, None] = {}
+def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iterator[Place]:
     for name in names:
+        place = None
         with failures.of(name):
-            found[place_of(name)] = None
-    return list(found)
+            place = place_of(name)
+        if place is not None:
+            yield place
 
 
-def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    """The items, a bounded number of bytes of them at a time."""
-    group: list[Item] = []
-    size = 0
-    for item in items:
-        group.append(item)
-        size += len(item[1])
-        if len(group) == GROUP or size >= GROUP_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
+def _writes(
+    place_of: PlaceOf,
+    items: Iterable[Item],
+    failures: Failures,
+    large: Callable[[Place, ObjectInfo | None, bytes], None],
+    *,
+    verify: bool,
+) -> Iterator[Write]:
+    """The small ones of *items*; the others are handed to *large* on the way."""
+    for key, content in items:
+        info = key if isinstance(key, ObjectInfo) else None
+        identifier = info.identifier if info is not None else str(key)
+        write = None
+        with failures.of(identifier):
+            if not isinstance(content, bytes):
+                raise TypeError(f"content must be bytes, not {type(content).__name__}")
+            place = place_of(identifier)
+            digest = sha256(content) if verify else None
+            check_arrived(info, identifier, len(content), digest)
+            if len(content) > SMALL:
+                failures.errors.pop(identifier, None)
+                large(place, info, content)
+            else:
+                write = Write(place, content, in_seconds(info.modified if info else None), digest)
+        if write is not None:
+            yield write

@@ -161,8 +161,7 @@ def _read_all(
     """The entries of each of *directories*; one that is gone has none."""
     found: dict[bytes, Sequence[Entry]] = {}
 
-    def failed(key: object, error: Exception) -> None:
-        assert isinstance(key, bytes)
+    def failed(key: bytes, error: Exception) -> None:
         if isinstance(error, StatusError):
             if error.code == NO_SUCH_FILE:
                 found[key] = ()
@@ -177,9 +176,7 @@ def _read_all(
         )
         for path in directories
     )
-    for key, entries in connection.session.run_many(operations, AHEAD, failed):
-        assert isinstance(key, bytes)
-        found[key] = entries
+    found.update(connection.session.run_many(operations, AHEAD, failed))
     return found
 
 
@@ -194,16 +191,14 @@ def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attr
     """What each of *links* leads to; None for nothing."""
     found: dict[bytes, Attributes | None] = dict.fromkeys(links)
 
-    def failed(key: object, error: Exception) -> None:
+    def failed(key: bytes, error: Exception) -> None:
         _ = key, error
 
     def steps(path: bytes) -> Steps[Attributes | None]:
         (reply,) = yield [packets.path(packets.STAT, posixpath.join(connection.base, path))]
         return packets.attributes_in(reply)
 
-    for key, attributes in connection.session.run_many(((path, steps(path)) for path in links), 256, failed):
-        assert isinstance(key, bytes)
-        found[key] = attributes
+    found.update(connection.session.run_many(((path, steps(path)) for path in links), 256, failed))
     return found
 
 

@@ -9,7 +9,7 @@ from typing import BinaryIO, TypeVar, cast
 
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.link import Link
-from storage_backend.backends.remote.operations import Place, Staged, beside
+from storage_backend.backends.remote.operations import Place, Staged, beside, in_seconds
 from storage_backend.backends.remote.packets import Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.session import Steps
@@ -288,14 +288,6 @@ class Objects:
         return self.link.run(
             place.identifier, lambda connection: connection.run(steps(connection, connection.at(place)))
         )
-
-
-def in_seconds(modified: datetime | None) -> int | None:
-    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
-    if modified is None:
-        return None
-    seconds = int(modified.timestamp() // 1)
-    return seconds if 0 <= seconds < 1 << 32 else None
 
 
 def _position(reader: BinaryIO) -> int | None:

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 from storage_backend.backends.remote import packets
@@ -577,6 +578,14 @@ class Operations:
 def beside(path: bytes, name: bytes | None = None) -> bytes:
     """A temporary path in the directory of *path*."""
     return posixpath.join(posixpath.dirname(path), name or temporary_name().encode())
+
+
+def in_seconds(modified: datetime | None) -> int | None:
+    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
+    if modified is None:
+        return None
+    seconds = int(modified.timestamp() // 1)
+    return seconds if 0 <= seconds < 1 << 32 else None
 
 
 def changed(place: Place, where: str) -> SourceChangedError:

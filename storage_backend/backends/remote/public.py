@@ -24,6 +24,7 @@ from storage_backend.backends.remote.packets import Attributes, Fields, Reply, R
 from storage_backend.backends.remote.session import PLAIN_LENGTH, Steps
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 # What paramiko makes of a status (SFTPClient._convert_status), and a substitute over a local disk of its own errors.
 _CODES: Mapping[int | None, int] = MappingProxyType(
@@ -52,6 +53,7 @@ class PublicSession:
         self._numbers = 0
         self._failure: LostError | None = None
         self.read_length = self.write_length = PLAIN_LENGTH
+        self.at_a_time = 1
         # A client does not say what its server announced; the first refusal tells.
         self.extensions = {packets.POSIX_RENAME: b"1"} if hasattr(client, "posix_rename") else {}
 
@@ -74,13 +76,16 @@ class PublicSession:
 
     def run_many(
         self,
-        operations: Iterable[tuple[object, Steps[T]]],
+        operations: Iterable[tuple[K, Steps[T]] | None],
         most: int,
-        failed: Callable[[object, Exception], object],
-    ) -> Iterator[tuple[object, T]]:
+        failed: Callable[[K, Exception], object],
+    ) -> Iterator[tuple[K, T]]:
         """Carry out operations one by one; see `Session.run_many`."""
         _ = most
-        for key, steps in operations:
+        for operation in operations:
+            if operation is None:
+                continue
+            key, steps = operation
             try:
                 result = self.run(steps)
             except LostError:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import paramiko
 
 T = TypeVar("T")
+K = TypeVar("K")
 
 Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
 """One operation: it yields requests that go out together, and is sent their replies in the same order."""
@@ -27,6 +28,8 @@ RECEIVE = 256 << 10  # bytes asked of the channel at a time
 SEND = 32 << 10  # bytes gathered before they are sent; one packet of SSH
 PLAIN_LENGTH = 32 << 10  # bytes that any server must take in a request (the draft, section 3)
 MAX_LENGTH = 255 << 10  # bytes; OpenSSH's own limit, sftp-server.c
+OPEN_FILES = 256  # where the server tells no limit; a process has 1,024 descriptors as a rule (RLIMIT_NOFILE)
+MOST_OPEN = 1024  # more make nothing faster, up to 100 ms away
 
 
 class Ticket:
@@ -49,6 +52,7 @@ class Session:
         extensions: name -> value, as the server announced them.
         read_length: the most bytes to ask for in a request.
         write_length: the most bytes to send in a request.
+        at_a_time: how many files may be open.
     """
 
     def __init__(self, channel: paramiko.Channel) -> None:
@@ -68,6 +72,7 @@ class Session:
         self._failure: LostError | None = None
         self.extensions = self._introduced()
         self.read_length = self.write_length = PLAIN_LENGTH
+        self.at_a_time = OPEN_FILES
         if packets.LIMITS in self.extensions:
             self._ask_limits()
 
@@ -93,31 +98,33 @@ class Session:
 
     def run_many(
         self,
-        operations: Iterable[tuple[object, Steps[T]]],
+        operations: Iterable[tuple[K, Steps[T]] | None],
         most: int,
-        failed: Callable[[object, Exception], object],
-    ) -> Iterator[tuple[object, T]]:
+        failed: Callable[[K, Exception], object],
+    ) -> Iterator[tuple[K, T]]:
         """Carry out operations, at most *most* at a time, and give their results as they come.
 
         Args:
-            operations: each with a key; taken lazily.
+            operations: each with a key; taken lazily. None says that there are none until another is done.
             most: how many are under way at a time.
-            failed: is given the key and the StatusError or StorageError of each that fails.
+            failed: is given the key and the error of each that fails; what it raises ends all.
         """
         inbox: deque[Ticket] = deque()
-        owners: dict[Ticket, _Task[T]] = {}
+        owners: dict[Ticket, _Task[K, T]] = {}
+        results: deque[tuple[K, T]] = deque()
         source = iter(operations)
         running = 0
         exhausted = False
-        results: deque[tuple[object, T]] = deque()
 
-        def advance(task: _Task[T], replies: Sequence[Reply] | None) -> bool:
+        def advance(task: _Task[K, T], replies: Sequence[Reply] | None) -> bool:
             """Take one step; whether the operation goes on."""
             try:
                 requests = next(task.steps) if replies is None else task.steps.send(replies)
             except StopIteration as stop:
                 results.append((task.key, stop.value))
                 return False
+            except LostError:
+                raise
             except Exception as error:  # noqa: BLE001 - of this one operation; told to the caller
                 failed(task.key, error)
                 return False
@@ -126,31 +133,37 @@ class Session:
             owners.update(dict.fromkeys(task.tickets, task))
             return True
 
-        while True:
-            while not exhausted and running < most:
-                found = next(source, None)
-                if found is None:
-                    exhausted = True
-                else:
+        try:
+            while True:
+                while not exhausted and running < most:
+                    try:
+                        found = next(source)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    if found is None:
+                        break
                     running += advance(_Task(*found), None)
-                if results:
-                    self._flush()
-                    yield from _emptied(results)
-            if not running:
+                    while results:
+                        yield results.popleft()
                 self._flush()
-                break
-            self._flush()
-            self._wait_for(lambda: bool(inbox))
-            while inbox:
-                ticket = inbox.popleft()
-                task = owners.pop(ticket)
-                task.missing -= 1
-                if not task.missing:
-                    replies = [other.reply for other in task.tickets if other.reply is not None]
-                    running -= not advance(task, replies)
-            if results:
-                self._flush()
-                yield from _emptied(results)
+                if not running:
+                    if exhausted:
+                        return
+                    continue
+                self._wait_for(lambda: bool(inbox))
+                while inbox:
+                    ticket = inbox.popleft()
+                    task = owners.pop(ticket)
+                    task.missing -= 1
+                    if not task.missing:
+                        replies = [other.reply for other in task.tickets if other.reply is not None]
+                        running -= not advance(task, replies)
+                while results:
+                    yield results.popleft()
+        finally:
+            for task in set(owners.values()):
+                task.steps.close()
 
     def begin(self, requests: Iterable[Request]) -> list[Ticket]:
         """Send requests, all together."""
@@ -329,20 +342,17 @@ class Session:
         fields.long()
         self.read_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
         self.write_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
+        # Half of them, for those who share the session.
+        self.at_a_time = max(min((fields.long() or MOST_OPEN) // 2, MOST_OPEN), 1)
 
 
-class _Task(Generic[T]):
+class _Task(Generic[K, T]):
     """An operation of `run_many`."""
 
     __slots__ = ("key", "missing", "steps", "tickets")
 
-    def __init__(self, key: object, steps: Steps[T]) -> None:
+    def __init__(self, key: K, steps: Steps[T]) -> None:
         self.key = key
         self.steps = steps
         self.tickets: list[Ticket] = []
         self.missing = 0
-
-
-def _emptied(results: deque[T]) -> Iterator[T]:
-    while results:
-        yield results.popleft()

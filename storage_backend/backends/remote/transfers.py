@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.objects import Objects, in_seconds
-from storage_backend.backends.remote.operations import Place, Staged, beside
+from storage_backend.backends.remote.objects import Objects
+from storage_backend.backends.remote.operations import Place, Staged, beside, in_seconds
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
