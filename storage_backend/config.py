@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import getpass
 import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 from urllib.parse import parse_qsl, unquote
 
@@ -34,6 +36,9 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
             - `postgresql://user@host:port/database`, with the parameters of libpq;
             - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with those parameters of S3Storage that are
               no secrets;
+            - `ssh://user@host:22,other.example:2222/~/folder?key_filename=...&host_key_policy=...`, with the keys of SSHConfig;
+              several hosts are endpoints of one server, "/~/" is the home directory, "//" or "/" the server's root. Without
+              `ssh_config_file` in it, ~/.ssh/config is read, as ssh does, and without a user this one's name is taken;
             - `memory:`, an empty store of its own each time;
             - a URL of a scheme that an entry point in the group `storage_backend.backends` names.
 
@@ -57,7 +62,7 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     """The location of one object as that of its backend and its identifier there.
 
-    Of a path, and of a `file:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
+    Of a path, and of a `file:` or `ssh:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
     of any other URL it is the fragment: `sqlite:///file.db#identifier`, percent-encoded.
 
     Raises:
@@ -72,6 +77,12 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     elif place.scheme == "file":
         base, _, name = place.text.rpartition("/")
         base, name = f"{base}/", _decoded(name)
+    elif place.scheme == "ssh":
+        _, query_mark, query = place.text.partition("?")
+        above, _, name = place.path.rpartition("/")
+        # What is in the root directory has nothing but "/" above it.
+        name = "" if place.path == "/~" else _decoded(name)
+        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
     elif place.scheme == "s3":
         _, query_mark, query = place.text.partition("?")
         # A key that ends in "/" is a place.
@@ -90,8 +101,10 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
 
 def redacted(location: str) -> str:
     """*location* without its password, for messages."""
+    # In an ssh URL ports stand before the path, which may have an "@"; elsewhere a careless password may have a "/".
+    inside = r"[^/@]*" if location[:6].lower() == "ssh://" else r".*"
     return re.sub(
-        r"\A([a-z][a-z0-9+.-]*://[^/:@]*):.*@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
+        rf"\A([a-z][a-z0-9+.-]*://[^/:@]*):{inside}@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
     )
 
 
@@ -288,6 +301,81 @@ def _s3(url: Url, create: bool) -> Arguments:
     return {"create_bucket": create} | found | {"bucket": bucket, "prefix": _decoded(url.path)}
 
 
+_SSH_FLAGS = frozenset({"agent", "non_atomic_overwrite"})
+_SSH_SECONDS = frozenset({"connection_timeout", "io_timeout", "keepalive"})
+_SSH_NUMBERS = frozenset({"max_connections"})
+_SSH_TEXTS = frozenset({"host_key_policy", "key_filename", "known_hosts", "shell", "ssh_config_file"})
+_SSH_REFERENCES = frozenset({"passphrase", "password"})
+_USER_CONFIG = "~/.ssh/config"
+
+
+def _ssh(url: Url, create: bool) -> Arguments:
+    user, at, hosts = url.authority.rpartition("@")
+    if ":" in user:
+        raise ConfigurationError(
+            "no password in an ssh URL: use a key, the agent, or password=env:NAME", parameter="location"
+        )
+    if not hosts:
+        raise ConfigurationError(
+            f"the ssh URL names no host; write {SCHEMES['ssh'].example}", parameter="location"
+        )
+    found: Arguments = {"endpoints": [_endpoint(text) for text in hosts.split(",")]}
+    if at:
+        found["user"] = _decoded(user)
+    for name, text in url.parameters.items():
+        if name in _SSH_FLAGS:
+            found[name] = _flag(name, text)
+        elif name in _SSH_NUMBERS:
+            found[name] = _number(name, text)
+        elif name in _SSH_SECONDS:
+            found[name] = _seconds(name, text)
+        elif name in _SSH_TEXTS or (name in _SSH_REFERENCES and text.startswith(("env:", "file:"))):
+            found[name] = text
+        elif name in _SSH_REFERENCES:
+            raise ConfigurationError(
+                f"{name}: a location is seen by all who list processes; write {name}=env:NAME or {name}=file:PATH",
+                parameter=name,
+            )
+        else:
+            known = ", ".join(sorted(_SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES))
+            raise ConfigurationError(f"unknown parameter {name!r}; known: {known}", parameter=name)
+    if "ssh_config_file" not in found and Path(_USER_CONFIG).expanduser().is_file():
+        found["ssh_config_file"] = _USER_CONFIG
+    path = _decoded(url.path)
+    base = path[1:] or "~" if path in {"", "/~"} or path.startswith("/~/") else path
+    return {"ssh_config": _with_user(found), "remote_base_dir": base, "create_if_missing": create}
+
+
+def _endpoint(text: str) -> list[str | int]:
+    """A host, and its port if it has one; an IPv6 address stands in brackets (RFC 3986)."""
+    parts = re.fullmatch(r"(?:\[([^]]*)]|([^:]*))(?::(\d*))?", text)
+    if parts is None:
+        raise ConfigurationError(
+            f"{text!r} is no host and port; write {SCHEMES['ssh'].example}", parameter="location"
+        )
+    host = _decoded(parts[1] or parts[2] or "")
+    return [host, int(parts[3])] if parts[3] else [host]
+
+
+def _with_user(config: Arguments) -> Arguments:
+    """The same with a user: the one given, or the configuration's, or this one."""
+    settings = import_module("storage_backend.backends.remote.settings")
+    try:
+        settings.read_settings(config)
+    except ConfigurationError as error:
+        if error.parameter != "user" or "user" in config:
+            raise
+        return {**config, "user": getpass.getuser()}
+    return config
+
+
+def _seconds(name: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError(f"{name}: {text!r} is not a number of seconds", parameter=name) from None
+
+
 def _flag(name: str, text: str) -> bool:
     if text not in {"true", "false"}:
         raise ConfigurationError(f'{name}: {text!r} is neither "true" nor "false"', parameter=name)
@@ -325,4 +413,5 @@ SCHEMES: Mapping[str, Scheme] = {
         "postgresql://user@host:5432/database",
     ),
     "s3": Scheme("storage_backend.backends.s3:S3Storage", _s3, "s3://bucket/prefix"),
+    "ssh": Scheme("storage_backend.backends.remote:RemoteStorage", _ssh, "ssh://user@host:22/~/papers"),
 }

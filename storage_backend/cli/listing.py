@@ -10,7 +10,7 @@ import click
 
 from storage_backend.base import StorageBackend, info_of
 from storage_backend.cli.output import Lines, Tally, common, record_of
-from storage_backend.cli.places import names_a_place, names_either, object_at, place_at
+from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import new_digest
@@ -52,7 +52,13 @@ def ls(  # noqa: PLR0917 - click gives them by name
 def _listed(location: str, recursive: bool) -> Iterator[Iterator[ObjectInfo | str]]:
     """What there is at *location*: the objects of a place, or beneath a prefix; else the one object."""
     either = names_either(location)
-    if either or names_a_place(location):
+    if either and has_directories(location):
+        info = _object(location)
+        if info is not None:
+            yield iter([info])
+            return
+        either = False
+    if either or names_a_place(location) or has_directories(location):
         with place_at(location) as storage:
             entries: Iterator[ObjectInfo | str] = iter(storage.scan() if recursive else storage._scan_level())
             first = next(entries, None)
@@ -62,6 +68,16 @@ def _listed(location: str, recursive: bool) -> Iterator[Iterator[ObjectInfo | st
     storage, identifier = object_at(location)
     with storage:
         yield iter([info_of(storage.stat(identifier), identifier)])
+
+
+def _object(location: str) -> ObjectInfo | None:
+    """The object at *location*; None if there is none, or a directory."""
+    storage, identifier = object_at(location)
+    with storage:
+        try:
+            return info_of(storage.stat(identifier), identifier)
+        except (FileNotFoundError, IsADirectoryError):
+            return None
 
 
 def _by_name(lines: Lines, entry: ObjectInfo | str) -> None:

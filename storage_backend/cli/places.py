@@ -22,7 +22,7 @@ def place_at(location: str, *, create: bool = False) -> StorageBackend:
     if has_password(location):
         raise click.UsageError(
             "a password in a location is seen by all who list processes; use the environment or a file that the client "
-            "reads (PGPASSWORD and ~/.pgpass, AWS_SECRET_ACCESS_KEY and ~/.aws)"
+            "reads (PGPASSWORD and ~/.pgpass, AWS_SECRET_ACCESS_KEY and ~/.aws, an SSH key or agent)"
         )
     try:
         return open_storage(location, create=create)
@@ -58,7 +58,7 @@ def destination_at(location: str, name: str | None) -> tuple[StorageBackend, str
 def names_a_place(location: str) -> bool:
     """Whether *location* is a directory that exists, or a URL that names no object.
 
-    A bucket has no directories: what follows it is an object, unless it ends in "/".
+    What follows a bucket or a server is an object, unless it ends in "/".
 
     Raises:
         click.UsageError: the location is wrong.
@@ -68,13 +68,13 @@ def names_a_place(location: str) -> bool:
         return path.is_dir()
     parsed = _parsed(location)
     assert isinstance(parsed, Url)
-    if parsed.scheme == "s3" and parsed.fragment is None:
-        return parsed.path in {"", "/"} or parsed.path.endswith("/")
+    if parsed.scheme in {"s3", "ssh"} and parsed.fragment is None:
+        return parsed.path in {"", "/", "/~"} or parsed.path.endswith("/")
     return parsed.fragment is None
 
 
 def names_either(location: str) -> bool:
-    """Whether *location* may name an object as well as all that is beneath it: by a fragment, or by a key of a bucket.
+    """Whether *location* may name an object as well as all that is beneath it: by a fragment, or by a key or path.
 
     Raises:
         click.UsageError: the location is wrong.
@@ -82,7 +82,13 @@ def names_either(location: str) -> bool:
     parsed = _parsed(location)
     if not isinstance(parsed, Url):
         return False
-    return bool(parsed.fragment) or (parsed.scheme == "s3" and not names_a_place(location))
+    return bool(parsed.fragment) or (parsed.scheme in {"s3", "ssh"} and not names_a_place(location))
+
+
+def has_directories(location: str) -> bool:
+    """Whether *location* is one where a name is either an object's or a directory's, on a server."""
+    parsed = _parsed(location)
+    return isinstance(parsed, Url) and parsed.scheme == "ssh"
 
 
 def local_path(location: str) -> Path | None:
