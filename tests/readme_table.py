@@ -38,10 +38,27 @@ def backends() -> dict[str, StorageBackend]:
     }
 
 
+# A server reached by SSH is asked what it can do, and here is none; tests/backends/test_remote_tiers.py holds OpenSSH to this.
+OPENSSH = (
+    Capability.CREATE
+    | Capability.RANGES
+    | Capability.SERVER_COPY
+    | Capability.CHECKSUM
+    | Capability.DIRECTORIES
+    | Capability.FLUSH
+)
+
+
+def rows() -> list[tuple[str, Capability, bool]]:
+    found = [(name, backend.capabilities, backend.keeps_modified) for name, backend in backends().items()]
+    found.insert(2, ("`RemoteStorage` (OpenSSH with a shell; others may have less)", OPENSSH, True))
+    return found
+
+
 def table() -> str:
     lines = [f"| | {' | '.join(WORDS.values())} | keeps times |", "|---" * (len(WORDS) + 2) + "|"]
-    for name, backend in backends().items():
-        has = [capability in backend.capabilities for capability in WORDS] + [backend.keeps_modified]
+    for name, capabilities, keeps in rows():
+        has = [capability in capabilities for capability in WORDS] + [keeps]
         lines.append(f"| {name} | {' | '.join('yes' if each else '' for each in has)} |")
     return "\n".join(lines) + "\n"
 

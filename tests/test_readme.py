@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,28 @@ def s3() -> Iterator[dict[str, str]]:
         }
 
 
+@pytest.fixture
+def nas(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """The environment of a user who has an account on a server, and what its names in the README stand for."""
+    from tests.ssh_servers import SSHPlace
+
+    place: SSHPlace = request.getfixturevalue("openssh_place")
+    ssh = tmp_path / "home" / ".ssh"
+    ssh.mkdir(parents=True)
+    shutil.copy(place.key_filename, ssh / "id_ed25519")
+    shutil.copy(place.known_hosts, ssh / "known_hosts")
+    names = {
+        '["nas.lan", 22], ["nas.example.org", 2222]': f'["{place.host}", {place.port}], ["127.0.0.1", 9]',
+        "nas.lan,nas.example.org:2222": f"{place.host}:{place.port},127.0.0.1:9",
+        "nas.lan": f"{place.host}:{place.port}",
+        "ana@": f"{place.user}@",
+        '"ana"': f'"{place.user}"',
+        "/~/papers": place.base,
+        "~/papers": place.base,
+    }
+    return {"HOME": str(tmp_path / "home")}, names
+
+
 def run(
     command: list[str], cwd: Path, extra: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
@@ -57,7 +80,14 @@ def test_the_readme_has_its_two_commands() -> None:
 def test_block_runs(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     language, text = BLOCKS[number]
     (tmp_path / "report.pdf").write_bytes(b"%PDF")
-    extra = request.getfixturevalue("s3") if "my-bucket" in text else None
+    (tmp_path / "reports").mkdir()
+    (tmp_path / "reports" / "2026.pdf").write_bytes(b"%PDF")
+    extra = request.getfixturevalue("s3") if "my-bucket" in text else {}
+    if "nas." in text:
+        pytest.importorskip("paramiko")
+        extra, names = request.getfixturevalue("nas")
+        for name, meant in names.items():
+            text = text.replace(name, meant)
     command = (
         [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
     )
