@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from typing import NamedTuple, TypeVar
 
 from storage_backend.backends.remote.connection import Connection
@@ -31,14 +32,14 @@ class Write(NamedTuple):
 
     Attributes:
         place: where.
-        content: of at most SMALL bytes.
-        modified: seconds since 1970 to be kept.
+        content: all of it.
+        modified: the time to be kept.
         digest: SHA-256 to verify it by.
     """
 
     place: Place
     content: bytes
-    modified: int | None
+    modified: datetime | None
     digest: str | None
 
 
@@ -84,22 +85,22 @@ def write_many(
 ) -> int:
     """Store many objects; see `StorageBackend.write_many`."""
     failures = Failures()
-    stored = 0
-
-    def large(place: Place, info: ObjectInfo | None, content: bytes) -> None:
-        nonlocal stored
-        objects.write(place, content, info.modified if info else None, verify=verify)
-        stored += 1
-
-    source = _writes(place_of, items, failures, large, verify=verify)
-    if verify:
-        while group := list(itertools.islice(source, GROUP)):
+    source = _writes(place_of, items, failures, verify=verify)
+    if not verify:
+        stored = _written(objects, source, failures)
+    else:
+        stored = 0
+        for group in _groups(source):
             # Of an identifier that comes twice the last one stays; it counts as often as it came.
             latest = {item.place: item for item in group}
-            done = _verified(objects, latest, failures)
+            small = {place: item for place, item in latest.items() if len(item.content) <= SMALL}
+            done = _verified(objects, small, failures) if small else set()
+            done |= {
+                item.place
+                for item in latest.values()
+                if len(item.content) > SMALL and _large(objects, item, failures)
+            }
             stored += sum(item.place in done for item in group)
-    else:
-        stored += _written(objects, source, failures)
     failures.raise_any("write", where)
     return stored
 
@@ -125,21 +126,24 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
 def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
     """Store objects as they come; how many."""
     busy: set[Place] = set()
-    size = 0
+    size = stored = 0
 
     def writes() -> Iterator[Write | None]:
-        nonlocal size
+        nonlocal size, stored
         for item in source:
             # Side by side, the same object would end with either content.
             while item.place in busy or (busy and size + len(item.content) > BYTES):
                 yield None
+            if len(item.content) > SMALL:
+                stored += _large(objects, item, failures)
+                continue
             failures.errors.pop(item.place.identifier, None)
             busy.add(item.place)
             size += len(item.content)
             yield item
 
     def steps(connection: Connection, item: Write) -> Steps[None]:
-        return connection.operations.write(connection.at(item.place), item.content, item.modified)
+        return connection.operations.write(connection.at(item.place), item.content, in_seconds(item.modified))
 
     def done(item: Write) -> None:
         nonlocal size
@@ -151,11 +155,33 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
         with failures.of(item.place.identifier):
             raise error
 
-    stored = 0
     for item, _ in _side_by_side(objects, writes(), steps, failed):
         done(item)
         stored += 1
     return stored
+
+
+def _large(objects: Objects, item: Write, failures: Failures) -> bool:
+    """Store one object by itself; whether that was done."""
+    failures.errors.pop(item.place.identifier, None)
+    with failures.of(item.place.identifier):
+        objects.write(item.place, item.content, item.modified, verify=item.digest is not None)
+        return True
+    return False
+
+
+def _groups(source: Iterator[Write]) -> Iterator[list[Write]]:
+    """What is verified together, of limited size."""
+    group: list[Write] = []
+    size = 0
+    for item in source:
+        group.append(item)
+        size += len(item.content)
+        if len(group) == GROUP or size >= BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -> set[Place]:
@@ -167,7 +193,7 @@ def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -
         for place in items:
             failures.errors.pop(place.identifier, None)
         staging = (
-            (place, operations.stage(connection.at(place), item.content, item.modified))
+            (place, operations.stage(connection.at(place), item.content, in_seconds(item.modified)))
             for place, item in items.items()
         )
         staged: dict[Place, Staged] = dict(session.run_many(staging, session.at_a_time, failed))
@@ -256,15 +282,8 @@ def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iter
             yield place
 
 
-def _writes(
-    place_of: PlaceOf,
-    items: Iterable[Item],
-    failures: Failures,
-    large: Callable[[Place, ObjectInfo | None, bytes], None],
-    *,
-    verify: bool,
-) -> Iterator[Write]:
-    """The small ones of *items*; the others are handed to *large* on the way."""
+def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, verify: bool) -> Iterator[Write]:
+    """Those of *items* that can be stored."""
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else None
         identifier = info.identifier if info is not None else str(key)
@@ -275,10 +294,6 @@ def _writes(
             place = place_of(identifier)
             digest = sha256(content) if verify else None
             check_arrived(info, identifier, len(content), digest)
-            if len(content) > SMALL:
-                failures.errors.pop(identifier, None)
-                large(place, info, content)
-            else:
-                write = Write(place, content, in_seconds(info.modified if info else None), digest)
+            write = Write(place, content, info.modified if info else None, digest)
         if write is not None:
             yield write

@@ -511,16 +511,29 @@ class Operations:
         packets.check(replies[1])
 
     def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
-        """Remove an empty directory that is where the object shall be; refuse to replace another, or a device."""
+        """Remove a directory without objects that is where the object shall be; refuse to replace another, or a device."""
         if old.mode is not None and stat.S_ISDIR(old.mode):
-            (reply,) = yield [packets.path(packets.RMDIR, place.path)]
-            try:
-                packets.check(reply)
-            except StatusError as error:
-                if error.code != NO_SUCH_FILE:
-                    raise self._taken(place, place.path) from error
+            yield from self._remove_bare(place)
         else:
             self.entry_of_object(old, place)
+
+    def _remove_bare(self, place: Place) -> Steps[None]:
+        """Remove a directory and those in it, if there is nothing else in any of them."""
+        bare = [place.path]
+        try:
+            # All of it first: nothing is removed in vain.
+            for directory in bare:
+                for entry in (yield from self.names(directory)):
+                    if not stat.S_ISDIR(entry.attributes.mode or 0):
+                        raise self._taken(place, place.path)
+                    bare.append(posixpath.join(directory, entry.name))
+            for directory in reversed(bare):
+                (reply,) = yield [packets.path(packets.RMDIR, directory)]
+                packets.check(reply)
+        except StatusError as error:
+            # Someone else may have been faster; the caller tries again.
+            if error.code != NO_SUCH_FILE:
+                raise self._taken(place, place.path) from error
 
     def _taken(self, place: Place | None, path: bytes) -> AlreadyExistsError:
         identifier = place.identifier if place else None
