@@ -7,6 +7,7 @@ import json
 import resource
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def main(request: dict[str, Any]) -> None:
         request["endpoint"],
     )
     if request["contender"] is None:
-        workload.setup(place)
+        for fewer in sorted({contender.fewer for contender in workload.contenders}):
+            workload.setup(replace(place, scale=place.scale.with_fewer(fewer)))
         return
     Path(request["answer"]).write_text(json.dumps(measure(workload, request["contender"], place)))
 
@@ -36,6 +38,7 @@ def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
     "prepared" is the peak RSS before the first pass; it says nothing of a child, whose start is in the pass.
     """
     contender = next(contender for contender in workload.contenders if contender.name == name)
+    place = replace(place, scale=place.scale.with_fewer(contender.fewer))
     run = contender.prepare(place)
     prepared = peak_rss()
     if workload.loop:

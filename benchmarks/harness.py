@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -46,7 +47,44 @@ class Scale:
 
     def fill(self, text: str) -> str:
         """*text* with the numbers of this scale in its braces; bytes as MiB."""
-        return text.format(**{**vars(self), "large": f"{self.large // MEBIBYTE:,} MiB"})
+        return text.format(
+            **{
+                **vars(self),
+                "large": _mebibytes(self.large),
+                "half_batch": self.half_batch,
+                "half_tree": self.half_tree,
+                "half_large": _mebibytes(self.half_large),
+                "double_large": _mebibytes(self.double_large),
+            }
+        )
+
+    def with_fewer(self, fewer: int) -> Scale:
+        """The same with that fraction of the small objects."""
+        return self if fewer == 1 else replace(self, batch=max(self.batch // fewer, 2))
+
+    @property
+    def half_batch(self) -> int:
+        """Half of the small objects."""
+        return self.batch // 2
+
+    @property
+    def half_tree(self) -> int:
+        """Half of the tree's objects."""
+        return self.tree // 2
+
+    @property
+    def half_large(self) -> int:
+        """Half of the large object's bytes, and at least 1 MiB."""
+        return max(self.large // 2, MEBIBYTE)
+
+    @property
+    def double_large(self) -> int:
+        """Twice the large object's bytes."""
+        return self.large * 2
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size // MEBIBYTE:,} MiB"
 
 
 SCALES = {
@@ -87,6 +125,9 @@ class Contender:
         prepare: untimed; gives the pass that is timed. Runs in a process of its own, and imports what it needs there.
         module: the peer's module; where it is missing, the contender is "not installed".
         program: the same for a program.
+        device: the same for a path.
+        fewer: it is given one in so many of the small objects, since it would take too long for all. Times are per
+            object.
         result: untimed; from what a pass returned to what `Workload.check` takes.
     """
 
@@ -94,11 +135,15 @@ class Contender:
     prepare: Callable[[Place], Pass]
     module: str | None = None
     program: str | None = None
+    device: str | None = None
+    fewer: int = 1
     result: Callable[[Any], Any] = lambda value: value
 
     @property
     def installed(self) -> bool:
         """Whether this machine has what is needed."""
+        if self.device is not None and not os.path.exists(self.device):
+            return False
         if self.module is not None:
             try:
                 return importlib.util.find_spec(self.module) is not None
@@ -155,6 +200,7 @@ class Workload:
         memory: contender -> the most bytes that its peak RSS may have.
         growth: contender -> the most bytes that its peak RSS may have beyond what it had when it was prepared.
         cpu: what is asked of the CPU time.
+        limits: contender -> the most seconds that it may take.
         server: that all contenders talk to; each process that is measured finds a fresh one.
     """
 
@@ -170,6 +216,7 @@ class Workload:
     memory: Mapping[str, int] = field(default_factory=dict)
     growth: Mapping[str, int] = field(default_factory=dict)
     cpu: tuple[CpuLimit, ...] = ()
+    limits: Mapping[str, float] = field(default_factory=dict)
     server: Server | None = None
 
 

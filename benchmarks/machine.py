@@ -21,6 +21,8 @@ DISTRIBUTIONS = (
     "obstore",
     "opendal",
     "boto3",
+    "paramiko",
+    "asyncssh",
     "s3fs",
     "cloudpathlib",
     "smart_open",

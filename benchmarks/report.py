@@ -107,6 +107,7 @@ def targets(records: Iterable[Record]) -> list[dict[str, str]]:
                 )
             )
         rows += [_cpu_row(record, limit) for limit in record.get("cpu", ())]
+        rows += [_time_row(record, name, most) for name, most in record.get("limits", {}).items()]
     return rows
 
 
@@ -127,6 +128,13 @@ def _cpu_row(record: Record, limit: dict[str, Any]) -> dict[str, str]:
         f"< {_duration(most)}",
         f"{verdict}, rounds differ" if undecided else verdict,
     )
+
+
+def _time_row(record: Record, contender: str, most: float) -> dict[str, str]:
+    times = [one["seconds"] for one in _rounds(record, contender)]
+    verdict = _verdict(most / median(times), 1.0, [most / one for one in times]) if times else "not measured"
+    measured = _duration(median(times)) if times else "-"
+    return _row(record["workload"], f"time of {contender}", measured, f"< {_duration(most)}", verdict)
 
 
 _TARGETS = ("workload", "what", "measured", "target", "")

@@ -104,6 +104,7 @@ def run(
         ],
         "memory": dict(workload.memory),
         "growth": dict(workload.growth),
+        "limits": dict(workload.limits),
         # Of the large object, so it shrinks with it.
         "cpu": [
             {"ours": limit.ours, "yardstick": limit.yardstick, "above": limit.above * scale.large / (1 << 30)}

@@ -6,17 +6,24 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from typing_extensions import override
+
+from benchmarks import relay
 from benchmarks.harness import find_program
 
 ACCESS_KEY = "BENCHMARKSKEY"
 SECRET_KEY = "benchmarks-secret"  # noqa: S105 - of a server that lives for seconds and listens on 127.0.0.1
 REGION = "us-east-1"
+KEY = "client"
+KNOWN_HOSTS = "known_hosts"
+HOST_KEY = "host"
 PATIENCE = 30.0  # seconds for a server to come up or go down
 
 
@@ -48,9 +55,7 @@ class Server:
         Raises:
             ServerError: it does not start.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port: int = free.getsockname()[1]
+        port = _free_port()
         folder.mkdir()
         log = folder / "log"
         with log.open("wb") as output:
@@ -82,6 +87,50 @@ class Server:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@dataclass(frozen=True)
+class SSHServer(Server):
+    """OpenSSH's sshd, for the account that starts it; `KEY` and `KNOWN_HOSTS` are in its folder.
+
+    Attributes:
+        round_trip: seconds that a relay in between adds to each round trip; 0 for none.
+    """
+
+    round_trip: float = 0.0
+
+    @override
+    @contextmanager
+    def running(self, root: Path, folder: Path) -> Iterator[str]:
+        with super().running(root, folder) as url:
+            _, _, port = url.rpartition(":")
+            known = folder / KNOWN_HOSTS
+            key = (folder / f"{HOST_KEY}.pub").read_text()
+            if not self.round_trip:
+                known.write_text(f"[127.0.0.1]:{port} {key}")
+                yield f"ssh://127.0.0.1:{port}"
+                return
+            relayed = Server(
+                sys.executable,
+                lambda program, _root, _folder, other: [
+                    program,
+                    relay.__file__,
+                    str(other),
+                    port,
+                    str(self.round_trip / 2),
+                ],
+            )
+            with relayed.running(root, folder / "relay") as there:
+                _, _, other = there.rpartition(":")
+                known.write_text(f"[127.0.0.1]:{other} {key}")
+                yield f"ssh://127.0.0.1:{other}"
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
 def _accepts(port: int) -> bool:
     with socket.socket() as connection:
         return connection.connect_ex(("127.0.0.1", port)) == 0
@@ -106,6 +155,56 @@ def _nginx(program: str, root: Path, folder: Path, port: int) -> Sequence[str]:
     configuration = folder / "nginx.conf"
     configuration.write_text(_CONFIGURATION.format(root=root, folder=folder, port=port))
     return [program, "-p", str(folder), "-e", str(folder / "log"), "-c", str(configuration)]
+
+
+_SFTP_SERVERS = (  # Debian, Fedora, the BSDs and macOS, Arch and SUSE
+    "/usr/lib/openssh/sftp-server",
+    "/usr/libexec/openssh/sftp-server",
+    "/usr/libexec/sftp-server",
+    "/usr/lib/ssh/sftp-server",
+)
+
+
+def _openssh(program: str, _root: Path, folder: Path, port: int) -> Sequence[str]:
+    found = next((path for path in _SFTP_SERVERS if os.path.exists(path)), "internal-sftp")
+    return _sshd(program, folder, port, f"Subsystem sftp {found}")
+
+
+def _openssh_sftp_only(program: str, _root: Path, folder: Path, port: int) -> Sequence[str]:
+    return _sshd(program, folder, port, "Subsystem sftp internal-sftp", "ForceCommand internal-sftp")
+
+
+def _sshd(program: str, folder: Path, port: int, *lines: str) -> Sequence[str]:
+    for name in (KEY, HOST_KEY):
+        subprocess.run(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "benchmarks", "-f", str(folder / name)],  # noqa: S607 - of the user's OpenSSH, wherever that is
+            check=True,
+            stdin=subprocess.DEVNULL,
+        )
+    if os.geteuid() == 0:
+        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # Debian's place for privilege separation
+    configuration = folder / "sshd_config"
+    configuration.write_text(
+        "\n".join(
+            (
+                f"ListenAddress 127.0.0.1:{port}",
+                f"HostKey {folder / HOST_KEY}",
+                f"AuthorizedKeysFile {folder / KEY}.pub",
+                "AuthenticationMethods publickey",
+                "PermitRootLogin yes",
+                "StrictModes no",
+                "UsePAM no",
+                "UseDNS no",
+                "PidFile none",
+                "PrintMotd no",
+                "MaxSessions 1000",
+                "MaxStartups 1000",
+                *lines,
+                "",
+            )
+        )
+    )
+    return [program, "-D", "-e", "-f", str(configuration)]
 
 
 # One process of whoever starts it: a worker of root's would be "nobody", who may not read what mkdtemp makes.
@@ -150,3 +249,12 @@ NGINX = Server("nginx", _nginx)
 
 A bucket `pages-N`, of the workload `s3-list`, lists its objects page by page.
 """
+
+OPENSSH = SSHServer("sshd", _openssh)
+"""A server as Debian sets it up: a shell, and SFTP by a program of its own."""
+
+OPENSSH_20_MS = SSHServer("sshd", _openssh, round_trip=0.02)
+"""The same, 20 ms away."""
+
+OPENSSH_SFTP_ONLY = SSHServer("sshd", _openssh_sftp_only)
+"""SFTP within sshd and nothing else: no command runs."""

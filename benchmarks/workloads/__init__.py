@@ -30,6 +30,22 @@ NAMES = (
     "s3-list",
     "s3-delete-many",
     "local-to-s3",
+    "ssh-download",
+    "ssh-upload",
+    "ssh-download-rtt",
+    "ssh-upload-rtt",
+    "ssh-read-many",
+    "ssh-write-many",
+    "ssh-read-many-rtt",
+    "ssh-write-many-rtt",
+    "ssh-read-many-sftp",
+    "ssh-write-many-sftp",
+    "ssh-stat",
+    "ssh-read",
+    "ssh-write",
+    "ssh-list",
+    "ssh-dial",
+    "local-to-ssh",
 )
 
 

@@ -1,0 +1,116 @@
+"""Upload one large file over SSH."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+from pathlib import Path
+
+from benchmarks import ssh
+from benchmarks.harness import MEBIBYTE, Comparison, Pass, Place, Workload
+from benchmarks.servers import OPENSSH
+from benchmarks.workloads.ssh_download import check, contender, doubled, setup
+
+UPLOAD = "upload()"
+CAT = "ssh cat"
+CAT_GCM = f"ssh cat, {ssh.CIPHER}"
+SCP = "scp"
+RSYNC = "rsync -W"
+SFTP = "sftp put"
+RCLONE = "rclone copyto"
+ASYNCSSH = "asyncssh put"
+PARAMIKO = "paramiko put"
+FSSPEC = "fsspec put_file"
+SMART_OPEN = "smart_open, copyfileobj"
+
+
+def ours(place: Place, source: Path, copy: Path) -> Pass:
+    storage = ssh.ours(place, copy.parent)
+    return lambda: storage.upload(source, copy.name)
+
+
+def cat(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.ssh(place, f"cat > {shlex.quote(str(copy))}", after=f"< {shlex.quote(str(source))}")
+
+
+def cat_gcm(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.ssh(
+        place, f"cat > {shlex.quote(str(copy))}", "-c", ssh.CIPHER, after=f"< {shlex.quote(str(source))}"
+    )
+
+
+def scp(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.scp(place, str(source), ssh.remote(copy))
+
+
+def rsync(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.rsync(place, str(source), ssh.remote(copy))
+
+
+def sftp(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.sftp(place, f'put "{source}" "{copy}"')
+
+
+def rclone(place: Place, source: Path, copy: Path) -> Pass:
+    return ssh.rclone(place, "copyto", str(source), f"ssh:{copy}")
+
+
+def asyncssh(place: Place, source: Path, copy: Path) -> Pass:
+    client = ssh.AsyncSSH(place)
+    return lambda: client.run(client.sftp.put(str(source), str(copy)))
+
+
+def paramiko(place: Place, source: Path, copy: Path) -> Pass:
+    client = ssh.paramiko(place).open_sftp()
+    return lambda: client.put(str(source), str(copy))
+
+
+def fsspec(place: Place, source: Path, copy: Path) -> Pass:
+    files = ssh.fsspec(place)
+    return lambda: files.put_file(str(source), str(copy))
+
+
+def smart_open(place: Place, source: Path, copy: Path) -> Pass:
+    ssh.smart_open(place, source, "rb").close()
+
+    def run() -> None:
+        with open(source, "rb") as reader, ssh.smart_open(place, copy, "wb") as writer:
+            shutil.copyfileobj(reader, writer, MEBIBYTE)
+
+    return run
+
+
+WORKLOAD = Workload(
+    title="Upload a large file over SSH",
+    what=(
+        "{double_large}; OpenSSH's sshd on this machine. Ours, rsync and rclone write under another name and rename. Programs are "
+        "measured from start to end, so with their dialling; libraries have dialled before. rclone compares the MD5 of "
+        "both files afterwards. ssh has its default cipher and the one that ours prefers."
+    ),
+    contenders=(
+        contender(UPLOAD, ours, doubled, module="paramiko"),
+        contender(CAT, cat, doubled, program="ssh"),
+        contender(CAT_GCM, cat_gcm, doubled, program="ssh"),
+        contender(SCP, scp, doubled, program="scp"),
+        contender(RSYNC, rsync, doubled, program="rsync"),
+        contender(SFTP, sftp, doubled, program="sftp"),
+        contender(RCLONE, rclone, doubled, program="rclone"),
+        contender(ASYNCSSH, asyncssh, doubled, module="asyncssh"),
+        contender(PARAMIKO, paramiko, doubled, module="paramiko"),
+        contender(FSSPEC, fsspec, doubled, module="fsspec"),
+        contender(SMART_OPEN, smart_open, doubled, module="smart_open"),
+    ),
+    setup=setup(doubled),
+    check=check(doubled),
+    rounds=3,
+    comparisons=(
+        Comparison(UPLOAD, CAT, 0.45),
+        Comparison(UPLOAD, RCLONE, 1.0),
+        *(
+            Comparison(UPLOAD, other)
+            for other in (CAT_GCM, SCP, RSYNC, SFTP, ASYNCSSH, PARAMIKO, FSSPEC, SMART_OPEN)
+        ),
+    ),
+    growth={UPLOAD: 32 * MEBIBYTE},
+    server=OPENSSH,
+)
