@@ -199,6 +199,8 @@ def _sshd(program: str, folder: Path, port: int, *lines: str) -> Sequence[str]:
                 "PrintMotd no",
                 "MaxSessions 1000",
                 "MaxStartups 1000",
+                # Not the user's start-up files, which bash reads for each command: some take longer than all else.
+                f"SetEnv HOME={folder}",
                 *lines,
                 "",
             )
