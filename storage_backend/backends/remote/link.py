@@ -184,17 +184,18 @@ class Link:
             self._looking = True
 
         def look() -> None:
+            returned = False
             try:
-                self._return(current)
+                returned = self._return(current)
             finally:
                 with self._lock:
                     self._looking = False
-                    self._pause = min(self._pause * 2, LONGEST_LOOK)
+                    self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
                     self._next_look = self._clock() + self._pause
 
         threading.Thread(target=look, name="storage-backend-look", daemon=True).start()
 
-    def _return(self, current: Connection) -> None:
+    def _return(self, current: Connection) -> bool:
         """Go back to an endpoint listed before *current*'s, if one works. What is under way ends on the old connection."""
         endpoints = self._settings.endpoints
         earlier = endpoints[: endpoints.index(current.endpoint)]
@@ -202,7 +203,7 @@ class Link:
             better = self._dial(earlier)
         except StorageError as error:
             logger.debug("%s: still on %s: %s", self._where, current.endpoint, error)
-            return
+            return False
         with self._lock:
             if self._current is not current:
                 unused, replaced = better, None
@@ -215,6 +216,7 @@ class Link:
         if replaced is not None:
             logger.warning("%s: back on %s", self._where, better.endpoint)
             replaced.retire()
+        return replaced is not None
 
 
 class _Links:

@@ -148,6 +148,8 @@ class RemoteFile(io.RawIOBase):
             raise unreachable(error, self._place.identifier, self._where, losses) from error
         facts = self._link.run(self._place.identifier, self._open)
         if (facts.size, facts.modified) != (self.facts.size, self.facts.modified):
+            # Or the next read would go on in the other object.
+            self._let_go()
             raise changed(self._place, self._where) from error
 
     def _forget(self) -> None:
