@@ -142,7 +142,7 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
             size += len(item.content)
             yield item
 
-    def steps(connection: Connection, item: Write) -> Steps[None]:
+    def steps(connection: Connection, item: Write) -> Steps[Staged]:
         return connection.operations.write(connection.at(item.place), item.content, in_seconds(item.modified))
 
     def done(item: Write) -> None:
@@ -155,7 +155,8 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
         with failures.of(item.place.identifier):
             raise error
 
-    for item, _ in _side_by_side(objects, writes(), steps, failed):
+    for item, staged in _side_by_side(objects, writes(), steps, failed):
+        objects.remember(item.place, staged)
         done(item)
         stored += 1
     return stored
@@ -211,7 +212,10 @@ def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -
                     raise
                 right.append(place)
         publishing = ((place, operations.publish(staged[place], connection.at(place))) for place in right)
-        return {place for place, _ in session.run_many(publishing, session.at_a_time, failed)}
+        published = {place for place, _ in session.run_many(publishing, session.at_a_time, failed)}
+        for place in published:
+            objects.remember(place, staged[place])
+        return published
 
     return objects.link.run(None, attempt)
 

@@ -30,6 +30,7 @@ from storage_backend.streams import (
 T = TypeVar("T")
 
 SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
+RECEIPTS = 10_000  # writes that are remembered until somebody asks how they show
 LARGE_COPY = 64 << 20  # bytes; a command of its own then leaves the SFTP session free
 
 
@@ -39,11 +40,25 @@ class Objects:
     Args:
         link: the way to the server.
         where: the backend's location, for errors.
+
+    Attributes:
+        receipts: what listings will show of the objects last written.
     """
 
     def __init__(self, link: Link, where: str) -> None:
         self.link = link
         self.where = where
+        self.receipts: dict[str, Attributes] = {}
+
+    def remember(self, place: Place, staged: Staged) -> None:
+        """Keep what a listing will show of an object that was just published, for whoever asks."""
+        # All at once: other threads take from it and add to it in the meantime.
+        if len(self.receipts) >= RECEIPTS:
+            self.receipts.clear()
+        if staged.new is None:
+            self.receipts.pop(place.identifier, None)
+        else:
+            self.receipts[place.identifier] = staged.new
 
     def facts(self, place: Place) -> Attributes:
         """The attributes of an object."""
@@ -134,6 +149,7 @@ class Objects:
             connection.run(connection.operations.publish(staged, at))
 
         self.link.run(place.identifier, publish)
+        self.remember(place, staged)
 
     def create(self, place: Place, content: bytes | BinaryIO) -> bool:
         """Store an object if there is none."""

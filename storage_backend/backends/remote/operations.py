@@ -6,7 +6,7 @@ import posixpath
 import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -71,10 +71,12 @@ class Staged:
     Attributes:
         temporary: its path.
         old: what was found at the place that it is for.
+        new: what the server told of it when it was whole.
     """
 
     temporary: bytes
     old: Attributes | None
+    new: Attributes | None = None
 
 
 class Operations:
@@ -199,9 +201,9 @@ class Operations:
 
     def finish(
         self, handle: bytes, staged: Staged, place: Place, *, size: int, modified: int | None
-    ) -> Steps[None]:
+    ) -> Steps[Staged]:
         """Close the new file, which must have *size* bytes; it has the mode of what it will replace."""
-        yield from self._write_and_close(handle, staged, place, size=size, modified=modified)
+        return (yield from self._write_and_close(handle, staged, place, size=size, modified=modified))
 
     def keep_mode(self, staged: Staged, place: Place) -> Steps[None]:
         """Give a new file the mode of what it will replace."""
@@ -218,18 +220,20 @@ class Operations:
         view = memoryview(content)
         writes = [packets.writing(handle, at, view[at : at + length]) for at in range(0, len(view), length)]
         try:
-            yield from self._write_and_close(
-                handle, staged, place, writes=writes, size=len(view), modified=modified
+            return (
+                yield from self._write_and_close(
+                    handle, staged, place, writes=writes, size=len(view), modified=modified
+                )
             )
         except BaseException:
             self.discard(staged)
             raise
-        return staged
 
-    def write(self, place: Place, content: bytes, modified: int | None) -> Steps[None]:
+    def write(self, place: Place, content: bytes, modified: int | None) -> Steps[Staged]:
         """Store an object."""
         staged = yield from self.stage(place, content, modified)
         yield from self.publish(staged, place)
+        return staged
 
     def publish(self, staged: Staged, place: Place) -> Steps[None]:
         """Give the new file its name; if that fails it is removed."""
@@ -446,7 +450,7 @@ class Operations:
         size: int,
         modified: int | None,
         writes: Sequence[Request] = (),
-    ) -> Steps[None]:
+    ) -> Steps[Staged]:
         requests = list(writes)
         settings = len(requests)
         old = staged.old
@@ -471,6 +475,7 @@ class Operations:
                 identifier=place.identifier,
                 backend=self._where,
             )
+        return replace(staged, new=found)
 
     def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:
         """Rename, replacing what is there.

@@ -351,6 +351,11 @@ class RemoteStorage(StorageBackend):
             raise unsupported(self, "flush", None)
         return True
 
+    @override
+    def _receipt(self, identifier: str) -> ObjectInfo | None:
+        found = self._objects.receipts.pop(identifier, None)
+        return None if found is None or found.size is None else listing.info_of(identifier, found)
+
     @property
     @override
     def capabilities(self) -> Capability:

@@ -67,7 +67,7 @@ class Upload:
         while self._under_way:
             self._confirm()
         connection = self.connection
-        connection.run(
+        self.staged = connection.run(
             connection.operations.finish(
                 self._handle, self.staged, self._place, size=self.size, modified=modified
             )
