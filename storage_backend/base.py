@@ -240,6 +240,13 @@ class StorageBackend(ABC):
         """
         return None
 
+    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        """The SHA-256 of those objects that the store digests by itself, in any order; others are left out.
+
+        For transfers: a store with `Capability.CHECKSUM` may answer for many objects at once.
+        """
+        return iter(())
+
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
 

@@ -163,8 +163,11 @@ def _compared(
 def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, _Digest]:
     """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
     found: dict[str, _Digest] = {}
-    single = len(infos) == 1 or Capability.CHECKSUM in capabilities_of(backend)
-    if not single:
+    if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
+        sizes = {info.identifier: info.size for info in infos}
+        for identifier, digest in backend._digests(sizes):
+            found[identifier] = (sizes[identifier], digest)
+    elif len(infos) > 1:
         try:
             for identifier, content in backend.read_many([info.identifier for info in infos]):
                 if job.stop.is_set():

@@ -98,6 +98,10 @@ class Wrapper(StorageBackend):
         return self.backend._receipt(identifier)
 
     @override
+    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return self.backend._digests(identifiers)
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         return self.backend.open(identifier, mode)
 

@@ -162,6 +162,13 @@ class PrefixedStorage(Wrapper):
         return _named(found, identifier) if isinstance(found, ObjectInfo) else None
 
     @override
+    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for joined, digest in self.backend._digests([self._beneath + name for name in identifiers]):
+                yield batch.named(joined), digest
+
+    @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         with self._errors(identifier) as joined:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
+import logging
+import re
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import BinaryIO, TypeVar, cast
 
 from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.errors import ShellError
 from storage_backend.backends.remote.link import Link
 from storage_backend.backends.remote.operations import Place, Staged, beside, in_seconds
 from storage_backend.backends.remote.packets import Attributes
@@ -27,9 +31,12 @@ from storage_backend.streams import (
     read_all,
 )
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
 SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
+READ_RATHER = 1 << 20  # bytes; a command takes as long to start as these to arrive
 RECEIPTS = 10_000  # writes that are remembered until somebody asks how they show
 LARGE_COPY = 64 << 20  # bytes; a command of its own then leaves the SFTP session free
 
@@ -66,7 +73,10 @@ class Objects:
 
     def read_small(self, place: Place, most: int) -> bytes | None:
         """The whole object; None if it has more than *most* bytes."""
-        return self._run(place, lambda connection, at: connection.operations.read(at, most))[0]
+        looks = itertools.count()  # not before the first try
+        return self._run(
+            place, lambda connection, at: connection.operations.read(at, most, look=next(looks) > 0)
+        )[0]
 
     def read_whole(self, place: Place) -> bytes:
         """The whole object, of any size."""
@@ -122,7 +132,7 @@ class Objects:
             except BaseException:
                 upload.discard()
                 raise
-            self._verify(connection, staged, place, digest)
+            self._verify(connection, staged, place, digest, upload.size)
             return staged, upload.size
 
         staged, size = self.link.run(place.identifier, send, again=start is not None)
@@ -218,7 +228,14 @@ class Objects:
             try:
                 with connection.command(source.identifier) as shell:
                     shell.copy(first.path, staged.temporary)
+                copied = connection.run(operations.entry(staged.temporary))
+                if copied is None or copied.size != found.size:
+                    raise ShellError(f"cp did not copy all of {source.identifier!r}", backend=self.where)
                 connection.run(operations.keep_mode(staged, second))
+            except ShellError as error:
+                logger.warning("%s: copying by reading and writing: %s", self.where, error)
+                operations.discard(staged)
+                return False
             except BaseException:
                 operations.discard(staged)
                 raise
@@ -228,20 +245,30 @@ class Objects:
         return self.link.run(source.identifier, copy)
 
     def digest(self, place: Place, algorithm: str) -> str | None:
-        """The digest of an object, as the server makes it out; None if it cannot."""
+        """The digest of an object, as the server makes it out; None if it cannot, or if reading it costs less."""
 
         def digest(connection: Connection) -> str | None:
-            if algorithm not in connection.facts.digests:
-                return None
             at = connection.at(place)
-            connection.run(connection.operations.facts(at))
+            found = connection.run(connection.operations.facts(at))
+            if (found.size or 0) <= READ_RATHER or algorithm not in connection.facts.digests:
+                return None
             return self._digests(connection, [at.path], algorithm).get(at.path)
 
         return self.link.run(place.identifier, digest)
 
-    def stored_digest(self, connection: Connection, path: bytes, identifier: str) -> str:
-        """The SHA-256 of a file under a temporary name: as the server makes it out, else of what is read back."""
-        if "sha256" in connection.facts.digests:
+    def digests(self, places: Iterable[Place]) -> dict[Place, str]:
+        """The SHA-256 of those objects that the server digests by itself."""
+        wanted = list(places)
+
+        def digests(connection: Connection) -> dict[Place, str]:
+            paths = {connection.at(place).path: place for place in wanted}
+            return {paths[path]: digest for path, digest in self.stored_digests(connection, paths).items()}
+
+        return self.link.run(None, digests)
+
+    def stored_digest(self, connection: Connection, path: bytes, identifier: str, size: int = 0) -> str:
+        """The SHA-256 of a file under a temporary name: as the server makes it out, or of what is read back if that is less."""
+        if size > READ_RATHER and "sha256" in connection.facts.digests:
             found = self._digests(connection, [path], "sha256").get(path)
             if found is not None:
                 return found
@@ -257,8 +284,16 @@ class Objects:
         return self._digests(connection, paths, "sha256")
 
     def _digests(self, connection: Connection, paths: Iterable[bytes], algorithm: str) -> dict[bytes, str]:
-        with connection.command() as shell:
-            return dict(shell.digests(paths, algorithm))
+        """What the server's tool tells; nothing of what it fails to tell, which is then read."""
+        wanted = list(paths)
+        found: dict[bytes, str] = {}
+        try:
+            with connection.command() as shell:
+                found.update(shell.digests(wanted, algorithm))
+        except ShellError as error:
+            logger.warning("%s: reading instead of %ssum: %s", self.where, algorithm, error)
+        form = re.compile(f"[0-9a-f]{{{2 * new_digest(algorithm).digest_size}}}")
+        return {path: digest for path, digest in found.items() if form.fullmatch(digest)}
 
     def _read_back(self, at: Place) -> Iterator[bytes]:
         file = RemoteFile(self.link, at, self.where)
@@ -275,7 +310,7 @@ class Objects:
             staged = connection.run(
                 connection.operations.stage(connection.at(place), content, in_seconds(modified))
             )
-            self._verify(connection, staged, place, digest)
+            self._verify(connection, staged, place, digest, len(content))
             return staged
 
         return self.link.run(place.identifier, stage)
@@ -289,12 +324,14 @@ class Objects:
             upload.discard()
             raise
 
-    def _verify(self, connection: Connection, staged: Staged, place: Place, digest: str | None) -> None:
+    def _verify(
+        self, connection: Connection, staged: Staged, place: Place, digest: str | None, size: int
+    ) -> None:
         """Compare a staged file with what was read; one that differs is removed."""
         if digest is None:
             return
         try:
-            found = self.stored_digest(connection, staged.temporary, place.identifier)
+            found = self.stored_digest(connection, staged.temporary, place.identifier, size)
             check_digest(place.identifier, digest, found, "what was stored")
         except BaseException:
             connection.operations.discard(staged)

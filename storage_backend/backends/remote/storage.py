@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import posixpath
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -16,12 +17,12 @@ from typing_extensions import override
 from storage_backend import identifiers
 from storage_backend.backends.remote import batches, listing, transfers
 from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError
+from storage_backend.backends.remote.errors import LostError, ShellError
 from storage_backend.backends.remote.link import LOSSES, Link
 from storage_backend.backends.remote.locations import location_for
 from storage_backend.backends.remote.objects import Objects
 from storage_backend.backends.remote.operations import Place
-from storage_backend.backends.remote.packets import HARDLINK
+from storage_backend.backends.remote.packets import HARDLINK, Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.settings import SSHConfig, read_settings
 from storage_backend.backends.remote.sinks import RemoteSink
@@ -51,6 +52,8 @@ from storage_backend.streams import (
     new_digest,
     plain,
 )
+
+logger = logging.getLogger(__name__)
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
 _LARGE = 1 << 20  # bytes; from here on it is worth asking the server's shell
@@ -267,10 +270,16 @@ class RemoteStorage(StorageBackend):
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        directory = identifiers.encode(prefix.rstrip("/"))
-        entries = self._link.run(
-            None, lambda connection: [*listing.level(connection, directory, self._location)]
-        )
+        directory = _directory(prefix if not prefix or prefix.endswith("/") else f"{prefix}/")
+        if directory is None:
+            return
+
+        def found(connection: Connection) -> Sequence[tuple[bytes, Attributes | None]]:
+            if not listing.is_beneath(connection, directory):
+                return ()
+            return [*listing.level(connection, directory, self._location)]
+
+        entries = self._link.run(None, found)
         for path, attributes in entries:
             if path.endswith(b"/"):
                 if self._usable(path[:-1], on_skip) is not None:
@@ -333,6 +342,11 @@ class RemoteStorage(StorageBackend):
         place = self._place(identifier)
         found = self._objects.digest(place, algorithm)
         return found if found is not None else super().checksum(identifier, algorithm)
+
+    @override
+    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        found = self._objects.digests(map(self._place, identifiers))
+        return ((place.identifier, digest) for place, digest in found.items())
 
     @override
     def flush(self) -> bool:
@@ -413,9 +427,13 @@ class RemoteStorage(StorageBackend):
         self, prefix: str, enter: Callable[[str], bool] | None, on_skip: OnSkip | None, *, details: bool
     ) -> Iterator[tuple[str, ObjectInfo | None]]:
         """What is beneath, in order; after a lost connection from where it was."""
+        directory = _directory(prefix)
+        if directory is None:
+            return
         start = identifiers.encode(prefix)
         last: bytes | None = None
         losses = 0
+        use_shell = enter is None
 
         def may_enter(path: bytes) -> bool:
             name = self._usable(path + b"/x", on_skip)
@@ -425,9 +443,9 @@ class RemoteStorage(StorageBackend):
             connection = self._link.connection()
             connection.hold()
             try:
-                by_shell = enter is None and (
-                    connection.facts.find if details else connection.facts.find_names
-                )
+                if not listing.is_beneath(connection, directory):
+                    return
+                by_shell = use_shell and (connection.facts.find if details else connection.facts.find_names)
                 entries = (
                     listing.found(connection, start, details=details)
                     if by_shell
@@ -448,6 +466,9 @@ class RemoteStorage(StorageBackend):
             except LostError as error:
                 losses += 1
                 self._link.give_up(connection, error, losses, LOSSES)
+            except ShellError as error:
+                use_shell = False
+                logger.warning("%s: listing by SFTP: %s", self._location, error)
             else:
                 return
             finally:
@@ -480,3 +501,15 @@ class RemoteStorage(StorageBackend):
             self._location,
         )
         return None
+
+
+def _directory(prefix: str) -> bytes | None:
+    """The directory that all with this prefix is in, beneath the base directory; None where there can be no object."""
+    start, slash, _ = prefix.rpartition("/")
+    if slash and not identifiers.is_valid(start, surrogates=True):
+        return None
+    try:
+        identifiers.encode(prefix)
+    except UnicodeEncodeError:
+        return None
+    return identifiers.encode(start)
