@@ -15,7 +15,7 @@ from storage_backend.backends.remote.commands import CommandError
 from storage_backend.backends.remote.errors import lost, told
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.operations import Operations, Place, Staged
-from storage_backend.backends.remote.packets import NO_SUCH_FILE, StatusError
+from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
 from storage_backend.backends.remote.probe import Facts
 from storage_backend.backends.remote.public import PublicSession
 from storage_backend.backends.remote.session import Session, Steps
@@ -125,6 +125,11 @@ class Connection:
         able += ["sha256"] if "sha256" in self.facts.digests else []
         return f"a shell with {', '.join(able)}" if able else "SFTP alone"
 
+    @property
+    def users(self) -> int:
+        """How many hold it."""
+        return self._users
+
     def hold(self) -> None:
         """Keep the connection open until `release`, even if another is preferred by now."""
         with self._counting:
@@ -154,6 +159,9 @@ class Connection:
         except StorageError:
             raise
         except Exception as error:
+            # One channel too many is refused, and an answer may make no sense: what there is goes on.
+            if isinstance(error, ssh_library().ChannelException | ValueError):
+                raise told(error, identifier, self._where) from error
             if isinstance(error, EOFError | TimeoutError | ConnectionError | ssh_library().SSHException):
                 raise lost(error) from error
             # What paramiko raises as a plain OSError without a number is of the channel.
@@ -285,8 +293,10 @@ def _limited(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
 
 def _real_path(path: bytes) -> Steps[bytes]:
     (reply,) = yield [packets.path(packets.REALPATH, path)]
-    (entry,) = packets.entries_in(reply)
-    return entry.name
+    entries = packets.entries_in(reply)
+    if len(entries) != 1 or not entries[0].name or b"\0" in entries[0].name:
+        raise ProtocolError("the SFTP server does not tell where its home directory is")
+    return entries[0].name
 
 
 def _found(path: bytes) -> Steps[packets.Attributes | None]:

@@ -70,7 +70,7 @@ class Link:
             current = self._connected()
         if current.endpoint is not self._settings.endpoints[0]:
             self._look_for_better(current)
-        return current
+        return current if self._settings.max_connections == 1 else self._least_busy(current)
 
     def run(self, identifier: str | None, operation: Callable[[Connection], T], *, again: bool = True) -> T:
         """Do *operation* on a live connection; if that fails meanwhile, on the next one.
@@ -102,6 +102,8 @@ class Link:
         with self._lock:
             if self._current is connection:
                 self._current = None
+            if connection in self._more:
+                self._more.remove(connection)
         connection.close()
 
     def give_up(
@@ -126,22 +128,25 @@ class Link:
     def close(self) -> None:
         """Let go of the connection; the next use dials again."""
         with self._lock:
+            open_ones, self._more = self._more, []
             current, self._current = self._current, None
-        if current is not None:
-            current.close()
+        for connection in open_ones if current is None else [current, *open_ones]:
+            connection.close()
 
     def after_fork(self) -> None:
         """In a child: leave the parent's connection alone, and begin anew."""
-        if self._current is not None:
+        for connection in self._more if self._current is None else [self._current, *self._more]:
             # Kept for ever: its destructors would write to the parent's connection.
-            _links().abandoned.append(self._current)
-            self._current.abandon()
+            _links().abandoned.append(connection)
+            connection.abandon()
         self._renew()
 
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._dialling = threading.Lock()
         self._current = None
+        self._more: list[Connection] = []  # to the endpoint of the current one
+        self._growing = False
         self._looking = False
         self._pause = FIRST_LOOK
         self._next_look = 0.0
@@ -175,6 +180,32 @@ class Link:
             endpoints=endpoints,
             where=self._where,
         ).found
+
+    def _least_busy(self, current: Connection) -> Connection:
+        """Of the connections to the endpoint in use, the one with the least to do; if none is idle another is made beside it."""
+        with self._lock:
+            found = [current, *(one for one in self._more if one.alive and one.endpoint is current.endpoint)]
+            best = min(found, key=lambda connection: connection.users)
+            if not best.users or len(found) >= self._settings.max_connections or self._growing:
+                return best
+            self._growing = True
+
+        def grow() -> None:
+            try:
+                another = self._dial((current.endpoint,))
+                with self._lock:
+                    wanted = self._current is current
+                    if wanted:
+                        self._more.append(another)
+                if not wanted:
+                    another.close()
+            except StorageError as error:
+                logger.debug("%s: no further connection: %s", self._where, error)
+            finally:
+                self._growing = False
+
+        threading.Thread(target=grow, name="storage-backend-grow", daemon=True).start()
+        return best
 
     def _look_for_better(self, current: Connection) -> None:
         """From time to time, and beside what goes on, see whether an endpoint that is listed earlier is back."""
@@ -211,6 +242,9 @@ class Link:
                 unused, replaced = None, current
                 self._current = better
                 self._pause = FIRST_LOOK
+                old, self._more = self._more, []
+                for connection in old:
+                    connection.retire()
         if unused is not None:
             unused.close()
         if replaced is not None:
