@@ -51,6 +51,7 @@ class Link:
         self._where = where
         self._clock = clock
         self._current: Connection | None = None
+        self._more: list[Connection] = []  # to the endpoint of the current one
         self._renew()
         _links().add(self)
 
@@ -145,7 +146,7 @@ class Link:
         self._lock = threading.Lock()
         self._dialling = threading.Lock()
         self._current = None
-        self._more: list[Connection] = []  # to the endpoint of the current one
+        self._more = []
         self._growing = False
         self._looking = False
         self._pause = FIRST_LOOK
