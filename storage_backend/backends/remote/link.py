@@ -173,14 +173,17 @@ class Link:
             return dialled
 
     def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> Connection:
-        return dial(
+        dialled = dial(
             self._settings,
             lambda client, endpoint: Connection(
                 client, endpoint, self._settings, self._base_dir, self._where
             ),
             endpoints=endpoints,
             where=self._where,
-        ).found
+        )
+        # The client alone would leave hosts on the way and proxy commands behind.
+        dialled.found.on_close(dialled.close)
+        return dialled.found
 
     def _least_busy(self, current: Connection) -> Connection:
         """Of the connections to the endpoint in use, the one with the least to do; if none is idle another is made beside it."""
