@@ -160,7 +160,10 @@ class Directory(paramiko.SFTPServerInterface):  # type: ignore[misc]  # paramiko
                 for entry in entries:
                     # As bytes, since paramiko encodes a text strictly: one odd name would fail the whole listing.
                     name = os.fsencode(entry.name)
-                    found.append(paramiko.SFTPAttributes.from_stat(entry.stat(follow_symlinks=False), name))
+                    with suppress(FileNotFoundError):  # it is gone by now
+                        found.append(
+                            paramiko.SFTPAttributes.from_stat(entry.stat(follow_symlinks=False), name)
+                        )
         except OSError as error:
             return _code(error)
         return found

@@ -1,22 +1,47 @@
-"""RemoteStorage: the conformance suite over five SSH servers, with and without a shell, through a prefix, and a substitute."""
+"""RemoteStorage: the conformance suite over five SSH servers, through a prefix, and over a substitute of paramiko's client."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast
+import errno
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from unittest.mock import MagicMock
 
 import pytest
+from typing_extensions import override
 
 from storage_backend.backends.remote import RemoteStorage
+from storage_backend.errors import BatchError, UnsupportedOperationError
+from storage_backend.info import Capability
 from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing.subject import content_of, everything, fill, named, same
 from storage_backend.wrappers.prefixed import PrefixedStorage
+from tests.conftest import unavailable
+from tests.servers import ServerUnavailableError
+from tests.ssh_servers import RcloneSFTP
 
 if TYPE_CHECKING:
     from storage_backend.backends.remote import SSHConfig
     from tests.ssh_servers import SSHPlace
 
+SUBSTITUTE = {"pickle": "a spawned child that unpickles an instance has paramiko's own client"}
 LACKS = {"content_type": "a file has no media type"}
-RCLONE: dict[str, str] = {}
-BARE: dict[str, str] = {}
+RCLONE = {
+    "conditions": "O_EXCL is ignored and there are no hard links",
+    "whole reads": "a handle opens its file by name at the first read, so that attributes and content may be of two files",
+}
+BARE = {
+    "whole reads": "no request replaces a file: a reader may come between the removal of the old one and its successor",
+}
+
+
+def files_in(directory: Path) -> list[Path]:
+    return [path for path in directory.rglob("*") if not path.is_dir()]
 
 
 def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
@@ -47,10 +72,33 @@ class TestAsyncSSH(ConformanceSuite):
         return Subject(make=lambda: storage_at(asyncssh_place), lacks=LACKS)
 
 
+class CachingRclone(RcloneSFTP):
+    """With rclone's own time for which it keeps a directory in memory.
+
+    With none at all, as the other has it so that changes on the disk are seen at once, each directory that was ever seen
+    forgets itself over and over, and with a few dozen of them rclone 1.75 answers nothing any more.
+    """
+
+    @override
+    def _command(self) -> Sequence[str | Path]:
+        return [word for word in super()._command() if not str(word).startswith("--dir-cache-time")]
+
+
+@pytest.fixture(scope="class")
+def rclone_server() -> Iterator[RcloneSFTP]:
+    try:
+        server = CachingRclone()
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    yield server
+    server.stop()
+
+
 class TestRclone(ConformanceSuite):
     @pytest.fixture
-    def subject(self, rclone_sftp_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(rclone_sftp_place), lacks={**LACKS, **RCLONE})
+    def subject(self, rclone_server: RcloneSFTP) -> Iterator[Subject]:
+        with rclone_server.place() as place:
+            yield Subject(make=lambda: storage_at(place), lacks={**LACKS, **RCLONE})
 
 
 class TestBare(ConformanceSuite):
@@ -61,7 +109,197 @@ class TestBare(ConformanceSuite):
         )
 
 
+class TestBareThatNeverRemoves:
+    """The same server, when nothing may be overwritten in two steps."""
+
+    @pytest.fixture
+    def backend(self, paramiko_sftp_place: SSHPlace) -> Iterator[RemoteStorage]:
+        with storage_at(paramiko_sftp_place) as backend:
+            yield backend
+
+    def test_overwriting_is_refused_and_the_old_object_stays(
+        self, backend: RemoteStorage, paramiko_sftp_place: SSHPlace, tmp_path: Path
+    ) -> None:
+        source = tmp_path / "source"
+        source.write_bytes(b"new")
+        fill(backend, "a", "folder/b")
+        large = content_of(1 << 20)
+
+        def by_writer() -> None:
+            with backend.open("a", "wb") as writer:
+                writer.write(large)
+
+        calls: tuple[Callable[[], object], ...] = (
+            lambda: backend.write("a", b"new"),
+            lambda: backend.write("a", large),
+            lambda: backend.write_stream("a", io.BytesIO(b"new")),
+            lambda: backend.write_stream("a", io.BytesIO(large), verify=True),
+            lambda: backend.upload(source, "a"),
+            lambda: backend.copy("folder/b", "a"),
+            lambda: backend.move("folder/b", "a"),
+            by_writer,
+        )
+        for call in calls:
+            with pytest.raises(UnsupportedOperationError, match="non_atomic_overwrite") as caught:
+                call()
+            assert isinstance(caught.value, NotImplementedError)
+            assert caught.value.identifier == "a"
+            assert everything(backend) == {name: named(name) for name in ("a", "folder/b")}
+        with pytest.raises(BatchError) as batch:
+            backend.write_many([("c", b"c"), ("a", b"new"), ("d", b"d")])
+        assert list(batch.value.failures) == ["a"]
+        assert isinstance(batch.value.failures["a"], UnsupportedOperationError)
+        expected = {"a": named("a"), "folder/b": named("folder/b"), "c": b"c", "d": b"d"}
+        assert everything(backend) == expected
+        backend.close()
+        # Nothing of what was refused is left under a temporary name.
+        found = {
+            str(path.relative_to(paramiko_sftp_place.local)) for path in files_in(paramiko_sftp_place.local)
+        }
+        assert found == set(expected)
+
+    def test_new_objects_are_written_and_deleted_ones_again(self, backend: RemoteStorage) -> None:
+        for content in (b"one", content_of(1 << 20)):
+            assert backend.write("folder/a", content) is True
+            assert same(backend.read("folder/a"), content)
+            assert backend.move("folder/a", "b") is True
+            assert backend.copy("b", "c") is True
+            assert same(everything(backend), {"b": content, "c": content})
+            assert backend.delete_many(["b", "c"]) == 2
+
+    def test_it_creates_nothing(self, backend: RemoteStorage) -> None:
+        assert Capability.CREATE not in backend.capabilities
+        with pytest.raises(UnsupportedOperationError):
+            backend.create("a", b"x")
+        assert backend.list() == []
+
+
 class TestThroughPrefix(ConformanceSuite):
     @pytest.fixture
     def subject(self, openssh_place: SSHPlace) -> Subject:
         return Subject(make=lambda: PrefixedStorage(storage_at(openssh_place), "some/where"), lacks=LACKS)
+
+
+class LocalFile:
+    """A file as paramiko's SFTPFile, by its public methods."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.close = file.close
+        self.read = file.read
+        self.seek = file.seek
+        self.write = file.write
+
+    def stat(self) -> os.stat_result:
+        self._file.flush()
+        return os.fstat(self._file.fileno())
+
+
+class LocalFiles:
+    """The local disk by the public methods of paramiko's SFTPClient; the errors are the disk's own."""
+
+    def __init__(self) -> None:
+        self.close = lambda: None
+        self.chmod = os.chmod
+        self.lstat = os.lstat
+        self.mkdir = os.mkdir
+        self.posix_rename = os.replace
+        self.remove = os.unlink
+        self.rmdir = os.rmdir
+        self.stat = os.stat
+        self.truncate = os.truncate
+        self.utime = os.utime
+
+    def normalize(self, path: str) -> str:
+        return os.path.realpath(path)
+
+    def listdir_attr(self, path: str | bytes) -> list[SimpleNamespace]:
+        found = []
+        with os.scandir(os.fsencode(path)) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):  # gone by now
+                    facts = entry.stat(follow_symlinks=False)
+                    fields = {name: getattr(facts, name) for name in ("st_size", "st_mode", "st_mtime")}
+                    found.append(SimpleNamespace(filename=os.fsdecode(entry.name), **fields))
+        return found
+
+    def rename(self, old: str, new: str) -> None:
+        if os.path.lexists(new):
+            raise OSError("Failure")  # without a number, as paramiko says it
+        Path(old).rename(new)
+
+    def open(self, path: str, mode: str) -> LocalFile:
+        return LocalFile(cast(BinaryIO, open(path, mode.replace("wx", "x"))))  # noqa: PTH123 - as all here
+
+
+class LocalClient:
+    """What takes the place of paramiko.SSHClient, without a server."""
+
+    def connect(self, **options: object) -> None:
+        """Nothing to be done."""
+
+    def open_sftp(self) -> LocalFiles:
+        return LocalFiles()
+
+    def close(self) -> None:
+        """Nothing to be done."""
+
+
+class TestSubstitute(ConformanceSuite):
+    """A substitute of paramiko.SSHClient."""
+
+    @pytest.fixture
+    def subject(self, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Subject:
+        import paramiko
+
+        monkeypatch.setattr(paramiko, "SSHClient", LocalClient)
+        config: SSHConfig = {"user": "ann", "endpoints": [("nas", 22)], "agent": False}
+        base = str(tmp_path_factory.mktemp("base"))
+        return Subject(make=lambda: RemoteStorage(config, base), lacks={**LACKS, **SUBSTITUTE})
+
+
+class TestMock:
+    """A MagicMock in place of paramiko.SSHClient, as in tests of those who use this package."""
+
+    @pytest.fixture
+    def mock(self, monkeypatch: pytest.MonkeyPatch) -> MagicMock:
+        import paramiko
+
+        mock = MagicMock()
+        monkeypatch.setattr(paramiko, "SSHClient", mock)
+        return mock
+
+    def test_instance_is_made_and_its_endpoint_is_the_first(self, mock: MagicMock) -> None:
+        config: SSHConfig = {"user": "ann", "endpoints": [("nas", 2222), ("away", 22)], "agent": False}
+        with RemoteStorage(config, "/srv/pdfs") as backend:
+            assert (backend.host, backend.port) == ("nas", 2222)
+            assert backend.user == "ann"
+            assert backend.endpoints == [("nas", 2222), ("away", 22)]
+            assert backend.connection_timeout == 2.0
+            assert backend.remote_base_dir == "/srv/pdfs"
+            mock.return_value.connect.assert_called_once()
+            options = mock.return_value.connect.call_args.kwargs
+            assert (options["hostname"], options["port"], options["username"]) == ("nas", 2222, "ann")
+            assert options["timeout"] == 2.0
+            assert {"banner_timeout", "auth_timeout", "transport_factory"} <= set(options)
+        mock.return_value.close.assert_called()
+
+    def test_next_endpoint_is_taken_where_the_first_refuses(self, mock: MagicMock) -> None:
+        def connect(*, hostname: str, **_: object) -> None:
+            if hostname == "nas":
+                raise ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+
+        mock.return_value.connect.side_effect = connect
+        config: SSHConfig = {"user": "ann", "endpoints": [("nas", 22), ("away", 2200)], "agent": False}
+        with RemoteStorage(config, "/srv/pdfs") as backend:
+            assert (backend.host, backend.port) == ("away", 2200)
+
+    def test_no_connection_is_made_before_it_is_asked_for(self, mock: MagicMock) -> None:
+        config: SSHConfig = {"user": "ann", "endpoints": [("nas", 22)], "agent": False}
+        backend = RemoteStorage(config, "/srv/pdfs", auto_connect=False)
+        assert (backend.host, backend.port) == (None, None)
+        mock.return_value.connect.assert_not_called()
+        backend.check_connection()
+        assert backend.host == "nas"
+        mock.return_value.connect.assert_called_once()
+        backend.close()

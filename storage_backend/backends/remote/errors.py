@@ -39,6 +39,10 @@ _BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyTy
 )
 
 
+class ShellError(StorageError):
+    """The server's shell or a tool of it failed, or does what it should not; the connection is sound."""
+
+
 class LostError(Exception):
     """The connection failed while it was used; what was asked last may or may not have been done.
 
@@ -84,7 +88,7 @@ def translate(error: StatusError, identifier: str | None, where: str) -> Storage
         kind, reason = QuotaExceededError, "no space left for this user"
     elif error.code == packets.PERMISSION_DENIED or _READ_ONLY in words:
         kind, reason = AccessDeniedError, "permission denied"
-    elif error.code == packets.BAD_MESSAGE:
+    elif error.code == packets.BAD_MESSAGE or (error.code == packets.FAILURE and _odd(identifier)):
         kind, reason = InvalidIdentifierError, "the server does not take such a name"
     elif error.code == packets.UNSUPPORTED:
         kind, reason = UnsupportedOperationError, "the server has no such operation"
@@ -93,13 +97,22 @@ def translate(error: StatusError, identifier: str | None, where: str) -> Storage
     return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 
+def _odd(identifier: str | None) -> bool:
+    """Whether the name is not UTF-8; servers that expect text, paramiko's and others, fail at each request with one."""
+    try:
+        (identifier or "").encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def told(error: Exception, identifier: str | None, where: str) -> StorageError:
     """Our error for what the server's shell found."""
     what = f"{identifier!r} in {where}" if identifier is not None else where
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOENT, errno.ENOTDIR} and identifier is not None:
         return not_found(identifier, where)
-    kind, reason = _BY_NUMBER.get(number, (StorageError, f"the server's shell failed: {error}"))
+    kind, reason = _BY_NUMBER.get(number, (ShellError, f"the server's shell failed: {error}"))
     return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 

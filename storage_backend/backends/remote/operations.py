@@ -42,6 +42,8 @@ Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
 
 COPY_STEP = 32 << 20  # bytes the server copies at a request; it answers nothing else in the meantime
 COPY_DATA = b"copy-data"
+MOST_NAMES = 10_000_000  # of one directory, which has us keep some 3 GB
+_REPEATED = 10_000  # names that may come again as a directory changes
 _TRIES = 8  # how often a directory may be taken away before a write gives up
 _READ_ONLY = 1  # SSH_FXE_STATVFS_ST_RDONLY, OpenSSH's PROTOCOL, 4.4
 
@@ -117,8 +119,10 @@ class Operations:
         (reply,) = yield [packets.path(packets.LSTAT, path)]
         return _if_there(reply)
 
-    def open(self, place: Place) -> Steps[tuple[bytes, Attributes]]:
-        """A handle to read the object by, and its attributes."""
+    def open(self, place: Place, *, look: bool = False) -> Steps[tuple[bytes, Attributes]]:
+        """A handle to read the object by, and its attributes; *look* as for `read`."""
+        if look:
+            yield from self.facts(place)
         (reply,) = yield [packets.opening(place.path, FOR_READING)]
         try:
             handle = packets.handle_in(reply)
@@ -131,8 +135,17 @@ class Operations:
             self.let_go(handle)
             raise
 
-    def read(self, place: Place, most: int) -> Steps[tuple[bytes | None, Attributes]]:
-        """The whole object, or None instead if it has more than *most* bytes; and its attributes."""
+    def read(self, place: Place, most: int, *, look: bool = False) -> Steps[tuple[bytes | None, Attributes]]:
+        """The whole object, or None instead if it has more than *most* bytes; and its attributes.
+
+        Args:
+            place: of it.
+            most: bytes.
+            look: what it is before it is opened. To open a pipe (mkfifo(3)) holds a server's process until someone writes to it:
+                the look would cost each read an exchange, so it is taken where a connection has fallen silent before.
+        """
+        if look:
+            yield from self.facts(place)
         (reply,) = yield [packets.opening(place.path, FOR_READING)]
         try:
             handle = packets.handle_in(reply)
@@ -158,11 +171,20 @@ class Operations:
         finally:
             self.let_go(handle)
 
-    def begin(self, place: Place, temporary: bytes | None = None) -> Steps[tuple[bytes, Staged]]:
-        """A handle to write a new file by, beside the place that it is for; directories are made."""
+    def begin(
+        self, place: Place, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
+    ) -> Steps[tuple[bytes, Staged]]:
+        """A handle to write a new file by, beside the place that it is for; directories are made.
+
+        Args:
+            place: what the file is for.
+            temporary: the path of the file, instead of a new one.
+            ahead: directories that may be missing, outer ones first: to ask for them beforehand costs no exchange.
+        """
         temporary = temporary or beside(place.path)
-        for _ in range(_TRIES):
-            first, second = yield [
+        for attempt in range(_TRIES):
+            *_, first, second = yield [
+                *(packets.making(directory) for directory in (() if attempt else ahead)),
                 packets.path(packets.LSTAT, place.path),
                 packets.opening(temporary, FOR_WRITING | CREATING | EXCLUSIVELY),
             ]
@@ -213,9 +235,11 @@ class Operations:
             with self._mapped(place):
                 _check_setting(reply)
 
-    def stage(self, place: Place, content: bytes, modified: int | None) -> Steps[Staged]:
-        """A whole new file beside the place that it is for."""
-        handle, staged = yield from self.begin(place)
+    def stage(
+        self, place: Place, content: bytes, modified: int | None, ahead: Sequence[bytes] = ()
+    ) -> Steps[Staged]:
+        """A whole new file beside the place that it is for; *ahead* as for `begin`."""
+        handle, staged = yield from self.begin(place, ahead=ahead)
         length = self._session.write_length
         view = memoryview(content)
         writes = [packets.writing(handle, at, view[at : at + length]) for at in range(0, len(view), length)]
@@ -229,9 +253,11 @@ class Operations:
             self.discard(staged)
             raise
 
-    def write(self, place: Place, content: bytes, modified: int | None) -> Steps[Staged]:
-        """Store an object."""
-        staged = yield from self.stage(place, content, modified)
+    def write(
+        self, place: Place, content: bytes, modified: int | None, ahead: Sequence[bytes] = ()
+    ) -> Steps[Staged]:
+        """Store an object; *ahead* as for `begin`."""
+        staged = yield from self.stage(place, content, modified, ahead)
         yield from self.publish(staged, place)
         return staged
 
@@ -239,12 +265,14 @@ class Operations:
         """Give the new file its name; if that fails it is removed."""
         try:
             old = staged.old
+            refused: StatusError | None = None
             for _ in range(_TRIES):
                 if old is not None:
                     yield from self._make_way(old, place)
                 try:
                     yield from self._rename(staged.temporary, place, old)
                 except StatusError as error:
+                    refused = error
                     old = yield from self.entry(place.path)
                     if old is not None and not stat.S_ISDIR(old.mode or 0):
                         raise (yield from self.why_unwritable(error, place)) from error
@@ -254,6 +282,8 @@ class Operations:
                         yield from self.make_directory(posixpath.dirname(place.path), place)
                 else:
                     return
+            if refused is not None and old is None:
+                raise (yield from self.why_unwritable(refused, place)) from refused
             raise AlreadyExistsError(
                 f"{place.identifier!r} in {self._where}: a directory is in the way",
                 identifier=place.identifier,
@@ -302,10 +332,9 @@ class Operations:
 
     def delete(self, place: Place) -> Steps[None]:
         """Remove an object, or a link."""
-        found = yield from self.entry(place.path)
-        if found is None:
-            raise translate(StatusError(NO_SUCH_FILE, ""), place.identifier, self._where)
-        self.entry_of_object(found, place)
+        (reply,) = yield [packets.path(packets.LSTAT, place.path)]
+        with self._mapped(place):
+            self.entry_of_object(packets.attributes_in(reply), place)
         (reply,) = yield [packets.path(packets.REMOVE, place.path)]
         with self._mapped(place):
             packets.check(reply)
@@ -367,23 +396,41 @@ class Operations:
         yield from self.publish(staged, dest)
 
     def names(self, path: bytes) -> Steps[list[Entry]]:
-        """What is in a directory, in any order.
+        """What is in a directory, in any order, each name once.
 
         Raises:
             StatusError: it cannot be read.
+            ProtocolError: the server goes on for ever.
         """
         (reply,) = yield [packets.path(packets.OPENDIR, path)]
-        handle = packets.handle_in(reply)
-        found: list[Entry] = []
+        try:
+            handle = packets.handle_in(reply)
+        except StatusError as error:
+            if error.code != FAILURE:
+                raise
+            # rclone says but this of a file.
+            (reply,) = yield [packets.path(packets.STAT, path)]
+            found_there = _if_there(reply)
+            if found_there is None or stat.S_ISDIR(found_there.mode or stat.S_IFDIR):
+                raise
+            raise StatusError(NO_SUCH_FILE, error.text) from error
+        # What is renamed meanwhile may come twice.
+        found: dict[bytes, Entry] = {}
         ahead = 2
+        told = 0
         try:
             while True:
                 # Most directories are small; of a large one there are more under way each time.
                 for reply in (yield [packets.path(packets.READDIR, handle)] * ahead):
                     entries = packets.entries_in(reply)
                     if not entries:
-                        return found
-                    found += [entry for entry in entries if entry.name not in {b".", b".."}]
+                        return [entry for entry in found.values() if entry.name not in {b".", b".."}]
+                    found.update({entry.name: entry for entry in entries})
+                    told += len(entries)
+                    if told > 2 * len(found) + _REPEATED or told > MOST_NAMES:
+                        raise packets.ProtocolError(
+                            f"{self._where}: the SFTP server told {told:,} names of a directory, and goes on"
+                        )
                 ahead = min(2 * ahead, 16)
         finally:
             self.let_go(handle)
@@ -451,22 +498,23 @@ class Operations:
         modified: int | None,
         writes: Sequence[Request] = (),
     ) -> Steps[Staged]:
-        requests = list(writes)
-        settings = len(requests)
+        # By its name once it is closed: pkg/sftp, which rclone and others serve with, lets all but CLOSE overtake writes, and
+        # a file's size and time are not final before.
+        requests = [*writes, packets.path(packets.CLOSE, handle)]
+        closed = len(requests)
         old = staged.old
         if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
-            requests.append(packets.setting(packets.FSETSTAT, handle, mode=old.mode & 0o777))
+            requests.append(packets.setting(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777))
         if modified is not None:
-            requests.append(packets.setting(packets.FSETSTAT, handle, modified=modified))
-        kept = len(requests)
-        requests += [packets.path(packets.FSTAT, handle), packets.path(packets.CLOSE, handle)]
+            requests.append(packets.setting(packets.SETSTAT, staged.temporary, modified=modified))
+        requests.append(packets.path(packets.STAT, staged.temporary))
         replies = yield requests
         try:
-            for reply in (*replies[:settings], replies[-1]):
+            for reply in replies[:closed]:
                 packets.check(reply)
-            for reply in replies[settings:kept]:
+            for reply in replies[closed:-1]:
                 _check_setting(reply)
-            found = packets.attributes_in(replies[-2])
+            found = packets.attributes_in(replies[-1])
         except StatusError as error:
             raise (yield from self.why_unwritable(error, place)) from error
         if found.size is not None and found.size != size:
@@ -486,8 +534,15 @@ class Operations:
         """
         if packets.POSIX_RENAME in self._session.extensions:
             (reply,) = yield [packets.extended(packets.POSIX_RENAME, old_path, place.path)]
-            packets.check(reply)
-            return
+            try:
+                packets.check(reply)
+            except StatusError as error:
+                if error.code != UNSUPPORTED:
+                    raise
+                # A server may announce what it then does not have, and a substitute's client announces nothing.
+                self._session.extensions.pop(packets.POSIX_RENAME, None)
+            else:
+                return
         if self._move is not None:
             self._move(old_path, place.path)
             return
@@ -509,11 +564,20 @@ class Operations:
                 identifier=place.identifier,
                 backend=self._where,
             )
-        replies = yield [
-            packets.path(packets.REMOVE, place.path),
-            packets.pair(packets.RENAME, old_path, place.path),
-        ]
-        packets.check(replies[1])
+        for more in reversed(range(_TRIES)):
+            _, reply = yield [
+                packets.path(packets.REMOVE, place.path),
+                packets.pair(packets.RENAME, old_path, place.path),
+            ]
+            try:
+                packets.check(reply)
+            except StatusError:
+                # Another writer may have come in between.
+                taker = yield from self.entry(place.path)
+                if not more or taker is None or stat.S_ISDIR(taker.mode or 0):
+                    raise
+            else:
+                return
 
     def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
         """Remove a directory without objects that is where the object shall be; refuse to replace another, or a device."""
@@ -561,7 +625,17 @@ class Operations:
         return translate(error, place.identifier, self._where)
 
     def why_unwritable(self, error: StatusError, place: Place) -> Steps[StorageError]:
-        """Why a file cannot be written: OpenSSH says but "failure" where the disk is full or read-only."""
+        """Why a file cannot be written: OpenSSH says but "failure" where the disk is full or read-only, rclone beneath a file."""
+        if error.code == FAILURE:
+            above = posixpath.dirname(place.path)
+            while len(above) > 1:
+                (reply,) = yield [packets.path(packets.STAT, above)]
+                found = _if_there(reply)
+                if found is not None and not stat.S_ISDIR(found.mode or stat.S_IFDIR):
+                    return self._taken(place, above)
+                if found is not None:
+                    break
+                above = posixpath.dirname(above)
         if error.code == FAILURE and packets.STATVFS in self._session.extensions:
             for path in (posixpath.dirname(place.path), b"/"):
                 (reply,) = yield [packets.extended(packets.STATVFS, path)]
@@ -618,15 +692,9 @@ def changed(place: Place, where: str) -> SourceChangedError:
 def _if_there(reply: Reply) -> Attributes | None:
     try:
         return packets.attributes_in(reply)
-    except StatusError as error:
-        if error.code == NO_SUCH_FILE:
-            return None
+    except StatusError:
         # Not to be seen is not the same as absent, but what follows will tell.
-        return None if error.code == packets.PERMISSION_DENIED else _raise(error)
-
-
-def _raise(error: StatusError) -> Attributes:
-    raise error
+        return None
 
 
 def _check_setting(reply: Reply) -> None:

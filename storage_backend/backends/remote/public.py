@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import posixpath
-import stat
 import struct
 import threading
 from collections import deque
@@ -255,7 +254,7 @@ def _attributes(found: Any) -> Reply:
         0,
         b"",
         size=size,
-        mode=stat.S_IFREG | 0o644 if mode is None else mode,
+        mode=mode,
         modified=None if modified is None else modified & 0xFFFFFFFF,
     )[1]
     return packets.ATTRS, known[4:]
