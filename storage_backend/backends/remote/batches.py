@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from typing import NamedTuple, TypeVar
@@ -49,6 +50,7 @@ def read_many(
     """Each object with its identifier; see `StorageBackend.read_many`."""
     failures = Failures()
     begun = ended = size = 0
+    tried: set[Place] = set()
 
     def places() -> Iterator[Place | None]:
         nonlocal begun
@@ -59,7 +61,10 @@ def read_many(
             yield place
 
     def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
-        content, _ = yield from connection.operations.read(connection.at(place), SMALL)
+        look = place in tried
+        tried.add(place)
+        content, _ = yield from connection.operations.read(connection.at(place), SMALL, look=look)
+        tried.discard(place)
         return content
 
     def failed(place: Place, error: Exception) -> None:
@@ -126,6 +131,7 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
 def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
     """Store objects as they come; how many."""
     busy: set[Place] = set()
+    directories = _Directories()
     size = stored = 0
 
     def writes() -> Iterator[Write | None]:
@@ -143,7 +149,12 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
             yield item
 
     def steps(connection: Connection, item: Write) -> Steps[Staged]:
-        return connection.operations.write(connection.at(item.place), item.content, in_seconds(item.modified))
+        return connection.operations.write(
+            connection.at(item.place),
+            item.content,
+            in_seconds(item.modified),
+            directories.unknown(connection, item.place),
+        )
 
     def done(item: Write) -> None:
         nonlocal size
@@ -160,6 +171,29 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
         done(item)
         stored += 1
     return stored
+
+
+class _Directories:
+    """The directories of a batch: each is asked for once, by the first object in it, or all of its objects would miss it."""
+
+    def __init__(self) -> None:
+        self._connection: Connection | None = None
+        self._asked: set[bytes] = set()
+
+    def unknown(self, connection: Connection, place: Place) -> list[bytes]:
+        """Those above *place* that no object before it was in, outer ones first."""
+        if self._connection is not connection:
+            self._connection, self._asked = connection, set()
+        found = []
+        directory = posixpath.dirname(place.path)
+        while directory not in self._asked:
+            self._asked.add(directory)
+            if directory or not connection.base_exists:
+                found.append(posixpath.join(connection.base, directory) if directory else connection.base)
+            if not directory:
+                break
+            directory = posixpath.dirname(directory)
+        return found[::-1]
 
 
 def _large(objects: Objects, item: Write, failures: Failures) -> bool:
@@ -191,10 +225,19 @@ def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -
     def attempt(connection: Connection) -> set[Place]:
         operations, session = connection.operations, connection.session
         failed = _noted(failures)
+        directories = _Directories()
         for place in items:
             failures.errors.pop(place.identifier, None)
         staging = (
-            (place, operations.stage(connection.at(place), item.content, in_seconds(item.modified)))
+            (
+                place,
+                operations.stage(
+                    connection.at(place),
+                    item.content,
+                    in_seconds(item.modified),
+                    directories.unknown(connection, place),
+                ),
+            )
             for place, item in items.items()
         )
         staged: dict[Place, Staged] = dict(session.run_many(staging, session.at_a_time, failed))
