@@ -137,6 +137,8 @@ class Connection:
 
     def release(self) -> None:
         """The end of a `hold`."""
+        if self._process != os.getpid():
+            return  # a thread of the parent's may have had the lock
         with self._counting:
             self._users -= 1
             done = self._retired and not self._users

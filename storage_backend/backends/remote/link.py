@@ -94,6 +94,10 @@ class Link:
             except LostError as error:
                 losses += 1
                 self.give_up(connection, error, losses, LOSSES if again else 1, identifier)
+            except BaseException:
+                # What is to be removed is not to wait for the next operation.
+                connection.session.flush()
+                raise
             finally:
                 connection.release()
 
@@ -136,13 +140,15 @@ class Link:
 
     def after_fork(self) -> None:
         """In a child: leave the parent's connection alone, and begin anew."""
-        for connection in self._more if self._current is None else [self._current, *self._more]:
+        for connection in list(self._made):
             # Kept for ever: its destructors would write to the parent's connection.
             _links().abandoned.append(connection)
             connection.abandon()
         self._renew()
 
     def _renew(self) -> None:
+        # Those that were left for another one too: what was opened on them may still be read.
+        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._dialling = threading.Lock()
         self._current = None
@@ -183,6 +189,7 @@ class Link:
         )
         # The client alone would leave hosts on the way and proxy commands behind.
         dialled.found.on_close(dialled.close)
+        self._made.add(dialled.found)
         return dialled.found
 
     def _least_busy(self, current: Connection) -> Connection:

@@ -107,6 +107,9 @@ class PublicSession:
         with suppress(LostError):
             self._reply(request)
 
+    def flush(self) -> None:
+        """Nothing waits to be sent."""
+
     def close(self) -> None:
         """End the session."""
         self._failure = self._failure or LostError("the SFTP session was closed")

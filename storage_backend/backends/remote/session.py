@@ -6,9 +6,11 @@ beyond paramiko's own.
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 from storage_backend.backends.remote import packets
@@ -57,6 +59,7 @@ class Session:
 
     def __init__(self, channel: paramiko.Channel) -> None:
         self._channel = channel
+        self._process = os.getpid()
         self._numbers = 0
         self._under_way: dict[int, Ticket | None] = {}
         # Re-entrant: collecting garbage may end steps, which then post something.
@@ -90,11 +93,11 @@ class Session:
                 requests = steps.send([self.wait(ticket) for ticket in tickets])
         except StopIteration as stop:
             value: T = stop.value
-            # What was posted last.
-            self._flush()
             return value
         finally:
             steps.close()
+            # What was posted last; what came of the operation is known without it.
+            self.flush()
 
     def run_many(
         self,
@@ -180,8 +183,14 @@ class Session:
 
     def post(self, request: Request) -> None:
         """Have a request sent with the next ones, whose reply nobody waits for: the closing of a handle that was read."""
-        with self._sending:
-            self._add(request, None)
+        if self._process == os.getpid():
+            with self._sending:
+                self._add(request, None)
+
+    def flush(self) -> None:
+        """Send what was posted, if the session lives."""
+        with suppress(LostError):
+            self._flush()
 
     def close(self) -> None:
         """End the session; the server closes what is open."""
@@ -192,6 +201,7 @@ class Session:
 
     def _queue(self, requests: Iterable[Request], inbox: deque[Ticket] | None) -> list[Ticket]:
         tickets = []
+        self._check_process()
         with self._sending:
             self._check()
             for request in requests:
@@ -210,7 +220,7 @@ class Session:
         self._outbox_size += len(packet)
 
     def _flush(self) -> None:
-        if self._outbox:
+        if self._outbox and self._process == os.getpid():
             with self._sending:
                 self._send()
 
@@ -230,6 +240,7 @@ class Session:
 
     def _wait_for(self, arrived: Callable[[], bool]) -> None:
         """Return once *arrived* says so: by reading, or while another thread reads."""
+        self._check_process()
         while True:
             with self._turn:
                 # Counted before looking: whoever reads looks at the count after each reply.
@@ -306,6 +317,11 @@ class Session:
     def _check(self) -> None:
         if self._failure is not None:
             raise LostError(str(self._failure), timed_out=self._failure.timed_out)
+
+    def _check_process(self) -> None:
+        """Refuse to take part in the parent's session, before any lock that a thread of the parent's may have held."""
+        if self._process != os.getpid():
+            raise LostError("the connection is the parent process's")
 
     # The beginning
 
