@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 SUBSTITUTE = {"pickle": "a spawned child that unpickles an instance has paramiko's own client"}
 LACKS = {"content_type": "a file has no media type"}
 RCLONE = {
-    "conditions": "O_EXCL is ignored and there are no hard links",
     "whole reads": "a handle opens its file by name at the first read, so that attributes and content may be of two files",
 }
 BARE = {
