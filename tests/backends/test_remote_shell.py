@@ -545,8 +545,8 @@ class TestFinding:
             os.symlink(target, base + b"/" + name)
         os.mkfifo(base + b"/p")
         found = {entry.path: entry for entry in shell.find(base, directories=True)}
-        assert found[b"f"] == Found(b"f", b"f", b"f", 1 << 40, 1_600_000_000.123456)
-        assert found[b"d/f"] == Found(b"d/f", b"f", b"f", 3, -1.5)
+        assert found[b"f"] == Found(b"f", b"f", b"f", 1 << 40, 1_600_000_000.123456, 1_600_000_000)
+        assert found[b"d/f"] == Found(b"d/f", b"f", b"f", 3, -1.5, -2)
         kinds = {path: entry.kind + entry.target for path, entry in found.items()}
         assert kinds == {
             b"d": b"dd",

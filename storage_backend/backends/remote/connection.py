@@ -263,7 +263,11 @@ class Connection:
 
     def _move(self, old: bytes, new: bytes) -> None:
         with self.command() as shell:
-            shell.rename(old, new)
+            try:
+                shell.rename(old, new)
+            except FileNotFoundError as error:
+                # It may be the directory, which is then made.
+                raise StatusError(NO_SUCH_FILE, str(error)) from error
 
     def _link(self, old: bytes, new: bytes) -> bool:
         try:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from storage_backend.backends.remote.commands import Command, CommandError
 
 _PIECE = 256 << 10
+_KINDS = frozenset(bytes((letter,)) for letter in b"bcdfpslDLNU?")  # what find's %Y prints
 FIELDS = 45  # type, type of what a link leads to, size in 20 columns, time in 23: see scripts.FIND
 
 
@@ -22,6 +23,7 @@ class Found(NamedTuple):
         target: the same, of what a link leads to; b"N" for nothing, b"L" for itself, b"?" for an error.
         size: in bytes; a link's own.
         modified: seconds since 1970; a link's own.
+        seconds: the same, rounded down; exact.
     """
 
     path: bytes
@@ -29,12 +31,17 @@ class Found(NamedTuple):
     target: bytes
     size: int
     modified: float
+    seconds: int
 
 
 def names(command: Command, token: bytes) -> Iterator[bytes]:
     """The paths of regular files, and of links to such, that scripts.FIND_NAMES prints; errors as in `entries`."""
     for records in _records(command, token):
-        yield from [record[1:] for record in records if record[:1] == b"f"]
+        for record in records:
+            if record[:1] == b"f":
+                yield record[1:]
+            elif record[:1] not in _KINDS:
+                raise CommandError(0, b"", f"find printed a record that makes no sense: {record[:100]!r}")
 
 
 def entries(command: Command, token: bytes) -> Iterator[Found]:
@@ -48,8 +55,15 @@ def entries(command: Command, token: bytes) -> Iterator[Found]:
     for records in _records(command, token):
         for record in records:
             try:
+                modified = record[22:FIELDS]
                 yield Found(
-                    record[FIELDS:], record[:1], record[1:2], int(record[2:22]), _seconds(record[22:FIELDS])
+                    record[FIELDS:],
+                    record[:1],
+                    record[1:2],
+                    int(record[2:22]),
+                    _seconds(modified),
+                    # The fraction is counted upwards from it, before 1970 too.
+                    int(modified.partition(b".")[0]),
                 )
             except ValueError:
                 raise CommandError(

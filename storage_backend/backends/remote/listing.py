@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import posixpath
 import stat
@@ -15,11 +14,11 @@ from typing import NamedTuple
 from storage_backend import identifiers
 from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import translate
+from storage_backend.backends.remote.errors import ShellError, translate
 from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.packets import NO_SUCH_FILE, Attributes, Entry, StatusError
 from storage_backend.backends.remote.session import Steps
-from storage_backend.errors import NotFoundError, StorageError
+from storage_backend.errors import AccessDeniedError, IntegrityError, NotFoundError, StorageError
 from storage_backend.info import ObjectInfo
 
 _REGULAR = Attributes(None, stat.S_IFREG, None)
@@ -55,30 +54,71 @@ def found(connection: Connection, prefix: bytes, *, details: bool) -> Iterator[L
         details: whether the attributes of objects are wanted. Otherwise what is no object is left out.
 
     Raises:
-        StorageError: a directory cannot be read.
+        AccessDeniedError: a directory cannot be read.
+        IntegrityError: what the shell gives is out of order, so that something may have been passed by.
+        ShellError: the shell failed; what was given until then is right.
     """
     start = prefix.rpartition(b"/")[0]
     before = start + b"/" if start else b""
+    previous = b""
     directory = posixpath.join(connection.base, start) if start else connection.base
     try:
         with connection.command(os.fsdecode(start)) as shell:
             if not details:
                 for name in shell.find_names(directory):
+                    if name <= previous:
+                        raise _disordered(connection, name)
+                    previous = name
                     if (path := before + name).startswith(prefix):
                         yield Listed(path, _REGULAR)
                 return
             for entry in shell.find(directory):
+                if entry.path <= previous:
+                    raise _disordered(connection, entry.path)
+                previous = entry.path
                 path = before + entry.path
                 if path.startswith(prefix):
                     yield Listed(path, _attributes(connection, path, entry))
     except NotFoundError:
         return
+    except (AccessDeniedError, IntegrityError, ShellError):
+        raise
+    except StorageError as error:
+        raise ShellError(str(error), backend=error.backend) from error
+
+
+def _disordered(connection: Connection, path: bytes) -> IntegrityError:
+    return IntegrityError(
+        f"the server's find or sort gave {path[:200]!r} out of order at {connection.endpoint}"
+    )
+
+
+def is_beneath(connection: Connection, directory: bytes) -> bool:
+    """Whether a walk from the base directory may come to *directory*: by no link, which no walk follows."""
+    parts = directory.split(b"/")
+    if not directory:
+        return True
+
+    def steps() -> Steps[bool]:
+        above = [posixpath.join(connection.base, *parts[: count + 1]) for count in range(len(parts))]
+        for reply in (yield [packets.path(packets.LSTAT, path) for path in above]):
+            try:
+                mode = packets.attributes_in(reply).mode
+            except StatusError as error:
+                if error.code == NO_SUCH_FILE:
+                    return False
+                continue  # the walk itself will tell
+            if stat.S_ISLNK(mode or 0):
+                return False
+        return True
+
+    return connection.run(steps())
 
 
 def _attributes(connection: Connection, path: bytes, entry: Found) -> Attributes | None:
     if entry.kind == b"f":
         # Whole seconds, as SFTP has them: the same object is to have the same time, whoever looks.
-        return Attributes(entry.size, stat.S_IFREG, math.floor(entry.modified))
+        return Attributes(entry.size, stat.S_IFREG, entry.seconds & 0xFFFFFFFF)
     if entry.kind == b"l":
         return _targets(connection, [path])[path]
     return Attributes(None, stat.S_IFIFO, None)
@@ -103,8 +143,8 @@ def walk(
         before = directory + b"/" if directory else b""
         wanted = []
         for entry in entries:
-            path = before + entry.name
-            if entry.name.startswith(_RESERVED) or b"/" in entry.name or not entry.name:
+            path = before + _segment(entry.name)
+            if entry.name.startswith(_RESERVED):
                 continue
             if _is_directory(entry):
                 if (path + b"/").startswith(prefix) or prefix.startswith(path + b"/"):
@@ -136,10 +176,12 @@ def level(connection: Connection, directory: bytes, where: str) -> Iterator[tupl
     """What is in one directory, ascending, directories as "name/"; of a link, the attributes of what it leads to."""
     entries = _read_all(connection, [directory], where)[directory]
     before = directory + b"/" if directory else b""
-    usable = [entry for entry in entries if not entry.name.startswith(_RESERVED) and b"/" not in entry.name]
-    links = [before + entry.name for entry in usable if stat.S_ISLNK(entry.attributes.mode or 0)]
+    usable = [entry for entry in entries if not entry.name.startswith(_RESERVED)]
+    links = [before + _segment(entry.name) for entry in usable if stat.S_ISLNK(entry.attributes.mode or 0)]
     targets = _targets(connection, links) if links else {}
-    named = [(before + entry.name + b"/" * _is_directory(entry), entry.attributes) for entry in usable]
+    named = [
+        (before + _segment(entry.name) + b"/" * _is_directory(entry), entry.attributes) for entry in usable
+    ]
     for path, attributes in sorted(named, key=lambda item: item[0]):
         yield path, targets.get(path, attributes)
 
@@ -149,6 +191,11 @@ def info_of(identifier: str, attributes: Attributes) -> ObjectInfo:
     seconds = attributes.modified
     modified = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return ObjectInfo(identifier, attributes.size, modified)
+
+
+def _segment(name: bytes) -> bytes:
+    """A name that a server tells, as a part of a path; what no directory can have becomes what no identifier can have."""
+    return name if name and b"/" not in name else b"/" + name
 
 
 def _is_directory(entry: Entry) -> bool:
@@ -213,7 +260,10 @@ def cleanup(connection: Connection, seconds: float, where: str) -> int:
             before = directory + b"/" if directory else b""
             for entry in found:
                 if not entry.name.startswith(_RESERVED):
-                    if _is_directory(entry):
+                    # Where no identifier leads we have left nothing; and a server may tell of directories without end.
+                    if _is_directory(entry) and identifiers.is_valid(
+                        identifiers.decode(before + _segment(entry.name)), surrogates=True
+                    ):
                         pending.append(before + entry.name)
                 elif entry.attributes.modified is None or entry.attributes.modified <= limit:
                     removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))

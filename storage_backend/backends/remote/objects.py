@@ -292,7 +292,7 @@ class Objects:
                 found.update(shell.digests(wanted, algorithm))
         except ShellError as error:
             logger.warning("%s: reading instead of %ssum: %s", self.where, algorithm, error)
-        form = re.compile(f"[0-9a-f]{{{2 * new_digest(algorithm).digest_size}}}")
+        form = re.compile(f"[0-9a-f]{{{len(new_digest(algorithm).hexdigest())}}}")
         return {path: digest for path, digest in found.items() if form.fullmatch(digest)}
 
     def _read_back(self, at: Place) -> Iterator[bytes]:

@@ -36,6 +36,7 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.files import temporary_name
+from storage_backend.streams import check_digest, sha256
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
@@ -130,7 +131,8 @@ class Operations:
             raise (yield from self._why_unreadable(error, place)) from error
         (reply,) = yield [packets.path(packets.FSTAT, handle)]
         try:
-            return handle, self.regular(packets.attributes_in(reply), place)
+            with self._mapped(place):
+                return handle, self.regular(packets.attributes_in(reply), place)
         except BaseException:
             self.let_go(handle)
             raise
@@ -254,12 +256,29 @@ class Operations:
             raise
 
     def write(
-        self, place: Place, content: bytes, modified: int | None, ahead: Sequence[bytes] = ()
+        self,
+        place: Place,
+        content: bytes,
+        modified: int | None,
+        ahead: Sequence[bytes] = (),
+        *,
+        verify: bool = False,
     ) -> Steps[Staged]:
-        """Store an object; *ahead* as for `begin`."""
+        """Store an object, with *verify* only if what the server then has is *content*; *ahead* as for `begin`."""
         staged = yield from self.stage(place, content, modified, ahead)
+        if verify:
+            yield from self._read_back(staged, place, content)
         yield from self.publish(staged, place)
         return staged
+
+    def _read_back(self, staged: Staged, place: Place, content: bytes) -> Steps[None]:
+        try:
+            found, _ = yield from self.read(Place(place.identifier, staged.temporary), len(content))
+            if found != content:
+                check_digest(place.identifier, sha256(content), sha256(found or b""), "what was stored")
+        except BaseException:
+            self.discard(staged)
+            raise
 
     def publish(self, staged: Staged, place: Place) -> Steps[None]:
         """Give the new file its name; if that fails it is removed."""

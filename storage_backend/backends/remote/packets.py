@@ -48,6 +48,9 @@ MAX_PACKET = (
 Request: TypeAlias = tuple[int, bytes]
 Reply: TypeAlias = tuple[int, bytes]
 
+MAX_HANDLE = 256  # bytes; section 4 of the draft
+_MAX_SIZE = 1 << 63  # bytes; no file has as many, as offsets are signed
+
 _NONE = struct.pack(">I", 0)
 
 
@@ -193,7 +196,10 @@ def expect(reply: Reply, kind: int) -> Fields:
 
 def handle_in(reply: Reply) -> bytes:
     """The handle that a reply gives."""
-    return expect(reply, HANDLE).string()
+    handle = expect(reply, HANDLE).string()
+    if len(handle) > MAX_HANDLE:
+        raise ProtocolError(f"the SFTP server gave a handle of {len(handle):,} bytes")
+    return handle
 
 
 def data_in(reply: Reply, most: int) -> bytes:
@@ -266,6 +272,8 @@ class Fields:
         """The attributes of a file."""
         flags = self.number()
         size = self.long() if flags & _HAS_SIZE else None
+        if size is not None and size >= _MAX_SIZE:
+            raise ProtocolError(f"the SFTP server tells of a file of {size:,} bytes")
         if flags & _HAS_OWNER:
             self._take(8)
         mode = self.number() if flags & _HAS_MODE else None

@@ -50,6 +50,7 @@ class RemoteFile(io.RawIOBase):
         self._asked = 0  # up to where is under way
         self._handle = b""
         self._rest = b""  # what came and was not taken yet
+        self._tried = False
         self.facts = link.run(place.identifier, self._open)
         self.size = self.facts.size or 0
 
@@ -125,7 +126,10 @@ class RemoteFile(io.RawIOBase):
             self._let_go()
 
     def _open(self, connection: Connection) -> Attributes:
-        self._handle, facts = connection.run(connection.operations.open(connection.at(self._place)))
+        look, self._tried = self._tried, True
+        self._handle, facts = connection.run(
+            connection.operations.open(connection.at(self._place), look=look)
+        )
         connection.hold()
         self._connection = connection
         return facts

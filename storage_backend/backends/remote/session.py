@@ -29,6 +29,7 @@ Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
 RECEIVE = 256 << 10  # bytes asked of the channel at a time
 SEND = 32 << 10  # bytes gathered before they are sent; one packet of SSH
 PLAIN_LENGTH = 32 << 10  # bytes that any server must take in a request (the draft, section 3)
+SHORTEST_LENGTH = 1 << 10  # bytes; a server that tells of less would have us send a request for each byte
 MAX_LENGTH = 255 << 10  # bytes; OpenSSH's own limit, sftp-server.c
 OPEN_FILES = 256  # where the server tells no limit; a process has 1,024 descriptors as a rule (RLIMIT_NOFILE)
 MOST_OPEN = 1024  # more make nothing faster, up to 100 ms away
@@ -330,7 +331,7 @@ class Session:
         self._channel.sendall((5).to_bytes(4) + bytes((packets.INIT,)) + (3).to_bytes(4))
         body = self._exactly(int.from_bytes(self._exactly(4)))
         fields = Fields(body[1:])
-        if body[:1] != bytes((packets.VERSION,)) or fields.number() < 3:
+        if body[:1] != bytes((packets.VERSION,)) or fields.number() != 3:
             raise ProtocolError("the server does not speak SFTP version 3")
         found = {}
         while fields.left():
@@ -356,10 +357,15 @@ class Session:
             return
         fields = Fields(reply[1])
         fields.long()
-        self.read_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
-        self.write_length = min(fields.long() or MAX_LENGTH, MAX_LENGTH)
+        self.read_length = _length(fields.long())
+        self.write_length = _length(fields.long())
         # Half of them, for those who share the session.
         self.at_a_time = max(min((fields.long() or MOST_OPEN) // 2, MOST_OPEN), 1)
+
+
+def _length(told: int) -> int:
+    """How much to ask for or send at a time, where the server tells its limit."""
+    return min(max(told, SHORTEST_LENGTH), MAX_LENGTH) if told else MAX_LENGTH
 
 
 class _Task(Generic[K, T]):

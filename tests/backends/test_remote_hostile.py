@@ -1,0 +1,760 @@
+"""Servers that break the protocol, lie or fall silent: an error of ours in bounded time and memory, and never wrong bytes."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import socket
+import stat
+import struct
+import threading
+import tracemalloc
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import paramiko
+import pytest
+from typing_extensions import override
+
+from storage_backend.backends.remote import objects, operations
+from storage_backend.backends.remote.packets import (
+    ATTRS,
+    CLOSE,
+    DATA,
+    EOF,
+    FSTAT,
+    HANDLE,
+    LSTAT,
+    MAX_PACKET,
+    NAME,
+    NO_SUCH_FILE,
+    OK,
+    OPEN,
+    OPENDIR,
+    POSIX_RENAME,
+    READ,
+    READDIR,
+    REALPATH,
+    STAT,
+    STATUS,
+    VERSION,
+    WRITE,
+    text,
+)
+from storage_backend.backends.remote.storage import RemoteStorage
+from storage_backend.errors import (
+    IntegrityError,
+    InvalidIdentifierError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+)
+from storage_backend.testing.subject import same
+from tests.conftest import unavailable
+from tests.servers import ServerUnavailableError
+from tests.ssh_servers import OpenSSH, SSHPlace, make_key, shell_script
+
+CONTENT = bytes(range(256)) * 16
+DIRECTORY = stat.S_IFDIR | 0o755
+FILE = stat.S_IFREG | 0o644
+LINK = stat.S_IFLNK | 0o777
+
+Answer = Callable[["Speaker", int, bytes], bytes | None]
+
+
+def number(value: int) -> bytes:
+    return struct.pack(">I", value)
+
+
+def packet(kind: int, request: int, body: bytes) -> bytes:
+    return number(len(body) + 5) + bytes((kind,)) + number(request) + body
+
+
+def status(request: int, code: int, words: bytes = b"") -> bytes:
+    return packet(STATUS, request, number(code) + text(words) + text(b""))
+
+
+def attributes(size: int = len(CONTENT), mode: int = FILE, modified: int = 1) -> bytes:
+    return struct.pack(">IQIII", 1 | 4 | 8, size, mode, modified, modified)
+
+
+def names(request: int, *found: tuple[bytes, bytes], count: int | None = None) -> bytes:
+    entries = b"".join(text(name) + text(b"long") + facts for name, facts in found)
+    return packet(NAME, request, number(len(found) if count is None else count) + entries)
+
+
+class Speaker(paramiko.SubsystemHandler):  # type: ignore[misc]  # paramiko has no types
+    """SFTP of a directory that holds the file "a"; what the test wants otherwise, a table of answers says."""
+
+    def __init__(self, channel: Any, name: str, server: Any, answers: dict[int, Answer]) -> None:
+        super().__init__(channel, name, server)
+        self._answers = answers
+        self._listed: set[bytes] = set()
+        self.channel = channel
+
+    @override
+    def start_subsystem(self, name: str, transport: Any, channel: Any) -> None:
+        with suppress(OSError, EOFError):
+            self._exactly(int.from_bytes(self._exactly(4)))
+            introduce = self._answers.get(VERSION)
+            hello = number(3) + text(POSIX_RENAME) + text(b"1")
+            said = (
+                introduce(self, 0, b"") if introduce else number(len(hello) + 1) + bytes((VERSION,)) + hello
+            )
+            if said is None:
+                self._wait()
+                return
+            channel.sendall(said)
+            while True:
+                body = self._exactly(int.from_bytes(self._exactly(4)))
+                answer = self._answers.get(body[0])
+                request, rest = int.from_bytes(body[1:5]), body[5:]
+                reply = answer(self, request, rest) if answer else self.honest(body[0], request, rest)
+                if reply is not None:
+                    channel.sendall(reply)
+
+    def honest(self, kind: int, request: int, body: bytes) -> bytes:
+        """What a server would say that has the file."""
+        size = int.from_bytes(body[:4])
+        subject, rest = body[4 : 4 + size], body[4 + size :]
+        if kind == REALPATH:
+            return names(request, (b"/base", attributes(mode=DIRECTORY)))
+        if kind in {STAT, LSTAT}:
+            if subject in {b"/", b"/base"}:
+                return packet(ATTRS, request, attributes(mode=DIRECTORY))
+            return (
+                packet(ATTRS, request, attributes())
+                if subject == b"/base/a"
+                else status(request, NO_SUCH_FILE)
+            )
+        if kind == FSTAT:
+            return packet(ATTRS, request, attributes())
+        if kind in {OPEN, OPENDIR}:
+            return packet(HANDLE, request, text(subject if len(subject) < 100 else sha256(subject).digest()))
+        if kind == READDIR:
+            if subject in self._listed:
+                self._listed.discard(subject)
+                return status(request, EOF)
+            self._listed.add(subject)
+            return names(request, (b"a", attributes()))
+        if kind == READ:
+            start, length = struct.unpack(">QI", rest)
+            data = CONTENT[start : start + length]
+            return packet(DATA, request, text(data)) if data else status(request, EOF)
+        return status(request, OK)
+
+    def _exactly(self, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            piece = self.channel.recv(size - len(data))
+            if not piece:
+                raise EOFError
+            data += piece
+        return data
+
+    def _wait(self) -> None:
+        while self.channel.recv(1 << 16):
+            pass
+
+
+class Welcome(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
+    """Lets everybody in, to SFTP alone."""
+
+    @override
+    def get_allowed_auths(self, username: str) -> str:
+        return "password"
+
+    @override
+    def check_auth_password(self, username: str, password: str) -> int:
+        return int(paramiko.AUTH_SUCCESSFUL)
+
+    @override
+    def check_channel_request(self, kind: str, chanid: int) -> int:
+        return int(paramiko.OPEN_SUCCEEDED)
+
+
+class Hostile:
+    """An SSH server in this process, whose SFTP answers as *answers* have it."""
+
+    def __init__(self, key: Path, answers: dict[int, Answer]) -> None:
+        self._key = paramiko.PKey.from_path(key)
+        self._answers = answers
+        self._transports: list[Any] = []
+        self.connections = 0
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._accept, daemon=True)
+        self._thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            transport = paramiko.Transport(connection)
+            transport.add_server_key(self._key)
+            transport.set_subsystem_handler("sftp", Speaker, self._answers)
+            self._transports.append(transport)
+            with suppress(paramiko.SSHException, EOFError):
+                transport.start_server(event=threading.Event(), server=Welcome())
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._socket.close()
+        for transport in self._transports:
+            transport.close()
+
+
+Serve = Callable[..., RemoteStorage]
+
+
+@pytest.fixture(scope="module")
+def host_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_key(tmp_path_factory.mktemp("key"), name="host")
+
+
+@pytest.fixture
+def serve(host_key: Path, tmp_path: Path) -> Iterator[Serve]:
+    """`serve({kind: answer}, **config)`: a backend whose server answers so."""
+    servers: list[Hostile] = []
+    backends: list[RemoteStorage] = []
+    known = tmp_path / "known_hosts"
+
+    def start(answers: dict[int, Answer], base: str = "/base", **more: Any) -> RemoteStorage:
+        server = Hostile(host_key, answers)
+        servers.append(server)
+        public = " ".join(Path(f"{host_key}.pub").read_text().split()[:2])
+        known.write_text(f"[127.0.0.1]:{server.port} {public}\n")
+        config: Any = {
+            "user": "u",
+            "endpoints": [["127.0.0.1", server.port]],
+            "password": "p",
+            "agent": False,
+            "known_hosts": str(known),
+            "connection_timeout": 20.0,
+            "io_timeout": 10.0,
+            **more,
+        }
+        backend = RemoteStorage(config, base, auto_connect=False)
+        backends.append(backend)
+        return backend
+
+    yield start
+    for backend in backends:
+        backend.close()
+    for server in servers:
+        server.close()
+
+
+def raw(reply: bytes | None) -> Answer:
+    return lambda _speaker, _request, _body: reply
+
+
+def replied(make: Callable[[int], bytes]) -> Answer:
+    return lambda _speaker, request, _body: make(request)
+
+
+def test_honest_speaker_is_read(serve: Serve) -> None:
+    backend = serve({})
+    assert backend.read("a") == CONTENT
+    assert [(info.identifier, info.size) for info in backend.scan()] == [("a", len(CONTENT))]
+    assert backend.read_range("a", 3, 5) == CONTENT[3:5]
+    assert not backend.exists("b")
+
+
+HELLOS = {
+    "version 6": number(5) + bytes((VERSION,)) + number(6),
+    "version 2": number(5) + bytes((VERSION,)) + number(2),
+    "no version": number(1) + bytes((VERSION,)),
+    "empty": number(0),
+    "a status": status(0, OK),
+    "a greeting": b"Welcome to this machine!\n",
+    "huge": number(1 << 31) + bytes((VERSION,)) + b"x" * 100,
+    "cut extension": number(9) + bytes((VERSION,)) + number(3) + number(5),
+    "extension of 4 GiB": number(13) + bytes((VERSION,)) + number(3) + number((1 << 32) - 1) + b"abcd",
+}
+
+
+@pytest.mark.parametrize("hello", HELLOS)
+def test_beginning_that_is_no_sftp_is_no_endpoint(serve: Serve, hello: str) -> None:
+    backend = serve({VERSION: raw(HELLOS[hello])}, io_timeout=3.0)
+    with pytest.raises(UnavailableError):
+        backend.read("a")
+
+
+def test_silence_at_the_beginning_is_no_endpoint(serve: Serve) -> None:
+    with pytest.raises((UnavailableError, StorageTimeoutError)):
+        serve({VERSION: raw(None)}, io_timeout=1.0).read("a")
+
+
+HOMES = {
+    "none": names,
+    "two": lambda request: names(request, (b"/a", attributes()), (b"/b", attributes())),
+    "empty": lambda request: names(request, (b"", attributes())),
+    "NUL": lambda request: names(request, (b"/a\0b", attributes())),
+    "a handle": lambda request: packet(HANDLE, request, text(b"x")),
+    "end": lambda request: status(request, EOF),
+}
+
+
+@pytest.mark.parametrize("home", HOMES)
+def test_home_directory_that_makes_no_sense_is_no_endpoint(serve: Serve, home: str) -> None:
+    backend = serve({REALPATH: replied(HOMES[home])}, base="relative")
+    with pytest.raises(UnavailableError):
+        backend.read("a")
+
+
+ANSWERS: dict[str, Callable[[int], bytes]] = {
+    "empty packet": lambda _: number(0),
+    "packet without a number": lambda _: number(2) + b"ab",
+    "oversize packet": lambda request: number(MAX_PACKET + 1) + bytes((STATUS,)) + number(request),
+    "packet of 4 GiB": lambda request: (
+        number((1 << 32) - 1) + bytes((STATUS,)) + number(request) + b"x" * 1000
+    ),
+    "another's number": lambda request: status(request + 1000, OK),
+    "garbage": lambda _: b"\xff" * 4096,
+    "unknown kind": lambda request: packet(250, request, b""),
+    "wrong kind": lambda request: packet(VERSION, request, b""),
+    "status without a code": lambda request: packet(STATUS, request, b""),
+    "status cut in the code": lambda request: packet(STATUS, request, b"\0\0"),
+    "status with words that are too long": lambda request: packet(
+        STATUS, request, number(4) + number(1 << 31) + b"x"
+    ),
+    "status without words": lambda request: packet(STATUS, request, number(4)),
+    "status of an unknown code": lambda request: status(request, 12345, b"\xff\xfe"),
+    "status OK": lambda request: status(request, OK),
+    "handle of 10 kB": lambda request: packet(HANDLE, request, text(b"h" * 10_000)),
+    "handle cut": lambda request: packet(HANDLE, request, number(100) + b"h"),
+    "attributes cut": lambda request: packet(ATTRS, request, number(1) + b"\0\0"),
+    "attributes with 4 Gi extensions": lambda request: packet(
+        ATTRS, request, number(0x80000000) + number((1 << 32) - 1)
+    ),
+    "size of 2**64 - 1": lambda request: packet(ATTRS, request, attributes(size=(1 << 64) - 1)),
+}
+
+
+@pytest.mark.parametrize("answer", ANSWERS)
+@pytest.mark.parametrize("kind", [OPEN, FSTAT, READ, STAT, OPENDIR, READDIR])
+def test_answer_that_makes_no_sense_is_an_error(serve: Serve, kind: int, answer: str) -> None:
+    # The base directory is looked for by STAT too.
+    odd = ANSWERS[answer]
+
+    def act(speaker: Speaker, request: int, body: bytes) -> bytes:
+        return (
+            speaker.honest(STAT, request, body) if kind == STAT and body.endswith(b"/base") else odd(request)
+        )
+
+    backend = serve({kind: act})
+    verbs: Sequence[Callable[[], object]] = {
+        STAT: [lambda: backend.stat("a"), lambda: backend.exists("a")],
+        OPENDIR: [
+            lambda: list(backend.scan()),
+            lambda: list(backend._scan_level()),
+            lambda: backend.list("*"),
+        ],
+        READDIR: [lambda: list(backend.scan()), lambda: list(backend._scan_level())],
+    }.get(
+        kind,
+        [
+            lambda: backend.read("a"),
+            lambda: list(backend.read_many(["a"])),
+            lambda: backend.read_range("a", 1, 9),
+        ],
+    )
+    for verb in verbs:
+        try:
+            found = verb()
+        except StorageError:
+            continue
+        # A server may say what it likes of a file that it can open, but what is read is what it sent.
+        allowed: dict[int, Sequence[object]] = {
+            STAT: [False],
+            FSTAT: [CONTENT, [("a", CONTENT)], CONTENT[1:9]],
+            READDIR: [[]],
+        }
+        assert found in allowed.get(kind, ()), (found, answer)
+
+
+SIZES = {"one more": 1, "many more": 100_000}
+
+
+@pytest.mark.parametrize("more", SIZES)
+def test_more_data_than_asked_for_is_refused(serve: Serve, more: str) -> None:
+    def act(_speaker: Speaker, request: int, body: bytes) -> bytes:
+        length = int.from_bytes(body[-4:])
+        return packet(DATA, request, text(b"x" * (length + SIZES[more])))
+
+    backend = serve({READ: act})
+    for verb in (backend.read, lambda name: backend.read_range(name, 1, 9)):
+        with pytest.raises(IntegrityError):
+            verb("a")
+
+
+@pytest.mark.parametrize("data", [b"", number(0), number(9) + b"x", number(1) + b"xyz", b"\0"])
+def test_data_whose_length_is_wrong_is_refused(serve: Serve, data: bytes) -> None:
+    backend = serve({READ: replied(lambda request: packet(DATA, request, data))})
+    for verb in (
+        backend.read,
+        lambda name: backend.read_range(name, 1, 9),
+        lambda name: backend.open(name).read(),
+    ):
+        with pytest.raises(IntegrityError):
+            verb("a")
+
+
+@pytest.mark.parametrize("size", [1 << 62, (1 << 63) - 1])
+def test_size_that_is_a_lie_is_found_out(serve: Serve, size: int) -> None:
+    backend = serve({FSTAT: replied(lambda request: packet(ATTRS, request, attributes(size=size)))})
+    tracemalloc.start()
+    try:
+        for verb in (
+            backend.read,
+            lambda name: backend.open(name).read(),
+            lambda name: backend.read_range(name, 0),
+        ):
+            with pytest.raises(StorageError):
+                verb("a")
+        assert tracemalloc.get_traced_memory()[1] < 64 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_times_at_the_ends_of_their_range_are_told(serve: Serve) -> None:
+    for modified in (0, (1 << 31) - 1, 1 << 31, (1 << 32) - 1):
+        facts = attributes(modified=modified)
+        backend = serve({STAT: _of_object(facts)})
+        found = backend.stat("a").modified
+        assert found is not None
+        assert found.timestamp() == modified
+
+
+def _of_object(facts: bytes) -> Answer:
+    def act(speaker: Speaker, request: int, body: bytes) -> bytes:
+        return packet(ATTRS, request, facts) if body.endswith(b"/a") else speaker.honest(STAT, request, body)
+
+    return act
+
+
+def listing_of(*entries: tuple[bytes, bytes]) -> Answer:
+    """The base directory has these; others have nothing."""
+
+    def act(speaker: Speaker, request: int, body: bytes) -> bytes:
+        honest = speaker.honest(READDIR, request, body)
+        root = body[4:] == b"/base"
+        return names(request, *entries) if root and honest[4] == NAME else status(request, EOF)
+
+    return act
+
+
+@pytest.mark.parametrize("mode", [FILE, DIRECTORY, LINK])
+@pytest.mark.parametrize(
+    "name",
+    [b"", b"/", b"/etc/passwd", b"../x", b"x/y", b"..", b".", b"a\0b", b"x/", b"//", b".~sb-x", b"n" * 256],
+)
+def test_name_that_no_directory_can_have_is_reported_and_never_followed(
+    serve: Serve, name: bytes, mode: int
+) -> None:
+    asked: list[bytes] = []
+
+    def watch(kind: int) -> Answer:
+        def act(speaker: Speaker, request: int, body: bytes) -> bytes:
+            asked.append(body[4 : 4 + int.from_bytes(body[:4])])
+            return speaker.honest(kind, request, body)
+
+        return act
+
+    answers = {
+        READDIR: listing_of((b"a", attributes()), (name, attributes(mode=mode))),
+        OPENDIR: watch(OPENDIR),
+    }
+    backend = serve(answers)
+    for verb in (backend.scan, backend._scan_level):
+        reports: list[StorageError] = []
+        assert [
+            info if isinstance(info, str) else info.identifier for info in verb("", on_skip=reports.append)
+        ] == ["a"]
+        assert len(reports) == (0 if name in {b".", b"..", b".~sb-x"} else 1)
+        assert all(isinstance(report, InvalidIdentifierError) for report in reports)
+    assert backend.list("*") == backend.list() == ["a"]
+    assert set(asked) == {b"/base"}
+    if len(name) < 256:
+        backend.cleanup(0)
+    assert {path for path in asked if not path.startswith(b"/base/.~sb-")} == {b"/base"}
+
+
+def test_names_that_come_twice_are_listed_once(serve: Serve) -> None:
+    entries = [(b"d%d" % (index % 50), attributes(mode=DIRECTORY)) for index in range(100)]
+    entries += [(b"a", attributes()), (b"a", attributes(size=1)), (b"d1", attributes()), (b"a", attributes())]
+    backend = serve({READDIR: listing_of(*entries)})
+    assert [info.identifier for info in backend.scan()] == ["a", "d1"]
+    level = list(backend._scan_level())
+    assert len(level) == 51
+    assert len({each if isinstance(each, str) else each.identifier for each in level}) == 51
+
+
+def test_listing_that_repeats_for_ever_is_refused(serve: Serve) -> None:
+    entries = [(b"x%d" % index, attributes()) for index in range(300)]
+    backend = serve({READDIR: replied(lambda request: names(request, *entries))})
+    with pytest.raises(IntegrityError, match="goes on"):
+        backend.list()
+
+
+def test_listing_without_end_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "MOST_NAMES", 5_000)
+
+    def act(_speaker: Speaker, request: int, _body: bytes) -> bytes:
+        return names(request, *((b"%d-%d" % (request, index), attributes()) for index in range(100)))
+
+    with pytest.raises(IntegrityError, match="goes on"):
+        serve({READDIR: act}).list()
+
+
+def test_directories_without_end_are_left_where_no_identifier_leads(serve: Serve) -> None:
+    def act(speaker: Speaker, request: int, body: bytes) -> bytes:
+        honest = speaker.honest(READDIR, request, body)
+        return names(request, (b"d" * 200, attributes(mode=DIRECTORY))) if honest[4] == NAME else honest
+
+    backend = serve({READDIR: act})
+    reports: list[StorageError] = []
+    assert list(backend.scan(on_skip=reports.append)) == []
+    assert len(reports) == 1
+    assert backend.cleanup(0) == 0
+
+
+@pytest.mark.parametrize("count", [0, 2, 1000, (1 << 32) - 1])
+def test_count_of_names_that_is_a_lie_brings_no_wrong_name(serve: Serve, count: int) -> None:
+    backend = serve({READDIR: replied(lambda request: names(request, (b"a", attributes()), count=count))})
+    if count:
+        with pytest.raises(IntegrityError):
+            backend.list()
+    else:
+        assert backend.list() == []  # the end, to OpenSSH's client too
+
+
+@pytest.mark.parametrize("kind", [STAT, OPEN, READ, READDIR, WRITE, CLOSE])
+def test_server_that_never_answers_is_given_up(serve: Serve, kind: int) -> None:
+    def act(speaker: Speaker, request: int, body: bytes) -> bytes | None:
+        return speaker.honest(STAT, request, body) if kind == STAT and body.endswith(b"/base") else None
+
+    backend = serve({kind: act}, io_timeout=0.5)
+    verbs: dict[int, Callable[[], object]] = {
+        STAT: lambda: backend.stat("a"),
+        READDIR: backend.list,
+        WRITE: lambda: backend.write("a", b"x"),
+        CLOSE: lambda: backend.write("a", b"x"),
+    }
+    verb = verbs.get(kind, lambda: backend.read("a"))
+    with pytest.raises((StorageTimeoutError, UnavailableError)):
+        verb()
+
+
+def test_limits_that_make_no_sense_are_not_followed(serve: Serve) -> None:
+    def limits(speaker: Speaker, request: int, body: bytes) -> bytes:
+        return packet(201, request, struct.pack(">QQQQ", 1, 1, 1, 1))
+
+    hello = number(3) + text(b"limits@openssh.com") + text(b"1")
+    backend = serve({VERSION: raw(number(len(hello) + 1) + bytes((VERSION,)) + hello), 200: limits})
+    assert backend.read("a") == CONTENT
+    assert backend._link.connection().session.write_length >= 1024
+
+
+# The server's shell
+
+TOOLS = ("find", "sort", "sha256sum", "cp")
+
+
+@pytest.fixture
+def lying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], SSHPlace]]:
+    """`lying(tool, script)`: a place where *tool* does *script*, but honestly while the shell is probed."""
+    stack: list[Any] = []
+
+    def start(tool: str, script: str) -> SSHPlace:
+        folder = tmp_path_factory.mktemp("tools")
+        real = shutil.which(tool)
+        program = folder / tool
+        program.write_text(
+            f'#!/bin/sh\ncase "$PWD$*" in *.~sb-probe-*) exec {real} "$@";; esac\n{script.format(real=real)}\n'
+        )
+        program.chmod(0o755)
+        wrapper = shell_script(folder, "dash")
+        wrapper.write_text(
+            wrapper.read_text().replace("exec dash", f"PATH={folder}:$PATH; export PATH; exec dash")
+        )
+        try:
+            server = OpenSSH(command_wrapper=wrapper)
+        except ServerUnavailableError as error:
+            unavailable(str(error))
+        stack.append(server)
+        place = server.place()
+        stack.append(place)
+        found: SSHPlace = place.__enter__()
+        return found
+
+    yield start
+    while stack:
+        place, server = stack.pop(), stack.pop()
+        place.__exit__(None, None, None)
+        server.stop()
+
+
+FINDS = {
+    "garbage": "echo garbage",
+    "failure": "exit 1",
+    "words alone": "echo 'find: no' >&2; exit 2",
+    "half": '{real} "$@" | head -c 60',
+    "noise": "yes | head -c 3000000",
+}
+
+
+@pytest.mark.parametrize("way", FINDS)
+def test_find_that_fails_means_listing_by_sftp(lying: Callable[[str, str], SSHPlace], way: str) -> None:
+    place = lying("find", FINDS[way])
+    files = {"a", "b/c", "b!", "d/e/f"}
+    for name in files:
+        (place.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.local / name).write_bytes(b"x")
+    config: Any = place.config()
+    with closing(RemoteStorage(config, place.base)) as backend:
+        assert "find" in backend.check_connection()
+        assert [(info.identifier, info.size) for info in backend.scan()] == [
+            (name, 1) for name in sorted(files)
+        ]
+        assert backend.list() == sorted(files)
+        assert backend.list("b/**") == ["b/c"]
+
+
+def record(name: str) -> str:
+    return f"ff{1:>20}{'1600000000.0000000000':>23}{name}\\0"
+
+
+ORDERS = {
+    "out of order": [record("b"), record("a")],
+    "twice": [record("a"), record("a")],
+    "absolute": [record("/etc/passwd"), record("a")],
+    "outside": [record("../x"), record("a")],
+    "empty": [record("a"), record("")],
+}
+
+
+@pytest.mark.parametrize("way", ORDERS)
+def test_sort_that_lies_brings_no_path_outside_and_no_disorder(
+    lying: Callable[[str, str], SSHPlace], way: str
+) -> None:
+    # All of what find prints is taken first, or its status would tell of the broken pipe.
+    printed = "".join(ORDERS[way]).replace("%", "%%")
+    place = lying("sort", f"cat >/dev/null; printf '{printed}'")
+    (place.local / "a").write_bytes(b"x")
+    (place.local / "b").write_bytes(b"x")
+    config: Any = place.config()
+    with closing(RemoteStorage(config, place.base)) as backend:
+        assert "find" in backend.check_connection()
+        if way in {"absolute", "outside"}:
+            reports: list[StorageError] = []
+            assert [info.identifier for info in backend.scan(on_skip=reports.append)] == ["a"]
+            assert [type(report) for report in reports] == [InvalidIdentifierError]
+        else:
+            with pytest.raises(IntegrityError, match="out of order"):
+                list(backend.scan())
+
+
+SUMS = {
+    "garbage": "echo garbage",
+    "failure": "exit 1",
+    "not hexadecimal": "printf '%s  %s\\0' " + "z" * 64 + ' "$3"',
+    "too short": "printf '%s  %s\\0' abc \"$3\"",
+    "another file": "printf '%s  %s\\0' " + "0" * 64 + " /etc/passwd",
+    "silence": "exit 0",
+}
+
+
+@pytest.mark.parametrize("way", SUMS)
+def test_digest_that_makes_no_sense_is_made_out_by_reading(
+    lying: Callable[[str, str], SSHPlace], way: str
+) -> None:
+    place = lying("sha256sum", SUMS[way])
+    content = os.urandom(3 << 20)
+    config: Any = place.config()
+    with closing(RemoteStorage(config, place.base)) as backend:
+        assert "sha256" in backend.check_connection()
+        backend.write_many([("small", b"x"), ("large", content)], verify=True)
+        assert backend.checksum("large") == sha256(content).hexdigest()
+        assert same(backend.read("large"), content)
+
+
+def test_digest_that_is_a_lie_refuses_a_verified_write(lying: Callable[[str, str], SSHPlace]) -> None:
+    place = lying("sha256sum", "for f; do :; done; printf '%s  %s\\0' " + "0" * 64 + ' "$f"')
+    config: Any = place.config()
+    with closing(RemoteStorage(config, place.base)) as backend:
+        with pytest.raises(IntegrityError):
+            backend.write_stream("large", io.BytesIO(os.urandom(3 << 20)), verify=True)
+        assert not backend.exists("large")
+        assert os.listdir(place.local) == []  # noqa: PTH208 - temporary names too
+
+
+@pytest.mark.parametrize("way", ["exit 0", "exit 1", 'for f; do :; done; head -c 1000 >"$f"'])
+def test_cp_that_lies_copies_nothing_wrong(
+    lying: Callable[[str, str], SSHPlace], way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(objects, "LARGE_COPY", 1 << 20)
+    place = lying("cp", way)
+    content = os.urandom(3 << 20)
+    config: Any = place.config()
+    with closing(RemoteStorage(config, place.base)) as backend:
+        backend.write("a", content)
+        assert backend._link.connection().facts.copy
+        backend.copy("a", "b")
+        assert same(backend.read("b"), content)
+        assert sorted(os.listdir(place.local)) == ["a", "b"]  # noqa: PTH208 - temporary names too
+
+
+@pytest.mark.parametrize("kind", ["hung", "mute", "slow", "noisy", "csh-like"])
+def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str) -> None:
+    try:
+        server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    try:
+        with server.place() as place:
+            config: Any = place.config()
+            with closing(RemoteStorage(config, place.base)) as backend:
+                content = os.urandom(2 << 20)
+                backend.write("a/b", content)
+                assert [(info.identifier, info.size) for info in backend.scan()] == [("a/b", 2 << 20)]
+                assert backend.list() == ["a/b"]
+                assert backend.checksum("a/b") == sha256(content).hexdigest()
+                assert backend.copy("a/b", "c")
+                assert same(backend.read("c"), content)
+                assert backend.delete_many(["a/b", "c"]) == 2
+    finally:
+        server.stop()
+
+
+def test_command_that_is_refused_once_the_shell_is_known_means_sftp() -> None:
+    try:
+        server = OpenSSH(extra=["MaxSessions 2"])
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    try:
+        with server.place() as place:
+            config: Any = place.config()
+            with closing(RemoteStorage(config, place.base)) as backend:
+                backend.write("a", b"x")
+                assert "find" in backend.check_connection()
+                connection = backend._link.connection()
+                held = connection._command_channel()
+                try:
+                    assert backend.list() == ["a"]
+                    assert [info.identifier for info in backend.scan()] == ["a"]
+                    assert backend._link.connection() is connection
+                finally:
+                    held.close()
+    finally:
+        server.stop()
