@@ -717,9 +717,9 @@ class TestCutAnywhere:
         raised = 0
         for count in counts(ways, case, direction, soak):
             old_state(local)
-            ways.first.heal()
-            # What is left of the number before is not to meet this connection.
+            # What is left of the number before is not to meet this connection, nor to refuse it.
             ways.first.cut_after(1 << 40, direction)
+            ways.first.heal()
             with ways.storage(endpoints=ways.endpoints[:1], shell="never") as storage:
                 ways.first.cut_after(count, direction, then_refuse=True)
                 try:
