@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from typing_extensions import Buffer
-
 if TYPE_CHECKING:
     import paramiko
 
@@ -48,22 +46,6 @@ def quote(word: bytes) -> bytes:
     return b"'" + word.replace(b"'", b"'\"'\"'") + b"'"
 
 
-def run(
-    open_channel: OpenChannel,
-    command: bytes,
-    io_timeout: float,
-    *,
-    stdin: Iterable[bytes] = (),
-    marker: bytes = b"",
-    limit: int = 1 << 20,
-) -> bytes:
-    """The standard output of *command*, of at most *limit* bytes; arguments and errors are those of `Command`."""
-    with Command(open_channel, command, io_timeout, stdin=stdin, marker=marker) as running:
-        output = running.read_all(limit)
-        running.finish()
-        return output
-
-
 class Command:
     """A command that runs on the server.
 
@@ -74,7 +56,7 @@ class Command:
         open_channel: gives a new session channel; errors of it are let through, as are those of a lost connection.
         command: what the user's login shell is to run.
         io_timeout: seconds for each step: the start, each piece received or sent, the status.
-        stdin: the whole input, taken as the command takes it; None for what `write` is given.
+        stdin: the whole input, taken as the command takes it; None for none, and no end of it before `finish`.
         marker: a line that the command prints first. What start-up files have printed before it is dropped.
 
     Raises:
@@ -93,14 +75,12 @@ class Command:
         self._timeout = io_timeout
         self._marker = marker
         self._input: Iterator[bytes] | None = None if stdin is None else iter(stdin)
-        self._piece: bytes | memoryview = b""
+        self._piece = b""
         self._position = 0
         self._input_open = True
         self.refused = False  # whether the command ended before it had read its input
         self._stderr = bytearray()
         self._kept = b""
-        self.noise = 0  # bytes that came before the marker
-        self.stderr_size = 0
         channel = self._channel = open_channel()
         # paramiko waits for the answer to this request without a limit; closing the channel ends that wait.
         watch = threading.Timer(io_timeout, channel.close)
@@ -173,23 +153,6 @@ class Command:
         self._kept += piece
         return piece
 
-    def write(self, data: Buffer) -> None:
-        """Send *data* to a command that was made with `stdin=None`.
-
-        Raises:
-            CommandError: the command has ended.
-        """
-        self._piece = memoryview(data).cast("B")
-        self._position = 0
-        self._push()
-        if self.refused:
-            self.finish()
-
-    def end_input(self) -> None:
-        """Send what is left of the input, and its end."""
-        self._push()
-        self._end_input()
-
     def finish(self) -> None:
         """End the input, drop what is left of the output, and wait for the command to succeed.
 
@@ -212,9 +175,14 @@ class Command:
         Raises:
             EOFError: the connection was lost.
         """
-        self.end_input()
+        if self._input is None:
+            self._end_input()
         while self._receive(1 << 20):
             pass
+        if self._input is not None:
+            self.refused = True
+            self._input = None
+            self._end_input()
         channel = self._channel
         deadline = time.monotonic() + self._timeout
         while not channel.status_event.wait(_GLANCE):
@@ -261,7 +229,6 @@ class Command:
                 if not piece:
                     self.finish()
                 raise CommandError(0, self.stderr, "the server's shell does not do what it was told")
-        self.noise = max(at, 0)
         self._kept = found[at + len(line) :]
         self._marker = b""
 
@@ -294,7 +261,6 @@ class Command:
             if not piece:
                 break
             found = True
-            self.stderr_size += len(piece)
             self._stderr += piece
             del self._stderr[:-KEPT]
         return found
@@ -317,40 +283,9 @@ class Command:
             sent = True
         return sent
 
-    def _push(self) -> None:
-        """Send all that is left of the input."""
-        deadline = time.monotonic() + self._timeout
-        while not self.refused:
-            if self._position >= len(self._piece):
-                piece = None if self._input is None else next(self._input, None)
-                if piece is None:
-                    self._input = None
-                    return
-                self._piece, self._position = piece, 0
-                continue
-            self._channel.settimeout(min(_GLANCE, self._timeout))
-            try:
-                self._send()
-            except TimeoutError:
-                # Output that nobody reads would keep the command from its input for good.
-                if self._drain() or self._set_aside():
-                    deadline = time.monotonic() + self._timeout
-                elif time.monotonic() > deadline:
-                    self.close()
-                    raise TimeoutError(f"the server took no data for {self._timeout:g} s") from None
-            else:
-                deadline = time.monotonic() + self._timeout
-
-    def _set_aside(self) -> bool:
-        """Keep output that has come while input is sent; whether there was any."""
-        if not self._channel.recv_ready() or len(self._kept) > NOISE:
-            return False
-        self._kept += self._channel.recv(NOISE)
-        return True
-
     def _send(self) -> None:
         try:
-            sent = self._channel.send(bytes(self._piece[self._position : self._position + _PACKET]))
+            sent = self._channel.send(self._piece[self._position : self._position + _PACKET])
         except TimeoutError:
             raise
         except OSError:

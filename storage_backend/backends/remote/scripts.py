@@ -12,12 +12,11 @@ DIRECTORY = 104
 DENIED = 105
 IRREGULAR = 106
 EXISTS = 107
-OTHER_SIZE = 108
 CHANGED = 109
 NOT_DIRECTORY = 110
 
-# TAR_OPTIONS is GNU tar's, POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
-_ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
+# POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
+_ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset POSIXLY_CORRECT CDPATH; "
 
 # fail FILE: tell why it cannot be read. What is invisible is missing only if the nearest directory above can be searched.
 _FAIL = b"""
@@ -47,67 +46,17 @@ enter() {
 
 _FSTAT = b"stat -L -c %d:%i:%s:%.9Y /dev/stdin <&3"
 
-# FILE FIRST: its own fstat, then its bytes from number FIRST on, counted from 1. All of one descriptor.
-READ = (
-    _FAIL
-    + b"""
-readable "$1"
-exec 3<"$1"
-"""
-    + _FSTAT
-    + b""" || exit
-[ "$2" = 1 ] && exec cat <&3
-exec tail -c "+$2" <&3
-"""
-)
-
-# FILE OFFSET SUM: take standard input as a new file or, from an offset, as the rest of one; tell its size, and its digest.
-WRITE = (
-    _FAIL
-    + b"""
-if [ "$2" = 0 ]; then
-  absent "$1"
-  set -C
-  cat >"$1" || exit
-else
-  [ -f "$1" ] && [ -w "$1" ] || fail "$1"
-  [ "$(stat -L -c %s -- "$1")" = "$2" ] || exit 108
-  cat >>"$1" || exit
-fi
-stat -L -c %s -- "$1" || exit
-[ -z "$3" ] || "$3" <"$1"
-"""
-)
-
-# DIRECTORY: a tar of the names on standard input.
-PACK = (
-    _FAIL
-    + b"""
-enter "$1"
-exec tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -h -T -
-"""
-)
-
-# DIRECTORY [-m]: the files of the tar on standard input, with the server's own owner and mode. -o is --no-same-owner.
-UNPACK = (
-    _FAIL
-    + b"""
-enter "$1"
-exec tar -x -f - -o --no-same-permissions ${2:+"$2"}
-"""
-)
-
-# DIRECTORY DEPTH TOKEN WATCH TESTS...: what FIND and FIND_NAMES have in common. find's own status goes to standard error,
+# DIRECTORY TOKEN WATCH: what FIND and FIND_NAMES have in common. find's own status goes to standard error,
 # since a pipe tells only that of its last part. Without a terminal the server tells no command that its client is gone, so
 # one waits for the end of standard input.
 _FIND = b"""
 enter "$1"
 exec 4<&0
-{ find . ${2:+-maxdepth "$2"} -mindepth 1 -ignore_readdir_race -name '.~sb-*' -prune -o %b
-  printf '\\n%%s %%d\\n' "$3" "$?" >&2; } | sort %b &
+{ find . -mindepth 1 -ignore_readdir_race -name '.~sb-*' -prune -o %b
+  printf '\\n%%s %%d\\n' "$2" "$?" >&2; } | sort %b &
 s=$!
 w=
-[ -z "$4" ] || { (read -r x <&4; kill "$s") >/dev/null 2>&1 & w=$!; }
+[ -z "$3" ] || { (read -r x <&4; kill "$s") >/dev/null 2>&1 & w=$!; }
 wait "$s"
 r=$?
 [ -z "$w" ] || kill "$w" 2>/dev/null
@@ -117,7 +66,6 @@ exit "$r"
 FIND_NAMES = _FAIL + _FIND % (b"-type f -printf 'f%P\\0' -o -type l -printf '%Y%P\\0'", b"-s -z -k1.2")
 # Fields of fixed width come first and the order begins after them, so that any byte may be in a path.
 FIND = _FAIL + _FIND % (b"! -type d -printf '%y%Y%20s%23T@%P\\0'", b"-s -z -k1.46")
-FIND_ALL = _FAIL + _FIND % (b"-printf '%y%Y%20s%23T@%P\\0'", b"-s -z -k1.46")
 
 # FILE NEW: a copy with the same time of last change and the mode of a new file.
 COPY = (
@@ -149,6 +97,8 @@ mv -fT -- "$1" "$2" && exit
 r=$?
 [ -e "$1" ] || [ -L "$1" ] || fail "$1"
 [ -d "$2" ] && ! [ -L "$2" ] && exit 104
+p=${2%/*}
+[ -e "${p:-/}" ] || exit 103
 exit "$r"
 """
 )
@@ -190,9 +140,6 @@ done
 :' sh "$1"
 """
 
-REMOVE_TREE = b'rm -rf -- "$1"'
-REMOVE = b"xargs -0 rm -f --"
-DIRECTORIES = b"xargs -0 mkdir -p --"
 SYNC = b'sync -f -- "$1"'
 
 
