@@ -240,6 +240,18 @@ class StorageBackend(ABC):
         """
         return None
 
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        """What `stat` shows of many objects, in any order; of what is not there, nothing.
+
+        For transfers: they look again at what they have read, and one by one takes a distant server's answer each.
+        """
+        for identifier in identifiers:
+            try:
+                found = self.stat(identifier)
+            except FileNotFoundError:
+                continue
+            yield info_of(found, identifier)
+
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         """The SHA-256 of those objects that the store digests by itself, in any order; others are left out.
 

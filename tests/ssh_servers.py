@@ -374,7 +374,7 @@ class RcloneSFTP(ServerProcess):
             f"--addr={self.host}:{self.port}",
             f"--authorized-keys={self.authorized_keys}",
             *(f"--key={key}" for key in self.host_keys),
-            "--dir-cache-time=0",  # what a test does to the disk is seen at once
+            "--dir-cache-time=100ms",  # what a test does to the disk is seen soon; with 0 the server of 1.75 falls silent
             f"--vfs-cache-mode={self._cache_mode}",
             "--vfs-write-back=0",
             "--config=",

@@ -21,6 +21,9 @@ from storage_backend.transfer.copier import (
 )
 from storage_backend.transfer.planning import Action
 
+LOOKED_AT = 256  # objects of a batch that are looked at again together
+LOOKED_AT_BYTES = 4 << 20  # bytes of them that are held meanwhile
+
 
 def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     """Copy small objects: one read_many into one write_many. What changed meanwhile is streamed by itself.
@@ -63,27 +66,46 @@ class _Batch:
 
     def items(self) -> Iterator[Item]:
         try:
-            for identifier, content in self.job.source.read_many(list(self.actions)):
-                if self.job.stop.is_set():
-                    raise InterruptedTransferError
-                action = self.actions.get(identifier)
-                if action is None:
-                    continue
-                info = cast(ObjectInfo, action.source)
-                if len(content) != info.size or (self.job.may_tear and not self._is_still(info)):
-                    self.changed.add(identifier)
-                    continue
-                digest = sha256(content) if self.job.verification == "digest" else ""
-                self.read[identifier] = (len(content), digest)
-                yield expected(info, digest or None), content
+            for group in _groups(self._read()):
+                # After the reading, and for many at a time: a server may be far away.
+                still = self.job.still([info for info, _ in group]) if self.job.may_tear else None
+                for info, content in group:
+                    if len(content) != info.size or (still is not None and info.identifier not in still):
+                        self.changed.add(info.identifier)
+                        continue
+                    digest = sha256(content) if self.job.verification == "digest" else ""
+                    self.read[info.identifier] = (len(content), digest)
+                    yield expected(info, digest or None), content
         except BatchError as error:
             self.unread.update(error.failures)
 
-    def _is_still(self, info: ObjectInfo) -> bool:
-        try:
-            return self.job.is_still(info)
-        except FileNotFoundError:
-            return False
+    def _read(self) -> Iterator[tuple[ObjectInfo, bytes]]:
+        for identifier, content in self.job.source.read_many(list(self.actions)):
+            if self.job.stop.is_set():
+                raise InterruptedTransferError
+            action = self.actions.get(identifier)
+            if action is not None:
+                yield cast(ObjectInfo, action.source), content
+
+
+def _groups(items: Iterator[tuple[ObjectInfo, bytes]]) -> Iterator[list[tuple[ObjectInfo, bytes]]]:
+    """The same in groups; what was read before an error is a group, too."""
+    group: list[tuple[ObjectInfo, bytes]] = []
+    size = 0
+    broken: BatchError | None = None
+    try:
+        for item in items:
+            group.append(item)
+            size += len(item[1])
+            if len(group) == LOOKED_AT or size >= LOOKED_AT_BYTES:
+                yield group
+                group, size = [], 0
+    except BatchError as error:
+        broken = error
+    if group:
+        yield group
+    if broken is not None:
+        raise broken
 
 
 def _outcome(job: Job, action: Action, batch: _Batch, error: Exception | None) -> Outcome:

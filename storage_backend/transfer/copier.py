@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO, cast
 
 from storage_backend.base import StorageBackend, capabilities_of, info_of
-from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
+from storage_backend.errors import BatchError, IntegrityError, SourceChangedError, StorageError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.transfer.fingerprint import Fingerprint
@@ -53,6 +55,17 @@ class Job:
     def is_still(self, info: ObjectInfo) -> bool:
         """Whether the source shows the same as when *info* was taken."""
         return Fingerprint.of(self.look(info.identifier)) == Fingerprint.of(info)
+
+    def still(self, infos: Sequence[ObjectInfo]) -> set[str]:
+        """Of which objects the source shows the same as when *infos* were taken: their identifiers."""
+        then = {info.identifier: Fingerprint.of(info) for info in infos}
+        found = set()
+        # One that cannot be looked at is tried by itself, which tells why.
+        with suppress(BatchError):
+            for shown in self.source._stat_many(then):
+                if then.get(shown.identifier) == Fingerprint.of(shown):
+                    found.add(shown.identifier)
+        return found
 
     def stored(self, info: ObjectInfo, size: int) -> ObjectInfo:
         """What the target shows of an object of *size* bytes that was just stored from *info*.

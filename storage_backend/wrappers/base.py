@@ -98,6 +98,10 @@ class Wrapper(StorageBackend):
         return self.backend._receipt(identifier)
 
     @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self.backend._stat_many(identifiers)
+
+    @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         return self.backend._digests(identifiers)
 

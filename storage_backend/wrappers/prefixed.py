@@ -162,6 +162,13 @@ class PrefixedStorage(Wrapper):
         return _named(found, identifier) if isinstance(found, ObjectInfo) else None
 
     @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for found in self.backend._stat_many([self._beneath + name for name in identifiers]):
+                yield _named(found, batch.named(found.identifier))
+
+    @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         batch = _Batch(self._beneath)
         with batch:

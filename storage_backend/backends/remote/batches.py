@@ -13,17 +13,17 @@ from storage_backend.backends.remote.errors import LostError
 from storage_backend.backends.remote.link import LOSSES
 from storage_backend.backends.remote.objects import SMALL, Objects
 from storage_backend.backends.remote.operations import Place, Staged, in_seconds
+from storage_backend.backends.remote.packets import Attributes
 from storage_backend.backends.remote.session import Steps
 from storage_backend.base import Item
-from storage_backend.errors import Failures, NotFoundError, StorageError
+from storage_backend.errors import Failures, NotFoundError
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import check_arrived, check_digest, sha256
+from storage_backend.streams import check_arrived, sha256
 
 T = TypeVar("T")
 J = TypeVar("J")
 PlaceOf = Callable[[str], Place]
 
-GROUP = 1024  # objects that are digested by one command of the server
 BYTES = 32 << 20  # bytes of content under way at a time
 FIRST_READS = 128  # objects that are read side by side before it is known how large they are
 
@@ -35,13 +35,13 @@ class Write(NamedTuple):
         place: where.
         content: all of it.
         modified: the time to be kept.
-        digest: SHA-256 to verify it by.
+        verify: whether it is read back before it is published.
     """
 
     place: Place
     content: bytes
     modified: datetime | None
-    digest: str | None
+    verify: bool
 
 
 def read_many(
@@ -90,22 +90,7 @@ def write_many(
 ) -> int:
     """Store many objects; see `StorageBackend.write_many`."""
     failures = Failures()
-    source = _writes(place_of, items, failures, verify=verify)
-    if not verify:
-        stored = _written(objects, source, failures)
-    else:
-        stored = 0
-        for group in _groups(source):
-            # Of an identifier that comes twice the last one stays; it counts as often as it came.
-            latest = {item.place: item for item in group}
-            small = {place: item for place, item in latest.items() if len(item.content) <= SMALL}
-            done = _verified(objects, small, failures) if small else set()
-            done |= {
-                item.place
-                for item in latest.values()
-                if len(item.content) > SMALL and _large(objects, item, failures)
-            }
-            stored += sum(item.place in done for item in group)
+    stored = _written(objects, _writes(place_of, items, failures, verify=verify), failures)
     failures.raise_any("write", where)
     return stored
 
@@ -126,6 +111,29 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
         pass
     failures.raise_any("delete", where)
     return len(distinct)
+
+
+def facts_of_many(
+    objects: Objects, place_of: PlaceOf, identifiers: Iterable[str], where: str
+) -> Iterator[tuple[Place, Attributes]]:
+    """The attributes of those objects that are there.
+
+    Raises:
+        BatchError: after the last, if some could not be looked at.
+    """
+    failures = Failures()
+
+    def steps(connection: Connection, place: Place) -> Steps[Attributes | None]:
+        try:
+            return (yield from connection.operations.facts(connection.at(place)))
+        except NotFoundError:
+            return None
+
+    places = _places(place_of, identifiers, failures)
+    for place, found in _side_by_side(objects, places, steps, _noted(failures)):
+        if found is not None:
+            yield place, found
+    failures.raise_any("look at", where)
 
 
 def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
@@ -154,6 +162,8 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
             item.content,
             in_seconds(item.modified),
             directories.unknown(connection, item.place),
+            # Read back in the same flow: a command of the server for a group would have all others wait for it.
+            verify=item.verify,
         )
 
     def done(item: Write) -> None:
@@ -200,67 +210,9 @@ def _large(objects: Objects, item: Write, failures: Failures) -> bool:
     """Store one object by itself; whether that was done."""
     failures.errors.pop(item.place.identifier, None)
     with failures.of(item.place.identifier):
-        objects.write(item.place, item.content, item.modified, verify=item.digest is not None)
+        objects.write(item.place, item.content, item.modified, verify=item.verify)
         return True
     return False
-
-
-def _groups(source: Iterator[Write]) -> Iterator[list[Write]]:
-    """What is verified together, of limited size."""
-    group: list[Write] = []
-    size = 0
-    for item in source:
-        group.append(item)
-        size += len(item.content)
-        if len(group) == GROUP or size >= BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _verified(objects: Objects, items: dict[Place, Write], failures: Failures) -> set[Place]:
-    """Stage objects, have the staged files digested, and publish those that are right; which were published."""
-
-    def attempt(connection: Connection) -> set[Place]:
-        operations, session = connection.operations, connection.session
-        failed = _noted(failures)
-        directories = _Directories()
-        for place in items:
-            failures.errors.pop(place.identifier, None)
-        staging = (
-            (
-                place,
-                operations.stage(
-                    connection.at(place),
-                    item.content,
-                    in_seconds(item.modified),
-                    directories.unknown(connection, place),
-                ),
-            )
-            for place, item in items.items()
-        )
-        staged: dict[Place, Staged] = dict(session.run_many(staging, session.at_a_time, failed))
-        digests = objects.stored_digests(connection, (found.temporary for found in staged.values()))
-        right = []
-        for place, found in staged.items():
-            with failures.of(place.identifier):
-                try:
-                    digest = digests.get(found.temporary) or objects.stored_digest(
-                        connection, found.temporary, place.identifier
-                    )
-                    check_digest(place.identifier, items[place].digest, digest, "what was stored")
-                except StorageError:
-                    connection.discard(found)
-                    raise
-                right.append(place)
-        publishing = ((place, operations.publish(staged[place], connection.at(place))) for place in right)
-        published = {place for place, _ in session.run_many(publishing, session.at_a_time, failed)}
-        for place in published:
-            objects.remember(place, staged[place])
-        return published
-
-    return objects.link.run(None, attempt)
 
 
 def _side_by_side(
@@ -339,8 +291,9 @@ def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, ver
             if not isinstance(content, bytes):
                 raise TypeError(f"content must be bytes, not {type(content).__name__}")
             place = place_of(identifier)
-            digest = sha256(content) if verify else None
+            # The digest is wanted where one is promised.
+            digest = sha256(content) if verify and info is not None and info.sha256 else None
             check_arrived(info, identifier, len(content), digest)
-            write = Write(place, content, info.modified if info else None, digest)
+            write = Write(place, content, info.modified if info else None, verify)
         if write is not None:
             yield write

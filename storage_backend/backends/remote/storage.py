@@ -344,6 +344,11 @@ class RemoteStorage(StorageBackend):
         return found if found is not None else super().checksum(identifier, algorithm)
 
     @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        found = batches.facts_of_many(self._objects, self._place, identifiers, self._location)
+        return (listing.info_of(place.identifier, facts) for place, facts in found)
+
+    @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         found = self._objects.digests(map(self._place, identifiers))
         return ((place.identifier, digest) for place, digest in found.items())
@@ -506,7 +511,7 @@ class RemoteStorage(StorageBackend):
 def _directory(prefix: str) -> bytes | None:
     """The directory that all with this prefix is in, beneath the base directory; None where there can be no object."""
     start, slash, _ = prefix.rpartition("/")
-    if slash and not identifiers.is_valid(start, surrogates=True):
+    if slash and not identifiers.is_valid(start, surrogates=True, max_segment_bytes=MAX_NAME):
         return None
     try:
         identifiers.encode(prefix)
