@@ -142,13 +142,13 @@ def strict_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPlace]:
 
 
 @pytest.fixture(scope="session")
-def openssh_server() -> Iterator[OpenSSH]:
-    """The session's `sshd`, with a shell. A test that kills a server makes one of its own."""
+def openssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSH]:
+    """The session's `sshd`, with a shell and without this user's start-up files. A test that kills a server makes one of its own."""
     from tests.servers import ServerUnavailableError
     from tests.ssh_servers import OpenSSH
 
     try:
-        server = OpenSSH()
+        server = OpenSSH(home=tmp_path_factory.mktemp("home"))
     except ServerUnavailableError as error:
         unavailable(str(error))
     yield server

@@ -154,7 +154,7 @@ class RemoteStorage(StorageBackend):
         Raises:
             NoEndpointError: no endpoint works.
         """
-        connection = self._link.prefer()
+        self._link.prefer()
 
         def described(connection: Connection) -> str:
             there = connection.run(connection.operations.entry(connection.base)) is not None
@@ -162,7 +162,6 @@ class RemoteStorage(StorageBackend):
             shell = connection.described_shell()
             return f"{self.user}@{connection.endpoint}: {base} {'is there' if there else 'does not exist yet'}; {shell}"
 
-        _ = connection
         return self._link.run(None, described)
 
     def cleanup(self, older_than: timedelta | float = timedelta(days=1)) -> int:
