@@ -100,7 +100,7 @@ class RemoteStorage(StorageBackend):
         create_if_missing: bool = True,
     ) -> None:
         self._settings = read_settings(ssh_config)
-        if not isinstance(remote_base_dir, str) or not remote_base_dir or "\0" in remote_base_dir:
+        if not isinstance(remote_base_dir, str) or not remote_base_dir or not _is_path(remote_base_dir):
             raise ConfigurationError(
                 "remote_base_dir must be a path on the server, as text", parameter="remote_base_dir"
             )
@@ -319,8 +319,14 @@ class RemoteStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        with self._opened(self._place(identifier)) as file:
-            transfers.download(file, f"{self._location}#{identifier}", Path(path))
+        place = self._place(identifier)
+        with self._opened(place) as file:
+            transfers.download(
+                file,
+                f"{self._location}#{identifier}",
+                Path(path),
+                lambda: self._objects.digest(place, "sha256"),
+            )
         return True
 
     @override
@@ -505,6 +511,15 @@ class RemoteStorage(StorageBackend):
             self._location,
         )
         return None
+
+
+def _is_path(text: str) -> bool:
+    """Whether a server can be told *text* as a path."""
+    try:
+        identifiers.encode(text)
+    except UnicodeEncodeError:  # a lone surrogate
+        return False
+    return "\0" not in text
 
 
 def _directory(prefix: str) -> bytes | None:
