@@ -109,7 +109,10 @@ def test_a_place_is_empty_and_its_base_and_local_are_one_directory(place: SSHPla
         put(sftp, f"{place.base}/a", b"text")
         assert (place.local / "a").read_bytes() == b"text"
         (place.local / "b").write_bytes(b"other")
-        assert sorted(sftp.listdir(place.base)) == ["a", "b"]
+        # rclone looks at the disk again after a moment.
+        deadline = time.monotonic() + PATIENCE
+        while sorted(sftp.listdir(place.base)) != ["a", "b"]:
+            assert time.monotonic() < deadline
         with sftp.open(f"{place.base}/b", "rb") as file:
             assert file.read() == b"other"
 

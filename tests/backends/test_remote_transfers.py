@@ -156,6 +156,19 @@ class TestResume:
             transfer.run(storage)
         assert same(transfer.target.read_bytes(), content)
 
+    def test_partial_file_that_holds_something_else_is_found_out(
+        self, ways: Pair, way: Way, tmp_path: Path
+    ) -> None:
+        content = content_of(SIZE)
+        transfer = Transfer(ways, way, tmp_path, content)
+        transfer.break_off(40 * MIB)
+        (partial,) = transfer.partial()
+        with partial.open("r+b") as file:
+            file.write(b"something else")
+        with ways.storage() as storage:
+            transfer.run(storage)
+        assert same(transfer.target.read_bytes(), content)
+
     def test_killed_process_leaves_what_the_next_goes_on_with(
         self, ways: Pair, way: Way, tmp_path: Path
     ) -> None:

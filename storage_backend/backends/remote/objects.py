@@ -145,18 +145,19 @@ class Objects:
         def publish(connection: Connection) -> None:
             nonlocal tried
             at = connection.at(place)
-            if tried and connection.run(connection.operations.entry(staged.temporary)) is None:
-                found = connection.run(connection.operations.entry(at.path))
+            again, tried = tried, True
+            try:
+                connection.run(connection.operations.publish(staged, at))
+            except NotFoundError as error:
+                # The server we lost may have renamed it, even just now.
+                found = connection.run(connection.operations.entry(at.path)) if again else None
                 if found is not None and found.size == size:
                     return
                 raise UnavailableError(
-                    f"the connection was lost while {place.identifier!r} in {self.where} was given its name, and what was "
-                    "written cannot be found any more",
+                    f"what was written for {place.identifier!r} in {self.where} is gone before it had its name",
                     identifier=place.identifier,
                     backend=self.where,
-                )
-            tried = True
-            connection.run(connection.operations.publish(staged, at))
+                ) from error
 
         self.link.run(place.identifier, publish)
         self.remember(place, staged)
@@ -255,6 +256,25 @@ class Objects:
             return self._digests(connection, [at.path], algorithm).get(at.path)
 
         return self.link.run(place.identifier, digest)
+
+    def has(self, staged: Staged, reader: BinaryIO) -> bool:
+        """Whether a staged file has what *reader* has from its beginning; taken as given if the server digests nothing."""
+
+        def found(connection: Connection) -> str | None:
+            return self.stored_digests(connection, [staged.temporary]).get(staged.temporary)
+
+        digest = self.link.run(None, found)
+        if digest is None:
+            return True
+        reader.seek(0)
+        source = HashingReader(reader)
+        for _ in chunks(cast(BinaryIO, source)):
+            pass
+        return digest == source.hexdigest()
+
+    def remove(self, staged: Staged) -> None:
+        """Remove a staged file."""
+        self.link.run(None, lambda connection: connection.run(connection.operations.remove(staged.temporary)))
 
     def digests(self, places: Iterable[Place]) -> dict[Place, str]:
         """The SHA-256 of those objects that the server digests by itself."""

@@ -7,6 +7,7 @@ import hashlib
 import os
 import socket
 import stat
+from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,7 +31,7 @@ PIECE = 1 << 20
 AGAIN = 2 * UNDER_WAY
 
 
-def download(file: RemoteFile, key: str, path: Path) -> None:
+def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | None]) -> None:
     """Store an object in a local file, which appears whole or not at all.
 
     A large one is gathered beside *path* under a temporary name that says which object it is, as of which size and time; a
@@ -40,6 +41,7 @@ def download(file: RemoteFile, key: str, path: Path) -> None:
         file: the object, open.
         key: which object of which backend that is.
         path: of the file.
+        digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
     """
     if file.size < RESUMABLE or file.facts.modified is None:
         write_file(path, lambda staged: _fill(staged, file))
@@ -53,14 +55,15 @@ def download(file: RemoteFile, key: str, path: Path) -> None:
             write_file(path, lambda staged: _fill(staged, file))
             return
         size = os.fstat(fd).st_size
-        file.seek(max(size - AGAIN, 0) if size <= file.size else 0)
+        resumed = max(size - AGAIN, 0) if size <= file.size else 0
         try:
-            while piece := file.next_piece(PIECE):
-                _write_at(fd, piece, file.tell() - len(piece))
+            _gather(file, fd, resumed)
+            os.ftruncate(fd, file.size)
+            if resumed and (expected := digest()) is not None and expected != _digest(fd):
+                _gather(file, fd, 0)
         except SourceChangedError:
             partial.unlink()
             raise
-        os.ftruncate(fd, file.size)
         with suppress(FileNotFoundError):
             mode = path.lstat().st_mode
             if stat.S_ISREG(mode):
@@ -92,14 +95,20 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) 
             place.identifier,
         )
         fd = reader.fileno()
-        staged = objects.link.run(
-            place.identifier, lambda connection: _send(connection, fd, facts, connection.at(place), name)
-        )
+
+        def send(connection: Connection) -> tuple[Staged, int]:
+            return _send(connection, fd, facts, connection.at(place), name)
+
+        staged, resumed = objects.link.run(place.identifier, send)
+        if resumed and not objects.has(staged, cast(BinaryIO, reader)):
+            objects.remove(staged)
+            staged, _ = objects.link.run(place.identifier, send)
         objects.publish(staged, place, facts.st_size)
         return True
 
 
-def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, name: str) -> Staged:
+def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, name: str) -> tuple[Staged, int]:
+    """The staged file, and how much of it was there before."""
     temporary = beside(at.path, name.encode())
     there = connection.run(connection.operations.entry(temporary))
     size = there.size or 0 if there is not None else 0
@@ -121,7 +130,7 @@ def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, nam
             raise SourceChangedError(
                 f"the file changed while it was sent to {at.identifier!r}", identifier=at.identifier
             )
-        return sending.finish(in_seconds(datetime.fromtimestamp(facts.st_mtime, UTC)))
+        return sending.finish(in_seconds(datetime.fromtimestamp(facts.st_mtime, UTC))), resumed
     except (SourceChangedError, StorageError):
         sending.discard()
         raise
@@ -134,6 +143,19 @@ def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, nam
 def _fill(staged: StagedFile, file: RemoteFile) -> None:
     while piece := file.next_piece(PIECE):
         staged.write(piece)
+
+
+def _gather(file: RemoteFile, fd: int, start: int) -> None:
+    """Write the object from *start* on to its place in a local file."""
+    file.seek(start)
+    while piece := file.next_piece(PIECE):
+        _write_at(fd, piece, file.tell() - len(piece))
+
+
+def _digest(fd: int) -> str:
+    with os.fdopen(os.dup(fd), "rb") as reader:
+        reader.seek(0)
+        return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
 def _write_at(fd: int, data: bytes, position: int) -> None:
