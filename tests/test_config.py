@@ -119,7 +119,10 @@ def test_memory_is_a_store_of_its_own() -> None:
     [
         ("", "empty"),
         ("a\0b", "NUL"),
-        ("ftp://host/x", r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh.*plain paths"),
+        (
+            "ftp://host/x",
+            r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh.*plain paths",
+        ),
         ("postgres://host/db", "did you mean 'postgresql'"),
         ("sqllite:///x.db", "did you mean 'sqlite'"),
         ("c:\\data", "Windows"),
