@@ -13,7 +13,7 @@ from typing import BinaryIO, TypeVar, cast
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import ShellError
 from storage_backend.backends.remote.link import Link
-from storage_backend.backends.remote.operations import Place, Staged, beside, in_seconds
+from storage_backend.backends.remote.operations import Place, Staged, in_seconds
 from storage_backend.backends.remote.packets import Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.session import Steps
@@ -225,7 +225,7 @@ class Objects:
             handle, staged = connection.run(operations.begin(second))
             operations.let_go(handle)
             operations.discard(staged)
-            staged = Staged(beside(second.path), staged.old)
+            staged = Staged(operations.beside(second.path), staged.old)
             try:
                 with connection.command(source.identifier) as shell:
                     shell.copy(first.path, staged.temporary)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import stat
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -104,9 +105,16 @@ class Operations:
     ) -> None:
         self._session = session
         self._where = where
+        # Random once, then counted: the kernel takes its time for each random number, and a batch has thousands of names.
+        self._temporary = f"{temporary_name()}-".encode()
+        self._names = itertools.count()
         self._move = move
         self._link = link
         self._non_atomic = non_atomic
+
+    def beside(self, path: bytes) -> bytes:
+        """A new temporary path in the directory of *path*."""
+        return beside(path, self._temporary + b"%d" % next(self._names))
 
     def facts(self, place: Place) -> Steps[Attributes]:
         """The attributes of an object."""
@@ -183,7 +191,7 @@ class Operations:
             temporary: the path of the file, instead of a new one.
             ahead: directories that may be missing, outer ones first: to ask for them beforehand costs no exchange.
         """
-        temporary = temporary or beside(place.path)
+        temporary = temporary or self.beside(place.path)
         for attempt in range(_TRIES):
             *_, first, second = yield [
                 *(packets.making(directory) for directory in (() if attempt else ahead)),
@@ -686,9 +694,9 @@ class Operations:
             raise translate(error, place.identifier, self._where) from error
 
 
-def beside(path: bytes, name: bytes | None = None) -> bytes:
-    """A temporary path in the directory of *path*."""
-    return posixpath.join(posixpath.dirname(path), name or temporary_name().encode())
+def beside(path: bytes, name: bytes) -> bytes:
+    """A path in the directory of *path*."""
+    return posixpath.join(posixpath.dirname(path), name)
 
 
 def in_seconds(modified: datetime | None) -> int | None:
