@@ -70,12 +70,6 @@ class TestOpenSSH(ConformanceSuite):
         return Subject(make=lambda: storage_at(quick_place), lacks=LACKS)
 
 
-class TestOpenSSHWithoutShell(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, quick_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(quick_place, shell="never"), lacks=LACKS)
-
-
 @pytest.mark.parametrize("verify", [False, True])
 def test_last_of_a_repeated_identifier_stays_whatever_its_size(quick_place: SSHPlace, verify: bool) -> None:
     small, large = b"small", content_of(1 << 20)

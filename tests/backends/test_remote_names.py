@@ -307,7 +307,7 @@ def test_odd_names_one_by_one(make: Make, tmp_path: Path, request: Any) -> None:
     backend = make()
     odd = generated(canary)
     # By the server's shell each of some verbs is a process or two.
-    count = SINGLY if request.node.callspec.params["make"] != "tools" else 20
+    count = SINGLY if request.node.callspec.params["make"] != "tools" else 10
     names = [*odd[: len(COMMANDS)], *random.Random(7).sample(odd[len(COMMANDS) :], count)]
     others = {name: f"other {number}/{name[-40:].strip('/')}" for number, name in enumerate(names)}
     others = {
