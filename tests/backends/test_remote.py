@@ -23,7 +23,7 @@ from storage_backend.testing.subject import content_of, everything, fill, named,
 from storage_backend.wrappers.prefixed import PrefixedStorage
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
-from tests.ssh_servers import OpenSSH, RcloneSFTP
+from tests.ssh_servers import RcloneSFTP
 
 if TYPE_CHECKING:
     from storage_backend.backends.remote import SSHConfig
@@ -47,31 +47,14 @@ def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
     return RemoteStorage(cast("SSHConfig", place.config(**more)), place.base)
 
 
-@pytest.fixture(scope="module")
-def quick_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSH]:
-    """`sshd` without the user's own start-up files, which can take longer than all that a test does."""
-    try:
-        server = OpenSSH(home=tmp_path_factory.mktemp("home"))
-    except ServerUnavailableError as error:
-        unavailable(str(error))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def quick_place(quick_server: OpenSSH) -> Iterator[SSHPlace]:
-    with quick_server.place() as place:
-        yield place
-
-
 class TestOpenSSH(ConformanceSuite):
     @pytest.fixture
-    def subject(self, quick_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(quick_place), lacks=LACKS)
+    def subject(self, openssh_place: SSHPlace) -> Subject:
+        return Subject(make=lambda: storage_at(openssh_place), lacks=LACKS)
 
 
 @pytest.mark.parametrize("verify", [False, True])
-def test_last_of_a_repeated_identifier_stays_whatever_its_size(quick_place: SSHPlace, verify: bool) -> None:
+def test_last_of_a_repeated_identifier_stays_whatever_its_size(openssh_place: SSHPlace, verify: bool) -> None:
     small, large = b"small", content_of(1 << 20)
     items = [
         ("a", small),
@@ -82,7 +65,7 @@ def test_last_of_a_repeated_identifier_stays_whatever_its_size(quick_place: SSHP
         ("c", large),
         ("c", b"last"),
     ]
-    with storage_at(quick_place) as backend:
+    with storage_at(openssh_place) as backend:
         assert backend.write_many(items, verify=verify) == len(items)
         assert same(everything(backend), {"a": large, "b": small, "c": b"last"})
 
@@ -203,8 +186,8 @@ class TestBareThatNeverRemoves:
 
 class TestThroughPrefix(ConformanceSuite):
     @pytest.fixture
-    def subject(self, quick_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: PrefixedStorage(storage_at(quick_place), "some/where"), lacks=LACKS)
+    def subject(self, openssh_place: SSHPlace) -> Subject:
+        return Subject(make=lambda: PrefixedStorage(storage_at(openssh_place), "some/where"), lacks=LACKS)
 
 
 class LocalFile:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import itertools
 import logging
+import posixpath
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import BinaryIO, TypeVar, cast
 
@@ -221,11 +222,8 @@ class Objects:
                 return True
             if not connection.facts.copy:
                 return False
-            # Directories are made by opening a file there.
-            handle, staged = connection.run(operations.begin(second))
-            operations.let_go(handle)
-            operations.discard(staged)
-            staged = Staged(operations.beside(second.path), staged.old)
+            connection.run(operations.make_directory(posixpath.dirname(second.path), second))
+            staged = Staged(operations.beside(second.path), connection.run(operations.entry(second.path)))
             try:
                 with connection.command(source.identifier) as shell:
                     shell.copy(first.path, staged.temporary)
@@ -257,20 +255,10 @@ class Objects:
 
         return self.link.run(place.identifier, digest)
 
-    def has(self, staged: Staged, reader: BinaryIO) -> bool:
-        """Whether a staged file has what *reader* has from its beginning; taken as given if the server digests nothing."""
-
-        def found(connection: Connection) -> str | None:
-            return self.stored_digests(connection, [staged.temporary]).get(staged.temporary)
-
-        digest = self.link.run(None, found)
-        if digest is None:
-            return True
-        reader.seek(0)
-        source = HashingReader(reader)
-        for _ in chunks(cast(BinaryIO, source)):
-            pass
-        return digest == source.hexdigest()
+    def staged_digest(self, staged: Staged) -> str | None:
+        """The SHA-256 of a staged file, as the server makes it out; None if it cannot."""
+        found = self.link.run(None, lambda connection: self.stored_digests(connection, [staged.temporary]))
+        return found.get(staged.temporary)
 
     def remove(self, staged: Staged) -> None:
         """Remove a staged file."""
@@ -286,15 +274,16 @@ class Objects:
 
         return self.link.run(None, digests)
 
-    def stored_digest(self, connection: Connection, path: bytes, identifier: str, size: int = 0) -> str:
+    def stored_digest(self, connection: Connection, path: bytes, identifier: str, size: int) -> str:
         """The SHA-256 of a file under a temporary name: as the server makes it out, or of what is read back if that is less."""
         if size > READ_RATHER and "sha256" in connection.facts.digests:
             found = self._digests(connection, [path], "sha256").get(path)
             if found is not None:
                 return found
         digest = new_digest("sha256")
-        for piece in self._read_back(Place(identifier, path)):
-            digest.update(piece)
+        with RemoteFile(self.link, Place(identifier, path), self.where) as file:
+            while piece := file.next_piece(CHUNK):
+                digest.update(piece)
         return digest.hexdigest()
 
     def stored_digests(self, connection: Connection, paths: Iterable[bytes]) -> dict[bytes, str]:
@@ -314,14 +303,6 @@ class Objects:
             logger.warning("%s: reading instead of %ssum: %s", self.where, algorithm, error)
         form = re.compile(f"[0-9a-f]{{{len(new_digest(algorithm).hexdigest())}}}")
         return {path: digest for path, digest in found.items() if form.fullmatch(digest)}
-
-    def _read_back(self, at: Place) -> Iterator[bytes]:
-        file = RemoteFile(self.link, at, self.where)
-        try:
-            while piece := file.next_piece(CHUNK):
-                yield piece
-        finally:
-            file.close()
 
     def _staged(self, place: Place, content: bytes, modified: datetime | None, digest: str | None) -> Staged:
         """A staged file with *content*, verified if there is a digest."""

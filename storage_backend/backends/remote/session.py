@@ -168,6 +168,8 @@ class Session:
         finally:
             for task in set(owners.values()):
                 task.steps.close()
+            # What they remove is not to wait for the next operation.
+            self.flush()
 
     def begin(self, requests: Iterable[Request]) -> list[Ticket]:
         """Send requests, all together."""

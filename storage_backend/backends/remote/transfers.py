@@ -100,7 +100,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) 
             return _send(connection, fd, facts, connection.at(place), name)
 
         staged, resumed = objects.link.run(place.identifier, send)
-        if resumed and not objects.has(staged, cast(BinaryIO, reader)):
+        if resumed and (found := objects.staged_digest(staged)) is not None and found != _digest(fd):
             objects.remove(staged)
             staged, _ = objects.link.run(place.identifier, send)
         objects.publish(staged, place, facts.st_size)
