@@ -6,6 +6,7 @@ import gc
 import io
 import os
 import threading
+import time
 from collections.abc import Callable
 from typing import cast
 
@@ -164,7 +165,7 @@ def test_sweeping_takes_what_is_old_enough(database_url: str) -> None:
 
 def test_slow_upload_is_kept_alive(database_url: str) -> None:
     with (
-        DatabaseStorage(database_url, stale_seconds=1.0) as storage,
+        DatabaseStorage(database_url, stale_seconds=5.0) as storage,
         DatabaseStorage(database_url) as other,
     ):
         swept: list[int] = []
@@ -179,6 +180,24 @@ def test_slow_upload_is_kept_alive(database_url: str) -> None:
         storage.write_stream("a", watched(BIG, meanwhile).as_binary())
         assert swept == [0]
         assert storage.read("a") == BIG
+
+
+def test_no_upload_is_swept_before_its_time(database_url: str) -> None:
+    # Beats are whole seconds: one at 9.9 and a sweep at 10.1 are a fifth of a second apart, and a whole one by the clock.
+    with DatabaseStorage(database_url) as storage, DatabaseStorage(database_url) as other:
+        began = time.monotonic()
+        swept: list[tuple[int, float]] = []
+
+        def meanwhile() -> None:
+            for _ in range(2):
+                query(database_url, "UPDATE sb_unpublished SET beat = beat - 2")
+                swept.append((other.sweep(older_than_seconds=2.5), time.monotonic() - began))
+
+        with pytest.raises(UnavailableError, match="swept"):
+            storage.write_stream("a", watched(BIG, meanwhile).as_binary())
+        (early, took), (late, _) = swept
+        assert early == 0 or 2 + took > 2.5
+        assert early + late == 1
 
 
 @pytest.mark.parametrize("at", [3, 7])

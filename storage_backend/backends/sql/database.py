@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import time
 import weakref
@@ -107,12 +108,13 @@ class Database:
         """Delete the chunks of versions that no object points to, in short transactions.
 
         Args:
-            age: seconds since an upload last showed life.
+            age: seconds since an upload last showed life; none is swept before that, and with 0 all are.
 
         Returns:
             How many such versions there were.
         """
-        seconds = max(0, int(age))
+        # Beats are whole seconds of the database's clock: a difference of n says that more than n - 1 have passed.
+        seconds = math.ceil(age) + 1 if age > 0 else 0
         versions = self.run(lambda connection: self.catalog.stale(connection, seconds))
         condemned = [
             version
