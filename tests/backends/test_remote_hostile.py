@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
 import socket
 import stat
 import struct
@@ -567,43 +566,6 @@ def test_limits_that_make_no_sense_are_not_followed(serve: Serve) -> None:
 
 
 # The server's shell
-
-TOOLS = ("find", "sort", "sha256sum", "cp")
-
-
-@pytest.fixture
-def lying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str, str], SSHPlace]]:
-    """`lying(tool, script)`: a place where *tool* does *script*, but honestly while the shell is probed."""
-    stack: list[Any] = []
-
-    def start(tool: str, script: str) -> SSHPlace:
-        folder = tmp_path_factory.mktemp("tools")
-        real = shutil.which(tool)
-        program = folder / tool
-        program.write_text(
-            f'#!/bin/sh\ncase "$PWD$*" in *.~sb-probe-*) exec {real} "$@";; esac\n{script.format(real=real)}\n'
-        )
-        program.chmod(0o755)
-        wrapper = shell_script(folder, "dash")
-        wrapper.write_text(
-            wrapper.read_text().replace("exec dash", f"PATH={folder}:$PATH; export PATH; exec dash")
-        )
-        try:
-            server = OpenSSH(command_wrapper=wrapper)
-        except ServerUnavailableError as error:
-            unavailable(str(error))
-        stack.append(server)
-        place = server.place()
-        stack.append(place)
-        found: SSHPlace = place.__enter__()
-        return found
-
-    yield start
-    while stack:
-        place, server = stack.pop(), stack.pop()
-        place.__exit__(None, None, None)
-        server.stop()
-
 
 FINDS = {
     "garbage": "echo garbage",

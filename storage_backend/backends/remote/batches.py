@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import posixpath
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
+from storage_backend.backends.remote import packing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import LostError
 from storage_backend.backends.remote.link import LOSSES
 from storage_backend.backends.remote.objects import SMALL, Objects
 from storage_backend.backends.remote.operations import Place, Staged, in_seconds
 from storage_backend.backends.remote.packets import Attributes
+from storage_backend.backends.remote.packing import Write
 from storage_backend.backends.remote.session import Steps
 from storage_backend.base import Item
 from storage_backend.errors import Failures, NotFoundError
@@ -26,22 +27,6 @@ PlaceOf = Callable[[str], Place]
 
 BYTES = 32 << 20  # bytes of content under way at a time
 FIRST_READS = 128  # objects that are read side by side before it is known how large they are
-
-
-class Write(NamedTuple):
-    """An object to be stored.
-
-    Attributes:
-        place: where.
-        content: all of it.
-        modified: the time to be kept.
-        verify: whether it is read back before it is published.
-    """
-
-    place: Place
-    content: bytes
-    modified: datetime | None
-    verify: bool
 
 
 def read_many(
@@ -90,7 +75,11 @@ def write_many(
 ) -> int:
     """Store many objects; see `StorageBackend.write_many`."""
     failures = Failures()
-    stored = _written(objects, _writes(place_of, items, failures, verify=verify), failures)
+
+    def singly(source: Iterator[Write]) -> int:
+        return _written(objects, source, failures)
+
+    stored = packing.write(objects, _writes(place_of, items, failures, verify=verify), failures, singly)
     failures.raise_any("write", where)
     return stored
 
@@ -294,6 +283,6 @@ def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, ver
             # The digest is wanted where one is promised.
             digest = sha256(content) if verify and info is not None and info.sha256 else None
             check_arrived(info, identifier, len(content), digest)
-            write = Write(place, content, info.modified if info else None, verify)
+            write = Write(place, content, info.modified if info else None, verify, digest)
         if write is not None:
             yield write

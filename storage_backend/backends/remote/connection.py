@@ -2,35 +2,39 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import posixpath
 import stat
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, TypeVar
 
 from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.commands import CommandError
-from storage_backend.backends.remote.errors import lost, told
+from storage_backend.backends.remote.errors import LostError, lost, told
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.operations import Operations, Place, Staged
 from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
-from storage_backend.backends.remote.probe import Facts
+from storage_backend.backends.remote.probe import LONGEST, Facts
 from storage_backend.backends.remote.public import PublicSession
 from storage_backend.backends.remote.session import Session, Steps
 from storage_backend.backends.remote.settings import Endpoint, Settings
 from storage_backend.backends.remote.shell import Shell
-from storage_backend.errors import AlreadyExistsError, ConfigurationError, StorageError
+from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.errors import FATAL, AlreadyExistsError, ConfigurationError, StorageError
 from storage_backend.files import temporary_name
 
 if TYPE_CHECKING:
     import paramiko
 
+logger = logging.getLogger(__name__)
+
 T = TypeVar("T")
 
-# OpenSSH gives a connection ten sessions (sshd_config(5), MaxSessions): one is SFTP's, one is left to spare.
-COMMANDS = 8
+# OpenSSH gives a connection ten sessions (sshd_config(5), MaxSessions): one is SFTP's, and listings and digests need theirs.
+UNPACKING = 4
 # 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and a channel that is closed
 # while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
 REKEY_BYTES = 1 << 36
@@ -68,7 +72,8 @@ class Connection:
         self._where = where
         self._process = os.getpid()
         self._transport = _transport(client)
-        self._commands = threading.BoundedSemaphore(COMMANDS)
+        self._unpacking = threading.BoundedSemaphore(UNPACKING)
+        self._unpacks: bool | None = None
         self._probing = threading.Lock()
         self._facts: Facts | None = None
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
@@ -152,6 +157,51 @@ class Connection:
             done = not self._users
         if done:
             self.close()
+
+    @property
+    def may_unpack(self) -> bool:
+        """Whether `unpack` is worth a try: nothing is known yet that speaks against it."""
+        return (
+            self._shell is not None
+            and self._unpacks is not False
+            and packets.POSIX_RENAME in self.session.extensions
+        )
+
+    def unpack(self, members: Sequence[Member], *, dated: bool, digests: bool) -> Sequence[Unpacked] | None:
+        """Write many small files by the server's tar; None if it does not, and then none of them is there.
+
+        The first time nothing is known of the server, and to probe it takes as long as thousands of files: it is tried, with
+        digests as the proof.
+
+        Args:
+            members: their paths are relative to the base directory.
+            dated: whether their times are kept.
+            digests: whether their SHA-256 is wanted; they come in any case the first time.
+        """
+        if not self.may_unpack:
+            return None
+        listing = temporary_name().encode()
+        first = self._unpacks is None
+        # A shell that hangs is given up as soon as by the probe.
+        timeout = min(self._timeout, LONGEST) if first else self._timeout
+        shell = Shell(self._command_channel, timeout)
+        try:
+            with self._unpacking, self.command():
+                found = shell.unpack(self.base, members, listing, dated=dated, digests=digests or first)
+        except FATAL:
+            raise
+        except (StorageError, LostError) as error:
+            if first:
+                self._unpacks = self.facts.unpack
+            elif isinstance(error, LostError):
+                raise
+            # One of them, or its directory: SFTP tells which.
+            logger.info("%s: writing %d files one by one: %s", self._where, len(members), error)
+            for path in (listing, listing + b"+", *(member.path for member in members)):
+                self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
+            return None
+        self._unpacks = True
+        return found
 
     @contextmanager
     def command(self, identifier: str | None = None) -> Iterator[Shell]:

@@ -510,6 +510,15 @@ class Operations:
             raise not_a_file(place.identifier, self._where)
         return found
 
+    def check_size(self, place: Place, found: int, size: int) -> None:
+        """Refuse a new file that has not all bytes, or more."""
+        if found != size:
+            raise IntegrityError(
+                f"{place.identifier!r} in {self._where}: the server has {found:,} of {size:,} bytes",
+                identifier=place.identifier,
+                backend=self._where,
+            )
+
     def entry_of_object(self, found: Attributes, place: Place) -> None:
         """Refuse what is neither a regular file nor a link."""
         if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG, stat.S_IFLNK}:
@@ -544,12 +553,8 @@ class Operations:
             found = packets.attributes_in(replies[-1])
         except StatusError as error:
             raise (yield from self.why_unwritable(error, place)) from error
-        if found.size is not None and found.size != size:
-            raise IntegrityError(
-                f"{place.identifier!r} in {self._where}: the server has {found.size:,} of {size:,} bytes",
-                identifier=place.identifier,
-                backend=self._where,
-            )
+        if found.size is not None:
+            self.check_size(place, found.size, size)
         return replace(staged, new=found)
 
     def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:

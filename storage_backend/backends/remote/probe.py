@@ -5,20 +5,29 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import stat
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from storage_backend.backends.remote import scripts
+from storage_backend.backends.remote import scripts, unpacking
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import FIELDS
+from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 LONGEST = 5.0  # seconds
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
+_MTIME = 1_000_000_000
+_LISTING = b".~sb-listing"
+_MEMBERS = (  # one whose name fits into a header, and one that does not; for what is there, and for what is not
+    Member(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
+    Member(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
+)
 
 
 @dataclass(frozen=True)
@@ -26,6 +35,7 @@ class Facts:
     """Which of the operations of `Shell` work; none by default.
 
     Attributes:
+        unpack: with digests or without.
         digests: algorithm -> whether one process takes many files; else it is one each.
     """
 
@@ -35,6 +45,7 @@ class Facts:
     rename: bool = False
     link: bool = False
     sync: bool = False
+    unpack: bool = False
     digests: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -50,9 +61,10 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
     """
     token = secrets.token_hex(16).encode()
     script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD)
+    archive = unpacking.packed(_MEMBERS, _LISTING)
     answers: dict[bytes, bytes] = {}
     # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
-    with suppress(Exception), Command(open_channel, script, longest, marker=token) as running:
+    with suppress(Exception), Command(open_channel, script, longest, stdin=archive, marker=token) as running:
         watch = threading.Timer(longest, running.close)
         watch.daemon = True
         watch.start()
@@ -92,6 +104,7 @@ trap 'rm -rf -- "$d"' EXIT
 trap 'exit 1' HUP INT PIPE TERM
 u=$(umask)
 mkdir "$d/t" "$d/t/c" || exit
+cat >"$d/a"
 printf 0123456789 >"$d/t/$3"
 printf 1 >"$d/t/b"
 printf 2 >"$d/t/c/.~sb-x"
@@ -109,6 +122,10 @@ printf %s "$u" >"$d/o"; told umask
 
     attempt("find", scripts.FIND, b'"$d/t" x ""')
     attempt("find_names", scripts.FIND_NAMES, b'"$d/t" x ""')
+    attempt("unpack", scripts.UNPACK, b'"$d/t" %b "" sha256sum' % _LISTING, b'cat "$d/a"')
+    attempt(
+        "unpacked", b'[ ! -e "$2" ] && [ ! -e "$2+" ] && cat -- "$1"', b'"$d/t/n/$3" "$d/t/%b"' % _LISTING
+    )
     attempt("copy", scripts.COPY, b'"$d/t/$3" "$d/k"')
     attempt("copied", b'stat -c "%a %s" -- "$1" && [ ! "$1" -nt "$2" ]', b'"$d/k" "$d/t/$3"')
     attempt("link", scripts.LINK, b'"$d/t/$3" "$d/m"')
@@ -148,10 +165,24 @@ def _facts(answers: Mapping[bytes, bytes]) -> Facts:
         rename=gave("rename", b"") and gave("renamed", _CONTENT),
         link=gave("link", b"") and gave("linked", b""),
         sync=gave("sync", b""),
+        unpack=_is_unpacked(answers.get(b"unpack"), 0o666 & ~(umask or 0)) and gave("unpacked", _CONTENT),
         digests=MappingProxyType(
             {**dict.fromkeys(sums("single"), False), **dict.fromkeys(sums("many"), True)}
         ),
     )
+
+
+def _is_unpacked(answer: bytes | None, mode: int) -> bool:
+    try:
+        found = unpacking.unpacked(_MEMBERS, answer or b"", digests=True)
+    except CommandError:
+        return False
+    replaced = found[0].replaced_mode
+    expected = [
+        Unpacked(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
+        for member, there in zip(_MEMBERS, (replaced, None), strict=True)
+    ]
+    return found == expected and replaced is not None and stat.S_ISLNK(replaced)
 
 
 def _is_sum(answer: bytes | None, algorithm: str) -> bool:

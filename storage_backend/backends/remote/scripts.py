@@ -15,8 +15,8 @@ EXISTS = 107
 CHANGED = 109
 NOT_DIRECTORY = 110
 
-# POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
-_ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset POSIXLY_CORRECT CDPATH; "
+# TAR_OPTIONS is GNU tar's, POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
+_ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
 
 # fail FILE: tell why it cannot be read. What is invisible is missing only if the nearest directory above can be searched.
 _FAIL = b"""
@@ -139,6 +139,29 @@ for f do
 done
 :' sh "$1"
 """
+
+# DIRECTORY LIST [-m] [SUM]: the files of the tar on standard input, with the server's own owner and mode, and its own time
+# with -m. The archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size,
+# mode and time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing
+# stays. -o is --no-same-owner; tar makes the directories that are missing.
+UNPACK = (
+    _FAIL
+    + b"""
+[ -d "$1" ] || mkdir -p -- "$1"
+enter "$1"
+tar -x -f - -o --no-same-permissions --warning=no-timestamp $3 &&
+xargs -0 stat --printf '%s %f %Y\\0' -- <"$2" &&
+{ [ -z "$4" ] || xargs -0 "$4" -z -- <"$2"; }
+r=$?
+if [ "$r" = 0 ]; then
+  xargs -0 stat --printf '%f %n\\0' -- <"$2+" 2>/dev/null
+elif [ -f "$2" ]; then
+  xargs -0 rm -f -- <"$2"
+fi
+rm -f -- "$2" "$2+"
+exit "$r"
+"""
+)
 
 SYNC = b'sync -f -- "$1"'
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import secrets
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from storage_backend.backends.remote import finding, scripts
+from storage_backend.backends.remote import finding, scripts, unpacking
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.probe import LONGEST, Facts, probe
+from storage_backend.backends.remote.unpacking import Member, Unpacked
 from storage_backend.errors import SourceChangedError
 
 Item = TypeVar("Item")
@@ -118,6 +119,26 @@ class Shell:
                     digest, _, path = record.partition(b" ")
                     yield path[1:], digest.decode("ascii", "replace")
             command.finish()
+
+    def unpack(
+        self, directory: bytes, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
+    ) -> Sequence[Unpacked]:
+        """Write many small files, all or, after an error, none.
+
+        Args:
+            directory: where they go; it and what is missing beneath it is made.
+            members: their paths are relative to it.
+            listing: a relative path that nothing has, nor with a "+" after it.
+            dated: whether their times are kept; else it is that of writing.
+            digests: whether their SHA-256 is wanted; `facts.digests` must tell that one process takes many files.
+        """
+        arguments = (listing, b"-m" if not dated else b"", b"sha256sum" if digests else b"")
+        with _errors_of(directory):
+            archive = unpacking.packed(members, listing)
+            with self._start(scripts.UNPACK, directory, *arguments, stdin=archive) as command:
+                output = command.read_all(unpacking.longest(members))
+                command.finish()
+            return unpacking.unpacked(members, output, digests=digests)
 
     def sync(self, directory: bytes) -> None:
         """Return when the file system of *directory* has stored all of its changes."""

@@ -1,0 +1,203 @@
+"""Packing: many small objects as one tar stream, which the server unpacks beside their places; then they are renamed.
+
+A request of SFTP costs both sides more than the bytes of a small object do. So only the renaming is left to SFTP, where each
+object succeeds or fails by itself.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import stat
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from typing import NamedTuple
+
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.objects import SMALL, Objects
+from storage_backend.backends.remote.operations import Operations, Place, Staged, in_seconds
+from storage_backend.backends.remote.packets import Attributes
+from storage_backend.backends.remote.session import Steps
+from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.errors import Failures
+from storage_backend.streams import check_digest, sha256
+
+FEWEST = 64  # objects that are worth a command
+OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command
+GROUPS = 2  # under way at a time, so that one is sent while another is renamed
+
+
+class Write(NamedTuple):
+    """An object to be stored.
+
+    Attributes:
+        place: where.
+        content: all of it.
+        modified: the time to be kept.
+        verify: whether what was stored is compared with *content* before it is published.
+        sha256: of *content*, in hexadecimal, where it is known.
+    """
+
+    place: Place
+    content: bytes
+    modified: datetime | None
+    verify: bool
+    sha256: str | None = None
+
+
+Group = list[Write]
+Singly = Callable[[Iterator[Write]], int]
+
+
+def write(objects: Objects, source: Iterator[Write], failures: Failures, singly: Singly) -> int:
+    """Store objects as they come; how many.
+
+    Args:
+        objects: of the backend.
+        source: what to store.
+        failures: of the batch.
+        singly: stores what cannot be packed; how many.
+    """
+    if not objects.link.connection().may_unpack:
+        return singly(source)
+    with ThreadPoolExecutor(GROUPS, "storage-backend-packing") as pool:
+        packer = _Packer(objects, failures, singly, pool)
+        for item in source:
+            packer.add(item)
+            if not objects.link.connection().may_unpack:
+                return packer.finish() + singly(source)
+        return packer.finish()
+
+
+class _Packer:
+    """Gathers groups, and stores them beside the gathering."""
+
+    def __init__(
+        self, objects: Objects, failures: Failures, singly: Singly, pool: ThreadPoolExecutor
+    ) -> None:
+        self._objects = objects
+        self._failures = failures
+        self._singly = singly
+        self._pool = pool
+        # A tar keeps the times of all its files or of none.
+        self._gathered: dict[bool, Group] = {True: [], False: []}
+        self._sizes = {True: 0, False: 0}
+        self._busy: set[Place] = set()
+        self._under_way: list[Future[tuple[int, Group]]] = []
+        self._stored = 0
+
+    def add(self, item: Write) -> None:
+        """Store an object with the next group of its kind."""
+        if item.place in self._busy:
+            # Of a repeated identifier the last wins, so it does not overtake those before.
+            self._settle()
+        if len(item.content) > SMALL:
+            self._stored += self._singly(iter([item]))
+            return
+        dated = in_seconds(item.modified) is not None
+        group = self._gathered[dated]
+        group.append(item)
+        self._busy.add(item.place)
+        self._sizes[dated] += len(item.content)
+        if len(group) >= OBJECTS or self._sizes[dated] >= BYTES:
+            while len(self._under_way) >= GROUPS:
+                self._end(*self._under_way.pop(0).result())
+            self._under_way.append(self._pool.submit(self._store, self._taken(dated)))
+
+    def finish(self) -> int:
+        """Wait until all is stored; how many were."""
+        self._settle()
+        return self._stored
+
+    def _settle(self) -> None:
+        for group in (self._taken(True), self._taken(False)):
+            if len(group) >= FEWEST:
+                self._end(*self._store(group))
+            else:
+                self._stored += self._singly(iter(group))
+        while self._under_way:
+            self._end(*self._under_way.pop(0).result())
+        self._busy.clear()
+
+    def _taken(self, dated: bool) -> Group:
+        group, self._gathered[dated], self._sizes[dated] = self._gathered[dated], [], 0
+        return group
+
+    def _store(self, group: Group) -> tuple[int, Group]:
+        """How many of a group were stored, and those that cannot be packed."""
+        return self._objects.link.run(
+            None, lambda connection: _stored(self._objects, connection, group, self._failures)
+        )
+
+    def _end(self, stored: int, left: Group) -> None:
+        self._stored += stored
+        if left:
+            self._stored += self._singly(iter(left))
+
+
+def _stored(objects: Objects, connection: Connection, group: Group, failures: Failures) -> tuple[int, Group]:
+    operations = connection.operations
+    members = [
+        # "./": no name is taken for an option, nor "-" for standard input.
+        Member(
+            b"./" + operations.beside(item.place.path),
+            b"./" + item.place.path,
+            item.content,
+            in_seconds(item.modified) or 0,
+        )
+        for item in group
+    ]
+    dated = in_seconds(group[0].modified) is not None
+    found = connection.unpack(members, dated=dated, digests=any(item.verify for item in group))
+    if found is None:
+        return 0, group
+    staged = [_staged(connection.base, member, told) for member, told in zip(members, found, strict=True)]
+    left = dict.fromkeys(range(len(group)))
+    stored = 0
+
+    def failed(number: int, error: Exception) -> None:
+        del left[number]
+        with failures.of(group[number].place.identifier):
+            raise error
+
+    try:
+        for number, _ in connection.session.run_many(
+            (
+                (
+                    number,
+                    _publishing(operations, connection.at(item.place), item, staged[number], found[number]),
+                )
+                for number, item in enumerate(group)
+            ),
+            connection.session.at_a_time,
+            failed,
+        ):
+            del left[number]
+            failures.errors.pop(group[number].place.identifier, None)
+            objects.remember(group[number].place, staged[number])
+            stored += 1
+    except BaseException:
+        for number in left:
+            operations.discard(staged[number])
+        raise
+    return stored, []
+
+
+def _staged(base: bytes, member: Member, told: Unpacked) -> Staged:
+    old = None if told.replaced_mode is None else Attributes(None, told.replaced_mode, None)
+    return Staged(posixpath.join(base, member.path[2:]), old, Attributes(told.size, told.mode, told.modified))
+
+
+def _publishing(
+    operations: Operations, at: Place, item: Write, staged: Staged, told: Unpacked
+) -> Steps[None]:
+    try:
+        operations.check_size(at, told.size, len(item.content))
+        if told.sha256:
+            check_digest(at.identifier, item.sha256 or sha256(item.content), told.sha256, "what was stored")
+        if staged.old is not None and stat.S_IMODE(staged.old.mode or 0) != stat.S_IMODE(told.mode):
+            yield from operations.keep_mode(staged, at)
+    except BaseException:
+        operations.discard(staged)
+        raise
+    yield from operations.publish(staged, at)

@@ -1,0 +1,97 @@
+"""What a server's tar made of an archive, as scripts.UNPACK tells it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import NamedTuple
+
+from storage_backend.backends.remote.commands import CommandError
+from storage_backend.backends.remote.tarstream import archive
+
+_RECORD = 128  # bytes; numbers and digests of one file, with room to spare
+_SUM = re.compile(rb"[0-9a-f]{64}")
+
+
+class Member(NamedTuple):
+    """A small file to be written; paths are relative.
+
+    Attributes:
+        path: that nothing has.
+        target: what it is for.
+        content: all of it.
+        modified: seconds since 1970.
+    """
+
+    path: bytes
+    target: bytes
+    content: bytes
+    modified: int
+
+
+class Unpacked(NamedTuple):
+    """What the server then has.
+
+    Attributes:
+        size: of the new file, in bytes.
+        mode: type and permissions, as `os.stat` has them.
+        modified: seconds since 1970.
+        sha256: in hexadecimal; "" where it was not asked for.
+        replaced_mode: of what there is at the target, a link itself and not what it leads to; None if nothing is.
+    """
+
+    size: int
+    mode: int
+    modified: int
+    sha256: str
+    replaced_mode: int | None
+
+
+def packed(members: Sequence[Member], listing: bytes) -> Iterator[bytes]:
+    """The archive of *members* and the two lists that scripts.UNPACK wants, in pieces."""
+    paths = b"".join([b"%b\0" % member.path for member in members])
+    targets = b"".join([b"%b\0" % member.target for member in members])
+    lists = [(listing, paths, 0), (listing + b"+", targets, 0)]
+    return archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
+
+
+def longest(members: Sequence[Member]) -> int:
+    """The most bytes that scripts.UNPACK may print of *members*."""
+    return sum(_RECORD + len(member.path) + len(member.target) for member in members)
+
+
+def unpacked(members: Sequence[Member], output: bytes, *, digests: bool) -> list[Unpacked]:
+    """What scripts.UNPACK printed, one for each of *members*.
+
+    Raises:
+        CommandError: it makes no sense.
+    """
+    records = output.split(b"\0")[:-1]
+    count = len(members)
+    sums = records[count : 2 * count] if digests else None
+    there = {
+        path: mode
+        for mode, _, path in (record.partition(b" ") for record in records[count + len(sums or ()) :])
+    }
+    try:
+        told = [tuple(record.split(b" ")) for record in records[:count]]
+        return [
+            Unpacked(
+                int(size),
+                int(mode, 16),
+                int(modified),
+                "" if sums is None else _digest(sums[number], member.path),
+                int(there[member.target], 16) if member.target in there else None,
+            )
+            for number, (member, (size, mode, modified)) in enumerate(zip(members, told, strict=True))
+        ]
+    except (IndexError, ValueError) as error:
+        raise CommandError(0, b"", f"what tar and stat said makes no sense: {error}") from error
+
+
+def _digest(record: bytes, path: bytes) -> str:
+    """What sha256sum says of *path*: its digest, two blanks, its name."""
+    if not _SUM.fullmatch(record[:64]) or record[64:66] != b"  " or record[66:] != path:
+        raise ValueError(f"sha256sum says {record[:100]!r} of {path!r}")
+    return record[:64].decode()

@@ -1,0 +1,399 @@
+"""Batches that go to the server as a tar stream: what is stored, what each error leaves, and that nothing is left over."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+pytest.importorskip("paramiko")
+
+from storage_backend.backends.remote import objects, packing
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.settings import SSHConfig
+from storage_backend.backends.remote.storage import RemoteStorage
+from storage_backend.backends.remote.tarstream import archive
+from storage_backend.backends.remote.unpacking import Member
+from storage_backend.errors import (
+    AlreadyExistsError,
+    BatchError,
+    IntegrityError,
+    InvalidIdentifierError,
+    QuotaExceededError,
+)
+from storage_backend.info import ObjectInfo
+from storage_backend.testing import Subject
+from storage_backend.testing.subject import everything
+from storage_backend.testing.topics.batches import Batches
+from tests.backends.local_ways import small_disk
+from tests.conftest import unavailable
+from tests.servers import ServerUnavailableError
+from tests.ssh_pairs import pair
+from tests.ssh_proxy import Direction
+from tests.ssh_servers import OpenSSH, SSHPlace, shell_script
+
+LONG_AGO = datetime(2020, 5, 17, 12, 30, tzinfo=UTC)
+MANY = 3 * packing.FEWEST
+
+
+def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
+    return RemoteStorage(cast(SSHConfig, place.config(**more)), place.base)
+
+
+def items(count: int = MANY, text: str = "") -> dict[str, bytes]:
+    return {
+        f"d{number % 7}/e/f{number}": f"{text}{number}".encode() * (number % 50) for number in range(count)
+    }
+
+
+def left_over(place: SSHPlace) -> list[str]:
+    return [str(path) for path in place.local.rglob(".~sb-*")]
+
+
+class Told:
+    """How often unpacking was asked for, and how often it was done."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.asked = self.done = 0
+        unpack = Connection.unpack
+
+        def counted(connection: Connection, members: list[Member], **options: bool) -> Any:
+            self.asked += 1
+            found = unpack(connection, members, **options)
+            self.done += found is not None
+            return found
+
+        monkeypatch.setattr(Connection, "unpack", counted)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+    return Told(monkeypatch)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(min_size=1, max_size=700).map(
+                lambda name: name.replace(b"\0", b"x").strip(b"/") or b"x"
+            ),
+            st.binary(max_size=1200),
+            st.integers(0, (1 << 32) - 1),
+        )
+    )
+)
+def test_archive_is_what_others_read(files: list[tuple[bytes, bytes, int]]) -> None:
+    stream = io.BytesIO(b"".join(archive(files)))
+    with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as found:
+        for path, content, modified in files:
+            member = found.next()
+            assert member is not None
+            assert os.fsencode(member.name) == path
+            assert (member.isreg(), member.mtime, member.mode) == (True, modified, 0o666)
+            body = found.extractfile(member)
+            assert body is not None
+            assert body.read() == content
+        assert found.next() is None
+
+
+class TestBatches(Batches):
+    """The conformance suite's batches, all of them packed, however few."""
+
+    @pytest.fixture
+    def subject(self, openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Subject:
+        monkeypatch.setattr(packing, "FEWEST", 1)
+        return Subject(
+            make=lambda: storage_at(openssh_place), lacks={"content_type": "a file has no media type"}
+        )
+
+
+@pytest.mark.parametrize("verify", [False, True])
+def test_objects_are_stored_as_they_are(openssh_place: SSHPlace, told: Told, verify: bool) -> None:
+    given = items()
+    given["large"] = os.urandom(objects.SMALL + 1)
+    given["long/" + "n" * 200 + "/" + "m" * 255] = b"long"
+    with closing(storage_at(openssh_place)) as backend:
+        assert backend.write_many(given.items(), verify=verify) == len(given)
+        assert everything(backend) == given
+        # Over what is there now, too.
+        other = items(text="other")
+        assert backend.write_many(other.items(), verify=verify) == len(other)
+        assert everything(backend) == {**given, **other}
+    assert told.asked == told.done == 2
+    assert left_over(openssh_place) == []
+
+
+def test_asyncssh_unpacks_too(asyncssh_place: SSHPlace, told: Told) -> None:
+    with closing(storage_at(asyncssh_place)) as backend:
+        assert backend.write_many(items().items(), verify=True) == MANY
+        assert everything(backend) == items()
+    assert told.done == 1
+    assert left_over(asyncssh_place) == []
+
+
+def test_few_objects_start_no_command(openssh_place: SSHPlace, told: Told) -> None:
+    with closing(storage_at(openssh_place)) as backend:
+        backend.write_many(items(packing.FEWEST - 1).items())
+        assert everything(backend) == items(packing.FEWEST - 1)
+    assert told.asked == 0
+
+
+def test_base_directory_comes_to_be(openssh_place: SSHPlace, told: Told) -> None:
+    with closing(
+        RemoteStorage(cast(SSHConfig, openssh_place.config()), f"{openssh_place.base}/new/base")
+    ) as backend:
+        backend.write_many(items().items())
+        assert everything(backend) == items()
+    assert told.done == 1
+
+
+def test_times_are_kept_where_they_are_given(openssh_place: SSHPlace, told: Told) -> None:
+    dated = [
+        (ObjectInfo(f"dated/{name}", len(content), LONG_AGO), content) for name, content in items().items()
+    ]
+    before = ObjectInfo("before 1970", 1, datetime(1960, 1, 1, tzinfo=UTC))
+    mixed = [pair for both in zip(dated, items().items(), strict=True) for pair in both]
+    with closing(storage_at(openssh_place)) as backend:
+        assert backend.write_many([*mixed, (before, b"x")]) == 2 * MANY + 1
+        for info in backend.scan("dated/"):
+            assert info.modified == LONG_AGO
+            assert backend._receipt(info.identifier) == info
+        for name in [*items(), "before 1970"]:
+            modified = backend.stat(name).modified
+            assert modified is not None
+            assert modified.year >= 2026
+    assert told.done == 2
+
+
+def test_files_have_the_mode_that_they_had_and_others_that_of_new_ones(
+    openssh_place: SSHPlace, told: Told
+) -> None:
+    names = list(items())
+    with closing(storage_at(openssh_place)) as backend:
+        backend.write_many(items().items())
+        backend.write("alone", b"x")
+        modes = {0o600, 0o755, 0o444, 0o640}
+        for name, mode in zip(names, modes, strict=False):
+            (openssh_place.local / name).chmod(mode)
+        backend.write_many(items(text="new").items())
+        new = (openssh_place.local / "alone").stat().st_mode
+        found = [(openssh_place.local / name).stat().st_mode for name in names]
+        assert {mode & 0o777 for mode in found[: len(modes)]} == modes
+        assert set(found[len(modes) :]) == {new}
+        assert everything(backend) == {**items(text="new"), "alone": b"x"}
+    assert told.done == 2
+
+
+def test_each_obstacle_is_its_own_objects_error(openssh_place: SSHPlace, told: Told, tmp_path: Path) -> None:
+    local = openssh_place.local
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"outside")
+    names = list(items())
+    (local / "d0" / "e").mkdir(parents=True)
+    (local / names[0]).symlink_to(outside)  # replaced itself
+    (local / names[7]).mkdir()  # empty: it goes
+    (local / names[14]).mkdir()
+    (local / names[14] / "child").write_bytes(b"child")
+    given: dict[str, bytes] = {
+        **items(),
+        "-rf": b"1",
+        "-": b"2",
+        "a\nb/c\n": b"3",
+        "x" * 300: b"4",
+        "..": b"5",
+    }
+    with closing(storage_at(openssh_place)) as backend:
+        with pytest.raises(BatchError) as caught:
+            backend.write_many(given.items())
+        failures = caught.value.failures
+        assert {name: type(error) for name, error in failures.items()} == {
+            names[14]: AlreadyExistsError,
+            "x" * 300: InvalidIdentifierError,
+            "..": InvalidIdentifierError,
+        }
+        expected = {name: content for name, content in given.items() if name not in failures}
+        assert everything(backend) == {**expected, f"{names[14]}/child": b"child"}
+        assert told.done == 1, "none of these has others written one by one"
+        assert outside.read_bytes() == b"outside"
+        assert not (local / names[0]).is_symlink()
+        # A file where a directory is wanted: tar fails as a whole.
+        with pytest.raises(BatchError) as caught:
+            backend.write_many({**items(text="new"), "-/x": b"6"}.items())
+        assert {name: type(error) for name, error in caught.value.failures.items()} == {
+            names[14]: AlreadyExistsError,
+            "-/x": AlreadyExistsError,
+        }
+        new = {name: content for name, content in items(text="new").items() if name != names[14]}
+        assert everything(backend) == {**expected, f"{names[14]}/child": b"child", **new}
+        # It is tried again with the next.
+        (told.asked, told.done) = (0, 0)
+        backend.write_many({f"z{name}": content for name, content in items().items()}.items())
+        assert (told.asked, told.done) == (1, 1)
+    assert left_over(openssh_place) == []
+
+
+def test_last_of_a_repeated_identifier_stays_across_groups(
+    openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+    given = [
+        *items().items(),
+        *items(text="again").items(),
+        ("d0/e/f0", b"last"),
+        ("d1/e/f1", b"z" * (1 << 20)),
+    ]
+    with closing(storage_at(openssh_place)) as backend:
+        assert backend.write_many(given) == len(given)
+        assert everything(backend) == dict(given)
+    assert told.done >= 6
+    assert left_over(openssh_place) == []
+
+
+def test_source_that_raises_leaves_whole_objects_only(
+    openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+
+    def source() -> Iterator[tuple[str, bytes]]:
+        yield from items().items()
+        raise ZeroDivisionError
+
+    with closing(storage_at(openssh_place)) as backend:
+        with pytest.raises(ZeroDivisionError):
+            backend.write_many(source())
+        assert everything(backend).items() <= items().items()
+    assert left_over(openssh_place) == []
+
+
+@pytest.mark.parametrize("after", [0, 2_000, 20_000, 150_000, 300_000])
+@pytest.mark.parametrize("direction", ["from_client", "from_server"])
+def test_connection_that_is_cut_loses_nothing(
+    openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch, direction: Direction, after: int
+) -> None:
+    monkeypatch.setattr(packing, "OBJECTS", 2 * packing.FEWEST)
+    given = {name: content * 20 for name, content in items(8 * packing.FEWEST).items()}
+    with pair(openssh_place) as ways, ways.storage() as backend:
+        backend.write("a", b"1")
+        ways.lose_first_after(after if direction == "from_client" else after // 10, direction)
+        assert backend.write_many(given.items(), verify=True) == len(given)
+        assert everything(backend) == {**given, "a": b"1"}
+
+
+# What a server's tools may do instead of what they should.
+LIES = {
+    "tar does nothing": ("tar", "cat >/dev/null"),
+    "tar ends at once": ("tar", "exit 0"),
+    "tar fails": ("tar", "exit 1"),
+    "tar fails at its end": ("tar", '{real} "$@"; exit 2'),
+    "tar loses the end": ("tar", 'head -c 60000 | {real} "$@" 2>/dev/null; cat >/dev/null; exit 0'),
+    "stat says nothing": ("stat", "exit 0"),
+    "stat prints too much": ("stat", "yes | head -c 3000000"),
+    "stat makes no sense": ("stat", "printf 'x y z\\0%.0s' $(seq 1000)"),
+    "stat fails": ("stat", "exit 1"),
+    "xargs does nothing": ("xargs", "exit 0"),
+    "sha256sum fails": ("sha256sum", "exit 1"),
+    "sha256sum makes no sense": ("sha256sum", "echo x"),
+}
+
+
+@pytest.mark.parametrize("way", LIES)
+def test_tools_that_fail_mean_writing_by_sftp(
+    lying: Callable[[str, str], SSHPlace], told: Told, way: str
+) -> None:
+    place = lying(*LIES[way])
+    with closing(storage_at(place)) as backend:
+        for text in ("first", "second"):
+            assert backend.write_many(items(text=text).items(), verify=True) == MANY
+            assert everything(backend) == items(text=text)
+    assert told.done == 0
+    assert left_over(place) == []
+
+
+@pytest.mark.parametrize("way", ["other bytes", "another digest"])
+def test_what_is_not_what_was_sent_is_never_published(
+    lying: Callable[[str, str], SSHPlace], told: Told, way: str
+) -> None:
+    if way == "other bytes":
+        place = lying(
+            "tar",
+            '{real} "$@" && find . -name ".~sb-*-[0-9]*" -size +1 -exec sh -c \'printf X | dd of="$1" conv=notrunc status=none\' sh {{}} \\;',
+        )
+    else:
+        place = lying("sha256sum", '{real} "$@" | sed -z "s/^.{{8}}/00000000/" -E')
+    given = dict.fromkeys(items(), b"x" * 2000)
+    with closing(storage_at(place)) as backend:
+        backend.write(next(iter(given)), b"old")
+        with pytest.raises(BatchError) as caught:
+            backend.write_many(given.items(), verify=True)
+        assert {type(error) for error in caught.value.failures.values()} == {IntegrityError}
+        assert set(caught.value.failures) == set(given)
+        assert everything(backend) == {next(iter(given)): b"old"}
+    assert told.done == 1
+    assert left_over(place) == []
+
+
+def test_full_disk_stops_the_batch_and_leaves_nothing_of_ours(openssh_place: SSHPlace, told: Told) -> None:
+    folder = openssh_place.local / "disk"
+    folder.mkdir()
+    given = {name: os.urandom(20_000) for name in items()}
+    with small_disk(folder):
+        config = cast(SSHConfig, openssh_place.config())
+        with closing(RemoteStorage(config, f"{openssh_place.base}/disk")) as backend:
+            with pytest.raises(QuotaExceededError):
+                backend.write_many(given.items())
+            assert everything(backend).items() <= given.items()
+            assert left_over(openssh_place) == []
+
+
+@pytest.mark.parametrize("kind", ["hung", "mute", "slow", "noisy", "csh-like", "busybox"])
+def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str, told: Told) -> None:
+    try:
+        server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    try:
+        with server.place() as place, closing(storage_at(place)) as backend:
+            assert backend.write_many(items().items(), verify=True) == MANY
+            assert everything(backend) == items()
+            assert told.done == (kind in {"noisy", "slow"})
+            assert left_over(place) == []
+    finally:
+        server.stop()
+
+
+def test_no_session_to_spare_means_writing_by_sftp(told: Told) -> None:
+    try:
+        server = OpenSSH(extra=["MaxSessions 1"])
+    except ServerUnavailableError as error:
+        unavailable(str(error))
+    try:
+        with server.place() as place, closing(storage_at(place)) as backend:
+            assert backend.write_many(items().items(), verify=True) == MANY
+            assert everything(backend) == items()
+            assert (told.asked, told.done) == (1, 0)
+    finally:
+        server.stop()
+
+
+def test_many_threads_pack_at_once(openssh_place: SSHPlace, told: Told) -> None:
+    with closing(storage_at(openssh_place)) as backend:
+
+        def write(number: int) -> int:
+            given = {f"{number}/{name}": content for name, content in items().items()}
+            return backend.write_many(given.items(), verify=bool(number % 2))
+
+        with ThreadPoolExecutor(12) as pool:
+            assert list(pool.map(write, range(24))) == [MANY] * 24
+        expected = {f"{number}/{name}": content for number in range(24) for name, content in items().items()}
+        assert everything(backend) == expected
+    assert told.done == 24
