@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from typing import TypeAlias, cast
 
 from storage_backend.base import Item, StorageBackend, capabilities_of
@@ -166,7 +165,7 @@ _Digest: TypeAlias = tuple[int | None, str] | Exception
 def _compared(
     job: Job, action: Action, ours: _Digest, theirs: _Digest, *, looked: float, repair: bool
 ) -> Outcome:
-    action = replace(action, reason="checksum")
+    action = action._replace(reason="checksum")
     if isinstance(ours, Exception):
         raise ours
     size, digest = ours
@@ -178,7 +177,7 @@ def _compared(
         record = verified_record(action, size, digest, cast(ObjectInfo, action.target), looked)
         return Outcome(action, size=size or 0, record=record)
     if repair:
-        return copy_one(job, replace(action, kind="copy"))
+        return copy_one(job, action._replace(kind="copy"))
     raise IntegrityError(f"{action.identifier!r}: the two sides differ", identifier=action.identifier)
 
 

@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO, cast
+from dataclasses import dataclass, field
+from typing import BinaryIO, NamedTuple, cast
 
 from storage_backend.base import StorageBackend, capabilities_of, info_of
 from storage_backend.errors import BatchError, IntegrityError, SourceChangedError, StorageError
@@ -86,8 +86,7 @@ class Job:
         return shown
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """How it went with one object.
 
     Attributes:
@@ -164,7 +163,7 @@ def copy_one(job: Job, action: Action) -> Outcome:
 
 def replace_source(action: Action, info: ObjectInfo) -> Action:
     """The same action, of the object as it shows now."""
-    return action if info is action.source else replace(action, source=info, looked=time.time())
+    return action if info is action.source else action._replace(source=info, looked=time.time())
 
 
 def expected(info: ObjectInfo, sha256: str | None = None) -> ObjectInfo:
@@ -186,7 +185,7 @@ def verified_record(
         shown: what the target shows.
         looked: `time.time()` before the source was read.
     """
-    source = Fingerprint.of(replace(cast(ObjectInfo, action.source), size=size))
+    source = Fingerprint.of(cast(ObjectInfo, action.source))._replace(size=size)
     target = Fingerprint.of(shown)
     return Record(
         action.identifier, source, source.proves(looked), target, target.proves(time.time()), sha256

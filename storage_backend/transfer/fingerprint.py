@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Self
+from typing import NamedTuple, Self
 
 from storage_backend.info import ObjectInfo
 
@@ -13,8 +12,7 @@ from storage_backend.info import ObjectInfo
 RACY_SECONDS = 2.0
 
 
-@dataclass(frozen=True, slots=True)
-class Fingerprint:
+class Fingerprint(NamedTuple):
     """Size, time and etag of an object at some moment.
 
     Attributes:

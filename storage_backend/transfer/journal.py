@@ -292,11 +292,10 @@ class Journal:
 
 def _key(identifier: str) -> bytes:
     """The bytes of an identifier that may not even be a valid one, as those that failed are."""
-    return identifier.encode("utf-8", "surrogatepass" if not _escapable(identifier) else "surrogateescape")
-
-
-def _escapable(identifier: str) -> bool:
-    return all(not 0xD800 <= ord(each) < 0xDC80 and not 0xDCFF < ord(each) < 0xE000 for each in identifier)
+    try:
+        return identifier.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return identifier.encode("utf-8", "surrogatepass")
 
 
 def _record(row: _Row) -> Record:

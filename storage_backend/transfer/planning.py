@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Literal, TypeAlias, cast
+from typing import Literal, NamedTuple, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.errors import StorageError
@@ -16,8 +16,7 @@ from storage_backend.transfer.fingerprint import RACY_SECONDS, Fingerprint, is_r
 ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(NamedTuple):
     """What to do with one object, and why.
 
     Attributes:
@@ -55,8 +54,7 @@ class Rules:
     keeps_time: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(NamedTuple):
     """What the journal knows of an object that was verified.
 
     Attributes:

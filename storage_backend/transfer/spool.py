@@ -1,4 +1,4 @@
-"""Spool: a queue of actions on disk, so that planning can run ahead without holding the plan in memory."""
+"""Spool: a queue of actions, on disk from some length on, so that planning can run ahead without holding the plan in memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import threading
+from collections import deque
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.transfer.fingerprint import microseconds
 from storage_backend.transfer.planning import Action
 
-BLOCK = 256 << 10  # bytes read, and buffered before they are written, at a time
+HELD = 4096  # actions in memory, some megabytes; so many at a time are written and read
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -24,20 +25,18 @@ class Spool:
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
+        self._blocks: deque[int] = deque()  # bytes of each that was written and not read yet
         self._changed = threading.Condition()
-        self._fresh: list[bytes] = []
-        self._fresh_size = 0
+        self._fresh: list[Action] = []
         self._complete = False
         self.count = 0
 
     def put(self, action: Action) -> None:
         """Append an action."""
-        line = json.dumps(_pack(action)).encode() + b"\n"
         with self._changed:
-            self._fresh.append(line)
-            self._fresh_size += len(line)
+            self._fresh.append(action)
             self.count += 1
-            if self._fresh_size >= BLOCK:
+            if len(self._fresh) >= HELD:
                 self._write()
             self._changed.notify()
 
@@ -50,41 +49,37 @@ class Spool:
     def take(self, patience: float) -> Iterator[Action | None]:
         """All actions in order; None each time that *patience* seconds passed without one."""
         position = 0
-        rest = b""
         while True:
+            size = 0
             with self._changed:
-                if not self._fresh and not self._complete and position == self._written():
+                if not self._blocks and not self._fresh and not self._complete:
                     self._changed.wait(patience)
-                self._write()
-                end = self._written()
-                if position == end:
-                    if self._complete:
-                        return
-                    block = b""
-                else:
-                    block = os.pread(self._file.fileno(), min(BLOCK, end - position), position)
-            if not block:
+                taken: list[Action] = []
+                if self._blocks:
+                    size = self._blocks.popleft()
+                elif self._fresh:
+                    taken, self._fresh = self._fresh, taken
+                elif self._complete:
+                    return
+            if size:
+                taken = [_unpack(row) for row in json.loads(os.pread(self._file.fileno(), size, position))]
+                position += size
+            if taken:
+                yield from taken
+            else:
                 yield None
-                continue
-            position += len(block)
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield _unpack(json.loads(line))
 
     def close(self) -> None:
         """Give the disk space back."""
         self._file.close()
 
     def _write(self) -> None:
-        if self._fresh:
-            view = memoryview(b"".join(self._fresh))
-            while view:
-                view = view[self._file.write(view) :]
-            self._fresh.clear()
-            self._fresh_size = 0
-
-    def _written(self) -> int:
-        return self._file.tell()
+        block = json.dumps([_pack(action) for action in self._fresh]).encode()
+        view = memoryview(block)
+        while view:
+            view = view[self._file.write(view) :]
+        self._blocks.append(len(block))
+        self._fresh.clear()
 
 
 def _pack(action: Action) -> list[Any]:
