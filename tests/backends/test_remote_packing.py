@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -13,27 +14,25 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 pytest.importorskip("paramiko")
 
-from storage_backend.backends.remote import objects, packing
+from storage_backend.backends.remote import fetching, objects, packing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.settings import SSHConfig
 from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.backends.remote.tarstream import archive
-from storage_backend.backends.remote.unpacking import Member
 from storage_backend.errors import (
     AlreadyExistsError,
     BatchError,
     IntegrityError,
     InvalidIdentifierError,
+    NotAFileError,
+    NotFoundError,
     QuotaExceededError,
 )
 from storage_backend.info import ObjectInfo
 from storage_backend.testing import Subject
-from storage_backend.testing.subject import everything
+from storage_backend.testing.subject import everything, same
 from storage_backend.testing.topics.batches import Batches
 from tests.backends.local_ways import small_disk
 from tests.conftest import unavailable
@@ -61,49 +60,31 @@ def left_over(place: SSHPlace) -> list[str]:
 
 
 class Told:
-    """How often unpacking was asked for, and how often it was done."""
+    """How often packing or unpacking was asked for, and how often it was done."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
         self.asked = self.done = 0
-        unpack = Connection.unpack
+        asked = getattr(Connection, method)
 
-        def counted(connection: Connection, members: list[Member], **options: bool) -> Any:
+        def counted(connection: Connection, *arguments: Any, **options: Any) -> Any:
             self.asked += 1
-            found = unpack(connection, members, **options)
+            found = asked(connection, *arguments, **options)
             self.done += found is not None
             return found
 
-        monkeypatch.setattr(Connection, "unpack", counted)
+        monkeypatch.setattr(Connection, method, counted)
 
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    return Told(monkeypatch)
+    """Of batches that are written."""
+    return Told(monkeypatch, "unpack")
 
 
-@given(
-    st.lists(
-        st.tuples(
-            st.binary(min_size=1, max_size=700).map(
-                lambda name: name.replace(b"\0", b"x").strip(b"/") or b"x"
-            ),
-            st.binary(max_size=1200),
-            st.integers(0, (1 << 32) - 1),
-        )
-    )
-)
-def test_archive_is_what_others_read(files: list[tuple[bytes, bytes, int]]) -> None:
-    stream = io.BytesIO(b"".join(archive(files)))
-    with tarfile.open(fileobj=stream, mode="r:", encoding="utf-8", errors="surrogateescape") as found:
-        for path, content, modified in files:
-            member = found.next()
-            assert member is not None
-            assert os.fsencode(member.name) == path
-            assert (member.isreg(), member.mtime, member.mode) == (True, modified, 0o666)
-            body = found.extractfile(member)
-            assert body is not None
-            assert body.read() == content
-        assert found.next() is None
+@pytest.fixture
+def told_read(monkeypatch: pytest.MonkeyPatch) -> Told:
+    """Of batches that are read."""
+    return Told(monkeypatch, "pack")
 
 
 class TestBatches(Batches):
@@ -112,6 +93,7 @@ class TestBatches(Batches):
     @pytest.fixture
     def subject(self, openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Subject:
         monkeypatch.setattr(packing, "FEWEST", 1)
+        monkeypatch.setattr(fetching, "FEWEST", 1)
         return Subject(
             make=lambda: storage_at(openssh_place), lacks={"content_type": "a file has no media type"}
         )
@@ -356,7 +338,7 @@ def test_full_disk_stops_the_batch_and_leaves_nothing_of_ours(openssh_place: SSH
 
 
 @pytest.mark.parametrize("kind", ["hung", "mute", "slow", "noisy", "csh-like", "busybox"])
-def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str, told: Told) -> None:
+def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str, told: Told, told_read: Told) -> None:
     try:
         server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))
     except ServerUnavailableError as error:
@@ -364,8 +346,9 @@ def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str, told: T
     try:
         with server.place() as place, closing(storage_at(place)) as backend:
             assert backend.write_many(items().items(), verify=True) == MANY
-            assert everything(backend) == items()
+            assert dict(backend.read_many(items())) == items()
             assert told.done == (kind in {"noisy", "slow"})
+            assert (told_read.done > 0) == (kind in {"noisy", "slow"})
             assert left_over(place) == []
     finally:
         server.stop()
@@ -397,3 +380,155 @@ def test_many_threads_pack_at_once(openssh_place: SSHPlace, told: Told) -> None:
         expected = {f"{number}/{name}": content for number in range(24) for name, content in items().items()}
         assert everything(backend) == expected
     assert told.done == 24
+
+
+def filled(place: SSHPlace) -> dict[str, bytes]:
+    """Many objects, on the server's disk."""
+    for name, content in items().items():
+        (place.local / name).parent.mkdir(parents=True, exist_ok=True)
+        (place.local / name).write_bytes(content)
+    return items()
+
+
+def test_batch_is_read_by_tar(openssh_place: SSHPlace, told_read: Told) -> None:
+    given = filled(openssh_place)
+    with closing(storage_at(openssh_place)) as backend:
+        assert dict(backend.read_many(given)) == given
+        twice = sorted([*given, *given])
+        assert sorted(backend.read_many(twice)) == [(name, given[name]) for name in twice]
+        assert told_read.done == told_read.asked > 0
+        told_read.asked = 0
+        assert dict(backend.read_many(list(given)[: fetching.FEWEST - 1])).items() <= given.items()
+        assert told_read.asked == 0
+
+
+def test_what_cannot_be_read_is_its_own_objects_error(
+    openssh_place: SSHPlace, told_read: Told, tmp_path: Path
+) -> None:
+    given = filled(openssh_place)
+    local = openssh_place.local
+    (local / "link").symlink_to("d0/e/f0")
+    (local / "second name").hardlink_to(local / "d1/e/f1")
+    (local / "dangling").symlink_to("nowhere")
+    (local / "directory").mkdir()
+    os.mkfifo(local / "pipe")
+    names = [
+        *given,
+        "link",
+        "second name",
+        "dangling",
+        "directory",
+        "pipe",
+        "absent",
+        "a/b",
+        "..",
+        "-",
+        "a\nb",
+    ]
+    with closing(storage_at(openssh_place)) as backend:
+        found: dict[str, bytes] = {}
+        with pytest.raises(BatchError) as caught:
+            found.update(backend.read_many(names))
+        assert found == {**given, "link": given["d0/e/f0"], "second name": given["d1/e/f1"]}
+        assert {name: type(error) for name, error in caught.value.failures.items()} == {
+            "dangling": NotFoundError,
+            "directory": NotAFileError,
+            "pipe": NotAFileError,
+            "absent": NotFoundError,
+            "a/b": NotFoundError,
+            "..": InvalidIdentifierError,
+            "-": NotFoundError,
+            "a\nb": NotFoundError,
+        }
+    assert told_read.done == told_read.asked
+
+
+def test_large_objects_are_not_held_in_groups(
+    openssh_place: SSHPlace, told_read: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = filled(openssh_place)
+    for number in range(3):
+        given[f"large{number}"] = os.urandom(3 << 20)
+        (openssh_place.local / f"large{number}").write_bytes(given[f"large{number}"])
+    monkeypatch.setattr(fetching, "LIMIT", 4 << 20)
+    with closing(storage_at(openssh_place)) as backend:
+        assert same(dict(backend.read_many(given)), given)
+        assert same(dict(backend.read_many(sorted(given))), given)
+    assert told_read.done < told_read.asked
+
+
+def evil(*members: tuple[str, bytes, bytes]) -> bytes:
+    """An archive of (name, kind, content)."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, kind, content in members:
+            member = tarfile.TarInfo(name)
+            member.type, member.size, member.linkname = kind, len(content), "/etc/passwd"
+            archive.addfile(member, io.BytesIO(content))
+    return out.getvalue()
+
+
+REGULAR = tarfile.REGTYPE
+EVIL = {
+    "an absolute name": evil(("/tmp/canary", REGULAR, b"x")),
+    "a way out": evil(("../canary", REGULAR, b"x")),
+    "a way out from a directory": evil(("./d0/../../canary", REGULAR, b"x")),
+    "a symbolic link": evil(("./d0/e/f0", tarfile.SYMTYPE, b"")),
+    "a hard link": evil(("./d0/e/f0", tarfile.LNKTYPE, b"")),
+    "an extra member": evil(("./d0/e/f0", REGULAR, b""), ("./other", REGULAR, b"x")),
+    "a member twice": evil(("./d0/e/f0", REGULAR, b""), ("./d0/e/f0", REGULAR, b"x")),
+    "no end": evil(("./d0/e/f0", REGULAR, b"x" * 2000))[:1024],
+    "nothing": b"",
+    "noise": b"x" * 5000,
+    "more after the end": evil() + b"x",
+}
+
+
+@pytest.mark.parametrize("way", EVIL)
+def test_tar_of_a_hostile_server_is_refused(
+    lying: Callable[[str, str], SSHPlace], told_read: Told, tmp_path: Path, way: str
+) -> None:
+    archive = tmp_path / "archive"
+    archive.write_bytes(EVIL[way])
+    place = lying("tar", f"cat >/dev/null; cat {archive}")
+    given = filled(place)
+    with closing(storage_at(place)) as backend:
+        assert dict(backend.read_many(given)) == given
+    assert told_read.done == 0
+
+
+@pytest.mark.parametrize(
+    "way", ["exit 1", '{real} "$@"; exit 1', '{real} "$@"; echo "tar: ?" >&2; exit 2', "exit 0"]
+)
+def test_tar_that_says_it_failed_is_not_believed(
+    lying: Callable[[str, str], SSHPlace], told_read: Told, way: str
+) -> None:
+    place = lying("tar", way)
+    given = filled(place)
+    with closing(storage_at(place)) as backend:
+        assert dict(backend.read_many(given)) == given
+    assert told_read.done == 0
+
+
+@pytest.mark.parametrize("after", [0, 300, 10_000, 100_000, 400_000])
+def test_connection_that_is_cut_while_a_batch_is_read_loses_nothing(
+    openssh_place: SSHPlace, after: int
+) -> None:
+    given = {name: content * 20 for name, content in filled(openssh_place).items()}
+    for name, content in given.items():
+        (openssh_place.local / name).write_bytes(content)
+    with pair(openssh_place) as ways, ways.storage() as backend:
+        backend.check_connection()
+        ways.lose_first_after(after, "from_server")
+        assert dict(backend.read_many(given)) == given
+
+
+def test_reading_may_end_early(openssh_place: SSHPlace) -> None:
+    given = filled(openssh_place)
+    with closing(storage_at(openssh_place)) as backend:
+        for count in (1, 5, 130):
+            reading = backend.read_many(given)
+            assert len([next(reading) for _ in range(count)]) == count
+            cast(Any, reading).close()
+        assert not [thread.name for thread in threading.enumerate() if "fetching" in thread.name]
+        assert dict(backend.read_many(given)) == given

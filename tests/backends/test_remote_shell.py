@@ -63,6 +63,7 @@ EVERYTHING = Facts(
     rename=True,
     link=True,
     sync=True,
+    pack=True,
     unpack=True,
     digests=dict.fromkeys(ALGORITHMS, True),
 )

@@ -7,7 +7,7 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from storage_backend.backends.remote import packing
+from storage_backend.backends.remote import fetching, packing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import LostError
 from storage_backend.backends.remote.link import LOSSES
@@ -34,39 +34,13 @@ def read_many(
 ) -> Iterator[tuple[str, bytes]]:
     """Each object with its identifier; see `StorageBackend.read_many`."""
     failures = Failures()
-    begun = ended = size = 0
-    tried: set[Place] = set()
 
-    def places() -> Iterator[Place | None]:
-        nonlocal begun
-        for place in _places(place_of, identifiers, failures):
-            while begun - ended >= (FIRST_READS if not ended else max(BYTES * ended // max(size, 1), 1)):
-                yield None
-            begun += 1
-            yield place
+    def singly(source: Iterator[Place]) -> Iterator[tuple[Place, bytes]]:
+        return _read(objects, source, failures)
 
-    def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
-        look = place in tried
-        tried.add(place)
-        content, _ = yield from connection.operations.read(connection.at(place), SMALL, look=look)
-        tried.discard(place)
-        return content
-
-    def failed(place: Place, error: Exception) -> None:
-        nonlocal ended
-        ended += 1
-        with failures.of(place.identifier):
-            raise error
-
-    for place, found in _side_by_side(objects, places(), steps, failed):
-        ended += 1
-        size += SMALL if found is None else len(found)
-        content = found
-        if found is None:
-            with failures.of(place.identifier):
-                content = objects.read_whole(place)
-        if content is not None:
-            yield place.identifier, content
+    for place, content in fetching.read(objects, _places(place_of, identifiers, failures), singly):
+        objects.note_size(len(content))
+        yield place.identifier, content
     failures.raise_any("read", where)
 
 
@@ -123,6 +97,43 @@ def facts_of_many(
         if found is not None:
             yield place, found
     failures.raise_any("look at", where)
+
+
+def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iterator[tuple[Place, bytes]]:
+    """Objects as they come."""
+    begun = ended = size = 0
+    tried: set[Place] = set()
+
+    def places() -> Iterator[Place | None]:
+        nonlocal begun
+        for place in source:
+            while begun - ended >= (FIRST_READS if not ended else max(BYTES * ended // max(size, 1), 1)):
+                yield None
+            begun += 1
+            yield place
+
+    def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
+        look = place in tried
+        tried.add(place)
+        content, _ = yield from connection.operations.read(connection.at(place), SMALL, look=look)
+        tried.discard(place)
+        return content
+
+    def failed(place: Place, error: Exception) -> None:
+        nonlocal ended
+        ended += 1
+        with failures.of(place.identifier):
+            raise error
+
+    for place, found in _side_by_side(objects, places(), steps, failed):
+        ended += 1
+        size += SMALL if found is None else len(found)
+        content = found
+        if found is None:
+            with failures.of(place.identifier):
+                content = objects.read_whole(place)
+        if content is not None:
+            yield place, content
 
 
 def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:

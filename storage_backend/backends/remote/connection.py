@@ -9,7 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.commands import CommandError
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 # OpenSSH gives a connection ten sessions (sshd_config(5), MaxSessions): one is SFTP's, and listings and digests need theirs.
-UNPACKING = 4
+BULK = 4
 # 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and a channel that is closed
 # while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
 REKEY_BYTES = 1 << 36
@@ -72,8 +72,8 @@ class Connection:
         self._where = where
         self._process = os.getpid()
         self._transport = _transport(client)
-        self._unpacking = threading.BoundedSemaphore(UNPACKING)
-        self._unpacks: bool | None = None
+        self._bulk = threading.BoundedSemaphore(BULK)
+        self._able: dict[str, bool] = {}
         self._probing = threading.Lock()
         self._facts: Facts | None = None
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
@@ -158,49 +158,59 @@ class Connection:
         if done:
             self.close()
 
-    @property
-    def may_unpack(self) -> bool:
-        """Whether `unpack` is worth a try: nothing is known yet that speaks against it."""
-        return (
-            self._shell is not None
-            and self._unpacks is not False
-            and packets.POSIX_RENAME in self.session.extensions
-        )
+    def may(self, fact: Literal["pack", "unpack"]) -> bool:
+        """Whether it is worth a try: nothing is known yet that speaks against it."""
+        renames = fact == "pack" or packets.POSIX_RENAME in self.session.extensions
+        return self._shell is not None and renames and self._able.get(fact, True)
+
+    def pack(self, names: Sequence[bytes], limit: int) -> Sequence[bytes | None] | None:
+        """The contents of many small files by the server's tar, as `Shell.pack` gives them; None too if it does not."""
+        return self._tried("pack", lambda shell, _: shell.pack(self.base, names, limit))
 
     def unpack(self, members: Sequence[Member], *, dated: bool, digests: bool) -> Sequence[Unpacked] | None:
         """Write many small files by the server's tar; None if it does not, and then none of them is there.
 
-        The first time nothing is known of the server, and to probe it takes as long as thousands of files: it is tried, with
-        digests as the proof.
-
         Args:
             members: their paths are relative to the base directory.
             dated: whether their times are kept.
-            digests: whether their SHA-256 is wanted; they come in any case the first time.
+            digests: whether their SHA-256 is wanted; they come in any case the first time, as proof.
         """
-        if not self.may_unpack:
-            return None
         listing = temporary_name().encode()
-        first = self._unpacks is None
+
+        def unpack(shell: Shell, first: bool) -> Sequence[Unpacked]:
+            return shell.unpack(self.base, members, listing, dated=dated, digests=digests or first)
+
+        found = self._tried("unpack", unpack)
+        if found is None:
+            for path in (listing, listing + b"+", *(member.path for member in members)):
+                self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
+        return found
+
+    def _tried(self, fact: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
+        """What *work* gives, or None if the server's shell fails.
+
+        The first time nothing is known of the server, and to probe it takes as long as thousands of files: *work* is told so,
+        and only if it fails the shell is probed.
+        """
+        if not self.may(fact):
+            return None
+        first = fact not in self._able
         # A shell that hangs is given up as soon as by the probe.
-        timeout = min(self._timeout, LONGEST) if first else self._timeout
-        shell = Shell(self._command_channel, timeout)
+        shell = Shell(self._command_channel, min(self._timeout, LONGEST) if first else self._timeout)
         try:
-            with self._unpacking, self.command():
-                found = shell.unpack(self.base, members, listing, dated=dated, digests=digests or first)
+            with self._bulk, self.command():
+                found = work(shell, first)
         except FATAL:
             raise
         except (StorageError, LostError) as error:
             if first:
-                self._unpacks = self.facts.unpack
+                self._able[fact] = getattr(self.facts, fact)
             elif isinstance(error, LostError):
                 raise
-            # One of them, or its directory: SFTP tells which.
-            logger.info("%s: writing %d files one by one: %s", self._where, len(members), error)
-            for path in (listing, listing + b"+", *(member.path for member in members)):
-                self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
+            # One of many files, or its directory: SFTP tells which.
+            logger.info("%s: file by file instead of by tar: %s", self._where, error)
             return None
-        self._unpacks = True
+        self._able[fact] = True
         return found
 
     @contextmanager

@@ -38,6 +38,7 @@ T = TypeVar("T")
 
 SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
 READ_RATHER = 1 << 20  # bytes; a command takes as long to start as these to arrive
+FIRST_MEAN = 64 << 10  # bytes of an object, before anything is known
 RECEIPTS = 10_000  # writes that are remembered until somebody asks how they show
 LARGE_COPY = 64 << 20  # bytes; a command of its own then leaves the SFTP session free
 
@@ -51,12 +52,14 @@ class Objects:
 
     Attributes:
         receipts: what listings will show of the objects last written.
+        mean_size: bytes of an object, as far as batches that were read tell.
     """
 
     def __init__(self, link: Link, where: str) -> None:
         self.link = link
         self.where = where
         self.receipts: dict[str, Attributes] = {}
+        self.mean_size: float = FIRST_MEAN
 
     def remember(self, place: Place, staged: Staged) -> None:
         """Keep what a listing will show of an object that was just published, for whoever asks."""
@@ -67,6 +70,10 @@ class Objects:
             self.receipts.pop(place.identifier, None)
         else:
             self.receipts[place.identifier] = staged.new
+
+    def note_size(self, size: int) -> None:
+        """Take the size of an object that was read into account; a single large one does not count for more than a few."""
+        self.mean_size += (min(size, 1 << 20) - self.mean_size) / 64
 
     def facts(self, place: Place) -> Attributes:
         """The attributes of an object."""

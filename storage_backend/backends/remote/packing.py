@@ -58,13 +58,13 @@ def write(objects: Objects, source: Iterator[Write], failures: Failures, singly:
         failures: of the batch.
         singly: stores what cannot be packed; how many.
     """
-    if not objects.link.connection().may_unpack:
+    if not objects.link.connection().may("unpack"):
         return singly(source)
     with ThreadPoolExecutor(GROUPS, "storage-backend-packing") as pool:
         packer = _Packer(objects, failures, singly, pool)
         for item in source:
             packer.add(item)
-            if not objects.link.connection().may_unpack:
+            if not objects.link.connection().may("unpack"):
                 return packer.finish() + singly(source)
         return packer.finish()
 

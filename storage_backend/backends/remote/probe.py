@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import secrets
 import stat
@@ -15,7 +16,9 @@ from types import MappingProxyType
 from storage_backend.backends.remote import scripts, unpacking
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import FIELDS
+from storage_backend.backends.remote.tarstream import members
 from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.errors import IntegrityError
 from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
@@ -45,6 +48,7 @@ class Facts:
     rename: bool = False
     link: bool = False
     sync: bool = False
+    pack: bool = False
     unpack: bool = False
     digests: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
 
@@ -122,6 +126,7 @@ printf %s "$u" >"$d/o"; told umask
 
     attempt("find", scripts.FIND, b'"$d/t" x ""')
     attempt("find_names", scripts.FIND_NAMES, b'"$d/t" x ""')
+    attempt("pack", scripts.PACK, b'"$d/t"', b"""printf './%s\\0' "$3" b l c""")
     attempt("unpack", scripts.UNPACK, b'"$d/t" %b "" sha256sum' % _LISTING, b'cat "$d/a"')
     attempt(
         "unpacked", b'[ ! -e "$2" ] && [ ! -e "$2+" ] && cat -- "$1"', b'"$d/t/n/$3" "$d/t/%b"' % _LISTING
@@ -165,11 +170,21 @@ def _facts(answers: Mapping[bytes, bytes]) -> Facts:
         rename=gave("rename", b"") and gave("renamed", _CONTENT),
         link=gave("link", b"") and gave("linked", b""),
         sync=gave("sync", b""),
+        pack=_is_packed(answers.get(b"pack")),
         unpack=_is_unpacked(answers.get(b"unpack"), 0o666 & ~(umask or 0)) and gave("unpacked", _CONTENT),
         digests=MappingProxyType(
             {**dict.fromkeys(sums("single"), False), **dict.fromkeys(sums("many"), True)}
         ),
     )
+
+
+def _is_packed(answer: bytes | None) -> bool:
+    asked = [b"./" + name for name in (_ODD, b"b", b"l", b"c")]
+    try:
+        found = list(members(io.BytesIO(answer or b"").read, asked, len(_CONTENT) + 2))
+    except (IntegrityError, EOFError):
+        return False
+    return found == [(0, _CONTENT), (1, b"1"), (2, b"1")]
 
 
 def _is_unpacked(answer: bytes | None, mode: int) -> bool:

@@ -140,6 +140,15 @@ done
 :' sh "$1"
 """
 
+# DIRECTORY: a tar of the names on standard input, each with "./" before it.
+PACK = (
+    _FAIL
+    + b"""
+enter "$1"
+tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -h -T -
+"""
+)
+
 # DIRECTORY LIST [-m] [SUM]: the files of the tar on standard input, with the server's own owner and mode, and its own time
 # with -m. The archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size,
 # mode and time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing

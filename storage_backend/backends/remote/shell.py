@@ -10,14 +10,17 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from storage_backend.backends.remote import finding, scripts, unpacking
-from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
+from storage_backend.backends.remote.commands import KEPT, Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.probe import LONGEST, Facts, probe
+from storage_backend.backends.remote.tarstream import TooLargeError, members
 from storage_backend.backends.remote.unpacking import Member, Unpacked
 from storage_backend.errors import SourceChangedError
 
 Item = TypeVar("Item")
 _LIST_PIECE = 64 << 10
+_UNREADABLE = (b": Cannot stat: No such file or directory", b": Cannot open: Permission denied")  # of GNU tar
+_SUMMARY = b"tar: Exiting with failure status due to previous errors"
 _CODES = {
     scripts.MISSING: errno.ENOENT,
     scripts.DIRECTORY: errno.EISDIR,
@@ -120,6 +123,36 @@ class Shell:
                     yield path[1:], digest.decode("ascii", "replace")
             command.finish()
 
+    def pack(self, directory: bytes, names: Sequence[bytes], limit: int) -> Sequence[bytes | None] | None:
+        """The contents of many small files, None for what is not there, may not be read or is no regular file.
+
+        Args:
+            directory: where they are.
+            names: relative to it.
+            limit: the most bytes to take.
+
+        Returns:
+            For each name its content; or None for all: one changed while it was read, or there was more than *limit*.
+        """
+        asked = [b"./" + name for name in names]
+        found: list[bytes | None] = [None] * len(asked)
+        with _errors_of(directory), self._start(scripts.PACK, directory, stdin=_listed(asked)) as command:
+            try:
+                for at, content in members(command.read, asked, limit):
+                    found[at] = content
+            except TooLargeError:
+                return None
+            except EOFError as error:
+                # Either tar failed, or the connection was lost: the status tells which.
+                command.finish()
+                raise CommandError(0, command.stderr, "tar ended early, and says that it is whole") from error
+            status = command.status()
+            if status and not (status == 2 and _only_unreadable(command.stderr)):
+                if status > 2 or status < 0:
+                    raise CommandError(status, command.stderr)
+                return None
+            return found
+
     def unpack(
         self, directory: bytes, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
     ) -> Sequence[Unpacked]:
@@ -169,6 +202,13 @@ class Shell:
             output = command.read_all(_LIST_PIECE)
             command.finish()
             return output
+
+
+def _only_unreadable(said: bytes) -> bool:
+    """Whether tar complains of nothing but names that it left out. It quotes them, so none holds a line's end."""
+    return len(said) < KEPT and all(
+        line.endswith((*_UNREADABLE, _SUMMARY)) or not line.strip(b".") for line in said.splitlines()
+    )
 
 
 def _listed(names: Iterable[bytes]) -> Iterator[bytes]:
