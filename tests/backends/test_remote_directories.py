@@ -1,4 +1,4 @@
-"""The directories of a batch over SSH come to be with the first object in each, whoever takes them away."""
+"""The directories of a batch over SFTP come to be with the first object in each, whoever takes them away."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DIRECTORIES = 2 + 2 + 10
 
 
 def storage(place: SSHPlace, base: str) -> RemoteStorage:
-    return RemoteStorage(cast(SSHConfig, place.config()), base)
+    return RemoteStorage(cast(SSHConfig, place.config(shell="never")), base)
 
 
 @pytest.mark.parametrize("verify", [False, True])

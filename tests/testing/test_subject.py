@@ -230,7 +230,12 @@ class TestAuthorsFile:
         done = subprocess.run(
             command,
             cwd=folder,
-            env={**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": str(ROOT)},
+            env={
+                **os.environ,
+                "PYTEST_ADDOPTS": "-W error",
+                "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
+                "PYTHONPATH": str(ROOT),
+            },
             capture_output=True,
             text=True,
             check=False,
