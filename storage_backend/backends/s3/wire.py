@@ -9,7 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -490,14 +490,17 @@ def _canned(  # noqa: PLR0917 - as _send
     request = AWSPreparedRequest(method, place.origin + target, sent, content or None, stream_output=True)
     assert place.emit is not None
     # moto's objects are not made for threads, which here are our own: several of a batch at once would break them.
-    with _one_at_a_time(os.getpid()):
+    with _one_at_a_time():
         _, answer = place.emit(f"before-send.s3.{operation}", request=request)
         return None if answer is None else _Canned(answer)
 
 
-@lru_cache(maxsize=1)
-def _one_at_a_time(pid: int) -> threading.Lock:  # noqa: ARG001 - a child's own: its parent's may be held for ever
-    return threading.Lock()
+@cache
+def _one_at_a_time() -> threading.RLock:
+    """Held through a fork too: moto's own locks, which another thread may hold, would be held in the child for ever."""
+    lock = threading.RLock()
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
 
 
 class _Canned:
