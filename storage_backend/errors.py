@@ -198,10 +198,14 @@ class Failures:
         """Run the body for *identifier*: its error is kept, and a fatal one is raised."""
         try:
             yield
-        except FATAL:
-            raise
         except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
-            self.errors[identifier] = error
+            self.note(identifier, error)
+
+    def note(self, identifier: str, error: Exception) -> None:
+        """Keep the error of *identifier*; a fatal one is raised."""
+        if isinstance(error, FATAL):
+            raise error
+        self.errors[identifier] = error
 
     def raise_any(self, verb: str, backend: str | None = None) -> None:
         """Raise a BatchError if anything failed.

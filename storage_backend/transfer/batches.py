@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TypeAlias, cast
 
 from storage_backend.base import Item, StorageBackend, capabilities_of
@@ -22,6 +23,7 @@ from storage_backend.transfer.planning import Action
 
 LOOKED_AT = 256  # objects of a batch that are looked at again together
 LOOKED_AT_BYTES = 4 << 20  # bytes of them that are held meanwhile
+NEAR = 100e-6  # seconds; what takes no longer for an object is work of this process, not waiting
 
 
 def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:
@@ -64,19 +66,41 @@ class _Batch:
         self.changed: set[str] = set()
 
     def items(self) -> Iterator[Item]:
+        groups = _groups(self._read())
         try:
-            for group in _groups(self._read()):
-                # After the reading, and for many at a time: a server may be far away.
-                still = self.job.still([info for info, _ in group]) if self.job.may_tear else None
-                for info, content in group:
-                    if len(content) != info.size or (still is not None and info.identifier not in still):
-                        self.changed.add(info.identifier)
-                        continue
-                    digest = sha256(content) if self.job.verification == "digest" else ""
-                    self.read[info.identifier] = (len(content), digest)
-                    yield expected(info, digest or None), content
+            while found := self._next(groups):
+                yield from found[1]
         except BatchError as error:
             self.unread.update(error.failures)
+
+    def _next(self, groups: Iterator[list[tuple[ObjectInfo, bytes]]]) -> tuple[int, list[Item]] | None:
+        """The next group and what of it is to be stored; None at the end.
+
+        Threads that read a near source at the same time are slower than one: each system call gives the interpreter away, and
+        to get it back takes longer than the call.
+        """
+        with self.job.turn if self.job.near else nullcontext():
+            began = time.perf_counter()
+            group = next(groups, None)
+            if group is None:
+                return None
+            found = self._checked(group)
+            self.job.near = time.perf_counter() - began < NEAR * len(group)
+            return len(group), found
+
+    def _checked(self, group: list[tuple[ObjectInfo, bytes]]) -> list[Item]:
+        """Of a group, what did not change while it was read."""
+        # After the reading, and for many at a time: a server may be far away.
+        still = self.job.still([info for info, _ in group]) if self.job.may_tear else None
+        found: list[Item] = []
+        for info, content in group:
+            if len(content) != info.size or (still is not None and info.identifier not in still):
+                self.changed.add(info.identifier)
+                continue
+            digest = sha256(content) if self.job.verification == "digest" else ""
+            self.read[info.identifier] = (len(content), digest)
+            found.append((expected(info, digest or None), content))
+        return found
 
     def _read(self) -> Iterator[tuple[ObjectInfo, bytes]]:
         for identifier, content in self.job.source.read_many(list(self.actions)):

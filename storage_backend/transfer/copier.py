@@ -34,6 +34,8 @@ class Job:
         stop: set when the transfer is to end early.
         may_tear: the source's objects can change while they are read, as files do.
         keeps_time: the target keeps the source's time, so that its fingerprint is known without asking.
+        turn: held while a batch is read from a source that is near.
+        near: whether the source last gave an object within microseconds.
     """
 
     source: StorageBackend
@@ -43,6 +45,8 @@ class Job:
     stop: threading.Event = field(default_factory=threading.Event)
     may_tear: bool = False
     keeps_time: bool = False
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    near: bool = False
 
     def __post_init__(self) -> None:
         self.keeps_time = self.target.keeps_modified is True

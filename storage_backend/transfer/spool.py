@@ -16,6 +16,7 @@ from storage_backend.transfer.fingerprint import microseconds
 from storage_backend.transfer.planning import Action
 
 HELD = 4096  # actions in memory, some megabytes; so many at a time are written and read
+ENOUGH = 64  # actions that are worth waking the other thread for
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -38,7 +39,8 @@ class Spool:
             self.count += 1
             if len(self._fresh) >= HELD:
                 self._write()
-            self._changed.notify()
+            if self.count % ENOUGH == 0:
+                self._changed.notify()
 
     def complete(self) -> None:
         """Say that no more will come."""

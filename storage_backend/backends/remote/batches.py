@@ -122,8 +122,7 @@ def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iter
     def failed(place: Place, error: Exception) -> None:
         nonlocal ended
         ended += 1
-        with failures.of(place.identifier):
-            raise error
+        failures.note(place.identifier, error)
 
     for place, found in _side_by_side(objects, places(), steps, failed):
         ended += 1
@@ -173,8 +172,7 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
 
     def failed(item: Write, error: Exception) -> None:
         done(item)
-        with failures.of(item.place.identifier):
-            raise error
+        failures.note(item.place.identifier, error)
 
     for item, staged in _side_by_side(objects, writes(), steps, failed):
         objects.remember(item.place, staged)
@@ -266,19 +264,19 @@ def _side_by_side(
 
 def _noted(failures: Failures) -> Callable[[Place, Exception], None]:
     def failed(place: Place, error: Exception) -> None:
-        with failures.of(place.identifier):
-            raise error
+        failures.note(place.identifier, error)
 
     return failed
 
 
 def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iterator[Place]:
     for name in names:
-        place = None
-        with failures.of(name):
+        try:
             place = place_of(name)
-        if place is not None:
-            yield place
+        except Exception as error:  # noqa: BLE001 - kept, or raised if it is fatal
+            failures.note(name, error)
+            continue
+        yield place
 
 
 def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, verify: bool) -> Iterator[Write]:
@@ -286,14 +284,14 @@ def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, ver
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else None
         identifier = info.identifier if info is not None else str(key)
-        write = None
-        with failures.of(identifier):
+        try:
             if not isinstance(content, bytes):
                 raise TypeError(f"content must be bytes, not {type(content).__name__}")
             place = place_of(identifier)
             # The digest is wanted where one is promised.
             digest = sha256(content) if verify and info is not None and info.sha256 else None
             check_arrived(info, identifier, len(content), digest)
-            write = Write(place, content, info.modified if info else None, verify, digest)
-        if write is not None:
-            yield write
+        except Exception as error:  # noqa: BLE001 - kept, or raised if it is fatal
+            failures.note(identifier, error)
+            continue
+        yield Write(place, content, info.modified if info else None, verify, digest)

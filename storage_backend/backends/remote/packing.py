@@ -6,7 +6,6 @@ object succeeds or fails by itself.
 
 from __future__ import annotations
 
-import posixpath
 import stat
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -102,7 +101,7 @@ class _Packer:
         if len(group) >= OBJECTS or self._sizes[dated] >= BYTES:
             while len(self._under_way) >= GROUPS:
                 self._end(*self._under_way.pop(0).result())
-            self._under_way.append(self._pool.submit(self._store, self._taken(dated)))
+            self._under_way.append(self._pool.submit(self._store, self._taken(dated), dated))
 
     def finish(self) -> int:
         """Wait until all is stored; how many were."""
@@ -110,9 +109,10 @@ class _Packer:
         return self._stored
 
     def _settle(self) -> None:
-        for group in (self._taken(True), self._taken(False)):
+        for dated in (True, False):
+            group = self._taken(dated)
             if len(group) >= FEWEST:
-                self._end(*self._store(group))
+                self._end(*self._store(group, dated))
             else:
                 self._stored += self._singly(iter(group))
         while self._under_way:
@@ -123,11 +123,13 @@ class _Packer:
         group, self._gathered[dated], self._sizes[dated] = self._gathered[dated], [], 0
         return group
 
-    def _store(self, group: Group) -> tuple[int, Group]:
+    def _store(self, group: Group, dated: bool) -> tuple[int, Group]:
         """How many of a group were stored, and those that cannot be packed."""
-        return self._objects.link.run(
-            None, lambda connection: _stored(self._objects, connection, group, self._failures)
-        )
+
+        def store(connection: Connection) -> tuple[int, Group]:
+            return _stored(self._objects, connection, group, self._failures, dated=dated)
+
+        return self._objects.link.run(None, store)
 
     def _end(self, stored: int, left: Group) -> None:
         self._stored += stored
@@ -135,7 +137,9 @@ class _Packer:
             self._stored += self._singly(iter(left))
 
 
-def _stored(objects: Objects, connection: Connection, group: Group, failures: Failures) -> tuple[int, Group]:
+def _stored(
+    objects: Objects, connection: Connection, group: Group, failures: Failures, *, dated: bool
+) -> tuple[int, Group]:
     operations = connection.operations
     members = [
         # "./": no name is taken for an option, nor "-" for standard input.
@@ -147,31 +151,32 @@ def _stored(objects: Objects, connection: Connection, group: Group, failures: Fa
         )
         for item in group
     ]
-    dated = in_seconds(group[0].modified) is not None
     found = connection.unpack(members, dated=dated, digests=any(item.verify for item in group))
     if found is None:
         return 0, group
-    staged = [_staged(connection.base, member, told) for member, told in zip(members, found, strict=True)]
+    staged = [
+        Staged(
+            connection.base + member.path[1:],
+            None if told.replaced_mode is None else Attributes(None, told.replaced_mode, None),
+            Attributes(told.size, told.mode, told.modified),
+        )
+        for member, told in zip(members, found, strict=True)
+    ]
     left = dict.fromkeys(range(len(group)))
     stored = 0
 
+    def renames() -> Iterator[tuple[int, Steps[None]]]:
+        for number, item in enumerate(group):
+            at = Place(item.place.identifier, connection.base + members[number].target[1:])
+            yield number, _publishing(operations, at, item, staged[number], found[number])
+
     def failed(number: int, error: Exception) -> None:
         del left[number]
-        with failures.of(group[number].place.identifier):
-            raise error
+        failures.note(group[number].place.identifier, error)
 
+    session = connection.session
     try:
-        for number, _ in connection.session.run_many(
-            (
-                (
-                    number,
-                    _publishing(operations, connection.at(item.place), item, staged[number], found[number]),
-                )
-                for number, item in enumerate(group)
-            ),
-            connection.session.at_a_time,
-            failed,
-        ):
+        for number, _ in session.run_many(renames(), session.at_a_time, failed):
             del left[number]
             failures.errors.pop(group[number].place.identifier, None)
             objects.remember(group[number].place, staged[number])
@@ -181,11 +186,6 @@ def _stored(objects: Objects, connection: Connection, group: Group, failures: Fa
             operations.discard(staged[number])
         raise
     return stored, []
-
-
-def _staged(base: bytes, member: Member, told: Unpacked) -> Staged:
-    old = None if told.replaced_mode is None else Attributes(None, told.replaced_mode, None)
-    return Staged(posixpath.join(base, member.path[2:]), old, Attributes(told.size, told.mode, told.modified))
 
 
 def _publishing(
