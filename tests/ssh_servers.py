@@ -438,7 +438,7 @@ SCRIPTS = {  # what is done with "$SSH_ORIGINAL_COMMAND"
     "slow": "sleep 2; exec /bin/sh -c",
     "csh-like": "echo 'Illegal variable name.' >&2; exit 1 #",
     "mute": "exit 0 #",
-    "hung": "exec sleep 1000000 #",
+    "hung": "exec sleep 300 #",
 }
 
 

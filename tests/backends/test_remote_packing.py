@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +22,9 @@ pytest.importorskip("paramiko")
 from storage_backend.backends.remote import fetching, objects, packing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.settings import SSHConfig
+from storage_backend.backends.remote.shell import Shell
 from storage_backend.backends.remote.storage import RemoteStorage
+from storage_backend.backends.remote.unpacking import Unpacker
 from storage_backend.errors import (
     AlreadyExistsError,
     BatchError,
@@ -241,6 +245,25 @@ def test_last_of_a_repeated_identifier_stays_across_groups(
     assert left_over(openssh_place) == []
 
 
+def test_no_more_is_remembered_than_is_under_way(
+    openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+    remembered: list[int] = []
+    add = packing._Packer.add
+
+    def noted(packer: packing._Packer, item: packing.Write) -> None:
+        add(packer, item)
+        remembered.append(len(packer._busy))
+
+    monkeypatch.setattr(packing._Packer, "add", noted)
+    given = items(20 * packing.FEWEST)
+    with closing(storage_at(openssh_place)) as backend:
+        assert backend.write_many(given.items()) == len(given)
+    assert told.done == 20
+    assert max(remembered) <= (packing.GROUPS + 1) * packing.FEWEST
+
+
 def test_source_that_raises_leaves_whole_objects_only(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +403,76 @@ def test_many_threads_pack_at_once(openssh_place: SSHPlace, told: Told) -> None:
         expected = {f"{number}/{name}": content for number in range(24) for name, content in items().items()}
         assert everything(backend) == expected
     assert told.done == 24
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[Unpacker]:
+    """The commands that unpack, as they are started."""
+    found: list[Unpacker] = []
+    start = Shell.unpacker
+
+    def noted(shell: Shell, directory: bytes) -> Unpacker:
+        found.append(start(shell, directory))
+        return found[-1]
+
+    monkeypatch.setattr(Shell, "unpacker", noted)
+    return found
+
+
+def test_one_command_unpacks_batch_after_batch(
+    openssh_place: SSHPlace, told: Told, started: list[Unpacker]
+) -> None:
+    with closing(storage_at(openssh_place)) as backend:
+        for text in ("first", "second", "third"):
+            backend.write_many(items(text=text).items(), verify=text == "second")
+            assert everything(backend) == items(text=text)
+        # It goes where the base directory is, though its own is gone by now.
+        shutil.rmtree(openssh_place.local)
+        backend.write_many(items(text="again").items())
+        assert everything(backend) == items(text="again")
+        # What cannot be done does not end it.
+        (openssh_place.local / "file").write_bytes(b"x")
+        with pytest.raises(BatchError):
+            backend.write_many({**items(), "file/x": b"x"}.items())
+        backend.write_many(items(text="last").items())
+        assert everything(backend) == {**items(text="last"), "file": b"x"}
+    assert (told.asked, told.done) == (6, 5)
+    assert len(started) == 1
+
+
+def test_command_that_the_server_has_ended_is_started_again(
+    openssh_place: SSHPlace, told: Told, started: list[Unpacker]
+) -> None:
+    with closing(storage_at(openssh_place)) as backend:
+        backend.write_many(items().items())
+        channel = started[0].command._channel
+        channel.shutdown_write()  # its shell reads no further line, and ends
+        channel.status_event.wait(30)
+        backend.write_many(items(text="new").items())
+        assert everything(backend) == items(text="new")
+    assert told.done == 2
+    assert len(started) == 2
+
+
+def test_commands_end_with_the_connection(openssh_place: SSHPlace, started: list[Unpacker]) -> None:
+    with closing(storage_at(openssh_place)) as backend:
+        backend.write_many(items().items())
+        token = started[0]._token
+        assert running_with(token)
+    deadline = time.monotonic() + 30
+    while running_with(token) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not running_with(token)
+
+
+def running_with(word: bytes) -> list[str]:
+    """The processes that have *word* among their arguments."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            if word in path.read_bytes():
+                found.append(path.parent.name)
+    return found
 
 
 def filled(place: SSHPlace) -> dict[str, bytes]:

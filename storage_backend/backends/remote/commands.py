@@ -59,6 +59,9 @@ class Command:
         stdin: the whole input, taken as the command takes it; None for none, and no end of it before `finish`.
         marker: a line that the command prints first. What start-up files have printed before it is dropped.
 
+    Attributes:
+        io_timeout: as given.
+
     Raises:
         TimeoutError: from here as from each method: nothing moved for *io_timeout* seconds.
     """
@@ -72,9 +75,10 @@ class Command:
         stdin: Iterable[bytes] | None = (),
         marker: bytes = b"",
     ) -> None:
-        self._timeout = io_timeout
+        self.io_timeout = io_timeout
         self._marker = marker
         self._input: Iterator[bytes] | None = None if stdin is None else iter(stdin)
+        self._ends = stdin is not None  # whether the end of this input is that of all
         self._piece = b""
         self._position = 0
         self._input_open = True
@@ -104,6 +108,11 @@ class Command:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def send(self, pieces: Iterable[bytes]) -> None:
+        """Have *pieces* taken as the command takes them, while its output is read; more may follow."""
+        self._input = iter(pieces)
+        self._feed()
 
     def read(self, size: int) -> bytes:
         """Up to *size* bytes of the output as they come; b"" at its end, which proves nothing before `finish`."""
@@ -142,6 +151,20 @@ class Command:
                 raise CommandError(0, self.stderr, "the command did not print the line that was expected")
         line, _, self._kept = self._kept.partition(b"\n")
         return line
+
+    def read_until(self, mark: bytes, limit: int) -> bytes:
+        """The output before *mark*, which is dropped.
+
+        Raises:
+            CommandError: it does not come, or not within *limit* bytes.
+        """
+        while (at := self._kept.find(mark)) < 0:
+            piece = b"" if len(self._kept) > limit else self.read_more()
+            if not piece:
+                self.finish()
+                raise CommandError(0, self.stderr, "the command did not print what was expected")
+        found, self._kept = self._kept[:at], self._kept[at + len(mark) :]
+        return found
 
     def read_more(self) -> bytes:
         """Wait for more output, and keep it for the next reads; b"" at the end."""
@@ -184,19 +207,24 @@ class Command:
             self._input = None
             self._end_input()
         channel = self._channel
-        deadline = time.monotonic() + self._timeout
+        deadline = time.monotonic() + self.io_timeout
         while not channel.status_event.wait(_GLANCE):
             if self._drain():
-                deadline = time.monotonic() + self._timeout
+                deadline = time.monotonic() + self.io_timeout
             elif time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"the server told no exit status within {self._timeout:g} s of the output's end"
+                    f"the server told no exit status within {self.io_timeout:g} s of the output's end"
                 )
         self._drain()
         status: int = channel.exit_status
         if status == -1:
             self._check_connection()
         return status
+
+    @property
+    def ended(self) -> bool:
+        """Whether the command is known to have ended, or its connection."""
+        return bool(self._channel.closed or self._channel.eof_received)
 
     @property
     def stderr(self) -> bytes:
@@ -237,16 +265,16 @@ class Command:
         deadline = 0.0
         while True:
             fed = self._input is not None and self._feed()
-            channel.settimeout(min(_GLANCE if self._input is None else _GLANCE_AT_INPUT, self._timeout))
+            channel.settimeout(min(_GLANCE if self._input is None else _GLANCE_AT_INPUT, self.io_timeout))
             try:
                 piece: bytes = channel.recv(size)
             except TimeoutError:
                 now = time.monotonic()
                 if self._drain() or fed or not deadline:
-                    deadline = now + self._timeout
+                    deadline = now + self.io_timeout
                 elif now > deadline:
                     self.close()
-                    raise TimeoutError(f"nothing came from the server for {self._timeout:g} s") from None
+                    raise TimeoutError(f"nothing came from the server for {self.io_timeout:g} s") from None
                 continue
             if channel.recv_stderr_ready():
                 self._drain()
@@ -273,7 +301,8 @@ class Command:
                 piece = next(self._input, None)
                 if piece is None:
                     self._input = None
-                    self._end_input()
+                    if self._ends:
+                        self._end_input()
                     return sent
                 self._piece, self._position = piece, 0
                 continue

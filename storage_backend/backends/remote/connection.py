@@ -22,7 +22,7 @@ from storage_backend.backends.remote.public import PublicSession
 from storage_backend.backends.remote.session import Session, Steps
 from storage_backend.backends.remote.settings import Endpoint, Settings
 from storage_backend.backends.remote.shell import Shell
-from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.backends.remote.unpacking import Member, Unpacked, Unpacker
 from storage_backend.errors import FATAL, AlreadyExistsError, ConfigurationError, StorageError
 from storage_backend.files import temporary_name
 
@@ -74,6 +74,7 @@ class Connection:
         self._transport = _transport(client)
         self._bulk = threading.BoundedSemaphore(BULK)
         self._able: dict[str, bool] = {}
+        self._unpackers: list[Unpacker] = []  # idle
         self._probing = threading.Lock()
         self._facts: Facts | None = None
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
@@ -178,13 +179,32 @@ class Connection:
         listing = temporary_name().encode()
 
         def unpack(shell: Shell, first: bool) -> Sequence[Unpacked]:
-            return shell.unpack(self.base, members, listing, dated=dated, digests=digests or first)
+            with self._unpacker(shell) as unpacker:
+                return unpacker.unpack(members, listing, dated=dated, digests=digests or first)
 
         found = self._tried("unpack", unpack)
         if found is None:
             for path in (listing, listing + b"+", *(member.path for member in members)):
                 self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
         return found
+
+    @contextmanager
+    def _unpacker(self, shell: Shell) -> Iterator[Unpacker]:
+        """One that is kept, since an account's start-up files may take longer than all else; or a new one."""
+        unpacker = None
+        with suppress(IndexError):
+            unpacker = self._unpackers.pop()
+        # Servers may end a session that was idle (ChannelTimeout, sshd_config(5)).
+        if unpacker is None or unpacker.command.ended:
+            unpacker = shell.unpacker(self.base)
+        unpacker.command.io_timeout = shell.io_timeout
+        try:
+            yield unpacker
+        finally:
+            if unpacker.waits:
+                self._unpackers.append(unpacker)
+            else:
+                unpacker.command.close()
 
     def _tried(self, fact: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
         """What *work* gives, or None if the server's shell fails.

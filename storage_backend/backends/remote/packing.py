@@ -7,6 +7,7 @@ object succeeds or fails by itself.
 from __future__ import annotations
 
 import stat
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
@@ -81,15 +82,15 @@ class _Packer:
         # A tar keeps the times of all its files or of none.
         self._gathered: dict[bool, Group] = {True: [], False: []}
         self._sizes = {True: 0, False: 0}
-        self._busy: set[Place] = set()
-        self._under_way: list[Future[tuple[int, Group]]] = []
+        self._busy: set[Place] = set()  # of objects that are not stored yet
+        self._under_way: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
         self._stored = 0
 
     def add(self, item: Write) -> None:
         """Store an object with the next group of its kind."""
         if item.place in self._busy:
             # Of a repeated identifier the last wins, so it does not overtake those before.
-            self._settle()
+            self.finish()
         if len(item.content) > SMALL:
             self._stored += self._singly(iter([item]))
             return
@@ -100,24 +101,21 @@ class _Packer:
         self._sizes[dated] += len(item.content)
         if len(group) >= OBJECTS or self._sizes[dated] >= BYTES:
             while len(self._under_way) >= GROUPS:
-                self._end(*self._under_way.pop(0).result())
-            self._under_way.append(self._pool.submit(self._store, self._taken(dated), dated))
+                self._wait()
+            self._taken(dated)
+            self._under_way.append((group, self._pool.submit(self._store, group, dated)))
 
     def finish(self) -> int:
         """Wait until all is stored; how many were."""
-        self._settle()
-        return self._stored
-
-    def _settle(self) -> None:
         for dated in (True, False):
             group = self._taken(dated)
             if len(group) >= FEWEST:
-                self._end(*self._store(group, dated))
+                self._end(group, *self._store(group, dated))
             else:
-                self._stored += self._singly(iter(group))
+                self._end(group, 0, group)
         while self._under_way:
-            self._end(*self._under_way.pop(0).result())
-        self._busy.clear()
+            self._wait()
+        return self._stored
 
     def _taken(self, dated: bool) -> Group:
         group, self._gathered[dated], self._sizes[dated] = self._gathered[dated], [], 0
@@ -131,10 +129,15 @@ class _Packer:
 
         return self._objects.link.run(None, store)
 
-    def _end(self, stored: int, left: Group) -> None:
+    def _wait(self) -> None:
+        group, future = self._under_way.popleft()
+        self._end(group, *future.result())
+
+    def _end(self, group: Group, stored: int, left: Group) -> None:
         self._stored += stored
         if left:
             self._stored += self._singly(iter(left))
+        self._busy.difference_update([item.place for item in group])
 
 
 def _stored(

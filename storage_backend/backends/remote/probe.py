@@ -65,10 +65,10 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
     """
     token = secrets.token_hex(16).encode()
     script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD)
-    archive = unpacking.packed(_MEMBERS, _LISTING)
+    request = unpacking.request(_MEMBERS, _LISTING, dated=True, digests=True)
     answers: dict[bytes, bytes] = {}
     # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
-    with suppress(Exception), Command(open_channel, script, longest, stdin=archive, marker=token) as running:
+    with suppress(Exception), Command(open_channel, script, longest, stdin=request, marker=token) as running:
         watch = threading.Timer(longest, running.close)
         watch.daemon = True
         watch.start()
@@ -127,7 +127,7 @@ printf %s "$u" >"$d/o"; told umask
     attempt("find", scripts.FIND, b'"$d/t" x ""')
     attempt("find_names", scripts.FIND_NAMES, b'"$d/t" x ""')
     attempt("pack", scripts.PACK, b'"$d/t"', b"""printf './%s\\0' "$3" b l c""")
-    attempt("unpack", scripts.UNPACK, b'"$d/t" %b "" sha256sum' % _LISTING, b'cat "$d/a"')
+    attempt("unpack", scripts.UNPACK, b'"$d/t" %b' % _LISTING, b'cat "$d/a"')
     attempt(
         "unpacked", b'[ ! -e "$2" ] && [ ! -e "$2+" ] && cat -- "$1"', b'"$d/t/n/$3" "$d/t/%b"' % _LISTING
     )
@@ -189,10 +189,11 @@ def _is_packed(answer: bytes | None) -> bool:
 
 def _is_unpacked(answer: bytes | None, mode: int) -> bool:
     try:
-        found = unpacking.unpacked(_MEMBERS, answer or b"", digests=True)
+        output, end, status = (answer or b"").partition(_LISTING)
+        found = unpacking.unpacked(_MEMBERS, output, digests=True) if end and status == b" 0\n" else []
     except CommandError:
         return False
-    replaced = found[0].replaced_mode
+    replaced = found[0].replaced_mode if found else None
     expected = [
         Unpacked(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
         for member, there in zip(_MEMBERS, (replaced, None), strict=True)

@@ -149,26 +149,36 @@ tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -
 """
 )
 
-# DIRECTORY LIST [-m] [SUM]: the files of the tar on standard input, with the server's own owner and mode, and its own time
-# with -m. The archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size,
-# mode and time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing
+# DIRECTORY TOKEN: unpack one archive after the other, each after a line "SIZE LIST -m SUM" ("-" for what is not wanted), and
+# after each print TOKEN and its status on a line. The files have the server's own owner and mode, and its own time with -m.
+# An archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size, mode and
+# time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing of an archive
 # stays. -o is --no-same-owner; tar makes the directories that are missing.
 UNPACK = (
     _FAIL
     + b"""
-[ -d "$1" ] || mkdir -p -- "$1"
-enter "$1"
-tar -x -f - -o --no-same-permissions --warning=no-timestamp $3 &&
-xargs -0 stat --printf '%s %f %Y\\0' -- <"$2" &&
-{ [ -z "$4" ] || xargs -0 "$4" -z -- <"$2"; }
-r=$?
-if [ "$r" = 0 ]; then
-  xargs -0 stat --printf '%f %n\\0' -- <"$2+" 2>/dev/null
-elif [ -f "$2" ]; then
-  xargs -0 rm -f -- <"$2"
-fi
-rm -f -- "$2" "$2+"
-exit "$r"
+unpack() {
+  [ -d "$1" ] || mkdir -p -- "$1"
+  enter "$1"
+  tar -x -f - -o --no-same-permissions --warning=no-timestamp $3 &&
+  xargs -0 stat --printf '%s %f %Y\\0' -- <"$2" &&
+  { [ -z "$4" ] || xargs -0 "$4" -z -- <"$2"; }
+  r=$?
+  if [ "$r" = 0 ]; then
+    xargs -0 stat --printf '%f %n\\0' -- <"$2+" 2>/dev/null
+  elif [ -f "$2" ]; then
+    xargs -0 rm -f -- <"$2"
+  fi
+  rm -f -- "$2" "$2+"
+  exit "$r"
+}
+while read -r n l m s; do
+  [ "$m" != - ] || m=
+  [ "$s" != - ] || s=
+  # What is left of an archive would be taken for the next line.
+  head -c "$n" | { (unpack "$1" "$l" "$m" "$s"); r=$?; cat >/dev/null; exit "$r"; }
+  printf '%s %d\\n' "$2" "$?"
+done
 """
 )
 

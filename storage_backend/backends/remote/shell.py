@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from storage_backend.backends.remote import finding, scripts, unpacking
+from storage_backend.backends.remote import finding, scripts
 from storage_backend.backends.remote.commands import KEPT, Command, CommandError, OpenChannel
 from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.probe import LONGEST, Facts, probe
 from storage_backend.backends.remote.tarstream import TooLargeError, members
-from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.backends.remote.unpacking import Unpacker
 from storage_backend.errors import SourceChangedError
 
 Item = TypeVar("Item")
@@ -57,7 +57,7 @@ class Shell:
 
     def __init__(self, open_channel: OpenChannel, io_timeout: float, facts: Facts | None = None) -> None:
         self._open_channel = open_channel
-        self._timeout = io_timeout
+        self.io_timeout = io_timeout
         self.facts = Facts() if facts is None else facts
 
     def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> Facts:
@@ -153,25 +153,10 @@ class Shell:
                 return None
             return found
 
-    def unpack(
-        self, directory: bytes, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
-    ) -> Sequence[Unpacked]:
-        """Write many small files, all or, after an error, none.
-
-        Args:
-            directory: where they go; it and what is missing beneath it is made.
-            members: their paths are relative to it.
-            listing: a relative path that nothing has, nor with a "+" after it.
-            dated: whether their times are kept; else it is that of writing.
-            digests: whether their SHA-256 is wanted; `facts.digests` must tell that one process takes many files.
-        """
-        arguments = (listing, b"-m" if not dated else b"", b"sha256sum" if digests else b"")
-        with _errors_of(directory):
-            archive = unpacking.packed(members, listing)
-            with self._start(scripts.UNPACK, directory, *arguments, stdin=archive) as command:
-                output = command.read_all(unpacking.longest(members))
-                command.finish()
-            return unpacking.unpacked(members, output, digests=digests)
+    def unpacker(self, directory: bytes) -> Unpacker:
+        """What writes many small files in *directory*, which is made if it is missing, as all beneath it."""
+        token = secrets.token_hex(16).encode()
+        return Unpacker(self._start(scripts.UNPACK, directory, token, stdin=None), token)
 
     def sync(self, directory: bytes) -> None:
         """Return when the file system of *directory* has stored all of its changes."""
@@ -194,8 +179,8 @@ class Shell:
 
     def _start(self, script: bytes, *arguments: bytes, stdin: Iterable[bytes] | None = ()) -> Command:
         marker = secrets.token_hex(16).encode()
-        line = scripts.command(marker, script, *arguments, beat=max(1, int(self._timeout / 3)))
-        return Command(self._open_channel, line, self._timeout, stdin=stdin, marker=marker)
+        line = scripts.command(marker, script, *arguments, beat=max(1, int(self.io_timeout / 3)))
+        return Command(self._open_channel, line, self.io_timeout, stdin=stdin, marker=marker)
 
     def _run(self, script: bytes, *arguments: bytes) -> bytes:
         with self._start(script, *arguments) as command:

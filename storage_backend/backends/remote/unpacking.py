@@ -1,13 +1,13 @@
-"""What a server's tar made of an archive, as scripts.UNPACK tells it."""
+"""Unpacking: archives that a server's tar unpacks, and what it made of them, as scripts.UNPACK tells it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from storage_backend.backends.remote.commands import CommandError
+from storage_backend.backends.remote.commands import Command, CommandError
 from storage_backend.backends.remote.tarstream import archive
 
 _RECORD = 128  # bytes; numbers and digests of one file, with room to spare
@@ -48,15 +48,57 @@ class Unpacked(NamedTuple):
     replaced_mode: int | None
 
 
-def packed(members: Sequence[Member], listing: bytes) -> Iterator[bytes]:
-    """The archive of *members* and the two lists that scripts.UNPACK wants, in pieces."""
+class Unpacker:
+    """A command of the server's that unpacks one archive after the other. Not for several threads at once.
+
+    Args:
+        command: runs scripts.UNPACK.
+        token: that it was given.
+
+    Attributes:
+        command: as given.
+        waits: whether it takes another archive.
+    """
+
+    def __init__(self, command: Command, token: bytes) -> None:
+        self.command = command
+        self._token = token
+        self.waits = True
+
+    def unpack(
+        self, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
+    ) -> Sequence[Unpacked]:
+        """Write small files, all or, after an error, none.
+
+        Args:
+            members: their paths are relative to the directory of the command.
+            listing: a relative path that nothing has, nor with a "+" after it.
+            dated: whether their times are kept; else it is that of writing.
+            digests: whether their SHA-256 is wanted.
+        """
+        self.waits = False
+        self.command.send(request(members, listing, dated=dated, digests=digests))
+        output = self.command.read_until(self._token, _longest(members))
+        status = int(self.command.read_line())
+        self.waits = True
+        if status:
+            raise CommandError(status, self.command.stderr)
+        return unpacked(members, output, digests=digests)
+
+
+def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool) -> list[bytes]:
+    """The line and the archive that scripts.UNPACK wants, in pieces."""
     paths = b"".join([b"%b\0" % member.path for member in members])
     targets = b"".join([b"%b\0" % member.target for member in members])
     lists = [(listing, paths, 0), (listing + b"+", targets, 0)]
-    return archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
+    files = ((member.path, member.content, member.modified) for member in members)
+    pieces = [*archive(chain(lists, files))]
+    size = sum(map(len, pieces))
+    line = b"%d %b %b %b\n" % (size, listing, b"-" if dated else b"-m", b"sha256sum" if digests else b"-")
+    return [line, *pieces]
 
 
-def longest(members: Sequence[Member]) -> int:
+def _longest(members: Sequence[Member]) -> int:
     """The most bytes that scripts.UNPACK may print of *members*."""
     return sum(_RECORD + len(member.path) + len(member.target) for member in members)
 
