@@ -6,6 +6,7 @@ import functools
 import logging
 import math
 import os
+import random
 import time
 import weakref
 from collections import deque
@@ -29,7 +30,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-TRIES = 6  # of a transaction that others got in the way of
+TRIES = 8  # of a transaction that others got in the way of
+LONGEST_PAUSE = 0.2  # seconds between two of them
 RECONNECTS = 2  # tries when a connection turns out to be dead; the whole pool is then dropped
 
 # Serialisation failure, deadlock, and a name that another transaction inserted meanwhile ("PostgreSQL Error Codes").
@@ -193,6 +195,9 @@ class Database:
                     return _within(connection, begin, work)
             except SQLAlchemyError as error:
                 if attempt < _tries(error):
+                    if not _is_dead(error):
+                        # At random, or those that met would meet again.
+                        time.sleep(random.uniform(0, min(0.002 * 2**attempt, LONGEST_PAUSE)))  # noqa: S311 - not for secrecy
                     attempt += 1
                     continue
                 failure = translate(error, self.address, identifier)
@@ -212,11 +217,15 @@ def _within(connection: Connection, begin: str | None, work: Callable[[Connectio
 
 def _tries(error: SQLAlchemyError) -> int:
     """How often a transaction that failed so is tried."""
-    if not isinstance(error, DBAPIError):
-        return 1
-    if error.connection_invalidated:
+    if _is_dead(error):
         return RECONNECTS
-    return TRIES if getattr(error.orig, "sqlstate", None) in _IN_THE_WAY else 1
+    orig = error.orig if isinstance(error, DBAPIError) else None
+    return TRIES if getattr(orig, "sqlstate", None) in _IN_THE_WAY else 1
+
+
+def _is_dead(error: SQLAlchemyError) -> bool:
+    """Whether the connection is."""
+    return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
 def _close(sessions: dict[int, Session], hearts: dict[int, Heart]) -> None:
