@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from storage_backend.backends.remote.tarstream import BLOCK, TooLargeError, archive, members
+from storage_backend.backends.remote.tarstream import BLOCK, TooLargeError, archive, length, members
 from storage_backend.errors import IntegrityError
 from storage_backend.testing.subject import same
 
@@ -60,6 +60,7 @@ class TestWriting:
     @given(st.lists(st.tuples(LONG, CONTENTS, st.integers(0, (1 << 32) - 1)), max_size=20))
     def test_python_reads_what_is_written(self, files: list[tuple[bytes, bytes, int]]) -> None:
         data = b"".join(archive(files))
+        assert length((path, len(content)) for path, content, _ in files) == len(data)
         with tarfile.open(fileobj=io.BytesIO(data), encoding="utf-8", errors="surrogateescape") as tar:
             found = [
                 (os.fsencode(member.name), _content(tar, member), member.mtime, member.mode, member.isreg())

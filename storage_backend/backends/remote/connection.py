@@ -164,7 +164,7 @@ class Connection:
         renames = fact == "pack" or packets.POSIX_RENAME in self.session.extensions
         return self._shell is not None and renames and self._able.get(fact, True)
 
-    def pack(self, names: Sequence[bytes], limit: int) -> Sequence[bytes | None] | None:
+    def pack(self, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
         """The contents of many small files by the server's tar, as `Shell.pack` gives them; None too if it does not."""
         return self._tried("pack", lambda shell, _: shell.pack(self.base, names, limit))
 

@@ -32,11 +32,27 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
         singly: reads what cannot be packed, and tells what cannot be read at all.
     """
 
-    def fetch(group: Sequence[Place]) -> Sequence[bytes | None] | None:
+    def fetch(group: Sequence[Place]) -> list[bytes | None] | None:
         names = [place.path for place in group]
         return objects.link.run(None, lambda connection: connection.pack(names, LIMIT))
 
-    under_way: deque[tuple[list[Place], Future[Sequence[bytes | None] | None]]] = deque()
+    def given(group: list[Place], contents: list[bytes | None] | None) -> Iterator[Found]:
+        if contents is None:
+            objects.mean_size = max(objects.mean_size, LIMIT / len(group))
+            yield from singly(iter(group))
+            return
+        missing = []
+        # From the end, and each let go of as it is given.
+        while contents:
+            place, content = group.pop(), contents.pop()
+            if content is None:
+                missing.append(place)
+            else:
+                yield place, content
+        if missing:
+            yield from singly(iter(missing))
+
+    under_way: deque[tuple[list[Place], Future[list[bytes | None] | None]]] = deque()
     with ThreadPoolExecutor(GROUPS, "storage-backend-fetching") as pool:
         try:
             while True:
@@ -47,24 +63,21 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
                         # The last, or large ones, or all of a server that packs nothing.
                         yield from singly(iter(group))
                         break
+                    if len(group) < count and not under_way:
+                        # There is nothing to be done meanwhile.
+                        yield from given(group, fetch(group))
+                        break
                     under_way.append((group, pool.submit(fetch, group)))
                 if not under_way:
                     break
-                group, future = under_way.popleft()
-                contents = future.result()
-                if contents is None:
-                    objects.mean_size = max(objects.mean_size, LIMIT / len(group))
-                    yield from singly(iter(group))
-                    continue
-                missing = []
-                for place, content in zip(group, contents, strict=True):
-                    if content is None:
-                        missing.append(place)
-                    else:
-                        yield place, content
-                if missing:
-                    yield from singly(iter(missing))
+                yield from given(*_waited(*under_way.popleft()))
         finally:
             for _, future in under_way:
                 future.cancel()
     yield from singly(places)
+
+
+def _waited(
+    group: list[Place], future: Future[list[bytes | None] | None]
+) -> tuple[list[Place], list[bytes | None] | None]:
+    return group, future.result()

@@ -123,7 +123,7 @@ class Shell:
                     yield path[1:], digest.decode("ascii", "replace")
             command.finish()
 
-    def pack(self, directory: bytes, names: Sequence[bytes], limit: int) -> Sequence[bytes | None] | None:
+    def pack(self, directory: bytes, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
         """The contents of many small files, None for what is not there, may not be read or is no regular file.
 
         Args:

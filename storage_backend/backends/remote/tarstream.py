@@ -55,6 +55,16 @@ def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
     yield b"".join(pieces)
 
 
+def length(files: Iterable[tuple[bytes, int]]) -> int:
+    """How many bytes `archive` gives of files of these paths and sizes."""
+    total = len(_END)
+    for path, size in files:
+        total += BLOCK + size + -size % BLOCK
+        if len(path) > _NAME:
+            total += 2 * BLOCK + len(path) - len(path) % BLOCK
+    return total
+
+
 def _header(name: bytes, size: int, modified: int, kind: bytes) -> bytes:
     numbers = b"%011o\x00%011o\x00" % (size, modified)
     total = _FIXED_SUM + sum(name) + sum(numbers) + kind[0]

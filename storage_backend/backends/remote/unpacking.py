@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
 from storage_backend.backends.remote.commands import Command, CommandError
-from storage_backend.backends.remote.tarstream import archive
+from storage_backend.backends.remote.tarstream import archive, length
 
 _RECORD = 128  # bytes; numbers and digests of one file, with room to spare
 _SUM = re.compile(rb"[0-9a-f]{64}")
@@ -86,16 +86,22 @@ class Unpacker:
         return unpacked(members, output, digests=digests)
 
 
-def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool) -> list[bytes]:
+def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
     """The line and the archive that scripts.UNPACK wants, in pieces."""
     paths = b"".join([b"%b\0" % member.path for member in members])
     targets = b"".join([b"%b\0" % member.target for member in members])
     lists = [(listing, paths, 0), (listing + b"+", targets, 0)]
-    files = ((member.path, member.content, member.modified) for member in members)
-    pieces = [*archive(chain(lists, files))]
-    size = sum(map(len, pieces))
-    line = b"%d %b %b %b\n" % (size, listing, b"-" if dated else b"-m", b"sha256sum" if digests else b"-")
-    return [line, *pieces]
+    sizes = chain(
+        ((path, len(content)) for path, content, _ in lists),
+        ((member.path, len(member.content)) for member in members),
+    )
+    yield b"%d %b %b %b\n" % (
+        length(sizes),
+        listing,
+        b"-" if dated else b"-m",
+        b"sha256sum" if digests else b"-",
+    )
+    yield from archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
 
 
 def _longest(members: Sequence[Member]) -> int:
