@@ -252,9 +252,10 @@ def test_no_more_is_remembered_than_is_under_way(
     remembered: list[int] = []
     add = packing._Packer.add
 
-    def noted(packer: packing._Packer, item: packing.Write) -> None:
-        add(packer, item)
+    def noted(packer: packing._Packer, item: packing.Write) -> bool:
+        began = add(packer, item)
         remembered.append(len(packer._busy))
+        return began
 
     monkeypatch.setattr(packing._Packer, "add", noted)
     given = items(20 * packing.FEWEST)

@@ -63,8 +63,7 @@ def write(objects: Objects, source: Iterator[Write], failures: Failures, singly:
     with ThreadPoolExecutor(GROUPS, "storage-backend-packing") as pool:
         packer = _Packer(objects, failures, singly, pool)
         for item in source:
-            packer.add(item)
-            if not objects.link.connection().may("unpack"):
+            if packer.add(item) and not objects.link.connection().may("unpack"):
                 return packer.finish() + singly(source)
         return packer.finish()
 
@@ -86,24 +85,26 @@ class _Packer:
         self._under_way: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
         self._stored = 0
 
-    def add(self, item: Write) -> None:
-        """Store an object with the next group of its kind."""
+    def add(self, item: Write) -> bool:
+        """Store an object with the next group of its kind; whether that was begun."""
         if item.place in self._busy:
             # Of a repeated identifier the last wins, so it does not overtake those before.
             self.finish()
         if len(item.content) > SMALL:
             self._stored += self._singly(iter([item]))
-            return
+            return False
         dated = in_seconds(item.modified) is not None
         group = self._gathered[dated]
         group.append(item)
         self._busy.add(item.place)
         self._sizes[dated] += len(item.content)
-        if len(group) >= OBJECTS or self._sizes[dated] >= BYTES:
-            while len(self._under_way) >= GROUPS:
-                self._wait()
-            self._taken(dated)
-            self._under_way.append((group, self._pool.submit(self._store, group, dated)))
+        if len(group) < OBJECTS and self._sizes[dated] < BYTES:
+            return False
+        while len(self._under_way) >= GROUPS:
+            self._wait()
+        self._taken(dated)
+        self._under_way.append((group, self._pool.submit(self._store, group, dated)))
+        return True
 
     def finish(self) -> int:
         """Wait until all is stored; how many were."""
