@@ -112,7 +112,8 @@ def small_disk(place: Path) -> Iterator[Path]:
     try:
         yield place
     finally:
-        subprocess.run(["umount", place], check=True)
+        # Lazily: what a server still runs there may take a moment to end.
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 # Swaps names until its standard input ends, then prints how often. "exchange a b" puts each in the other's place in one
