@@ -68,13 +68,13 @@ class _Batch:
     def items(self) -> Iterator[Item]:
         groups = _groups(self._read())
         try:
-            while found := self._next(groups):
-                yield from found[1]
+            while (found := self._next(groups)) is not None:
+                yield from found
         except BatchError as error:
             self.unread.update(error.failures)
 
-    def _next(self, groups: Iterator[list[tuple[ObjectInfo, bytes]]]) -> tuple[int, list[Item]] | None:
-        """The next group and what of it is to be stored; None at the end.
+    def _next(self, groups: Iterator[list[tuple[ObjectInfo, bytes]]]) -> list[Item] | None:
+        """What is to be stored of the next group; None at the end.
 
         Threads that read a near source at the same time are slower than one: each system call gives the interpreter away, and
         to get it back takes longer than the call.
@@ -86,7 +86,7 @@ class _Batch:
                 return None
             found = self._checked(group)
             self.job.near = time.perf_counter() - began < NEAR * len(group)
-            return len(group), found
+            return found
 
     def _checked(self, group: list[tuple[ObjectInfo, bytes]]) -> list[Item]:
         """Of a group, what did not change while it was read."""
