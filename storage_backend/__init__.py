@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql import DatabaseStorage
     from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
+    from storage_backend.wrappers.cached import CachedStorage
     from storage_backend.wrappers.prefixed import PrefixedStorage
     from storage_backend.wrappers.readonly import ReadOnlyStorage
 
@@ -46,6 +47,7 @@ __version__ = "0.1.0"
 
 # Loaded when first asked for, so that a program pays for what it uses.
 _HOMES = {
+    "CachedStorage": "wrappers.cached",
     "DatabaseStorage": "backends.sql",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
@@ -69,6 +71,7 @@ __all__ = [
     "BaseDirectoryNotFoundError",
     "BatchError",
     "BucketNotFoundError",
+    "CachedStorage",
     "Capability",
     "ConfigurationError",
     "DatabaseStorage",

@@ -240,6 +240,13 @@ class StorageBackend(ABC):
         """
         return None
 
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        """What the last `read` or `read_range` of the object by this thread, through this instance, saw of it; told once.
+
+        For caches: what a `stat` shows before or after may be of another version. None where it is not known.
+        """
+        return None
+
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         """What `stat` shows of many objects, in any order; of what is not there, nothing.
 

@@ -11,6 +11,7 @@ FLOORS = {
     "info": 1,
     "secrets": 1,
     "files": 1.5,
+    "forks": 1,
     "streams": 1.5,
     "base": 2,
     "wrappers.base": 2.5,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import BinaryIO, Literal
 
-from typing_extensions import override
+from typing_extensions import Buffer, override
 
 from storage_backend.base import (
     Identifiers,
@@ -98,6 +99,10 @@ class Wrapper(StorageBackend):
         return self.backend._receipt(identifier)
 
     @override
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        return self.backend._seen(identifier)
+
+    @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         return self.backend._stat_many(identifiers)
 
@@ -171,3 +176,45 @@ class Wrapper(StorageBackend):
     @override
     def close(self) -> None:
         self.backend.close()
+
+
+class WriterSink:
+    """The writer of a backend within as a sink: entered, so that only `publish` publishes.
+
+    Args:
+        writer: from `open(identifier, "wb")`.
+        writing: entered around each write.
+        publishing: gives what is entered around the publication.
+    """
+
+    def __init__(
+        self,
+        writer: BinaryIO,
+        *,
+        publishing: Callable[[], AbstractContextManager[object]],
+        writing: AbstractContextManager[object] | None = None,
+    ) -> None:
+        self._writer = writer
+        self._publishing = publishing
+        self._writing = nullcontext() if writing is None else writing
+        self._done = False
+        writer.__enter__()
+
+    def write(self, data: Buffer, /) -> object:
+        """Append all of *data*."""
+        with self._writing:
+            return self._writer.write(data)
+
+    def publish(self) -> None:
+        """Make the object visible with all that was written."""
+        self._done = True
+        with self._publishing():
+            self._writer.__exit__(None, None, None)
+
+    def discard(self) -> None:
+        """Drop what was written."""
+        if self._done:
+            return
+        self._done = True
+        reason = InterruptedError("discarded")
+        self._writer.__exit__(InterruptedError, reason, None)

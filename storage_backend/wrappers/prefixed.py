@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, cast
 from urllib.parse import quote
 
-from typing_extensions import Buffer, override
+from typing_extensions import override
 
 from storage_backend import identifiers as names
 from storage_backend.base import (
@@ -33,7 +33,7 @@ from storage_backend.errors import (
 )
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Content, Writer, plain
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.base import Wrapper, WriterSink
 
 
 class PrefixedStorage(Wrapper):
@@ -162,6 +162,11 @@ class PrefixedStorage(Wrapper):
         return _named(found, identifier) if isinstance(found, ObjectInfo) else None
 
     @override
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        found = self.backend._seen(self._beneath + identifier)
+        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
+
+    @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         batch = _Batch(self._beneath)
         with batch:
@@ -181,7 +186,8 @@ class PrefixedStorage(Wrapper):
         with self._errors(identifier) as joined:
             stream = self.backend.open(joined, mode)
             if mode == "wb":
-                return cast(BinaryIO, Writer(_WriterSink(stream, self._errors(identifier))))
+                errors = self._errors(identifier)
+                return cast(BinaryIO, Writer(WriterSink(stream, writing=errors, publishing=lambda: errors)))
         if type(stream) is io.BytesIO or type(getattr(stream, "raw", None)) is io.FileIO:
             return stream  # its errors, if any, name no object
         return cast(BinaryIO, _Reader(stream, self._errors(identifier)))
@@ -428,29 +434,3 @@ class _Reader(io.BufferedIOBase):
                 self._reader.close()
         finally:
             super().close()
-
-
-class _WriterSink:
-    """An inner backend's writer as a sink: entered, so that only `publish` publishes."""
-
-    def __init__(self, writer: BinaryIO, errors: _Errors) -> None:
-        self._errors = errors
-        self._writer = writer
-        self._done = False
-        writer.__enter__()
-
-    def write(self, data: Buffer, /) -> object:
-        with self._errors:
-            return self._writer.write(data)
-
-    def publish(self) -> None:
-        self._done = True
-        with self._errors:
-            self._writer.__exit__(None, None, None)
-
-    def discard(self) -> None:
-        if self._done:
-            return
-        self._done = True
-        reason = InterruptedError("discarded")
-        self._writer.__exit__(InterruptedError, reason, None)

@@ -11,6 +11,10 @@ from storage_backend.wrappers.base import Wrapper
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
 FORWARDED = {
+    "CachedStorage": {
+        "exists", "list", "get_path", "size", "stat", "scan", "checksum", "get_url", "flush", "capabilities",
+        "location", "keeps_modified",
+    },
     "FaultyStorage": {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {"flush", "capabilities", "keeps_modified", "close"},
     "ReadOnlyStorage": {
@@ -19,6 +23,10 @@ FORWARDED = {
     },
 }  # fmt: skip
 OVERRIDDEN = {
+    "CachedStorage": {
+        "read", "write", "delete", "copy", "move", "write_stream", "open", "read_range", "read_many", "write_many",
+        "delete_many", "download", "upload", "create", "replace", "close",
+    },
     "FaultyStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {
         "exists", "read", "write", "delete", "list", "get_path", "size", "copy", "move", "write_stream", "stat",

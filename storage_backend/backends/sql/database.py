@@ -21,10 +21,10 @@ from storage_backend.backends.sql.address import Address
 from storage_backend.backends.sql.catalog import Catalog
 from storage_backend.backends.sql.drivers import Settings, synchronous
 from storage_backend.backends.sql.errors import translate
-from storage_backend.backends.sql.forks import guard
 from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
 from storage_backend.errors import StorageError
+from storage_backend.forks import guard
 
 logger = logging.getLogger(__name__)
 

@@ -1,0 +1,162 @@
+"""Engine: what keeps the bytes of a cache. `blobs` is ours, `diskcache` stands over python-diskcache."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+from typing_extensions import Buffer
+
+from storage_backend.wrappers.cached.entry import Entry, Found
+from storage_backend.wrappers.cached.members import Counters
+
+
+class Key(NamedTuple):
+    """What an entry is found by.
+
+    Attributes:
+        label: what it is the content of; stored with it, and compared.
+        name: the label's digest in hex, which files and rows are called.
+    """
+
+    label: bytes
+    name: str
+
+
+def key_of(label: bytes) -> Key:
+    """The key of a label."""
+    return Key(label, hashlib.blake2b(label, digest_size=16).hexdigest())
+
+
+@dataclass(frozen=True)
+class Stats:
+    """What an engine holds, and what all its users have counted.
+
+    Attributes:
+        size: content bytes.
+        count: entries.
+        counters: of all users so far.
+    """
+
+    size: int
+    count: int
+    counters: Counters
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a check found.
+
+    Attributes:
+        entries: how many are whole.
+        size: their content bytes.
+        damaged: entries that were removed, since their bytes are not what was stored.
+        strays: files that belonged to no entry, and were removed.
+        missing: entries of the index that had no file, and were forgotten.
+    """
+
+    entries: int
+    size: int
+    damaged: int
+    strays: int
+    missing: int
+
+    @property
+    def clean(self) -> bool:
+        """Whether nothing had to be mended."""
+        return not (self.damaged or self.strays or self.missing)
+
+
+class Staged(Protocol):
+    """Content on its way into the cache."""
+
+    size: int
+    crc: int
+
+    def write(self, data: Buffer, /) -> object:
+        """Append all of *data*."""
+
+    def found(self, entry: Entry) -> Found:
+        """What was written, to be read although it is not published: *entry* is its."""
+
+    def discard(self) -> None:
+        """Drop it, unless it was published."""
+
+
+class TooLargeError(Exception):
+    """The content is more than the cache may hold."""
+
+
+class Change(NamedTuple):
+    """A change of objects in the backend, under way.
+
+    Attributes:
+        number: tells this one from others.
+        generations: key -> the generation that it began.
+    """
+
+    number: int
+    generations: dict[Key, int]
+
+
+class Engine(Protocol):
+    """Keeps entries, finds them again, and never one that a change has overtaken.
+
+    Every key has a generation. A fill takes it before it reads the backend. A change raises it and drops the entry before
+    it calls the backend, and raises it again after. Only what has still the generation that it began with, while no change
+    of the key is under way, is published.
+
+    Every method may raise OSError or the errors of its database; `find`, `touch` and `count` only OSError.
+    """
+
+    trusted_since: float
+    """Entries fetched before this moment are as good as expired, in seconds since the epoch."""
+
+    def find(self, key: Key) -> Found | None:
+        """The entry, held open; None if there is none, or it is damaged."""
+
+    def touch(self, key: Key) -> None:
+        """Note that the entry was used."""
+
+    def count(self, counter: int, size: int = 0) -> None:
+        """Add one to a counter (see `members`), and *size* to the bytes saved."""
+
+    def generations(self, keys: Sequence[Key]) -> list[int]:
+        """The keys' generations."""
+
+    def stage(self, size: int | None = None) -> Staged | None:
+        """Begin to take in content, of *size* bytes if that is known. None if it is more than the cache may hold."""
+
+    def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
+        """Make the entry found, if *generation* is still the key's. Others are evicted to make room."""
+
+    def begin(self, keys: Sequence[Key]) -> Change:
+        """Drop the entries: a change of their objects begins."""
+
+    def end(self, change: Change) -> dict[Key, int]:
+        """The change is over, whatever came of it.
+
+        Returns:
+            The new generations of those keys that no other change has touched in the meantime: what the change has
+            stored may be published with them.
+        """
+
+    def drop(self, key: Key, stamp: int | None = None) -> None:
+        """Forget the entry; with *stamp* only if it is that publication."""
+
+    def renew(self, key: Key, found: Found, fetched: float) -> None:
+        """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
+
+    def clear(self) -> None:
+        """Forget all entries; what is being fetched now is not published either."""
+
+    def stats(self) -> Stats:
+        """What there is, and what all users have counted."""
+
+    def check(self) -> Findings:
+        """Read everything, compare it with its checksum, and mend what is not right."""
+
+    def close(self) -> None:
+        """Let go of files. Used again, it opens them again."""

@@ -1,0 +1,142 @@
+"""Flights: of many that miss the same thing at once, one fetches it, in all threads and processes.
+
+This only saves work: whoever waits too long, or where locks do not work, fetches by itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+PATIENCE = 60.0  # seconds after which another's fetch is not waited for any more
+_FIRST_PAUSE = 0.001  # seconds between two looks at another process's lock
+_LONGEST_PAUSE = 0.02
+# struct flock of Linux on 64 bits: type, whence, start, length, pid, which must be 0 (fcntl(2), "Open file description locks").
+_FLOCK = struct.Struct("@hhqqi4x")
+
+
+class _Flight:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.failed = False
+
+
+class Flights:
+    """The fetches under way.
+
+    Args:
+        path: of the lock file that processes share; each name locks one byte of it.
+    """
+
+    _process: int
+    _guard: threading.Lock
+    _flights: dict[str, _Flight]
+    _fd: int
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._begin()
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Run the body when nobody else does so for *name*: look first whether that one has brought what is wanted.
+
+        Args:
+            name: hexadecimal digits, 15 at least.
+        """
+        if self._process != os.getpid():
+            self._forget_parent()
+        with self._guard:
+            flight = self._flights.setdefault(name, _Flight())
+            flight.users += 1
+        locked = flight.lock.acquire(timeout=PATIENCE)
+        try:
+            if flight.failed:
+                # Whoever comes now has waited for a fetch that failed, and is not made to wait for the next.
+                if locked:
+                    flight.lock.release()
+                    locked = False
+                yield
+                return
+            unlock = self._lock_byte(int(name[:15], 16))
+            try:
+                yield
+            except BaseException:
+                flight.failed = True
+                raise
+            finally:
+                unlock()
+        finally:
+            if locked:
+                flight.lock.release()
+            with self._guard:
+                flight.users -= 1
+                if not flight.users:
+                    self._flights.pop(name, None)
+
+    def close(self) -> None:
+        """Close the lock file; it is opened again when needed."""
+        with self._guard:
+            fd, self._fd = self._fd, -1
+            # Closing it lets go of all locks: whoever is waited for is not any more, which costs work and nothing else.
+            if fd >= 0:
+                os.close(fd)
+
+    def _begin(self) -> None:
+        self._process = os.getpid()
+        self._guard = threading.Lock()
+        self._flights = {}
+        self._fd = -1
+
+    def _forget_parent(self) -> None:
+        """The inherited descriptor holds the parent's locks, as if they were this process's."""
+        inherited = self._fd
+        self._begin()
+        if inherited >= 0:
+            os.close(inherited)
+
+    def _lock_byte(self, offset: int) -> Callable[[], object]:
+        """Wait for one byte of the file.
+
+        Returns:
+            Lets go of it.
+        """
+        if not hasattr(fcntl, "F_OFD_SETLK"):
+            return _nothing
+        limit = time.monotonic() + PATIENCE
+        pause = _FIRST_PAUSE
+        while True:
+            try:
+                with self._guard:
+                    if self._fd < 0:
+                        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    fd = self._fd
+                    _set(fd, fcntl.F_WRLCK, offset)
+            except BlockingIOError:
+                if time.monotonic() > limit:
+                    return _nothing
+                time.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            except OSError:
+                return _nothing
+            else:
+                return lambda: self._unlock(fd, offset)
+
+    def _unlock(self, fd: int, offset: int) -> None:
+        with self._guard, suppress(OSError):
+            if fd == self._fd:
+                _set(fd, fcntl.F_UNLCK, offset)
+
+
+def _set(fd: int, kind: int, offset: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, offset, 1, 0))
+
+
+def _nothing() -> None:
+    pass

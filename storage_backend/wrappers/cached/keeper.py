@@ -1,0 +1,552 @@
+"""Keeper: when an entry is good, how one comes to be, and what a change does to it."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import logging
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, TypeVar
+
+from storage_backend import identifiers as names
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.errors import (
+    BatchError,
+    ConfigurationError,
+    Failures,
+    IntegrityError,
+    InvalidIdentifierError,
+    is_retryable,
+)
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import chunks
+from storage_backend.wrappers.cached.engine import Engine, Key, Staged, TooLargeError, key_of
+from storage_backend.wrappers.cached.entry import Entry, Found
+from storage_backend.wrappers.cached.flights import Flights
+from storage_backend.wrappers.cached.members import EXPIRED, HITS, MISSES
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+RACY = (
+    2.0  # seconds; an object changed so shortly before it was looked at may change again unseen (contract.md)
+)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What a CachedStorage was asked for.
+
+    Attributes:
+        limit: content bytes at most; None for any number.
+        ttl: seconds that an entry is good; None for ever.
+        revalidate: see CachedStorage.
+        stale_if_error: seconds after its expiry that an entry may stand in.
+        clock: seconds since the epoch; None for `time.time`.
+    """
+
+    limit: int | None
+    ttl: float | None
+    revalidate: bool | None
+    stale_if_error: float | None
+    clock: Callable[[], float] | None
+
+
+class Moment(NamedTuple):
+    """When something was asked for.
+
+    Attributes:
+        at: by the clock that entries are timed by.
+        wall: by the machine's, which the times of objects compare with.
+    """
+
+    at: float
+    wall: float
+
+
+class Keeper:
+    """The cache of one backend. Only the backend's errors come out of it, but where an engine is asked directly.
+
+    Args:
+        backend: what is cached.
+        directory: of the cache.
+        engine: the name of one.
+        policy: what was asked for.
+
+    Attributes:
+        backend: as given.
+        engine: what keeps the bytes.
+        flights: the fetches under way.
+        distrusted: names of keys whose entries could not be dropped when they had to be.
+
+    Raises:
+        ConfigurationError: see the engines.
+    """
+
+    def __init__(self, backend: StorageBackend, directory: Path, engine: str, policy: Policy) -> None:
+        self.backend = backend
+        self.distrusted: set[str] = set()
+        self.flights = Flights(str(directory / "flights"))
+        self._directory = directory
+        self._policy = policy
+        self._warned = False
+        self._stamps = itertools.count(int.from_bytes(os.urandom(5)) << 24)
+        self._location = location_of(backend)
+        # Locations that are no URLs, of users' classes, do not tell one store from another.
+        where = self._location if "://" in self._location else ""
+        self._namespace = f"{where}\0".encode("utf-8", "surrogateescape")
+        self._compares = policy.revalidate is not False
+        # A local file is read as fast as it is looked at.
+        self._reads_again = policy.revalidate is None and where.startswith("file:")
+        self.engine = _engine(engine, directory, policy.limit, self.now, self.warn)
+
+    # Time and trust.
+
+    def now(self) -> float:
+        """Seconds since the epoch, as far as entries are concerned."""
+        return time.time() if self._policy.clock is None else self._policy.clock()
+
+    def begin(self) -> Moment:
+        """The moment before the backend is asked."""
+        return Moment(self.now(), time.time())
+
+    def is_fresh(self, entry: Entry) -> bool:
+        """Whether an entry is good without asking."""
+        if entry.fetched < self.engine.trusted_since:
+            return False
+        ttl = self._policy.ttl
+        return ttl is None or 0 <= self.now() - entry.fetched < ttl
+
+    def renewed(self, identifier: str, key: Key, found: Found) -> bool:
+        """Whether the backend says that an expired entry is still right; then it is as if just fetched.
+
+        Raises:
+            StorageError: the backend cannot say.
+        """
+        entry = found.entry
+        if not self._compares or (entry.etag is None and entry.modified is None):
+            return False
+        began = self.begin()
+        try:
+            info = info_of(self.backend.stat(identifier), identifier)
+        except FileNotFoundError:
+            self.safely(self.engine.drop, key, entry.stamp)
+            raise
+        if entry.etag is not None:
+            same = info.etag == entry.etag
+        else:
+            same = info.size == entry.size and _seconds(info) == entry.modified
+        if same:
+            self.safely(self.engine.renew, key, found, began.at)
+        return same
+
+    def proof(self, info: ObjectInfo | None, looked: Moment) -> tuple[str | None, float | None]:
+        """The etag, or the time where it proves something, by which what was read is known again.
+
+        Args:
+            info: what is known of it.
+            looked: when.
+        """
+        if info is None or not self._compares:
+            return None, None
+        if info.etag is not None:
+            return info.etag, None
+        modified = _seconds(info)
+        if self._reads_again or modified is None or looked.wall - modified <= RACY:
+            return None, None
+        return None, modified
+
+    # Looking.
+
+    def key(self, identifier: str) -> Key:
+        """The key of an object.
+
+        Raises:
+            InvalidIdentifierError, TypeError: it is none.
+        """
+        names.check(identifier, surrogates=True)
+        return key_of(self._namespace + identifier.encode("utf-8", "surrogateescape"))
+
+    def part_key(self, identifier: str, version: bytes, number: int) -> Key:
+        """The key of a part of one version of an object."""
+        label = names.encode(identifier) + b"\0" + version + b"\0%d" % number
+        return key_of(self._namespace + b"\0" + label)  # an identifier has no NUL
+
+    def stamp(self) -> int:
+        """Tells one publication from all others."""
+        return next(self._stamps)
+
+    def find(self, key: Key) -> Found | None:
+        """The entry, good or not, held open."""
+        if self.distrusted and key.name in self.distrusted:
+            return None
+        try:
+            return self.engine.find(key)
+        except OSError as error:
+            self.warn(error)
+            return None
+
+    def content(self, found: Found) -> bytes | None:
+        """The content, and the entry is closed; None if it cannot be read."""
+        try:
+            return found.content()
+        except OSError as error:
+            self.warn(error)
+            return None
+        finally:
+            found.close()
+
+    def cached(self, key: Key) -> bytes | None:
+        """The content, if it is there and fresh: a hit."""
+        found = self.find(key)
+        if found is None:
+            return None
+        if found.entry.note or not self.is_fresh(found.entry):
+            found.close()
+            return None
+        content = self.content(found)
+        if content is not None:
+            self.hit(key, len(content))
+        return content
+
+    def cached_piece(self, key: Key) -> bytes | None:
+        """The content of an entry that never goes bad; not counted."""
+        found = self.find(key)
+        if found is None:
+            return None
+        self.touch(key)
+        return self.content(found)
+
+    def touch(self, key: Key) -> None:
+        """Note that the entry was used."""
+        self.safely(self.engine.touch, key)
+
+    def hit(self, key: Key, size: int) -> None:
+        """Count a read that *size* bytes of the cache answered."""
+        self.engine.count(HITS, size)
+        self.touch(key)
+
+    # Fetching.
+
+    def generation(self, key: Key) -> int | None:
+        """The key's generation, before the backend is asked; None if the cache does not tell, and is not to be filled."""
+        found = self.safely(self.engine.generations, [key])
+        return None if found is None else found[0]
+
+    def missed(
+        self,
+        identifier: str,
+        key: Key,
+        seen: Found | None,
+        take: Callable[[Found], T | None],
+        fetch: Callable[[str, Key], T],
+    ) -> T:
+        """What a read gives that found nothing good: what another has brought meanwhile, or what it fetches itself.
+
+        Args:
+            identifier: the object.
+            key: its.
+            seen: what it found, closed.
+            take: takes what is wanted out of an entry, and closes it unless it is given on; None if it cannot be read.
+            fetch: asks the backend, and stores.
+        """
+        began = self.begin()
+        old = None if seen is None else seen.entry.stamp
+        with self.flights.alone(key.name):
+            found = self.find(key)
+            if found is None or found.entry.note:
+                if found is not None:
+                    found.close()
+                self.engine.count(MISSES)
+                return self._fetching(identifier, key, fetch)
+            entry = found.entry
+            # What was fetched after this read began is good, however short its time is.
+            fresh = self.is_fresh(entry) or (entry.stamp != old and entry.fetched >= began.at)
+            try:
+                if not fresh:
+                    self.engine.count(EXPIRED)
+                    fresh = self.renewed(identifier, key, found)
+                if not fresh:
+                    self.engine.count(MISSES)
+                    given = self._fetching(identifier, key, fetch)
+                    found.close()
+                    return given
+            except Exception as error:
+                if not self._serves_stale(error, entry):
+                    found.close()
+                    raise
+                logger.warning(
+                    "%s is unavailable (%s); %r is given as it was %.0f s ago",
+                    self._location,
+                    error,
+                    identifier,
+                    self.now() - entry.fetched,
+                )
+            size = entry.size
+            taken = take(found)
+            if taken is None:
+                self.engine.count(MISSES)
+                return self._fetching(identifier, key, fetch)
+            self.hit(key, size)
+            return taken
+
+    def _fetching(self, identifier: str, key: Key, fetch: Callable[[str, Key], T]) -> T:
+        try:
+            return fetch(identifier, key)
+        except FileNotFoundError:
+            self.safely(self.engine.drop, key)
+            raise
+
+    def _serves_stale(self, error: Exception, entry: Entry) -> bool:
+        """Whether an expired entry stands in for a backend that failed."""
+        if self._policy.stale_if_error is None or self._policy.ttl is None:
+            return False
+        if isinstance(error, FileNotFoundError) or entry.fetched < self.engine.trusted_since:
+            return False
+        if not (is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)):
+            return False
+        return 0 <= self.now() - entry.fetched < self._policy.ttl + self._policy.stale_if_error
+
+    def fetched(self, identifier: str, key: Key) -> bytes:
+        """The content, from the backend, by one read; and into the cache."""
+        generation = self.generation(key)
+        before = self._looked(identifier)
+        began = self.begin()
+        content = self.backend.read(identifier)
+        info = self.seen(identifier) or self._unchanged(identifier, before)
+        if generation is not None:
+            self.store(key, content, began, info, generation)
+        return content
+
+    def streamed(self, identifier: str, key: Key) -> Found | BinaryIO:
+        """As `_fetched`, as a stream into the cache; the backend's own reader if it does not go in."""
+        generation = self.generation(key)
+        before = self._looked(identifier)
+        began = self.begin()
+        reader = self.backend.open(identifier)
+        try:
+            size = _size_of(reader)
+            staged = None if generation is None else self.safely(self.engine.stage, size)
+            if staged is None or generation is None:
+                return reader
+            try:
+                if not self._taken_in(reader, staged):
+                    reader.seek(0)
+                    return reader
+                if size is not None and staged.size != size:
+                    raise IntegrityError(
+                        f"{identifier!r} in {self._location}: {staged.size:,} bytes of {size:,} came",
+                        identifier=identifier,
+                        backend=self._location,
+                    )
+                info = self.seen(identifier) or self._unchanged(identifier, before)
+                entry = self._entry(key, staged, began, info)
+                self.safely(self.engine.publish, key, staged, entry, generation)
+                found = self.safely(staged.found, entry)
+            finally:
+                self.safely(staged.discard)
+            if found is None:
+                reader.seek(0)
+                return reader
+        except BaseException:
+            reader.close()
+            raise
+        reader.close()
+        return found
+
+    def _taken_in(self, reader: BinaryIO, staged: Staged) -> bool:
+        """Whether the cache has taken all that the reader gave."""
+        for chunk in chunks(reader):
+            try:
+                staged.write(chunk)
+            except TooLargeError:
+                return False
+            except Exception as error:  # noqa: BLE001 - of the cache, and logged
+                self.warn(error)
+                return False
+        return True
+
+    def fetch_many(self, missing: list[tuple[str, Key]], failures: Failures) -> Iterator[tuple[str, bytes]]:
+        """Read what is missing as one batch, and store it; failures are noted."""
+        if not missing:
+            return
+        keys = dict(missing)
+        found = self.safely(self.engine.generations, list(keys.values()))
+        generations = {} if found is None else dict(zip(keys.values(), found, strict=True))
+        began = self.begin()
+        try:
+            for identifier, content in self.backend.read_many(list(keys)):
+                self.engine.count(MISSES)
+                key = keys[identifier]
+                generation = generations.get(key)
+                if generation is not None:
+                    self.store(key, content, began, None, generation)
+                yield identifier, content
+        except BatchError as error:
+            for identifier, failure in error.failures.items():
+                if isinstance(failure, FileNotFoundError) and identifier in keys:
+                    self.safely(self.engine.drop, keys[identifier])
+                failures.note(identifier, failure)
+
+    def store_piece(self, key: Key, content: bytes, entry: Entry, generation: int | None) -> None:
+        """Put bytes into the cache under a key of their own, if it takes them; nothing is raised."""
+        if generation is None or not self.limit_allows(len(content)):
+            return
+        try:
+            staged = self.engine.stage(len(content))
+            if staged is None:
+                return
+            try:
+                staged.write(content)
+                self.engine.publish(key, staged, entry, generation)
+            finally:
+                staged.discard()
+        except TooLargeError:
+            return
+        except Exception as error:  # noqa: BLE001 - of the cache, and logged
+            self.warn(error)
+
+    def store(
+        self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
+    ) -> None:
+        """Put an object's content into the cache, if it takes it; nothing is raised."""
+        if not self.limit_allows(len(content)) or key.name in self.distrusted:
+            return
+        etag, modified = self.proof(info, began)
+        entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp(), zlib.crc32(content))
+        self.store_piece(key, content, entry, generation)
+
+    def _entry(self, key: Key, staged: Staged, began: Moment, info: ObjectInfo | None) -> Entry:
+        etag, modified = self.proof(info, began)
+        return Entry(key.label, staged.size, began.at, etag, modified, self.stamp(), staged.crc)
+
+    def limit_allows(self, size: int) -> bool:
+        """Whether the cache may hold content of *size* bytes."""
+        return self._policy.limit is None or (self._policy.limit > 0 and size <= self._policy.limit)
+
+    # What the backend tells of what it gave.
+
+    def seen(self, identifier: str) -> ObjectInfo | None:
+        """What the backend saw of the object that this thread has just read."""
+        found: object = self.backend._seen(identifier)
+        return found if isinstance(found, ObjectInfo) else None
+
+    def written(self, identifier: str) -> ObjectInfo | None:
+        """What the backend tells of the object that was just written."""
+        if not self._compares or self._policy.ttl is None:
+            return None
+        found: object = self.backend._receipt(identifier)
+        return found if isinstance(found, ObjectInfo) else None
+
+    def _looked(self, identifier: str) -> ObjectInfo | None:
+        """What the object is before it is read; only where that was asked for."""
+        return info_of(self.backend.stat(identifier), identifier) if self._policy.revalidate else None
+
+    def _unchanged(self, identifier: str, before: ObjectInfo | None) -> ObjectInfo | None:
+        """*before*, if it is so still."""
+        if before is None:
+            return None
+        try:
+            after = info_of(self.backend.stat(identifier), identifier)
+        except OSError:
+            return None
+        return before if after == before else None
+
+    # Changing.
+
+    @contextmanager
+    def changing(self, identifiers: list[str]) -> Iterator[Change]:
+        """Objects are changed in the backend by the body: nothing older is given after it, nor published."""
+        keys = {}
+        for identifier in identifiers:
+            # One that is refused was never cached, and the backend says what is wrong with it.
+            with suppress(InvalidIdentifierError, TypeError):
+                keys[identifier] = self.key(identifier)
+        change = Change()
+        begun = self.safely(self.engine.begin, list(keys.values()))
+        if begun is None:
+            # Their entries may still be there, and found by others; not by us.
+            self.distrusted.update(key.name for key in keys.values())
+        try:
+            yield change
+        finally:
+            alone = {} if begun is None else self.safely(self.engine.end, begun)
+            if alone is None:
+                self.distrusted.update(key.name for key in keys.values())
+            elif begun is not None:
+                self.distrusted.difference_update(key.name for key in keys.values())
+        for identifier, (content, began, info) in change.stored.items():
+            generation = alone.get(keys[identifier]) if alone and identifier in keys else None
+            if generation is not None:
+                self.store(keys[identifier], content, began, info, generation)
+
+    # Trouble.
+
+    def safely(self, call: Callable[..., T], *arguments: Any) -> T | None:
+        """What a call of the engine gives; None if it fails, which is logged and nothing else."""
+        try:
+            return call(*arguments)
+        except TooLargeError:
+            return None
+        except Exception as error:  # noqa: BLE001 - of the cache, and logged
+            self.warn(error)
+            return None
+
+    def warn(self, error: Exception) -> None:
+        """Log that the cache does not work, loudly once."""
+        level = logging.DEBUG if self._warned else logging.WARNING
+        self._warned = True
+        logger.log(
+            level,
+            "the cache in %s does not work (%s: %s); %s is read and written without it where needed",
+            self._directory,
+            type(error).__name__,
+            error,
+            self._location,
+        )
+
+
+class Change:
+    """What a change has stored, for the cache."""
+
+    def __init__(self) -> None:
+        self.stored: dict[str, tuple[bytes, Moment, ObjectInfo | None]] = {}
+
+    def done(self, identifier: str, content: bytes, began: Moment, info: ObjectInfo | None) -> None:
+        """The backend has the content."""
+        self.stored[identifier] = (content, began, info)
+
+
+def _seconds(info: ObjectInfo) -> float | None:
+    return None if info.modified is None else info.modified.timestamp()
+
+
+def _size_of(reader: BinaryIO) -> int | None:
+    """The bytes from the start of a reader to its end; None if it cannot tell."""
+    try:
+        size = reader.seek(0, io.SEEK_END)
+        reader.seek(0)
+    except (OSError, AttributeError):
+        return None
+    return size
+
+
+def _engine(
+    kind: str,
+    directory: Path,
+    limit: int | None,
+    clock: Callable[[], float],
+    warn: Callable[[Exception], object],
+) -> Engine:
+    if kind == "blobs":
+        from storage_backend.wrappers.cached.blobs import Blobs
+
+        return Blobs(str(directory), limit, clock, warn)
+    raise ConfigurationError(f'engine: {kind!r} is neither "blobs" nor "diskcache"', parameter="engine")

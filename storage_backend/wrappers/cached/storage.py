@@ -1,0 +1,450 @@
+"""CachedStorage: the objects of a backend, kept on the local disk too."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Literal, cast
+
+from typing_extensions import override
+
+from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
+from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
+from storage_backend.files import StagedFile, copy_descriptor, write_file
+from storage_backend.info import Capability, ObjectInfo
+from storage_backend.streams import Content, Writer, check_range, plain
+from storage_backend.wrappers.base import Wrapper, WriterSink
+from storage_backend.wrappers.cached import ranges
+from storage_backend.wrappers.cached.engine import Findings, Key
+from storage_backend.wrappers.cached.entry import CutError, Found
+from storage_backend.wrappers.cached.keeper import Keeper, Policy
+
+BATCH = 1000  # objects of a batch that are asked for, or changed, together
+BATCH_BYTES = 8 << 20  # and of those that are written, bytes
+
+
+class CachedStorage(Wrapper):
+    """A backend behind a cache on the local disk, which threads and processes share.
+
+    A hit costs what reading a file costs, and asks the backend nothing. After a write through any CachedStorage over the
+    same directory, none of them gives older bytes. What others change in the backend is seen when the entry has
+    expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and the rest that gives no content ask the backend.
+
+    Whatever goes wrong with the cache itself, the backend is read, and a warning is logged once.
+
+    Args:
+        backend: what is cached.
+        cache_dir: a directory on a local disk; it is created. Several backends may share one, if their locations are URLs.
+        max_cache_size_mb: content kept at most, in MiB; None for any amount, 0 for nothing. The least recently used goes
+            first, and what is larger than the limit is not kept.
+        ttl_seconds: how long an entry is good, from its fetch; None for ever, 0 not without asking.
+        engine: "blobs", or "diskcache" over python-diskcache.
+        revalidate: whether the backend is asked if an expired entry is still right, instead of being read again. None:
+            where what was read tells what it was of (S3, SSH and databases do). True: with a `stat` before and after
+            each fetch, too. False: never.
+        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
+        clock: gives seconds since the epoch; None for `time.time`.
+
+    Attributes:
+        backend: as given.
+        cache_dir: as a Path, with "~" expanded.
+        max_cache_size_mb: as given.
+        ttl_seconds: as given.
+
+    Raises:
+        ConfigurationError: a parameter is wrong, or the directory is of another format.
+    """
+
+    def __init__(
+        self,
+        backend: StorageBackend,
+        cache_dir: str | os.PathLike[str],
+        max_cache_size_mb: float | None = None,
+        ttl_seconds: float | None = None,
+        *,
+        engine: Literal["blobs", "diskcache"] = "blobs",
+        revalidate: bool | None = None,
+        stale_if_error: float | None = None,
+        clock: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__(backend)
+        self.cache_dir = _expanded(cache_dir)
+        self.max_cache_size_mb = _checked("max_cache_size_mb", max_cache_size_mb)
+        self.ttl_seconds = _checked("ttl_seconds", ttl_seconds)
+        self.engine = engine
+        self.revalidate = revalidate
+        self.stale_if_error = _checked("stale_if_error", stale_if_error)
+        self._clock = clock
+        self._begin()
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        key = self._keeper.key(identifier)
+        found = self._keeper.find(key)
+        if found is not None:
+            if not found.entry.note and self._keeper.is_fresh(found.entry):
+                content = self._keeper.content(found)
+                if content is not None:
+                    self._keeper.hit(key, len(content))
+                    return content
+            else:
+                found.close()
+        return self._keeper.missed(identifier, key, found, self._keeper.content, self._keeper.fetched)
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        content = plain(content)
+        if not isinstance(content, bytes):
+            return self.write_stream(identifier, content)
+        with self._keeper.changing([identifier]) as change:
+            began = self._keeper.begin()
+            store(self.backend, identifier, content)
+            change.done(identifier, content, began, self._keeper.written(identifier))
+        return True
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        with self._keeper.changing([identifier]):
+            return self.backend.delete(identifier) is not False
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        with self._keeper.changing([dest_id]):
+            return self.backend.copy(source_id, dest_id)
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        with self._keeper.changing([source_id, dest_id]):
+            return self.backend.move(source_id, dest_id)
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        with self._keeper.changing([identifier]):
+            return self.backend.write_stream(identifier, reader, info=info, verify=verify)
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        check_mode(mode)
+        key = self._keeper.key(identifier)
+        if mode == "wb":
+            inner = self.backend.open(identifier, mode)
+            return cast(
+                BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._keeper.changing([identifier])))
+            )
+        found = self._keeper.find(key)
+        if found is not None:
+            if not found.entry.note and self._keeper.is_fresh(found.entry):
+                self._keeper.hit(key, found.entry.size)
+                return found.reader()
+            found.close()
+        given = self._keeper.missed(identifier, key, found, _itself, self._keeper.streamed)
+        return given.reader() if isinstance(given, Found) else given
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        check_range(start, end)
+        key = self._keeper.key(identifier)
+        found = self._keeper.find(key)
+        try:
+            if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
+                piece = self._keeper.safely(found.piece, start, end)
+                if piece is not None:
+                    self._keeper.hit(key, len(piece))
+                    return piece
+            if Capability.RANGES not in capabilities_of(self.backend) or not self._keeper.limit_allows(1):
+                return self.read(identifier)[start:end]
+            if found is not None and not found.entry.note and self._keeper.renewed(identifier, key, found):
+                piece = self._keeper.safely(found.piece, start, end)
+                if piece is not None:
+                    self._keeper.hit(key, len(piece))
+                    return piece
+        finally:
+            if found is not None:
+                found.close()
+        return ranges.read(self._keeper, identifier, key, start, end)
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        failures = Failures()
+        missing: list[tuple[str, Key]] = []
+        for identifier in identifiers:
+            content = None
+            with failures.of(identifier):
+                key = self._keeper.key(identifier)
+                content = self._keeper.cached(key)
+                if content is None:
+                    missing.append((identifier, key))
+            if content is not None:
+                yield identifier, content
+            if len(missing) >= BATCH:
+                yield from self._keeper.fetch_many(missing, failures)
+                missing = []
+        yield from self._keeper.fetch_many(missing, failures)
+        failures.raise_any("read", self.location)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        failures = Failures()
+        stored = 0
+        for group in _groups(items):
+            identifiers = [_identifier(item) for item in group]
+            contents = {_identifier(item): item[1] for item in group}
+            for identifier in identifiers:
+                failures.errors.pop(identifier, None)
+            with self._keeper.changing(list(contents)) as change:
+                began = self._keeper.begin()
+                failed: dict[str, Exception] = {}
+                try:
+                    stored += self.backend.write_many(group, verify=verify)
+                except BatchError as error:
+                    failed = error.failures
+                    stored += sum(identifier not in failed for identifier in identifiers)
+                failures.errors.update(failed)
+                if not failed:
+                    for identifier, content in contents.items():
+                        change.done(identifier, content, began, None)
+        failures.raise_any("write", self.location)
+        return stored
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        failures = Failures()
+        absent = 0
+        for group in _chunked(dict.fromkeys(identifiers), BATCH):
+            with self._keeper.changing(group):
+                try:
+                    absent += self.backend.delete_many(group)
+                except BatchError as error:
+                    failures.errors.update(error.failures)
+                    absent += len(group) - len(error.failures)
+        failures.raise_any("delete", self.location)
+        return absent
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        key = self._keeper.key(identifier)
+        found = self._keeper.find(key)
+        given: Found | BinaryIO
+        if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
+            self._keeper.hit(key, found.entry.size)
+            given = found
+        else:
+            if found is not None:
+                found.close()
+            given = self._keeper.missed(identifier, key, found, _itself, self._keeper.streamed)
+        if not isinstance(given, Found):
+            with given:
+                return download_from(given, path)
+        try:
+            write_file(path, lambda staged: _copy(given, staged))
+        except CutError as error:
+            self._keeper.warn(error)
+            self._keeper.safely(self._keeper.engine.drop, key, given.entry.stamp)
+            return self.backend.download(identifier, path)
+        finally:
+            given.close()
+        return True
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        with self._keeper.changing([identifier]):
+            return self.backend.upload(path, identifier)
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        with self._keeper.changing([identifier]):
+            return self.backend.create(identifier, content)
+
+    @override
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        with self._keeper.changing([identifier]):
+            return self.backend.replace(identifier, content, etag)
+
+    @override
+    def close(self) -> None:
+        self._keeper.safely(self._keeper.engine.close)
+        self._keeper.flights.close()
+        self.backend.close()
+
+    # What only a cache has.
+
+    def prefetch(self, identifiers: Iterable[str]) -> int:
+        """Fetch what is not in the cache yet, or has expired there, in batches.
+
+        Returns:
+            How many objects were fetched.
+
+        Raises:
+            BatchError: at the end, if some could not be read.
+        """
+        failures = Failures()
+        fetched = 0
+        missing: list[tuple[str, Key]] = []
+        for identifier in identifiers:
+            with failures.of(identifier):
+                key = self._keeper.key(identifier)
+                found = self._keeper.find(key)
+                if found is not None:
+                    found.close()
+                if found is None or found.entry.note or not self._keeper.is_fresh(found.entry):
+                    missing.append((identifier, key))
+            if len(missing) >= BATCH:
+                fetched += sum(1 for _ in self._keeper.fetch_many(missing, failures))
+                missing = []
+        fetched += sum(1 for _ in self._keeper.fetch_many(missing, failures))
+        failures.raise_any("prefetch", self.location)
+        return fetched
+
+    def invalidate(self, identifier: str) -> None:
+        """Forget what is cached of an object, so that the next read asks the backend.
+
+        Raises:
+            StorageError: the cache cannot be changed; this instance does not use the entry any more in any case.
+        """
+        key = self._keeper.key(identifier)
+        with self._trouble("invalidate an entry"):
+            try:
+                self._keeper.engine.drop(key)
+            except Exception:
+                self._keeper.distrusted.add(key.name)
+                raise
+
+    def clear_cache(self) -> None:
+        """Forget all entries of the directory.
+
+        Raises:
+            StorageError: the cache cannot be changed.
+        """
+        with self._trouble("clear the cache"):
+            self._keeper.engine.clear()
+
+    def get_cache_stats(self) -> dict[str, Any]:
+        """What is in the directory, and what all its users have counted, in all processes.
+
+        Returns:
+            `size_mb` (content, in MiB), `file_count`, `max_size_mb`, `ttl_seconds`, `hits` and `misses` (reads that the
+            backend was not asked for content for, or was), `hit_rate` (0.0 without reads), `evictions`, `expired` (entries
+            that were found too old), `bytes_saved` (that hits gave).
+
+        Raises:
+            StorageError: the cache cannot be read.
+        """
+        with self._trouble("look at the cache"):
+            stats = self._keeper.engine.stats()
+        counters = stats.counters
+        reads = counters.hits + counters.misses
+        return {
+            "size_mb": stats.size / 2**20,
+            "file_count": stats.count,
+            "max_size_mb": self.max_cache_size_mb,
+            "ttl_seconds": self.ttl_seconds,
+            "hits": counters.hits,
+            "misses": counters.misses,
+            "hit_rate": counters.hits / reads if reads else 0.0,
+            "evictions": counters.evictions,
+            "expired": counters.expired,
+            "bytes_saved": counters.bytes_saved,
+        }
+
+    def check_cache(self) -> Findings:
+        """Read all entries, compare them with their checksums, and remove what is damaged or belongs to nothing.
+
+        Raises:
+            StorageError: the cache cannot be read.
+        """
+        with self._trouble("check the cache"):
+            return self._keeper.engine.check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {"backend", "cache_dir", "max_cache_size_mb", "ttl_seconds", "engine", "revalidate"}
+        return {name: self.__dict__[name] for name in (*kept, "stale_if_error", "_clock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._begin()
+
+    def _begin(self) -> None:
+        policy = Policy(
+            limit=None if self.max_cache_size_mb is None else int(self.max_cache_size_mb * 2**20),
+            ttl=self.ttl_seconds,
+            revalidate=self.revalidate,
+            stale_if_error=self.stale_if_error,
+            clock=self._clock,
+        )
+        self._keeper = Keeper(self.backend, self.cache_dir, self.engine, policy)
+
+    def _trouble(self, verb: str) -> AbstractContextManager[None]:
+        return _reported(f"cannot {verb} in {self.cache_dir}", self.location)
+
+
+@contextmanager
+def _reported(what: str, where: str) -> Iterator[None]:
+    """Troubles of the cache as errors of ours."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except Exception as error:
+        raise UnavailableError(f"{what}: {error}", backend=where) from error
+
+
+def _expanded(cache_dir: str | os.PathLike[str]) -> Path:
+    try:
+        given = os.fsdecode(cache_dir)
+    except TypeError:
+        raise TypeError(f"cache_dir must be a path, not {type(cache_dir).__name__}") from None
+    if not given:
+        raise ConfigurationError("cache_dir is empty", parameter="cache_dir")
+    return Path(given).expanduser().absolute()
+
+
+def _checked(name: str, value: float | None) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigurationError(f"{name}: {value!r} is no number", parameter=name)
+    if not 0 <= value < math.inf:
+        raise ConfigurationError(f"{name}: {value!r} is not zero or more", parameter=name)
+    return value
+
+
+def _itself(found: Found) -> Found:
+    return found
+
+
+def _identifier(item: Item) -> str:
+    return item[0].identifier if isinstance(item[0], ObjectInfo) else item[0]
+
+
+def _copy(found: Found, staged: StagedFile) -> None:
+    """Fill a file with a cached content, inside the kernel where it can."""
+    os.lseek(found.fileno(), 0, os.SEEK_SET)
+    copied = copy_descriptor(found.fileno(), staged.fd)
+    if copied < found.entry.size:
+        raise CutError(f"a cached file ends {found.entry.size - copied:,} bytes early")
+    os.ftruncate(staged.fd, found.entry.size)
+
+
+def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
+    group: list[Item] = []
+    size = 0
+    for item in items:
+        group.append(item)
+        size += len(item[1])
+        if len(group) >= BATCH or size >= BATCH_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
+
+
+def _chunked(identifiers: Iterable[str], size: int) -> Iterator[list[str]]:
+    iterator = iter(identifiers)
+    while group := list(itertools.islice(iterator, size)):
+        yield group

@@ -1,0 +1,53 @@
+"""The conformance suite through CachedStorage."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from storage_backend import CachedStorage, LocalStorage, MemoryStorage, PrefixedStorage
+from storage_backend.testing import ConformanceSuite, Subject
+from tests.seven import Careless
+
+LACKS = {"shared": "the objects live in one instance, in one process"}
+
+
+class TestCachedMemory(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        storage = CachedStorage(MemoryStorage(), tmp_path)
+        return Subject(make=lambda: storage, lacks=LACKS)
+
+
+class TestCachedLocal(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=lambda: CachedStorage(LocalStorage(tmp_path / "base"), tmp_path / "cache"),
+            lacks={"content_type": "a file has no place for one"},
+        )
+
+
+class TestSmallCacheThatAsksEachTime(ConformanceSuite):
+    """Hardly anything stays, and what does is asked for again."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=lambda: CachedStorage(LocalStorage(tmp_path / "base"), tmp_path / "cache", 0.1, 0),
+            lacks={"content_type": "a file has no place for one"},
+        )
+
+
+class TestCachedSevenMethods(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        storage = PrefixedStorage(CachedStorage(Careless(), tmp_path), "p")
+        lacks = {
+            "content_type": "it has no place for one",
+            "errors": "it raises built-in errors",
+            "modified": "it has no place for one",
+            **LACKS,
+        }
+        return Subject(make=lambda: storage, lacks=lacks)
