@@ -46,11 +46,12 @@ from storage_backend.wrappers.cached.engine import (
 )
 from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, packed, renewed
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
-from storage_backend.wrappers.cached.members import EVICTIONS, Counters, Member
+from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
 
 FORMAT = 1
 _TOUCHES = 10_000  # uses that are remembered before the index hears of them
 _STEPS = 256  # what is coming in is counted in steps of this part of the limit
+_KNOWN = 10_000  # entries whose records need not be read again while their files are the same
 _TRASH = 1_000  # files removed at an opening, and a few at each publication, so that neither takes long
 _TRASH_MORE = 16
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
@@ -79,10 +80,12 @@ class Blobs:
     _counting: threading.Lock  # of the counts, which hits must not wait for transactions for
     _counts: list[int]
     _touched: dict[str, None]
+    _known: dict[str, tuple[int, float, int, Entry]]  # name -> inode, time, length, entry
     _open: _Open | None
     _trouble: Exception | None
     _retry_at: float
     _noted: bool
+    _trash: bool  # whether something is left of it
 
     def __init__(
         self,
@@ -113,7 +116,42 @@ class Blobs:
             fd = os.open(f"{self._blobs}/{name[:2]}/{name[2:]}", os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return None
-        return found_in(fd, key.label)
+        try:
+            facts = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        known = self._known.get(name)
+        if (
+            known is not None
+            and known[0] == facts.st_ino
+            and known[1] == facts.st_mtime
+            and known[2] == facts.st_size
+            and known[3].label == key.label
+        ):
+            return Found(fd, known[3])
+        found = found_in(fd, key.label, facts.st_size)
+        if found is not None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[name] = (facts.st_ino, facts.st_mtime, facts.st_size, found.entry)
+        return found
+
+    def hit(self, key: Key, size: int) -> None:
+        """Count a hit of *size* bytes, and note that the entry was used."""
+        if self._process != os.getpid():
+            self._begin_in_child()
+        with self._counting:
+            counts = self._counts
+            counts[HITS] += 1
+            counts[SAVED] += size
+            if self._open is not None:
+                self._open.member.save(counts)
+        touched = self._touched
+        touched.pop(key.name, None)
+        touched[key.name] = None
+        if len(touched) > _TOUCHES:
+            self._flush_touches()
 
     def touch(self, key: Key) -> None:
         """Note that the entry was used."""
@@ -121,21 +159,17 @@ class Blobs:
         touched.pop(key.name, None)
         touched[key.name] = None
         if len(touched) > _TOUCHES:
-            with self._transaction() as transaction:
-                self._apply_touches(transaction)
+            self._flush_touches()
 
     def count(self, counter: int, size: int = 0) -> None:
         """Add one to a counter (see `members`), and *size* to the bytes saved."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._counting:
-            counts = self._counts
-            counts[counter] += 1
-            counts[members.SAVED] += size
+            self._counts[counter] += 1
+            self._counts[SAVED] += size
             if self._open is not None:
-                # A full disk may refuse: then they are stored with the next.
-                with suppress(OSError):
-                    self._open.member.save(counts)
+                self._open.member.save(self._counts)
 
     # What fills and changes do.
 
@@ -170,7 +204,8 @@ class Blobs:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(path)
         staged.reserved = 0
-        self._empty_trash(_TRASH_MORE)
+        if self._trash:
+            self._empty_trash(_TRASH_MORE)
         return True
 
     def begin(self, keys: Sequence[Key]) -> Change:
@@ -559,6 +594,10 @@ class Blobs:
         if touched:
             transaction.use(list(touched))
 
+    def _flush_touches(self) -> None:
+        with self._transaction() as transaction:
+            self._apply_touches(transaction)
+
     def _unlink(self, name: str) -> None:
         with suppress(FileNotFoundError):
             os.unlink(self._path(name))
@@ -573,7 +612,9 @@ class Blobs:
                     continue
                 most -= _remove_some(f"{trash}/{cleared}", most)
                 if most <= 0:
+                    self._trash = True
                     return
+        self._trash = False
 
     # Forks.
 
@@ -593,10 +634,12 @@ class Blobs:
         self._counting = threading.Lock()
         self._counts = [0] * len(Counters())
         self._touched = {}
+        self._known = {}
         self._open = None
         self._trouble = None
         self._retry_at = 0.0
         self._noted = False
+        self._trash = False
 
     def _begin_in_child(self) -> None:
         """What was inherited is the parent's: its counts, its files, its locks."""
@@ -612,7 +655,6 @@ class Blob:
 
     Attributes:
         size: bytes so far.
-        crc: CRC-32 of them.
         reserved: bytes that count as the cache's already.
 
     Raises:
@@ -621,7 +663,7 @@ class Blob:
 
     def __init__(self, cache: Blobs, size: int | None) -> None:
         self.size = 0
-        self.crc = 0
+        self._crc = 0
         self.reserved = 0
         self._cache = cache
         # So much is not counted before it is published.
@@ -637,16 +679,20 @@ class Blob:
                 raise
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*."""
+        """Append all of *data*.
+
+        Raises:
+            TooLargeError: it is more than the cache may hold.
+        """
         view = memoryview(data).cast("B")
         self._count(self.size + len(view))
-        self.crc = zlib.crc32(view, self.crc)
+        self._crc = zlib.crc32(view, self._crc)
         self.size += len(view)
         self._append(view)
 
     def finish(self, entry: Entry) -> None:
         """Append what makes it an entry."""
-        self._append(memoryview(packed(entry)))
+        self._append(memoryview(packed(entry._replace(crc=self._crc))))
 
     def rename(self, path: str) -> None:
         """Give it its name."""

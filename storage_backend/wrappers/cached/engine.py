@@ -73,7 +73,6 @@ class Staged(Protocol):
     """Content on its way into the cache."""
 
     size: int
-    crc: int
 
     def write(self, data: Buffer, /) -> object:
         """Append all of *data*."""
@@ -116,6 +115,9 @@ class Engine(Protocol):
 
     def find(self, key: Key) -> Found | None:
         """The entry, held open; None if there is none, or it is damaged."""
+
+    def hit(self, key: Key, size: int) -> None:
+        """`count` and `touch` in one: a read was answered with *size* bytes."""
 
     def touch(self, key: Key) -> None:
         """Note that the entry was used."""

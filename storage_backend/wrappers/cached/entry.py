@@ -51,7 +51,7 @@ class Entry(NamedTuple):
         etag: the backend's, where it told.
         modified: the object's own time, in seconds since the epoch; only where it proves that nothing changed.
         stamp: tells one publication from another.
-        crc: CRC-32 of the content.
+        crc: CRC-32 of the content; 0 until it is published.
         note: whether the content is not the object's, but what is known of it (see `ranges`).
     """
 
@@ -61,7 +61,7 @@ class Entry(NamedTuple):
     etag: str | None
     modified: float | None
     stamp: int
-    crc: int
+    crc: int = 0
     note: bool = False
 
 
@@ -189,10 +189,9 @@ class Found:
             os.close(fd)
 
 
-def found_in(fd: int, label: bytes) -> Found | None:
-    """The content in an open file, which this takes over; None (and the file closed) if it is not whole, or another's."""
+def found_in(fd: int, label: bytes, length: int) -> Found | None:
+    """The content in an open file of *length* bytes, which this takes over; None (and the file closed) if it is not whole, or another's."""
     try:
-        length = os.fstat(fd).st_size
         if length <= _SMALL:
             head = os.pread(fd, _SMALL, 0)
             entry = unpacked(head, len(head))

@@ -274,7 +274,7 @@ class Transaction:
         ).fetchone()
 
     def finish(self) -> None:
-        """Store the state, and drop graves if there are too many."""
+        """Store the state, which has changed, and drop graves if there are too many."""
         if self.state.graves > _GRAVES and self.state.graves > self.state.count // 4:
             self.state.floor = self.state.next()
             self._connection.execute(
@@ -350,7 +350,8 @@ class Index:
             transaction = Transaction(self._connection, State(*row), folder=self._folder, token=token)
             with damage_seen():
                 yield transaction
-                transaction.finish()
+                if transaction.state != State(*row):
+                    transaction.finish()
                 self._connection.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):

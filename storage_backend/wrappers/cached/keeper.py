@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import time
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from storage_backend.streams import chunks
 from storage_backend.wrappers.cached.engine import Engine, Key, Staged, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.flights import Flights
-from storage_backend.wrappers.cached.members import EXPIRED, HITS, MISSES
+from storage_backend.wrappers.cached.members import EXPIRED, MISSES
 
 logger = logging.getLogger(__name__)
 
@@ -230,8 +229,10 @@ class Keeper:
 
     def hit(self, key: Key, size: int) -> None:
         """Count a read that *size* bytes of the cache answered."""
-        self.engine.count(HITS, size)
-        self.touch(key)
+        try:
+            self.engine.hit(key, size)
+        except Exception as error:  # noqa: BLE001 - of the cache, and logged
+            self.warn(error)
 
     # Fetching.
 
@@ -420,12 +421,12 @@ class Keeper:
         if not self.limit_allows(len(content)) or key.name in self.distrusted:
             return
         etag, modified = self.proof(info, began)
-        entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp(), zlib.crc32(content))
+        entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp())
         self.store_piece(key, content, entry, generation)
 
     def _entry(self, key: Key, staged: Staged, began: Moment, info: ObjectInfo | None) -> Entry:
         etag, modified = self.proof(info, began)
-        return Entry(key.label, staged.size, began.at, etag, modified, self.stamp(), staged.crc)
+        return Entry(key.label, staged.size, began.at, etag, modified, self.stamp())
 
     def limit_allows(self, size: int) -> bool:
         """Whether the cache may hold content of *size* bytes."""

@@ -8,7 +8,6 @@ present one.
 from __future__ import annotations
 
 import struct
-import zlib
 from typing import NamedTuple
 
 from storage_backend.base import info_of
@@ -83,14 +82,7 @@ def _asked(keeper: Keeper, identifier: str, key: Key) -> _Version | None:
     if version is not None and version.size > BLOCK and generation is not None:
         content = _NOTE.pack(version.size)
         entry = Entry(
-            key.label,
-            len(content),
-            began.at,
-            version.etag,
-            version.modified,
-            keeper.stamp(),
-            zlib.crc32(content),
-            True,
+            key.label, len(content), began.at, version.etag, version.modified, keeper.stamp(), note=True
         )
         keeper.store_piece(key, content, entry, generation)
     return version
@@ -156,7 +148,7 @@ def _fetched(
         pieces: list[bytes | None] = []
         for position, (key, generation) in enumerate(zip(keys, generations, strict=True)):
             piece = content[position * BLOCK : (position + 1) * BLOCK]
-            entry = Entry(key.label, len(piece), began.at, None, None, keeper.stamp(), zlib.crc32(piece))
+            entry = Entry(key.label, len(piece), began.at, None, None, keeper.stamp())
             keeper.store_piece(key, piece, entry, generation)
             pieces.append(piece)
         return pieces
