@@ -10,6 +10,7 @@ FLOORS = {
     "identifiers": 1,
     "info": 1,
     "secrets": 1,
+    "sightings": 1.5,
     "files": 1.5,
     "forks": 1,
     "streams": 1.5,

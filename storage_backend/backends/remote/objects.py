@@ -14,6 +14,7 @@ from typing import BinaryIO, TypeVar, cast
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import ShellError
 from storage_backend.backends.remote.link import Link
+from storage_backend.backends.remote.listing import info_of
 from storage_backend.backends.remote.operations import Place, Staged, in_seconds
 from storage_backend.backends.remote.packets import Attributes
 from storage_backend.backends.remote.reading import RemoteFile
@@ -21,6 +22,7 @@ from storage_backend.backends.remote.session import Steps
 from storage_backend.backends.remote.writing import Upload
 from storage_backend.errors import NotFoundError, UnavailableError
 from storage_backend.info import ObjectInfo
+from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     CHUNK,
     HashingReader,
@@ -52,6 +54,7 @@ class Objects:
 
     Attributes:
         receipts: what listings will show of the objects last written.
+        sightings: what reads saw.
         mean_size: bytes of an object, as far as batches that were read tell.
     """
 
@@ -59,6 +62,7 @@ class Objects:
         self.link = link
         self.where = where
         self.receipts: dict[str, Attributes] = {}
+        self.sightings = Sightings()
         self.mean_size: float = FIRST_MEAN
 
     def remember(self, place: Place, staged: Staged) -> None:
@@ -82,14 +86,23 @@ class Objects:
     def read_small(self, place: Place, most: int) -> bytes | None:
         """The whole object; None if it has more than *most* bytes."""
         looks = itertools.count()  # not before the first try
-        return self._run(
+        self.sightings.note(None)
+        content, facts = self._run(
             place, lambda connection, at: connection.operations.read(at, most, look=next(looks) > 0)
-        )[0]
+        )
+        self.saw(place, facts)
+        return content
+
+    def saw(self, place: Place, facts: Attributes) -> None:
+        """Note what a read saw."""
+        self.sightings.note(info_of(place.identifier, facts))
 
     def read_whole(self, place: Place) -> bytes:
         """The whole object, of any size."""
         with RemoteFile(self.link, place, self.where) as file:
-            return file.readall()
+            content = file.readall()
+        self.saw(place, file.facts)
+        return content
 
     def write(
         self, place: Place, content: bytes, modified: datetime | None = None, *, verify: bool = False

@@ -302,8 +302,12 @@ class RemoteStorage(StorageBackend):
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
-        with self._opened(self._place(identifier)) as file:
-            return file.read_exactly(start, file.size if end is None else end)
+        place = self._place(identifier)
+        self._objects.sightings.note(None)
+        with self._opened(place) as file:
+            content = file.read_exactly(start, file.size if end is None else end)
+        self._objects.saw(place, file.facts)
+        return content
 
     @override
     def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -379,6 +383,10 @@ class RemoteStorage(StorageBackend):
     def _receipt(self, identifier: str) -> ObjectInfo | None:
         found = self._objects.receipts.pop(identifier, None)
         return None if found is None or found.size is None else listing.info_of(identifier, found)
+
+    @override
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        return self._objects.sightings.take(identifier)
 
     @property
     @override

@@ -27,6 +27,7 @@ from storage_backend.backends.s3.workers import Workers
 from storage_backend.errors import IntegrityError, InvalidIdentifierError, StorageError
 from storage_backend.files import state_directory
 from storage_backend.info import ObjectInfo
+from storage_backend.sightings import Sightings
 from storage_backend.streams import CHUNK, Content, check_arrived, check_digest, plain, sha256
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class Objects:
         workers: that make requests side by side.
         records: of unfinished uploads.
         receipts: what listings will show of the objects last written.
+        sightings: what reads saw.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -59,6 +61,7 @@ class Objects:
         self.workers = Workers(settings.max_concurrency)
         self.records = Records(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
+        self.sightings = Sightings()
         self._ensured = not settings.create_bucket
 
     def close(self) -> None:
@@ -143,7 +146,12 @@ class Objects:
     def wanted(self, identifier: str, version_id: str | None) -> Wanted:
         """The object, to be read."""
         return Wanted(
-            lambda: self.calls, self.key(identifier), identifier, self.settings, version_parameter(version_id)
+            lambda: self.calls,
+            self.key(identifier),
+            identifier,
+            self.settings,
+            version_parameter(version_id),
+            self.sightings,
         )
 
     def target(

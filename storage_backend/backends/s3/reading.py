@@ -16,6 +16,8 @@ from storage_backend.backends.s3.calls import Calls, Facts, Got
 from storage_backend.backends.s3.errors import is_foreign, refusal_of, translate
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError, UnavailableError
+from storage_backend.info import ObjectInfo
+from storage_backend.sightings import Sightings
 from storage_backend.streams import CHUNK, position_after
 
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
@@ -33,6 +35,7 @@ class Wanted:
         identifier: in the caller's spelling.
         settings: of the storage.
         parameters: of each GET (VersionId).
+        sightings: is told what reads as a whole and of ranges saw; not of older versions.
     """
 
     calls: Callable[[], Calls]
@@ -40,6 +43,15 @@ class Wanted:
     identifier: str
     settings: Settings
     parameters: Mapping[str, Any]
+    sightings: Sightings
+
+    def saw(self, facts: Facts | None) -> None:
+        """Note what a read saw, or, at its beginning, that it has not yet."""
+        if facts is None or self.parameters:
+            self.sightings.note(None)
+            return
+        info = ObjectInfo(self.identifier, facts.size, facts.modified, facts.etag, None, facts.content_type)
+        self.sightings.note(info)
 
     def error(self, error: Exception) -> StorageError:
         """Our error for *error*.
@@ -72,6 +84,7 @@ class Wanted:
 
 def read_whole(wanted: Wanted) -> bytes:
     """The object, compared with its length and, where the service gives one, its checksum."""
+    wanted.saw(None)
     got = wanted.get()
     try:
         content = got.body.read()
@@ -86,6 +99,7 @@ def read_whole(wanted: Wanted) -> bytes:
     if content is not None and expected in {None, len(content)}:
         wrong = _wrong_digest(content, got.facts)
         if wrong is None:
+            wanted.saw(got.facts)
             return content
         # Once more: if it was damaged on its way, that was chance.
     reader = Pinned(wanted)
@@ -101,6 +115,7 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
     else:
         empty = False
     last = "" if end is None else end - 1
+    wanted.saw(None)
     for tries in range(1, wanted.settings.attempts + 1):
         try:
             got = wanted.calls().get(wanted.key, **wanted.parameters, Range=f"bytes={start}-{last}")
@@ -120,6 +135,7 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
             continue
         finally:
             got.body.close()
+        wanted.saw(got.facts)
         return b"" if empty else content
     raise AssertionError("the last try returns or raises")
 

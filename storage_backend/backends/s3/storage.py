@@ -624,6 +624,10 @@ class S3Storage(StorageBackend):
     def _receipt(self, identifier: str) -> ObjectInfo | None:
         return self._objects.receipts.pop(identifier, None)
 
+    @override
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        return self._objects.sightings.take(identifier)
+
 
 def _normalised(prefix: str) -> str:
     if not isinstance(prefix, str):

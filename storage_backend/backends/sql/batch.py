@@ -207,7 +207,7 @@ def _read(
         content = None
         with failures.of(identifier):
             if entry.size > entry.chunk_size:
-                content = reading.read(database, identifier)
+                content, _ = reading.read(database, identifier)
             else:
                 reading.check(database, identifier, entry, first)
                 content = first

@@ -35,13 +35,13 @@ def find(database: Database, identifier: str) -> Entry:
     return entry
 
 
-def read(database: Database, identifier: str) -> bytes:
-    """The whole object."""
+def read(database: Database, identifier: str) -> tuple[bytes, Entry]:
+    """The whole object, and its row."""
     entry, content = _first(database, identifier)
     if entry.size <= entry.chunk_size:
-        return content
+        return content, entry
 
-    def work(connection: Connection) -> bytes:
+    def work(connection: Connection) -> tuple[bytes, Entry]:
         found = database.catalog.find(connection, entry.name)
         if found is None:
             raise not_found(identifier, database.address.location)
@@ -50,25 +50,25 @@ def read(database: Database, identifier: str) -> bytes:
             buffer.write(piece)
         content = buffer.getvalue()  # not a copy
         check(database, identifier, found, content)
-        return content
+        return content, found
 
     return database.snapshot(work, identifier)
 
 
-def read_range(database: Database, identifier: str, start: int, end: int | None) -> bytes:
-    """The bytes of [start, end) or from *start* on, as far as there are any."""
+def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, Entry]:
+    """The bytes of [start, end) or from *start* on, as far as there are any; and the object's row."""
     identifiers.check(identifier)
     name = identifier.encode()
     if end is None or end - start > AT_ONCE:
 
-        def work(connection: Connection) -> bytes:
+        def work(connection: Connection) -> tuple[bytes, Entry]:
             found = database.catalog.find(connection, name)
             if found is None:
                 raise not_found(identifier, database.address.location)
             stop = found.size if end is None else min(end, found.size)
             content = b"".join(_pieces(database, connection, found, start, stop))
             _check_length(database, identifier, len(content), stop - start)
-            return content
+            return content, found
 
         return database.snapshot(work, identifier)
     span = database.run(
@@ -78,7 +78,7 @@ def read_range(database: Database, identifier: str, start: int, end: int | None)
         raise not_found(identifier, database.address.location)
     entry, content = span
     _check_length(database, identifier, len(content), min(end, entry.size) - start)
-    return content
+    return content, entry
 
 
 def open_reader(database: Database, identifier: str) -> BinaryIO:

@@ -32,6 +32,7 @@ from storage_backend.errors import (
 )
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
+from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     Content,
     Writer,
@@ -83,6 +84,7 @@ class DatabaseStorage(StorageBackend):
         stale_seconds: float = 3600.0,
     ) -> None:
         self._address = parse(url, password)
+        self._sightings = Sightings()
         self._settings: dict[str, Any] = {
             "create_if_missing": create_if_missing,
             "durable": durable,
@@ -97,7 +99,7 @@ class DatabaseStorage(StorageBackend):
     def __getstate__(self) -> dict[str, Any]:
         advice = 'PGPASSWORD, .pgpass, password="env:NAME" or password="file:PATH"'
         refuse_pickle(self.location, self._address.password, advice=advice)
-        return {"_address": self._address, "_settings": self._settings}
+        return {"_address": self._address, "_settings": self._settings, "_sightings": self._sightings}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -110,7 +112,9 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def read(self, identifier: str) -> bytes:
-        return reading.read(self._database, identifier)
+        content, entry = reading.read(self._database, identifier)
+        self._sightings.note(entry.info(identifier))
+        return content
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
@@ -174,7 +178,13 @@ class DatabaseStorage(StorageBackend):
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
-        return reading.read_range(self._database, identifier, start, end)
+        content, entry = reading.read_range(self._database, identifier, start, end)
+        self._sightings.note(entry.info(identifier))
+        return content
+
+    @override
+    def _seen(self, identifier: str) -> ObjectInfo | None:
+        return self._sightings.take(identifier)
 
     @override
     def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
