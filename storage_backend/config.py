@@ -7,14 +7,15 @@ import getpass
 import os
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, cast
-from urllib.parse import parse_qsl, unquote
+from urllib.parse import parse_qsl, quote, unquote, urlencode
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
+from storage_backend.files import cache_directory
 from storage_backend.wrappers.prefixed import PrefixedStorage
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
@@ -40,6 +41,8 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
               several hosts are endpoints of one server, "/~/" is the home directory, "//" or "/" the server's root. Without
               `ssh_config_file` in it, ~/.ssh/config is read, as ssh does, and without a user this one's name is taken;
             - `memory:`, an empty store of its own each time;
+            - `cached+` before any of these URLs: a CachedStorage over it, with `cache_dir` (without it, a directory of the user's),
+              `max_mb`, `ttl`, `stale_if_error` (seconds) and `cache_engine` among the parameters;
             - a URL of a scheme that an entry point in the group `storage_backend.backends` names.
 
             A URL may end in `#prefix`, percent-encoded: only what is beneath it (see PrefixedStorage). The `location`
@@ -56,6 +59,8 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     if isinstance(place, str):
         return _load("storage_backend.backends.local:LocalStorage")(place, create_if_missing=create)
     backend = _opened(place, create)
+    if place.cache is not None:
+        backend = _cached(backend, place.cache)
     return backend if place.fragment is None else PrefixedStorage(backend, _decoded(place.fragment))
 
 
@@ -69,6 +74,9 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         ConfigurationError: it names no object.
     """
     place = parse_location(location)
+    if isinstance(place, Url) and place.cache is not None:
+        base, name = split_location(place.without_cache())
+        return _with_cache(base, place.cache), name
     if isinstance(place, str):
         parent, name = os.path.split(place)
         base = parent or "."
@@ -102,7 +110,7 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
 def redacted(location: str) -> str:
     """*location* without its password, for messages."""
     # In an ssh URL ports stand before the path, which may have an "@"; elsewhere a careless password may have a "/".
-    inside = r"[^/@]*" if location[:6].lower() == "ssh://" else r".*"
+    inside = r"[^/@]*" if re.match(r"(cached\+)?ssh://", location, re.IGNORECASE) else r".*"
     return re.sub(
         rf"\A([a-z][a-z0-9+.-]*://[^/:@]*):{inside}@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
     )
@@ -124,6 +132,7 @@ class Url:
         path: from that "/" on.
         parameters: those after "?".
         fragment: what follows "#"; None without one.
+        cache: of a URL that began with `cached+`, which none of the above has, the parameters that are the cache's.
     """
 
     text: str
@@ -132,6 +141,11 @@ class Url:
     path: str
     parameters: Mapping[str, str]
     fragment: str | None
+    cache: Mapping[str, str] | None = None
+
+    def without_cache(self) -> str:
+        """The location of what is cached."""
+        return self.text if self.fragment is None else f"{self.text}#{self.fragment}"
 
 
 Arguments: TypeAlias = dict[str, Any]
@@ -156,6 +170,8 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
             "of that name",
             parameter="location",
         )
+    if text[: len(_CACHED)].lower() == _CACHED:
+        return _cached_url(text)
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else ""
     if found is None or not (found[2] or scheme in SCHEMES):
@@ -177,6 +193,53 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
         parameters=dict(parse_qsl(query, keep_blank_values=True)),
         fragment=fragment if hash_sign else None,
     )
+
+
+_CACHED = "cached+"
+# A parameter of a URL, and the one of CachedStorage that it is.
+_CACHE_TEXTS = {"cache_dir": "cache_dir", "cache_engine": "engine"}
+_CACHE_NUMBERS = {
+    "max_mb": "max_cache_size_mb",
+    "ttl": "ttl_seconds",
+    "stale_if_error": "stale_if_error",
+}
+
+
+def _cached_url(text: str) -> Url:
+    """A URL that begins with `cached+`, with the cache's parameters apart."""
+    rest, hash_sign, fragment = text[len(_CACHED) :].partition("#")
+    hierarchy, _, query = rest.partition("?")
+    pieces = [piece for piece in query.split("&") if piece]
+    ours = [piece for piece in pieces if unquote(piece.partition("=")[0]) in {*_CACHE_TEXTS, *_CACHE_NUMBERS}]
+    others = [piece for piece in pieces if piece not in ours]
+    inner = hierarchy + ("?" + "&".join(others) if others else "") + hash_sign + fragment
+    place = parse_location(inner)
+    if isinstance(place, str) or place.cache is not None:
+        raise ConfigurationError(
+            f'"{_CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
+            parameter="location",
+        )
+    return replace(place, cache=dict(parse_qsl("&".join(ours), keep_blank_values=True)))
+
+
+def _with_cache(location: str, cache: Mapping[str, str]) -> str:
+    """The location of a place, in front of which is a cache."""
+    if not cache:
+        return _CACHED + location
+    return f"{_CACHED}{location}{'&' if '?' in location else '?'}{urlencode(cache, quote_via=quote)}"
+
+
+def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBackend:
+    arguments: Arguments = {"cache_dir": cache_directory()} if "cache_dir" not in parameters else {}
+    for name, text in parameters.items():
+        if name in _CACHE_TEXTS:
+            arguments[_CACHE_TEXTS[name]] = text
+        else:
+            try:
+                arguments[_CACHE_NUMBERS[name]] = float(text)
+            except ValueError:
+                raise ConfigurationError(f"{name}: {text!r} is not a number", parameter=name) from None
+    return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
 
 
 def _text(location: str | os.PathLike[str]) -> str:

@@ -1,4 +1,4 @@
-"""StagedFile: a local file that appears whole or not at all; and where what outlives a run is kept."""
+"""StagedFile: a local file that appears whole or not at all; and where what outlives a run, or is cached, is kept."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def state_directory() -> Path:
         return (Path(given) if given else Path.home() / ".local" / "state") / "storage-backend"
     except RuntimeError as error:
         raise ConfigurationError(f"nowhere to keep state: {error}; set XDG_STATE_HOME") from None
+
+
+def cache_directory() -> Path:
+    """Where the user keeps what can be had again: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
+
+    Without that variable it is below ~/.cache (XDG Base Directory Specification).
+
+    Raises:
+        ConfigurationError: this user has no home.
+    """
+    given = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return (Path(given) if given else Path.home() / ".cache") / "storage-backend"
+    except RuntimeError as error:
+        raise ConfigurationError(f"nowhere to keep a cache: {error}; set XDG_CACHE_HOME") from None
 
 
 def temporary_name() -> str:

@@ -1,6 +1,7 @@
 """Locations: what opens, what is refused, and how the refusal reads."""
 
 import importlib.metadata
+import re
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_backend import (
+    CachedStorage,
     ConfigurationError,
+    DatabaseStorage,
     MemoryStorage,
     PrefixedStorage,
     S3Storage,
@@ -267,3 +270,63 @@ def test_object_in_a_bucket_is_its_whole_key() -> None:
     for location in ("s3://bucket", "s3://bucket/", "s3://bucket/a/"):
         with pytest.raises(ConfigurationError, match="names a directory"):
             split_location(location)
+
+
+def test_a_cache_before_any_url(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    location = (
+        f"cached+sqlite:///{tmp_path}/a.db?cache_dir={tmp_path}/c&max_mb=1.5&ttl=60&stale_if_error=5#p%20q"
+    )
+    with open_storage(location, create=True) as storage:
+        assert isinstance(storage, PrefixedStorage)
+        cached = storage.backend
+        assert isinstance(cached, CachedStorage)
+        assert isinstance(cached.backend, DatabaseStorage)
+        assert (cached.max_cache_size_mb, cached.ttl_seconds, cached.stale_if_error) == (1.5, 60, 5)
+        assert cached.cache_dir == tmp_path / "c"
+        storage.write("x", b"1")
+        assert storage.prefix == "p q"
+    with open_storage(f"CACHED+file://{tmp_path}") as cached:
+        assert isinstance(cached, CachedStorage)
+        assert cached.cache_dir == tmp_path / "xdg" / "storage-backend"
+        assert cached.location == LocalStorage(tmp_path).location
+
+
+@pytest.mark.parametrize(
+    ("location", "base", "identifier"),
+    [
+        (
+            "cached+s3://b/p/x?region=eu&cache_dir=/tmp/a%20b&ttl=3",
+            "cached+s3://b?region=eu&cache_dir=%2Ftmp%2Fa%20b&ttl=3",
+            "p/x",
+        ),
+        ("cached+file:///d/x?cache_dir=/c/d", "cached+file:///d/?cache_dir=%2Fc%2Fd", "x"),
+        ("cached+sqlite:///a.db?cache_dir=/c#n", "cached+sqlite:///a.db?cache_dir=%2Fc", "n"),
+        ("cached+ssh://h/~/p/x", "cached+ssh://h/~/p", "x"),
+    ],
+)
+def test_split_location_keeps_the_cache(location: str, base: str, identifier: str) -> None:
+    assert split_location(location) == (base, identifier)
+
+
+@pytest.mark.parametrize(
+    ("location", "says"),
+    [
+        ("cached+/tmp/x", "stands before a URL"),
+        ("cached+cached+file:///tmp", "stands before a URL"),
+        ("cached+file:///tmp?cache_dir=/c&max_mb=much", "max_mb: 'much' is not a number"),
+        ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_cache_size_mb: -1.0 is not zero or more"),
+        ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "engine: 'x'"),
+        ("cached+file:///tmp?cachedir=/c", "unknown parameter 'cachedir'"),
+    ],
+)
+def test_a_wrong_cache_is_refused(location: str, says: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)):
+        open_storage(location)
+
+
+def test_redacted_through_a_cache() -> None:
+    assert (
+        redacted("cached+postgresql://u:p/w@h/d?cache_dir=/c") == "cached+postgresql://u:***@h/d?cache_dir=/c"
+    )
+    assert redacted("cached+ssh://u:pw@h/a@b:c@d") == "cached+ssh://u:***@h/a@b:c@d"

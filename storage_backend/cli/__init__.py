@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from storage_backend import __version__
-from storage_backend.cli import listing, objects, transfer
+from storage_backend.cli import caches, listing, objects, transfer
 from storage_backend.cli.exits import Exit, code_of
 from storage_backend.cli.output import complain
 
@@ -35,6 +35,7 @@ def program() -> None:
       postgresql://user@host:5432/database   (password: PGPASSWORD or ~/.pgpass)
       ssh://user@host:22,spare:2222/absolute/path   ssh://user@host/~/beneath/home
       s3://bucket/prefix?region=...&endpoint_url=...&profile=...   (keys: the environment or ~/.aws)
+      cached+s3://bucket/prefix?cache_dir=...&max_mb=...&ttl=...   (any URL, through a cache on the local disk)
       memory:                                (empty, gone at the end: to try things)
 
     A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
@@ -56,7 +57,7 @@ def program() -> None:
     """
 
 
-for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS):
+for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS, *caches.COMMANDS):
     program.add_command(_command)
 
 

@@ -68,6 +68,8 @@ def names_a_place(location: str) -> bool:
         return path.is_dir()
     parsed = _parsed(location)
     assert isinstance(parsed, Url)
+    if parsed.scheme == "file" and parsed.fragment is None:
+        return Path(unquote(parsed.path, errors="surrogateescape")).is_dir()
     if parsed.scheme in {"s3", "ssh"} and parsed.fragment is None:
         return parsed.path in {"", "/", "/~"} or parsed.path.endswith("/")
     return parsed.fragment is None
@@ -100,7 +102,7 @@ def local_path(location: str) -> Path | None:
     parsed = _parsed(location)
     if isinstance(parsed, str):
         return Path(parsed)
-    if parsed.scheme == "file" and parsed.fragment is None:
+    if parsed.scheme == "file" and parsed.fragment is None and parsed.cache is None:
         return Path(unquote(parsed.path, errors="surrogateescape"))
     return None
 

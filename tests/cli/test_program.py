@@ -19,6 +19,9 @@ from storage_backend.cli import program as group
 from tests.cli.conftest import Program
 
 VERBS = [
+    "cache check",
+    "cache clear",
+    "cache stats",
     "cat",
     "checksum",
     "cp",
@@ -37,13 +40,17 @@ VERBS = [
 
 
 def test_all_verbs_are_there() -> None:
-    assert sorted(group.commands) == VERBS
+    found = []
+    for name, command in group.commands.items():
+        inner = command.commands if isinstance(command, click.Group) else {"": command}
+        found += [f"{name} {verb}".strip() for verb in inner]
+    assert sorted(found) == VERBS
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_command_has_help_with_examples(program: Program, verb: str) -> None:
     for flag in ("--help", "-h"):
-        result = program(verb, flag)
+        result = program(*verb.split(), flag)
         assert result.code == 0
         text = result.out.decode()
         assert "Examples:\n" in text
@@ -54,8 +61,11 @@ def test_every_command_has_help_with_examples(program: Program, verb: str) -> No
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_examples_of_the_help_parse(verb: str) -> None:
-    command = group.commands[verb]
     parent = click.Context(group, **group.context_settings)
+    command: click.Command = group
+    for word in verb.split():
+        assert isinstance(command, click.Group)
+        command = command.commands[word]
     text = command.help or ""
     lines = [line.strip() for line in text.splitlines() if f"storage-backend {verb} " in line]
     assert lines
@@ -70,7 +80,7 @@ def test_the_examples_of_the_help_parse(verb: str) -> None:
             check=True,
             capture_output=True,
             text=True,
-        ).stdout.split("\0")[2:-1]
+        ).stdout.split("\0")[1 + len(verb.split()) : -1]
         assert command.make_context(verb, words, parent=parent).params
 
 
@@ -78,7 +88,7 @@ def test_version_and_main_help(process: Program) -> None:
     assert __version__ in process("--version").out.decode()
     result = process("--help")
     assert result.code == 0
-    assert all(f"  {verb} " in result.out.decode() for verb in VERBS)
+    assert all(f"  {verb.split()[0]} " in result.out.decode() for verb in VERBS)
 
 
 def test_the_console_script_is_the_same_program() -> None:

@@ -31,7 +31,6 @@ from typing import Literal
 
 from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError
 from storage_backend.forks import guard
 from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached import members
@@ -45,10 +44,11 @@ from storage_backend.wrappers.cached.engine import (
     key_of,
 )
 from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, packed, renewed
+from storage_backend.wrappers.cached.formats import check_format, mark_format
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
 from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
 
-FORMAT = 1
+FORMAT = "1"
 _TOUCHES = 10_000  # uses that are remembered before the index hears of them
 _STEPS = 256  # what is coming in is counted in steps of this part of the limit
 _KNOWN = 10_000  # entries whose records need not be read again while their files are the same
@@ -102,7 +102,7 @@ class Blobs:
         self._blobs = f"{directory}/blobs"
         self._renew()
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_format(directory)
+        check_format(directory, FORMAT)
         guard().add(self)
 
     # What every hit does.
@@ -389,11 +389,9 @@ class Blobs:
 
     def _opening(self) -> _Open:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_format(self.directory)
+        mark_format(self.directory, FORMAT)
         for folder in (self._blobs, self._members, self._staging, f"{self.directory}/trash"):
             Path(folder).mkdir(exist_ok=True)
-        marker = f"{self.directory}/format.{FORMAT}"
-        os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
         opened = _Open(self.directory)
         try:
             with queued(opened.queue):
@@ -820,21 +818,6 @@ class _Intent:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-
-def check_format(directory: str) -> None:
-    """Refuse a cache of another format.
-
-    Raises:
-        ConfigurationError: it has one.
-    """
-    for name in os.listdir(directory):
-        if name.startswith("format.") and name != f"format.{FORMAT}":
-            raise ConfigurationError(
-                f"cache_dir: {directory} is a cache of format {name.removeprefix('format.')}, and this version knows "
-                f"{FORMAT} only; use another directory, or remove this one",
-                parameter="cache_dir",
-            )
 
 
 def _whole(path: str, name: str) -> Entry | Literal[False] | None:

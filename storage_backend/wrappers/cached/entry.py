@@ -287,8 +287,13 @@ class _Content(io.RawIOBase):
                 os.close(fd)
 
 
+def renewed_tail(entry: Entry, fetched: float) -> bytes:
+    """What follows the content of an entry that was fetched at another time."""
+    return packed(entry._replace(fetched=fetched))
+
+
 def renewed(entry: Entry, fetched: float) -> tuple[int, bytes]:
     """Where in its file, and with what, an entry is overwritten to have been fetched at another time."""
-    tail = packed(entry._replace(fetched=fetched))
+    tail = renewed_tail(entry, fetched)
     start = len(tail) - _FIXED
     return entry.size + start, tail[start:]

@@ -188,7 +188,7 @@ class Keeper:
             return None
         try:
             return self.engine.find(key)
-        except OSError as error:
+        except Exception as error:  # noqa: BLE001 - of the cache, and logged
             self.warn(error)
             return None
 
@@ -222,6 +222,10 @@ class Keeper:
             return None
         self.touch(key)
         return self.content(found)
+
+    def count(self, counter: int, size: int = 0) -> None:
+        """Add one to a counter, and *size* to the bytes saved."""
+        self.safely(self.engine.count, counter, size)
 
     def touch(self, key: Key) -> None:
         """Note that the entry was used."""
@@ -265,17 +269,17 @@ class Keeper:
             if found is None or found.entry.note:
                 if found is not None:
                     found.close()
-                self.engine.count(MISSES)
+                self.count(MISSES)
                 return self._fetching(identifier, key, fetch)
             entry = found.entry
             # What was fetched after this read began is good, however short its time is.
             fresh = self.is_fresh(entry) or (entry.stamp != old and entry.fetched >= began.at)
             try:
                 if not fresh:
-                    self.engine.count(EXPIRED)
+                    self.count(EXPIRED)
                     fresh = self.renewed(identifier, key, found)
                 if not fresh:
-                    self.engine.count(MISSES)
+                    self.count(MISSES)
                     given = self._fetching(identifier, key, fetch)
                     found.close()
                     return given
@@ -293,7 +297,7 @@ class Keeper:
             size = entry.size
             taken = take(found)
             if taken is None:
-                self.engine.count(MISSES)
+                self.count(MISSES)
                 return self._fetching(identifier, key, fetch)
             self.hit(key, size)
             return taken
@@ -384,7 +388,7 @@ class Keeper:
         began = self.begin()
         try:
             for identifier, content in self.backend.read_many(list(keys)):
-                self.engine.count(MISSES)
+                self.count(MISSES)
                 key = keys[identifier]
                 generation = generations.get(key)
                 if generation is not None:
@@ -550,4 +554,8 @@ def _engine(
         from storage_backend.wrappers.cached.blobs import Blobs
 
         return Blobs(str(directory), limit, clock, warn)
+    if kind == "diskcache":
+        from storage_backend.wrappers.cached.diskcache import DiskCache
+
+        return DiskCache(str(directory), limit)
     raise ConfigurationError(f'engine: {kind!r} is neither "blobs" nor "diskcache"', parameter="engine")

@@ -49,7 +49,7 @@ def read(keeper: Keeper, identifier: str, key: Key, start: int, end: int | None)
             return _from_blocks(keeper, identifier, version, start, version.size if end is None else end)
         except SourceChangedError:
             keeper.safely(keeper.engine.drop, key)
-    keeper.engine.count(MISSES)
+    keeper.count(MISSES)
     return keeper.backend.read_range(identifier, start, end)
 
 
@@ -103,15 +103,15 @@ def _from_blocks(keeper: Keeper, identifier: str, version: _Version, start: int,
     """
     end = min(end, version.size)
     if start >= end:
-        keeper.engine.count(HITS)
+        keeper.count(HITS)
         return b""
     first, last = start // BLOCK, (end - 1) // BLOCK
     labelled = [keeper.part_key(identifier, version.label(), number) for number in range(first, last + 1)]
     pieces = [keeper.cached_piece(key) for key in labelled]
     if all(piece is not None for piece in pieces):
-        keeper.engine.count(HITS, end - start)
+        keeper.count(HITS, end - start)
     else:
-        keeper.engine.count(MISSES)
+        keeper.count(MISSES)
         at = 0
         while at < len(pieces):
             if pieces[at] is not None:

@@ -51,3 +51,33 @@ class TestCachedSevenMethods(ConformanceSuite):
             **LACKS,
         }
         return Subject(make=lambda: storage, lacks=lacks)
+
+
+class TestDiskCache(ConformanceSuite):
+    """python-diskcache as the engine."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=lambda: CachedStorage(
+                LocalStorage(tmp_path / "base"), tmp_path / "cache", 50, engine="diskcache"
+            ),
+            lacks={"content_type": "a file has no place for one"},
+        )
+
+
+class TestDiskCacheThatAsksEachTime(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=lambda: CachedStorage(
+                LocalStorage(tmp_path / "base"),
+                tmp_path / "cache",
+                50,
+                0,
+                engine="diskcache",
+                revalidate=True,
+                stale_if_error=0,
+            ),
+            lacks={"content_type": "a file has no place for one"},
+        )

@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
 class TestCachedS3(ConformanceSuite):
     @pytest.fixture
-    def subject(
-        self, moto_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-    ) -> Subject:
+    def subject(self, moto_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Subject:
         place = AtPlace(moto_bucket, monkeypatch)
         return Subject(
             make=lambda: CachedStorage(place.storage(), tmp_path, ttl_seconds=0), lacks={**S3_LACKS, **MOTO}

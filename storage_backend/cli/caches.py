@@ -1,0 +1,125 @@
+"""cache stats, clear, check: the directory of a CachedStorage, looked at and mended."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+from storage_backend.cli.exits import Exit
+from storage_backend.cli.output import Lines, common
+
+if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
+    from storage_backend.wrappers.cached.engine import Engine
+
+
+@click.group()
+def cache() -> None:
+    """Look at the directory of a cache, empty it, or check it.
+
+    Programs may go on using it at the same time.
+
+    \b
+    Examples:
+      storage-backend cat 'cached+s3://bucket/report.pdf?cache_dir=/tmp/papers&max_mb=1000&ttl=3600' > report.pdf
+      storage-backend cache stats /tmp/papers
+      storage-backend cache check /tmp/papers
+      storage-backend cache clear /tmp/papers
+    """
+
+
+@cache.command(no_args_is_help=True)
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@common
+def stats(directory: str, as_json: bool, quiet: bool) -> int:
+    """Show what is in the cache, and what all its users have counted.
+
+    \b
+    Examples:
+      storage-backend cache stats ~/.cache/storage-backend
+      storage-backend cache stats --json /tmp/papers
+    """
+    del quiet
+    with _cache_in(directory) as engine:
+        found = engine.stats()
+    counters = found.counters
+    reads = counters.hits + counters.misses
+    rate = counters.hits / reads if reads else 0.0
+    if as_json:
+        Lines().record(
+            {"size": found.size, "file_count": found.count, "hit_rate": rate, **counters._asdict()}
+        )
+        return Exit.DONE
+    lines = Lines()
+    lines.text(f"entries      {found.count:,}")
+    lines.text(f"size         {_mebibytes(found.size)}")
+    lines.text(f"reads        {reads:,}: {counters.hits:,} hits, {counters.misses:,} misses, {rate:.1%} hit")
+    lines.text(f"expired      {counters.expired:,}")
+    lines.text(f"evicted      {counters.evictions:,}")
+    lines.text(f"saved        {_mebibytes(counters.bytes_saved)} not asked of the backend")
+    return Exit.DONE
+
+
+@cache.command(no_args_is_help=True)
+@click.argument("directory", metavar="DIR")
+@common
+def clear(directory: str, quiet: bool) -> int:
+    """Remove all entries of the cache. What they are copies of is not touched.
+
+    \b
+    Examples:
+      storage-backend cache clear /tmp/papers
+    """
+    with _cache_in(directory) as engine:
+        before = engine.stats()
+        engine.clear()
+    if not quiet:
+        Lines().text(f"removed {before.count:,} entries, {_mebibytes(before.size)}")
+    return Exit.DONE
+
+
+@cache.command(no_args_is_help=True)
+@click.argument("directory", metavar="DIR")
+@click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@common
+def check(directory: str, as_json: bool, quiet: bool) -> int:
+    """Read every entry, compare it with its checksum, and remove what is damaged.
+
+    Ends with 4 if something had to be mended.
+
+    \b
+    Examples:
+      storage-backend cache check /tmp/papers
+    """
+    with _cache_in(directory) as engine:
+        found = engine.check()
+    if as_json:
+        Lines().record(dataclasses.asdict(found))
+    elif not quiet or not found.clean:
+        Lines().text(
+            f"{found.entries:,} entries are whole, {_mebibytes(found.size)}; removed {found.damaged:,} damaged, "
+            f"{found.strays:,} stray files; {found.missing:,} were missing"
+        )
+    return Exit.DONE if found.clean else Exit.DIFFERENT
+
+
+@contextmanager
+def _cache_in(directory: str) -> Iterator[Engine]:
+    from storage_backend.wrappers.cached import open_cache
+
+    engine = open_cache(directory)
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def _mebibytes(size: int) -> str:
+    return f"{size / 2**20:,.1f} MiB"
+
+
+COMMANDS = (cache,)
