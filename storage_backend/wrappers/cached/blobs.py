@@ -100,7 +100,9 @@ class Blobs:
         self._clock = clock
         self._warn = warn
         self._blobs = f"{directory}/blobs"
+        self._renewing: dict[int, threading.Lock] = {}
         self._renew()
+        self._process = os.getpid()
         Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         check_format(directory, FORMAT)
         guard().add(self)
@@ -175,8 +177,20 @@ class Blobs:
 
     def generations(self, keys: Sequence[Key]) -> list[int]:
         """The keys' generations."""
-        with self._transaction() as transaction:
-            return [transaction.generation(key.name) for key in keys]
+        if self._process != os.getpid():
+            self._begin_in_child()
+        names = [key.name for key in keys]
+        with self._lock:
+            for again in (True, False):
+                opened = self._opened()
+                try:
+                    with queued(opened.queue):
+                        return self._indexed(opened).generations(names)
+                except (GoneError, DamagedIndexError) as error:
+                    self._lose(opened, error)
+                    if not again:
+                        raise OSError(self._lost(error)) from error
+        raise AssertionError("the second try returns or raises")
 
     def stage(self, size: int | None = None) -> Blob | None:
         """Begin to take in content, of *size* bytes if that is known. None if it is more than the cache may hold."""
@@ -519,17 +533,22 @@ class Blobs:
                         began = True
                         yield transaction
                 except (GoneError, DamagedIndexError) as error:
-                    with suppress(OSError), queued(opened.queue):
-                        if isinstance(error, DamagedIndexError):
-                            opened.remove_index()
-                    self._leave()
-                    self._noted = False
+                    self._lose(opened, error)
                     if began or not again:
-                        raise OSError(
-                            f"the index of the cache in {self.directory} was lost: {error}"
-                        ) from error
+                        raise OSError(self._lost(error)) from error
                 else:
                     return
+
+    def _lose(self, opened: _Open, error: Exception) -> None:
+        """Let go of an index that is damaged, or another one now."""
+        if isinstance(error, DamagedIndexError):
+            with suppress(OSError), queued(opened.queue):
+                opened.remove_index()
+        self._leave()
+        self._noted = False
+
+    def _lost(self, error: Exception) -> str:
+        return f"the index of the cache in {self.directory} was lost: {error}"
 
     def _mend_intent(self, transaction: Transaction, intent: _Intent) -> None:
         """If the last transaction ended between naming an entry and its commit, nobody knows of the entry: remove it."""
@@ -627,7 +646,6 @@ class Blobs:
         self._lock.release()
 
     def _renew(self) -> None:
-        self._process = os.getpid()
         self._lock = threading.Lock()
         self._counting = threading.Lock()
         self._counts = [0] * len(Counters())
@@ -641,11 +659,16 @@ class Blobs:
 
     def _begin_in_child(self) -> None:
         """What was inherited is the parent's: its counts, its files, its locks."""
-        inherited = self._open
-        self._renew()
-        if inherited is not None:
-            inherited.abandon()
-        guard().add(self)
+        # A lock that was held when this process was forked would be held for ever: each process has its own.
+        with self._renewing.setdefault(os.getpid(), threading.Lock()):
+            if self._process == os.getpid():
+                return
+            inherited = self._open
+            self._renew()
+            if inherited is not None:
+                inherited.abandon()
+            guard().add(self)
+            self._process = os.getpid()
 
 
 class Blob:
@@ -756,7 +779,10 @@ class _Open:
 
     def remove_index(self) -> None:
         """Remove the index, if it is still the one that is open; the queue's lock is held."""
+        ours = self.index is None or self.index.in_place()
         self.close_index()
+        if not ours:
+            return
         for ending in ("", "-journal"):
             with suppress(FileNotFoundError):
                 os.unlink(f"{self.index_path}{ending}")

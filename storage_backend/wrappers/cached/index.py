@@ -101,6 +101,9 @@ _COLUMNS = ", ".join(field.name for field in fields(State))
 _UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(State))}"  # noqa: S608 - of our own names
 
 
+_GENERATION = "SELECT generation FROM entries WHERE name = ?"
+
+
 class Transaction:
     """One transaction, with the state as it is in it."""
 
@@ -112,7 +115,7 @@ class Transaction:
 
     def generation(self, name: str) -> int:
         """The key's generation."""
-        row = self._connection.execute("SELECT generation FROM entries WHERE name = ?", (name,)).fetchone()
+        row = self._connection.execute(_GENERATION, (name,)).fetchone()
         return self.state.floor if row is None else int(row[0])
 
     def is_changing(self, name: str) -> bool:
@@ -326,6 +329,21 @@ class Index:
         """Close the file."""
         self._connection.close()
 
+    def generations(self, names: Iterable[str]) -> list[int]:
+        """The keys' generations; whoever calls has the queue's lock.
+
+        Raises:
+            GoneError, DamagedIndexError: as `transaction`.
+        """
+        self._check_place()
+        with damage_seen():
+            ask = self._connection.execute
+            row = ask("SELECT floor FROM state").fetchone()
+            if row is None:
+                raise DamagedIndexError("it has no state")
+            found = [ask(_GENERATION, (name,)).fetchone() for name in names]
+        return [int(row[0] if own is None else own[0]) for own in found]
+
     @contextmanager
     def transaction(self, token: str) -> Iterator[Transaction]:
         """A transaction that nothing else of this cache runs beside; whoever calls has the queue's lock (see `queued`).
@@ -334,12 +352,7 @@ class Index:
             GoneError: the file is not the one at its path any more.
             DamagedIndexError: it is no index.
         """
-        try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            raise GoneError(self.path) from None
-        if (found.st_dev, found.st_ino) != self._identity:
-            raise GoneError(self.path)
+        self._check_place()
         with damage_seen():
             self._connection.execute("BEGIN IMMEDIATE")
         try:
@@ -357,6 +370,18 @@ class Index:
             with suppress(sqlite3.Error):
                 self._connection.execute("ROLLBACK")
             raise
+
+    def in_place(self) -> bool:
+        """Whether the file is still the one at its path."""
+        try:
+            found = os.stat(self.path)
+        except FileNotFoundError:
+            return False
+        return (found.st_dev, found.st_ino) == self._identity
+
+    def _check_place(self) -> None:
+        if not self.in_place():
+            raise GoneError(self.path)
 
     def _create(self, build: Callable[[Transaction], object]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
