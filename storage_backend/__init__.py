@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from storage_backend.config import open_storage
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
     from storage_backend.wrappers.cached import CachedStorage
+    from storage_backend.wrappers.compressed import CompressedStorage
+    from storage_backend.wrappers.encrypted import EncryptedStorage
     from storage_backend.wrappers.prefixed import PrefixedStorage
     from storage_backend.wrappers.readonly import ReadOnlyStorage
 
@@ -48,7 +50,9 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that a program pays for what it uses.
 _HOMES = {
     "CachedStorage": "wrappers.cached",
+    "CompressedStorage": "wrappers.compressed",
     "DatabaseStorage": "backends.sql",
+    "EncryptedStorage": "wrappers.encrypted",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
@@ -73,8 +77,10 @@ __all__ = [
     "BucketNotFoundError",
     "CachedStorage",
     "Capability",
+    "CompressedStorage",
     "ConfigurationError",
     "DatabaseStorage",
+    "EncryptedStorage",
     "IntegrityError",
     "InvalidIdentifierError",
     "LocalStorage",

@@ -16,6 +16,7 @@ FLOORS = {
     "streams": 1.5,
     "base": 2,
     "wrappers.base": 2.5,
+    "wrappers.recoding": 2.6,
     "backends": 3,
     "wrappers": 3,
     "transfer": 3,

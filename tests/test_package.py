@@ -5,7 +5,18 @@ import sys
 
 import storage_backend
 
-CLIENTS = {"boto3", "botocore", "paramiko", "sqlalchemy", "psycopg", "diskcache", "rich", "click"}
+CLIENTS = {
+    "boto3",
+    "botocore",
+    "paramiko",
+    "sqlalchemy",
+    "psycopg",
+    "diskcache",
+    "rich",
+    "click",
+    "zstandard",
+    "cryptography",
+}
 
 
 def run(program: str) -> str:

@@ -10,13 +10,27 @@ from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
+RECODED = {
+    "read", "write", "scan", "open", "read_range", "read_many", "write_many", "download", "upload", "checksum", "get_url",
+    "capabilities",
+}  # fmt: skip
+COMPRESSED = RECODED | {"size", "write_stream", "stat", "create", "replace"}
+ENCRYPTED = COMPRESSED | {"copy", "move"}
 FORWARDED = {
     "CachedStorage": {
         "exists", "list", "get_path", "size", "stat", "scan", "checksum", "get_url", "flush", "capabilities",
         "location", "keeps_modified",
     },
+    "CompressedStorage": {
+        "exists", "delete", "list", "get_path", "copy", "move", "delete_many", "flush", "location", "keeps_modified",
+        "close",
+    },
+    "EncryptedStorage": {
+        "exists", "delete", "list", "get_path", "delete_many", "flush", "location", "keeps_modified", "close",
+    },
     "FaultyStorage": {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {"flush", "capabilities", "keeps_modified", "close"},
+    "RecodingWrapper": PUBLIC - RECODED,
     "ReadOnlyStorage": {
         "exists", "read", "list", "get_path", "size", "stat", "scan", "read_range", "read_many", "download",
         "checksum", "get_url", "flush", "location", "keeps_modified", "close",
@@ -27,12 +41,15 @@ OVERRIDDEN = {
         "read", "write", "delete", "copy", "move", "write_stream", "open", "read_range", "read_many", "write_many",
         "delete_many", "download", "upload", "create", "replace", "close",
     },
+    "CompressedStorage": COMPRESSED,
+    "EncryptedStorage": ENCRYPTED,
     "FaultyStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
     "PrefixedStorage": {
         "exists", "read", "write", "delete", "list", "get_path", "size", "copy", "move", "write_stream", "stat",
         "scan", "open", "read_range", "read_many", "write_many", "delete_many", "download", "upload", "create",
         "replace", "checksum", "get_url", "location",
     },
+    "RecodingWrapper": RECODED,
     "ReadOnlyStorage": {
         "write", "delete", "copy", "move", "write_stream", "open", "write_many", "delete_many", "upload", "create",
         "replace", "capabilities",

@@ -25,10 +25,12 @@ from storage_backend.errors import (
 )
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import chunks
+from storage_backend.wrappers.base import Wrapper
 from storage_backend.wrappers.cached.engine import Engine, Key, Staged, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.flights import Flights
 from storage_backend.wrappers.cached.members import EXPIRED, MISSES
+from storage_backend.wrappers.recoding import RecodingWrapper
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +102,7 @@ class Keeper:
         self._location = location_of(backend)
         # Locations that are no URLs, of users' classes, do not tell one store from another.
         where = self._location if "://" in self._location else ""
-        self._namespace = f"{where}\0".encode("utf-8", "surrogateescape")
+        self._namespace = f"{where}{_recodings(backend)}\0".encode("utf-8", "surrogateescape")
         self._compares = policy.revalidate is not False
         # A local file is read as fast as it is looked at.
         self._reads_again = policy.revalidate is None and where.startswith("file:")
@@ -541,6 +543,16 @@ def _size_of(reader: BinaryIO) -> int | None:
     except (OSError, AttributeError):
         return None
     return size
+
+
+def _recodings(backend: StorageBackend) -> str:
+    """What makes other bytes of those at a location, on the way to the cache."""
+    found = ""
+    while isinstance(backend, Wrapper):
+        if isinstance(backend, RecodingWrapper):
+            found += f" {type(backend).__name__}"
+        backend = backend.backend
+    return found
 
 
 def _engine(
