@@ -62,6 +62,7 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
+        "HOME": str(cwd / "home"),
         **(extra or {}),
         "XDG_STATE_HOME": str(cwd / "state"),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
