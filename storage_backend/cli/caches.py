@@ -76,7 +76,7 @@ def clear(directory: str, quiet: bool) -> int:
     """
     with _cache_in(directory) as engine:
         before = engine.stats()
-        engine.clear()
+        engine.clear(patient=True)
     if not quiet:
         Lines().text(f"removed {before.count:,} entries, {_mebibytes(before.size)}")
     return Exit.DONE

@@ -54,6 +54,7 @@ _STEPS = 256  # what is coming in is counted in steps of this part of the limit
 _KNOWN = 10_000  # entries whose records need not be read again while their files are the same
 _TRASH = 1_000  # files removed at an opening, and a few at each publication, so that neither takes long
 _TRASH_MORE = 16
+_TRASH_CLEARED = 10_000  # files that whoever clears removes
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
@@ -277,14 +278,18 @@ class Blobs:
 
     # What is done to all of it.
 
-    def clear(self) -> None:
-        """Forget all entries; what is being fetched now is not published either."""
+    def clear(self, *, patient: bool = False) -> None:
+        """Forget all entries; what is being fetched now is not published either.
+
+        Args:
+            patient: return when all files are removed. Else some are, and the rest bit by bit by whoever uses the cache.
+        """
         with self._transaction() as transaction:
             with suppress(FileNotFoundError):
                 os.rename(self._blobs, f"{self.directory}/trash/{transaction.state.next()}")
             transaction.clear()
             self._touched = {}
-        self._empty_trash(None)
+        self._empty_trash(None if patient else _TRASH_CLEARED)
 
     def stats(self) -> Stats:
         """What there is, and what all users have counted."""

@@ -202,8 +202,9 @@ class DiskCache:
                         key.name, reader, read=True, tag=renewed_tail(found.entry, fetched), retry=True
                     )
 
-    def clear(self) -> None:
-        """Forget all entries; what is being fetched now is not published either."""
+    def clear(self, *, patient: bool = False) -> None:
+        """Forget all entries; what is being fetched now is not published either. It always takes as long as it takes."""
+        del patient
         with self._generations() as rows:
             rows.raise_floor()
             self._opened().values.clear(retry=True)

@@ -151,8 +151,12 @@ class Engine(Protocol):
     def renew(self, key: Key, found: Found, fetched: float) -> None:
         """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
 
-    def clear(self) -> None:
-        """Forget all entries; what is being fetched now is not published either."""
+    def clear(self, *, patient: bool = False) -> None:
+        """Forget all entries; what is being fetched now is not published either.
+
+        Args:
+            patient: return when nothing of them is left. Else in bounded time.
+        """
 
     def stats(self) -> Stats:
         """What there is, and what all users have counted."""

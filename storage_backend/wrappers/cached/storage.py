@@ -316,7 +316,7 @@ class CachedStorage(Wrapper):
                 raise
 
     def clear_cache(self) -> None:
-        """Forget all entries of the directory.
+        """Forget all entries of the directory, in bounded time: of very many, files are removed later, bit by bit.
 
         Raises:
             StorageError: the cache cannot be changed.
