@@ -42,8 +42,10 @@ if TYPE_CHECKING:
     from storage_backend.wrappers.cached import CachedStorage
     from storage_backend.wrappers.compressed import CompressedStorage
     from storage_backend.wrappers.encrypted import EncryptedStorage
+    from storage_backend.wrappers.fallback import FallbackStorage
     from storage_backend.wrappers.prefixed import PrefixedStorage
     from storage_backend.wrappers.readonly import ReadOnlyStorage
+    from storage_backend.wrappers.retrying import RetryingStorage
 
 __version__ = "0.1.0"
 
@@ -53,11 +55,13 @@ _HOMES = {
     "CompressedStorage": "wrappers.compressed",
     "DatabaseStorage": "backends.sql",
     "EncryptedStorage": "wrappers.encrypted",
+    "FallbackStorage": "wrappers.fallback",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
     "PrefixedStorage": "wrappers.prefixed",
     "ReadOnlyStorage": "wrappers.readonly",
     "RemoteStorage": "backends.remote",
+    "RetryingStorage": "wrappers.retrying",
     "S3Storage": "backends.s3",
     "TransferOptions": "transfer",
     "TransferReport": "transfer",
@@ -81,6 +85,7 @@ __all__ = [
     "ConfigurationError",
     "DatabaseStorage",
     "EncryptedStorage",
+    "FallbackStorage",
     "IntegrityError",
     "InvalidIdentifierError",
     "LocalStorage",
@@ -96,6 +101,7 @@ __all__ = [
     "RateLimitedError",
     "ReadOnlyStorage",
     "RemoteStorage",
+    "RetryingStorage",
     "S3Storage",
     "SourceChangedError",
     "StorageBackend",

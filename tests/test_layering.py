@@ -17,6 +17,7 @@ FLOORS = {
     "base": 2,
     "wrappers.base": 2.5,
     "wrappers.recoding": 2.6,
+    "wrappers.sources": 2.5,
     "backends": 3,
     "wrappers": 3,
     "transfer": 3,

@@ -35,6 +35,7 @@ FORWARDED = {
         "exists", "read", "list", "get_path", "size", "stat", "scan", "read_range", "read_many", "download",
         "checksum", "get_url", "flush", "location", "keeps_modified", "close",
     },
+    "RetryingStorage": {"capabilities", "keeps_modified", "location", "close"},
 }  # fmt: skip
 OVERRIDDEN = {
     "CachedStorage": {
@@ -54,6 +55,7 @@ OVERRIDDEN = {
         "write", "delete", "copy", "move", "write_stream", "open", "write_many", "delete_many", "upload", "create",
         "replace", "capabilities",
     },
+    "RetryingStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
 }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ from storage_backend.testing.subject import Subject, Topic, fill
 class ErrorClasses(Topic):
     """Errors are ours, and the built-in ones too; they say what, on what and where, and they pickle."""
 
-    def raised(self, backend: StorageBackend) -> Iterator[tuple[str, StorageError]]:
+    def raised(self, subject: Subject, backend: StorageBackend) -> Iterator[tuple[str, StorageError]]:
         """The errors for an absent object, each with what raised it."""
         calls: dict[str, Callable[[str], Any]] = {
             "read": backend.read,
@@ -37,6 +37,8 @@ class ErrorClasses(Topic):
             "copy onto itself": lambda name: backend.copy(name, name),
             "move onto itself": lambda name: backend.move(name, name),
         }
+        if not subject.has("missing delete"):
+            del calls["delete"]
         for method, call in calls.items():
             with pytest.raises(StorageError) as caught:
                 call("folder/absent")
@@ -44,7 +46,7 @@ class ErrorClasses(Topic):
 
     def test_missing_object_has_its_own_class(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("errors")
-        for method, error in self.raised(backend):
+        for method, error in self.raised(subject, backend):
             assert isinstance(error, NotFoundError), method
             assert isinstance(error, FileNotFoundError), method
             assert not is_retryable(error), method
@@ -53,7 +55,7 @@ class ErrorClasses(Topic):
         self, subject: Subject, backend: StorageBackend
     ) -> None:
         subject.require("errors")
-        for method, error in self.raised(backend):
+        for method, error in self.raised(subject, backend):
             assert error.identifier == "folder/absent", method
             assert error.backend is not None, method
             assert error.attempts >= 1, method
@@ -65,7 +67,7 @@ class ErrorClasses(Topic):
         self, subject: Subject, backend: StorageBackend
     ) -> None:
         subject.require("errors")
-        errors = [error for _, error in self.raised(backend)]
+        errors = [error for _, error in self.raised(subject, backend)]
         if subject.has("refusals"):
             with pytest.raises(InvalidIdentifierError) as caught:
                 backend.read("../a")

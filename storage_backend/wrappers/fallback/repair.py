@@ -1,0 +1,87 @@
+"""Bringing two backends together: verified copies, nothing deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import BinaryIO, cast
+
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.errors import SourceChangedError, StorageError
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import HashingReader
+
+
+@dataclass(frozen=True, slots=True)
+class RepairReport:
+    """What `FallbackStorage.repair` found and did.
+
+    Attributes:
+        same: how many objects both sides had already, byte for byte.
+        to_primary: what was copied there.
+        to_secondary: what was copied there.
+        undecided: what differs, without a proof of which one counts; left as it was.
+        failures: identifier -> why it could not be compared or copied.
+    """
+
+    same: int = 0
+    to_primary: tuple[str, ...] = ()
+    to_secondary: tuple[str, ...] = ()
+    undecided: tuple[str, ...] = ()
+    failures: Mapping[str, Exception] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether both sides hold the same now."""
+        return not self.undecided and not self.failures
+
+
+def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> None:
+    """Copy an object from one backend to another, replacing what is there; what was stored is digested.
+
+    Raises:
+        FileNotFoundError: the source has none.
+        IntegrityError: what was stored is not what was read.
+        SourceChangedError: the source's object is another one by now.
+    """
+    before = info_of(source.stat(identifier), identifier)
+    with source.open(identifier) as reader:
+        hashing = HashingReader(reader)
+        stored = target.write_stream(
+            identifier, cast(BinaryIO, hashing), info=told_of(before, identifier), verify=True
+        )
+    if stored is False:
+        where = location_of(target)
+        raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
+    if not _is_still(source, before, hashing.hexdigest()):
+        where = location_of(source)
+        raise SourceChangedError(
+            f"{identifier!r} in {where} changed while it was copied; nothing was deleted",
+            identifier=identifier,
+            backend=where,
+        )
+
+
+def told_of(info: ObjectInfo, identifier: str) -> ObjectInfo:
+    """What a target is told of an object: all that is not the source's own."""
+    return ObjectInfo(identifier, info.size, info.modified, content_type=info.content_type)
+
+
+def _is_still(source: StorageBackend, before: ObjectInfo, digest: str) -> bool:
+    """Whether the source still has what was read of it."""
+    after = info_of(source.stat(before.identifier), before.identifier)
+    if before.etag is not None and after.etag is not None:
+        return before.etag == after.etag
+    if (before.size, before.modified) != (after.size, after.modified):
+        return False
+    # Size and time may be those of a write that came just after.
+    return source.checksum(before.identifier) == digest
+
+
+def differ(one: StorageBackend, other: StorageBackend, here: ObjectInfo, there: ObjectInfo) -> bool:
+    """Whether two backends have different bytes for one object."""
+    name = here.identifier
+    sizes = [info.size for info in (info_of(here, name), info_of(there, name))]
+    if None not in sizes and sizes[0] != sizes[1]:
+        return True
+    return one.checksum(name) != other.checksum(name)

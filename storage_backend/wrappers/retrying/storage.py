@@ -1,0 +1,564 @@
+"""RetryingStorage: the verbs, and what may be done twice of each."""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO, Literal, TypeAlias, TypeVar, cast
+
+from typing_extensions import override
+
+from storage_backend import identifiers as names
+from storage_backend.base import (
+    Identifiers,
+    Item,
+    OnSkip,
+    StorageBackend,
+    check_mode,
+    download_from,
+    info_of,
+)
+from storage_backend.errors import (
+    BaseDirectoryNotFoundError,
+    BatchError,
+    BucketNotFoundError,
+    ConfigurationError,
+    Failures,
+    StorageError,
+    is_retryable,
+)
+from storage_backend.info import ObjectInfo
+from storage_backend.streams import Content, SpooledSink, Writer, plain
+from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
+from storage_backend.wrappers.retrying.tries import Policy, Tries, proves_nothing_done
+from storage_backend.wrappers.sources import GROUP_ITEMS, Source, grouped, name_of, sliced
+
+T = TypeVar("T")
+Items: TypeAlias = list[Item]  # inside the class, `list` is a method
+Many: TypeAlias = list[T]
+
+MOST_SKIPS = 10_000  # remembered, so as not to tell of them twice
+
+
+class RetryingStorage(Wrapper):
+    """Tries again, after a pause, what failed with an error that says `retryable`; all others pass at once.
+
+    An error's `attempts` count: what a backend has tried three times by itself has used three. The error that leaves
+    has the number of all. Between two tries lies a random pause of up to *first* seconds, doubled each time, up to
+    *longest*, on top of what a RateLimitedError asks for with `retry_after`; one that asks for more than a minute (and
+    more than *longest*) is raised at once. Each retry is a WARNING in the log.
+
+    What is done twice is done so that it shows no difference: bytes and seekable sources are written again from where
+    they began; a source that cannot seek is not, once something was read of it. A reader that breaks goes on at its
+    offset, if etag, or size and an old enough time, show the same object as before; else it raises SourceChangedError.
+    A scan goes on after its last object, a batch with those that failed. After progress, attempts are counted anew.
+
+    When an answer is lost, what was asked for may be done. So a delete that then finds nothing has succeeded, as has a
+    move whose source, seen before, is gone, while an object of its size is at its destination. `create` and `replace`
+    are not tried again, since their answer would then be another's: only after a RateLimitedError, which proves that
+    nothing was done. Any other retryable error of theirs leaves it open whether it was.
+
+    `open(identifier, "wb")` keeps what is written aside (in memory, beyond 8 MiB in a temporary file) until it is
+    published, so that that can be tried again.
+
+    Args:
+        backend: the backend within.
+        attempts: tries at most.
+        first: seconds.
+        longest: seconds.
+        clock: gives the time as `time.time` does; by it, an object's time of change is old enough or not.
+        sleep: is called with seconds.
+        random: gives numbers from 0 to 1; by default `random.random`.
+
+    Attributes:
+        backend: the backend within.
+        attempts, first, longest: as given.
+
+    Raises:
+        ConfigurationError: a number is out of range.
+    """
+
+    def __init__(
+        self,
+        backend: StorageBackend,
+        attempts: int = 5,
+        first: float = 0.2,
+        longest: float = 15,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+        random: Callable[[], float] | None = None,
+    ) -> None:
+        super().__init__(backend)
+        if not isinstance(attempts, int) or isinstance(attempts, bool):
+            raise TypeError(f"attempts must be an int, not {type(attempts).__name__}")
+        if attempts < 1:
+            raise ConfigurationError(f"attempts must be at least 1, not {attempts}", parameter="attempts")
+        self.attempts = attempts
+        self.first = _seconds("first", first)
+        self.longest = _seconds("longest", longest)
+        self._clock = clock
+        self._policy = Policy(attempts, self.first, self.longest, sleep, random)
+
+    @override
+    def exists(self, identifier: str) -> bool:
+        return self._run("exists", identifier, lambda: self.backend.exists(identifier))
+
+    @override
+    def read(self, identifier: str) -> bytes:
+        return self._run("read", identifier, lambda: self.backend.read(identifier))
+
+    @override
+    def write(self, identifier: str, content: Content) -> bool:
+        content = plain(content)
+        if not isinstance(content, bytes):
+            return self.write_stream(identifier, content)
+        # Bound once: `content` is no longer narrowed inside a lambda.
+        found: bytes = content
+        return self._run("write", identifier, lambda: super(RetryingStorage, self).write(identifier, found))
+
+    @override
+    def delete(self, identifier: str) -> bool:
+        tries = self._tries("delete", identifier)
+        while True:
+            try:
+                # False is an older program's word for "it was not there" (FallbackStorage's).
+                return self.backend.delete(identifier) is not False or tries.in_doubt
+            except FileNotFoundError as error:
+                if tries.in_doubt and not isinstance(error, _NO_PLACE):
+                    return True
+                tries.failed(error)
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                tries.failed(error)
+
+    @override
+    def list(self, pattern: str | None = None) -> Identifiers:
+        return self._run("list", pattern, lambda: super(RetryingStorage, self).list(pattern))
+
+    @override
+    def get_path(self, identifier: str) -> str:
+        return self._run("get_path", identifier, lambda: self.backend.get_path(identifier))
+
+    @override
+    def size(self, identifier: str) -> int:
+        return self._run("size", identifier, lambda: self.backend.size(identifier))
+
+    @override
+    def copy(self, source_id: str, dest_id: str) -> bool:
+        return self._run("copy", source_id, lambda: self.backend.copy(source_id, dest_id))
+
+    @override
+    def move(self, source_id: str, dest_id: str) -> bool:
+        before = None if source_id == dest_id else info_of(self.stat(source_id), source_id)
+        tries = self._tries("move", source_id)
+        doubtful: Exception | None = None
+        while True:
+            try:
+                return self.backend.move(source_id, dest_id)
+            except FileNotFoundError as error:
+                found = None
+                if doubtful is not None and not isinstance(error, _NO_PLACE):
+                    found = self._looked(dest_id)
+                if doubtful is None or before is None or found is None:
+                    tries.failed(error)
+                elif _may_be_moved(before, found):
+                    return True
+                else:
+                    raise tries.told(doubtful) from None
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                tries.failed(error)
+                if tries.in_doubt:
+                    doubtful = error
+
+    @override
+    def write_stream(
+        self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
+    ) -> bool:
+        return self._written(
+            "write",
+            identifier,
+            reader,
+            lambda source: self.backend.write_stream(identifier, source, info=info, verify=verify),
+        )
+
+    @override
+    def stat(self, identifier: str) -> ObjectInfo:
+        return self._run("stat", identifier, lambda: self.backend.stat(identifier))
+
+    @override
+    def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
+        heard = None if on_skip is None else _Skips(on_skip)
+        return self._resumed(
+            prefix, heard, lambda: self.backend.scan(prefix, on_skip=heard), lambda info: info.identifier
+        )
+
+    @override
+    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        heard = None if on_skip is None else _Skips(on_skip)
+        return self._resumed(
+            prefix,
+            heard,
+            lambda: self.backend._scan_level(prefix, on_skip=heard),
+            lambda found: found if isinstance(found, str) else found.identifier,
+        )
+
+    @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self._rest("stat", identifiers, self.backend._stat_many, lambda info: info.identifier)
+
+    @override
+    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return self._rest("checksum", identifiers, self.backend._digests, lambda found: found[0])
+
+    @override
+    def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
+        check_mode(mode)
+        if mode == "wb":
+            names.check(identifier, surrogates=True)
+            sink = SpooledSink(lambda spool: self.write_stream(identifier, spool))
+            return cast(BinaryIO, Writer(sink))
+        return self._run("open", identifier, lambda: self._opened(identifier))
+
+    @override
+    def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
+        return self._run("read_range", identifier, lambda: self.backend.read_range(identifier, start, end))
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        failures = Failures()
+        for group in sliced(identifiers, GROUP_ITEMS):
+            yield from self._read_group(group, failures)
+        failures.raise_any("read", self.location)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        failures = Failures()
+        stored = 0
+        for group in grouped(items):
+            for key, _ in group:
+                failures.errors.pop(name_of(key), None)
+            stored += self._write_group(group, failures, verify)
+            group.clear()  # not held while the next one is gathered
+        failures.raise_any("write", self.location)
+        return stored
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:
+        failures = Failures()
+        distinct = dict.fromkeys(identifiers)
+        for group in sliced(distinct, GROUP_ITEMS):
+            self._batch("delete", group, failures, self.backend.delete_many, lambda again: again)
+        failures.raise_any("delete", self.location)
+        return len(distinct)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        if getattr(type(self.backend), "download", None) is StorageBackend.download:
+            # It would open a reader and begin from the start; ours goes on.
+            with self.open(identifier) as reader:
+                return download_from(reader, path)
+        return self._run("download", identifier, lambda: self.backend.download(identifier, path))
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self._run("upload", identifier, lambda: self.backend.upload(path, identifier))
+
+    @override
+    def create(self, identifier: str, content: Content) -> bool:
+        return self._once("create", identifier, content, self.backend.create)
+
+    @override
+    def replace(self, identifier: str, content: Content, etag: str) -> str:
+        return self._once(
+            "replace", identifier, content, lambda name, given: self.backend.replace(name, given, etag)
+        )
+
+    @override
+    def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._run("checksum", identifier, lambda: self.backend.checksum(identifier, algorithm))
+
+    @override
+    def get_url(self, identifier: str, expires_in: int = 3600) -> str:
+        return self._run("get_url", identifier, lambda: self.backend.get_url(identifier, expires_in))
+
+    @override
+    def flush(self) -> bool:
+        return self._run("flush", None, self.backend.flush)
+
+    def _tries(self, method: str, about: str | None) -> Tries:
+        return Tries(self._policy, method, about, self.location)
+
+    def _run(self, method: str, about: str | None, call: Callable[[], T]) -> T:
+        """What *call* gives, which may be made as often as one likes."""
+        tries = self._tries(method, about)
+        while True:
+            try:
+                return call()
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                tries.failed(error)
+
+    def _written(self, method: str, identifier: str, reader: BinaryIO, call: Callable[[BinaryIO], T]) -> T:
+        """What *call* gives of *reader*, which is sent back to where it stands for each further try."""
+        source = Source(reader)
+        tries = self._tries(method, identifier)
+        while True:
+            try:
+                return call(source.reader)
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                tries.failed(error, again=not is_retryable(error) or source.rewind())
+
+    def _once(self, method: str, identifier: str, content: Content, call: Callable[[str, Content], T]) -> T:
+        """What *call* gives, which is made again only if it certainly did nothing."""
+        found = plain(content)
+        source = None if isinstance(found, bytes) else Source(found)
+        tries = self._tries(method, identifier)
+        while True:
+            try:
+                return call(identifier, cast(bytes, found) if source is None else source.reader)
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                certain = proves_nothing_done(error)
+                tries.failed(error, again=certain and (source is None or source.rewind()))
+
+    def _looked(self, identifier: str) -> ObjectInfo | None:
+        """What the object shows, None if it is absent."""
+        try:
+            return info_of(self.stat(identifier), identifier)
+        except FileNotFoundError:
+            return None
+
+    def _opened(self, identifier: str) -> BinaryIO:
+        if getattr(type(self.backend), "open", None) is StorageBackend.open:
+            return self.backend.open(identifier)  # all of it, in memory
+        pin = Pin.of(self.backend, identifier, self._clock)
+        stream = self.backend.open(identifier)
+        if type(stream) is io.BytesIO or type(getattr(stream, "raw", None)) is io.FileIO:
+            return stream  # nothing of it fails for a moment only
+        reader = ResumingReader(
+            self.backend,
+            identifier,
+            stream,
+            pin,
+            tries=lambda: self._tries("read", identifier),
+            clock=self._clock,
+        )
+        return cast(BinaryIO, reader)
+
+    def _resumed(
+        self,
+        prefix: str,
+        heard: _Skips | None,
+        start: Callable[[], Iterator[T]],
+        name: Callable[[T], str],
+    ) -> Iterator[T]:
+        """What *start* gives, in order; begun again where it breaks, and what came before is left out."""
+        tries = self._tries("scan", prefix or None)
+        found: Iterator[T] | None = None
+        last: T | None = None
+        after: bytes | None = None
+        while True:
+            try:
+                if found is None:
+                    found = iter(start())
+                item = next(found)
+            except StopIteration:
+                return
+            except Exception as error:
+                if heard is not None and error is heard.raised:
+                    raise
+                found = None
+                after = None if last is None else names.encode(name(last))
+                if heard is not None:
+                    heard.again(after)
+                tries.failed(error)
+                continue
+            if after is not None:
+                if names.encode(name(item)) <= after:
+                    continue
+                after = None
+            tries.progressed()
+            last = item
+            yield item
+
+    def _rest(
+        self,
+        method: str,
+        identifiers: Iterable[str],
+        start: Callable[[Iterable[str]], Iterator[T]],
+        name: Callable[[T], str],
+    ) -> Iterator[T]:
+        """What *start* gives of identifiers; where it breaks, it is asked for those that have not come yet."""
+        tries = self._tries(method, None)
+        pending = dict.fromkeys(identifiers)
+        found: Iterator[T] | None = None
+        while True:
+            try:
+                if found is None:
+                    found = iter(start([*pending]))
+                item = next(found)
+            except StopIteration:
+                return
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                found = None
+                tries.failed(error)
+                continue
+            pending.pop(name(item), None)
+            yield item
+
+    def _read_group(self, group: Identifiers, failures: Failures) -> Iterator[tuple[str, bytes]]:
+        """Those of the group that can be read; the errors of the others are noted."""
+        tries = self._tries("read_many", None)
+        pending = Counter(group)
+        came = False
+        found: Iterator[tuple[str, bytes]] | None = None
+        while True:
+            try:
+                if found is None:
+                    found = iter(self.backend.read_many([*pending.elements()]))
+                item = next(found)
+            except StopIteration:
+                return
+            except BatchError as error:
+                again = _kept(error, failures)
+                if not again:
+                    return
+                pending = Counter({name: pending[name] or 1 for name in again})
+                found = None
+                if not _goes_on(tries, error, again, failures):
+                    return
+                continue
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                found = None
+                if came:
+                    tries.progressed()
+                came = False
+                tries.failed(error)
+                continue
+            came = True
+            pending[item[0]] -= 1
+            yield item
+
+    def _write_group(self, group: Items, failures: Failures, verify: bool) -> int:
+        """Store the group; the errors of those that cannot be stored are noted. How many items it has."""
+        # Each name's last item is the one that stays.
+        by_name = {name_of(key): (key, content) for key, content in group}
+        self._batch(
+            "write",
+            group,
+            failures,
+            lambda items: self.backend.write_many(items, verify=verify),
+            lambda again: [by_name[name] for name in again if name in by_name],
+        )
+        return len(group)
+
+    def _batch(
+        self,
+        verb: str,
+        group: Many[T],
+        failures: Failures,
+        call: Callable[[Many[T]], object],
+        pick: Callable[[Identifiers], Many[T]],
+    ) -> None:
+        """Make *call* with the group, then with those that failed for a moment; the errors of others are noted."""
+        tries = self._tries(f"{verb}_many", None)
+        while group:
+            try:
+                call(group)
+            except BatchError as error:
+                again = _kept(error, failures)
+                if not again or not _goes_on(tries, error, again, failures):
+                    return
+                group = pick(again)
+            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+                tries.failed(error)
+            else:
+                return
+
+
+_NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
+"""Nothing is proven of the object where its whole place is missing."""
+
+
+class _Skips:
+    """Tells the caller's callback of each skipped entry once, though a scan is begun again.
+
+    Attributes:
+        raised: what the callback raised, which is not the scan's.
+    """
+
+    def __init__(self, on_skip: OnSkip) -> None:
+        self.raised: BaseException | None = None
+        self._on_skip = on_skip
+        self._heard: set[tuple[str | None, str]] = set()
+        self._after: bytes | None = None
+
+    def again(self, after: bytes | None) -> None:
+        """The scan begins again; all up to *after* has been told."""
+        self._after = after
+
+    def __call__(self, error: StorageError) -> None:
+        entry = (error.identifier, str(error))
+        if entry in self._heard or self._is_before(error.identifier):
+            return
+        if len(self._heard) == MOST_SKIPS:
+            self._heard.clear()
+        self._heard.add(entry)
+        try:
+            self._on_skip(error)
+        except BaseException as raised:
+            self.raised = raised
+            raise
+
+    def _is_before(self, identifier: str | None) -> bool:
+        if self._after is None or identifier is None:
+            return False
+        return identifier.encode("utf-8", "surrogatepass") <= self._after
+
+
+def _kept(error: BatchError, failures: Failures) -> Identifiers:
+    """Note those failures that are final; the identifiers of the others."""
+    again = []
+    for name, failure in error.failures.items():
+        if is_retryable(failure):
+            again.append(name)
+        else:
+            failures.note(name, failure)
+    return again
+
+
+def _goes_on(tries: Tries, error: BatchError, again: Identifiers, failures: Failures) -> bool:
+    """Wait for another try at those that failed for a moment, or note their errors: then there is none."""
+    # The error as a whole is not retryable where a failure in it is final: what is left of it is.
+    rest = {name: error.failures[name] for name in again}
+    first = next(iter(rest))
+    left = BatchError(
+        f"{len(rest)} of them, the first is {first!r} ({type(rest[first]).__name__})", failures=rest
+    )
+    try:
+        tries.failed(left)
+    except BatchError as final:
+        if final is not left:
+            raise
+        for name, failure in rest.items():
+            failures.note(name, tries.told(failure))
+        return False
+    return True
+
+
+def _may_be_moved(source: ObjectInfo, dest: ObjectInfo) -> bool:
+    """Whether what is at a destination can be what was the source."""
+    if source.sha256 is not None and dest.sha256 is not None:
+        return source.sha256 == dest.sha256
+    return source.size is not None and source.size == dest.size
+
+
+def _seconds(parameter: str, value: float) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{parameter} must be a number of seconds, not {type(value).__name__}")
+    if not math.isfinite(value) or value < 0:
+        raise ConfigurationError(f"{parameter} must be 0 seconds or more, not {value}", parameter=parameter)
+    return value
