@@ -1,48 +1,18 @@
-"""CachedStorage over S3, SSH and databases: the conformance suite, and what their answers tell a cache for free."""
+"""CachedStorage over S3, SSH and databases: what their answers tell a cache for free."""
 
 from __future__ import annotations
 
+import io
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
-from storage_backend import CachedStorage, DatabaseStorage, PrefixedStorage, StorageBackend
-from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
+from storage_backend import CachedStorage, DatabaseStorage, ObjectInfo, StorageBackend
+from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
 from tests.backends.test_remote import storage_at as remote_at
-from tests.backends.test_s3 import LACKS as S3_LACKS
-from tests.backends.test_s3 import MOTO, AtPlace
-
-if TYPE_CHECKING:
-    from tests.s3_servers import BucketPlace
-    from tests.ssh_servers import SSHPlace
-
-
-class TestCachedS3(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, moto_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Subject:
-        place = AtPlace(moto_bucket, monkeypatch)
-        return Subject(
-            make=lambda: CachedStorage(place.storage(), tmp_path, ttl_seconds=0), lacks={**S3_LACKS, **MOTO}
-        )
-
-
-class TestCachedSSH(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, openssh_place: SSHPlace, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: CachedStorage(remote_at(openssh_place), tmp_path),
-            lacks={"content_type": "a file has no media type"},
-        )
-
-
-class TestCachedSQLite(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, sqlite_url: str, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: CachedStorage(PrefixedStorage(DatabaseStorage(sqlite_url), "p"), tmp_path, 0.5, 0)
-        )
+from tests.backends.test_s3 import AtPlace
 
 
 class Clock:
@@ -65,11 +35,6 @@ def telling(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 def written(storage: StorageBackend, identifier: str, content: bytes) -> None:
     """Store an object, long ago where the store keeps times: what has just changed may change again unseen."""
-    import io
-    from datetime import UTC, datetime
-
-    from storage_backend import ObjectInfo
-
     info = ObjectInfo(identifier, modified=datetime(2020, 1, 1, tzinfo=UTC))
     storage.write_stream(identifier, io.BytesIO(content), info=info)
 

@@ -1,0 +1,108 @@
+"""The wrappers over a local disk, S3 and SSH, several deep: the conformance suite."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+import pytest
+
+from storage_backend import (
+    CachedStorage,
+    CompressedStorage,
+    EncryptedStorage,
+    FallbackStorage,
+    LocalStorage,
+    PrefixedStorage,
+    RetryingStorage,
+    StorageBackend,
+)
+from storage_backend.testing import ConformanceSuite, Subject
+from tests.backends.test_remote import storage_at as remote_at
+from tests.backends.test_s3 import LACKS, AtPlace
+
+if TYPE_CHECKING:
+    from tests.s3_servers import BucketPlace
+    from tests.ssh_servers import SSHPlace
+
+Make: TypeAlias = Callable[[], StorageBackend]
+KEY = "env:SB_TEST_KEY"
+FILES = {"content_type": "a file has no media type"}
+PAIR = {"missing delete": "a pair of backends returns False for what is nowhere, as it always has"}
+
+
+def three_deep(make: Make, cache: Path) -> Make:
+    return lambda: CachedStorage(RetryingStorage(PrefixedStorage(make(), "p")), cache, ttl_seconds=0)
+
+
+def recoded(make: Make, cache: Path) -> Make:
+    return lambda: CachedStorage(
+        CompressedStorage(EncryptedStorage(make(), KEY)), cache, 100, engine="diskcache"
+    )
+
+
+def pair(make: Make) -> Make:
+    return lambda: FallbackStorage(
+        RetryingStorage(PrefixedStorage(make(), "one")),
+        PrefixedStorage(make(), "other"),
+        write_to="both",
+        on_error="fallback",
+    )
+
+
+@pytest.fixture
+def s3(strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setenv("SB_TEST_KEY", "5a" * 32)
+    place = AtPlace(strict_bucket, monkeypatch)
+    return place.storage
+
+
+@pytest.fixture
+def ssh(openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Make:
+    monkeypatch.setenv("SB_TEST_KEY", "5a" * 32)
+    return lambda: remote_at(openssh_place)
+
+
+class TestThreeDeepOverLocal(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        return Subject(
+            make=three_deep(lambda: LocalStorage(tmp_path / "base"), tmp_path / "cache"), lacks=FILES
+        )
+
+
+class TestThreeDeepOverS3(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, s3: Make, tmp_path: Path) -> Subject:
+        return Subject(make=three_deep(s3, tmp_path), lacks=LACKS)
+
+
+class TestThreeDeepOverSSH(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, ssh: Make, tmp_path: Path) -> Subject:
+        return Subject(make=three_deep(ssh, tmp_path), lacks=FILES)
+
+
+class TestRecodedOverS3(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, s3: Make, tmp_path: Path) -> Subject:
+        return Subject(make=recoded(s3, tmp_path), lacks=LACKS)
+
+
+class TestRecodedOverSSH(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, ssh: Make, tmp_path: Path) -> Subject:
+        return Subject(make=recoded(ssh, tmp_path), lacks=FILES)
+
+
+class TestPairOverS3(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, s3: Make) -> Subject:
+        return Subject(make=pair(s3), lacks={**LACKS, **PAIR})
+
+
+class TestPairOverSSH(ConformanceSuite):
+    @pytest.fixture
+    def subject(self, ssh: Make) -> Subject:
+        return Subject(make=pair(ssh), lacks={**FILES, **PAIR})
