@@ -34,5 +34,5 @@ def open_cache(directory: str | os.PathLike[str]) -> Engine:
     if not found:
         raise NotFoundError(f"no cache in {place}", backend=str(place))
     if found == [diskcache.FORMAT]:
-        return diskcache.DiskCache(str(place.absolute()), None)
+        return diskcache.DiskCache(str(place.absolute()), None, logger.warning)
     return Blobs(str(place.absolute()), None, time.time, logger.warning)

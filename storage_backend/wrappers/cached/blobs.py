@@ -44,7 +44,7 @@ from storage_backend.wrappers.cached.engine import (
     key_of,
 )
 from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, packed, renewed
-from storage_backend.wrappers.cached.formats import check_format, mark_format
+from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
 from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
 
@@ -104,8 +104,7 @@ class Blobs:
         self._renewing: dict[int, threading.Lock] = {}
         self._renew()
         self._process = os.getpid()
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_format(directory, FORMAT)
+        prepare(directory, FORMAT, warn)
         guard().add(self)
 
     # What every hit does.
@@ -219,6 +218,7 @@ class Blobs:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(path)
         staged.reserved = 0
+        self.touch(key)  # later than what has been used so far, of which the index has not heard
         if self._trash:
             self._empty_trash(_TRASH_MORE)
         return True
@@ -572,6 +572,8 @@ class Blobs:
         state = transaction.state
         if self.limit is None or state.size + size <= self.limit:
             return True
+        if transaction.reserved() + size > self.limit:
+            return False  # whatever were evicted
         self._apply_touches(transaction)
         if replacing is not None and transaction.has(replacing):
             self._unlink(replacing)

@@ -18,7 +18,7 @@ import struct
 import threading
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -30,7 +30,7 @@ from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached import members
 from storage_backend.wrappers.cached.engine import Change, Findings, Key, Staged, Stats, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found, packed, renewed_tail, unpacked
-from storage_backend.wrappers.cached.formats import check_format, mark_format
+from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
 from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
 
@@ -53,6 +53,7 @@ class DiskCache:
     Args:
         directory: of the cache; it is created, for this user alone.
         limit: content bytes that the cache is to hold; None for any number.
+        warn: is told of troubles.
 
     Attributes:
         trusted_since: always 0.0: what a loss of power undoes is not noticed.
@@ -71,13 +72,12 @@ class DiskCache:
     _open: _Open | None
     _torn: bool
 
-    def __init__(self, directory: str, limit: int | None) -> None:
+    def __init__(self, directory: str, limit: int | None, warn: Callable[[Exception], object]) -> None:
         self.directory = directory
         self.limit = limit
         self.trusted_since = 0.0
         self._begin()
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_format(directory, FORMAT)
+        prepare(directory, FORMAT, warn)
         _library()
 
     def find(self, key: Key) -> Found | None:

@@ -3,10 +3,36 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from pathlib import Path
 
 from storage_backend.errors import ConfigurationError
 
 _MARK = "format."
+
+
+def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> None:
+    """Create the directory of a cache, for this user alone, if it is not there.
+
+    Args:
+        directory: of the cache.
+        known: the format that it must have, if it has any.
+        warn: is told why it cannot be made use of now.
+
+    Raises:
+        ConfigurationError: something else is in its place, or it is of another format.
+    """
+    try:
+        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
+        check_format(directory, known)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigurationError(
+            f"cache_dir: {directory} is no directory ({error})", parameter="cache_dir"
+        ) from error
+    except ConfigurationError:
+        raise
+    except OSError as error:
+        warn(error)
 
 
 def check_format(directory: str, known: str) -> None:

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -281,12 +282,13 @@ class Keeper:
                     self.count(EXPIRED)
                     fresh = self.renewed(identifier, key, found)
                 if not fresh:
-                    self.count(MISSES)
                     given = self._fetching(identifier, key, fetch)
+                    self.count(MISSES)
                     found.close()
                     return given
             except Exception as error:
                 if not self._serves_stale(error, entry):
+                    self.count(MISSES)
                     found.close()
                     raise
                 logger.warning(
@@ -385,6 +387,7 @@ class Keeper:
         if not missing:
             return
         keys = dict(missing)
+        times = Counter(identifier for identifier, _ in missing)
         found = self.safely(self.engine.generations, list(keys.values()))
         generations = {} if found is None else dict(zip(keys.values(), found, strict=True))
         began = self.begin()
@@ -395,7 +398,8 @@ class Keeper:
                 generation = generations.get(key)
                 if generation is not None:
                     self.store(key, content, began, None, generation)
-                yield identifier, content
+                for _ in range(times[identifier]):
+                    yield identifier, content
         except BatchError as error:
             for identifier, failure in error.failures.items():
                 if isinstance(failure, FileNotFoundError) and identifier in keys:
@@ -569,5 +573,5 @@ def _engine(
     if kind == "diskcache":
         from storage_backend.wrappers.cached.diskcache import DiskCache
 
-        return DiskCache(str(directory), limit)
+        return DiskCache(str(directory), limit, warn)
     raise ConfigurationError(f'engine: {kind!r} is neither "blobs" nor "diskcache"', parameter="engine")

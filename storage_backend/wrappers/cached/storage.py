@@ -371,7 +371,7 @@ class CachedStorage(Wrapper):
 
     def _begin(self) -> None:
         policy = Policy(
-            limit=None if self.max_cache_size_mb is None else int(self.max_cache_size_mb * 2**20),
+            limit=_in_bytes(self.max_cache_size_mb),
             ttl=self.ttl_seconds,
             revalidate=self.revalidate,
             stale_if_error=self.stale_if_error,
@@ -402,6 +402,13 @@ def _expanded(cache_dir: str | os.PathLike[str]) -> Path:
     if not given:
         raise ConfigurationError("cache_dir is empty", parameter="cache_dir")
     return Path(given).expanduser().absolute()
+
+
+def _in_bytes(mebibytes: float | None) -> int | None:
+    """A limit in bytes; None for one beyond all disks."""
+    if mebibytes is None or mebibytes >= 2**42:
+        return None
+    return int(mebibytes * 2**20)
 
 
 def _checked(name: str, value: float | None) -> float | None:
