@@ -398,7 +398,9 @@ class Keeper:
                 generation = generations.get(key)
                 if generation is not None:
                     self.store(key, content, began, None, generation)
-                for _ in range(times[identifier]):
+                yield identifier, content
+                for _ in range(times[identifier] - 1):
+                    self.hit(key, len(content))
                     yield identifier, content
         except BatchError as error:
             for identifier, failure in error.failures.items():
