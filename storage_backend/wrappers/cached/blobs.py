@@ -19,6 +19,7 @@ import functools
 import os
 import shutil
 import sqlite3
+import stat
 import struct
 import threading
 import time
@@ -214,7 +215,8 @@ class Blobs:
             path = self._path(key.name)
             try:
                 staged.rename(path)
-            except FileNotFoundError:
+            except (FileNotFoundError, IsADirectoryError):
+                _remove(path)
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(path)
         staged.reserved = 0
@@ -319,8 +321,7 @@ class Blobs:
                 again = _whole(path, name)
                 if again is None or (again and transaction.has(name)):
                     continue
-                with suppress(FileNotFoundError):
-                    os.unlink(path)
+                _remove(path)
                 if transaction.forget(name):
                     damaged += 1
                 else:
@@ -469,11 +470,11 @@ class Blobs:
             except OSError:
                 continue
             try:
-                entry = entry_of(fd)
+                entry = None if stat.S_ISDIR(os.fstat(fd).st_mode) else entry_of(fd)
             finally:
                 os.close(fd)
             if entry is None or key_of(entry.label).name != name:
-                os.unlink(path)
+                _remove(path)
             else:
                 found.append((entry.fetched, name, entry.size))
         for _, name, size in sorted(found):
@@ -623,8 +624,7 @@ class Blobs:
             self._apply_touches(transaction)
 
     def _unlink(self, name: str) -> None:
-        with suppress(FileNotFoundError):
-            os.unlink(self._path(name))
+        _remove(self._path(name))
 
     def _empty_trash(self, most: int | None) -> None:
         """Remove some of what was cleared."""
@@ -826,10 +826,10 @@ class _Open:
 class _Intent:
     """What a transaction is about to name: if it never commits, the next one finds out here.
 
-    24 bytes and more of a file: a number above all that were committed before, and the entry's name.
+    Of a file: a number above all that were committed before, the entry's name, and the CRC-32 of both.
     """
 
-    _FORM = struct.Struct("<Q32s")
+    _FORM = struct.Struct("<Q32sI")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -839,12 +839,13 @@ class _Intent:
         data = os.pread(self._fd, self._FORM.size, 0)
         if len(data) < self._FORM.size:
             return 0, ""
-        counter, name = self._FORM.unpack(data)
-        return counter, name.decode("ascii", "replace")
+        counter, name, crc = self._FORM.unpack(data)
+        return (counter, name.decode("ascii")) if crc == zlib.crc32(data[:-4]) else (0, "")
 
     def write(self, counter: int, name: str) -> None:
         """Say that *name* is about to be named."""
-        os.pwrite(self._fd, self._FORM.pack(counter, name.encode()), 0)
+        data = self._FORM.pack(counter, name.encode(), 0)[:-4]
+        os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "little"), 0)
 
     def close(self) -> None:
         """Close the file."""
@@ -860,7 +861,7 @@ def _whole(path: str, name: str) -> Entry | Literal[False] | None:
     except FileNotFoundError:
         return None
     try:
-        entry = entry_of(fd)
+        entry = None if stat.S_ISDIR(os.fstat(fd).st_mode) else entry_of(fd)
         if entry is None or key_of(entry.label).name != name:
             return False
         crc = at = 0
@@ -873,6 +874,16 @@ def _whole(path: str, name: str) -> Entry | Literal[False] | None:
         return entry if crc == entry.crc else False
     finally:
         os.close(fd)
+
+
+def _remove(path: str) -> None:
+    """Remove what is at an entry's place, whatever somebody has put there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        shutil.rmtree(path)
 
 
 @functools.cache
