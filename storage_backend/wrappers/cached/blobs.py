@@ -6,7 +6,7 @@ In the directory are:
     blobs/ab/cd...      the entries (see `entry`), named by the digest of their labels
     index.db            see `index`
     queue               the lock that transactions queue for
-    intent              the entry that the transaction under way is about to name, see `_Intent`
+    intent              what the transaction under way is about to name or unlink, see `opened`
     members/            see `members`
     staging/            content that is coming in, named after the member that brings it
     trash/              what was cleared, until it is removed
@@ -20,20 +20,14 @@ import os
 import shutil
 import sqlite3
 import stat
-import struct
 import threading
 import time
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Literal
-
-from typing_extensions import Buffer
 
 from storage_backend.forks import guard
-from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached import members
 from storage_backend.wrappers.cached.engine import (
     Change,
@@ -44,14 +38,16 @@ from storage_backend.wrappers.cached.engine import (
     TooLargeError,
     key_of,
 )
-from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, packed, renewed
+from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, renewed
+from storage_backend.wrappers.cached.folders import remove, remove_some, whole
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
-from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
+from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters
+from storage_backend.wrappers.cached.opened import EVERYTHING, Intent, Opened
+from storage_backend.wrappers.cached.staged import Blob
 
 FORMAT = "1"
 _TOUCHES = 10_000  # uses that are remembered before the index hears of them
-_STEPS = 256  # what is coming in is counted in steps of this part of the limit
 _KNOWN = 10_000  # entries whose records need not be read again while their files are the same
 _TRASH = 1_000  # files removed at an opening, and a few at each publication, so that neither takes long
 _TRASH_MORE = 16
@@ -83,10 +79,12 @@ class Blobs:
     _counts: list[int]
     _touched: dict[str, None]
     _known: dict[str, tuple[int, float, int, Entry]]  # name -> inode, time, length, entry
-    _open: _Open | None
+    _open: Opened | None
     _trouble: Exception | None
     _retry_at: float
     _noted: bool
+    _intent: Intent | None  # of the transaction under way
+    _intended: list[str]  # by the transaction under way
     _trash: bool  # whether something is left of it
 
     def __init__(
@@ -210,13 +208,13 @@ class Blobs:
             if not self._make_room(transaction, entry.size, replacing=key.name):
                 transaction.reserve(staged.reserved)
                 return False
-            self._intent.write(transaction.state.counter + 1, key.name)
+            self._intend(transaction, [key.name])
             transaction.store(key.name, entry.size, generation)
             path = self._path(key.name)
             try:
                 staged.rename(path)
             except (FileNotFoundError, IsADirectoryError):
-                _remove(path)
+                remove(path)
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(path)
         staged.reserved = 0
@@ -231,6 +229,7 @@ class Blobs:
             self._note_change()
             number = transaction.state.next()
             generations = {}
+            self._intend(transaction, [key.name for key in keys])
             for key in keys:
                 self._unlink(key.name)
                 generations[key] = transaction.begin_change(key.name, number)
@@ -259,6 +258,7 @@ class Blobs:
                     found.close()
                     if found.entry.stamp != stamp:
                         return
+            self._intend(transaction, [key.name])
             self._unlink(key.name)
             if stamp is None:
                 transaction.raise_generation(key.name)
@@ -287,9 +287,8 @@ class Blobs:
             patient: return when all files are removed. Else some are, and the rest bit by bit by whoever uses the cache.
         """
         with self._transaction() as transaction:
-            with suppress(FileNotFoundError):
-                os.rename(self._blobs, f"{self.directory}/trash/{transaction.state.next()}")
-            transaction.clear()
+            self._intend(transaction, [EVERYTHING])
+            self._set_aside(transaction)
             self._touched = {}
         self._empty_trash(None if patient else _TRASH_CLEARED)
 
@@ -309,19 +308,19 @@ class Blobs:
         entries = size = damaged = strays = missing = 0
         self._empty_trash(None)
         for path, name in self._files():
-            whole = _whole(path, name)
-            if whole is None:
+            found = whole(path, name)
+            if found is None:
                 continue  # evicted meanwhile
             with self._transaction() as transaction:
-                if whole and transaction.has(name):
+                if found and transaction.has(name):
                     entries += 1
-                    size += whole.size
+                    size += found.size
                     continue
                 # Published anew since it was read?
-                again = _whole(path, name)
+                again = whole(path, name)
                 if again is None or (again and transaction.has(name)):
                     continue
-                _remove(path)
+                remove(path)
                 if transaction.forget(name):
                     damaged += 1
                 else:
@@ -365,10 +364,6 @@ class Blobs:
     def _staging(self) -> str:
         return f"{self.directory}/staging"
 
-    @property
-    def _intent(self) -> _Intent:
-        return self._opened().intent
-
     def _path(self, name: str) -> str:
         return f"{self._blobs}/{name[:2]}/{name[2:]}"
 
@@ -391,7 +386,7 @@ class Blobs:
             if opened is not None:
                 opened.leave()
 
-    def _opened(self) -> _Open:
+    def _opened(self) -> Opened:
         """The open files; the lock is held."""
         if self._open is None:
             if self._trouble is not None and time.monotonic() < self._retry_at:
@@ -407,12 +402,12 @@ class Blobs:
                 raise
         return self._open
 
-    def _opening(self) -> _Open:
+    def _opening(self) -> Opened:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         mark_format(self.directory, FORMAT)
         for folder in (self._blobs, self._members, self._staging, f"{self.directory}/trash"):
             Path(folder).mkdir(exist_ok=True)
-        opened = _Open(self.directory)
+        opened = Opened(self.directory)
         try:
             with queued(opened.queue):
                 opened.join(self._members)
@@ -429,16 +424,16 @@ class Blobs:
         weakref.finalize(self, opened.shut)
         return opened
 
-    def _indexed(self, opened: _Open) -> Index:
+    def _indexed(self, opened: Opened) -> Index:
         """The open index; the lock and the queue's are held."""
         if opened.index is None:
             opened.index = Index(opened.index_path, self._members, self._rebuild)
         return opened.index
 
-    def _settle(self, opened: _Open, index: Index) -> None:
+    def _settle(self, opened: Opened, index: Index) -> None:
         """Clear up after those that are gone; the queue's lock is held."""
         with index.transaction(opened.member.token) as transaction:
-            self._mend_intent(transaction, opened.intent)
+            self._mend(transaction, opened.intent)
             gone = list(members.dead(self._members))
             for token, counters in gone:
                 transaction.bury(token, counters)
@@ -474,7 +469,7 @@ class Blobs:
             finally:
                 os.close(fd)
             if entry is None or key_of(entry.label).name != name:
-                _remove(path)
+                remove(path)
             else:
                 found.append((entry.fetched, name, entry.size))
         for _, name, size in sorted(found):
@@ -535,7 +530,7 @@ class Blobs:
                         queued(opened.queue),
                         self._indexed(opened).transaction(opened.member.token) as transaction,
                     ):
-                        self._mend_intent(transaction, opened.intent)
+                        self._mend(transaction, opened.intent)
                         began = True
                         yield transaction
                 except (GoneError, DamagedIndexError) as error:
@@ -545,7 +540,7 @@ class Blobs:
                 else:
                     return
 
-    def _lose(self, opened: _Open, error: Exception) -> None:
+    def _lose(self, opened: Opened, error: Exception) -> None:
         """Let go of an index that is damaged, or another one now."""
         if isinstance(error, DamagedIndexError):
             with suppress(OSError), queued(opened.queue):
@@ -556,13 +551,30 @@ class Blobs:
     def _lost(self, error: Exception) -> str:
         return f"the index of the cache in {self.directory} was lost: {error}"
 
-    def _mend_intent(self, transaction: Transaction, intent: _Intent) -> None:
-        """If the last transaction ended between naming an entry and its commit, nobody knows of the entry: remove it."""
-        counter, name = intent.read()
-        if counter > transaction.state.counter:
+    def _intend(self, transaction: Transaction, names: Sequence[str]) -> None:
+        """Leave word of what this transaction is about to name or unlink."""
+        self._intended += names
+        assert self._intent is not None
+        self._intent.write(transaction.state.next(), self._intended)
+
+    def _mend(self, transaction: Transaction, intent: Intent) -> None:
+        """If the last transaction ended before its commit, its files may be there without a row, or rows without their files."""
+        self._intent, self._intended = intent, []
+        counter, names = intent.read()
+        if counter <= transaction.state.counter:
+            return
+        transaction.state.counter = counter
+        if names == [EVERYTHING]:
+            self._set_aside(transaction)
+            return
+        for name in names:
             self._unlink(name)
             transaction.forget(name)
-            transaction.state.counter = counter
+
+    def _set_aside(self, transaction: Transaction) -> None:
+        with suppress(FileNotFoundError):
+            os.rename(self._blobs, f"{self.directory}/trash/{transaction.state.next()}")
+        transaction.clear()
 
     def _make_room(self, transaction: Transaction, size: int, replacing: str | None = None) -> bool:
         """Evict until *size* bytes more are within the limit.
@@ -577,10 +589,12 @@ class Blobs:
             return False  # whatever were evicted
         self._apply_touches(transaction)
         if replacing is not None and transaction.has(replacing):
+            self._intend(transaction, [replacing])
             self._unlink(replacing)
             transaction.forget(replacing)
         evicted = 0
         while state.size + size > self.limit and (names := transaction.oldest()):
+            self._intend(transaction, names)
             for name in names:
                 self._unlink(name)
                 transaction.forget(name)
@@ -624,7 +638,7 @@ class Blobs:
             self._apply_touches(transaction)
 
     def _unlink(self, name: str) -> None:
-        _remove(self._path(name))
+        remove(self._path(name))
 
     def _empty_trash(self, most: int | None) -> None:
         """Remove some of what was cleared."""
@@ -634,7 +648,7 @@ class Blobs:
                 if most is None:
                     shutil.rmtree(f"{trash}/{cleared}", ignore_errors=True)
                     continue
-                most -= _remove_some(f"{trash}/{cleared}", most)
+                most -= remove_some(f"{trash}/{cleared}", most)
                 if most <= 0:
                     self._trash = True
                     return
@@ -662,6 +676,8 @@ class Blobs:
         self._trouble = None
         self._retry_at = 0.0
         self._noted = False
+        self._intent = None
+        self._intended = []
         self._trash = False
 
     def _begin_in_child(self) -> None:
@@ -678,214 +694,6 @@ class Blobs:
             self._process = os.getpid()
 
 
-class Blob:
-    """Content on its way into the cache (see `engine.Staged`): a file of its own until it is named.
-
-    Attributes:
-        size: bytes so far.
-        reserved: bytes that count as the cache's already.
-
-    Raises:
-        TooLargeError: from `write` too: it is more than the cache may hold.
-    """
-
-    def __init__(self, cache: Blobs, size: int | None) -> None:
-        self.size = 0
-        self._crc = 0
-        self.reserved = 0
-        self._cache = cache
-        # So much is not counted before it is published.
-        self._step = None if cache.limit is None else cache.limit // _STEPS
-        self._path: str | None = cache.staging_path()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._path, flags, 0o666)
-        if size is not None:
-            try:
-                self._count(size)
-            except BaseException:
-                self.discard()
-                raise
-
-    def write(self, data: Buffer, /) -> None:
-        """Append all of *data*.
-
-        Raises:
-            TooLargeError: it is more than the cache may hold.
-        """
-        view = memoryview(data).cast("B")
-        self._count(self.size + len(view))
-        self._crc = zlib.crc32(view, self._crc)
-        self.size += len(view)
-        self._append(view)
-
-    def finish(self, entry: Entry) -> None:
-        """Append what makes it an entry."""
-        self._append(memoryview(packed(entry._replace(crc=self._crc))))
-
-    def rename(self, path: str) -> None:
-        """Give it its name."""
-        assert self._path is not None
-        os.rename(self._path, path)
-        self._path = None
-
-    def found(self, entry: Entry) -> Found:
-        """What was written, to be read although it is not published."""
-        return Found(os.dup(self._fd), entry)
-
-    def discard(self) -> None:
-        """Drop it, unless it was published."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-        path, self._path = self._path, None
-        if path is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
-        reserved, self.reserved = self.reserved, 0
-        if reserved:
-            self._cache.release(reserved)
-
-    def _append(self, view: memoryview) -> None:
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def _count(self, size: int) -> None:
-        """See to it that *size* bytes in all are within the limit."""
-        if self._step is None or size <= self.reserved + self._step:
-            return
-        more = max(size - self.reserved, self._step)
-        self._cache.reserve(more)
-        self.reserved += more
-
-
-class _Open:
-    """The open files of a cache."""
-
-    def __init__(self, directory: str) -> None:
-        self.index_path = f"{directory}/index.db"
-        self.index: Index | None = None
-        self._process = os.getpid()
-        self._member: Member | None = None
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self.queue = os.open(f"{directory}/queue", flags, 0o666)
-        try:
-            self.intent = _Intent(os.open(f"{directory}/intent", flags, 0o666))
-        except BaseException:
-            os.close(self.queue)
-            raise
-
-    @property
-    def member(self) -> Member:
-        """This user of the cache."""
-        assert self._member is not None
-        return self._member
-
-    def join(self, folder: str) -> None:
-        """Become a member; the queue's lock is held."""
-        self._member = Member(folder)
-
-    def remove_index(self) -> None:
-        """Remove the index, if it is still the one that is open; the queue's lock is held."""
-        ours = self.index is None or self.index.in_place()
-        self.close_index()
-        if not ours:
-            return
-        for ending in ("", "-journal"):
-            with suppress(FileNotFoundError):
-                os.unlink(f"{self.index_path}{ending}")
-
-    def close_index(self) -> None:
-        """Close the index; it is opened again when it is needed."""
-        index, self.index = self.index, None
-        if index is not None:
-            index.close()
-
-    def leave(self) -> None:
-        """Close all files, and remove the member's."""
-        self.close_index()
-        if self._member is not None:
-            self._member.leave()
-        self.abandon()
-
-    def shut(self) -> None:
-        """Close all files; the member's is left for others to find. In a forked child, nothing."""
-        if self._process == os.getpid():
-            self.close_index()
-            self.abandon()
-
-    def abandon(self) -> None:
-        """Close the descriptors, and nothing else."""
-        if self._member is not None:
-            self._member.abandon()
-        queue, self.queue = self.queue, -1
-        if queue >= 0:
-            os.close(queue)
-        self.intent.close()
-
-
-class _Intent:
-    """What a transaction is about to name: if it never commits, the next one finds out here.
-
-    Of a file: a number above all that were committed before, the entry's name, and the CRC-32 of both.
-    """
-
-    _FORM = struct.Struct("<Q32sI")
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def read(self) -> tuple[int, str]:
-        """The number and the name; 0 where there is none."""
-        data = os.pread(self._fd, self._FORM.size, 0)
-        if len(data) < self._FORM.size:
-            return 0, ""
-        counter, name, crc = self._FORM.unpack(data)
-        return (counter, name.decode("ascii")) if crc == zlib.crc32(data[:-4]) else (0, "")
-
-    def write(self, counter: int, name: str) -> None:
-        """Say that *name* is about to be named."""
-        data = self._FORM.pack(counter, name.encode(), 0)[:-4]
-        os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "little"), 0)
-
-    def close(self) -> None:
-        """Close the file."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-
-def _whole(path: str, name: str) -> Entry | Literal[False] | None:
-    """The entry in a file, all of it read and compared; False if it is damaged, None if there is no file."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return None
-    try:
-        entry = None if stat.S_ISDIR(os.fstat(fd).st_mode) else entry_of(fd)
-        if entry is None or key_of(entry.label).name != name:
-            return False
-        crc = at = 0
-        while at < entry.size:
-            piece = os.pread(fd, min(CHUNK, entry.size - at), at)
-            if not piece:
-                return False
-            crc = zlib.crc32(piece, crc)
-            at += len(piece)
-        return entry if crc == entry.crc else False
-    finally:
-        os.close(fd)
-
-
-def _remove(path: str) -> None:
-    """Remove what is at an entry's place, whatever somebody has put there."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except IsADirectoryError:
-        shutil.rmtree(path)
-
-
 @functools.cache
 def _boot() -> str:
     """Tells this running of the machine from others; "" where it cannot."""
@@ -893,25 +701,3 @@ def _boot() -> str:
         return Path(_BOOT).read_text(encoding="ascii").strip()
     except OSError:
         return ""
-
-
-def _remove_some(folder: str, most: int) -> int:
-    """Remove at most *most* files of a folder of folders, and what is empty then.
-
-    Returns:
-        How many files that were.
-    """
-    removed = 0
-    for name in os.listdir(folder):
-        path = f"{folder}/{name}"
-        for blob in os.listdir(path):
-            if removed >= most:
-                return removed
-            with suppress(FileNotFoundError):
-                os.unlink(f"{path}/{blob}")
-            removed += 1
-        with suppress(OSError):
-            os.rmdir(path)
-    with suppress(OSError):
-        os.rmdir(folder)
-    return removed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -599,6 +600,24 @@ class TestRoom:
         kept = cached._keeper.find(cached._keeper.key("kept"))
         assert kept is not None
         kept.close()
+
+    def test_more_uses_and_entries_than_are_remembered_between_evictions(
+        self, backend: FaultyStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from storage_backend.wrappers.cached import blobs as engine
+
+        monkeypatch.setattr(engine, "_TOUCHES", 3)
+        cached = CachedStorage(backend, tmp_path)
+
+        def use() -> None:
+            for number in range(20):
+                cached.write(f"{number}", b"1")
+                cached.read(f"{number}")
+
+        thread = threading.Thread(target=use, daemon=True)  # which may come to wait for itself
+        thread.start()
+        thread.join(30)
+        assert not thread.is_alive()
 
 
 class TestStatistics:

@@ -1,0 +1,68 @@
+"""What is done to the files of a cache one by one: they are looked through, and removed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import zlib
+from contextlib import suppress
+from typing import Literal
+
+from storage_backend.streams import CHUNK
+from storage_backend.wrappers.cached.engine import key_of
+from storage_backend.wrappers.cached.entry import Entry, entry_of
+
+
+def whole(path: str, name: str) -> Entry | Literal[False] | None:
+    """The entry in a file, all of it read and compared; False if it is damaged, None if there is no file."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        entry = None if stat.S_ISDIR(os.fstat(fd).st_mode) else entry_of(fd)
+        if entry is None or key_of(entry.label).name != name:
+            return False
+        crc = at = 0
+        while at < entry.size:
+            piece = os.pread(fd, min(CHUNK, entry.size - at), at)
+            if not piece:
+                return False
+            crc = zlib.crc32(piece, crc)
+            at += len(piece)
+        return entry if crc == entry.crc else False
+    finally:
+        os.close(fd)
+
+
+def remove(path: str) -> None:
+    """Remove what is at an entry's place, whatever somebody has put there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except IsADirectoryError:
+        shutil.rmtree(path)
+
+
+def remove_some(folder: str, most: int) -> int:
+    """Remove at most *most* files of a folder of folders, and what is empty then.
+
+    Returns:
+        How many files that were.
+    """
+    removed = 0
+    for name in os.listdir(folder):
+        path = f"{folder}/{name}"
+        for blob in os.listdir(path):
+            if removed >= most:
+                return removed
+            with suppress(FileNotFoundError):
+                os.unlink(f"{path}/{blob}")
+            removed += 1
+        with suppress(OSError):
+            os.rmdir(path)
+    with suppress(OSError):
+        os.rmdir(folder)
+    return removed
