@@ -14,7 +14,7 @@ from storage_backend.base import info_of
 from storage_backend.errors import SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.cached.engine import Key
-from storage_backend.wrappers.cached.entry import Entry
+from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.keeper import Keeper, Moment
 from storage_backend.wrappers.cached.members import HITS, MISSES
 
@@ -37,14 +37,16 @@ class _Version(NamedTuple):
         )
 
 
-def read(keeper: Keeper, identifier: str, key: Key, start: int, end: int | None) -> bytes:
-    """The bytes of [start, end) of an object that is not in the cache as a whole."""
+def read(
+    keeper: Keeper, identifier: str, key: Key, start: int, end: int | None, *, seen: Found | None
+) -> bytes:
+    """The bytes of [start, end) of an object that is not in the cache as a whole, or as *seen*, which is not good."""
     for _ in range(_TRIES):
         version = _noted(keeper, key) or _asked(keeper, identifier, key)
         if version is None:
             break
         if version.size <= BLOCK:
-            return keeper.missed(identifier, key, None, keeper.content, keeper.fetched)[start:end]
+            return keeper.missed(identifier, key, seen, keeper.content, keeper.fetched)[start:end]
         try:
             return _from_blocks(keeper, identifier, version, start, version.size if end is None else end)
         except SourceChangedError:

@@ -167,7 +167,7 @@ class CachedStorage(Wrapper):
         finally:
             if found is not None:
                 found.close()
-        return ranges.read(self._keeper, identifier, key, start, end)
+        return ranges.read(self._keeper, identifier, key, start, end, seen=found)
 
     @override
     def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:

@@ -102,13 +102,16 @@ def test_eight_processes_do_everything_at_once(tmp_path: Path, soak: bool) -> No
     finally:
         for child in children:
             end(child)
-    assert all(reads > 50 and writes > 10 and deletes > 3 for reads, writes, deletes, _ in done), done
-    assert sum(clears for *_, clears in done) > 2
+    assert all(reads > 10 and writes > 2 for reads, writes, *_ in done), done
+    reads, writes, deletes, clears = (sum(counts) for counts in zip(*done, strict=True))
+    assert reads > 500
+    assert min(writes, deletes) > 20
+    assert clears > 0
     assert 0 < peak <= limit * 2**20 * 1.05
     with CachedStorage(LocalStorage(tmp_path / "base"), tmp_path / "cache", limit) as storage:
         stats = storage.get_cache_stats()
         assert 0 < stats["size_mb"] <= limit
-        assert stats["hits"] + stats["misses"] == sum(reads for reads, *_ in done)
+        assert stats["hits"] + stats["misses"] == reads
         assert_whole(storage)
         for identifier in storage.list():
             assert storage.read(identifier) == storage.backend.read(identifier)
