@@ -218,6 +218,7 @@ class Blobs:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 staged.rename(path)
         staged.reserved = 0
+        self._known.pop(key.name, None)  # the new file may have the old one's number, length and time
         self.touch(key)  # later than what has been used so far, of which the index has not heard
         if self._trash:
             self._empty_trash(_TRASH_MORE)

@@ -287,17 +287,10 @@ class Keeper:
                     found.close()
                     return given
             except Exception as error:
-                if not self._serves_stale(error, entry):
+                if not self.serves_stale(identifier, error, entry):
                     self.count(MISSES)
                     found.close()
                     raise
-                logger.warning(
-                    "%s is unavailable (%s); %r is given as it was %.0f s ago",
-                    self._location,
-                    error,
-                    identifier,
-                    self.now() - entry.fetched,
-                )
             size = entry.size
             taken = take(found)
             if taken is None:
@@ -313,15 +306,34 @@ class Keeper:
             self.safely(self.engine.drop, key)
             raise
 
-    def _serves_stale(self, error: Exception, entry: Entry) -> bool:
-        """Whether an expired entry stands in for a backend that failed."""
+    def serves_stale(self, identifier: str, error: Exception, entry: Entry) -> bool:
+        """Whether an expired entry stands in for a backend that failed, which is logged then."""
         if self._policy.stale_if_error is None or self._policy.ttl is None:
             return False
         if isinstance(error, FileNotFoundError) or entry.fetched < self.engine.trusted_since:
             return False
         if not (is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)):
             return False
-        return 0 <= self.now() - entry.fetched < self._policy.ttl + self._policy.stale_if_error
+        age = self.now() - entry.fetched
+        if not 0 <= age < self._policy.ttl + self._policy.stale_if_error:
+            return False
+        logger.warning(
+            "%s is unavailable (%s); %r is given as it was %.0f s ago", self._location, error, identifier, age
+        )
+        return True
+
+    def _stale(self, identifier: str, key: Key, error: Exception) -> bytes | None:
+        """The content of an expired entry that stands in for a backend that failed."""
+        found = self.find(key)
+        if found is None:
+            return None
+        if found.entry.note or not self.serves_stale(identifier, error, found.entry):
+            found.close()
+            return None
+        content = self.content(found)
+        if content is not None:
+            self.hit(key, len(content))
+        return content
 
     def fetched(self, identifier: str, key: Key) -> bytes:
         """The content, from the backend, by one read; and into the cache."""
@@ -399,14 +411,29 @@ class Keeper:
                 if generation is not None:
                     self.store(key, content, began, None, generation)
                 yield identifier, content
-                for _ in range(times[identifier] - 1):
+                for _ in range(times.pop(identifier) - 1):
                     self.hit(key, len(content))
                     yield identifier, content
         except BatchError as error:
             for identifier, failure in error.failures.items():
-                if isinstance(failure, FileNotFoundError) and identifier in keys:
+                if identifier not in keys:
+                    failures.note(identifier, failure)
+                    continue
+                stale = self._stale(identifier, keys[identifier], failure)
+                if stale is not None:
+                    yield from [(identifier, stale)] * times[identifier]
+                    continue
+                if isinstance(failure, FileNotFoundError):
                     self.safely(self.engine.drop, keys[identifier])
                 failures.note(identifier, failure)
+        except Exception as error:
+            # All of the batch: what has not come yet may be given as it was, if every object can.
+            stood_in = {name: self._stale(name, keys[name], error) for name in times}
+            if not all(content is not None for content in stood_in.values()):
+                raise
+            for identifier, stale in stood_in.items():
+                assert stale is not None
+                yield from [(identifier, stale)] * times[identifier]
 
     def store_piece(self, key: Key, content: bytes, entry: Entry, generation: int | None) -> None:
         """Put bytes into the cache under a key of their own, if it takes them; nothing is raised."""

@@ -46,7 +46,8 @@ class CachedStorage(Wrapper):
         revalidate: whether the backend is asked if an expired entry is still right, instead of being read again. None:
             where what was read tells what it was of (S3, SSH and databases do). True: with a `stat` before and after
             each fetch, too. False: never.
-        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
+        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable. (Not so for
+            `read_range` of what is cached in blocks only.)
         clock: gives seconds since the epoch; None for `time.time`.
 
     Attributes:
@@ -159,7 +160,7 @@ class CachedStorage(Wrapper):
                     return piece
             if Capability.RANGES not in capabilities_of(self.backend) or not self._keeper.limit_allows(1):
                 return self.read(identifier)[start:end]
-            if found is not None and not found.entry.note and self._keeper.renewed(identifier, key, found):
+            if found is not None and not found.entry.note and self._still_good(identifier, key, found):
                 piece = self._keeper.safely(found.piece, start, end)
                 if piece is not None:
                     self._keeper.hit(key, len(piece))
@@ -378,6 +379,15 @@ class CachedStorage(Wrapper):
             clock=self._clock,
         )
         self._keeper = Keeper(self.backend, self.cache_dir, self.engine, policy)
+
+    def _still_good(self, identifier: str, key: Key, found: Found) -> bool:
+        """Whether an expired entry may be given: the backend says so, or is unavailable and the entry stands in."""
+        try:
+            return self._keeper.renewed(identifier, key, found)
+        except Exception as error:
+            if self._keeper.serves_stale(identifier, error, found.entry):
+                return True
+            raise
 
     def _trouble(self, verb: str) -> AbstractContextManager[None]:
         return _reported(f"cannot {verb} in {self.cache_dir}", self.location)

@@ -719,7 +719,7 @@ def examples(soak: bool, few: int) -> int:
 
 
 def test_nothing_is_given_that_was_not_there_lately(soak: bool) -> None:
-    run_state_machine_as_test(Model, settings=settled(examples(soak, 300), 50))
+    run_state_machine_as_test(Model, settings=settled(examples(soak, 150), 50))
 
 
 def test_nothing_is_given_that_was_not_there_lately_where_reads_tell(soak: bool) -> None:

@@ -15,6 +15,7 @@ from unittest.mock import MagicMock
 import pytest
 
 from storage_backend import (
+    BatchError,
     CachedStorage,
     ConfigurationError,
     LocalStorage,
@@ -865,3 +866,32 @@ class TestForgetting:
         asked(backend)
         assert dict(cached.read_many("abc")) == dict.fromkeys("abc", b"1")
         assert asked(backend) == []
+
+
+def test_every_read_is_stood_in_for(tmp_path: Path) -> None:
+    memory = MemoryStorage()
+    backend, clock = FaultyStorage(memory), Clock()
+    cached = CachedStorage(backend, tmp_path, ttl_seconds=10, stale_if_error=5, revalidate=True, clock=clock)
+    for name in "ab":
+        memory.write(name, name.encode() * 3)
+        cached.read(name)
+    clock.now += 11
+    for method in ("read", "open", "stat", "read_range", "read_many", "size"):
+        backend.fail(method, times=None)
+    assert cached.read("a") == b"aaa"
+    with cached.open("a") as reader:
+        assert reader.read() == b"aaa"
+    assert cached.read_range("a", 1, 2) == b"a"
+    assert cached.download("a", tmp_path / "copy")
+    assert sorted(cached.read_many(["a", "b", "a"])) == [("a", b"aaa"), ("a", b"aaa"), ("b", b"bbb")]
+    with pytest.raises(UnavailableError):
+        list(cached.read_many(["a", "never seen"]))
+    clock.now += 5
+    with pytest.raises(UnavailableError):
+        cached.read_range("a", 1, 2)
+    with pytest.raises(UnavailableError):
+        list(cached.read_many(["a"]))
+    backend.heal()
+    memory.delete("a")
+    with pytest.raises(BatchError):
+        list(cached.read_many(["a"]))
