@@ -33,7 +33,7 @@ def main(request: dict[str, Any]) -> None:
 
 
 def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
-    """Seconds and CPU seconds per operation, and the peak RSS of the process or its largest child in bytes.
+    """Seconds and CPU seconds per operation, the peak RSS of the process or its largest child in bytes, and the facts.
 
     "prepared" is the peak RSS before the first pass; it says nothing of a child, whose start is in the pass.
     """
@@ -57,7 +57,7 @@ def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
     measured = {"seconds": elapsed / operations, "cpu": cpu / operations, "rss": peak}
     if not resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
         measured["prepared"] = prepared
-    return measured
+    return measured | {fact: float(value) for fact, value in contender.facts(result).items()}
 
 
 def cpu_seconds() -> float:

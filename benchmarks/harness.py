@@ -129,6 +129,8 @@ class Contender:
         fewer: it is given one in so many of the small objects, since it would take too long for all. Times are per
             object.
         result: untimed; from what a pass returned to what `Workload.check` takes.
+        facts: untimed, and after the memory was looked at; from what a pass returned to numbers by the names of
+            `Workload.facts`. What it does not name is not known of this contender.
     """
 
     name: str
@@ -138,6 +140,7 @@ class Contender:
     device: str | None = None
     fewer: int = 1
     result: Callable[[Any], Any] = lambda value: value
+    facts: Callable[[Any], Mapping[str, float]] = lambda _value: {}
 
     @property
     def installed(self) -> bool:
@@ -183,6 +186,23 @@ class CpuLimit:
 
 
 @dataclass(frozen=True)
+class Fact:
+    """Something that is counted beside the time, and judged by the worst round.
+
+    Attributes:
+        name: as printed, and what contenders report it by.
+        form: how a number is printed, for `str.format`.
+        more_is_better: else less is.
+        targets: contender -> how much of it there may be at most (at least, where more is better).
+    """
+
+    name: str
+    form: str = "{:,.0f}"
+    more_is_better: bool = False
+    targets: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Workload:
     """The same work for several contenders.
 
@@ -201,6 +221,7 @@ class Workload:
         growth: contender -> the most bytes that its peak RSS may have beyond what it had when it was prepared.
         cpu: what is asked of the CPU time.
         limits: contender -> the most seconds that it may take.
+        facts: what contenders report beside the time.
         server: that all contenders talk to; each process that is measured finds a fresh one.
     """
 
@@ -217,6 +238,7 @@ class Workload:
     growth: Mapping[str, int] = field(default_factory=dict)
     cpu: tuple[CpuLimit, ...] = ()
     limits: Mapping[str, float] = field(default_factory=dict)
+    facts: tuple[Fact, ...] = ()
     server: Server | None = None
 
 

@@ -27,6 +27,7 @@ DISTRIBUTIONS = (
     "cloudpathlib",
     "smart_open",
     "multi-storage-client",
+    "diskcache",
 )
 
 

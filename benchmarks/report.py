@@ -57,6 +57,7 @@ def section(record: Record) -> str:
                 ("contender", "median", "min", "max", "spread", "CPU", "peak RSS", "of it by the work"),
                 map(_contender_cells, record["contenders"]),
             ),
+            *_fact_tables(record),
             f"{_noise(record)}",
             "",
             f"{record['measured']}, scale {record['scale']}; {machine['processor']}, {machine['memory']}, "
@@ -108,6 +109,8 @@ def targets(records: Iterable[Record]) -> list[dict[str, str]]:
             )
         rows += [_cpu_row(record, limit) for limit in record.get("cpu", ())]
         rows += [_time_row(record, name, most) for name, most in record.get("limits", {}).items()]
+        for fact in record.get("facts", ()):
+            rows += [_fact_row(record, fact, contender) for contender in fact["targets"]]
     return rows
 
 
@@ -135,6 +138,51 @@ def _time_row(record: Record, contender: str, most: float) -> dict[str, str]:
     verdict = _verdict(most / median(times), 1.0, [most / one for one in times]) if times else "not measured"
     measured = _duration(median(times)) if times else "-"
     return _row(record["workload"], f"time of {contender}", measured, f"< {_duration(most)}", verdict)
+
+
+def _fact_row(record: Record, fact: dict[str, Any], contender: str) -> dict[str, str]:
+    target, more = fact["targets"][contender], fact["more_is_better"]
+    worst = _worst(fact, _rounds(record, contender))
+    if worst is None:
+        verdict = "not measured"
+    elif worst >= target if more else worst <= target:
+        verdict = "met"
+    else:
+        verdict = f"missed by {_said(fact, abs(worst - target))}"
+    return _row(
+        record["workload"],
+        f"{fact['name']} of {contender}",
+        "-" if worst is None else _said(fact, worst),
+        f"{'>=' if more else '<='} {_said(fact, target)}",
+        verdict,
+    )
+
+
+def _fact_tables(record: Record) -> list[str]:
+    """One, or none: what was counted beside the time, the worst of all rounds."""
+    facts = record.get("facts", ())
+    rows = []
+    for entry in record["contenders"]:
+        found = [_worst(fact, entry["rounds"]) for fact in facts]
+        if any(value is not None for value in found):
+            said = (
+                "-" if value is None else _said(fact, value) for fact, value in zip(facts, found, strict=True)
+            )
+            rows.append((entry["name"], *said))
+    head = ("counted, worst round", *(fact["name"] for fact in facts))
+    return [_table(head, rows)] if rows else []
+
+
+def _worst(fact: dict[str, Any], rounds: Iterable[dict[str, float]]) -> float | None:
+    found = [one[fact["name"]] for one in rounds if fact["name"] in one]
+    if not found:
+        return None
+    return min(found) if fact["more_is_better"] else max(found)
+
+
+def _said(fact: dict[str, Any], value: float) -> str:
+    form: str = fact["form"]
+    return form.format(value)
 
 
 _TARGETS = ("workload", "what", "measured", "target", "")

@@ -105,6 +105,15 @@ def run(
         "memory": dict(workload.memory),
         "growth": dict(workload.growth),
         "limits": dict(workload.limits),
+        "facts": [
+            {
+                "name": fact.name,
+                "form": fact.form,
+                "more_is_better": fact.more_is_better,
+                "targets": dict(fact.targets),
+            }
+            for fact in workload.facts
+        ],
         # Of the large object, so it shrinks with it.
         "cpu": [
             {"ours": limit.ours, "yardstick": limit.yardstick, "above": limit.above * scale.large / (1 << 30)}

@@ -1,0 +1,170 @@
+"""Four processes read and write through one cache directory, nine reads to a write."""
+
+from __future__ import annotations
+
+import hashlib
+import multiprocessing
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks import caches
+from benchmarks.caches import DISKCACHE
+from benchmarks.harness import OURS, Comparison, Contender, Fact, Pass, Place, Scale, Workload, expect
+
+PROCESSES = 4
+KEYS = 300
+LIMIT = 4 << 20  # bytes; about a third of what all objects have
+SIZES = (1 << 10, 8 << 10, 100 << 10)
+TORN, ERRORS, SLOWEST = "torn values", "errors", "p99.9 of a read"
+
+
+class Told(NamedTuple):
+    """What one process has to tell."""
+
+    operations: int
+    torn: int
+    errors: int
+    slow: float
+
+
+def operations(scale: Scale) -> int:
+    """Of all processes."""
+    return max(scale.objects * 8, 200)
+
+
+def value(key: str, chance: random.Random) -> bytes:
+    """A value that can be told from half of it, and from another's."""
+    body = key.encode() + b" " + chance.randbytes(chance.choice(SIZES))
+    return hashlib.sha256(body).digest() + body
+
+
+def whole(key: str, found: bytes) -> bool:
+    return hashlib.sha256(found[32:]).digest() == found[:32] and found[32:].startswith(key.encode() + b" ")
+
+
+def ours(place: Place) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
+    storage = caches.ours(place.scratch / "base", place.scratch / "cache", LIMIT)
+
+    def get(key: str) -> bytes | None:
+        try:
+            return storage.read(key)
+        except FileNotFoundError:
+            return None
+
+    return get, storage.write
+
+
+def diskcache(place: Place) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
+    """As ours: what is not in the cache comes from a file, and what is written goes to both."""
+    from storage_backend import LocalStorage
+
+    cache, base = caches.diskcache(place.scratch / "cache", LIMIT), LocalStorage(place.scratch / "base")
+
+    def get(key: str) -> bytes | None:
+        found: bytes | None = cache.get(key)
+        if found is None:
+            try:
+                found = base.read(key)
+            except FileNotFoundError:
+                return None
+            cache.set(key, found)
+        return found
+
+    def put(key: str, content: bytes) -> None:
+        base.write(key, content)
+        cache.set(key, content)
+
+    return get, put
+
+
+OPENED = {OURS: ours, DISKCACHE: diskcache}
+
+
+def work(  # noqa: PLR0917 - as a process is given them
+    name: str, place: Place, seed: int, count: int, start: Any, told: Any
+) -> None:
+    """One process."""
+    get, put = OPENED[name](place)
+    chance = random.Random(seed)  # noqa: S311 - the same on every run is the point
+    torn = errors = 0
+    taken = []
+    start.wait()
+    for _ in range(count):
+        key = f"k{chance.randrange(KEYS)}"
+        try:
+            if chance.random() < 0.9:
+                began = time.perf_counter()
+                found = get(key)
+                taken.append(time.perf_counter() - began)
+                torn += found is not None and not whole(key, found)
+            else:
+                put(key, value(key, chance))
+        except Exception:  # noqa: BLE001 - counted, and a target says how many there may be
+            errors += 1
+    taken.sort()
+    told.put(Told(count, torn, errors, taken[int(len(taken) * 0.999)]))
+
+
+def contender(name: str, module: str | None) -> Contender:
+    def prepare(place: Place) -> Pass:
+        context = multiprocessing.get_context("spawn")
+        start, told = context.Barrier(PROCESSES + 1), context.Queue()
+        count = operations(place.scale) // PROCESSES
+        _, put = OPENED[name](place)
+        chance = random.Random(0)  # noqa: S311 - as above
+        for number in range(KEYS):
+            put(f"k{number}", value(f"k{number}", chance))
+        children = [
+            context.Process(target=work, args=(name, place, seed, count, start, told))
+            for seed in range(PROCESSES)
+        ]
+        for child in children:
+            child.start()
+        start.wait()
+
+        def run() -> list[Told]:
+            found = [told.get() for _ in children]
+            for child in children:
+                child.join()
+            return found
+
+        return run
+
+    def facts(found: list[Told]) -> dict[str, float]:
+        return {
+            TORN: sum(one.torn for one in found),
+            ERRORS: sum(one.errors for one in found),
+            SLOWEST: max(one.slow for one in found) * 1e3,
+        }
+
+    return Contender(name, prepare, module=module, facts=facts)
+
+
+def setup(place: Place) -> None:
+    Path(place.shared).mkdir(parents=True, exist_ok=True)
+
+
+def check(place: Place, result: list[Told]) -> None:
+    done = sum(one.operations for one in result)
+    expect(done == operations(place.scale) // PROCESSES * PROCESSES, f"{done} operations")
+
+
+WORKLOAD = Workload(
+    title="Four processes, nine reads to a write, one cache directory",
+    what="Objects of 1, 8 and 100 KiB, of which a third fits into the cache; each value is checked against a digest that it carries. "
+    "What is not in the cache is read from a local file, and what is written goes there too.",
+    contenders=(contender(OURS, None), contender(DISKCACHE, "diskcache")),
+    setup=setup,
+    check=check,
+    operations=operations,
+    rounds=5,
+    comparisons=(Comparison(OURS, DISKCACHE, 2.0),),
+    facts=(
+        Fact(TORN, targets={OURS: 0}),
+        Fact(ERRORS, targets={OURS: 0}),
+        Fact(SLOWEST, "{:,.1f} ms"),
+    ),
+)
