@@ -202,7 +202,7 @@ class Blobs:
         assert isinstance(staged, Blob)
         staged.finish(entry)
         with self._transaction() as transaction:
-            if transaction.is_changing(key.name) or transaction.generation(key.name) != generation:
+            if not transaction.stands(key.name, generation):
                 return False
             transaction.reserve(-staged.reserved)
             if not self._make_room(transaction, entry.size, replacing=key.name):

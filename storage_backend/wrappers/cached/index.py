@@ -102,6 +102,12 @@ _UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(
 
 
 _GENERATION = "SELECT generation FROM entries WHERE name = ?"
+# One statement each, since a statement takes longer than a row.
+_GENERATION_OR_FLOOR = "SELECT coalesce((SELECT generation FROM entries WHERE name = ?), floor) FROM state"
+_STANDING = (
+    "SELECT (SELECT generation FROM entries WHERE name = ?1), EXISTS (SELECT 1 FROM changes WHERE name = ?1), "
+    "EXISTS (SELECT 1 FROM entries WHERE name = ?1)"
+)
 
 
 class Transaction:
@@ -112,11 +118,20 @@ class Transaction:
         self.state = state
         self._folder = folder
         self._token = token
+        self._known = 1  # whether the key may have a row
 
     def generation(self, name: str) -> int:
         """The key's generation."""
         row = self._connection.execute(_GENERATION, (name,)).fetchone()
         return self.state.floor if row is None else int(row[0])
+
+    def stands(self, name: str, generation: int) -> bool:
+        """Whether the key is still of that generation, and nobody changes the object."""
+        found, changing, self._known = self._connection.execute(_STANDING, (name,)).fetchone()
+        if changing:
+            self.is_changing(name)  # one of those that are gone ends here, and with it this generation
+            return False
+        return generation == (self.state.floor if found is None else found)
 
     def is_changing(self, name: str) -> bool:
         """Whether somebody else changes the object. The changes of those that are gone end here, and raise the generation."""
@@ -167,7 +182,8 @@ class Transaction:
 
     def store(self, name: str, size: int, generation: int) -> None:
         """Put the key's entry in."""
-        self.forget(name, keep_generation=False)
+        if self._known:
+            self.forget(name, keep_generation=False)
         self._connection.execute(
             "INSERT INTO entries (name, size, generation, used) VALUES (?, ?, ?, ?) "
             "ON CONFLICT (name) DO UPDATE SET size = excluded.size, generation = excluded.generation, "
@@ -338,11 +354,10 @@ class Index:
         self._check_place()
         with damage_seen():
             ask = self._connection.execute
-            row = ask("SELECT floor FROM state").fetchone()
-            if row is None:
-                raise DamagedIndexError("it has no state")
-            found = [ask(_GENERATION, (name,)).fetchone() for name in names]
-        return [int(row[0] if own is None else own[0]) for own in found]
+            found = [ask(_GENERATION_OR_FLOOR, (name,)).fetchone() for name in names]
+        if None in found:
+            raise DamagedIndexError("it has no state")
+        return [int(row[0]) for row in found]
 
     @contextmanager
     def transaction(self, token: str) -> Iterator[Transaction]:
