@@ -23,6 +23,7 @@ NAMES = (
     "cache-handle",
     "cache-fill",
     "cache-mixed",
+    "cache-mixed-third",
     "cache-zipf",
     "cache-entries",
     "s3-get",

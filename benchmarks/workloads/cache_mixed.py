@@ -16,7 +16,7 @@ from benchmarks.harness import OURS, Comparison, Contender, Fact, Pass, Place, S
 
 PROCESSES = 4
 KEYS = 300
-LIMIT = 4 << 20  # bytes; about a third of what all objects have
+ALL, THIRD = 16 << 20, 4 << 20  # bytes; all objects have about 11 MiB
 SIZES = (1 << 10, 8 << 10, 100 << 10)
 TORN, ERRORS, SLOWEST = "torn values", "errors", "p99.9 of a read"
 
@@ -45,8 +45,8 @@ def whole(key: str, found: bytes) -> bool:
     return hashlib.sha256(found[32:]).digest() == found[:32] and found[32:].startswith(key.encode() + b" ")
 
 
-def ours(place: Place) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
-    storage = caches.ours(place.scratch / "base", place.scratch / "cache", LIMIT)
+def ours(place: Place, limit: int) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
+    storage = caches.ours(place.scratch / "base", place.scratch / "cache", limit)
 
     def get(key: str) -> bytes | None:
         try:
@@ -57,11 +57,13 @@ def ours(place: Place) -> tuple[Callable[[str], bytes | None], Callable[[str, by
     return get, storage.write
 
 
-def diskcache(place: Place) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
+def diskcache(
+    place: Place, limit: int
+) -> tuple[Callable[[str], bytes | None], Callable[[str, bytes], object]]:
     """As ours: what is not in the cache comes from a file, and what is written goes to both."""
     from storage_backend import LocalStorage
 
-    cache, base = caches.diskcache(place.scratch / "cache", LIMIT), LocalStorage(place.scratch / "base")
+    cache, base = caches.diskcache(place.scratch / "cache", limit), LocalStorage(place.scratch / "base")
 
     def get(key: str) -> bytes | None:
         found: bytes | None = cache.get(key)
@@ -84,10 +86,10 @@ OPENED = {OURS: ours, DISKCACHE: diskcache}
 
 
 def work(  # noqa: PLR0917 - as a process is given them
-    name: str, place: Place, seed: int, count: int, start: Any, told: Any
+    name: str, place: Place, limit: int, seed: int, count: int, start: Any, told: Any
 ) -> None:
     """One process."""
-    get, put = OPENED[name](place)
+    get, put = OPENED[name](place, limit)
     chance = random.Random(seed)  # noqa: S311 - the same on every run is the point
     torn = errors = 0
     taken = []
@@ -108,17 +110,17 @@ def work(  # noqa: PLR0917 - as a process is given them
     told.put(Told(count, torn, errors, taken[int(len(taken) * 0.999)]))
 
 
-def contender(name: str, module: str | None) -> Contender:
+def contender(name: str, module: str | None, limit: int) -> Contender:
     def prepare(place: Place) -> Pass:
         context = multiprocessing.get_context("spawn")
         start, told = context.Barrier(PROCESSES + 1), context.Queue()
         count = operations(place.scale) // PROCESSES
-        _, put = OPENED[name](place)
+        _, put = OPENED[name](place, limit)
         chance = random.Random(0)  # noqa: S311 - as above
         for number in range(KEYS):
             put(f"k{number}", value(f"k{number}", chance))
         children = [
-            context.Process(target=work, args=(name, place, seed, count, start, told))
+            context.Process(target=work, args=(name, place, limit, seed, count, start, told))
             for seed in range(PROCESSES)
         ]
         for child in children:
@@ -152,19 +154,24 @@ def check(place: Place, result: list[Told]) -> None:
     expect(done == operations(place.scale) // PROCESSES * PROCESSES, f"{done} operations")
 
 
-WORKLOAD = Workload(
-    title="Four processes, nine reads to a write, one cache directory",
-    what="Objects of 1, 8 and 100 KiB, of which a third fits into the cache; each value is checked against a digest that it carries. "
-    "What is not in the cache is read from a local file, and what is written goes there too.",
-    contenders=(contender(OURS, None), contender(DISKCACHE, "diskcache")),
-    setup=setup,
-    check=check,
-    operations=operations,
-    rounds=5,
-    comparisons=(Comparison(OURS, DISKCACHE, 2.0),),
-    facts=(
-        Fact(TORN, targets={OURS: 0}),
-        Fact(ERRORS, targets={OURS: 0}),
-        Fact(SLOWEST, "{:,.1f} ms"),
-    ),
-)
+def workload(title: str, limit: int, target: float | None) -> Workload:
+    """The workload of a cache that holds *limit* bytes."""
+    return Workload(
+        title=f"Four processes, nine reads to a write, one cache directory, {title}",
+        what="Objects of 1, 8 and 100 KiB; each value is checked against a digest that it carries. What is not in the cache is read "
+        "from a local file, and what is written goes there too. (diskcache promises nothing of a fill that a write overtakes.)",
+        contenders=(contender(OURS, None, limit), contender(DISKCACHE, "diskcache", limit)),
+        setup=setup,
+        check=check,
+        operations=operations,
+        rounds=5,
+        comparisons=(Comparison(OURS, DISKCACHE, target),),
+        facts=(
+            Fact(TORN, targets={OURS: 0}),
+            Fact(ERRORS, targets={OURS: 0}),
+            Fact(SLOWEST, "{:,.1f} ms"),
+        ),
+    )
+
+
+WORKLOAD = workload("which holds all", ALL, 2.0)
