@@ -26,6 +26,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import cast
 
 from storage_backend.forks import guard
 from storage_backend.wrappers.cached import members
@@ -33,6 +34,7 @@ from storage_backend.wrappers.cached.engine import (
     Change,
     Findings,
     Key,
+    Offer,
     Staged,
     Stats,
     TooLargeError,
@@ -202,26 +204,12 @@ class Blobs:
         assert isinstance(staged, Blob)
         staged.finish(entry)
         with self._transaction() as transaction:
-            if not transaction.stands(key.name, generation):
+            if not (
+                transaction.stands(key.name, generation)
+                and self._named(transaction, key, staged, entry, generation)
+            ):
                 return False
-            transaction.reserve(-staged.reserved)
-            if not self._make_room(transaction, entry.size, replacing=key.name):
-                transaction.reserve(staged.reserved)
-                return False
-            self._intend(transaction, [key.name])
-            transaction.store(key.name, entry.size, generation)
-            path = self._path(key.name)
-            try:
-                staged.rename(path)
-            except (FileNotFoundError, IsADirectoryError):
-                remove(path)
-                Path(path).parent.mkdir(parents=True, exist_ok=True)
-                staged.rename(path)
-        staged.reserved = 0
-        self._known.pop(key.name, None)  # the new file may have the old one's number, length and time
-        self.touch(key)  # later than what has been used so far, of which the index has not heard
-        if self._trash:
-            self._empty_trash(_TRASH_MORE)
+        self._published(key, staged)
         return True
 
     def begin(self, keys: Sequence[Key]) -> Change:
@@ -236,9 +224,20 @@ class Blobs:
                 generations[key] = transaction.begin_change(key.name, number)
         return Change(number, generations)
 
-    def end(self, change: Change) -> dict[Key, int]:
+    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
         """The change is over; see `engine.Engine`."""
+        if offer is not None:
+            assert isinstance(offer.staged, Blob)
+            try:
+                offer.staged.finish(offer.entry)
+                return self._ended(change, offer)
+            except Exception as error:  # noqa: BLE001 - told; that the change is over counts more than what it has stored
+                self._warn(error)
+        return self._ended(change, None)
+
+    def _ended(self, change: Change, offer: Offer | None) -> dict[Key, int]:
         alone = {}
+        published = False
         with self._transaction() as transaction:
             for key, generation in change.generations.items():
                 name = key.name
@@ -248,7 +247,37 @@ class Blobs:
                 now = transaction.raise_generation(name)
                 if not overlapped:
                     alone[key] = now
+            if offer is not None and offer.key in alone:
+                staged, generation = cast(Blob, offer.staged), alone[offer.key]
+                published = self._named(transaction, offer.key, staged, offer.entry, generation)
+        if offer is not None and published:
+            self._published(offer.key, cast(Blob, offer.staged))
         return alone
+
+    def _named(self, transaction: Transaction, key: Key, staged: Blob, entry: Entry, generation: int) -> bool:
+        """Give an entry its name and its row, if there is room."""
+        transaction.reserve(-staged.reserved)
+        if not self._make_room(transaction, entry.size, replacing=key.name):
+            transaction.reserve(staged.reserved)
+            return False
+        self._intend(transaction, [key.name])
+        transaction.store(key.name, entry.size, generation)
+        path = self._path(key.name)
+        try:
+            staged.rename(path)
+        except (FileNotFoundError, IsADirectoryError):
+            remove(path)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            staged.rename(path)
+        return True
+
+    def _published(self, key: Key, staged: Blob) -> None:
+        """What follows the commit."""
+        staged.reserved = 0
+        self._known.pop(key.name, None)  # the new file may have the old one's number, length and time
+        self.touch(key)  # later than what has been used so far, of which the index has not heard
+        if self._trash:
+            self._empty_trash(_TRASH_MORE)
 
     def drop(self, key: Key, stamp: int | None = None) -> None:
         """Forget the entry; with *stamp* only if it is that publication."""

@@ -28,7 +28,16 @@ from typing_extensions import Buffer
 from storage_backend.errors import MissingClientError
 from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached import members
-from storage_backend.wrappers.cached.engine import Change, Findings, Key, Staged, Stats, TooLargeError, key_of
+from storage_backend.wrappers.cached.engine import (
+    Change,
+    Findings,
+    Key,
+    Offer,
+    Staged,
+    Stats,
+    TooLargeError,
+    key_of,
+)
 from storage_backend.wrappers.cached.entry import Entry, Found, packed, renewed_tail, unpacked
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
@@ -158,7 +167,7 @@ class DiskCache:
                 values.delete(key.name, retry=True)
         return Change(number, generations)
 
-    def end(self, change: Change) -> dict[Key, int]:
+    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
         """The change is over; see `engine.Engine`."""
         alone = {}
         values = self._opened().values
@@ -172,6 +181,8 @@ class DiskCache:
                 rows.store(key.name, row)
                 if not overlapped:
                     alone[key] = row.generation
+        if offer is not None and offer.key in alone:
+            self.publish(*offer, alone[offer.key])
         return alone
 
     def drop(self, key: Key, stamp: int | None = None) -> None:

@@ -100,6 +100,20 @@ class Change(NamedTuple):
     generations: dict[Key, int]
 
 
+class Offer(NamedTuple):
+    """What may be published.
+
+    Attributes:
+        key: of the entry.
+        staged: its content.
+        entry: what is known of it.
+    """
+
+    key: Key
+    staged: Staged
+    entry: Entry
+
+
 class Engine(Protocol):
     """Keeps entries, finds them again, and never one that a change has overtaken.
 
@@ -137,8 +151,12 @@ class Engine(Protocol):
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins."""
 
-    def end(self, change: Change) -> dict[Key, int]:
+    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
         """The change is over, whatever came of it.
+
+        Args:
+            change: from `begin`.
+            offer: what it has stored, to be published at once if nothing speaks against it.
 
         Returns:
             The new generations of those keys that no other change has touched in the meantime: what the change has

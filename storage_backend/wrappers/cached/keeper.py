@@ -8,7 +8,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from storage_backend.errors import (
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import chunks
 from storage_backend.wrappers.base import Wrapper
-from storage_backend.wrappers.cached.engine import Engine, Key, Staged, TooLargeError, key_of
+from storage_backend.wrappers.cached.engine import Change as Changing
+from storage_backend.wrappers.cached.engine import Engine, Key, Offer, Staged, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.flights import Flights
 from storage_backend.wrappers.cached.members import EXPIRED, MISSES
@@ -384,14 +385,16 @@ class Keeper:
 
     def _taken_in(self, reader: BinaryIO, staged: Staged) -> bool:
         """Whether the cache has taken all that the reader gave."""
-        for chunk in chunks(reader):
-            try:
-                staged.write(chunk)
-            except TooLargeError:
-                return False
-            except Exception as error:  # noqa: BLE001 - of the cache, and logged
-                self.warn(error)
-                return False
+        return all(self._takes(staged, chunk) for chunk in chunks(reader))
+
+    def _takes(self, staged: Staged, content: bytes) -> bool:
+        try:
+            staged.write(content)
+        except TooLargeError:
+            return False
+        except Exception as error:  # noqa: BLE001 - of the cache, and logged
+            self.warn(error)
+            return False
         return True
 
     def fetch_many(self, missing: list[tuple[str, Key]], failures: Failures) -> Iterator[tuple[str, bytes]]:
@@ -516,16 +519,47 @@ class Keeper:
             self.distrusted.update(key.name for key in keys.values())
         try:
             yield change
+        except BaseException:
+            self._end(begun, keys.values())
+            raise
+        stored = [
+            (keys[identifier], *facts) for identifier, facts in change.stored.items() if identifier in keys
+        ]
+        if begun is not None and len(stored) == 1:
+            self._end_and_store(begun, *stored[0])
+            return
+        alone = self._end(begun, keys.values())
+        for key, content, began, info in stored:
+            if key in alone:
+                self.store(key, content, began, info, alone[key])
+
+    def _end_and_store(
+        self, begun: Changing, key: Key, content: bytes, began: Moment, info: ObjectInfo | None
+    ) -> None:
+        """The end of a change that has stored one object."""
+        staged = None
+        if self.limit_allows(len(content)):
+            staged = self.safely(self.engine.stage, len(content))
+        try:
+            offer = None
+            if staged is not None and self._takes(staged, content):
+                offer = Offer(key, staged, self._entry(key, staged, began, info))
+            self._end(begun, [key], offer)
         finally:
-            alone = {} if begun is None else self.safely(self.engine.end, begun)
-            if alone is None:
-                self.distrusted.update(key.name for key in keys.values())
-            elif begun is not None:
-                self.distrusted.difference_update(key.name for key in keys.values())
-        for identifier, (content, began, info) in change.stored.items():
-            generation = alone.get(keys[identifier]) if alone and identifier in keys else None
-            if generation is not None:
-                self.store(keys[identifier], content, began, info, generation)
+            if staged is not None:
+                self.safely(staged.discard)
+
+    def _end(self, begun: Changing | None, keys: Iterable[Key], offer: Offer | None = None) -> dict[Key, int]:
+        """The end of a change: what the keys' generations are where no other change came between."""
+        names = [key.name for key in keys]
+        if begun is None:
+            return {}
+        alone = self.safely(self.engine.end, begun, offer)
+        if alone is None:
+            self.distrusted.update(names)
+            return {}
+        self.distrusted.difference_update(names)
+        return alone
 
     # Trouble.
 

@@ -363,7 +363,8 @@ class TestOverlapping:
 CHILD = """
 import os, sys
 from storage_backend import CachedStorage, LocalStorage
-from storage_backend.wrappers.cached.blobs import Blob, Blobs
+from storage_backend.wrappers.cached.blobs import Blobs
+from storage_backend.wrappers.cached.staged import Blob
 
 def stop(where):
     print(where, flush=True)
@@ -391,8 +392,8 @@ class Slow(LocalStorage):
 base, directory, role, where = sys.argv[1:]
 cached = CachedStorage(Slow(base), directory)
 if where == "staged":
-    publish = Blobs.publish
-    Blobs.publish = lambda *arguments: (stop(where), publish(*arguments))
+    ended = Blobs._ended
+    Blobs._ended = lambda *arguments: (stop(where), ended(*arguments))[1]
 if where in ("unnamed", "named"):
     rename = Blob.rename
     def stopped(blob, path):
