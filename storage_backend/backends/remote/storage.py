@@ -293,7 +293,9 @@ class RemoteStorage(StorageBackend):
         check_mode(mode)
         place = self._place(identifier)
         if mode == "rb":
-            return io.BufferedReader(self._opened(place), CHUNK)
+            file = self._opened(place)
+            self._objects.saw(place, file.facts)
+            return io.BufferedReader(file, CHUNK)
         sink = RemoteSink(self._objects, place)
         writer = Writer(sink)
         weakref.finalize(writer, sink.discard)  # collected unclosed

@@ -104,7 +104,9 @@ def read_whole(wanted: Wanted) -> bytes:
         # Once more: if it was damaged on its way, that was chance.
     reader = Pinned(wanted)
     with reader:
-        return reader.readall()
+        content = reader.readall()
+    wanted.saw(reader.facts)
+    return content
 
 
 def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:

@@ -432,7 +432,10 @@ class S3Storage(StorageBackend):
         """
         check_mode(mode)
         if mode == "rb":
-            return Reader(Pinned(self._objects.wanted(identifier, version_id)))
+            wanted = self._objects.wanted(identifier, version_id)
+            pinned = Pinned(wanted)
+            wanted.saw(pinned.facts)
+            return Reader(pinned)
         key = self._objects.key(identifier)
         with self._objects.mapped("write", identifier):
             target = self._objects.target(key, identifier, None)

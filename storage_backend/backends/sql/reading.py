@@ -81,12 +81,13 @@ def read_range(database: Database, identifier: str, start: int, end: int | None)
     return content, entry
 
 
-def open_reader(database: Database, identifier: str) -> BinaryIO:
-    """A seekable reader of the version that the object is now."""
+def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, Entry]:
+    """A seekable reader of the version that the object is now, and its row."""
     entry, content = _first(database, identifier)
     if entry.size <= entry.chunk_size:
-        return io.BytesIO(content)
-    return ranged_reader(_Pinned(database, identifier, entry).fetch, entry.size, entry.chunk_size)
+        return io.BytesIO(content), entry
+    pinned = _Pinned(database, identifier, entry)
+    return ranged_reader(pinned.fetch, entry.size, entry.chunk_size), entry
 
 
 def checksum(database: Database, identifier: str) -> str:

@@ -171,7 +171,9 @@ class DatabaseStorage(StorageBackend):
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "rb":
-            return reading.open_reader(self._database, identifier)
+            reader, entry = reading.open_reader(self._database, identifier)
+            self._sightings.note(entry.info(identifier))
+            return reader
         identifiers.check(identifier)
         return cast(BinaryIO, Writer(HashingSink(Upload(self._database, identifier), self._put)))
 

@@ -354,6 +354,7 @@ class Keeper:
         began = self.begin()
         reader = self.backend.open(identifier)
         try:
+            info = self.seen(identifier)  # which the reader is pinned to
             size = _size_of(reader)
             staged = None if generation is None else self.safely(self.engine.stage, size)
             if staged is None or generation is None:
@@ -368,7 +369,7 @@ class Keeper:
                         identifier=identifier,
                         backend=self._location,
                     )
-                info = self.seen(identifier) or self._unchanged(identifier, before)
+                info = info or self._unchanged(identifier, before)
                 entry = self._entry(key, staged, began, info)
                 self.safely(self.engine.publish, key, staged, entry, generation)
                 found = self.safely(staged.found, entry)

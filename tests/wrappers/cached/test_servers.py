@@ -65,6 +65,37 @@ def test_what_is_unchanged_is_renewed_by_one_stat(telling: StorageBackend, tmp_p
     assert cached.get_cache_stats()["file_count"] == 0
 
 
+def test_what_was_streamed_is_renewed_by_one_stat(telling: StorageBackend, tmp_path: Path) -> None:
+    clock = Clock()
+    inner = FaultyStorage(telling)
+    cached = CachedStorage(inner, tmp_path, ttl_seconds=60, clock=clock)
+    content = content_of(3 << 20)
+    written(telling, "a", content)
+    assert cached.download("a", tmp_path / "copy")
+    clock.now += 61
+    inner.calls.clear()
+    with cached.open("a") as reader:
+        assert reader.read() == content
+    assert [call.method for call in inner.calls] == ["stat"]
+    clock.now += 61
+    telling.write("a", b"other")
+    with cached.open("a") as reader:
+        assert reader.read() == b"other"
+
+
+def test_a_look_of_before_is_not_taken_for_that_of_a_read(telling: StorageBackend, tmp_path: Path) -> None:
+    written(telling, "a", b"first")
+    written(telling, "b", b"second")
+    telling.read("a")
+    telling.read("b")
+    assert telling._seen("a") is None
+    telling.open("a").close()
+    seen = telling._seen("a")
+    assert seen is not None
+    assert seen.size == 5
+    assert telling._seen("a") is None
+
+
 def test_ranges_of_a_large_object_are_fetched_as_blocks(telling: StorageBackend, tmp_path: Path) -> None:
     content = content_of(5 * (1 << 20) + 17)
     inner = FaultyStorage(telling)
