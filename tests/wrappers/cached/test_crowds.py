@@ -15,7 +15,8 @@ from typing import Any, Literal
 import pytest
 from typing_extensions import override
 
-from storage_backend import CachedStorage, LocalStorage, MemoryStorage
+from storage_backend import CachedStorage, LocalStorage, MemoryStorage, UnavailableError
+from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
 from tests.wrappers.cached.tools import assert_whole, end, entry_in, line_of, program, tell
 
@@ -324,3 +325,56 @@ def _in_child(storage: CachedStorage, queue: Any) -> None:
     assert storage.read("c") == b"c"
     queue.put((found, storage.read("c")))
     storage.close()
+
+
+def test_a_fetch_that_breaks_off_shows_nothing_short(tmp_path: Path) -> None:
+    memory = MemoryStorage()
+    content = random.Random(3).randbytes(3 << 20)
+    memory.write("a", content)
+    backend = FaultyStorage(memory)
+    storage = CachedStorage(backend, tmp_path / "cache")
+    backend.cut("open", at=1 << 20, times=2)
+    with pytest.raises(UnavailableError):
+        storage.open("a")
+    with pytest.raises(UnavailableError):
+        storage.download("a", tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    assert storage.get_cache_stats()["file_count"] == 0
+    assert list((tmp_path / "cache" / "staging").iterdir()) == []
+    assert storage.read("a") == content
+    assert_whole(storage)
+
+
+def test_others_see_nothing_of_a_fetch_that_is_slow_and_dies(tmp_path: Path) -> None:
+    source = """
+import io, sys
+from storage_backend import CachedStorage, LocalStorage
+
+class Slow(LocalStorage):
+    def open(self, identifier, mode="rb"):
+        class Stopping(io.BytesIO):
+            def read(self, size=-1):
+                if self.tell() > 500_000:
+                    print("half", flush=True)
+                    sys.stdin.readline()
+                return super().read(size)
+        return Stopping(super().read(identifier))
+
+CachedStorage(Slow(sys.argv[1]), sys.argv[2]).open("a")
+"""
+    base = LocalStorage(tmp_path / "base")
+    content = random.Random(4).randbytes(1 << 20)
+    base.write("a", content)
+    child = program(source, tmp_path / "base", tmp_path / "cache")
+    try:
+        assert line_of(child.stdout) == "half"
+        with CachedStorage(base, tmp_path / "cache") as storage:
+            assert storage._keeper.find(storage._keeper.key("a")) is None
+            assert len(list((tmp_path / "cache" / "staging").iterdir())) == 1
+        os.kill(child.pid, signal.SIGKILL)
+        child.wait()
+    finally:
+        end(child)
+    with CachedStorage(base, tmp_path / "cache") as storage:
+        assert storage.read("a") == content
+        assert_whole(storage)
