@@ -28,6 +28,7 @@ from typing import BinaryIO, NamedTuple
 
 from typing_extensions import Buffer, override
 
+from storage_backend.errors import UnavailableError
 from storage_backend.streams import CHUNK, position_after
 
 MAGIC = b"sb-blob1"
@@ -116,7 +117,7 @@ def unpacked(tail: bytes, length: int) -> Entry | None:
     )
 
 
-class CutError(OSError):
+class CutError(UnavailableError):
     """A cached file became shorter while it was open."""
 
 

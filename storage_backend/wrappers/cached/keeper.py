@@ -358,9 +358,11 @@ class Keeper:
             size = _size_of(reader)
             staged = None if generation is None else self.safely(self.engine.stage, size)
             if staged is None or generation is None:
+                self._outgrown(key)
                 return reader
             try:
                 if not self._taken_in(reader, staged):
+                    self._outgrown(key)
                     reader.seek(0)
                     return reader
                 if size is not None and staged.size != size:
@@ -383,6 +385,13 @@ class Keeper:
             raise
         reader.close()
         return found
+
+    def _outgrown(self, key: Key) -> None:
+        """Forget what is known of an object whose present content does not go in: nothing older is given after it."""
+        found = self.find(key)
+        if found is not None:
+            found.close()
+            self.safely(self.engine.drop, key)
 
     def _taken_in(self, reader: BinaryIO, staged: Staged) -> bool:
         """Whether the cache has taken all that the reader gave."""
@@ -461,7 +470,10 @@ class Keeper:
         self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
     ) -> None:
         """Put an object's content into the cache, if it takes it; nothing is raised."""
-        if not self.limit_allows(len(content)) or key.name in self.distrusted:
+        if key.name in self.distrusted:
+            return
+        if not self.limit_allows(len(content)):
+            self._outgrown(key)
             return
         etag, modified = self.proof(info, began)
         entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp())

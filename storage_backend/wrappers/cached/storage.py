@@ -195,7 +195,7 @@ class CachedStorage(Wrapper):
         stored = 0
         for group in _groups(items):
             identifiers = [_identifier(item) for item in group]
-            contents = {_identifier(item): item[1] for item in group}
+            contents = {_identifier(item): bytes(item[1]) for item in group}  # bytes are not copied
             for identifier in identifiers:
                 failures.errors.pop(identifier, None)
             with self._keeper.changing(list(contents)) as change:
@@ -315,6 +315,7 @@ class CachedStorage(Wrapper):
             except Exception:
                 self._keeper.distrusted.add(key.name)
                 raise
+            self._keeper.distrusted.discard(key.name)
 
     def clear_cache(self) -> None:
         """Forget all entries of the directory, in bounded time: of very many, files are removed later, bit by bit.
@@ -324,6 +325,7 @@ class CachedStorage(Wrapper):
         """
         with self._trouble("clear the cache"):
             self._keeper.engine.clear()
+            self._keeper.distrusted.clear()
 
     def get_cache_stats(self) -> dict[str, Any]:
         """What is in the directory, and what all its users have counted, in all processes.

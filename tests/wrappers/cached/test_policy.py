@@ -868,6 +868,18 @@ class TestForgetting:
         assert asked(backend) == []
 
 
+def test_a_note_does_not_outlive_a_content_that_does_not_go_in(tmp_path: Path) -> None:
+    memory = MemoryStorage()
+    cached = CachedStorage(memory, tmp_path, 2.0)
+    for read in (cached.read, lambda name: cached.open(name).read()):
+        memory.write("a", bytes(3 << 19))
+        cached.invalidate("a")
+        assert cached.read_range("a", 0, 2) == b"\0\0"
+        memory.write("a", b"\1" * (3 << 20))
+        assert read("a")[:2] == b"\1\1"
+        assert cached.read_range("a", 0, 2) == b"\1\1"
+
+
 def test_every_read_is_stood_in_for(tmp_path: Path) -> None:
     memory = MemoryStorage()
     backend, clock = FaultyStorage(memory), Clock()
