@@ -325,6 +325,24 @@ def test_tools_that_fail_mean_writing_by_sftp(
     assert left_over(place) == []
 
 
+def test_directories_that_others_make_at_the_same_time_are_no_obstacle(
+    lying: Callable[[str, str], SSHPlace], told: Told, tmp_path: Path
+) -> None:
+    # GNU tar's mkdir says that there is one now, and tar gives that file up.
+    failed = tmp_path / "failed"
+    place = lying(
+        "tar",
+        f'{{real}} "$@"; r=$?; [ -e {failed} ] && exit $r; : >{failed}; '
+        "echo 'tar: ./d1/e/f1: Cannot open: No such file or directory' >&2; exit 2",
+    )
+    with closing(storage_at(place)) as backend:
+        assert backend.write_many(items().items(), verify=True) == MANY
+        assert everything(backend) == items()
+    assert failed.exists()
+    assert (told.asked, told.done) == (1, 1)
+    assert left_over(place) == []
+
+
 @pytest.mark.parametrize("way", ["other bytes", "another digest"])
 def test_what_is_not_what_was_sent_is_never_published(
     lying: Callable[[str, str], SSHPlace], told: Told, way: str

@@ -14,6 +14,7 @@ IRREGULAR = 106
 EXISTS = 107
 CHANGED = 109
 NOT_DIRECTORY = 110
+AGAIN = 111
 
 # TAR_OPTIONS is GNU tar's, POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
 _ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
@@ -153,23 +154,28 @@ tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -
 # after each print TOKEN and its status on a line. The files have the server's own owner and mode, and its own time with -m.
 # An archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size, mode and
 # time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing of an archive
-# stays. -o is --no-same-owner; tar makes the directories that are missing.
+# stays. -o is --no-same-owner; tar makes the directories that are missing, and takes one that another tar makes at the same
+# time for one that cannot be made: the status is then 111.
 UNPACK = (
     _FAIL
     + b"""
 unpack() {
   [ -d "$1" ] || mkdir -p -- "$1"
   enter "$1"
-  tar -x -f - -o --no-same-permissions --warning=no-timestamp $3 &&
-  xargs -0 stat --printf '%s %f %Y\\0' -- <"$2" &&
-  { [ -z "$4" ] || xargs -0 "$4" -z -- <"$2"; }
+  said=$(tar -x -f - -o --no-same-permissions --warning=no-timestamp $3 2>&1)
   r=$?
+  [ -z "$said" ] || printf '%s\\n' "$said" >&2
+  if [ "$r" = 0 ]; then
+    xargs -0 stat --printf '%s %f %Y\\0' -- <"$2" && { [ -z "$4" ] || xargs -0 "$4" -z -- <"$2"; }
+    r=$?
+  fi
   if [ "$r" = 0 ]; then
     xargs -0 stat --printf '%f %n\\0' -- <"$2+" 2>/dev/null
   elif [ -f "$2" ]; then
     xargs -0 rm -f -- <"$2"
   fi
   rm -f -- "$2" "$2+"
+  case $said in *': Cannot open: No such file or directory'*) r=111 ;; esac
   exit "$r"
 }
 while read -r n l m s; do

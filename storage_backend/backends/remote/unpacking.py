@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import NamedTuple
 
+from storage_backend.backends.remote import scripts
 from storage_backend.backends.remote.commands import Command, CommandError
 from storage_backend.backends.remote.tarstream import archive, length
 
 _RECORD = 128  # bytes; numbers and digests of one file, with room to spare
+_TRIES = 3  # each time more of the directories are there that others make at the same time
 _SUM = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -77,9 +79,12 @@ class Unpacker:
             digests: whether their SHA-256 is wanted.
         """
         self.waits = False
-        self.command.send(request(members, listing, dated=dated, digests=digests))
-        output = self.command.read_until(self._token, _longest(members))
-        status = int(self.command.read_line())
+        for _ in range(_TRIES):
+            self.command.send(request(members, listing, dated=dated, digests=digests))
+            output = self.command.read_until(self._token, _longest(members))
+            status = int(self.command.read_line())
+            if status != scripts.AGAIN:
+                break
         self.waits = True
         if status:
             raise CommandError(status, self.command.stderr)
