@@ -22,6 +22,7 @@ NAMES = (
     "cache-hit-10m",
     "cache-handle",
     "cache-fill",
+    "cache-misses",
     "cache-mixed",
     "cache-mixed-third",
     "cache-zipf",
