@@ -7,6 +7,8 @@ In the directory are:
     index.db            see `index`
     queue               the lock that transactions queue for
     intent              what the transaction under way is about to name or unlink, see `opened`
+    latest              the latest generation, see `opened`
+    changing/           the changes under way, see `changes`
     members/            see `members`
     staging/            content that is coming in, named after the member that brings it
     trash/              what was cleared, until it is removed
@@ -24,12 +26,12 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import cast
 
 from storage_backend.forks import guard
-from storage_backend.wrappers.cached import members
+from storage_backend.wrappers.cached import changes, members
 from storage_backend.wrappers.cached.engine import (
     Change,
     Findings,
@@ -87,6 +89,7 @@ class Blobs:
     _noted: bool
     _intent: Intent | None  # of the transaction under way
     _intended: list[str]  # by the transaction under way
+    _over: list[str]  # marks of changes that are over when it is committed
     _trash: bool  # whether something is left of it
 
     def __init__(
@@ -177,52 +180,59 @@ class Blobs:
     # What fills and changes do.
 
     def generations(self, keys: Sequence[Key]) -> list[int]:
-        """The keys' generations."""
-        if self._process != os.getpid():
-            self._begin_in_child()
-        names = [key.name for key in keys]
-        with self._lock:
-            for again in (True, False):
-                opened = self._opened()
-                try:
-                    with queued(opened.queue):
-                        return self._indexed(opened).generations(names)
-                except (GoneError, DamagedIndexError) as error:
-                    self._lose(opened, error)
-                    if not again:
-                        raise OSError(self._lost(error)) from error
-        raise AssertionError("the second try returns or raises")
+        """The latest generation of all: no key has a later one."""
+        with self._in_place() as opened:
+            latest = opened.latest.read()
+        if latest is None:
+            with self._transaction() as transaction:  # which stores it
+                latest = transaction.state.counter
+        return [latest] * len(keys)
 
-    def stage(self, size: int | None = None) -> Blob | None:
-        """Begin to take in content, of *size* bytes if that is known. None if it is more than the cache may hold."""
+    def stage(self, size: int | None = None, replacing: Key | None = None) -> Blob | None:
+        """Begin to take in content; see `engine.Engine`."""
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
-        return Blob(self, size)
+        return Blob(self, size, None if replacing is None else replacing.name)
 
     def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
-        """Make the entry found, if *generation* is still the key's. Others are evicted to make room."""
+        """Make the entry found, if no generation of the key has begun after *generation*. Others are evicted to make room."""
         assert isinstance(staged, Blob)
         staged.finish(entry)
         with self._transaction() as transaction:
-            if not (
-                transaction.stands(key.name, generation)
-                and self._named(transaction, key, staged, entry, generation)
-            ):
+            if self._is_changing(transaction, key.name) or transaction.generation(key.name) > generation:
                 return False
+            if not self._named(transaction, key, staged, entry):
+                return False
+            transaction.store(key.name, entry.size)
         self._published(key, staged)
         return True
 
     def begin(self, keys: Sequence[Key]) -> Change:
-        """Drop the entries: a change of their objects begins."""
-        with self._transaction() as transaction:
+        """Drop the entries: a change of their objects begins. The index hears of it at the end."""
+        names = [key.name for key in keys]
+        with self._in_place() as opened:
             self._note_change()
-            number = transaction.state.next()
-            generations = {}
-            self._intend(transaction, [key.name for key in keys])
-            for key in keys:
-                self._unlink(key.name)
-                generations[key] = transaction.begin_change(key.name, number)
-        return Change(number, generations)
+            # Nothing is published meanwhile.
+            with queued(opened.queue) as alone, nullcontext() if alone else self._transaction_in(opened):
+                mark = self._marked(opened.member.token, names)
+                for name in names:
+                    self._unlink(name)
+                latest = opened.latest.read()
+        if latest is None:
+            [latest, *_] = self.generations(keys)
+        return Change(mark, dict.fromkeys(keys, latest))
+
+    def _marked(self, token: str, names: Sequence[str]) -> str:
+        """The mark of a change that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
+        try:
+            try:
+                return changes.begin(self._changing, self._staging, token, names)
+            except FileNotFoundError:
+                Path(self._changing).mkdir(exist_ok=True)
+                return changes.begin(self._changing, self._staging, token, names)
+        except OSError as error:
+            self._warn(error)
+            return ""
 
     def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
         """The change is over; see `engine.Engine`."""
@@ -239,29 +249,33 @@ class Blobs:
         alone = {}
         published = False
         with self._transaction() as transaction:
+            self._intend(transaction, [key.name for key in change.generations])
             for key, generation in change.generations.items():
                 name = key.name
-                self._unlink(name)
-                transaction.end_change(name, change.number)
-                overlapped = transaction.is_changing(name) or transaction.generation(name) != generation
-                now = transaction.raise_generation(name)
+                overlapped = self._is_changing(transaction, name, but=change.mark)
+                overlapped = transaction.generation(name) > generation or overlapped
+                if offer is not None and key == offer.key and not overlapped:
+                    published = self._named(transaction, key, cast(Blob, offer.staged), offer.entry)
+                if published and offer is not None and key == offer.key:
+                    now = transaction.store_anew(name, offer.entry.size)
+                else:
+                    self._unlink(name)
+                    now = transaction.raise_generation(name)
                 if not overlapped:
                     alone[key] = now
-            if offer is not None and offer.key in alone:
-                staged, generation = cast(Blob, offer.staged), alone[offer.key]
-                published = self._named(transaction, offer.key, staged, offer.entry, generation)
+            if change.mark:
+                self._over.append(change.mark)
         if offer is not None and published:
             self._published(offer.key, cast(Blob, offer.staged))
         return alone
 
-    def _named(self, transaction: Transaction, key: Key, staged: Blob, entry: Entry, generation: int) -> bool:
-        """Give an entry its name and its row, if there is room."""
+    def _named(self, transaction: Transaction, key: Key, staged: Blob, entry: Entry) -> bool:
+        """Give an entry its name, if there is room; its row is the caller's."""
         transaction.reserve(-staged.reserved)
         if not self._make_room(transaction, entry.size, replacing=key.name):
             transaction.reserve(staged.reserved)
             return False
         self._intend(transaction, [key.name])
-        transaction.store(key.name, entry.size, generation)
         path = self._path(key.name)
         try:
             staged.rename(path)
@@ -325,6 +339,7 @@ class Blobs:
     def stats(self) -> Stats:
         """What there is, and what all users have counted."""
         with self._transaction() as transaction:
+            self._end_changes_of_the_gone(transaction)
             state = transaction.state
             counters = Counters(state.hits, state.misses, state.expired, state.evictions, state.bytes_saved)
             with self._counting:
@@ -358,9 +373,10 @@ class Blobs:
         after = ""
         while True:
             with self._transaction() as transaction:
+                self._end_changes_of_the_gone(transaction)
                 names = transaction.names(after, 1000)
                 for name in names:
-                    if not os.path.exists(self._path(name)):
+                    if not os.path.exists(self._path(name)) and not any(changes.of(self._changing, name)):
                         transaction.forget(name)
                         missing += 1
             if not names:
@@ -389,6 +405,10 @@ class Blobs:
     @property
     def _members(self) -> str:
         return f"{self.directory}/members"
+
+    @property
+    def _changing(self) -> str:
+        return f"{self.directory}/changing"
 
     @property
     def _staging(self) -> str:
@@ -435,7 +455,7 @@ class Blobs:
     def _opening(self) -> Opened:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         mark_format(self.directory, FORMAT)
-        for folder in (self._blobs, self._members, self._staging, f"{self.directory}/trash"):
+        for folder in (self._blobs, self._members, self._changing, self._staging, f"{self.directory}/trash"):
             Path(folder).mkdir(exist_ok=True)
         opened = Opened(self.directory)
         try:
@@ -444,10 +464,10 @@ class Blobs:
                 with self._counting:
                     opened.member.save(self._counts)
                 try:
-                    self._settle(opened, self._indexed(opened))
+                    self._settle(opened)
                 except DamagedIndexError:
                     opened.remove_index()
-                    self._settle(opened, self._indexed(opened))
+                    self._settle(opened)
         except BaseException:
             opened.leave()
             raise
@@ -457,16 +477,16 @@ class Blobs:
     def _indexed(self, opened: Opened) -> Index:
         """The open index; the lock and the queue's are held."""
         if opened.index is None:
-            opened.index = Index(opened.index_path, self._members, self._rebuild)
+            opened.index = Index(opened.index_path, self._rebuild)
         return opened.index
 
-    def _settle(self, opened: Opened, index: Index) -> None:
+    def _settle(self, opened: Opened) -> None:
         """Clear up after those that are gone; the queue's lock is held."""
-        with index.transaction(opened.member.token) as transaction:
-            self._mend(transaction, opened.intent)
+        with self._transaction_in(opened) as transaction:
             gone = list(members.dead(self._members))
             for token, counters in gone:
                 transaction.bury(token, counters)
+            self._end_changes_of_the_gone(transaction)
             boot = _boot()
             if boot != transaction.state.boot:
                 if transaction.state.boot:
@@ -503,7 +523,7 @@ class Blobs:
             else:
                 found.append((entry.fetched, name, entry.size))
         for _, name, size in sorted(found):
-            transaction.store(name, size, transaction.state.floor)
+            transaction.store(name, size)
         transaction.state.boot = _boot()
 
     def _files(self) -> Iterator[tuple[str, str]]:
@@ -556,11 +576,7 @@ class Blobs:
                 began = False
                 opened = self._opened()
                 try:
-                    with (
-                        queued(opened.queue),
-                        self._indexed(opened).transaction(opened.member.token) as transaction,
-                    ):
-                        self._mend(transaction, opened.intent)
+                    with queued(opened.queue), self._transaction_in(opened) as transaction:
                         began = True
                         yield transaction
                 except (GoneError, DamagedIndexError) as error:
@@ -569,6 +585,33 @@ class Blobs:
                         raise OSError(self._lost(error)) from error
                 else:
                     return
+
+    @contextmanager
+    def _transaction_in(self, opened: Opened) -> Iterator[Transaction]:
+        """A transaction; the lock and the queue's are held."""
+        self._over = []
+        with self._indexed(opened).transaction(opened.member.token, opened.latest) as transaction:
+            self._mend(transaction, opened.intent)
+            yield transaction
+        for mark in self._over:
+            changes.end(self._changing, mark)
+
+    @contextmanager
+    def _in_place(self) -> Iterator[Opened]:
+        """The open files, of which the index is the one of this directory, for the caller alone in this process."""
+        if self._process != os.getpid():
+            self._begin_in_child()
+        with self._lock:
+            opened = self._opened()
+            try:
+                if opened.index is None:
+                    with queued(opened.queue):
+                        self._indexed(opened)
+                self._indexed(opened).check_place()
+            except (GoneError, DamagedIndexError) as error:
+                self._lose(opened, error)
+                opened = self._opened()
+            yield opened
 
     def _lose(self, opened: Opened, error: Exception) -> None:
         """Let go of an index that is damaged, or another one now."""
@@ -583,6 +626,8 @@ class Blobs:
 
     def _intend(self, transaction: Transaction, names: Sequence[str]) -> None:
         """Leave word of what this transaction is about to name or unlink."""
+        if all(name in self._intended for name in names):
+            return
         self._intended += names
         assert self._intent is not None
         self._intent.write(transaction.state.next(), self._intended)
@@ -590,16 +635,41 @@ class Blobs:
     def _mend(self, transaction: Transaction, intent: Intent) -> None:
         """If the last transaction ended before its commit, its files may be there without a row, or rows without their files."""
         self._intent, self._intended = intent, []
-        counter, names = intent.read()
-        if counter <= transaction.state.counter:
+        counter, names = intent.read(transaction.committed)
+        if not counter:
             return
-        transaction.state.counter = counter
+        transaction.state.counter = max(transaction.state.counter, counter)
         if names == [EVERYTHING]:
             self._set_aside(transaction)
             return
         for name in names:
             self._unlink(name)
             transaction.forget(name)
+
+    def _is_changing(self, transaction: Transaction, name: str, but: str = "") -> bool:
+        """Whether somebody changes the object, beside the change *but*. Changes of those that are gone end here."""
+        changing = False
+        for mark in changes.of(self._changing, name):
+            if mark != but and not self._end_if_gone(transaction, mark):
+                changing = True
+        return changing
+
+    def _end_changes_of_the_gone(self, transaction: Transaction) -> None:
+        for mark in changes.under_way(self._changing):
+            self._end_if_gone(transaction, mark)
+
+    def _end_if_gone(self, transaction: Transaction, mark: str) -> bool:
+        """End a change if its maker is gone: nobody knows what has become of it. Whether that is so."""
+        token = changes.owner(mark)
+        if token == transaction.token or members.is_alive(self._members, token):
+            return False
+        names = changes.names(self._changing, mark)
+        self._intend(transaction, names)
+        for name in names:
+            self._unlink(name)
+            transaction.raise_generation(name)
+        self._over.append(mark)
+        return True
 
     def _set_aside(self, transaction: Transaction) -> None:
         with suppress(FileNotFoundError):
@@ -636,14 +706,14 @@ class Blobs:
                 self._counts[EVICTIONS] += evicted
         return state.size + size <= self.limit
 
-    def reserve(self, size: int) -> None:
-        """Make room for *size* bytes that are coming in.
+    def reserve(self, size: int, replacing: str | None = None) -> None:
+        """Make room for *size* bytes that are coming in, at first that of the entry *replacing*.
 
         Raises:
             TooLargeError: there is none.
         """
         with self._transaction() as transaction:
-            if not self._make_room(transaction, size):
+            if not self._make_room(transaction, size, replacing):
                 raise TooLargeError(f"{size:,} bytes more are not to be had in {self.directory}")
             transaction.reserve(size)
 
@@ -708,6 +778,7 @@ class Blobs:
         self._noted = False
         self._intent = None
         self._intended = []
+        self._over = []
         self._trash = False
 
     def _begin_in_child(self) -> None:

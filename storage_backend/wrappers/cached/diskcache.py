@@ -127,8 +127,9 @@ class DiskCache:
         with self._generations() as rows:
             return [rows.load(key.name).generation for key in keys]
 
-    def stage(self, size: int | None = None) -> File | None:
-        """Begin to take in content, of *size* bytes if that is known. None if it is more than the cache may hold."""
+    def stage(self, size: int | None = None, replacing: Key | None = None) -> File | None:
+        """Begin to take in content; see `engine.Engine`."""
+        del replacing
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
         token = self._opened().member.token
@@ -156,16 +157,16 @@ class DiskCache:
         """Drop the entries: a change of their objects begins."""
         values = self._opened().values
         with self._generations() as rows:
-            number = rows.next()
+            mark = str(rows.next())
             generations = {}
             for key in keys:
                 row = rows.load(key.name)
                 rows.changing(row)
-                row.changes.append([self._opened().member.token, number])
+                row.changes.append([self._opened().member.token, mark])
                 generations[key] = row.generation = rows.next()
                 rows.store(key.name, row)
                 values.delete(key.name, retry=True)
-        return Change(number, generations)
+        return Change(mark, generations)
 
     def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
         """The change is over; see `engine.Engine`."""
@@ -175,7 +176,7 @@ class DiskCache:
             for key, generation in change.generations.items():
                 values.delete(key.name, retry=True)
                 row = rows.load(key.name)
-                row.changes = [found for found in row.changes if found[1] != change.number]
+                row.changes = [found for found in row.changes if found[1] != change.mark]
                 overlapped = rows.changing(row) or row.generation != generation
                 row.generation = rows.next()
                 rows.store(key.name, row)
@@ -383,7 +384,7 @@ class File:
 
 
 class _Row:
-    """A key's generation, and the changes under way: [token, number] of each."""
+    """A key's generation, and the changes under way: [token, mark] of each."""
 
     def __init__(self, generation: int, changes: list[Any]) -> None:
         self.generation = generation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,6 +12,8 @@ from typing_extensions import Buffer
 
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.members import Counters
+
+_NAME = re.compile("[0-9a-f]{32}")
 
 
 class Key(NamedTuple):
@@ -28,6 +31,11 @@ class Key(NamedTuple):
 def key_of(label: bytes) -> Key:
     """The key of a label."""
     return Key(label, hashlib.blake2b(label, digest_size=16).hexdigest())
+
+
+def is_name(text: str) -> bool:
+    """Whether a key may have that name."""
+    return _NAME.fullmatch(text) is not None
 
 
 @dataclass(frozen=True)
@@ -92,11 +100,11 @@ class Change(NamedTuple):
     """A change of objects in the backend, under way.
 
     Attributes:
-        number: tells this one from others.
-        generations: key -> the generation that it began.
+        mark: tells this one from others.
+        generations: key -> a generation: no other change has ended since if the key is of no later one.
     """
 
-    number: int
+    mark: str
     generations: dict[Key, int]
 
 
@@ -117,9 +125,9 @@ class Offer(NamedTuple):
 class Engine(Protocol):
     """Keeps entries, finds them again, and never one that a change has overtaken.
 
-    Every key has a generation. A fill takes it before it reads the backend. A change raises it and drops the entry before
-    it calls the backend, and raises it again after. Only what has still the generation that it began with, while no change
-    of the key is under way, is published.
+    Every key has a generation. A fill takes it before it reads the backend. A change tells all that it is under way and drops the
+    entry before it calls the backend, and raises the generation after, as whoever finds does that it was killed. Only what was
+    begun in the key's generation is published, while no change of the object is under way.
 
     Every method may raise OSError or the errors of its database; `find`, `touch` and `count` only OSError.
     """
@@ -140,13 +148,18 @@ class Engine(Protocol):
         """Add one to a counter (see `members`), and *size* to the bytes saved."""
 
     def generations(self, keys: Sequence[Key]) -> list[int]:
-        """The keys' generations."""
+        """The keys' generations, or later ones that none of them has yet."""
 
-    def stage(self, size: int | None = None) -> Staged | None:
-        """Begin to take in content, of *size* bytes if that is known. None if it is more than the cache may hold."""
+    def stage(self, size: int | None = None, replacing: Key | None = None) -> Staged | None:
+        """Begin to take in content; None if it is more than the cache may hold.
+
+        Args:
+            size: in bytes, if that is known.
+            replacing: whose entry need not be kept until then.
+        """
 
     def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
-        """Make the entry found, if *generation* is still the key's. Others are evicted to make room."""
+        """Make the entry found, if *generation* is still good for the key. Others are evicted to make room."""
 
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins."""

@@ -1,4 +1,4 @@
-"""Index: the SQLite file beside the blobs: sizes, order of use, generations, and who is changing what.
+"""Index: the SQLite file beside the blobs: sizes, order of use, and generations.
 
 SQLite's own locks are polled; so each transaction is first queued for by a lock on another file, and finds the database
 free. Where such locks do not work, SQLite's do.
@@ -21,8 +21,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
+from typing import Protocol, TypeAlias
 
-from storage_backend.wrappers.cached import members
 from storage_backend.wrappers.cached.members import Counters
 
 BUSY = 60.0  # seconds that SQLite waits for another's transaction where the queue does not work
@@ -35,9 +35,6 @@ CREATE TABLE entries (
     name TEXT PRIMARY KEY, size INTEGER NOT NULL, generation INTEGER NOT NULL, used INTEGER
 ) WITHOUT ROWID;
 CREATE INDEX by_use ON entries (used) WHERE used IS NOT NULL;
-CREATE TABLE changes (
-    name TEXT NOT NULL, token TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (name, token, number)
-) WITHOUT ROWID;
 CREATE TABLE staged (token TEXT PRIMARY KEY, size INTEGER NOT NULL) WITHOUT ROWID;
 CREATE TABLE state (
     counter INTEGER NOT NULL, floor INTEGER NOT NULL, size INTEGER NOT NULL, count INTEGER NOT NULL,
@@ -53,6 +50,16 @@ class DamagedIndexError(Exception):
 
 class GoneError(Exception):
     """The file is another one now, or none: to be opened again."""
+
+
+class Latest(Protocol):
+    """See `opened.Latest`."""
+
+    def read(self) -> int | None:
+        """The number; None where there is none."""
+
+    def write(self, number: int) -> None:
+        """Store it."""
 
 
 @dataclass
@@ -101,49 +108,36 @@ _COLUMNS = ", ".join(field.name for field in fields(State))
 _UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(State))}"  # noqa: S608 - of our own names
 
 
-_GENERATION = "SELECT generation FROM entries WHERE name = ?"
-# One statement each, since a statement takes longer than a row.
-_GENERATION_OR_FLOOR = "SELECT coalesce((SELECT generation FROM entries WHERE name = ?), floor) FROM state"
-_STANDING = (
-    "SELECT (SELECT generation FROM entries WHERE name = ?1), EXISTS (SELECT 1 FROM changes WHERE name = ?1), "
-    "EXISTS (SELECT 1 FROM entries WHERE name = ?1)"
+_ROW = "SELECT size, used, generation FROM entries WHERE name = ?"
+# One statement, since a statement takes longer than a row.
+_STORE = (
+    "INSERT INTO entries (name, size, generation, used) VALUES (?, ?, ?, ?) "
+    "ON CONFLICT (name) DO UPDATE SET size = excluded.size, generation = excluded.generation, used = excluded.used"
 )
+
+Row: TypeAlias = tuple[int, int | None, int]  # size, used, generation
 
 
 class Transaction:
-    """One transaction, with the state as it is in it."""
+    """One transaction.
 
-    def __init__(self, connection: sqlite3.Connection, state: State, *, folder: str, token: str) -> None:
+    Attributes:
+        state: as it is in it.
+        token: whose it is.
+        committed: the counter of the last transaction that was committed.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, state: State, token: str) -> None:
         self._connection = connection
         self.state = state
-        self._folder = folder
-        self._token = token
-        self._known = 1  # whether the key may have a row
+        self.token = token
+        self.committed = state.counter
+        self._rows: dict[str, Row | None] = {}  # that were looked at, and not changed since
 
     def generation(self, name: str) -> int:
         """The key's generation."""
-        row = self._connection.execute(_GENERATION, (name,)).fetchone()
-        return self.state.floor if row is None else int(row[0])
-
-    def stands(self, name: str, generation: int) -> bool:
-        """Whether the key is still of that generation, and nobody changes the object."""
-        found, changing, self._known = self._connection.execute(_STANDING, (name,)).fetchone()
-        if changing:
-            self.is_changing(name)  # one of those that are gone ends here, and with it this generation
-            return False
-        return generation == (self.state.floor if found is None else found)
-
-    def is_changing(self, name: str) -> bool:
-        """Whether somebody else changes the object. The changes of those that are gone end here, and raise the generation."""
-        changing = False
-        rows = self._connection.execute("SELECT token FROM changes WHERE name = ?", (name,)).fetchall()
-        for (token,) in rows:
-            if token == self._token or members.is_alive(self._folder, token):
-                changing = True
-                continue
-            self._connection.execute("DELETE FROM changes WHERE name = ? AND token = ?", (name, token))
-            self.raise_generation(name)
-        return changing
+        row = self._row(name)
+        return self.state.floor if row is None else row[2]
 
     def raise_generation(self, name: str) -> int:
         """Begin another generation; the key has no entry in it yet.
@@ -152,70 +146,67 @@ class Transaction:
             It.
         """
         generation = self.state.next()
-        row = self._connection.execute("SELECT size, used FROM entries WHERE name = ?", (name,)).fetchone()
-        if row is None:
-            self.state.graves += 1
-        elif row[1] is not None:
-            self.state.size -= row[0]
-            self.state.count -= 1
-            self.state.graves += 1
-        self._connection.execute(
-            "INSERT INTO entries (name, size, generation, used) VALUES (?, 0, ?, NULL) "
-            "ON CONFLICT (name) DO UPDATE SET size = 0, generation = excluded.generation, used = NULL",
-            (name, generation),
-        )
+        self._take_out(name)
+        self.state.graves += 1
+        self._connection.execute(_STORE, (name, 0, generation, None))
         return generation
 
-    def begin_change(self, name: str, number: int) -> int:
-        """Raise the generation, and remember that a change is under way."""
-        self._connection.execute(
-            "INSERT OR REPLACE INTO changes (name, token, number) VALUES (?, ?, ?)",
-            (name, self._token, number),
-        )
-        return self.raise_generation(name)
-
-    def end_change(self, name: str, number: int) -> None:
-        """Forget the change."""
-        self._connection.execute(
-            "DELETE FROM changes WHERE name = ? AND token = ? AND number = ?", (name, self._token, number)
-        )
-
-    def store(self, name: str, size: int, generation: int) -> None:
+    def store(self, name: str, size: int) -> None:
         """Put the key's entry in."""
-        if self._known:
-            self.forget(name, keep_generation=False)
-        self._connection.execute(
-            "INSERT INTO entries (name, size, generation, used) VALUES (?, ?, ?, ?) "
-            "ON CONFLICT (name) DO UPDATE SET size = excluded.size, generation = excluded.generation, "
-            "used = excluded.used",
-            (name, size, generation, self.state.next()),
-        )
-        self.state.size += size
-        self.state.count += 1
+        self._store(name, size, self.generation(name))
 
-    def forget(self, name: str, *, keep_generation: bool = True) -> bool:
-        """Take the key's entry out; its generation stays what it is, or is seen to by the caller.
+    def store_anew(self, name: str, size: int) -> int:
+        """Begin another generation, and put the key's entry in.
+
+        Returns:
+            The generation.
+        """
+        generation = self.state.next()
+        self._store(name, size, generation)
+        return generation
+
+    def forget(self, name: str) -> bool:
+        """Take the key's entry out; its generation stays what it is.
 
         Returns:
             Whether there was one.
         """
-        row = self._connection.execute(
-            "SELECT size, used, generation FROM entries WHERE name = ?", (name,)
-        ).fetchone()
+        row = self._row(name)
         if row is None:
             return False
-        size, used, generation = row
-        if used is not None:
-            self.state.size -= size
-            self.state.count -= 1
-        else:
-            self.state.graves -= 1
-        if generation <= self.state.floor or not keep_generation:
+        self._take_out(name)
+        if row[2] <= self.state.floor:
             self._connection.execute("DELETE FROM entries WHERE name = ?", (name,))
         else:
-            self._connection.execute("UPDATE entries SET size = 0, used = NULL WHERE name = ?", (name,))
+            self._connection.execute(_STORE, (name, 0, row[2], None))
             self.state.graves += 1
-        return used is not None
+        return row[1] is not None
+
+    def _store(self, name: str, size: int, generation: int) -> None:
+        self._take_out(name)
+        self._connection.execute(_STORE, (name, size, generation, self.state.next()))
+        self.state.size += size
+        self.state.count += 1
+
+    def _row(self, name: str) -> Row | None:
+        try:
+            return self._rows[name]
+        except KeyError:
+            row: Row | None = self._connection.execute(_ROW, (name,)).fetchone()
+            self._rows[name] = row
+            return row
+
+    def _take_out(self, name: str) -> None:
+        """Take the key's row out of the totals: it is about to be another one."""
+        row = self._row(name)
+        del self._rows[name]
+        if row is None:
+            return
+        if row[1] is None:
+            self.state.graves -= 1
+        else:
+            self.state.size -= row[0]
+            self.state.count -= 1
 
     def oldest(self) -> list[str]:
         """Some of the entries, the least recently used first."""
@@ -231,6 +222,7 @@ class Transaction:
             "UPDATE entries SET used = ? WHERE name = ? AND used IS NOT NULL",
             [(next_number(), name) for name in names],
         )
+        self._rows = {}
 
     def reserve(self, size: int) -> None:
         """Count *size* bytes more (or fewer) that this user is about to store."""
@@ -239,7 +231,7 @@ class Transaction:
         self._connection.execute(
             "INSERT INTO staged (token, size) VALUES (?, ?) "
             "ON CONFLICT (token) DO UPDATE SET size = size + excluded.size",
-            (self._token, size),
+            (self.token, size),
         )
         self.state.size += size
 
@@ -249,26 +241,20 @@ class Transaction:
         return int(row[0])
 
     def bury(self, token: str, counters: Counters) -> None:
-        """Take over what one that is gone has left: counts, reservations, changes."""
+        """Take over what one that is gone has left: counts and reservations."""
         self.state.bequeath(counters)
         row = self._connection.execute("SELECT size FROM staged WHERE token = ?", (token,)).fetchone()
         if row is not None:
             self.state.size -= row[0]
             self._connection.execute("DELETE FROM staged WHERE token = ?", (token,))
-        for (name,) in self._connection.execute(
-            "SELECT DISTINCT name FROM changes WHERE token = ?", (token,)
-        ).fetchall():
-            self.raise_generation(name)
-        self._connection.execute("DELETE FROM changes WHERE token = ?", (token,))
 
     def clear(self) -> None:
         """Forget all entries, and refuse what is being fetched now."""
         self._connection.execute("DELETE FROM entries")
+        self._rows = {}
         self.state.floor = self.state.next()
         self.state.size = self.reserved()
         self.state.count = self.state.graves = 0
-        for (name,) in self._connection.execute("SELECT DISTINCT name FROM changes").fetchall():
-            self.raise_generation(name)
 
     def names(self, after: str, limit: int) -> list[str]:
         """The next entries in the order of their names."""
@@ -280,13 +266,12 @@ class Transaction:
 
     def has(self, name: str) -> bool:
         """Whether there is such an entry."""
-        row = self._connection.execute("SELECT used FROM entries WHERE name = ?", (name,)).fetchone()
-        return row is not None and row[0] is not None
+        row = self._row(name)
+        return row is not None and row[1] is not None
 
     def recount(self) -> None:
         """Take the totals from the entries: the machine has been off, and nothing is reserved or under way."""
         self._connection.execute("DELETE FROM staged")
-        self._connection.execute("DELETE FROM changes")
         self.state.counter = max(self.state.counter, time.time_ns())
         self.state.size, self.state.count, self.state.graves = self._connection.execute(
             "SELECT coalesce(sum(size), 0), count(used), count(*) - count(used) FROM entries"
@@ -296,12 +281,8 @@ class Transaction:
         """Store the state, which has changed, and drop graves if there are too many."""
         if self.state.graves > _GRAVES and self.state.graves > self.state.count // 4:
             self.state.floor = self.state.next()
-            self._connection.execute(
-                "DELETE FROM entries WHERE used IS NULL AND name NOT IN (SELECT name FROM changes)"
-            )
-            self.state.graves = self._connection.execute(
-                "SELECT count(*) FROM entries WHERE used IS NULL"
-            ).fetchone()[0]
+            self._connection.execute("DELETE FROM entries WHERE used IS NULL")
+            self.state.graves = 0
         self._connection.execute(_UPDATE, [getattr(self.state, name) for name in _NAMES])
 
 
@@ -313,7 +294,6 @@ class Index:
 
     Args:
         path: of the file; the queue's is beside it.
-        folder: of the members (see `members`).
         build: fills a new file, given its first transaction: with what blobs there are.
 
     Raises:
@@ -321,69 +301,65 @@ class Index:
         OSError, sqlite3.Error: it cannot be opened.
     """
 
-    def __init__(self, path: str, folder: str, build: Callable[[Transaction], object]) -> None:
+    def __init__(self, path: str, build: Callable[[Transaction], object]) -> None:
         self.path = path
-        self._folder = folder
         self._connection = sqlite3.connect(
             path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         try:
-            with damage_seen():
-                self._connection.execute("PRAGMA journal_mode = PERSIST")
-                self._connection.execute("PRAGMA synchronous = OFF")
-                if not self._connection.execute(
-                    "SELECT 1 FROM sqlite_master WHERE name = 'state'"
-                ).fetchone():
-                    self._create(build)
+            self._connection.execute("PRAGMA journal_mode = PERSIST")
+            self._connection.execute("PRAGMA synchronous = OFF")
+            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
+                self._create(build)
             found = os.stat(path)
             self._identity = (found.st_dev, found.st_ino)
-        except BaseException:
+        except BaseException as error:
             self.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                check_damage(error)
             raise
 
     def close(self) -> None:
         """Close the file."""
         self._connection.close()
 
-    def generations(self, names: Iterable[str]) -> list[int]:
-        """The keys' generations; whoever calls has the queue's lock.
-
-        Raises:
-            GoneError, DamagedIndexError: as `transaction`.
-        """
-        self._check_place()
-        with damage_seen():
-            ask = self._connection.execute
-            found = [ask(_GENERATION_OR_FLOOR, (name,)).fetchone() for name in names]
-        if None in found:
-            raise DamagedIndexError("it has no state")
-        return [int(row[0]) for row in found]
-
     @contextmanager
-    def transaction(self, token: str) -> Iterator[Transaction]:
+    def transaction(self, token: str, latest: Latest) -> Iterator[Transaction]:
         """A transaction that nothing else of this cache runs beside; whoever calls has the queue's lock (see `queued`).
+
+        Args:
+            token: of whoever calls.
+            latest: is told of generations that begin, before the commit.
 
         Raises:
             GoneError: the file is not the one at its path any more.
             DamagedIndexError: it is no index.
         """
-        self._check_place()
-        with damage_seen():
-            self._connection.execute("BEGIN IMMEDIATE")
+        self.check_place()
+        execute = self._connection.execute
         try:
-            with damage_seen():
-                row = self._connection.execute(f"SELECT {_COLUMNS} FROM state").fetchone()  # noqa: S608 - our own names
-            if row is None:
-                raise DamagedIndexError("it has no state")
-            transaction = Transaction(self._connection, State(*row), folder=self._folder, token=token)
-            with damage_seen():
+            execute("BEGIN IMMEDIATE")
+            try:
+                row = execute(f"SELECT {_COLUMNS} FROM state").fetchone()  # noqa: S608 - our own names
+                if row is None:
+                    raise DamagedIndexError("it has no state")
+                state = State(*row)
+                transaction = Transaction(self._connection, state, token)
+                told = latest.read()
+                if told is not None and told > state.counter:
+                    state.counter = told  # by a transaction that was never committed
                 yield transaction
-                if transaction.state != State(*row):
+                if state != State(*row):
                     transaction.finish()
-                self._connection.execute("COMMIT")
-        except BaseException:
-            with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
+                if told != state.counter:
+                    latest.write(state.counter)
+                execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    execute("ROLLBACK")
+                raise
+        except sqlite3.DatabaseError as error:
+            check_damage(error)
             raise
 
     def in_place(self) -> bool:
@@ -394,7 +370,8 @@ class Index:
             return False
         return (found.st_dev, found.st_ino) == self._identity
 
-    def _check_place(self) -> None:
+    def check_place(self) -> None:
+        """Raise a GoneError unless it is."""
         if not self.in_place():
             raise GoneError(self.path)
 
@@ -410,7 +387,7 @@ class Index:
                 f"INSERT INTO state ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})",  # noqa: S608 - our own names
                 [getattr(state, name) for name in _NAMES],
             )
-            transaction = Transaction(self._connection, state, folder=self._folder, token="")
+            transaction = Transaction(self._connection, state, "")
             build(transaction)
             transaction.finish()
             self._connection.execute("COMMIT")
@@ -420,21 +397,16 @@ class Index:
             raise
 
 
-@contextmanager
-def damage_seen() -> Iterator[None]:
-    """Tell damage from other troubles."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        text = str(error)
-        if any(word in text for word in _DAMAGED):
-            raise DamagedIndexError(text) from error
-        raise
+def check_damage(error: sqlite3.DatabaseError) -> None:
+    """Raise a DamagedIndexError if that is what the error tells."""
+    text = str(error)
+    if any(word in text for word in _DAMAGED):
+        raise DamagedIndexError(text) from error
 
 
 @contextmanager
-def queued(fd: int) -> Iterator[None]:
-    """Hold the queue's lock, where the file system has such."""
+def queued(fd: int) -> Iterator[bool]:
+    """Hold the queue's lock; whether the file system has such."""
     locked = False
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -442,7 +414,7 @@ def queued(fd: int) -> Iterator[None]:
     except OSError:
         pass  # SQLite's locks are there in any case
     try:
-        yield
+        yield locked
     finally:
         if locked:
             fcntl.flock(fd, fcntl.LOCK_UN)

@@ -552,7 +552,7 @@ class Keeper:
         """The end of a change that has stored one object."""
         staged = None
         if self.limit_allows(len(content)):
-            staged = self.safely(self.engine.stage, len(content))
+            staged = self.safely(self.engine.stage, len(content), key)
         try:
             offer = None
             if staged is not None and self._takes(staged, content):

@@ -8,12 +8,13 @@ import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 
+from storage_backend.wrappers.cached.engine import is_name
 from storage_backend.wrappers.cached.index import Index
 from storage_backend.wrappers.cached.members import Member
 
 EVERYTHING = "*" * 32
 _NAME = 32  # bytes
-_HEAD = struct.Struct("<QI")
+_HEAD = _LATEST = struct.Struct("<QI")
 _MOST = 1 << 20  # names; more are damage
 
 
@@ -29,6 +30,11 @@ class Opened:
         self.queue = os.open(f"{directory}/queue", flags, 0o666)
         try:
             self.intent = Intent(os.open(f"{directory}/intent", flags, 0o666))
+            try:
+                self.latest = Latest(os.open(f"{directory}/latest", flags, 0o666))
+            except BaseException:
+                self.intent.close()
+                raise
         except BaseException:
             os.close(self.queue)
             raise
@@ -80,6 +86,7 @@ class Opened:
         if queue >= 0:
             os.close(queue)
         self.intent.close()
+        self.latest.close()
 
 
 class Intent:
@@ -92,22 +99,56 @@ class Intent:
     def __init__(self, fd: int) -> None:
         self._fd = fd
 
-    def read(self) -> tuple[int, list[str]]:
-        """The number and the names; 0 where there is nothing whole."""
+    def read(self, counter: int) -> tuple[int, list[str]]:
+        """The number and the names; 0 where there is nothing whole, or nothing above *counter*."""
+        committed = counter
         data = os.pread(self._fd, _HEAD.size, 0)
         if len(data) < _HEAD.size:
             return 0, []
         counter, count = _HEAD.unpack(data)
+        if counter <= committed:
+            return 0, []
         size = count * _NAME
         data += os.pread(self._fd, size + 4, _HEAD.size) if count <= _MOST else b""
         names, crc = data[_HEAD.size : _HEAD.size + size], data[_HEAD.size + size :]
         if len(crc) != 4 or zlib.crc32(data[:-4]) != int.from_bytes(crc, "little"):
             return 0, []
-        return counter, [names[at : at + _NAME].decode("ascii") for at in range(0, size, _NAME)]
+        found = [names[at : at + _NAME].decode("ascii", "replace") for at in range(0, size, _NAME)]
+        return counter, [name for name in found if name == EVERYTHING or is_name(name)]  # they become paths
 
     def write(self, counter: int, names: Sequence[str]) -> None:
         """Say what is about to be done."""
         data = _HEAD.pack(counter, len(names)) + "".join(names).encode()
+        os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "little"), 0)
+
+    def close(self) -> None:
+        """Close the file."""
+        fd, self._fd = self._fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
+class Latest:
+    """The latest generation that any key has begun, or a later one: so a fetch need not ask the index.
+
+    Of a file: the number (u64) and its CRC-32 (u32), little-endian. It is written in the transactions that begin generations.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> int | None:
+        """The number; None where there is none."""
+        data = os.pread(self._fd, _LATEST.size, 0)
+        if len(data) == _LATEST.size:
+            number, crc = _LATEST.unpack(data)
+            if zlib.crc32(data[:8]) == crc:
+                return int(number)
+        return None
+
+    def write(self, number: int) -> None:
+        """Store it."""
+        data = number.to_bytes(8, "little")
         os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "little"), 0)
 
     def close(self) -> None:

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
+from storage_backend.wrappers.cached.engine import TooLargeError
 from storage_backend.wrappers.cached.entry import Entry, Found, packed
 
+HELD = 256 << 10  # bytes in memory until they are published
 STEPS = 256  # what is coming in is counted in steps of this part of the limit
 
 
@@ -22,15 +24,17 @@ class Room(Protocol):
     def staging_path(self) -> str:
         """A path for content that is coming in."""
 
-    def reserve(self, size: int) -> None:
-        """Make room for *size* bytes."""
+    def reserve(self, size: int, replacing: str | None = None) -> None:
+        """Make room for *size* bytes, at first that of the entry *replacing*."""
 
     def release(self, size: int) -> None:
         """Give back what was reserved."""
 
 
 class Blob:
-    """Content on its way into the cache (see `engine.Staged`): a file of its own until it is named.
+    """Content on its way into the cache (see `engine.Staged`).
+
+    A little is held in memory until room has been made for it; more goes into a file of its own, for which room is made on the way.
 
     Attributes:
         size: bytes so far.
@@ -40,22 +44,19 @@ class Blob:
         TooLargeError: from `write` too: it is more than the cache may hold.
     """
 
-    def __init__(self, cache: Room, size: int | None) -> None:
+    def __init__(self, cache: Room, size: int | None, replacing: str | None = None) -> None:
         self.size = 0
-        self._crc = 0
         self.reserved = 0
+        self._crc = 0
         self._cache = cache
+        self._replacing = replacing
         # So much is not counted before it is published.
         self._step = None if cache.limit is None else cache.limit // STEPS
+        self._held: list[bytes] | None = []
         self._path: str | None = cache.staging_path()
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._path, flags, 0o666)
-        if size is not None:
-            try:
-                self._count(size)
-            except BaseException:
-                self.discard()
-                raise
+        self._fd = -1
+        if size is not None and size > HELD:
+            self._spill(size)
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*.
@@ -64,39 +65,78 @@ class Blob:
             TooLargeError: it is more than the cache may hold.
         """
         view = memoryview(data).cast("B")
-        self._count(self.size + len(view))
+        size = self.size + len(view)
+        limit = self._cache.limit
+        if limit is not None and size > limit:
+            raise TooLargeError(f"{size:,} bytes are more than {limit:,}")
+        if self._held is not None and size > HELD:
+            self._spill(size)
+        if self._held is None:
+            self._count(size)
         self._crc = zlib.crc32(view, self._crc)
-        self.size += len(view)
-        self._append(view)
+        self.size = size
+        self._append(data if isinstance(data, bytes) else view)
 
     def finish(self, entry: Entry) -> None:
         """Append what makes it an entry."""
-        self._append(memoryview(packed(entry._replace(crc=self._crc))))
+        self._append(packed(entry._replace(crc=self._crc)))
 
     def rename(self, path: str) -> None:
         """Give it its name."""
         assert self._path is not None
+        if self._held is not None:
+            self._store()
         os.rename(self._path, path)
         self._path = None
 
     def found(self, entry: Entry) -> Found:
         """What was written, to be read although it is not published."""
+        if self._held is not None:
+            self._store()
         return Found(os.dup(self._fd), entry)
 
     def discard(self) -> None:
         """Drop it, unless it was published."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-        path, self._path = self._path, None
-        if path is not None:
-            with suppress(FileNotFoundError):
-                os.unlink(path)
+        self._held = None
+        if self._fd >= 0:
+            self._remove()
         reserved, self.reserved = self.reserved, 0
         if reserved:
             self._cache.release(reserved)
 
-    def _append(self, view: memoryview) -> None:
+    def _spill(self, size: int) -> None:
+        """Go on in a file, with room for *size* bytes."""
+        self._count(size)
+        self._store()
+
+    def _store(self) -> None:
+        """Put what is held into a file, all of it or nothing."""
+        held = self._held
+        assert held is not None
+        assert self._path is not None
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+        self._fd = os.open(self._path, flags, 0o666)
+        self._held = None
+        try:
+            for piece in held:
+                self._append(piece)
+        except BaseException:
+            self._held = held
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+        if self._path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        if self._held is not None:
+            self._held.append(bytes(data))  # bytes are not copied
+            return
+        view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
 
@@ -105,5 +145,5 @@ class Blob:
         if self._step is None or size <= self.reserved + self._step:
             return
         more = max(size - self.reserved, self._step)
-        self._cache.reserve(more)
+        self._cache.reserve(more, self._replacing)
         self.reserved += more

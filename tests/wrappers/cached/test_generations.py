@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import io
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -170,6 +173,40 @@ class TestOvertaken:
         backend.meanwhile = lambda: cached.write_stream("a", io.BytesIO(new))
         assert cached.read_range("a", BLOCK - 1, BLOCK + 1) == new[:2]
         assert cached.read_range("a", 0, 5) == new[:5]
+
+    def test_a_fetch_that_is_older_than_what_was_fetched_since_a_change_is_not_published(
+        self, backend: Held, directory: Path
+    ) -> None:
+        cached = CachedStorage(backend, directory)
+
+        def overtake() -> None:
+            cached.write_stream("a", io.BytesIO(b"new"))
+            assert cached.read("a") == b"new"
+
+        backend.meanwhile = overtake
+        assert list(cached.read_many(["a"])) == [("a", b"old")]
+        assert cached.read("a") == b"new"
+
+    def test_a_transaction_that_fails_at_its_end_gives_no_generation_twice(
+        self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from storage_backend.wrappers.cached.opened import Latest
+
+        cached = CachedStorage(backend, directory)
+        cached.read("other")
+
+        def failing(latest: Latest, number: int) -> None:
+            write(latest, number)
+            raise OSError(errno.EIO, "told, and never committed")
+
+        write = Latest.write
+        with monkeypatch.context() as patched:
+            patched.setattr(Latest, "write", failing)
+            cached.delete_many([f"{number}" for number in range(10)])
+        backend.meanwhile = lambda: cached.write("a", b"new")
+        assert cached.read("a") == b"old"
+        assert cached.read("a") == b"new"
+        assert_whole(cached)
 
     def test_a_note_that_a_write_overtakes_is_not_published(
         self, backend: Held, memory: MemoryStorage, directory: Path
@@ -382,12 +419,19 @@ class Slow(LocalStorage):
             stop("read")
         return reader
     def write(self, identifier, content):
+        if "begun" in where:
+            stop("begun")
+        super().write(identifier, content)
+        if "written" in where:
+            stop("written")
+        return True
+    def write_many(self, items, *, verify=False):
         if where == "begun":
             stop(where)
-        super().write(identifier, content)
+        count = super().write_many(items, verify=verify)
         if where == "written":
             stop(where)
-        return True
+        return count
 
 base, directory, role, where = sys.argv[1:]
 cached = CachedStorage(Slow(base), directory)
@@ -408,6 +452,9 @@ if where == "unlinked":
         unlink(blobs, name)
         stop(where)
     Blobs._unlink = stopped
+if "opened" in where:
+    cached.read("a")
+    stop("opened")
 if role == "fetch":
     print(cached.read("a").decode(), flush=True)
 elif role == "open":
@@ -421,6 +468,8 @@ elif role == "clear":
     cached.clear_cache()
 elif role == "delete":
     cached.delete("a")
+elif role == "many":
+    cached.write_many([("a", b"new"), ("b", b"new")])
 else:
     cached.write("a", b"new")
 print("done", flush=True)
@@ -523,6 +572,119 @@ class TestProcesses:
             calls = len(backend.calls)
             assert cached.read("a") == b"new"
             assert len(backend.calls) == calls
+        finally:
+            end(child)
+
+    @pytest.mark.parametrize("where", ["begun", "written"])
+    def test_a_kill_in_the_middle_of_a_batch_leaves_nothing_stale(
+        self, base: Path, directory: Path, where: str
+    ) -> None:
+        LocalStorage(base).write("b", b"old")
+        backend = Held(LocalStorage(base))
+        cached = CachedStorage(backend, directory)
+        assert dict(cached.read_many("ab")) == {"a": b"old", "b": b"old"}
+        child = program(CHILD, base, directory, "many", where)
+        try:
+            assert line_of(child.stdout) == where
+
+            def killed() -> None:
+                child.send_signal(signal.SIGKILL)
+                child.wait()
+                # As if it had reached the backend late.
+                LocalStorage(base).write_many([("a", b"new"), ("b", b"new")])
+
+            backend.meanwhile = killed
+            cached.read("a")
+            assert dict(cached.read_many("ab")) == {"a": b"new", "b": b"new"}
+            assert cached.read("b") == b"new"
+            assert_whole(cached)
+        finally:
+            end(child)
+
+    def test_where_files_cannot_be_locked_nothing_stale_is_published_either(
+        self, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def flock(_fd: int, _operation: int) -> None:
+            raise OSError(errno.ENOLCK, "no locks")
+
+        monkeypatch.setattr(fcntl, "flock", flock)
+        backend = Held(LocalStorage(base))
+        cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
+        backend.meanwhile = lambda: other.write("a", b"new")
+        assert cached.read("a") == b"old"
+        assert cached.read("a") == other.read("a") == b"new"
+        backend.before("write", lambda: other.write("a", b"between"))
+        cached.write("a", b"outer")
+        assert cached.read("a") == other.read("a") == LocalStorage(base).read("a") == b"outer"
+        assert_whole(cached)
+
+    def test_a_change_that_cannot_be_told_of_leaves_nothing_stale(
+        self, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from storage_backend.wrappers.cached import changes
+
+        def begin(*_arguments: object) -> str:
+            raise OSError(errno.ENOSPC, "no room")
+
+        backend = Held(LocalStorage(base))
+        cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
+        assert cached.read("a") == b"old"
+        monkeypatch.setattr(changes, "begin", begin)
+        backend.before("write", lambda: cached.read("a") and None)
+        other.write("a", b"new")
+        assert cached.read("a") == other.read("a") == b"new"
+        backend.meanwhile = lambda: other.write("a", b"newer")
+        cached.invalidate("a")
+        assert cached.read("a") == b"new"
+        assert cached.read("a") == b"newer"
+        assert_whole(cached)
+
+    def test_what_was_fetched_within_a_change_is_not_given_after_a_kill(
+        self, base: Path, directory: Path
+    ) -> None:
+        cached = CachedStorage(LocalStorage(base), directory)
+        child = program(CHILD, base, directory, "write", "begun, written")
+        try:
+            assert line_of(child.stdout) == "begun"
+            assert cached.read("a") == b"old"
+            tell(child, "go on")
+            assert line_of(child.stdout) == "written"
+            child.kill()
+            child.wait()
+            assert cached.read("a") == b"new"
+            assert cached.read("a") == b"new"
+            assert_whole(cached)
+        finally:
+            end(child)
+
+    def test_a_change_waits_for_a_publication_so_that_a_kill_leaves_nothing_stale(
+        self, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cached = CachedStorage(LocalStorage(base), directory)
+        child = program(CHILD, base, directory, "write", "opened, written")
+        rename = Blob.rename
+        try:
+            assert line_of(child.stdout) == "opened"
+            cached.invalidate("a")
+
+            def delayed(blob: Blob, path: str) -> None:
+                tell(child, "go on")
+                assert child.stdout is not None
+                if select.select([child.stdout], [], [], 1.0)[0]:
+                    assert line_of(child.stdout) == "written"
+                    child.kill()
+                    child.wait()
+                rename(blob, path)
+
+            monkeypatch.setattr(Blob, "rename", delayed)
+            assert cached.read("a") == b"old"
+            monkeypatch.setattr(Blob, "rename", rename)
+            if child.poll() is None:
+                assert line_of(child.stdout) == "written"
+                child.kill()
+                child.wait()
+            assert cached.read("a") == b"new"
+            assert_whole(cached)
         finally:
             end(child)
 

@@ -6,7 +6,9 @@ import errno
 import logging
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -113,6 +115,16 @@ def blobs_are_directories(directory: Path) -> None:
         path.mkdir()
 
 
+def changes_of_nobody(directory: Path) -> None:
+    """Of what is there, and of what is none."""
+    changing = directory / "changing"
+    (changing / "notes").write_bytes(b"not ours")
+    (changing / ("f" * 32)).mkdir()
+    (changing / ("e" * 32)).write_bytes(b"\xff" * 100)
+    for path in blobs(directory):
+        (changing / (os.urandom(16).hex() + path.parent.name + path.name)).write_bytes(b"")
+
+
 DAMAGES: list[Callable[[Path], object]] = [
     truncated,
     index_with(b"garbage" * 10_000),
@@ -128,7 +140,12 @@ DAMAGES: list[Callable[[Path], object]] = [
     lambda directory: shutil.rmtree(directory / "blobs"),
     lambda directory: shutil.rmtree(directory / "staging"),
     lambda directory: shutil.rmtree(directory / "members"),
+    lambda directory: shutil.rmtree(directory / "changing"),
     lambda directory: (directory / "intent").write_bytes(b"\xff" * 44),
+    lambda directory: (directory / "latest").unlink(),
+    lambda directory: (directory / "latest").write_bytes(b""),
+    lambda directory: (directory / "latest").write_bytes(b"\xff" * 12),
+    changes_of_nobody,
     lambda directory: directory.chmod(0o700),
 ]
 
@@ -156,6 +173,25 @@ def test_damage_is_survived_and_mended(
         base.calls.clear()
         again.read("a")
         assert [call.method for call in base.calls] == []
+
+
+@pytest.mark.parametrize("place", ["changing", "intent"])
+def test_names_that_lead_elsewhere_are_none(base: FaultyStorage, tmp_path: Path, place: str) -> None:
+    directory, elsewhere = tmp_path / "cache", tmp_path / "x"
+    elsewhere.write_bytes(b"not ours")
+    with CachedStorage(base, directory) as cached:
+        cached.read("a")
+    name = ".." + "../" + "./" * 13 + "x"
+    assert (directory / "blobs" / name[:2] / name[2:]).samefile(elsewhere)
+    if place == "changing":
+        (directory / "changing" / ("0" * 32)).write_text(name)
+    else:
+        data = struct.pack("<QI", 1 << 62, 1) + name.encode()
+        (directory / "intent").write_bytes(data + struct.pack("<I", zlib.crc32(data)))
+    with CachedStorage(base, directory) as cached:
+        assert_serves(cached, base.backend)
+        assert_whole(cached)
+    assert elsewhere.read_bytes() == b"not ours"
 
 
 def test_a_damaged_index_is_made_anew_from_the_blobs(cached: CachedStorage, base: FaultyStorage) -> None:
