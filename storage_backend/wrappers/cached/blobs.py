@@ -28,7 +28,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import cast
+from typing import NamedTuple, cast
 
 from storage_backend.forks import guard
 from storage_backend.wrappers.cached import changes, members
@@ -57,7 +57,18 @@ _TRASH = 1_000  # files removed at an opening, and a few at each publication, so
 _TRASH_MORE = 16
 _TRASH_CLEARED = 10_000  # files that whoever clears removes
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
+_READING = os.O_RDONLY | os.O_CLOEXEC
 _BOOT = "/proc/sys/kernel/random/boot_id"
+
+
+class _Known(NamedTuple):
+    """A file that was read before, so that its record need not be read again."""
+
+    path: str
+    inode: int
+    time: float
+    length: int
+    entry: Entry
 
 
 class Blobs:
@@ -82,7 +93,7 @@ class Blobs:
     _counting: threading.Lock  # of the counts, which hits must not wait for transactions for
     _counts: list[int]
     _touched: dict[str, None]
-    _known: dict[str, tuple[int, float, int, Entry]]  # name -> inode, time, length, entry
+    _known: dict[str, _Known]  # by names
     _open: Opened | None
     _trouble: Exception | None
     _retry_at: float
@@ -118,8 +129,10 @@ class Blobs:
         if self._open is None:
             self._try_to_open()
         name = key.name
+        known = self._known.get(name)
+        path = self._path(name) if known is None else known.path
         try:
-            fd = os.open(f"{self._blobs}/{name[:2]}/{name[2:]}", os.O_RDONLY | os.O_CLOEXEC)
+            fd = os.open(path, _READING)
         except FileNotFoundError:
             return None
         try:
@@ -127,20 +140,19 @@ class Blobs:
         except OSError:
             os.close(fd)
             raise
-        known = self._known.get(name)
         if (
             known is not None
-            and known[0] == facts.st_ino
-            and known[1] == facts.st_mtime
-            and known[2] == facts.st_size
-            and known[3].label == key.label
+            and known.inode == facts.st_ino
+            and known.time == facts.st_mtime
+            and known.length == facts.st_size
+            and known.entry.label == key.label
         ):
-            return Found(fd, known[3])
+            return Found(fd, known.entry)
         found = found_in(fd, key.label, facts.st_size)
         if found is not None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[name] = (facts.st_ino, facts.st_mtime, facts.st_size, found.entry)
+            self._known[name] = _Known(path, facts.st_ino, facts.st_mtime, facts.st_size, found.entry)
         return found
 
     def hit(self, key: Key, size: int) -> None:

@@ -41,6 +41,7 @@ T = TypeVar("T")
 RACY = (
     2.0  # seconds; an object changed so shortly before it was looked at may change again unseen (contract.md)
 )
+_KEYS = 10_000  # that are kept
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,7 @@ class Keeper:
         # Locations that are no URLs, of users' classes, do not tell one store from another.
         where = self._location if "://" in self._location else ""
         self._namespace = f"{where}{_recodings(backend)}\0".encode("utf-8", "surrogateescape")
+        self._keys: dict[str, Key] = {}  # of identifiers, since to make one takes as long as to open a file
         self._compares = policy.revalidate is not False
         # A local file is read as fast as it is looked at.
         self._reads_again = policy.revalidate is None and where.startswith("file:")
@@ -174,8 +176,15 @@ class Keeper:
         Raises:
             InvalidIdentifierError, TypeError: it is none.
         """
-        names.check(identifier, surrogates=True)
-        return key_of(self._namespace + identifier.encode("utf-8", "surrogateescape"))
+        try:
+            return self._keys[identifier]
+        except (KeyError, TypeError):
+            names.check(identifier, surrogates=True)
+        if len(self._keys) >= _KEYS:
+            self._keys.clear()
+        key = key_of(self._namespace + identifier.encode("utf-8", "surrogateescape"))
+        self._keys[identifier] = key
+        return key
 
     def part_key(self, identifier: str, version: bytes, number: int) -> Key:
         """The key of a part of one version of an object."""
