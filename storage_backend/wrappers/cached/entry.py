@@ -29,7 +29,7 @@ from typing import BinaryIO, NamedTuple
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
-from storage_backend.streams import CHUNK, position_after
+from storage_backend.streams import position_after
 
 MAGIC = b"sb-blob1"
 _RECORD = struct.Struct("<8sQddQHHBI")
@@ -39,6 +39,7 @@ _NO_ETAG = 0xFFFF
 LONGEST_ETAG = 4 << 10  # bytes; a longer one is not kept, and the object read again instead
 _SMALL = 64 << 10  # bytes; read by one call, with the record
 _TAIL = 2 << 10  # bytes, which nearly every label, etag and record fit into
+_BUFFER = 64 << 10  # bytes of a reader: the file is at hand, and who seeks needs no more
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
 
 
@@ -177,7 +178,7 @@ class Found:
         """A seekable reader of the file itself; this is closed with it."""
         raw = _Content(self._fd, self.entry.size)
         self._fd = -1
-        return io.BufferedReader(raw, CHUNK)
+        return io.BufferedReader(raw, _BUFFER)
 
     def fileno(self) -> int:
         """The descriptor of the file, whose first `entry.size` bytes are the content."""
