@@ -25,7 +25,7 @@ import stat
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -211,7 +211,8 @@ class Blobs:
         assert isinstance(staged, Blob)
         staged.finish(entry)
         with self._transaction() as transaction:
-            if self._is_changing(transaction, key.name) or transaction.generation(key.name) > generation:
+            changing = self._changing_of(transaction, [key.name])
+            if changing or transaction.generation(key.name) > generation:
                 return False
             if not self._named(transaction, key, staged, entry):
                 return False
@@ -261,11 +262,12 @@ class Blobs:
         alone = {}
         published = False
         with self._transaction() as transaction:
-            self._intend(transaction, [key.name for key in change.generations])
+            names = [key.name for key in change.generations]
+            self._intend(transaction, names)
+            changing = self._changing_of(transaction, names, but=change.mark)
             for key, generation in change.generations.items():
                 name = key.name
-                overlapped = self._is_changing(transaction, name, but=change.mark)
-                overlapped = transaction.generation(name) > generation or overlapped
+                overlapped = name in changing or transaction.generation(name) > generation
                 if offer is not None and key == offer.key and not overlapped:
                     published = self._named(transaction, key, cast(Blob, offer.staged), offer.entry)
                 if published and offer is not None and key == offer.key:
@@ -388,7 +390,7 @@ class Blobs:
                 self._end_changes_of_the_gone(transaction)
                 names = transaction.names(after, 1000)
                 for name in names:
-                    if not os.path.exists(self._path(name)) and not any(changes.of(self._changing, name)):
+                    if not os.path.exists(self._path(name)) and not any(changes.of(self._changing, [name])):
                         transaction.forget(name)
                         missing += 1
             if not names:
@@ -658,12 +660,12 @@ class Blobs:
             self._unlink(name)
             transaction.forget(name)
 
-    def _is_changing(self, transaction: Transaction, name: str, but: str = "") -> bool:
-        """Whether somebody changes the object, beside the change *but*. Changes of those that are gone end here."""
-        changing = False
-        for mark in changes.of(self._changing, name):
-            if mark != but and not self._end_if_gone(transaction, mark):
-                changing = True
+    def _changing_of(self, transaction: Transaction, names: Collection[str], but: str = "") -> set[str]:
+        """Those of the names whose objects somebody changes, beside the change *but*. Changes of those that are gone end here."""
+        changing: set[str] = set()
+        for mark, found in changes.of(self._changing, names, but):
+            if not self._end_if_gone(transaction, mark):
+                changing |= found
         return changing
 
     def _end_changes_of_the_gone(self, transaction: Transaction) -> None:

@@ -9,7 +9,7 @@ of its keys, and removes it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from storage_backend.wrappers.cached.engine import is_name
 _TOKEN = 16
 _MARK = 32
 _NAME = 32
+_FEW = 8  # names that are looked for one by one
 
 
 def begin(folder: str, staging: str, token: str, names: Sequence[str]) -> str:
@@ -62,18 +63,36 @@ def owner(mark: str) -> str:
 
 def names(folder: str, mark: str) -> list[str]:
     """The names of the keys whose objects a change is of; none if it is over."""
-    text = mark[_MARK:]
-    if not text:
-        try:
-            text = Path(f"{folder}/{mark}").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            return []
+    text = _text(folder, mark)
     found = [text[at : at + _NAME] for at in range(0, len(text), _NAME)]
     return [name for name in found if is_name(name)]  # they become paths
 
 
-def of(folder: str, name: str) -> Iterator[str]:
-    """The marks of the changes of one object."""
+def of(folder: str, wanted: Collection[str], but: str = "") -> Iterator[tuple[str, set[str]]]:
+    """The changes under way of some objects: the mark of each, and those of their keys' names that it is of.
+
+    Args:
+        folder: of the changes.
+        wanted: names of keys.
+        but: the mark of a change that is left out.
+    """
     for mark in under_way(folder):
-        if mark.endswith(name) if len(mark) > _MARK else name in names(folder, mark):
-            yield mark
+        if mark == but:
+            continue
+        text = _text(folder, mark)
+        if len(wanted) <= _FEW:
+            found = {name for name in wanted if name in text}
+        else:
+            found = {text[at : at + _NAME] for at in range(0, len(text), _NAME)}.intersection(wanted)
+        if found:
+            yield mark, found
+
+
+def _text(folder: str, mark: str) -> str:
+    """The names that a change is of, one after the other."""
+    if len(mark) > _MARK:
+        return mark[_MARK:]
+    try:
+        return Path(f"{folder}/{mark}").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
