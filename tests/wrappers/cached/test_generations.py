@@ -426,11 +426,11 @@ class Slow(LocalStorage):
             stop("written")
         return True
     def write_many(self, items, *, verify=False):
-        if where == "begun":
-            stop(where)
+        if "begun" in where:
+            stop("begun")
         count = super().write_many(items, verify=verify)
-        if where == "written":
-            stop(where)
+        if "written" in where:
+            stop("written")
         return count
 
 base, directory, role, where = sys.argv[1:]
@@ -639,14 +639,21 @@ class TestProcesses:
         assert cached.read("a") == b"newer"
         assert_whole(cached)
 
-    def test_what_was_fetched_within_a_change_is_not_given_after_a_kill(
-        self, base: Path, directory: Path
+    @pytest.mark.parametrize("role", ["write", "many"])
+    @pytest.mark.parametrize("way", ["read", "write", "write_many"])
+    def test_what_was_fetched_or_stored_within_a_change_is_not_given_after_a_kill(
+        self, base: Path, directory: Path, way: str, role: str
     ) -> None:
         cached = CachedStorage(LocalStorage(base), directory)
-        child = program(CHILD, base, directory, "write", "begun, written")
+        child = program(CHILD, base, directory, role, "begun, written")
         try:
             assert line_of(child.stdout) == "begun"
-            assert cached.read("a") == b"old"
+            if way == "read":
+                assert cached.read("a") == b"old"
+            elif way == "write":
+                cached.write("a", b"between")
+            else:
+                cached.write_many([("a", b"between"), *((f"{number}", b"x") for number in range(20))])
             tell(child, "go on")
             assert line_of(child.stdout) == "written"
             child.kill()
