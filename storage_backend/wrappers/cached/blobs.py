@@ -101,6 +101,7 @@ class Blobs:
     _intent: Intent | None  # of the transaction under way
     _intended: list[str]  # by the transaction under way
     _over: list[str]  # marks of changes that are over when it is committed
+    _unended: set[str]  # marks of changes of this process that could not be ended when they were over
     _trash: bool  # whether something is left of it
 
     def __init__(
@@ -222,6 +223,8 @@ class Blobs:
 
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins. The index hears of it at the end."""
+        if not keys:
+            return Change("", {})
         names = [key.name for key in keys]
         with self._in_place() as opened:
             self._note_change()
@@ -256,10 +259,16 @@ class Blobs:
                 return self._ended(change, offer)
             except Exception as error:  # noqa: BLE001 - told; that the change is over counts more than what it has stored
                 self._warn(error)
-        return self._ended(change, None)
+        try:
+            return self._ended(change, None)
+        except BaseException:
+            self._unended.add(change.mark)
+            raise
 
     def _ended(self, change: Change, offer: Offer | None) -> dict[Key, int]:
-        alone = {}
+        alone: dict[Key, int] = {}
+        if not change.generations:
+            return alone
         published = False
         with self._transaction() as transaction:
             names = [key.name for key in change.generations]
@@ -609,6 +618,7 @@ class Blobs:
             yield transaction
         for mark in self._over:
             changes.end(self._changing, mark)
+            self._unended.discard(mark)
 
     @contextmanager
     def _in_place(self) -> Iterator[Opened]:
@@ -673,9 +683,10 @@ class Blobs:
             self._end_if_gone(transaction, mark)
 
     def _end_if_gone(self, transaction: Transaction, mark: str) -> bool:
-        """End a change if its maker is gone: nobody knows what has become of it. Whether that is so."""
+        """End a change if its maker is gone, or could not end it: nobody knows what has become of it. Whether that is so."""
         token = changes.owner(mark)
-        if token == transaction.token or members.is_alive(self._members, token):
+        alive = token == transaction.token or members.is_alive(self._members, token)
+        if alive and mark not in self._unended:
             return False
         names = changes.names(self._changing, mark)
         self._intend(transaction, names)
@@ -793,6 +804,7 @@ class Blobs:
         self._intent = None
         self._intended = []
         self._over = []
+        self._unended = set()
         self._trash = False
 
     def _begin_in_child(self) -> None:

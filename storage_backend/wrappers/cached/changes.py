@@ -14,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from storage_backend.wrappers.cached.engine import is_name
+from storage_backend.wrappers.cached.folders import remove
 
 _TOKEN = 16
 _MARK = 32
@@ -45,7 +46,7 @@ def begin(folder: str, staging: str, token: str, names: Sequence[str]) -> str:
 def end(folder: str, mark: str) -> None:
     """Tell that a change is over."""
     with suppress(OSError):
-        os.unlink(f"{folder}/{mark}")
+        remove(f"{folder}/{mark}")
 
 
 def under_way(folder: str) -> list[str]:

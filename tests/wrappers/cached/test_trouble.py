@@ -16,7 +16,14 @@ from typing import Any, Literal
 
 import pytest
 
-from storage_backend import CachedStorage, ConfigurationError, LocalStorage, StorageBackend
+from storage_backend import (
+    BatchError,
+    CachedStorage,
+    ConfigurationError,
+    InvalidIdentifierError,
+    LocalStorage,
+    StorageBackend,
+)
 from storage_backend.testing import FaultyStorage
 from tests.backends.local_ways import small_disk
 from tests.wrappers.cached.tools import assert_whole, blobs
@@ -173,6 +180,19 @@ def test_damage_is_survived_and_mended(
         base.calls.clear()
         again.read("a")
         assert [call.method for call in base.calls] == []
+
+
+def test_changes_of_nothing_are_no_trouble(
+    cached: CachedStorage, base: FaultyStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert cached.write_many([]) == cached.delete_many([]) == 0
+    with pytest.raises(InvalidIdentifierError):
+        cached.write("..", b"x")
+    with pytest.raises(BatchError):
+        cached.write_many([("..", b"x"), ("/", b"x")])
+    assert_serves(cached, base.backend)
+    assert caplog.messages == []
+    assert_whole(cached)
 
 
 @pytest.mark.parametrize("place", ["changing", "intent"])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from storage_backend import CachedStorage
+from storage_backend.wrappers.cached.changes import under_way
 from storage_backend.wrappers.cached.entry import Entry, entry_of
 
 ROOT = Path(__file__).parents[3]
@@ -70,6 +71,7 @@ def assert_whole(cached: CachedStorage) -> None:
     assert stats["file_count"] == len(known)
     assert round(stats["size_mb"] * 2**20) == sum(known.values())
     assert list((directory / "staging").iterdir()) == []
+    assert under_way(str(directory / "changing")) == []
 
 
 def program(source: str, *arguments: object) -> subprocess.Popen[str]:
