@@ -224,7 +224,8 @@ class Command:
     @property
     def ended(self) -> bool:
         """Whether the command is known to have ended, or its connection."""
-        return bool(self._channel.closed or self._channel.eof_received)
+        # Its status comes before the end of its output.
+        return bool(self._channel.exit_status_ready() or self._channel.eof_received)
 
     @property
     def stderr(self) -> bytes:
