@@ -698,7 +698,8 @@ class Blobs:
 
     def _set_aside(self, transaction: Transaction) -> None:
         with suppress(FileNotFoundError):
-            os.rename(self._blobs, f"{self.directory}/trash/{transaction.state.next()}")
+            # The name of one that a kill left there would be taken again if it were a number of the index.
+            os.rename(self._blobs, f"{self.directory}/trash/{os.urandom(8).hex()}")
         transaction.clear()
 
     def _make_room(self, transaction: Transaction, size: int, replacing: str | None = None) -> bool:

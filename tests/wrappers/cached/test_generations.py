@@ -695,16 +695,22 @@ class TestProcesses:
         finally:
             end(child)
 
-    def test_a_kill_in_the_middle_of_a_clear(self, base: Path, directory: Path) -> None:
+    @pytest.mark.parametrize("alone", [False, True])
+    def test_a_kill_in_the_middle_of_a_clear(self, base: Path, directory: Path, alone: bool) -> None:
         cached = CachedStorage(LocalStorage(base), directory)
         cached.write("a", b"old")
         cached.write("b", b"1")
+        if alone:
+            cached.close()
         child = program(CHILD, base, directory, "clear", "")
         try:
             assert line_of(child.stdout) == "cleared"
             child.send_signal(signal.SIGKILL)
             child.wait()
             with CachedStorage(LocalStorage(base), directory) as reopened:
+                if alone:
+                    assert reopened.read("b") == b"1"  # what clears up is the opening, then
+                    assert reopened.get_cache_stats()["file_count"] == 1
                 assert_whole(reopened)
                 assert reopened.read("b") == b"1"
             assert cached.read("a") == b"old"
