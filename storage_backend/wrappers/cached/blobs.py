@@ -6,8 +6,8 @@ In the directory are:
     blobs/ab/cd...      the entries (see `entry`), named by the digest of their labels
     index.db            see `index`
     queue               the lock that transactions queue for
-    intent              what the transaction under way is about to name or unlink, see `opened`
-    latest              the latest generation, see `opened`
+    intent              what the transaction under way is about to name or unlink, see `intent`
+    latest              the latest generation, see `latest`
     changing/           the changes under way, see `changes`
     members/            see `members`
     staging/            content that is coming in, named after the member that brings it
@@ -46,8 +46,9 @@ from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_
 from storage_backend.wrappers.cached.folders import remove, remove_some, whole
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
+from storage_backend.wrappers.cached.intent import EVERYTHING, Intent
 from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters
-from storage_backend.wrappers.cached.opened import EVERYTHING, Intent, Opened
+from storage_backend.wrappers.cached.opened import Opened
 from storage_backend.wrappers.cached.staged import Blob
 
 FORMAT = "1"
@@ -277,9 +278,13 @@ class Blobs:
             for key, generation in change.generations.items():
                 name = key.name
                 overlapped = name in changing or transaction.generation(name) > generation
-                if offer is not None and key == offer.key and not overlapped:
-                    published = self._named(transaction, key, cast(Blob, offer.staged), offer.entry)
-                if published and offer is not None and key == offer.key:
+                if (
+                    offer is not None
+                    and key == offer.key
+                    and not overlapped
+                    and self._named(transaction, key, cast(Blob, offer.staged), offer.entry)
+                ):
+                    published = True
                     now = transaction.store_anew(name, offer.entry.size)
                 else:
                     self._unlink(name)

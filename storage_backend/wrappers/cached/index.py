@@ -21,8 +21,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
+from storage_backend.wrappers.cached.latest import Latest
 from storage_backend.wrappers.cached.members import Counters
 
 BUSY = 60.0  # seconds that SQLite waits for another's transaction where the queue does not work
@@ -50,16 +51,6 @@ class DamagedIndexError(Exception):
 
 class GoneError(Exception):
     """The file is another one now, or none: to be opened again."""
-
-
-class Latest(Protocol):
-    """See `opened.Latest`."""
-
-    def read(self) -> int | None:
-        """The number; None where there is none."""
-
-    def write(self, number: int) -> None:
-        """Store it."""
 
 
 @dataclass

@@ -77,8 +77,10 @@ class CachedStorage(Wrapper):
         self.max_cache_size_mb = _checked("max_cache_size_mb", max_cache_size_mb)
         self.ttl_seconds = _checked("ttl_seconds", ttl_seconds)
         self.engine = engine
-        self.revalidate = revalidate
+        self.revalidate = _checked_choice("revalidate", revalidate)
         self.stale_if_error = _checked("stale_if_error", stale_if_error)
+        if clock is not None and not callable(clock):
+            raise ConfigurationError(f"clock: {clock!r} cannot be called", parameter="clock")
         self._clock = clock
         self._begin()
 
@@ -430,6 +432,12 @@ def _checked(name: str, value: float | None) -> float | None:
         raise ConfigurationError(f"{name}: {value!r} is no number", parameter=name)
     if not 0 <= value < math.inf:
         raise ConfigurationError(f"{name}: {value!r} is not zero or more", parameter=name)
+    return value
+
+
+def _checked_choice(name: str, value: bool | None) -> bool | None:
+    if value is not None and not isinstance(value, bool):
+        raise ConfigurationError(f"{name}: {value!r} is neither True, False nor None", parameter=name)
     return value
 
 

@@ -190,7 +190,7 @@ class TestOvertaken:
     def test_a_transaction_that_fails_at_its_end_gives_no_generation_twice(
         self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from storage_backend.wrappers.cached.opened import Latest
+        from storage_backend.wrappers.cached.latest import Latest
 
         cached = CachedStorage(backend, directory)
         cached.read("other")

@@ -64,6 +64,17 @@ class TestParameters:
         assert isinstance(caught.value, ValueError)
         assert not (tmp_path / "cache").exists()
 
+    @pytest.mark.parametrize(
+        ("name", "value"), [("revalidate", "maybe"), ("revalidate", 1), ("clock", 5), ("clock", "now")]
+    )
+    def test_what_makes_no_sense_is_refused(
+        self, memory: MemoryStorage, tmp_path: Path, name: str, value: Any
+    ) -> None:
+        with pytest.raises(ConfigurationError) as caught:
+            CachedStorage(memory, tmp_path / "cache", **{name: value})
+        assert caught.value.parameter == name
+        assert not (tmp_path / "cache").exists()
+
     @pytest.mark.parametrize("value", [10**400, 1e305])
     def test_a_limit_beyond_all_disks_is_none(
         self, memory: MemoryStorage, tmp_path: Path, value: float
