@@ -37,7 +37,6 @@ from storage_backend.wrappers.cached.engine import (
     Findings,
     Key,
     Offer,
-    Staged,
     Stats,
     TooLargeError,
     key_of,
@@ -100,7 +99,7 @@ class Blobs:
     _retry_at: float
     _noted: bool
     _intent: Intent | None  # of the transaction under way
-    _intended: list[str]  # by the transaction under way
+    _intended: dict[str, None]  # by the transaction under way
     _over: list[str]  # marks of changes that are over when it is committed
     _unended: set[str]  # marks of changes of this process that could not be ended when they were over
     _trash: bool  # whether something is left of it
@@ -208,19 +207,25 @@ class Blobs:
             return None
         return Blob(self, size, None if replacing is None else replacing.name)
 
-    def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
-        """Make the entry found, if no generation of the key has begun after *generation*. Others are evicted to make room."""
-        assert isinstance(staged, Blob)
-        staged.finish(entry)
+    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+        """Make the entries found, each if no generation of its key has begun after the one beside it. Others are evicted to make room."""
+        for offer, _ in offers:
+            cast(Blob, offer.staged).finish(offer.entry)
+        published = []
         with self._transaction() as transaction:
-            changing = self._changing_of(transaction, [key.name])
-            if changing or transaction.generation(key.name) > generation:
-                return False
-            if not self._named(transaction, key, staged, entry):
-                return False
-            transaction.store(key.name, entry.size)
-        self._published(key, staged)
-        return True
+            changing = self._changing_of(transaction, [offer.key.name for offer, _ in offers])
+            good = [
+                offer
+                for offer, generation in offers
+                if offer.key.name not in changing and transaction.generation(offer.key.name) <= generation
+            ]
+            self._intend(transaction, [offer.key.name for offer in good])
+            for offer in good:
+                if self._named(transaction, offer):
+                    transaction.store(offer.key.name, offer.entry.size)
+                    published.append(offer)
+        for offer in published:
+            self._published(offer)
 
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins. The index hears of it at the end."""
@@ -282,7 +287,7 @@ class Blobs:
                     offer is not None
                     and key == offer.key
                     and not overlapped
-                    and self._named(transaction, key, cast(Blob, offer.staged), offer.entry)
+                    and self._named(transaction, offer)
                 ):
                     published = True
                     now = transaction.store_anew(name, offer.entry.size)
@@ -294,17 +299,17 @@ class Blobs:
             if change.mark:
                 self._over.append(change.mark)
         if offer is not None and published:
-            self._published(offer.key, cast(Blob, offer.staged))
+            self._published(offer)
         return alone
 
-    def _named(self, transaction: Transaction, key: Key, staged: Blob, entry: Entry) -> bool:
-        """Give an entry its name, if there is room; its row is the caller's."""
+    def _named(self, transaction: Transaction, offer: Offer) -> bool:
+        """Give an entry its name, if there is room; its row is the caller's, as is the intent."""
+        staged, name = cast(Blob, offer.staged), offer.key.name
         transaction.reserve(-staged.reserved)
-        if not self._make_room(transaction, entry.size, replacing=key.name):
+        if not self._make_room(transaction, offer.entry.size, replacing=name):
             transaction.reserve(staged.reserved)
             return False
-        self._intend(transaction, [key.name])
-        path = self._path(key.name)
+        path = self._path(name)
         try:
             staged.rename(path)
         except (FileNotFoundError, IsADirectoryError):
@@ -313,11 +318,12 @@ class Blobs:
             staged.rename(path)
         return True
 
-    def _published(self, key: Key, staged: Blob) -> None:
+    def _published(self, offer: Offer) -> None:
         """What follows the commit."""
-        staged.reserved = 0
-        self._known.pop(key.name, None)  # the new file may have the old one's number, length and time
-        self.touch(key)  # later than what has been used so far, of which the index has not heard
+        cast(Blob, offer.staged).reserved = 0
+        # The new file may have the old one's number, length and time.
+        self._known.pop(offer.key.name, None)
+        self.touch(offer.key)  # later than what has been used so far, of which the index has not heard
         if self._trash:
             self._empty_trash(_TRASH_MORE)
 
@@ -657,13 +663,13 @@ class Blobs:
         """Leave word of what this transaction is about to name or unlink."""
         if all(name in self._intended for name in names):
             return
-        self._intended += names
+        self._intended.update(dict.fromkeys(names))
         assert self._intent is not None
         self._intent.write(transaction.state.next(), self._intended)
 
     def _mend(self, transaction: Transaction, intent: Intent) -> None:
         """If the last transaction ended before its commit, its files may be there without a row, or rows without their files."""
-        self._intent, self._intended = intent, []
+        self._intent, self._intended = intent, {}
         counter, names = intent.read(transaction.committed)
         if not counter:
             return
@@ -808,7 +814,7 @@ class Blobs:
         self._retry_at = 0.0
         self._noted = False
         self._intent = None
-        self._intended = []
+        self._intended = {}
         self._over = []
         self._unended = set()
         self._trash = False

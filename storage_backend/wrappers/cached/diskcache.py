@@ -33,7 +33,6 @@ from storage_backend.wrappers.cached.engine import (
     Findings,
     Key,
     Offer,
-    Staged,
     Stats,
     TooLargeError,
     key_of,
@@ -135,15 +134,20 @@ class DiskCache:
         token = self._opened().member.token
         return File(f"{self.directory}/staging/{token}-{os.urandom(8).hex()}", self.limit)
 
-    def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
-        """Make the entry found, if *generation* is still the key's. Others are evicted to make room."""
+    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+        """Make the entries found, each if the generation beside it is still its key's. Others are evicted to make room."""
+        for offer, generation in offers:
+            self._publish(offer, generation)
+
+    def _publish(self, offer: Offer, generation: int) -> None:
+        key, staged, entry = offer
         assert isinstance(staged, File)
         values = self._opened().values
         tag = packed(entry._replace(crc=staged.crc))
         with self._generations() as rows:
             row = rows.load(key.name)
             if rows.changing(row) or row.generation != generation:
-                return False
+                return
             before = len(values) + (key.name not in values)
             with staged.reader() as reader:
                 values.set(key.name, reader, read=True, tag=tag, retry=True)
@@ -151,7 +155,6 @@ class DiskCache:
         if evicted > 0:
             with self._counting:
                 self._counts[EVICTIONS] += evicted
-        return True
 
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins."""
@@ -183,7 +186,7 @@ class DiskCache:
                 if not overlapped:
                     alone[key] = row.generation
         if offer is not None and offer.key in alone:
-            self.publish(*offer, alone[offer.key])
+            self._publish(offer, alone[offer.key])
         return alone
 
     def drop(self, key: Key, stamp: int | None = None) -> None:

@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.members import Counters
 
+HELD = 256 << 10  # bytes of one content that may be in memory until it is published
 _NAME = re.compile("[0-9a-f]{32}")
 
 
@@ -158,8 +159,8 @@ class Engine(Protocol):
             replacing: whose entry need not be kept until then.
         """
 
-    def publish(self, key: Key, staged: Staged, entry: Entry, generation: int) -> bool:
-        """Make the entry found, if *generation* is still good for the key. Others are evicted to make room."""
+    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+        """Make the entries found, each if the generation beside it is still good for its key. Others are evicted to make room."""
 
     def begin(self, keys: Sequence[Key]) -> Change:
         """Drop the entries: a change of their objects begins."""

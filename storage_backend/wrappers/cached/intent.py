@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from storage_backend.wrappers.cached.engine import is_name
 
@@ -41,7 +41,7 @@ class Intent:
         found = [names[at : at + _NAME].decode("ascii", "replace") for at in range(0, size, _NAME)]
         return counter, [name for name in found if name == EVERYTHING or is_name(name)]  # they become paths
 
-    def write(self, counter: int, names: Sequence[str]) -> None:
+    def write(self, counter: int, names: Collection[str]) -> None:
         """Say what is about to be done."""
         data = _HEAD.pack(counter, len(names)) + "".join(names).encode()
         os.pwrite(self._fd, data + zlib.crc32(data).to_bytes(4, "little"), 0)

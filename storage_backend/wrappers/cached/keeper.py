@@ -27,6 +27,7 @@ from storage_backend.errors import (
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import chunks
 from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.cached.batch import Batch, Piece, publish
 from storage_backend.wrappers.cached.engine import Change as Changing
 from storage_backend.wrappers.cached.engine import Engine, Key, Offer, Staged, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found
@@ -382,7 +383,7 @@ class Keeper:
                     )
                 info = info or self._unchanged(identifier, before)
                 entry = self._entry(key, staged, began, info)
-                self.safely(self.engine.publish, key, staged, entry, generation)
+                self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
                 found = self.safely(staged.found, entry)
             finally:
                 self.safely(staged.discard)
@@ -425,18 +426,21 @@ class Keeper:
         found = self.safely(self.engine.generations, list(keys.values()))
         generations = {} if found is None else dict(zip(keys.values(), found, strict=True))
         began = self.begin()
+        batch = Batch(self.engine, self.warn)
         try:
             for identifier, content in self.backend.read_many(list(keys)):
                 self.count(MISSES)
                 key = keys[identifier]
                 generation = generations.get(key)
                 if generation is not None:
-                    self.store(key, content, began, None, generation)
+                    batch.add(self._piece(key, content, began, None, generation))
                 yield identifier, content
                 for _ in range(times.pop(identifier) - 1):
                     self.hit(key, len(content))
                     yield identifier, content
+            batch.flush()
         except BatchError as error:
+            batch.flush()
             for identifier, failure in error.failures.items():
                 if identifier not in keys:
                     failures.note(identifier, failure)
@@ -449,6 +453,7 @@ class Keeper:
                     self.safely(self.engine.drop, keys[identifier])
                 failures.note(identifier, failure)
         except Exception as error:
+            batch.flush()
             # All of the batch: what has not come yet may be given as it was, if every object can.
             stood_in = {name: self._stale(name, keys[name], error) for name in times}
             if not all(content is not None for content in stood_in.values()):
@@ -461,32 +466,28 @@ class Keeper:
         """Put bytes into the cache under a key of their own, if it takes them; nothing is raised."""
         if generation is None or not self.limit_allows(len(content)):
             return
-        try:
-            staged = self.engine.stage(len(content))
-            if staged is None:
-                return
-            try:
-                staged.write(content)
-                self.engine.publish(key, staged, entry, generation)
-            finally:
-                staged.discard()
-        except TooLargeError:
-            return
-        except Exception as error:  # noqa: BLE001 - of the cache, and logged
-            self.warn(error)
+        self.safely(publish, self.engine, [Piece(key, content, entry, generation)])
 
     def store(
         self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
     ) -> None:
         """Put an object's content into the cache, if it takes it; nothing is raised."""
+        piece = self._piece(key, content, began, info, generation)
+        if piece is not None:
+            self.safely(publish, self.engine, [piece])
+
+    def _piece(
+        self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
+    ) -> Piece | None:
+        """An object's content on its way into the cache; None if that does not take it."""
         if key.name in self.distrusted:
-            return
+            return None
         if not self.limit_allows(len(content)):
             self._outgrown(key)
-            return
+            return None
         etag, modified = self.proof(info, began)
         entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp())
-        self.store_piece(key, content, entry, generation)
+        return Piece(key, content, entry, generation)
 
     def _entry(self, key: Key, staged: Staged, began: Moment, info: ObjectInfo | None) -> Entry:
         etag, modified = self.proof(info, began)
@@ -551,9 +552,11 @@ class Keeper:
             self._end_and_store(begun, *stored[0])
             return
         alone = self._end(begun, keys.values())
+        batch = Batch(self.engine, self.warn)
         for key, content, began, info in stored:
             if key in alone:
-                self.store(key, content, began, info, alone[key])
+                batch.add(self._piece(key, content, began, info, alone[key]))
+        batch.flush()
 
     def _end_and_store(
         self, begun: Changing, key: Key, content: bytes, began: Moment, info: ObjectInfo | None

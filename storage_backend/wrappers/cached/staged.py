@@ -9,10 +9,9 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
-from storage_backend.wrappers.cached.engine import TooLargeError
+from storage_backend.wrappers.cached.engine import HELD, TooLargeError
 from storage_backend.wrappers.cached.entry import Entry, Found, packed
 
-HELD = 256 << 10  # bytes in memory until they are published
 STEPS = 256  # what is coming in is counted in steps of this part of the limit
 
 
