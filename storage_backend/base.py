@@ -241,7 +241,7 @@ class StorageBackend(ABC):
         return None
 
     def _seen(self, identifier: str) -> ObjectInfo | None:
-        """What the last `read`, `read_range` or `open` of the object by this thread, through this instance, saw; told once.
+        """What the last `read`, `read_range`, `open` or `download` of the object by this thread, through this instance, saw; told once.
 
         For caches: what a `stat` shows before or after may be of another version. None where it is not known.
         """

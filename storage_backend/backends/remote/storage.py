@@ -333,6 +333,7 @@ class RemoteStorage(StorageBackend):
                 Path(path),
                 lambda: self._objects.digest(place, "sha256"),
             )
+        self._objects.saw(place, file.facts)
         return True
 
     @override

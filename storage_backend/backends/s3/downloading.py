@@ -28,6 +28,7 @@ def fill(wanted: Wanted, staged: StagedFile, workers: Workers) -> None:
     connection, so together they are not held to what one connection gives. None of them asks for what another has.
     """
     with Pinned(wanted) as reader:
+        wanted.saw(reader.facts)
         # Of digests only CRCs can be put together from pieces.
         if (
             reader.size < PARALLEL_FROM

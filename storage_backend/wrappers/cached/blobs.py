@@ -536,8 +536,7 @@ class Blobs:
         alive = set(os.listdir(self._members))
         for name in os.listdir(self._staging):
             if name.partition("-")[0] not in alive:
-                with suppress(FileNotFoundError):
-                    os.unlink(f"{self._staging}/{name}")
+                remove(f"{self._staging}/{name}")
         self._empty_trash(_TRASH)
 
     def _rebuild(self, transaction: Transaction) -> None:

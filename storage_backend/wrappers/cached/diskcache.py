@@ -38,6 +38,7 @@ from storage_backend.wrappers.cached.engine import (
     key_of,
 )
 from storage_backend.wrappers.cached.entry import Entry, Found, packed, renewed_tail, unpacked
+from storage_backend.wrappers.cached.folders import fetched, remove
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
 from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
@@ -298,8 +299,7 @@ class DiskCache:
             alive = set(os.listdir(self._members))
             for name in os.listdir(f"{self.directory}/staging"):
                 if name.partition("-")[0] not in alive:
-                    with suppress(FileNotFoundError):
-                        os.unlink(f"{self.directory}/staging/{name}")
+                    remove(f"{self.directory}/staging/{name}")
         return opened
 
     @contextmanager
@@ -368,6 +368,14 @@ class File:
         self.size += len(view)
         while view:
             view = view[os.write(self._fd, view) :]
+
+    def fetch(self, download: Callable[[str], object]) -> None:
+        """Take in all of the content at once: *download* makes a file of it at the path that it is given."""
+        fd, self.size, self.crc = fetched(self._path, download)
+        os.close(self._fd)
+        self._fd = fd
+        if self._limit is not None and self.size > self._limit:
+            raise TooLargeError(f"more than {self._limit:,} bytes")
 
     def reader(self) -> BinaryIO:
         """What was written."""

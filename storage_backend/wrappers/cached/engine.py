@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -85,6 +85,9 @@ class Staged(Protocol):
 
     def write(self, data: Buffer, /) -> object:
         """Append all of *data*."""
+
+    def fetch(self, download: Callable[[str], object]) -> None:
+        """Take in all of the content at once: *download* makes a file of it at the path that it is given."""
 
     def found(self, entry: Entry) -> Found:
         """What was written, to be read although it is not published: *entry* is its."""

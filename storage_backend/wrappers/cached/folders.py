@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
@@ -34,6 +35,33 @@ def whole(path: str, name: str) -> Entry | Literal[False] | None:
         return entry if crc == entry.crc else False
     finally:
         os.close(fd)
+
+
+def fetched(path: str, download: Callable[[str], object]) -> tuple[int, int, int]:
+    """Have *download* make a file, which replaces the one at *path*.
+
+    It is made in a directory of its own, where it may have other files beside it.
+
+    Returns:
+        A descriptor of the file at its end, its size in bytes, its CRC-32.
+    """
+    folder = f"{path}.d"
+    os.mkdir(folder, 0o700)
+    try:
+        download(f"{folder}/content")
+        os.rename(f"{folder}/content", path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        size = crc = 0
+        while piece := os.read(fd, CHUNK):
+            crc = zlib.crc32(piece, crc)
+            size += len(piece)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd, size, crc
 
 
 def remove(path: str) -> None:

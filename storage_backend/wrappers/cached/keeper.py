@@ -11,20 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend, capabilities_of, info_of, location_of
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
     Failures,
     IntegrityError,
     InvalidIdentifierError,
+    StorageError,
     is_retryable,
 )
-from storage_backend.info import ObjectInfo
+from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
 from storage_backend.wrappers.base import Wrapper
 from storage_backend.wrappers.cached.batch import Batch, Piece, publish
@@ -42,6 +44,7 @@ T = TypeVar("T")
 RACY = (
     2.0  # seconds; an object changed so shortly before it was looked at may change again unseen (contract.md)
 )
+DOWNLOADED_FROM = 32 << 20  # bytes; what is smaller has come before a second request pays
 _KEYS = 10_000  # that are kept
 
 
@@ -358,7 +361,7 @@ class Keeper:
         return content
 
     def streamed(self, identifier: str, key: Key) -> Found | BinaryIO:
-        """As `_fetched`, as a stream into the cache; the backend's own reader if it does not go in."""
+        """As `fetched`, by a stream or a download into the cache; the backend's own reader if it does not go in."""
         generation = self.generation(key)
         before = self._looked(identifier)
         began = self.begin()
@@ -366,6 +369,11 @@ class Keeper:
         try:
             info = self.seen(identifier)  # which the reader is pinned to
             size = _size_of(reader)
+            if generation is not None and size is not None and self._is_downloaded(size):
+                found = self._downloaded(identifier, key, size, began, generation)
+                if found is not None:
+                    reader.close()
+                    return found
             staged = None if generation is None else self.safely(self.engine.stage, size)
             if staged is None or generation is None:
                 self._outgrown(key)
@@ -395,6 +403,38 @@ class Keeper:
             raise
         reader.close()
         return found
+
+    def _is_downloaded(self, size: int) -> bool:
+        """Whether an object of *size* bytes is worth another request: a download may use many connections at once."""
+        return (
+            size >= DOWNLOADED_FROM
+            and Capability.RANGES in capabilities_of(self.backend)
+            and self.limit_allows(size)
+        )
+
+    def _downloaded(
+        self, identifier: str, key: Key, size: int, began: Moment, generation: int
+    ) -> Found | None:
+        """An object by the backend's `download` into the cache; None if that does not take it."""
+        staged = self.safely(self.engine.stage, size)
+        if staged is None:
+            return None
+        try:
+            before = self._looked(identifier)
+            try:
+                staged.fetch(partial(self.backend.download, identifier))
+            except StorageError:
+                raise
+            except Exception as error:  # noqa: BLE001 - of the cache's disk, and logged; if not, it comes again from the reader
+                if not isinstance(error, TooLargeError):
+                    self.warn(error)
+                return None
+            info = self.seen(identifier) or self._unchanged(identifier, before)
+            entry = self._entry(key, staged, began, info)
+            self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
+            return self.safely(staged.found, entry)
+        finally:
+            self.safely(staged.discard)
 
     def _outgrown(self, key: Key) -> None:
         """Forget what is known of an object whose present content does not go in: nothing older is given after it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
@@ -11,6 +12,7 @@ from typing_extensions import Buffer
 
 from storage_backend.wrappers.cached.engine import HELD, TooLargeError
 from storage_backend.wrappers.cached.entry import Entry, Found, packed
+from storage_backend.wrappers.cached.folders import fetched
 
 STEPS = 256  # what is coming in is counted in steps of this part of the limit
 
@@ -65,9 +67,7 @@ class Blob:
         """
         view = memoryview(data).cast("B")
         size = self.size + len(view)
-        limit = self._cache.limit
-        if limit is not None and size > limit:
-            raise TooLargeError(f"{size:,} bytes are more than {limit:,}")
+        self._check(size)
         if self._held is not None and size > HELD:
             self._spill(size)
         if self._held is None:
@@ -75,6 +75,21 @@ class Blob:
         self._crc = zlib.crc32(view, self._crc)
         self.size = size
         self._append(data if isinstance(data, bytes) else view)
+
+    def fetch(self, download: Callable[[str], object]) -> None:
+        """Take in all of the content at once: *download* makes a file of it at the path that it is given.
+
+        Raises:
+            TooLargeError: it is more than the cache may hold.
+        """
+        if self._held is not None:
+            self._spill(0)
+        assert self._path is not None
+        fd, self.size, self._crc = fetched(self._path, download)
+        os.close(self._fd)
+        self._fd = fd
+        self._check(self.size)
+        self._count(self.size)
 
     def finish(self, entry: Entry) -> None:
         """Append what makes it an entry."""
@@ -138,6 +153,11 @@ class Blob:
         view = memoryview(data)
         while view:
             view = view[os.write(self._fd, view) :]
+
+    def _check(self, size: int) -> None:
+        limit = self._cache.limit
+        if limit is not None and size > limit:
+            raise TooLargeError(f"{size:,} bytes are more than {limit:,}")
 
     def _count(self, size: int) -> None:
         """See to it that *size* bytes in all are within the limit."""

@@ -11,6 +11,7 @@ import pytest
 from storage_backend import CachedStorage, DatabaseStorage, ObjectInfo, StorageBackend
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
+from storage_backend.wrappers.cached import keeper
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import AtPlace
 
@@ -65,13 +66,20 @@ def test_what_is_unchanged_is_renewed_by_one_stat(telling: StorageBackend, tmp_p
     assert cached.get_cache_stats()["file_count"] == 0
 
 
-def test_what_was_streamed_is_renewed_by_one_stat(telling: StorageBackend, tmp_path: Path) -> None:
+@pytest.mark.parametrize("by", ["open", "download"])
+def test_what_was_streamed_is_renewed_by_one_stat(
+    telling: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    if by == "download":
+        monkeypatch.setattr(keeper, "DOWNLOADED_FROM", 1 << 20)
     clock = Clock()
     inner = FaultyStorage(telling)
     cached = CachedStorage(inner, tmp_path, ttl_seconds=60, clock=clock)
     content = content_of(3 << 20)
     written(telling, "a", content)
+    inner.calls.clear()
     assert cached.download("a", tmp_path / "copy")
+    assert [call.method for call in inner.calls] == ["open", "download"][: 1 + (by == "download")]
     clock.now += 61
     inner.calls.clear()
     with cached.open("a") as reader:
