@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import time
@@ -22,10 +23,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
 
 
+def give_memory_back() -> None:
+    """Give the system what the allocator keeps of freed memory: each fork copies the map of all that a process has."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def what_is_there_stays() -> None:
     """What has come to be by now lives as long as the session, and the many tests that collect garbage need not look at it."""
     gc.collect()
+    give_memory_back()
     gc.freeze()
 
 

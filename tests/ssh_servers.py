@@ -226,8 +226,8 @@ class OpenSSH(ServerProcess):
         extra: lines of sshd_config that come first, so that they win (sshd_config(5): the first value is used).
         command_wrapper: a program that is run for each command and for the SFTP subsystem instead of these, and finds
             what was asked for in `SSH_ORIGINAL_COMMAND` (`shell_script` writes some).
-        home: what the session's `HOME` is, so where bash looks for `.bashrc`; None for the user's own. A `.bashrc` that
-            prints spoils SFTP too, which the login shell starts.
+        home: what the session's `HOME` is, so where bash looks for `.bashrc`; None for an empty directory, since the user's own
+            start-up files may wait for each other. A `.bashrc` that prints spoils SFTP too, which the login shell starts.
     """
 
     def __init__(
@@ -304,8 +304,11 @@ class OpenSSH(ServerProcess):
             lines.append(f"Subsystem sftp {sftp_server()}")
         if self._wrapper is not None:
             lines.append(f"ForceCommand {shlex.quote(str(self._wrapper))}")
-        if self._home is not None:
-            lines.append(f"SetEnv HOME={self._home}")
+        home = self._home
+        if home is None:
+            home = self.directory / "home"
+            home.mkdir(exist_ok=True)
+        lines.append(f"SetEnv HOME={home}")
         (self.directory / "sshd_config").write_text("".join(f"{line}\n" for line in lines))
 
 
