@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from typing import Any
 
 from benchmarks import caches
 from benchmarks.caches import DISKCACHE, FILECACHE, SIMPLECACHE
 from benchmarks.harness import OURS, Comparison, Contender, Pass, Place, Workload, each, expect
 from benchmarks.workloads.cached import HUNDRED
+
+BATCH = "read_many()"
 
 
 def setup(place: Place) -> None:
@@ -17,6 +20,13 @@ def setup(place: Place) -> None:
 def ours(place: Place) -> Pass:
     storage = caches.ours(HUNDRED.folder(place), place.scratch / "cache")
     return each(storage.read, HUNDRED.names(place))
+
+
+def batch(place: Place) -> Pass:
+    """All of them by one call."""
+    storage = caches.ours(HUNDRED.folder(place), place.scratch / "cache")
+    names = HUNDRED.names(place)
+    return lambda: deque(storage.read_many(names), maxlen=1)[0][1]
 
 
 def plain(place: Place) -> Pass:
@@ -68,9 +78,10 @@ def check(_place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="Read a 100 KiB object that is not in the cache yet",
     what="The backend is the local disk, so that what is measured is the cache: a look, the read, a file written, and what the "
-    "cache notes of it. The plain one reads a file and writes another.",
+    "cache notes of it. The plain one reads a file and writes another. By `read_many()` they are asked for and kept as batches.",
     contenders=(
         Contender(OURS, ours),
+        Contender(BATCH, batch),
         Contender("open() twice", plain),
         Contender(DISKCACHE, diskcache, module="diskcache"),
         Contender(FILECACHE, filecache, module="fsspec"),
@@ -85,5 +96,9 @@ WORKLOAD = Workload(
         Comparison(OURS, DISKCACHE),
         Comparison(OURS, FILECACHE),
         Comparison(OURS, SIMPLECACHE),
+        Comparison(BATCH, "open() twice"),
+        Comparison(BATCH, DISKCACHE),
+        Comparison(BATCH, FILECACHE),
+        Comparison(BATCH, SIMPLECACHE),
     ),
 )
