@@ -11,9 +11,7 @@ from storage_backend.wrappers.cached.entry import Entry
 
 MOST = 64  # contents that go in together: others' changes wait meanwhile
 MOST_BYTES = 4 << 20
-LONGEST = (
-    0.05  # seconds that one waits for those after it, so that others find it soon where the backend is slow
-)
+LONGEST = 0.05  # seconds that one waits for those after it: where the backend is slow, others find it soon
 
 
 class Piece(NamedTuple):

@@ -390,7 +390,7 @@ class Keeper:
                         backend=self._location,
                     )
                 info = info or self._unchanged(identifier, before)
-                entry = self._entry(key, staged, began, info)
+                entry = self._entry(key, staged.size, began, info)
                 self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
                 found = self.safely(staged.found, entry)
             finally:
@@ -430,7 +430,7 @@ class Keeper:
                     self.warn(error)
                 return None
             info = self.seen(identifier) or self._unchanged(identifier, before)
-            entry = self._entry(key, staged, began, info)
+            entry = self._entry(key, staged.size, began, info)
             self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
             return self.safely(staged.found, entry)
         finally:
@@ -525,13 +525,11 @@ class Keeper:
         if not self.limit_allows(len(content)):
             self._outgrown(key)
             return None
-        etag, modified = self.proof(info, began)
-        entry = Entry(key.label, len(content), began.at, etag, modified, self.stamp())
-        return Piece(key, content, entry, generation)
+        return Piece(key, content, self._entry(key, len(content), began, info), generation)
 
-    def _entry(self, key: Key, staged: Staged, began: Moment, info: ObjectInfo | None) -> Entry:
+    def _entry(self, key: Key, size: int, began: Moment, info: ObjectInfo | None) -> Entry:
         etag, modified = self.proof(info, began)
-        return Entry(key.label, staged.size, began.at, etag, modified, self.stamp())
+        return Entry(key.label, size, began.at, etag, modified, self.stamp())
 
     def limit_allows(self, size: int) -> bool:
         """Whether the cache may hold content of *size* bytes."""
@@ -608,7 +606,7 @@ class Keeper:
         try:
             offer = None
             if staged is not None and self._takes(staged, content):
-                offer = Offer(key, staged, self._entry(key, staged, began, info))
+                offer = Offer(key, staged, self._entry(key, staged.size, began, info))
             self._end(begun, [key], offer)
         finally:
             if staged is not None:
