@@ -411,10 +411,10 @@ class TestSilence:
             source = Breaking(content, 8 * MIB, lambda: frozen.send_signal(signal.SIGSTOP))
             try:
                 assert storage.write_stream("a", source)
+                assert ways.port_in_use(storage) == "second"
             finally:
                 frozen.send_signal(signal.SIGCONT)
             assert same(storage.read("a"), content)
-            assert ways.port_in_use(storage) == "second"
 
 
 def verbs_of(directory: Path) -> dict[str, Callable[[RemoteStorage], object]]:
