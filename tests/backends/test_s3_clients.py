@@ -19,6 +19,7 @@ import pytest
 from botocore.client import BaseClient
 from botocore.config import Config
 from botocore.exceptions import ClientError
+from botocore.loaders import JSONFileLoader
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 from moto import mock_aws
@@ -468,6 +469,39 @@ class TestAttributeOfBoto3:
             _use(storage)
             assert storage.client is mine
         assert server.rejected == []
+
+
+class TestDescriptions:
+    """Botocore's descriptions of the service, megabytes of JSON."""
+
+    @pytest.fixture
+    def loaded(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        loaded: list[str] = []
+        load = JSONFileLoader.load_file
+
+        def note(self: JSONFileLoader, path: str) -> Any:
+            loaded.append(path)
+            return load(self, path)
+
+        monkeypatch.setattr(JSONFileLoader, "load_file", note)
+        return loaded
+
+    def test_they_are_parsed_once(self, make: Make, loaded: list[str]) -> None:
+        paths = list(make().client._loader.search_paths)
+        loaded.clear()
+        again = make()
+        assert again.read("x.txt") == b"hello"
+        assert again.client._loader.search_paths == paths
+        assert loaded == []
+
+    def test_those_of_the_user_are_looked_for(
+        self, make: Make, loaded: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        (tmp_path / "models").mkdir()
+        monkeypatch.setenv("AWS_DATA_PATH", f"~/models{os.pathsep}/nowhere")
+        assert make().read("x.txt") == b"hello"
+        assert str(tmp_path / "models" / "endpoints") in loaded
 
 
 class TestStubber:

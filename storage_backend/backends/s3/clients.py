@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -45,6 +47,7 @@ def made(settings: Settings, region: str | None) -> Any:
     """A client: boto3's own, or one of a session where credentials or a profile are given."""
     try:
         import boto3
+        import botocore.session
         from botocore import UNSIGNED
         from botocore.config import Config
     except ModuleNotFoundError as error:
@@ -81,13 +84,33 @@ def made(settings: Settings, region: str | None) -> Any:
     keywords = {name: value for name, value in given.items() if value is not None}
     if settings.access_key is None and settings.profile is None:
         return boto3.client("s3", config=Config(**options), **keywords)
+    core = botocore.session.Session(profile=settings.profile)
+    core.register_component("data_loader", _models(core.get_config_variable("data_path")))
     session = boto3.Session(
+        botocore_session=core,
         aws_access_key_id=_value(settings.access_key),
         aws_secret_access_key=_value(settings.secret_key),
         aws_session_token=_value(settings.session_token),
         profile_name=settings.profile,
     )
     return session.client("s3", config=Config(**options), **keywords)
+
+
+class _Paths(list[str]):
+    """The directories of a loader, to which each session of boto3's adds the same one."""
+
+    def append(self, path: str, /) -> None:
+        if path not in self:
+            super().append(path)
+
+
+@cache
+def _models(data_path: str | None) -> Any:
+    """The loader of botocore's descriptions of its services, for all sessions: to parse them is most of what a client costs."""
+    from botocore.loaders import Loader
+
+    given = data_path.split(os.pathsep) if data_path else []
+    return Loader(_Paths(str(Path(os.path.expandvars(path)).expanduser()) for path in given))
 
 
 def _value(secret: Secret | None) -> str | None:
