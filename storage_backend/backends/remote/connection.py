@@ -17,7 +17,7 @@ from storage_backend.backends.remote.errors import LostError, lost, told
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.operations import Operations, Place, Staged
 from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
-from storage_backend.backends.remote.probe import LONGEST, Facts
+from storage_backend.backends.remote.probe import LONGEST, Facts, Memory
 from storage_backend.backends.remote.public import PublicSession
 from storage_backend.backends.remote.session import Session, Steps
 from storage_backend.backends.remote.settings import Endpoint, Settings
@@ -39,6 +39,8 @@ BULK = 4
 # while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
 REKEY_BYTES = 1 << 36
 REKEY_PACKETS = 1 << 31
+
+memory = Memory()
 
 
 class Connection:
@@ -77,9 +79,12 @@ class Connection:
         self._unpackers: list[Unpacker] = []  # idle
         self._probing = threading.Lock()
         self._facts: Facts | None = None
+        self._remembered = False  # the facts are another connection's
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
         if settings.shell == "never":
             self._shell = None
+        # The account's shell may depend on the key (authorized_keys in sshd(8), "command=").
+        self._server = (endpoint, settings.key_filename, _host_key(self._transport))
         self._links: bool | None = None
         self._counting = threading.Lock()
         self._users = 0
@@ -108,8 +113,24 @@ class Connection:
         """What the server's shell can do; found out when first asked for."""
         with self._probing:
             if self._facts is None:
-                self._facts = self._shell.probe(None) if self._shell is not None else Facts()
+                self._facts = self._learned(self._shell) if self._shell is not None else Facts()
             return self._facts
+
+    def _learned(self, shell: Shell) -> Facts:
+        known = memory.get(self._server)
+        self._remembered = known is not None
+        if known is None:
+            known = shell.probe(None)
+            memory.put(self._server, known)
+        shell.facts = known
+        return known
+
+    def doubt(self) -> None:
+        """The shell did not do as it should: what another connection found is asked again, by this one too."""
+        memory.forget(self._server)
+        with self._probing:
+            if self._remembered:
+                self._facts = None
 
     @property
     def shell(self) -> Shell:
@@ -241,6 +262,8 @@ class Connection:
         except StorageError:
             raise
         except Exception as error:
+            if isinstance(error, CommandError | ValueError):
+                self.doubt()
             # One channel too many is refused, and an answer may make no sense: what there is goes on.
             if isinstance(error, ssh_library().ChannelException | ValueError):
                 raise told(error, identifier, self._where) from error
@@ -363,6 +386,10 @@ def _transport(client: paramiko.SSHClient) -> paramiko.Transport | None:
     get = getattr(client, "get_transport", None)
     transport = get() if callable(get) else None
     return transport if isinstance(transport, ssh_library().Transport) else None
+
+
+def _host_key(transport: paramiko.Transport | None) -> bytes:
+    return b"" if transport is None else bytes(transport.get_remote_server_key().asbytes())
 
 
 @contextmanager

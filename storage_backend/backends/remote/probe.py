@@ -8,7 +8,8 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -23,10 +24,13 @@ from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 LONGEST = 5.0  # seconds
+REMEMBERED = 600.0  # seconds
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
 _LISTING = b".~sb-listing"
+_FIRST = "sha256"  # of the algorithms
+_MOST = 1 << 20  # bytes that a probe may print
 _MEMBERS = (  # one whose name fits into a header, and one that does not; for what is there, and for what is not
     Member(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
     Member(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
@@ -40,6 +44,7 @@ class Facts:
     Attributes:
         unpack: with digests or without.
         digests: algorithm -> whether one process takes many files; else it is one each.
+        whole: all was tried.
     """
 
     find: bool = False
@@ -51,6 +56,33 @@ class Facts:
     pack: bool = False
     unpack: bool = False
     digests: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
+    whole: bool = field(default=False, compare=False)
+
+
+class Memory:
+    """Whole facts by the server that they are of, for a while: to probe takes longer than to connect.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[Hashable, tuple[float, Facts]] = {}
+
+    def get(self, server: Hashable) -> Facts | None:
+        """What was found less than `REMEMBERED` seconds ago."""
+        found, facts = self._kept.get(server, (0.0, None))
+        return facts if facts is not None and self._clock() - found < REMEMBERED else None
+
+    def put(self, server: Hashable, facts: Facts) -> None:
+        """Keep *facts*, if they are whole: a server may have been too busy to answer in time."""
+        if facts.whole:
+            self._kept[server] = (self._clock(), facts)
+
+    def forget(self, server: Hashable) -> None:
+        """Something did not work as it should."""
+        self._kept.pop(server, None)
 
 
 def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> Facts:
@@ -64,41 +96,38 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
         longest: seconds for all of it.
     """
     token = secrets.token_hex(16).encode()
-    script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD)
+    script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD, token)
     request = unpacking.request(_MEMBERS, _LISTING, dated=True, digests=True)
-    answers: dict[bytes, bytes] = {}
+    said = bytearray()
+    whole = False
     # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
     with suppress(Exception), Command(open_channel, script, longest, stdin=request, marker=token) as running:
         watch = threading.Timer(longest, running.close)
         watch.daemon = True
         watch.start()
         try:
-            while line := running.read_line():
-                name, status, size = line.split()
-                if not 0 <= int(size) <= 1 << 20:
-                    break
-                output = _exactly(running, int(size))
-                if status == b"0":
-                    answers[name] = output
+            while len(said) < _MOST and (piece := running.read(_MOST)):
+                said += piece
             running.finish()  # the scratch directory is gone then
+            whole = True
         finally:
             watch.cancel()
-    return _facts(answers)
-
-
-def _exactly(running: Command, size: int) -> bytes:
-    pieces = []
-    while size:
-        piece = running.read(size)
-        if not piece:
-            raise CommandError(0, b"", "an answer is cut")
-        pieces.append(piece)
-        size -= len(piece)
-    return b"".join(pieces)
+    output, *others = bytes(said).split(b"\n%b " % token)
+    answers = {}
+    for each in others:
+        line, _, following = each.partition(b"\n")
+        name, _, status = line.partition(b" ")
+        if status == b"0":
+            answers[name] = output
+        output = following
+    return _facts(answers, whole)
 
 
 def _script() -> bytes:
-    """BASE NAME ODD: try all, and print of each "name status length" and what it printed."""
+    """BASE NAME ODD TOKEN: try all, and print what each printed, and then on a line TOKEN, its name and its status.
+
+    To start a process costs a server more than all that these do, so their outputs are printed by few.
+    """
     lines = [
         rb"""
 base=${1:-${TMPDIR:-/tmp}}
@@ -107,22 +136,25 @@ d=$base/$2
 trap 'rm -rf -- "$d"' EXIT
 trap 'exit 1' HUP INT PIPE TERM
 u=$(umask)
-mkdir "$d/t" "$d/t/c" || exit
+mkdir "$d/t" "$d/t/c" "$d/o" || exit
 cat >"$d/a"
 printf 0123456789 >"$d/t/$3"
 printf 1 >"$d/t/b"
 printf 2 >"$d/t/c/.~sb-x"
 printf 3 >"$d/t/c/d"
 ln -s b "$d/t/l"
-told() { r=$?; printf '%s %d %d\n' "$1" "$r" "$(($(wc -c <"$d/o")))"; cat "$d/o"; }
-printf %s "$u" >"$d/o"; told umask
+f=
+t=$4
+tried() { printf '\n%s %s %d\n' "$t" "$1" "$?" >"$d/o/$1+"; f="$f $1 $1+"; }
+show() { (cd "$d/o" && exec cat $f); f=; }
+printf %s "$u" >"$d/o/umask"; tried umask
 """
     ]
 
     def attempt(name: str, script: bytes, arguments: bytes, feed: bytes = b"") -> None:
         call = scripts.invocation(script) + b" " + arguments
         call = feed + b" | " + call if feed else call + b" </dev/null"
-        lines.append(b'%b >"$d/o" 2>/dev/null; told %b\n' % (call, name.encode()))
+        lines.append(b'%b >"$d/o/%b" 2>/dev/null; tried %b\n' % (call, name.encode(), name.encode()))
 
     attempt("find", scripts.FIND, b'"$d/t" x ""')
     attempt("find_names", scripts.FIND_NAMES, b'"$d/t" x ""')
@@ -137,19 +169,31 @@ printf %s "$u" >"$d/o"; told umask
     attempt("linked", scripts.LINK, b'"$d/t/$3" "$d/m" || [ "$?" = 107 ]')
     attempt("rename", scripts.RENAME, b'"$d/t/$3" "$d/t/b"')
     attempt("renamed", b'cat -- "$1"', b'"$d/t/b"')
+    lines.append(b"show\n")  # sync may take long
     attempt("sync", scripts.SYNC, b'"$d/t"')
-    for algorithm in ALGORITHMS:
-        tool = b"%bsum" % algorithm.encode()
-        paths = b"""printf '%s\\0' "$d/t/b" "$d/gone\""""
-        attempt(f"many-{algorithm}", scripts.DIGESTS, tool, paths)
-        lines.append(b'[ -s "$d/o" ] || {\n')
-        attempt(f"single-{algorithm}", scripts.DIGESTS_SINGLY, tool, paths)
+    lines.append(b"show\n")
+    paths = b"""printf '%s\\0' "$d/t/b" "$d/gone\""""
+    for algorithm in (_FIRST, *(each for each in ALGORITHMS if each != _FIRST)):
+        many, single, tool = f"many-{algorithm}", f"single-{algorithm}", b"%bsum" % algorithm.encode()
+        if algorithm != _FIRST:
+            # Where the script works for one of these tools, another need only take the same option.
+            direct = b'%b -z -- "$d/t/b" >"$d/o/%b" 2>/dev/null; tried %b' % (
+                tool,
+                many.encode(),
+                many.encode(),
+            )
+            lines.append(b'if [ -s "$d/o/many-%b" ]; then\n%b\nelse\n' % (_FIRST.encode(), direct))
+        attempt(many, scripts.DIGESTS, tool, paths)
+        if algorithm != _FIRST:
+            lines.append(b"fi\n")
+        lines.append(b'[ -s "$d/o/%b" ] || {\n' % many.encode())
+        attempt(single, scripts.DIGESTS_SINGLY, tool, paths)
         lines.append(b"}\n")
-    lines.append(b"printf '\\n'\n")
+    lines.append(b"show\n")
     return b"".join(lines)
 
 
-def _facts(answers: Mapping[bytes, bytes]) -> Facts:
+def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
     umask = int(answers[b"umask"], 8) if re.fullmatch(rb"[0-7]{1,4}", answers.get(b"umask", b"")) else None
     mode = b"%o" % (0o666 & ~(umask or 0))
 
@@ -175,6 +219,7 @@ def _facts(answers: Mapping[bytes, bytes]) -> Facts:
         digests=MappingProxyType(
             {**dict.fromkeys(sums("single"), False), **dict.fromkeys(sums("many"), True)}
         ),
+        whole=whole,
     )
 
 

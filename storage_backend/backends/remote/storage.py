@@ -488,6 +488,7 @@ class RemoteStorage(StorageBackend):
                 losses += 1
                 self._link.give_up(connection, error, losses, LOSSES)
             except ShellError as error:
+                connection.doubt()
                 use_shell = False
                 logger.warning("%s: listing by SFTP: %s", self._location, error)
             else:
