@@ -18,23 +18,28 @@ if TYPE_CHECKING:
     from tests.servers import PostgreSQL
     from tests.ssh_servers import Agent, AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
 
+M_ARENA_MAX = -8  # mallopt(3)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
 
 
-def give_memory_back() -> None:
-    """Give the system what the allocator keeps of freed memory: each fork copies the map of all that a process has."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
-    if trim is not None:
-        trim(0)
+def pytest_configure() -> None:
+    """Have the threads of servers and clients share one heap: each fork copies the map of all that a process keeps.
+
+    glibc's allocator gives each of many threads a heap of its own, and seldom gives back what these held.
+    """
+    tune = getattr(ctypes.CDLL(None), "mallopt", None)
+    if tune is not None:  # glibc
+        tune(M_ARENA_MAX, 1)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def what_is_there_stays() -> None:
     """What has come to be by now lives as long as the session, and the many tests that collect garbage need not look at it."""
+    gc.unfreeze()
     gc.collect()
-    give_memory_back()
     gc.freeze()
 
 
