@@ -61,6 +61,12 @@ def replace(wrapper: Path, kind: str) -> None:
     shell_script(wrapper.parent, kind).replace(wrapper)
 
 
+def brief(probed: list[Facts], opening: Any, directory: bytes | None) -> Facts:
+    """A probe that gives up soon."""
+    probed.append(probe(opening, directory, 0.5))
+    return probed[-1]
+
+
 def listed(place: SSHPlace, **more: Any) -> list[str]:
     config: Any = place.config(**more)
     with RemoteStorage(config, place.base) as storage:
@@ -148,15 +154,27 @@ def test_a_shell_that_changed_is_found_out_and_costs_no_result(
     assert len(probed) == (2 if kind == "busybox" else 3)
 
 
+@pytest.mark.parametrize("verb", ["list", "write_many"])
+def test_a_shell_that_hangs_by_now_is_given_up_once(
+    probed: list[Facts], place: SSHPlace, wrapper: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config: Any = place.config(io_timeout=1.0)
+    with RemoteStorage(config, place.base) as storage:
+        assert storage.list() == ["a"]
+    replace(wrapper, "hung")
+    monkeypatch.setattr(PROBE, lambda opening, directory, _: brief(probed, opening, directory))
+    with RemoteStorage(config, place.base) as storage:
+        if verb == "write_many":
+            assert storage.write_many((str(number), b"1") for number in range(64)) == 64
+        assert "a" in storage.list()
+        assert [facts.find_names for facts in probed] == [True, False]
+
+
 def test_a_probe_that_took_too_long_is_made_again(
     probed: list[Facts], place: SSHPlace, wrapper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def brief(opening: Any, directory: bytes | None, _: float) -> Facts:
-        probed.append(probe(opening, directory, 0.5))
-        return probed[-1]
-
     with monkeypatch.context() as patch:
-        patch.setattr(PROBE, brief)
+        patch.setattr(PROBE, lambda opening, directory, _: brief(probed, opening, directory))
         replace(wrapper, "slow")
         assert listed(place) == ["a"]
     replace(wrapper, "bash")

@@ -262,7 +262,7 @@ class Connection:
         except StorageError:
             raise
         except Exception as error:
-            if isinstance(error, CommandError | ValueError):
+            if getattr(error, "errno", None) is None:
                 self.doubt()
             # One channel too many is refused, and an answer may make no sense: what there is goes on.
             if isinstance(error, ssh_library().ChannelException | ValueError):
