@@ -547,14 +547,14 @@ def test_a_changed_byte_of_an_answer_is_found(site: Site, checksum: str, tmp_pat
 
 def test_a_stall_ends_in_a_second_try(site: Site) -> None:
     site.put("old", OLD)
-    with another(site, io_timeout=0.3) as storage:
-        for fault in (stall(1.0), stall(1.0, "response_body", 1000)):
+    with another(site, io_timeout=1.0) as storage:
+        for fault in (stall(3.0), stall(3.0, "response_body", 1000)):
             site.server.faults.add(fault, "GetObject")
             assert same(storage.read("old"), OLD)
-        site.server.faults.add(stall(1.0), "PutObject")
+        site.server.faults.add(stall(3.0), "PutObject")
         assert storage.write("old", SMALL)
         assert same(site.objects, {"old": SMALL})
-        site.server.faults.add(stall(1.0), "GetObject", times=None)
+        site.server.faults.add(stall(3.0), "GetObject", times=None)
         with pytest.raises(StorageTimeoutError) as caught:
             storage.read("old")
         assert caught.value.attempts == ATTEMPTS
