@@ -8,6 +8,7 @@ present one.
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from storage_backend.base import info_of
@@ -37,38 +38,78 @@ class _Version(NamedTuple):
         )
 
 
+class _Blocks(NamedTuple):
+    """The blocks that have the bytes of [start, end): those of *keys*, from number *first* on."""
+
+    start: int
+    end: int
+    first: int
+    keys: list[Key]
+
+    @classmethod
+    def of(cls, keeper: Keeper, identifier: str, version: _Version, start: int, end: int | None) -> _Blocks:
+        end = max(start, version.size if end is None else min(end, version.size))
+        first, last = start // BLOCK, -(-end // BLOCK) if start < end else start // BLOCK
+        keys = [keeper.part_key(identifier, version.label(), number) for number in range(first, last)]
+        return cls(start, end, first, keys)
+
+    def cut(self, pieces: Iterable[bytes | None]) -> bytes:
+        """The bytes, out of the contents of all."""
+        begin = self.start - self.first * BLOCK
+        whole = b"".join(piece for piece in pieces if piece is not None)
+        return whole[begin : begin + self.end - self.start]
+
+
+class _Noted(NamedTuple):
+    """The version that was the present one when its entry, a note, was written."""
+
+    version: _Version
+    entry: Entry
+
+
 def read(
     keeper: Keeper, identifier: str, key: Key, start: int, end: int | None, *, seen: Found | None
 ) -> bytes:
     """The bytes of [start, end) of an object that is not in the cache as a whole, or as *seen*, which is not good."""
     for _ in range(_TRIES):
-        version = _noted(keeper, key) or _asked(keeper, identifier, key)
+        noted = _noted(keeper, key)
+        if noted is not None and keeper.is_fresh(noted.entry):
+            keeper.touch(key)
+            version: _Version | None = noted.version
+        else:
+            try:
+                version = _asked(keeper, identifier, key)
+            except Exception as error:
+                stale = None if noted is None else _held(keeper, identifier, noted.version, start, end)
+                if noted is None or stale is None or not keeper.serves_stale(identifier, error, noted.entry):
+                    raise
+                keeper.count(HITS, len(stale))
+                return stale
         if version is None:
             break
         if version.size <= BLOCK:
             return keeper.missed(identifier, key, seen, keeper.content, keeper.fetched)[start:end]
         try:
-            return _from_blocks(keeper, identifier, version, start, version.size if end is None else end)
+            return _from_blocks(keeper, identifier, version, start, end)
         except SourceChangedError:
             keeper.safely(keeper.engine.drop, key)
     keeper.count(MISSES)
     return keeper.backend.read_range(identifier, start, end)
 
 
-def _noted(keeper: Keeper, key: Key) -> _Version | None:
-    """The version that a note tells of, if it is fresh."""
+def _noted(keeper: Keeper, key: Key) -> _Noted | None:
+    """What a note tells, fresh or expired."""
     found = keeper.find(key)
     if found is None:
         return None
     entry = found.entry
-    if not entry.note or not keeper.is_fresh(entry):
+    if not entry.note:
         found.close()
         return None
     content = keeper.content(found)
     if content is None:
         return None
-    keeper.touch(key)
-    return _Version(_NOTE.unpack(content)[0], entry.etag, entry.modified)
+    return _Noted(_Version(_NOTE.unpack(content)[0], entry.etag, entry.modified), entry)
 
 
 def _asked(keeper: Keeper, identifier: str, key: Key) -> _Version | None:
@@ -97,36 +138,36 @@ def _version(keeper: Keeper, info: ObjectInfo | None, looked: Moment) -> _Versio
     return _Version(info.size, etag, modified)
 
 
-def _from_blocks(keeper: Keeper, identifier: str, version: _Version, start: int, end: int) -> bytes:
+def _held(keeper: Keeper, identifier: str, version: _Version, start: int, end: int | None) -> bytes | None:
+    """The bytes of [start, end), if all blocks of them are in the cache."""
+    blocks = _Blocks.of(keeper, identifier, version, start, end)
+    pieces = [keeper.cached_piece(key) for key in blocks.keys]
+    return blocks.cut(pieces) if None not in pieces else None
+
+
+def _from_blocks(keeper: Keeper, identifier: str, version: _Version, start: int, end: int | None) -> bytes:
     """The bytes of [start, end), from blocks.
 
     Raises:
         SourceChangedError: the object is of another version now.
     """
-    end = min(end, version.size)
-    if start >= end:
-        keeper.count(HITS)
-        return b""
-    first, last = start // BLOCK, (end - 1) // BLOCK
-    labelled = [keeper.part_key(identifier, version.label(), number) for number in range(first, last + 1)]
-    pieces = [keeper.cached_piece(key) for key in labelled]
-    if all(piece is not None for piece in pieces):
-        keeper.count(HITS, end - start)
-    else:
-        keeper.count(MISSES)
-        at = 0
-        while at < len(pieces):
-            if pieces[at] is not None:
-                at += 1
-                continue
-            stop = at
-            while stop < len(pieces) and pieces[stop] is None:
-                stop += 1
-            pieces[at:stop] = _fetched(keeper, identifier, version, labelled[at:stop], first + at)
-            at = stop
-    whole = b"".join(piece for piece in pieces if piece is not None)
-    begin = start - first * BLOCK
-    return whole[begin : begin + end - start]
+    blocks = _Blocks.of(keeper, identifier, version, start, end)
+    pieces = [keeper.cached_piece(key) for key in blocks.keys]
+    if None not in pieces:
+        keeper.count(HITS, blocks.end - blocks.start)
+        return blocks.cut(pieces)
+    keeper.count(MISSES)
+    at = 0
+    while at < len(pieces):
+        if pieces[at] is not None:
+            at += 1
+            continue
+        stop = at
+        while stop < len(pieces) and pieces[stop] is None:
+            stop += 1
+        pieces[at:stop] = _fetched(keeper, identifier, version, blocks.keys[at:stop], blocks.first + at)
+        at = stop
+    return blocks.cut(pieces)
 
 
 def _fetched(

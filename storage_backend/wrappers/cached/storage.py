@@ -46,8 +46,7 @@ class CachedStorage(Wrapper):
         revalidate: whether the backend is asked if an expired entry is still right, instead of being read again. None:
             where what was read tells what it was of (S3, SSH and databases do). True: with a `stat` before and after
             each fetch, too. False: never.
-        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable. (Not so for
-            `read_range` of what is cached in blocks only.)
+        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
         clock: gives seconds since the epoch; None for `time.time`.
 
     Attributes:
