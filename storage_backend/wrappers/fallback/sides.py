@@ -1,0 +1,231 @@
+"""Sides: the two backends of a pair, which of them is asked first, and what follows from what they say."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, TypeAlias, TypeVar
+
+from storage_backend.base import StorageBackend, capabilities_of, location_of
+from storage_backend.errors import (
+    BaseDirectoryNotFoundError,
+    BucketNotFoundError,
+    InvalidIdentifierError,
+    NotFoundError,
+    StorageError,
+    is_retryable,
+)
+from storage_backend.info import Capability
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+Errors: TypeAlias = list[Exception]
+Absences: TypeAlias = list[tuple[StorageBackend, Exception]]
+
+ABSENT = (FileNotFoundError, IsADirectoryError, InvalidIdentifierError)
+"""What a side says of an object that it has not: a directory of that name, and a name that it cannot have, are none."""
+NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
+"""Of these nothing follows for the object."""
+
+
+def is_absence(error: BaseException) -> bool:
+    """Whether a side said that it has no such object."""
+    return isinstance(error, ABSENT) and not isinstance(error, NO_PLACE)
+
+
+class Sides:
+    """Two backends, and what is known of where an object counts.
+
+    Attributes:
+        primary, secondary, write_to, on_error: as `FallbackStorage` was given them.
+        strayed: what was written to the secondary because the primary was out of reach: there is what counts.
+        torn: a write to both of these may have reached one: what readers see is what counts.
+    """
+
+    def __init__(
+        self, primary: StorageBackend, secondary: StorageBackend, write_to: str, on_error: str
+    ) -> None:
+        self.primary = primary
+        self.secondary = secondary
+        self.write_to = write_to
+        self.on_error = on_error
+        self.strayed: set[str] = set()
+        self.torn: set[str] = set()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "strayed": set(self.strayed), "torn": set(self.torn)}
+
+    @property
+    def location(self) -> str:
+        """Of the pair."""
+        return f"fallback({location_of(self.primary)}|{location_of(self.secondary)})"
+
+    def order(self, identifier: str | None) -> tuple[StorageBackend, StorageBackend]:
+        """The sides in the order in which a read asks them."""
+        if identifier is None:
+            second_first = self.write_to == "secondary"
+        else:
+            second_first = self.secondary_is_first(identifier)
+        return (self.secondary, self.primary) if second_first else (self.primary, self.secondary)
+
+    def secondary_is_first(self, identifier: str) -> bool:
+        """Whether a read asks the secondary first."""
+        return self.write_to == "secondary" or identifier in self.strayed
+
+    @property
+    def target(self) -> StorageBackend:
+        """The side that is written; of both, the primary."""
+        return self.secondary if self.write_to == "secondary" else self.primary
+
+    @property
+    def writes_once(self) -> bool:
+        """Whether a write is one call of one side."""
+        return self.write_to == "secondary" or (self.write_to == "primary" and self.on_error == "raise")
+
+    @property
+    def both(self) -> tuple[StorageBackend, StorageBackend]:
+        """The sides in the order in which a write to both reaches them."""
+        stricter = capabilities_of(self.primary) & ~capabilities_of(self.secondary)
+        if Capability.DIRECTORIES in stricter:
+            return self.primary, self.secondary
+        return self.secondary, self.primary
+
+    def check(self, identifier: str) -> None:
+        """Refuse a name before anything is written, if a side would."""
+        for side in self.both:
+            side.get_path(identifier)
+
+    def forget(self, identifier: str) -> None:
+        """Both sides agree on this one, or readers see what they should."""
+        self.strayed.discard(identifier)
+        self.torn.discard(identifier)
+
+    def what_counts(self, identifier: str) -> str | None:
+        """The side whose object is the one that counts, as far as this instance knows."""
+        if identifier in self.strayed:
+            return "secondary"
+        if identifier in self.torn:
+            return "secondary" if self.write_to == "secondary" else "primary"
+        return None
+
+    def is_out(self, side: StorageBackend, error: BaseException) -> bool:
+        """Whether *side* is to be passed over, since it is out of reach."""
+        if self.on_error != "fallback" or side is not self.primary:
+            return False
+        return is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)
+
+    def is_down(self, side: StorageBackend, error: Exception) -> bool:
+        """The same, and it is said in the log."""
+        if not self.is_out(side, error):
+            return False
+        self.say_down([error])
+        return True
+
+    def say_down(self, errors: Errors) -> None:
+        """Say in the log that the primary is passed over, if there is an error that says why."""
+        if not errors:
+            return
+        # Only our own errors promise that their text has no secret in it.
+        first = errors[0]
+        reason = (
+            f"{type(first).__name__}: {first}" if isinstance(first, StorageError) else type(first).__name__
+        )
+        logger.warning(
+            "the primary %s is out of reach, %s is used in its place: %s",
+            *(location_of(self.primary), location_of(self.secondary), reason),
+        )
+
+    def first(self, identifier: str, call: Callable[[StorageBackend], T]) -> T:
+        """What *call* gives of the first side that has the object."""
+        absences: Absences = []
+        down: Exception | None = None
+        for side in self.order(identifier):
+            try:
+                return call(side)
+            except Exception as error:
+                if is_absence(error):
+                    absences.append((side, error))
+                elif self.is_down(side, error):
+                    down = error
+                else:
+                    raise
+        raise self.absence(identifier, absences) if down is None else down
+
+    def side_with(self, identifier: str, *, past: bool = True) -> StorageBackend | None:
+        """The first side that has the object; None if it is in neither.
+
+        Args:
+            identifier: the object.
+            past: pass over a primary that is out of reach, where that is wanted.
+        """
+        down: Exception | None = None
+        for side in self.order(identifier):
+            try:
+                if side.exists(identifier):
+                    return side
+            except Exception as error:
+                if not past or not self.is_down(side, error):
+                    raise
+                down = error
+        if down is not None:
+            raise down
+        return None
+
+    def source_side(self, identifier: str, *, past: bool = True) -> StorageBackend:
+        """The side whose object is copied or moved; *past* as for `side_with`.
+
+        Raises:
+            NotFoundError: "Source file not found".
+        """
+        side = self.side_with(identifier, past=past)
+        if side is not None:
+            return side
+        with suppress(FileNotFoundError):
+            self.first(identifier, lambda side: side.size(identifier))  # which says what is wrong with it
+        raise NotFoundError(
+            f"Source file not found: {identifier!r} not found in primary or secondary of {self.location}",
+            identifier=identifier,
+            backend=self.location,
+        )
+
+    def hides(self, side: StorageBackend, dest_id: str) -> bool:
+        """Whether what *side* would have at a destination would be hidden behind what the other has there."""
+        front = self.order(dest_id)[0]
+        if side is front:
+            return False
+        try:
+            return front.exists(dest_id)
+        except Exception as error:
+            if not self.is_down(front, error):
+                raise
+            self.strayed.add(dest_id)
+            return False
+
+    def absence(self, identifier: str, absences: Absences) -> Exception:
+        """The error for what is in neither."""
+        refusals = [found for found in absences if isinstance(found[1], InvalidIdentifierError)]
+        for side, error in refusals:
+            # A name that can be written is not refused because the other side could not have it.
+            if len(refusals) == len(absences) or self.write_to == "both" or side is self.target:
+                return error
+        for _, error in absences:
+            if isinstance(error, IsADirectoryError):
+                return error
+        return NotFoundError(
+            f"{identifier!r} not found in primary or secondary of {self.location}",
+            identifier=identifier,
+            backend=self.location,
+        )
+
+    def of_both(self, identifier: str, first: Exception | None, second: Exception) -> Exception:
+        """The error for an object that the second side did not give either."""
+        if not is_absence(second):
+            return second
+        if first is not None and not is_absence(first):
+            return first
+        front, back = self.order(None)
+        return self.absence(
+            identifier, [(back, second)] if first is None else [(front, first), (back, second)]
+        )
