@@ -21,6 +21,7 @@ import pytest
 
 from storage_backend.backends.s3 import S3Storage
 from storage_backend.backends.s3.settings import MIB
+from storage_backend.backends.s3.wire import Wire
 from storage_backend.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -356,6 +357,29 @@ def test_other_region_is_found_and_kept(place: Place, verb: str, answer: Any) ->
         "GetBucketLocation",
     } == set()
     assert same(storage.read("x"), bytes(LARGE))
+
+
+@pytest.mark.parametrize("answer", ["malformed", "redirect"])
+def test_other_region_that_another_thread_found_out_meanwhile_is_no_error(
+    place: Place, answer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place.server.create_bucket("far", region="eu-central-1")
+    place.server.put("far", "x", b"hello")
+    place.server.wrong_region = answer
+    storage = place.storage("far")
+    once: Any = Wire._once
+    others = ["another's"]
+
+    def overtaken(*arguments: Any) -> Any:
+        refused = once(*arguments)
+        if others:
+            others.pop()
+            assert storage.read("x") == b"hello"
+        return refused
+
+    monkeypatch.setattr(Wire, "_once", overtaken)
+    assert storage.read("x") == b"hello"
+    assert len(place.server.rejected) == 2
 
 
 @pytest.mark.parametrize("off", [-HOUR, HOUR])

@@ -277,8 +277,9 @@ class Wire:
         tries = stale = 0
         while True:
             tries += 1
+            place = self._place
             try:
-                answer = self._once(operation, method, key, tail, dict(headers), body)
+                answer = self._once(place, operation, method, key, tail, dict(headers), body)
                 if answer.status < 300:
                     if parse is None:
                         return answer
@@ -309,7 +310,7 @@ class Wire:
                 continue
             # A connection that looked closed may have delivered the request all the same.
             refusal.attempts = tries + stale
-            if self._repaired(refusal, repaired):
+            if self._repaired(refusal, repaired, place):
                 continue
             again = is_transient(refusal) or (refusal.code in DAMAGED and tries < DAMAGED_TRIES)
             too_long = (refusal.retry_after or 0) > retries.PATIENCE
@@ -319,6 +320,7 @@ class Wire:
 
     def _once(  # noqa: PLR0917 - as _send
         self,
+        place: Place,
         operation: str,
         method: str,
         key: str | None,
@@ -326,7 +328,6 @@ class Wire:
         headers: dict[str, str],
         body: bytes | memoryview | FilePart,
     ) -> _Answer:
-        place = self._place
         path = place.root + quote_key(key) if key is not None else place.root.removesuffix("/") or "/"
         headers["host"] = place.host
         if place.signer is not None:
@@ -361,21 +362,23 @@ class Wire:
                 headers[_HEADERS[name]] = value
         return headers, pairs
 
-    def _repaired(self, refusal: RefusalError, repaired: set[str]) -> bool:
-        """Whether what was refused can be put right at once: the region, the clock, the credentials; each once."""
-        if refusal.region and "region" not in repaired and _is_elsewhere(refusal, self._place):
+    def _repaired(self, refusal: RefusalError, repaired: set[str], place: Place) -> bool:
+        """Whether what was refused at *place* can be put right at once: the region, the clock, the credentials; each once."""
+        if refusal.region and "region" not in repaired and _is_elsewhere(refusal, place):
             repaired.add("region")
-            place = self._moved(refusal.region)
-            if place is not None:
-                self._place = place
-            return place is not None
+            if refusal.region == self._place.region:  # which another thread has found out meanwhile
+                return True
+            moved = self._moved(refusal.region)
+            if moved is not None:
+                self._place = moved
+            return moved is not None
         if refusal.code in WRONG_CLOCK and refusal.server_time is not None and "clock" not in repaired:
             repaired.add("clock")
             self._skew.seconds = refusal.server_time - self._settings.clock()
             return True
         if refusal.code in STALE_CREDENTIALS and "credentials" not in repaired:
             repaired.add("credentials")
-            return self._place.refresh()
+            return place.refresh()
         return False
 
 
