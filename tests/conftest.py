@@ -26,13 +26,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure() -> None:
-    """Have the threads of servers and clients share one heap: each fork copies the map of all that a process keeps.
-
-    glibc's allocator gives each of many threads a heap of its own, and seldom gives back what these held.
-    """
+    """Have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
-    if tune is not None:  # glibc
+    if tune is not None:
         tune(M_ARENA_MAX, 1)
+
+
+def give_memory_back() -> None:
+    """Give the system what the allocator keeps of freed memory: each fork copies the map of all that a process has."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,6 +44,7 @@ def what_is_there_stays() -> None:
     """What has come to be by now lives as long as the session, and the many tests that collect garbage need not look at it."""
     gc.unfreeze()
     gc.collect()
+    give_memory_back()
     gc.freeze()
 
 
