@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from storage_backend import RemoteStorage
 
 LIST = "list()"
-FIRST = "list(), the connection's first use of the shell"
+FIRST = "list(), the process's first use of the shell"
 SCAN = "scan()"
 SCAN_SFTP = 'scan(), shell="never"'
 FIND = "ssh find -printf, unsorted"
@@ -92,7 +92,7 @@ WORKLOAD = Workload(
     what=(
         "100 files to a directory; OpenSSH's sshd on this machine. Ours and fsspec's give names in order. scan() has size, time and "
         "what the server tells beside each; fsspec has asked for that anyway. Programs are measured from start to end; libraries "
-        "have dialled before, and ours, but for the one row, has asked what the shell can do."
+        "have dialled before, and ours, but for the one row, has asked what the shell can do, which is once a process."
     ),
     contenders=(
         Contender(LIST, ours, module="paramiko"),
