@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from storage_backend.backends.remote import RemoteStorage, connection
-from storage_backend.backends.remote.probe import REMEMBERED, Facts, Memory, probe
+from storage_backend.backends.remote.memory import REMEMBERED, Memory
+from storage_backend.backends.remote.probe import Facts, probe
+from storage_backend.errors import StorageError
 
 if TYPE_CHECKING:
     from tests.ssh_servers import SSHPlace
@@ -152,6 +154,22 @@ def test_a_shell_that_changed_is_found_out_and_costs_no_result(
         assert storage.list() == ["a"]
     # Busybox answers all that it is asked, so that is believed for a while; the others say nothing.
     assert len(probed) == (2 if kind == "busybox" else 3)
+
+
+def test_a_server_that_is_too_busy_for_a_channel_is_not_doubted(
+    probed: list[Facts], openssh_place: SSHPlace
+) -> None:
+    import paramiko
+
+    assert listed(openssh_place) == []
+    config: Any = openssh_place.config()
+    with RemoteStorage(config, openssh_place.base) as storage:
+        link = storage._link.connection()
+        assert link.facts.whole
+        with pytest.raises(StorageError), link.command():
+            raise paramiko.ChannelException(1, "Administratively prohibited")
+        assert link.facts.whole
+    assert len(probed) == 1
 
 
 @pytest.mark.parametrize("verb", ["list", "write_many"])

@@ -15,9 +15,10 @@ from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.commands import CommandError
 from storage_backend.backends.remote.errors import LostError, lost, told
 from storage_backend.backends.remote.library import ssh_library
+from storage_backend.backends.remote.memory import Memory
 from storage_backend.backends.remote.operations import Operations, Place, Staged
 from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
-from storage_backend.backends.remote.probe import LONGEST, Facts, Memory
+from storage_backend.backends.remote.probe import LONGEST, Facts
 from storage_backend.backends.remote.public import PublicSession
 from storage_backend.backends.remote.session import Session, Steps
 from storage_backend.backends.remote.settings import Endpoint, Settings
@@ -262,10 +263,11 @@ class Connection:
         except StorageError:
             raise
         except Exception as error:
-            if getattr(error, "errno", None) is None:
+            refused = isinstance(error, ssh_library().ChannelException)
+            if not refused and getattr(error, "errno", None) is None:
                 self.doubt()
             # One channel too many is refused, and an answer may make no sense: what there is goes on.
-            if isinstance(error, ssh_library().ChannelException | ValueError):
+            if refused or isinstance(error, ValueError):
                 raise told(error, identifier, self._where) from error
             if isinstance(error, EOFError | TimeoutError | ConnectionError | ssh_library().SSHException):
                 raise lost(error) from error

@@ -8,8 +8,7 @@ import re
 import secrets
 import stat
 import threading
-import time
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -24,7 +23,6 @@ from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 LONGEST = 5.0  # seconds
-REMEMBERED = 600.0  # seconds
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
@@ -57,32 +55,6 @@ class Facts:
     unpack: bool = False
     digests: Mapping[str, bool] = field(default_factory=lambda: MappingProxyType({}))
     whole: bool = field(default=False, compare=False)
-
-
-class Memory:
-    """Whole facts by the server that they are of, for a while: to probe takes longer than to connect.
-
-    Args:
-        clock: gives seconds.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock = clock
-        self._kept: dict[Hashable, tuple[float, Facts]] = {}
-
-    def get(self, server: Hashable) -> Facts | None:
-        """What was found less than `REMEMBERED` seconds ago."""
-        found, facts = self._kept.get(server, (0.0, None))
-        return facts if facts is not None and self._clock() - found < REMEMBERED else None
-
-    def put(self, server: Hashable, facts: Facts) -> None:
-        """Keep *facts*, if they are whole: a server may have been too busy to answer in time."""
-        if facts.whole:
-            self._kept[server] = (self._clock(), facts)
-
-    def forget(self, server: Hashable) -> None:
-        """Something did not work as it should."""
-        self._kept.pop(server, None)
 
 
 def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> Facts:
@@ -151,10 +123,12 @@ printf %s "$u" >"$d/o/umask"; tried umask
 """
     ]
 
+    def run(name: str, call: bytes) -> None:
+        lines.append(b'%b >"$d/o/%b" 2>/dev/null; tried %b\n' % (call, name.encode(), name.encode()))
+
     def attempt(name: str, script: bytes, arguments: bytes, feed: bytes = b"") -> None:
         call = scripts.invocation(script) + b" " + arguments
-        call = feed + b" | " + call if feed else call + b" </dev/null"
-        lines.append(b'%b >"$d/o/%b" 2>/dev/null; tried %b\n' % (call, name.encode(), name.encode()))
+        run(name, feed + b" | " + call if feed else call + b" </dev/null")
 
     attempt("find", scripts.FIND, b'"$d/t" x ""')
     attempt("find_names", scripts.FIND_NAMES, b'"$d/t" x ""')
@@ -175,16 +149,14 @@ printf %s "$u" >"$d/o/umask"; tried umask
     paths = b"""printf '%s\\0' "$d/t/b" "$d/gone\""""
     for algorithm in (_FIRST, *(each for each in ALGORITHMS if each != _FIRST)):
         many, single, tool = f"many-{algorithm}", f"single-{algorithm}", b"%bsum" % algorithm.encode()
-        if algorithm != _FIRST:
+        if algorithm == _FIRST:
+            attempt(many, scripts.DIGESTS, tool, paths)
+        else:
             # Where the script works for one of these tools, another need only take the same option.
-            direct = b'%b -z -- "$d/t/b" >"$d/o/%b" 2>/dev/null; tried %b' % (
-                tool,
-                many.encode(),
-                many.encode(),
-            )
-            lines.append(b'if [ -s "$d/o/many-%b" ]; then\n%b\nelse\n' % (_FIRST.encode(), direct))
-        attempt(many, scripts.DIGESTS, tool, paths)
-        if algorithm != _FIRST:
+            lines.append(b'if [ -s "$d/o/many-%b" ]; then\n' % _FIRST.encode())
+            run(many, tool + b' -z -- "$d/t/b"')
+            lines.append(b"else\n")
+            attempt(many, scripts.DIGESTS, tool, paths)
             lines.append(b"fi\n")
         lines.append(b'[ -s "$d/o/%b" ] || {\n' % many.encode())
         attempt(single, scripts.DIGESTS_SINGLY, tool, paths)

@@ -812,56 +812,53 @@ class TestRanges:
         clock.now += 1
         assert cached.read_range("a", 0, 10) == large[::-1][:10]
 
-    def test_expired_blocks_stand_in_for_a_backend_that_fails(  # noqa: PLR0917 - fixtures
+    @pytest.fixture
+    def ranged(
+        self, memory: MemoryStorage, backend: FaultyStorage, tmp_path: Path, large: bytes, clock: Clock
+    ) -> CachedStorage:
+        """A cache that has two blocks, which have expired."""
+        memory.write("a", large)
+        cached = CachedStorage(backend, tmp_path, ttl_seconds=10, clock=clock, stale_if_error=100)
+        cached.read_range("a", BLOCK, 3 * BLOCK)
+        clock.now += 20
+        return cached
+
+    def test_expired_blocks_stand_in_for_a_backend_that_fails(
         self,
-        memory: MemoryStorage,
+        ranged: CachedStorage,
         backend: FaultyStorage,
-        tmp_path: Path,
         large: bytes,
         clock: Clock,
         caplog: pytest.LogCaptureFixture,
     ) -> None:
-        memory.write("a", large)
-        cached = CachedStorage(backend, tmp_path, ttl_seconds=10, clock=clock, stale_if_error=100)
-        cached.read_range("a", BLOCK, 3 * BLOCK)
-        clock.now += 109
         backend.fail("stat", times=None)
         backend.fail("read_range", times=None)
-        before = cached.get_cache_stats()
+        clock.now += 89
+        before = ranged.get_cache_stats()
         for start, end in ((BLOCK, 3 * BLOCK), (2 * BLOCK - 1, 2 * BLOCK + 1), (9 * BLOCK, None)):
-            assert cached.read_range("a", start, end) == large[start:end]
+            assert ranged.read_range("a", start, end) == large[start:end]
         assert {record.levelno for record in caplog.records} == {logging.WARNING}
-        after = cached.get_cache_stats()
+        after = ranged.get_cache_stats()
         assert (after["hits"] - before["hits"], after["misses"] - before["misses"]) == (3, 0)
         with pytest.raises(UnavailableError):
-            cached.read_range("a", BLOCK, 3 * BLOCK + 1)
+            ranged.read_range("a", BLOCK, 3 * BLOCK + 1)
         clock.now += 1
         with pytest.raises(UnavailableError):
-            cached.read_range("a", BLOCK, 3 * BLOCK)
+            ranged.read_range("a", BLOCK, 3 * BLOCK)
 
-    @pytest.mark.parametrize("error", [NotFoundError("a"), PermissionError("a")])
-    def test_but_not_for_one_that_answers(  # noqa: PLR0917 - fixtures
-        self,
-        memory: MemoryStorage,
-        backend: FaultyStorage,
-        tmp_path: Path,
-        large: bytes,
-        clock: Clock,
-        error: Exception,
+    def test_but_not_for_one_that_answers(
+        self, ranged: CachedStorage, backend: FaultyStorage, large: bytes
     ) -> None:
-        memory.write("a", large)
-        cached = CachedStorage(backend, tmp_path, ttl_seconds=10, clock=clock, stale_if_error=100)
-        cached.read_range("a", 0, 10)
-        clock.now += 20
-        backend.fail("stat", error=error)
-        with pytest.raises(type(error)):
-            cached.read_range("a", 0, 10)
-        backend.fail("stat")
-        if isinstance(error, NotFoundError):
-            with pytest.raises(UnavailableError):
-                cached.read_range("a", 0, 10)
-        else:
-            assert cached.read_range("a", 0, 10) == large[:10]
+        for error in (PermissionError("a"), NotFoundError("a")):
+            backend.fail("stat", error=error)
+            with pytest.raises(type(error)):
+                ranged.read_range("a", BLOCK, 2 * BLOCK)
+            backend.fail("stat")
+            if isinstance(error, PermissionError):
+                assert ranged.read_range("a", BLOCK, 2 * BLOCK) == large[BLOCK : 2 * BLOCK]
+            else:  # it is gone
+                with pytest.raises(UnavailableError):
+                    ranged.read_range("a", BLOCK, 2 * BLOCK)
 
     def test_a_note_is_never_taken_for_the_content(
         self, memory: MemoryStorage, tmp_path: Path, large: bytes
