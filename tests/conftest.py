@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 if TYPE_CHECKING:
+    from tests.s3_server import S3Server
     from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
     from tests.ssh_servers import Agent, AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
@@ -151,21 +152,37 @@ def rclone_bucket(rclone_s3_server: RcloneS3) -> Iterator[BucketPlace]:
         yield place
 
 
-@pytest.fixture
-def strict_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPlace]:
-    """An empty bucket at a server of our own in this process, where nothing may be refused or left unfinished."""
-    from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+@pytest.fixture(scope="class")
+def strict_server() -> Iterator[S3Server]:
+    """An S3 server of our own in this process, for a class: it refuses whatever S3 would."""
+    from tests.s3_server import S3Server
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="class")
+def strict_place(strict_server: S3Server) -> BucketPlace:
+    """The bucket there that all tests of a class use."""
+    from tests.s3_server import ACCESS_KEY, SECRET_KEY
     from tests.s3_servers import BucketPlace
 
+    return BucketPlace(strict_server.url, "bucket", ACCESS_KEY, SECRET_KEY, strict_server.region)
+
+
+@pytest.fixture
+def strict_bucket(
+    strict_server: S3Server, strict_place: BucketPlace, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BucketPlace]:
+    """The same, empty, where a test may have nothing refused and leave nothing unfinished."""
     _ = monkeypatch  # undone after this: what a dropped writer leaves is aborted in a thread, by the test's credentials
-    with S3Server() as server:
-        server.create_bucket("bucket")
-        yield BucketPlace(server.url, "bucket", ACCESS_KEY, SECRET_KEY, server.region)
-        deadline = time.monotonic() + 60
-        while server.uploads("bucket") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.uploads("bucket") == {}
-        assert server.rejected == []
+    strict_server.create_bucket(strict_place.bucket)
+    yield strict_place
+    deadline = time.monotonic() + 60
+    while strict_server.uploads(strict_place.bucket) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert strict_server.uploads(strict_place.bucket) == {}
+    assert strict_server.rejected == []
 
 
 @pytest.fixture(scope="session")

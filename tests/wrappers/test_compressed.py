@@ -25,13 +25,11 @@ from storage_backend import (
     Capability,
     CompressedStorage,
     ConfigurationError,
-    EncryptedStorage,
     IntegrityError,
     LocalStorage,
     MemoryStorage,
     NotFoundError,
     ObjectInfo,
-    PrefixedStorage,
     SourceChangedError,
     UnsupportedOperationError,
     sync,
@@ -43,17 +41,10 @@ from storage_backend.wrappers.compressed import frames
 from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
-from tests.wrappers.recoded import FILES, SEVEN, SHARED, Counting, Rotting, Vouching, growth, readings
+from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 BLOCK = frames.BLOCK
 TEXT = b"all work and no play makes Jack a dull boy. " * 60_000  # more than two blocks
-
-
-class TestOverMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = CompressedStorage(MemoryStorage())
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 class TestOverLocal(ConformanceSuite):
@@ -67,23 +58,6 @@ class TestOverSevenMethods(ConformanceSuite):
     def subject(self) -> Subject:
         storage = CompressedStorage(Careless())
         return Subject(make=lambda: storage, lacks=SEVEN)
-
-
-class TestBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: PrefixedStorage(CompressedStorage(LocalStorage(tmp_path / "base")), "some/where"),
-            lacks=FILES,
-        )
-
-
-class TestOverEncrypted(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setenv("SB_TEST_KEY", "5a" * 32)
-        storage = CompressedStorage(EncryptedStorage(MemoryStorage(), "env:SB_TEST_KEY"))
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 @pytest.fixture

@@ -30,7 +30,6 @@ from storage_backend import (
     AuthenticationError,
     BatchError,
     Capability,
-    CompressedStorage,
     ConfigurationError,
     EncryptedStorage,
     IntegrityError,
@@ -49,7 +48,7 @@ from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
 from storage_backend.testing.subject import Source, SourceBrokeError, content_of
 from storage_backend.wrappers.encrypted import chunks
 from tests.seven import Careless, Seven
-from tests.wrappers.recoded import FILES, SEVEN, SHARED, Counting, Rotting, Vouching, growth, readings
+from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 KEY = bytes(range(32))
 OLD = bytes(range(100, 132))
@@ -64,13 +63,6 @@ def key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SB_TEST_KEY", KEY.hex())
 
 
-class TestOverMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = EncryptedStorage(MemoryStorage(), REFERENCE)
-        return Subject(make=lambda: storage, lacks=SHARED)
-
-
 class TestOverLocal(ConformanceSuite):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
@@ -82,22 +74,6 @@ class TestOverSevenMethods(ConformanceSuite):
     def subject(self) -> Subject:
         storage = EncryptedStorage(Careless(), REFERENCE)
         return Subject(make=lambda: storage, lacks=SEVEN)
-
-
-class TestBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = PrefixedStorage(EncryptedStorage(MemoryStorage(), REFERENCE), "some/where")
-        return Subject(make=lambda: storage, lacks=SHARED)
-
-
-class TestOverPrefixedCompressed(ConformanceSuite):
-    """The wrong way round for the size, but it must work."""
-
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = EncryptedStorage(PrefixedStorage(CompressedStorage(MemoryStorage()), "p"), REFERENCE)
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 @pytest.fixture
