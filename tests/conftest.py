@@ -23,11 +23,35 @@ M_ARENA_MAX = -8  # mallopt(3)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="run what takes long, and nothing else: tests marked soak, and the long versions of those that have one",
+    )
 
 
-def pytest_configure() -> None:
-    """Have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the tier that was asked for."""
+    soak = config.getoption("--soak")
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        long = item.get_closest_marker("soak") is not None
+        has_long_version = "soak" in getattr(item, "fixturenames", ()) or item.get_closest_marker("thorough")
+        (chosen if (long or has_long_version if soak else not long) else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which tier runs, and have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+    try:
+        from tests.tiers import Tier
+    except ImportError:
+        pass  # no hypothesis here: the tests with properties say so themselves
+    else:
+        Tier.soak = bool(config.getoption("--soak"))
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)

@@ -480,6 +480,7 @@ MemoryStorage().open("a", "r")
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy comes with the dev extra")
 class TestTypes:
     def check(self, program: str, folder: Path) -> str:

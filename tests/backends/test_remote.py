@@ -19,9 +19,22 @@ from typing_extensions import override
 from storage_backend.backends.remote import RemoteStorage
 from storage_backend.errors import BatchError, UnsupportedOperationError
 from storage_backend.info import Capability
-from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing import (
+    ConformanceSuite,
+    Deleting,
+    Listing,
+    Moving,
+    Reading,
+    Scanning,
+    Streams,
+    Subject,
+    Topic,
+    Writers,
+    Writing,
+)
 from storage_backend.testing.subject import content_of, everything, fill, named, same
 from tests.conftest import unavailable
+from tests.served import ServedTopics
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import RcloneSFTP
 
@@ -61,7 +74,7 @@ def instance(request: pytest.FixtureRequest, place: SSHPlace) -> Iterator[Remote
         yield storage
 
 
-class OverOneConnection(ConformanceSuite):
+class OverOneConnection(Topic):
     """One connection for all tests of a class, since dialing takes longer than most of them."""
 
     server: ClassVar[str]
@@ -83,7 +96,7 @@ def empty(directory: Path) -> None:
             path.unlink()
 
 
-class TestOpenSSH(OverOneConnection):
+class TestOpenSSH(OverOneConnection, ConformanceSuite):
     server = "openssh_server"
 
 
@@ -104,7 +117,7 @@ def test_last_of_a_repeated_identifier_stays_whatever_its_size(openssh_place: SS
         assert same(everything(backend), {"a": large, "b": small, "c": b"last"})
 
 
-class TestInternalSFTP(OverOneConnection):
+class TestInternalSFTP(OverOneConnection, ConformanceSuite):
     server = "internal_sftp_server"
 
 
@@ -130,14 +143,14 @@ def rclone_server() -> Iterator[RcloneSFTP]:
     server.stop()
 
 
-class TestRclone(ConformanceSuite):
+class TestRclone(ServedTopics):
     @pytest.fixture
     def subject(self, rclone_server: RcloneSFTP) -> Iterator[Subject]:
         with rclone_server.place() as place:
             yield Subject(make=lambda: storage_at(place), lacks={**LACKS, **RCLONE})
 
 
-class TestBare(OverOneConnection):
+class TestBare(OverOneConnection, ServedTopics):
     server = "paramiko_sftp_server"
     options: ClassVar = {"non_atomic_overwrite": True}
     lacks: ClassVar = {**LACKS, **BARE}
@@ -273,7 +286,7 @@ class LocalClient:
         """Nothing to be done."""
 
 
-class TestSubstitute(ConformanceSuite):
+class TestSubstitute(Reading, Writing, Deleting, Moving, Listing, Scanning, Streams, Writers):
     """A substitute of paramiko.SSHClient."""
 
     @pytest.fixture

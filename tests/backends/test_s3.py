@@ -16,6 +16,7 @@ from storage_backend.testing import Conditions, ConformanceSuite, Deleting, List
 from storage_backend.testing.subject import content_of, everything, same
 from tests.s3_server import S3Server
 from tests.s3_servers import BucketPlace
+from tests.served import ServedTopics
 
 PREFIX = "/pre//fix/"
 LACKS = {
@@ -101,7 +102,7 @@ class TestMoto(Conditions):
         return moto.subject(MOTO)
 
 
-class TestRclone(ConformanceSuite):
+class TestRclone(ServedTopics):
     @pytest.fixture
     def subject(self, rclone: AtPlace) -> Subject:
         return rclone.subject(RCLONE)
@@ -171,7 +172,7 @@ def client(strict_place: BucketPlace) -> Any:
     )
 
 
-class TestClient(ConformanceSuite):
+class TestClient(ServedTopics):
     """A client of the caller's, with boto3's own checksums: every request is boto3's."""
 
     @pytest.fixture

@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -41,6 +41,7 @@ from storage_backend.wrappers.compressed import frames
 from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
+from tests.tiers import thorough
 from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 BLOCK = frames.BLOCK
@@ -574,13 +575,13 @@ def modelled() -> CompressedStorage:
     return storage
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(start=POSITIONS, end=st.none() | POSITIONS)
 def test_range_is_a_slice(modelled: CompressedStorage, start: int, end: int | None) -> None:
     assert modelled.read_range("a", start, end) == MODEL[start:end]
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(st.lists(st.tuples(POSITIONS, st.integers(0, 300_000)), max_size=6))
 def test_seeks_are_those_of_a_file(modelled: CompressedStorage, steps: list[tuple[int, int]]) -> None:
     with modelled.open("a") as reader:
