@@ -16,7 +16,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import cache_directory
-from storage_backend.wrappers.prefixed import PrefixedStorage
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
 
@@ -61,7 +60,9 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     backend = _opened(place, create)
     if place.cache is not None:
         backend = _cached(backend, place.cache)
-    return backend if place.fragment is None else PrefixedStorage(backend, _decoded(place.fragment))
+    if place.fragment is None:
+        return backend
+    return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(backend, _decoded(place.fragment))
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:

@@ -13,8 +13,8 @@ from typing import NoReturn
 import click
 
 from storage_backend import __version__
-from storage_backend.cli import caches, listing, objects, transfer
 from storage_backend.cli.exits import Exit, code_of
+from storage_backend.cli.lazy import LazyGroup
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,20 @@ logger = logging.getLogger(__name__)
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# The commands of each module of this package.
+_COMMANDS = {
+    "caches": ("cache",),
+    "listing": ("checksum", "ls", "stat"),
+    "objects": ("cat", "cp", "get", "mv", "put", "rm", "url"),
+    "transfer": ("migrate", "plan", "sync", "verify"),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    homes={name: f"{__name__}.{module}" for module, names in _COMMANDS.items() for name in names},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="storage-backend")
 def program() -> None:
     """Move named bytes between local disks, SSH servers, S3 and databases: verified, resumable.
@@ -55,10 +68,6 @@ def program() -> None:
       3 source or target missing    130 interrupted
       4 verification differed
     """
-
-
-for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS, *caches.COMMANDS):
-    program.add_command(_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -178,6 +178,3 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
                     with tally.each():
                         show(storage, info.identifier, info.identifier)
     return tally.code
-
-
-COMMANDS = (ls, stat, checksum)

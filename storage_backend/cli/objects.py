@@ -300,6 +300,3 @@ def url(location: str, expires_in: int, quiet: bool) -> int:
         storage.size(identifier)  # a URL of nothing would be found out by somebody else
         Lines().text(storage.get_url(identifier, expires_in))
     return Exit.DONE
-
-
-COMMANDS = (cat, get, put, cp, mv, rm, url)

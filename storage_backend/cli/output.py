@@ -7,14 +7,16 @@ import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from storage_backend import identifiers
 from storage_backend.cli.exits import Exit, code_of_failures
 from storage_backend.errors import FATAL
-from storage_backend.info import ObjectInfo
+
+if TYPE_CHECKING:  # at run time only the commands that have one need it
+    from storage_backend.info import ObjectInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -269,6 +269,3 @@ def _run(
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the others keep the default of TransferOptions."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-COMMANDS = (sync, migrate, verify, plan)
