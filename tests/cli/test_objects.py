@@ -62,7 +62,7 @@ def test_cat_of_something_missing(program: Program, source: Path, database: str)
         assert (result.code, result.out) == (3, b"")
     mixed = program("cat", source / "gone", source / "d/b")
     assert (mixed.code, mixed.out) == (1, b"b")
-    assert program("cat", source / "d").code == 1
+    assert program("cat", source / "d").code == 2
 
 
 def test_get(program: Program, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -251,7 +251,7 @@ def test_rm(program: Program, source: Path, database: str) -> None:
     result = program("rm", source / "a", source / "d/b")
     assert result.code == 1
     assert program("rm", source / "a").code == 3
-    assert program("rm", source / "d").code == 1
+    assert program("rm", source / "d").code == 2
 
 
 def test_rm_r_without_a_terminal_needs_yes(program: Program, source: Path, database: str) -> None:
