@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import cache_directory
+from storage_backend.paths import expanded
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
 
@@ -30,9 +31,10 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     Args:
         location: one of
 
-            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary); so is any PathLike;
+            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary) but for a "~" or "~user" at its
+              beginning, which is that home directory, as of every path in a location; so is any PathLike;
             - `file:///absolute/path`, percent-encoded;
-            - `sqlite:///relative.db`, `sqlite:////absolute/path.db`;
+            - `sqlite:///relative.db`, `sqlite:////absolute/path.db`, `sqlite:///~/beneath/home.db`;
             - `postgresql://user@host:port/database`, with the parameters of libpq;
             - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with those parameters of S3Storage that are
               no secrets;
@@ -164,7 +166,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     if "\0" in text:
         raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
     if not isinstance(location, str):
-        return text
+        return expanded(text)
     if _DRIVE.match(text):
         raise ConfigurationError(
             f'{text!r} looks like a path on Windows, where local disks are not supported; write "./{text}" for a file '
@@ -176,7 +178,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else ""
     if found is None or not (found[2] or scheme in SCHEMES):
-        return text
+        return expanded(text)
     if not found[2] and scheme != "memory":
         raise ConfigurationError(
             f'a URL has "//" after "{scheme}:", as {SCHEMES[scheme].example}; a path of that name is written with "./" '
@@ -415,7 +417,7 @@ def _ssh(url: Url, create: bool) -> Arguments:
             )
         else:
             found[name] = text
-    if "ssh_config_file" not in found and Path(_USER_CONFIG).expanduser().is_file():
+    if "ssh_config_file" not in found and Path(expanded(_USER_CONFIG)).is_file():
         found["ssh_config_file"] = _USER_CONFIG
     path = _decoded(url.path)
     base = path[1:] or "~" if path in {"", "/~"} or path.startswith("/~/") else path

@@ -51,6 +51,9 @@ def program() -> None:
       cached+s3://bucket/prefix?cache_dir=...&max_mb=...&ttl=...   (any URL, through a cache on the local disk)
       memory:                                (empty, gone at the end: to try things)
 
+    A "~" or "~user" at the beginning of a path, quoted or not, is that home directory: ~/papers, sqlite:///~/papers.db.
+    "./~" is a file of that name.
+
     A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
     expected. Of a path, the last component is the object; after s3:// the whole key is, or a place if it ends in "/".
 

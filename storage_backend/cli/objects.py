@@ -21,6 +21,7 @@ from storage_backend.cli.places import destination_at, local_path, place_at, sou
 from storage_backend.cli.transfer import synchronize
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import chunks
 
 DELETE_BATCH = 1000  # objects; what the largest services take in one request
@@ -85,7 +86,7 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
                     output.write(chunk)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
-        place = Path(name if path is None else path)
+        place = Path(name if path is None else expanded(path))
         storage.download(identifier, place / name if place.is_dir() or str(path).endswith("/") else place)
     return Exit.DONE
 
@@ -119,9 +120,9 @@ def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -
         with destination_at(location, None) as (storage, identifier):
             storage.write_stream(identifier, sys.stdin.buffer)
         return Exit.DONE
-    if Path(path).is_dir():
+    if Path(expanded(path)).is_dir():
         raise click.UsageError(f"{path!r} is a directory; put -r stores all its files")
-    Path(path).stat()  # before a place is created for it
+    Path(expanded(path)).stat()  # before a place is created for it
     with destination_at(location, Path(path).name) as (storage, identifier):
         storage.upload(path, identifier)
     return Exit.DONE
@@ -240,7 +241,7 @@ def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:
 
 def _directory(path: str, *, create: bool = False) -> StorageBackend:
     """The local directory *path*, whatever it looks like."""
-    return place_at(path if path.startswith("/") else f"./{path}", create=create)
+    return place_at(os.path.join("./", expanded(path)), create=create)  # noqa: PTH118 - "./" would be dropped
 
 
 def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, str, StorageBackend, str]:

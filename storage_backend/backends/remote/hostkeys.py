@@ -23,6 +23,7 @@ from typing import Any
 
 from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, Settings
 from storage_backend.errors import AuthenticationError, ConfigurationError
+from storage_backend.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -186,9 +187,8 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
     """
     found: list[KnownKey] = []
     for path in paths:
-        whole = os.path.expanduser(path)  # noqa: PTH111 - stays text
         try:
-            text = Path(whole).read_text(encoding="utf-8", errors="surrogateescape")
+            text = Path(expanded(path)).read_text(encoding="utf-8", errors="surrogateescape")
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -211,7 +211,7 @@ def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
     Raises:
         OSError: it cannot be written.
     """
-    whole = Path(path).expanduser()
+    whole = Path(expanded(path))
     whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(
         os.open(whole, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", 0

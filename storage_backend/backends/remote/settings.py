@@ -16,6 +16,7 @@ from typing_extensions import TypedDict, override
 
 from storage_backend.backends.remote.openssh_config import OpenSSHConfig
 from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -244,12 +245,12 @@ def _openssh_config(value: object) -> OpenSSHConfig | None:
     if value is None or value is False:
         return None
     if value is True:
-        path = os.path.expanduser(USER_CONFIG)  # noqa: PTH111 - stays text
+        path = expanded(USER_CONFIG)
         return OpenSSHConfig.read(path) if os.path.exists(path) else None  # noqa: PTH110 - stays text
     paths = _paths("ssh_config_file", value)
     if len(paths) != 1:
         raise _wrong("ssh_config_file", "it is one file")
-    return OpenSSHConfig.read(os.path.expanduser(paths[0]))  # noqa: PTH111 - stays text
+    return OpenSSHConfig.read(expanded(paths[0]))
 
 
 def _endpoint(
