@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 
 import click
 
-from storage_backend.base import StorageBackend, info_of
-from storage_backend.cli.output import Lines, Tally, common, record_of
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.output import Lines, Tally, common, complain, record_of
 from storage_backend.cli.places import (
     has_directories,
     names_a_place,
@@ -173,7 +173,6 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
       storage-backend checksum -a md5 'sqlite:///archive.db#report.pdf'
       storage-backend checksum -r sqlite:///archive.db > SHA256SUMS; (cd ./papers && sha256sum -c SHA256SUMS)
     """
-    del quiet
     lines, tally = Lines(), Tally()
 
     def show(storage: StorageBackend, identifier: str, name: str) -> None:
@@ -192,7 +191,11 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
                     show(storage, identifier, location)
                 continue
             with place_at(location) as storage:
-                for info in storage.scan():
+                found = _beneath(storage, recursive=True)
+                if found is None and not quiet:
+                    complain(f"{location_of(storage)} holds no objects")
+                for info in found or ():
+                    assert isinstance(info, ObjectInfo)
                     with tally.each():
                         show(storage, info.identifier, info.identifier)
     return tally.code

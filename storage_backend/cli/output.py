@@ -137,11 +137,13 @@ def common(command: F) -> F:
 
 
 def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's
+    quiet = context.params.get("quiet", False)
+    if verbose and quiet:
+        raise click.UsageError("--quiet and --verbose contradict each other; give one")
     handler = logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter("%(name)s: %(message)s" if verbose else "storage-backend: warning: %(message)s")
     )
-    quiet = context.params.get("quiet", False)
     root = logging.getLogger("storage_backend")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)
