@@ -58,6 +58,17 @@ def program() -> None:
     expected. Of a path, the last component is the object; after s3:// the whole key is, or a place if it ends in "/".
 
     \b
+    Parameters of a URL, as ?name=value&name=value:
+      s3       acl, accelerate, addressing_style, anonymous, ca_bundle, checksum, content_type, create_bucket,
+               endpoint_url, max_concurrency, multipart_chunk_size, multipart_threshold, profile, region,
+               request_payer, server_side_encryption, sse_kms_key_id, storage_class
+      ssh      agent, connection_timeout, host_key_policy (strict, accept-new, SHA256:...), io_timeout, keepalive,
+               key_filename, known_hosts, max_connections, non_atomic_overwrite, shell (auto, never),
+               ssh_config_file; password and passphrase as env:NAME or file:PATH
+      cached+  cache_dir, cache_engine (blobs, diskcache), max_mb, ttl and stale_if_error (seconds)
+      postgresql has libpq's, such as sslmode and connect_timeout.
+
+    \b
     Examples:
       storage-backend migrate ./papers sqlite:///archive.db
       storage-backend ls -l sqlite:///archive.db

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from storage_backend import __version__
 from storage_backend.cli import program as group
 from tests.cli.conftest import Program
+from tests.readme_table import README
 
 VERBS = [
     "cache check",
@@ -265,3 +267,12 @@ def test_a_transfer_has_a_live_line_on_a_terminal(environment: dict[str, str], t
     assert "1/1 objects · 1/1 B" in live
     assert "verified 0 · skipped 0 · failed 0" in live
     assert rest.startswith("sync: copied 1 ")
+
+
+@pytest.mark.parametrize("url", ["s3://bucket", "ssh://host/x", "cached+memory:"])
+def test_help_and_readme_have_every_parameter_of_a_url(program: Program, url: str) -> None:
+    known = program("ls", f"{url}?nonsense=1").err.rpartition(" takes ")[2].partition(" (")[0].strip()
+    names = [name.strip() for name in known.split(",")]
+    assert len(names) > 4
+    for text in (program("--help").out.decode(), README.read_text(encoding="utf-8")):
+        assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []
