@@ -14,7 +14,7 @@ import click
 
 from storage_backend import __version__
 from storage_backend.cli.exits import Exit, code_of
-from storage_backend.cli.lazy import LazyGroup
+from storage_backend.cli.lazy import LazyGroup, postpone
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,8 @@ def program() -> None:
       3 source or target missing    130 interrupted
       4 verification differed
     """
+    # Of paramiko, for "Match exec" in an OpenSSH configuration: it takes as long to import as all the rest of paramiko.
+    postpone("invoke")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
