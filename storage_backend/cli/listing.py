@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import click
 
-from storage_backend.base import StorageBackend, info_of
-from storage_backend.cli.output import Lines, Tally, common, record_of
-from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.output import Lines, Tally, common, complain, record_of
+from storage_backend.cli.places import (
+    has_directories,
+    names_a_place,
+    names_either,
+    object_at,
+    place_at,
+    source_at,
+)
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import new_digest
@@ -51,33 +58,46 @@ def ls(  # noqa: PLR0917 - click gives them by name
 @contextmanager
 def _listed(location: str, recursive: bool) -> Iterator[Iterator[ObjectInfo | str]]:
     """What there is at *location*: the objects of a place, or beneath a prefix; else the one object."""
+    with ExitStack() as stack:
+        yield _entries(stack, location, recursive)
+
+
+def _entries(stack: ExitStack, location: str, recursive: bool) -> Iterator[ObjectInfo | str]:
     either = names_either(location)
     if either and has_directories(location):
-        info = _object(location)
-        if info is not None:
-            yield iter([info])
-            return
+        found = _in_parent(stack, location, recursive)
+        if found is not None:
+            return found
         either = False
     if either or names_a_place(location) or has_directories(location):
-        with place_at(location) as storage:
-            entries: Iterator[ObjectInfo | str] = iter(storage.scan() if recursive else storage._scan_level())
-            first = next(entries, None)
-            if first is not None or not either:
-                yield itertools.chain([] if first is None else [first], entries)
-                return
+        found = _beneath(stack.enter_context(place_at(location)), recursive)
+        if found is not None or not either:
+            return found or iter(())
     storage, identifier = object_at(location)
-    with storage:
-        yield iter([info_of(storage.stat(identifier), identifier)])
+    stack.enter_context(storage)
+    return iter([info_of(storage.stat(identifier), identifier)])
 
 
-def _object(location: str) -> ObjectInfo | None:
-    """The object at *location*; None if there is none, or a directory."""
+def _in_parent(stack: ExitStack, location: str, recursive: bool) -> Iterator[ObjectInfo | str] | None:
+    """What there is at *location*, over one connection to the directory that it is in; None if that does not tell.
+
+    It does not tell what is in a directory that is empty, or behind a link.
+    """
     storage, identifier = object_at(location)
-    with storage:
-        try:
-            return info_of(storage.stat(identifier), identifier)
-        except (FileNotFoundError, IsADirectoryError):
-            return None
+    stack.enter_context(storage)
+    try:
+        return iter([info_of(storage.stat(identifier), identifier)])
+    except IsADirectoryError:
+        from storage_backend.wrappers.prefixed import PrefixedStorage
+
+        return _beneath(PrefixedStorage(storage, identifier), recursive)
+
+
+def _beneath(storage: StorageBackend, recursive: bool) -> Iterator[ObjectInfo | str] | None:
+    """The entries of a place; None if there are none."""
+    entries: Iterator[ObjectInfo | str] = iter(storage.scan() if recursive else storage._scan_level())
+    first = next(entries, None)
+    return None if first is None else itertools.chain([first], entries)
 
 
 def _by_name(lines: Lines, entry: ObjectInfo | str) -> None:
@@ -112,8 +132,7 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     lines, tally = Lines(), Tally()
     for location in locations:
         with tally.each():
-            storage, identifier = object_at(location)
-            with storage:
+            with source_at(location) as (storage, identifier):
                 record = record_of(info_of(storage.stat(identifier), identifier))
                 record["path"] = storage.get_path(identifier)
             if as_json:
@@ -154,7 +173,6 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
       storage-backend checksum -a md5 'sqlite:///archive.db#report.pdf'
       storage-backend checksum -r sqlite:///archive.db > SHA256SUMS; (cd ./papers && sha256sum -c SHA256SUMS)
     """
-    del quiet
     lines, tally = Lines(), Tally()
 
     def show(storage: StorageBackend, identifier: str, name: str) -> None:
@@ -169,15 +187,15 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
     for location in locations:
         with tally.each():
             if not recursive:
-                storage, identifier = object_at(location)
-                with storage:
+                with source_at(location) as (storage, identifier):
                     show(storage, identifier, location)
                 continue
             with place_at(location) as storage:
-                for info in storage.scan():
+                found = _beneath(storage, recursive=True)
+                if found is None and not quiet:
+                    complain(f"{location_of(storage)} holds no objects")
+                for info in found or ():
+                    assert isinstance(info, ObjectInfo)
                     with tally.each():
                         show(storage, info.identifier, info.identifier)
     return tally.code
-
-
-COMMANDS = (ls, stat, checksum)
