@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import pytest
@@ -29,3 +31,27 @@ def thorough(count: int, **options: Any) -> Callable[[F], F]:
         return chosen
 
     return decorate
+
+
+def spread(cases: Iterable[Any], times: int = 3) -> list[Any]:
+    """The combinations of a table, of which the default tier runs enough to have each value *times* times; --soak runs the others.
+
+    Args:
+        cases: `pytest.param(...)`, or plain tuples.
+        times: how often each value of each column is tried by default, where it occurs so often.
+    """
+    rows = [
+        case if hasattr(case, "values") and hasattr(case, "marks") else pytest.param(*case) for case in cases
+    ]
+    seen: Counter[tuple[int, int]] = Counter()
+    kept: set[int] = set()
+    # Always in the same order, and not that of the table, whose first column would be tried with few of the second.
+    for number in random.Random(0).sample(range(len(rows)), len(rows)):
+        columns = [(column, id(value)) for column, value in enumerate(rows[number].values)]
+        if any(seen[column] < times for column in columns):
+            kept.add(number)
+            seen.update(columns)
+    return [
+        row if number in kept else pytest.param(*row.values, id=row.id, marks=[*row.marks, pytest.mark.soak])
+        for number, row in enumerate(rows)
+    ]
