@@ -13,7 +13,7 @@ from typing import NoReturn
 import click
 
 from storage_backend import __version__
-from storage_backend.cli import caches, listing, objects, transfer
+from storage_backend.cli import caches, diff, find, listing, objects, transfer, usage
 from storage_backend.cli.exits import Exit, code_of
 from storage_backend.cli.output import complain
 
@@ -57,7 +57,15 @@ def program() -> None:
     """
 
 
-for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS, *caches.COMMANDS):
+for _command in (
+    *transfer.COMMANDS,
+    *diff.COMMANDS,
+    *listing.COMMANDS,
+    *usage.COMMANDS,
+    *find.COMMANDS,
+    *objects.COMMANDS,
+    *caches.COMMANDS,
+):
     program.add_command(_command)
 
 

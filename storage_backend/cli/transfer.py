@@ -11,7 +11,7 @@ import click
 from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
-from storage_backend.cli.output import Lines, common, complain
+from storage_backend.cli.output import Lines, coloured, common, complain
 from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
@@ -30,8 +30,8 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-_pair = _options(click.argument("source"), click.argument("target"))
-_scope = _options(
+pair = _options(click.argument("source"), click.argument("target"))
+scope = _options(
     click.option("--pattern", metavar="GLOB", help='Only objects that match, as "**/*.pdf".'),
     click.option("--include", metavar="GLOB", multiple=True, help="Only objects that match one of these."),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
@@ -68,8 +68,8 @@ def _verification(default: str) -> Callable[[F], F]:
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("size")
 @_workers
@@ -92,8 +92,8 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("digest")
 @click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
@@ -127,12 +127,13 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_verification("digest")
 @click.option("--one-way", is_flag=True, help="What only TARGET has is no difference.")
 @_workers
 @_as_json
+@coloured
 @common
 def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """Compare two places, byte by byte.
@@ -151,8 +152,8 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @click.option("--delete", is_flag=True, help="As sync --delete would.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
 @_as_json
