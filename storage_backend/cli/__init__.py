@@ -46,6 +46,7 @@ def program() -> None:
       storage-backend migrate ./papers sqlite:///archive.db
       storage-backend ls -l sqlite:///archive.db
       storage-backend cat 'sqlite:///archive.db#2024/report.pdf' > report.pdf
+      storage-backend diff ./papers sqlite:///archive.db
 
     \b
     Exit codes:
@@ -53,7 +54,7 @@ def program() -> None:
       1 some objects failed           7 fatal: full, not let in, misconfigured
       2 usage                         8 a limit was hit (--max-delete)
       3 source or target missing    130 interrupted
-      4 verification differed
+      4 something differs
     """
 
 

@@ -277,7 +277,7 @@ class CachedStorage(Wrapper):
     # What only a cache has.
 
     def prefetch(self, identifiers: Iterable[str]) -> int:
-        """Fetch what is not in the cache yet, or has expired there, in batches.
+        """Fetch what is not in the cache yet, or has expired there, in batches: faster than by threads that call `read`.
 
         Returns:
             How many objects were fetched.
