@@ -27,6 +27,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     SpooledSink,
@@ -376,7 +377,7 @@ class StorageBackend(ABC):
         Raises:
             FileNotFoundError: there is no such file.
         """
-        with Path(path).open("rb") as reader:
+        with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))

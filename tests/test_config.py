@@ -124,10 +124,12 @@ def test_memory_is_a_store_of_its_own() -> None:
         ("a\0b", "NUL"),
         (
             "ftp://host/x",
-            r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh.*plain paths",
+            r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh, \"cached\+\" before any.*plain paths",
         ),
         ("postgres://host/db", "did you mean 'postgresql'"),
         ("sqllite:///x.db", "did you mean 'sqlite'"),
+        ("cache+s3://b", "did you mean 'cached\\+s3'"),
+        ("cached+shh://h/x", "unknown scheme 'shh'.*did you mean 'ssh'.*cached"),
         ("c:\\data", "Windows"),
         ("C:/data", "Windows"),
         ("sqlite:x.db", "sqlite:///archive.db"),
@@ -317,7 +319,27 @@ def test_split_location_keeps_the_cache(location: str, base: str, identifier: st
         ("cached+file:///tmp?cache_dir=/c&max_mb=much", "max_mb: 'much' is not a number"),
         ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_cache_size_mb: -1.0 is not zero or more"),
         ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "engine: 'x'"),
-        ("cached+file:///tmp?cachedir=/c", "unknown parameter 'cachedir'"),
+        (
+            "cached+file:///tmp?cachedir=/c",
+            "unknown parameter 'cachedir' (did you mean 'cache_dir'?); file takes none",
+        ),
+        ("cached+s3://b?max-mb=3", "'max-mb' (did you mean 'max_mb'?); s3 takes accelerate, acl,"),
+        (
+            "cached+sqlite:///x.db?engine=diskcache",
+            "unknown parameter 'engine' (did you mean 'cache_engine'?)",
+        ),
+        (
+            "cached+ssh://h/x?keyfile=k",
+            "unknown parameter 'keyfile' (did you mean 'key_filename'?); ssh takes agent,",
+        ),
+        (
+            "cached+postgresql://h/db?tll=3",
+            "unknown parameter 'tll' (did you mean 'ttl'?); postgresql takes app",
+        ),
+        ("cached+memory:?x=1", "the cache takes cache_dir, cache_engine, max_mb, stale_if_error, ttl"),
+        ("s3://b?max_mb=3", 'max_mb is of a cache, for which "cached+" stands before the URL'),
+        ("s3://b?password=x", "unknown parameter 'password'; s3 takes"),
+        ("s3://b?regoin=3", "unknown parameter 'regoin' (did you mean 'region'?)"),
     ],
 )
 def test_a_wrong_cache_is_refused(location: str, says: str) -> None:

@@ -128,6 +128,3 @@ def _cache_in(directory: str) -> Iterator[Engine]:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-COMMANDS = (cache,)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from storage_backend.base import StorageBackend, info_of
@@ -40,42 +40,20 @@ def contents_of(location: str, entries: Callable[[StorageBackend], Iterable[T]])
         click.UsageError: the location is wrong.
         NotFoundError: there is nothing.
     """
-    either = names_either(location)
-    if either and has_directories(location):
-        storage, identifier = object_at(location)
-        with storage:
-            info = _object(storage, identifier)
-            if info is not None:
-                yield Contents(storage, iter([info]), single=True)
-                return
-        either = False
-    if either or names_a_place(location) or has_directories(location):
-        with place_at(location) as storage:
-            found = iter(entries(storage))
-            first = next(found, None)
-            if first is not None:
-                yield Contents(storage, itertools.chain([first], found))
-                return
-            # `entries` may have left out all that there is.
-            if not either or next(iter(storage.scan()), None) is not None:
-                yield Contents(storage, iter(()))
-                return
-    storage, identifier = object_at(location)
-    with storage:
-        yield Contents(storage, iter([info_of(storage.stat(identifier), identifier)]), single=True)
+    with ExitStack() as stack:
+        yield _opened(stack, location, entries)
+
+
+def beneath(storage: StorageBackend, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T] | None:
+    """What *entries* lists; None if that is nothing."""
+    found = iter(entries(storage))
+    first = next(found, None)
+    return None if first is None else Contents(storage, itertools.chain([first], found))
 
 
 def all_objects(storage: StorageBackend) -> Iterator[ObjectInfo]:
     """Those of a place, for `contents_of`."""
     return storage.scan()
-
-
-def _object(storage: StorageBackend, identifier: str) -> ObjectInfo | None:
-    """The object; None if there is none, or a directory."""
-    try:
-        return info_of(storage.stat(identifier), identifier)
-    except (FileNotFoundError, IsADirectoryError):
-        return None
 
 
 def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
@@ -86,3 +64,40 @@ def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
         return storage.size(info.identifier)
     except FileNotFoundError:
         return None
+
+
+def _opened(stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T]:
+    either = names_either(location)
+    if either and has_directories(location):
+        found = _in_parent(stack, location, entries)
+        if found is not None:
+            return found
+        either = False
+    if either or names_a_place(location) or has_directories(location):
+        storage = stack.enter_context(place_at(location))
+        found = beneath(storage, entries)
+        if found is not None:
+            return found
+        # `entries` may have left out all that there is.
+        if not either or next(iter(storage.scan()), None) is not None:
+            return Contents(storage, iter(()))
+    storage, identifier = object_at(location)
+    stack.enter_context(storage)
+    return Contents(storage, iter([info_of(storage.stat(identifier), identifier)]), single=True)
+
+
+def _in_parent(
+    stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]
+) -> Contents[T] | None:
+    """What there is at *location*, over one connection to the directory that it is in; None if that does not tell.
+
+    It does not tell what is in a directory that is empty, or behind a link.
+    """
+    storage, identifier = object_at(location)
+    stack.enter_context(storage)
+    try:
+        return Contents(storage, iter([info_of(storage.stat(identifier), identifier)]), single=True)
+    except IsADirectoryError:
+        from storage_backend.wrappers.prefixed import PrefixedStorage
+
+        return beneath(PrefixedStorage(storage, identifier), entries)

@@ -108,6 +108,3 @@ def _by_content(
         display.clear()
     summarize(report, quiet=True)
     return code_of_report(report)
-
-
-COMMANDS = (diff,)

@@ -153,6 +153,3 @@ def find(  # noqa: PLR0917 - click gives them by name
     if wanted.unknown and not quiet:
         complain(f"left out {wanted.unknown:,} whose time is not known")
     return tally.code
-
-
-COMMANDS = (find,)

@@ -7,10 +7,10 @@ from functools import partial
 
 import click
 
-from storage_backend.base import StorageBackend, info_of
-from storage_backend.cli.contents import all_objects, contents_of
-from storage_backend.cli.output import Lines, Tally, coloured, common, record_of
-from storage_backend.cli.places import object_at, place_at
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.contents import all_objects, beneath, contents_of
+from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
+from storage_backend.cli.places import place_at, source_at
 from storage_backend.cli.units import shown_size, size_width
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
@@ -126,8 +126,7 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     lines, tally = Lines(), Tally()
     for location in locations:
         with tally.each():
-            storage, identifier = object_at(location)
-            with storage:
+            with source_at(location) as (storage, identifier):
                 record = record_of(info_of(storage.stat(identifier), identifier))
                 record["path"] = storage.get_path(identifier)
             if as_json:
@@ -168,7 +167,6 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
       storage-backend checksum -a md5 'sqlite:///archive.db#report.pdf'
       storage-backend checksum -r sqlite:///archive.db > SHA256SUMS; (cd ./papers && sha256sum -c SHA256SUMS)
     """
-    del quiet
     lines, tally = Lines(), Tally()
 
     def show(storage: StorageBackend, identifier: str, name: str) -> None:
@@ -183,15 +181,14 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
     for location in locations:
         with tally.each():
             if not recursive:
-                storage, identifier = object_at(location)
-                with storage:
+                with source_at(location) as (storage, identifier):
                     show(storage, identifier, location)
                 continue
             with place_at(location) as storage:
-                for info in storage.scan():
+                contents = beneath(storage, all_objects)
+                if contents is None and not quiet:
+                    complain(f"{location_of(storage)} holds no objects")
+                for info in contents.entries if contents is not None else ():
                     with tally.each():
                         show(storage, info.identifier, info.identifier)
     return tally.code
-
-
-COMMANDS = (ls, stat, checksum)

@@ -8,14 +8,16 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from storage_backend import identifiers
 from storage_backend.cli.exits import Exit, code_of_failures
 from storage_backend.errors import FATAL
-from storage_backend.info import ObjectInfo
+
+if TYPE_CHECKING:  # at run time only the commands that have one need it
+    from storage_backend.info import ObjectInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -175,11 +177,13 @@ def _choose_colour(context: click.Context, option: click.Parameter, value: str) 
 
 
 def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's
+    quiet = context.params.get("quiet", False)
+    if verbose and quiet:
+        raise click.UsageError("--quiet and --verbose contradict each other; give one")
     handler = logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter("%(name)s: %(message)s" if verbose else "storage-backend: warning: %(message)s")
     )
-    quiet = context.params.get("quiet", False)
     root = logging.getLogger("storage_backend")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)

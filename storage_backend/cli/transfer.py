@@ -30,10 +30,30 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
+def _pattern_or_include(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    other = "include" if option.name == "pattern" else "pattern"
+    if value and context.params.get(other):
+        raise click.UsageError(
+            "--pattern and --include together: objects would have to match both; give every glob as --include"
+        )
+    return value
+
+
 pair = _options(click.argument("source"), click.argument("target"))
 scope = _options(
-    click.option("--pattern", metavar="GLOB", help='Only objects that match, as "**/*.pdf".'),
-    click.option("--include", metavar="GLOB", multiple=True, help="Only objects that match one of these."),
+    click.option(
+        "--pattern",
+        metavar="GLOB",
+        callback=_pattern_or_include,
+        help='Only objects that match, as "**/*.pdf".',
+    ),
+    click.option(
+        "--include",
+        metavar="GLOB",
+        multiple=True,
+        callback=_pattern_or_include,
+        help="Only objects that match one of these.",
+    ),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
 )
 _workers = click.option(
@@ -170,20 +190,23 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     """
     from storage_backend import transfer
 
-    del quiet
     lines = Lines()
     with place_at(source) as one, _target_of_nothing(target) as other:
         try:
             actions = transfer.plan(one, other, **_given(options))
         except ConfigurationError as error:
             raise click.UsageError(str(error)) from error
+        some = False
         for action in actions:
+            some = some or action.kind != "delete"
             if action.kind == "skip" and not everything:
                 continue
             if as_json:
                 lines.record({"identifier": action.identifier, "action": str(action)})
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
+        if not (some or quiet):
+            _tell_nothing(one, options)
     return Exit.DONE
 
 
@@ -264,12 +287,37 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
+    if not (quiet or _concerned(report)):
+        _tell_nothing(source, options)
     return code_of_report(report)
+
+
+def _concerned(report: TransferReport) -> bool:
+    """Whether the source had anything for the transfer."""
+    would = any(not action.startswith("delete") for action in report.would)
+    differs = any(difference != "extra" for difference in report.differences.values())
+    return bool(would or differs or report.planned or report.skipped or report.failed)
+
+
+def _tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
+    """Say why nothing was done: what is easily mistyped would look like success."""
+    if next(iter(source.scan()), None) is None:
+        complain(f"{location_of(source)} holds no objects")
+        return
+    globs = {"--pattern": [options.get("pattern")], "--include": options.get("include", ())}
+    wanted = " or ".join(f"{name} {glob!r}" for name, given in globs.items() for glob in given if glob)
+    left_out = " or ".join(f"--exclude {glob!r}" for glob in options.get("exclude", ()))
+    reason = f"no object of {location_of(source)} " + (
+        f"matches {wanted}" + (f" and not {left_out}" if left_out else "")
+        if wanted
+        else f"is left by {left_out}"
+    )
+    hint = (
+        '; "*" stays inside a segment, "**/*" is every level' if "/" not in wanted and "*" in wanted else ""
+    )
+    complain(f"{reason}{hint}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the others keep the default of TransferOptions."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-COMMANDS = (sync, migrate, verify, plan)

@@ -270,6 +270,3 @@ def _end(branches: Iterable[_Branch]) -> None:
     for branch in branches:
         if branch.last is None:
             branch.last = True
-
-
-COMMANDS = (du, tree)

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import pty
+import re
 import select
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 from storage_backend import __version__
 from storage_backend.cli import program as group
 from tests.cli.conftest import Program
+from tests.readme_table import README
 
 VERBS = [
     "cache check",
@@ -43,9 +45,17 @@ VERBS = [
 ]
 
 
+def command_of(group: click.Command, name: str) -> click.Command:
+    assert isinstance(group, click.Group)
+    found = group.get_command(click.Context(group), name)
+    assert found is not None
+    return found
+
+
 def test_all_verbs_are_there() -> None:
     found = []
-    for name, command in group.commands.items():
+    for name in group.list_commands(click.Context(group)):
+        command = command_of(group, name)
         inner = command.commands if isinstance(command, click.Group) else {"": command}
         found += [f"{name} {verb}".strip() for verb in inner]
     assert sorted(found) == VERBS
@@ -69,8 +79,7 @@ def test_the_examples_of_the_help_parse(verb: str) -> None:
     parent = click.Context(group, **group.context_settings)
     command: click.Command = group
     for word in verb.split():
-        assert isinstance(command, click.Group)
-        command = command.commands[word]
+        command = command_of(command, word)
     text = command.help or ""
     lines = [line.strip() for line in text.splitlines() if f"storage-backend {verb} " in line]
     assert lines
@@ -127,6 +136,9 @@ def test_the_console_script_is_the_same_program() -> None:
         (["sync", "memory:", "memory:", "--pattern", "../x"], "outside base directory"),
         (["sync", "memory:", "memory:", "--verify", "md5"], "digest"),
         (["migrate", "memory:", "memory:"], "journal"),
+        (["ls", "--quiet", "--verbose", "memory:"], "--quiet and --verbose contradict"),
+        (["ls", "-v", "memory:", "-q"], "--quiet and --verbose contradict"),
+        (["cache", "stats", "-qv", "/"], "--quiet and --verbose contradict"),
         (["ls", "postgresql://user:s3cr3t@host/db"], "PGPASSWORD"),
         (["sync", "memory:", "postgresql://user:s3cr3t@host/db"], ".pgpass"),
     ],
@@ -267,21 +279,10 @@ def test_a_transfer_has_a_live_line_on_a_terminal(environment: dict[str, str], t
     assert rest.startswith("sync: copied 1 ")
 
 
-def test_starting_imports_no_engine_and_no_client(environment: dict[str, str]) -> None:
-    program = (
-        "import sys; from storage_backend.cli import run; run(['ls', 'memory:']);"
-        "print(*sys.modules, file=sys.stderr)"
-    )
-    loaded = subprocess.run(
-        [sys.executable, "-c", program], check=True, capture_output=True, text=True, env=environment
-    ).stderr.split()
-    assert "click" in loaded
-    for module in (
-        "rich",
-        "sqlalchemy",
-        "psycopg",
-        "sqlite3",
-        "concurrent.futures",
-        "storage_backend.transfer.engine",
-    ):
-        assert module not in loaded
+@pytest.mark.parametrize("url", ["s3://bucket", "ssh://host/x", "cached+memory:"])
+def test_help_and_readme_have_every_parameter_of_a_url(program: Program, url: str) -> None:
+    known = program("ls", f"{url}?nonsense=1").err.rpartition(" takes ")[2].partition(" (")[0].strip()
+    names = [name.strip() for name in known.split(",")]
+    assert len(names) > 4
+    for text in (program("--help").out.decode(), README.read_text(encoding="utf-8")):
+        assert [name for name in names if not re.search(rf"\b{name}\b", text)] == []

@@ -43,6 +43,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
@@ -330,7 +331,7 @@ class RemoteStorage(StorageBackend):
             transfers.download(
                 file,
                 f"{self._location}#{identifier}",
-                Path(path),
+                Path(expanded(path)),
                 lambda: self._objects.digest(place, "sha256"),
             )
         self._objects.saw(place, file.facts)
@@ -338,7 +339,7 @@ class RemoteStorage(StorageBackend):
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return transfers.upload(self, self._objects, Path(path), self._place(identifier))
+        return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier))
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

@@ -40,6 +40,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
@@ -158,7 +159,7 @@ class S3Storage(StorageBackend):
                 acl=acl,
                 accelerate=accelerate,
                 addressing_style=addressing_style,
-                ca_bundle=ca_bundle,
+                ca_bundle=expanded(ca_bundle),
                 checksum=checksum,
                 attempts=attempts,
                 connect_timeout=connect_timeout,
@@ -471,7 +472,7 @@ class S3Storage(StorageBackend):
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
         key = self._objects.key(identifier)
-        with Path(path).open("rb") as reader:
+        with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:

@@ -16,6 +16,7 @@ from storage_backend.base import Item, StorageBackend, capabilities_of, check_mo
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import Content, Writer, check_range, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 from storage_backend.wrappers.cached import ranges
@@ -414,7 +415,7 @@ def _expanded(cache_dir: str | os.PathLike[str]) -> Path:
         raise TypeError(f"cache_dir must be a path, not {type(cache_dir).__name__}") from None
     if not given:
         raise ConfigurationError("cache_dir is empty", parameter="cache_dir")
-    return Path(given).expanduser().absolute()
+    return Path(expanded(given)).absolute()
 
 
 def _in_bytes(mebibytes: float | None) -> int | None:
