@@ -11,7 +11,7 @@ from storage_backend.base import StorageBackend
 from storage_backend.cli.exits import Exit, code_of_report
 from storage_backend.cli.output import Lines, coloured, common, complain
 from storage_backend.cli.places import place_at
-from storage_backend.cli.transfer import pair, scope
+from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
 
 if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
     from storage_backend.transfer import Event
@@ -65,8 +65,9 @@ def _at_sight(
     from storage_backend.transfer.options import TransferOptions
 
     engine = Engine("sync", source, target, TransferOptions(delete=True, **options))
-    different = False
+    some = different = False
     for action in engine.plan():
+        some = some or action.kind != "delete"
         # What sync would read to be sure looks the same.
         if action.kind not in {"copy", "delete"}:
             continue
@@ -76,6 +77,8 @@ def _at_sight(
         show(action.identifier, {"newer": "time", "checksum": "digest"}.get(action.reason, action.reason))
     for error in engine.report.failed.values():  # what the scan had to pass by
         complain(str(error))
+    if show is not None and not (some or engine.report.failed):
+        tell_nothing(source, options)
     return Exit.DIFFERENT if different else Exit.SOME_FAILED if engine.report.failed else Exit.DONE
 
 
@@ -107,4 +110,6 @@ def _by_content(
     finally:
         display.clear()
     summarize(report, quiet=True)
+    if show is not None and not concerned(report):
+        tell_nothing(source, options)
     return code_of_report(report)

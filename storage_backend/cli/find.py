@@ -12,7 +12,7 @@ import click
 from storage_backend import identifiers
 from storage_backend.base import StorageBackend, info_of
 from storage_backend.cli.contents import contents_of
-from storage_backend.cli.output import Lines, Tally, common, complain, record_of
+from storage_backend.cli.output import ONE_LEVEL, Lines, Tally, common, complain, record_of
 from storage_backend.cli.units import Sizes, moment_of, sizes_of
 from storage_backend.config import locations_in
 from storage_backend.identifiers import Glob
@@ -139,12 +139,14 @@ def find(  # noqa: PLR0917 - click gives them by name
     """
     lines, tally = Lines(null=null), Tally()
     wanted = _Wanted(name, pattern, sizes, newer, older)
+    some = False
     for location in locations:
         with tally.each(), contents_of(location, wanted.scan) as contents:
             located = locations_in(location)
             for info in contents.entries:
                 if not wanted.matches(contents.storage, info):
                     continue
+                some = True
                 where = location if contents.single else located(info.identifier)
                 if as_json:
                     lines.record({"location": where, **record_of(info)})
@@ -152,4 +154,7 @@ def find(  # noqa: PLR0917 - click gives them by name
                     lines.name(where)
     if wanted.unknown and not quiet:
         complain(f"left out {wanted.unknown:,} whose time is not known")
+    elif not (some or tally.errors or quiet):
+        level = pattern is not None and "*" in pattern.pattern and "/" not in pattern.pattern
+        complain(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
     return tally.code

@@ -26,6 +26,8 @@ _FOLDER = "1;34"  # bold blue, as GNU ls has directories
 _DIFFERENCES = {"missing": "31", "extra": "32"}  # red and green, as diffs have what is gone and new
 _CHANGED = "33"  # yellow
 
+ONE_LEVEL = '"*" stays inside a segment, "**/*" is every level'  # of a glob that matched nothing
+
 
 def complain(message: str) -> None:
     """One line on stderr, after what stdout has so far."""

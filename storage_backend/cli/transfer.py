@@ -11,7 +11,7 @@ import click
 from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
-from storage_backend.cli.output import Lines, coloured, common, complain
+from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
 from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
@@ -206,7 +206,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
         if not (some or quiet):
-            _tell_nothing(one, options)
+            tell_nothing(one, options)
     return Exit.DONE
 
 
@@ -287,19 +287,19 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
-    if not (quiet or _concerned(report)):
-        _tell_nothing(source, options)
+    if not (quiet or concerned(report)):
+        tell_nothing(source, options)
     return code_of_report(report)
 
 
-def _concerned(report: TransferReport) -> bool:
+def concerned(report: TransferReport) -> bool:
     """Whether the source had anything for the transfer."""
     would = any(not action.startswith("delete") for action in report.would)
     differs = any(difference != "extra" for difference in report.differences.values())
     return bool(would or differs or report.planned or report.skipped or report.failed)
 
 
-def _tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
+def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
     """Say why nothing was done: what is easily mistyped would look like success."""
     if next(iter(source.scan()), None) is None:
         complain(f"{location_of(source)} holds no objects")
@@ -312,9 +312,7 @@ def _tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
         if wanted
         else f"is left by {left_out}"
     )
-    hint = (
-        '; "*" stays inside a segment, "**/*" is every level' if "/" not in wanted and "*" in wanted else ""
-    )
+    hint = f"; {ONE_LEVEL}" if "/" not in wanted and "*" in wanted else ""
     complain(f"{reason}{hint}")
 
 

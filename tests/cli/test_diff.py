@@ -126,3 +126,12 @@ def test_differences_are_coloured_on_a_terminal(
         assert "\x1b[32mextra   \x1b[0m extra" in shown
         assert "\x1b[31mmissing \x1b[0m missing" in shown
         assert "\x1b[33msize    \x1b[0m d/size" in shown
+
+
+def test_where_nothing_matches_it_says_why(program: Program, source: Path, tmp_path: Path) -> None:
+    for flags in ([], ["--checksum"]):
+        result = program("diff", *flags, "--pattern", "*.pdf", source, source)
+        assert (result.code, result.out) == (0, b"")
+        assert "matches --pattern '*.pdf'; \"*\" stays inside a segment" in result.err
+        assert program("diff", "-q", *flags, "--pattern", "*.pdf", source, source) == (0, b"", "")
+        assert "holds no objects" in program("diff", *flags, "memory:", source).err

@@ -47,7 +47,7 @@ def place(tmp_path: Path) -> str:
 
 def found(program: Program, place: str, *conditions: str) -> list[str]:
     result = program("find", place, *conditions)
-    assert (result.code, result.err) == (0, "")
+    assert (result.code, bool(result.err)) == (0, not result.lines)
     return [line.removeprefix(f"{place}/") for line in result.lines]
 
 
@@ -135,7 +135,12 @@ def test_nothing_is_found_where_there_is_nothing(program: Program, tmp_path: Pat
     location = f"sqlite:///{tmp_path}/place.db"
     with open_storage(location, create=True) as storage:
         storage.write("d/e", b"")
-    assert program("find", f"{location}#d", "--pattern", "x/**") == (0, b"", "")
+    nothing = "storage-backend: no object meets all conditions"
+    assert program("find", f"{location}#d", "--pattern", "x/**") == (0, b"", f"{nothing}\n")
+    assert program("find", location, "--pattern", "*e").err.startswith(
+        f'{nothing}; "*" stays inside a segment'
+    )
+    assert program("find", "-q", location, "--pattern", "*e") == (0, b"", "")
     assert program("find", f"{location}#d/e").lines == [f"{location}#d/e"]
     assert program("find", f"{location}#gone", location, "--pattern", "d/*").lines == [f"{location}#d/e"]
     assert program("find", f"{location}#gone").code == 3
