@@ -10,7 +10,7 @@ import click
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
-from storage_backend.cli.places import place_at, source_at
+from storage_backend.cli.places import Sources, place_at
 from storage_backend.cli.units import shown_size, size_width
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
@@ -124,16 +124,17 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """
     del quiet
     lines, tally = Lines(), Tally()
-    for location in locations:
-        with tally.each():
-            with source_at(location) as (storage, identifier):
-                record = record_of(info_of(storage.stat(identifier), identifier))
-                record["path"] = storage.get_path(identifier)
-            if as_json:
-                lines.record(record)
-                continue
-            for name, value in record.items():
-                lines.name(str(value), before=f"{name + ':':<14}")
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                with sources.at(location) as (storage, identifier):
+                    record = record_of(info_of(storage.stat(identifier), identifier))
+                    record["path"] = storage.get_path(identifier)
+                if as_json:
+                    lines.record(record)
+                    continue
+                for name, value in record.items():
+                    lines.name(str(value), before=f"{name + ':':<14}")
     return tally.code
 
 
@@ -178,17 +179,18 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         safe = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         lines.text(f"{'' if safe == name else chr(92)}{digest}  {safe}")
 
-    for location in locations:
-        with tally.each():
-            if not recursive:
-                with source_at(location) as (storage, identifier):
-                    show(storage, identifier, location)
-                continue
-            with place_at(location) as storage:
-                contents = beneath(storage, all_objects)
-                if contents is None and not quiet:
-                    complain(f"{location_of(storage)} holds no objects")
-                for info in contents.entries if contents is not None else ():
-                    with tally.each():
-                        show(storage, info.identifier, info.identifier)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                if not recursive:
+                    with sources.at(location) as (storage, identifier):
+                        show(storage, identifier, location)
+                    continue
+                with place_at(location) as storage:
+                    contents = beneath(storage, all_objects)
+                    if contents is None and not quiet:
+                        complain(f"{location_of(storage)} holds no objects")
+                    for info in contents.entries if contents is not None else ():
+                        with tally.each():
+                            show(storage, info.identifier, info.identifier)
     return tally.code
