@@ -210,7 +210,7 @@ for command in (
     MemoryStorage.scan = scan
     tracemalloc.start()
     assert run(command.split()) == 0
-    print(tracemalloc.get_traced_memory()[1], command, file=sys.stderr)
+    print("peak", tracemalloc.get_traced_memory()[1], command, file=sys.stderr)
     tracemalloc.stop()
 """
 
@@ -224,9 +224,8 @@ def test_what_is_not_needed_is_not_held(environment: dict[str, str]) -> None:
         text=True,
         check=True,
     )
-    peaks = {
-        command: int(peak) for peak, command in (line.split(" ", 1) for line in done.stderr.splitlines())
-    }
+    told = [line.split(" ", 2) for line in done.stderr.splitlines()]
+    peaks = {command: int(peak) for what, peak, command in told if what == "peak"}
     everything = peaks.pop("ls -R --sort size memory:")
     assert len(peaks) == 6
     assert everything > 1 << 20
