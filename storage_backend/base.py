@@ -297,8 +297,6 @@ class StorageBackend(ABC):
     def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """Each object with its identifier, in any order, in bounded memory.
 
-        For many small objects: a store that is far away gives them in batches, which takes less time than threads that call `read`.
-
         Raises:
             BatchError: after the last item, if some could not be read.
         """
