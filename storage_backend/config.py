@@ -267,7 +267,15 @@ def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBa
                 arguments[_CACHE_NUMBERS[name]] = float(text)
             except ValueError:
                 raise ConfigurationError(f"{name}: {text!r} is not a number", parameter=name) from None
-    return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
+    try:
+        return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
+    except ConfigurationError as error:
+        # It knows them by its own names.
+        for name, own in (*_CACHE_TEXTS.items(), *_CACHE_NUMBERS.items()):
+            if own == error.parameter:
+                reason = str(error).removeprefix(f"{own}: ")
+                raise ConfigurationError(f"{name}: {reason}", parameter=name) from error
+        raise
 
 
 def _text(location: str | os.PathLike[str]) -> str:

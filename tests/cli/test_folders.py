@@ -25,7 +25,7 @@ COMMANDS = [
     (["rm"], "'rm -r' takes all that is in it"),
     (["get"], "'get -r' takes all that is in it"),
     (["url"], "'ls' shows what is in it"),
-    (["cp", "memory:#x"], "what is in it"),
+    (["cp", "memory:#x"], " is in it"),
     (["mv", "memory:#x"], "'migrate --delete-source' moves what is in it"),
 ]
 

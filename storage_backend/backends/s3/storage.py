@@ -159,7 +159,7 @@ class S3Storage(StorageBackend):
                 acl=acl,
                 accelerate=accelerate,
                 addressing_style=addressing_style,
-                ca_bundle=expanded(ca_bundle),
+                ca_bundle=ca_bundle,
                 checksum=checksum,
                 attempts=attempts,
                 connect_timeout=connect_timeout,
