@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from storage_backend import identifiers
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import cache_directory
@@ -108,6 +109,30 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
             f"{_text(location)!r} names a directory, not an object", parameter="location"
         )
     return base, name
+
+
+def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
+    """What gives the location of each object in the place at *location*, by its identifier; the inverse of `split_location`.
+
+    Raises:
+        ConfigurationError: the location is malformed.
+    """
+    place = parse_location(location)
+    if isinstance(place, str):
+        # A Path would drop "./", which may tell it from a URL.
+        above = os.path.join(place, "")  # noqa: PTH118
+        return lambda identifier: above + identifier
+    rest, _, fragment = _text(location).partition("#")
+    query = ""
+    if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
+        before = f"{rest}#{fragment.removesuffix('/')}/" if fragment else f"{rest}#"
+    else:
+        hierarchy, mark, query = rest.partition("?")
+        if place.scheme == "ssh" and not place.path:
+            hierarchy += "/~"
+        before = f"{hierarchy.removesuffix('/')}/"
+        query = mark + query
+    return lambda identifier: f"{before}{quote(identifiers.encode(identifier))}{query}"
 
 
 def redacted(location: str) -> str:

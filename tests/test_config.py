@@ -22,7 +22,7 @@ from storage_backend import (
     open_storage,
 )
 from storage_backend.backends.local import LocalStorage
-from storage_backend.config import has_password, redacted, split_location
+from storage_backend.config import has_password, locations_in, redacted, split_location
 
 SECRET = "s3cr3t"
 
@@ -352,3 +352,32 @@ def test_redacted_through_a_cache() -> None:
         redacted("cached+postgresql://u:p/w@h/d?cache_dir=/c") == "cached+postgresql://u:***@h/d?cache_dir=/c"
     )
     assert redacted("cached+ssh://u:pw@h/a@b:c@d") == "cached+ssh://u:***@h/a@b:c@d"
+
+
+@pytest.mark.parametrize(
+    ("place", "located", "base"),
+    [
+        ("papers", "papers/d/a b#?%", "papers/d"),
+        ("./sqlite:", "./sqlite:/d/a b#?%", "./sqlite:/d"),
+        ("/data/", "/data/d/a b#?%", "/data/d"),
+        ("/", "/d/a b#?%", "/d"),
+        ("file:///data%20set", "file:///data%20set/d/a%20b%23%3F%25", "file:///data%20set/d/"),
+        ("file:///data#x", "file:///data#x/d/a%20b%23%3F%25", "file:///data"),
+        ("sqlite:///x.db", "sqlite:///x.db#d/a%20b%23%3F%25", "sqlite:///x.db"),
+        ("sqlite:///x.db#p%20q/", "sqlite:///x.db#p%20q/d/a%20b%23%3F%25", "sqlite:///x.db"),
+        ("s3://bucket?region=x", "s3://bucket/d/a%20b%23%3F%25?region=x", "s3://bucket?region=x"),
+        ("s3://bucket/p/?region=x", "s3://bucket/p/d/a%20b%23%3F%25?region=x", "s3://bucket?region=x"),
+        ("ssh://host", "ssh://host/~/d/a%20b%23%3F%25", "ssh://host/~/d"),
+        ("ssh://host/?agent=true", "ssh://host/d/a%20b%23%3F%25?agent=true", "ssh://host/d?agent=true"),
+        ("ssh://host/~/p", "ssh://host/~/p/d/a%20b%23%3F%25", "ssh://host/~/p/d"),
+        (
+            "cached+s3://bucket/p?cache_dir=/c&region=x",
+            "cached+s3://bucket/p/d/a%20b%23%3F%25?cache_dir=/c&region=x",
+            "cached+s3://bucket?region=x&cache_dir=%2Fc",
+        ),
+    ],
+)
+def test_the_location_of_an_object_is_split_again(place: str, located: str, base: str) -> None:
+    assert locations_in(place)("d/a b#?%") == located
+    assert split_location(located)[0] == base
+    assert ("/" + split_location(located)[1]).endswith("/a b#?%")

@@ -25,9 +25,12 @@ _M_ARENA_MAX = -8  # malloc.h of glibc
 # The commands of each module of this package.
 _COMMANDS = {
     "caches": ("cache",),
+    "diff": ("diff",),
+    "find": ("find",),
     "listing": ("checksum", "ls", "stat"),
     "objects": ("cat", "cp", "get", "mv", "put", "rm", "url"),
     "transfer": ("migrate", "plan", "sync", "verify"),
+    "usage": ("du", "tree"),
 }
 
 
@@ -73,6 +76,7 @@ def program() -> None:
       storage-backend migrate ./papers sqlite:///archive.db
       storage-backend ls -l sqlite:///archive.db
       storage-backend cat 'sqlite:///archive.db#2024/report.pdf' > report.pdf
+      storage-backend diff ./papers sqlite:///archive.db
 
     \b
     Exit codes:
@@ -80,7 +84,7 @@ def program() -> None:
       1 some objects failed           7 fatal: full, not let in, misconfigured
       2 usage                         8 a limit was hit (--max-delete)
       3 source or target missing    130 interrupted
-      4 verification differed
+      4 something differs
     """
     # Of paramiko, for "Match exec" in an OpenSSH configuration: it takes as long to import as all the rest of paramiko.
     postpone("invoke")

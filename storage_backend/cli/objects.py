@@ -17,7 +17,7 @@ from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
-from storage_backend.cli.places import destination_at, local_path, place_at, source_at
+from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
 from storage_backend.cli.transfer import synchronize
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
@@ -41,15 +41,16 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
     del quiet
     tally = Tally()
     output = sys.stdout.buffer
-    for location in locations:
-        with tally.each(), ExitStack() as stack:
-            if location == "-":
-                reader: BinaryIO = sys.stdin.buffer
-            else:
-                storage, identifier = stack.enter_context(source_at(location))
-                reader = stack.enter_context(storage.open(identifier))
-            for chunk in chunks(reader):
-                output.write(chunk)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each(), ExitStack() as stack:
+                if location == "-":
+                    reader: BinaryIO = sys.stdin.buffer
+                else:
+                    storage, identifier = stack.enter_context(sources.at(location))
+                    reader = stack.enter_context(storage.open(identifier))
+                for chunk in chunks(reader):
+                    output.write(chunk)
     return tally.code
 
 
@@ -198,13 +199,14 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
     tally = Tally()
-    for location in locations:
-        with tally.each():
-            if recursive:
-                _remove_all(location, yes, quiet)
-                continue
-            with source_at(location) as (storage, identifier):
-                storage.delete(identifier)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                if recursive:
+                    _remove_all(location, yes, quiet)
+                    continue
+                with sources.at(location) as (storage, identifier):
+                    storage.delete(identifier)
     return tally.code
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import unquote
 
 import click
@@ -40,11 +42,7 @@ def object_at(location: str, *, create: bool = False) -> tuple[StorageBackend, s
         click.UsageError: the location is wrong, or names no object.
         NotFoundError: there is no such place.
     """
-    try:
-        base, identifier = split_location(location)
-    except ConfigurationError as error:
-        hint = f"; {_instead()}" if names_a_place(location) else ""
-        raise click.UsageError(f"{error}{hint}") from error
+    base, identifier = _split(location)
     return place_at(base, create=create), identifier
 
 
@@ -55,8 +53,35 @@ def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
     Raises:
         NotAFileError: of the body's errors, those that come of a folder, or a prefix, where an object should be.
     """
-    storage, identifier = object_at(location)
-    with storage:
+    with Sources() as sources, sources.at(location) as found:
+        yield found
+
+
+class Sources:
+    """Gives many objects to be used one after the other. What follows each other in one place is used over one connection."""
+
+    def __init__(self) -> None:
+        self._base: str | None = None
+        self._place = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.close()
+
+    @contextmanager
+    def at(self, location: str) -> Iterator[tuple[StorageBackend, str]]:
+        """As `source_at`."""
+        base, identifier = _split(location)
+        if base != self._base:
+            self._place.close()
+            self._base = None
+            self._storage = self._place.enter_context(place_at(base))
+            self._base = base
+        storage = self._storage
         try:
             yield storage, identifier
         except (FileNotFoundError, IsADirectoryError) as error:
@@ -67,6 +92,14 @@ def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
                 identifier=identifier,
                 backend=location_of(storage),
             ) from error
+
+
+def _split(location: str) -> tuple[str, str]:
+    try:
+        return split_location(location)
+    except ConfigurationError as error:
+        hint = f"; {_instead()}" if names_a_place(location) else ""
+        raise click.UsageError(f"{error}{hint}") from error
 
 
 def _is_folder(storage: StorageBackend, identifier: str) -> bool:

@@ -11,7 +11,7 @@ import click
 from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
-from storage_backend.cli.output import Lines, common, complain
+from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
 from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
@@ -39,8 +39,8 @@ def _pattern_or_include(context: click.Context, option: click.Parameter, value: 
     return value
 
 
-_pair = _options(click.argument("source"), click.argument("target"))
-_scope = _options(
+pair = _options(click.argument("source"), click.argument("target"))
+scope = _options(
     click.option(
         "--pattern",
         metavar="GLOB",
@@ -88,8 +88,8 @@ def _verification(default: str) -> Callable[[F], F]:
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("size")
 @_workers
@@ -112,8 +112,8 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("digest")
 @click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
@@ -147,12 +147,13 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_verification("digest")
 @click.option("--one-way", is_flag=True, help="What only TARGET has is no difference.")
 @_workers
 @_as_json
+@coloured
 @common
 def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """Compare two places, byte by byte.
@@ -171,8 +172,8 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @click.option("--delete", is_flag=True, help="As sync --delete would.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
 @_as_json
@@ -205,7 +206,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
         if not (some or quiet):
-            _tell_nothing(one, options)
+            tell_nothing(one, options)
     return Exit.DONE
 
 
@@ -286,19 +287,19 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
-    if not (quiet or _concerned(report)):
-        _tell_nothing(source, options)
+    if not (quiet or concerned(report)):
+        tell_nothing(source, options)
     return code_of_report(report)
 
 
-def _concerned(report: TransferReport) -> bool:
+def concerned(report: TransferReport) -> bool:
     """Whether the source had anything for the transfer."""
     would = any(not action.startswith("delete") for action in report.would)
     differs = any(difference != "extra" for difference in report.differences.values())
     return bool(would or differs or report.planned or report.skipped or report.failed)
 
 
-def _tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
+def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
     """Say why nothing was done: what is easily mistyped would look like success."""
     if next(iter(source.scan()), None) is None:
         complain(f"{location_of(source)} holds no objects")
@@ -311,9 +312,7 @@ def _tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
         if wanted
         else f"is left by {left_out}"
     )
-    hint = (
-        '; "*" stays inside a segment, "**/*" is every level' if "/" not in wanted and "*" in wanted else ""
-    )
+    hint = f"; {ONE_LEVEL}" if "/" not in wanted and "*" in wanted else ""
     complain(f"{reason}{hint}")
 
 

@@ -35,6 +35,9 @@ class CachedStorage(Wrapper):
     same directory, none of them gives older bytes. What others change in the backend is seen when the entry has
     expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and the rest that gives no content ask the backend.
 
+    Many small objects are fetched in batches by `read_many`, or by `prefetch` ahead of the reads, which takes less time than threads that
+    call `read`.
+
     Whatever goes wrong with the cache itself, the backend is read, and a warning is logged once.
 
     Args:
