@@ -22,7 +22,6 @@ from botocore.exceptions import ClientError
 from botocore.loaders import JSONFileLoader
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
-from moto import mock_aws
 
 from storage_backend.backends.s3 import S3Storage
 from storage_backend.errors import (
@@ -33,6 +32,9 @@ from storage_backend.errors import (
     StorageError,
 )
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+
+pytest.importorskip("moto")
+from moto import mock_aws
 
 ALIEN = ("AKIDOFTHECLIENT", "another/secret+of/the/client")
 
