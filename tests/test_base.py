@@ -37,6 +37,8 @@ from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
 from tests.seven import Seven
 
+pytestmark = pytest.mark.quick
+
 LACKS = {
     "content": "its write takes bytes only",
     "content_type": "it has no place for one",

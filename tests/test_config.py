@@ -24,6 +24,8 @@ from storage_backend import (
 from storage_backend.backends.local import LocalStorage
 from storage_backend.config import has_password, locations_in, redacted, split_location
 
+pytestmark = pytest.mark.quick
+
 SECRET = "s3cr3t"
 
 

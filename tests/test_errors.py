@@ -35,6 +35,8 @@ from storage_backend import (
 )
 from storage_backend.errors import FATAL, Failures, is_retryable
 
+pytestmark = pytest.mark.quick
+
 # The table of contract.md "Errors": what each is besides, whether it is retryable, and its errno.
 KINDS: dict[type[StorageError], tuple[tuple[type[Exception], ...], bool, int | None]] = {
     StorageError: ((OSError,), False, None),

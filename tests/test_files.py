@@ -13,6 +13,8 @@ import pytest
 
 from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
 
+pytestmark = pytest.mark.quick
+
 
 def staged_in(place: Path, name: str, *, anonymous: bool) -> StagedFile:
     return StagedFile(os.open(place, os.O_RDONLY | os.O_DIRECTORY), name, anonymous=anonymous)

@@ -14,6 +14,8 @@ from storage_backend.testing.topics.listing import BAD_PATTERNS, GLOBS, OBJECTS
 from storage_backend.testing.topics.spelling import AWKWARD, INVALID, OUTSIDE, TWINS
 from tests.tiers import thorough
 
+pytestmark = pytest.mark.quick
+
 # Characters that mean something to identifiers, patterns or regular expressions, and some of each length in UTF-8.
 SPECIAL = "/.*?[]!-^\\~|&#(){}+$ \n\0ab\u00e9\u20ac\U0001f600\ud800\udcc3\udca9\udcff"
 segments = st.one_of(

@@ -9,6 +9,8 @@ import pytest
 
 from storage_backend import Capability, ObjectInfo, StorageBackend
 
+pytestmark = pytest.mark.quick
+
 
 def test_only_the_identifier_is_needed() -> None:
     info = ObjectInfo("a")

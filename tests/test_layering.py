@@ -3,6 +3,10 @@
 import ast
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.quick
+
 PACKAGE = Path(__file__).parent.parent / "storage_backend"
 # The first prefix that fits gives the floor. Siblings on floor 3 do not import one another.
 FLOORS = {

@@ -27,6 +27,8 @@ from storage_backend import (
     migrate,
 )
 
+pytestmark = pytest.mark.quick
+
 Without = Callable[..., None]
 
 # What has no client in turn: the library, how to ask for it, and what the message says to install.

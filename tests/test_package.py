@@ -3,7 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+
 import storage_backend
+
+pytestmark = pytest.mark.quick
 
 CLIENTS = {
     "boto3",

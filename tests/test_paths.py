@@ -26,6 +26,8 @@ from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 from storage_backend.wrappers.cached import open_cache
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:

@@ -12,6 +12,8 @@ from storage_backend import DatabaseStorage, LocalStorage, MemoryStorage, Prefix
 from storage_backend.wrappers.base import Wrapper
 from tests.seven import Seven
 
+pytestmark = pytest.mark.quick
+
 NAMES = ["a", "d-x", "d.x", "d/b", "d/e/c", "d/e/f", "d/e0", "d0", "dd/x", "z", "é/x", "é"]
 
 

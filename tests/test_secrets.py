@@ -11,6 +11,8 @@ import pytest
 from storage_backend import ConfigurationError
 from storage_backend.secrets import Secret, refuse_pickle
 
+pytestmark = pytest.mark.quick
+
 
 def given(value: str) -> Secret:
     secret = Secret.given("secret_key", value)

@@ -39,6 +39,8 @@ from storage_backend.streams import (
 from storage_backend.testing import Source, SourceBrokeError
 from tests.tiers import thorough
 
+pytestmark = pytest.mark.quick
+
 CONTENT = bytes(range(256)) * 20
 
 

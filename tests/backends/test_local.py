@@ -10,6 +10,8 @@ from storage_backend import LocalStorage
 from storage_backend.testing import ConformanceSuite, Subject
 from tests.backends.local_ways import BareStorage
 
+pytestmark = pytest.mark.quick
+
 LACKS = {"content_type": "a file has no media type"}
 
 

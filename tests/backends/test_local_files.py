@@ -45,6 +45,8 @@ from storage_backend.streams import ranged_reader
 from storage_backend.testing import Source, SourceBrokeError
 from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, as_nobody, small_disk
 
+pytestmark = pytest.mark.quick
+
 ALL_WAYS = (*WAYS, NamingStorage, BareStorage)
 
 

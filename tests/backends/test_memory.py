@@ -28,6 +28,8 @@ from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
 from tests.seven import Seven
 
+pytestmark = pytest.mark.quick
+
 LACKS = {"shared": "the objects live in one instance, in one process"}
 
 

@@ -16,6 +16,8 @@ import pytest
 from storage_backend.backends.remote.settings import Endpoint, Settings, SSHConfig, read_settings
 from storage_backend.errors import ConfigurationError, MissingClientError
 
+pytestmark = pytest.mark.quick
+
 PIN = "SHA256:" + "A" * 43
 LEAST: SSHConfig = {"user": "ann", "endpoints": [["nas", 22]]}
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from storage_backend.backends.s3.digests import Running, crc32_combined, known, multipart_etag
 from storage_backend.errors import ConfigurationError
 
+pytestmark = pytest.mark.quick
+
 VECTORS = {  # of "123456789": "Catalogue of parametrised CRC algorithms", and coreutils for the hashes
     "crc32": "cbf43926",
     "crc32c": "e3069283",

@@ -39,6 +39,8 @@ from storage_backend.backends.s3.documents import (
 )
 from tests.tiers import thorough
 
+pytestmark = pytest.mark.quick
+
 AMAZON = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
 PAGE = (

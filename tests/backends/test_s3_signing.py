@@ -23,6 +23,8 @@ from hypothesis import strategies as st
 from storage_backend.backends.s3.signing import LEFT_OUT, UNSIGNED, Keys, Signer, encode_query, quote_key
 from tests.tiers import thorough
 
+pytestmark = pytest.mark.quick
+
 HOST = "examplebucket.s3.amazonaws.com"
 EXAMPLE_KEYS = Keys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 EXAMPLE_MOMENT = datetime(2013, 5, 24, tzinfo=UTC)

@@ -13,6 +13,8 @@ from storage_backend import ConfigurationError
 from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.backends.sql.address import parse
 
+pytestmark = pytest.mark.quick
+
 SECRET = "hunter2/#?@"
 QUOTED = "hunter2%2F%23%3F%40"
 

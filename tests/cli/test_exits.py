@@ -23,6 +23,8 @@ from storage_backend import (
 )
 from storage_backend.cli.exits import Exit, code_of, code_of_failures, code_of_report
 
+pytestmark = pytest.mark.quick
+
 NOT_FOUND = NotFoundError("gone", identifier="a")
 AWAY = UnavailableError("away", identifier="a")
 DENIED = AccessDeniedError("denied", identifier="a")

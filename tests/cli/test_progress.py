@@ -16,6 +16,8 @@ from storage_backend.cli.progress import (
 )
 from storage_backend.transfer import Event
 
+pytestmark = pytest.mark.quick
+
 GIB = 1 << 30
 
 

@@ -6,6 +6,8 @@ import pytest
 
 from storage_backend.cli.units import Sizes, amount, in_unit_of, moment_of, sizes_of, unit_of
 
+pytestmark = pytest.mark.quick
+
 GIB = 1 << 30
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

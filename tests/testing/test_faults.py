@@ -12,6 +12,8 @@ from storage_backend.testing import FaultyStorage
 from storage_backend.testing.faults import CUTTABLE, METHODS
 from tests.seven import Seven
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def inner() -> MemoryStorage:

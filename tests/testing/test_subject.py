@@ -33,6 +33,8 @@ from storage_backend.testing import (
 from storage_backend.testing.subject import same
 from tests.testing import harness
 
+pytestmark = pytest.mark.quick
+
 ROOT = Path(__file__).parent.parent.parent
 
 

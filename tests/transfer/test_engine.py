@@ -35,6 +35,8 @@ from storage_backend.wrappers.base import Wrapper
 from tests.seven import Careless
 from tests.transfer.samples import OLD, contents, later, memory, put
 
+pytestmark = pytest.mark.quick
+
 SMALL = {f"d{number % 7}/{number}": bytes([number % 256]) * number for number in range(600)}
 LARGE = {"large/one": bytes(range(256)) * 9000, "large/two": b"2" * 1_200_000}
 ALL = {**SMALL, **LARGE, "empty": b""}

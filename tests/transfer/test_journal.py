@@ -11,6 +11,8 @@ from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.planning import Record
 
+pytestmark = pytest.mark.quick
+
 PAIR = ("file:///a", "sqlite:////b.db")
 
 

@@ -10,6 +10,8 @@ from storage_backend.transfer.fingerprint import Fingerprint, microseconds, same
 from storage_backend.transfer.planning import Record, Rules, actions, decide, merge
 from tests.transfer.samples import OLD, later
 
+pytestmark = pytest.mark.quick
+
 LOOKED = OLD.timestamp() + 1000
 SIDE = st.dictionaries(
     st.text(st.sampled_from("ab/.-é\udc80\uffff😀"), min_size=1, max_size=4), st.integers(0, 3)

@@ -1,9 +1,13 @@
 import threading
 
+import pytest
+
 from storage_backend import ObjectInfo
 from storage_backend.transfer.planning import Action
 from storage_backend.transfer.spool import Spool
 from tests.transfer.samples import OLD
+
+pytestmark = pytest.mark.quick
 
 
 def action(number: int) -> Action:

@@ -9,6 +9,8 @@ from storage_backend import Capability, MemoryStorage, ObjectInfo, StorageBacken
 from storage_backend.wrappers.base import Wrapper
 from tests.seven import Careless
 
+pytestmark = pytest.mark.quick
+
 CALLS = {
     "exists": ("a",),
     "read": ("a",),

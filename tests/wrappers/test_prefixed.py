@@ -30,6 +30,8 @@ from storage_backend import (
 from storage_backend.streams import ranged_reader
 from tests.seven import Careless
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture
 def inner() -> MemoryStorage:

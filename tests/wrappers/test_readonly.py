@@ -10,6 +10,8 @@ import pytest
 
 from storage_backend import AccessDeniedError, Capability, MemoryStorage, ReadOnlyStorage, StorageBackend
 
+pytestmark = pytest.mark.quick
+
 CHANGES: dict[str, Callable[[StorageBackend], object]] = {
     "write": lambda b: b.write("a", b"2"),
     "delete": lambda b: b.delete("a"),

@@ -4,10 +4,14 @@ import importlib
 import inspect
 import pkgutil
 
+import pytest
+
 import storage_backend.wrappers
 from storage_backend import StorageBackend
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
+
+pytestmark = pytest.mark.quick
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
 RECODED = {

@@ -29,6 +29,8 @@ from storage_backend.wrappers.cached.ranges import BLOCK
 from tests.seven import Seven
 from tests.wrappers.cached.tools import KIB, Clock, assert_whole, blobs, content_bytes
 
+pytestmark = pytest.mark.quick
+
 
 def asked(backend: FaultyStorage) -> list[str]:
     """The methods that were called since this was last called."""
