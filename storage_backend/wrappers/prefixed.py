@@ -32,7 +32,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import Content, Writer, plain
+from storage_backend.streams import Content, Moved, Writer, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 
 
@@ -232,6 +232,21 @@ class PrefixedStorage(Wrapper):
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
         with self._errors(identifier) as joined:
             return self.backend.upload(path, joined)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.backend._download_counted(joined, path, moved)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.backend._upload_counted(path, joined, moved)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        with self._errors(identifier) as joined:
+            return self.backend._checksum_counted(joined, algorithm, moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

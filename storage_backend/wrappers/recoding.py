@@ -19,6 +19,7 @@ from storage_backend.base import (
     StorageBackend,
     capabilities_of,
     check_mode,
+    digest_of,
     info_of,
     location_of,
     store,
@@ -29,6 +30,7 @@ from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
     CHUNK,
     Content,
+    Moved,
     check_arrived,
     check_range,
     chunks,
@@ -169,6 +171,10 @@ class RecodingWrapper(Wrapper):
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
         return StorageBackend.checksum(self, identifier, algorithm)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        return digest_of(self, identifier, algorithm, moved)
 
     @override
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:

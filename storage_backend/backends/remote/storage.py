@@ -32,6 +32,7 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
     report_skip,
     unsupported,
 )
@@ -47,10 +48,12 @@ from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
     Content,
+    Moved,
     Writer,
     check_range,
     new_digest,
     plain,
+    unwatched,
 )
 
 logger = logging.getLogger(__name__)
@@ -325,6 +328,10 @@ class RemoteStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._download_counted(identifier, path, unwatched)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         place = self._place(identifier)
         with self._opened(place) as file:
             transfers.download(
@@ -332,13 +339,18 @@ class RemoteStorage(StorageBackend):
                 f"{self._location}#{identifier}",
                 Path(path),
                 lambda: self._objects.digest(place, "sha256"),
+                moved,
             )
         self._objects.saw(place, file.facts)
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return transfers.upload(self, self._objects, Path(path), self._place(identifier))
+        return self._upload_counted(path, identifier, unwatched)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        return transfers.upload(self, self._objects, Path(path), self._place(identifier), moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -350,10 +362,14 @@ class RemoteStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         place = self._place(identifier)
         found = self._objects.digest(place, algorithm)
-        return found if found is not None else super().checksum(identifier, algorithm)
+        return found if found is not None else digest_of(self, identifier, algorithm, moved)
 
     @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:

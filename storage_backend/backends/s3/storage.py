@@ -28,6 +28,7 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
 )
 from storage_backend.errors import (
     BucketNotFoundError,
@@ -43,12 +44,15 @@ from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
+    Moved,
     Writer,
     check_arrived,
     check_range,
+    counting,
     hashing,
     new_digest,
     plain,
+    unwatched,
 )
 
 logger = logging.getLogger(__name__)
@@ -464,20 +468,27 @@ class S3Storage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._download_counted(identifier, path, unwatched)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         wanted = self._objects.wanted(identifier, None)
-        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers))
+        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers, moved))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self._upload_counted(path, identifier, unwatched)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
         with Path(path).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
-                return self.write_stream(
-                    identifier, reader, info=info if stat.S_ISREG(facts.st_mode) else None
-                )
+                known = info if stat.S_ISREG(facts.st_mode) else None
+                return self.write_stream(identifier, counting(reader, moved), info=known)
 
             def check(size: int) -> None:
                 now = os.fstat(reader.fileno())
@@ -490,7 +501,7 @@ class S3Storage(StorageBackend):
 
             with self._objects.mapped("write", identifier):
                 stored = uploading.put_file(
-                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check
+                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check, moved
                 )
         self._objects.remember(identifier, stored)
         return True
@@ -529,6 +540,10 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         with self._objects.mapped("read", identifier):
             vouches = self._objects.service.vouches
@@ -543,7 +558,7 @@ class S3Storage(StorageBackend):
             )
             if algorithm == "md5" and plain_etag:
                 return plain_etag[0]
-        return super().checksum(identifier, algorithm)
+        return digest_of(self, identifier, algorithm, moved)
 
     @override
     def get_url(

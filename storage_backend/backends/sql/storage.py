@@ -21,6 +21,7 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
     not_found,
     one_level,
 )
@@ -35,12 +36,14 @@ from storage_backend.secrets import refuse_pickle
 from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     Content,
+    Moved,
     Writer,
     check_arrived,
     check_range,
     chunks,
     hashing,
     plain,
+    unwatched,
 )
 
 if TYPE_CHECKING:
@@ -255,9 +258,13 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         if algorithm != "sha256":
-            return super().checksum(identifier, algorithm)
-        return reading.checksum(self._database, identifier)
+            return digest_of(self, identifier, algorithm, moved)
+        return reading.checksum(self._database, identifier, moved)
 
     @override
     def flush(self) -> bool:
