@@ -5,10 +5,12 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import click
 
 from storage_backend.base import StorageBackend, info_of
+from storage_backend.cli.display import Meter
 from storage_backend.cli.output import Lines, Tally, common, record_of
 from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
 from storage_backend.errors import ConfigurationError
@@ -154,11 +156,10 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
       storage-backend checksum -a md5 'sqlite:///archive.db#report.pdf'
       storage-backend checksum -r sqlite:///archive.db > SHA256SUMS; (cd ./papers && sha256sum -c SHA256SUMS)
     """
-    del quiet
     lines, tally = Lines(), Tally()
 
-    def show(storage: StorageBackend, identifier: str, name: str) -> None:
-        digest = storage.checksum(identifier, algorithm)
+    def show(storage: StorageBackend, identifier: str, name: str, meter: Meter) -> None:
+        digest = storage._checksum_counted(identifier, algorithm, meter.moved)
         if as_json:
             lines.record({"name": name, "algorithm": algorithm, "digest": digest})
             return
@@ -170,13 +171,17 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         with tally.each():
             if not recursive:
                 storage, identifier = object_at(location)
-                with storage:
-                    show(storage, identifier, location)
+                with (
+                    storage,
+                    Meter("checksum", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter,
+                ):
+                    show(storage, identifier, location, meter)
                 continue
-            with place_at(location) as storage:
+            with place_at(location) as storage, Meter("checksum", storage, quiet=quiet, many=True) as meter:
                 for info in storage.scan():
                     with tally.each():
-                        show(storage, info.identifier, info.identifier)
+                        show(storage, info.identifier, info.identifier, meter)
+                        meter.done()
     return tally.code
 
 

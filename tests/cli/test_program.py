@@ -246,17 +246,6 @@ def test_rm_r_asks_on_a_terminal(environment: dict[str, str], tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_transfer_has_a_live_line_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/a").write_bytes(b"1")
-    code, shown = on_a_terminal(environment, "sync", tmp_path / "source", tmp_path / "target")
-    assert code == 0
-    live, _, rest = shown.rpartition("\r\x1b[K")
-    assert "1/1 objects · 1/1 B" in live
-    assert "verified 0 · skipped 0 · failed 0" in live
-    assert rest.startswith("sync: copied 1 ")
-
-
 def test_starting_imports_no_engine_and_no_client(environment: dict[str, str]) -> None:
     program = (
         "import sys; from storage_backend.cli import run; run(['ls', 'memory:']);"
