@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -319,12 +320,21 @@ class StorageBackend(ABC):
             reader.seek(start)
             return read_all(reader) if end is None else reader.read(max(0, end - start))
 
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         """Each object with its identifier, in any order, in bounded memory.
+
+        Args:
+            identifiers: of the objects, taken lazily.
+            progress: is called as `progress(objects, size)` with what was read so far: see `storage_backend.counted.Progress`.
 
         Raises:
             BatchError: after the last item, if some could not be read.
         """
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         for identifier in identifiers:
             content = None
@@ -334,12 +344,15 @@ class StorageBackend(ABC):
                 yield identifier, content
         failures.raise_any("read", location_of(self))
 
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
         """Store many objects; of an identifier that comes twice, the last content stays.
 
         Args:
             items: (identifier or ObjectInfo, bytes), taken lazily.
             verify: as for `write_stream`.
+            progress: as for `read_many`, with what was stored so far, group by group.
 
         Returns:
             How many items were stored.
@@ -347,6 +360,8 @@ class StorageBackend(ABC):
         Raises:
             BatchError: after the last item, if some could not be stored.
         """
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         stored = 0
         for key, content in items:
@@ -359,8 +374,12 @@ class StorageBackend(ABC):
         failures.raise_any("write", location_of(self))
         return stored
 
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         """Remove many objects, there or not.
+
+        Args:
+            identifiers: of the objects.
+            progress: as for `read_many`, with how many are absent so far, group by group; their size is told as 0.
 
         Returns:
             How many distinct identifiers are now absent.
@@ -368,6 +387,8 @@ class StorageBackend(ABC):
         Raises:
             BatchError: after the last, if some could not be removed.
         """
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         distinct = set(identifiers)
         for identifier in distinct:

@@ -24,6 +24,7 @@ from storage_backend.base import (
     matching,
     store,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -198,7 +199,12 @@ class PrefixedStorage(Wrapper):
             return self.backend.read_range(joined, start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         batch = _Batch(self._beneath)
         with batch:
             for joined, content in self.backend.read_many(batch.joined(identifiers)):
@@ -206,7 +212,11 @@ class PrefixedStorage(Wrapper):
         batch.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         batch = _Batch(self._beneath)
         stored = 0
         with batch:
@@ -215,7 +225,9 @@ class PrefixedStorage(Wrapper):
         return stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         batch = _Batch(self._beneath)
         absent = 0
         with batch:

@@ -25,6 +25,7 @@ from storage_backend.base import (
     store,
     unsupported,
 )
+from storage_backend.counted import Progress, read_counted, write_counted
 from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
@@ -124,7 +125,12 @@ class RecodingWrapper(Wrapper):
         return self._settled(lambda: self._span(identifier, start, end))
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         batch = _Batch()
         with batch:
             for identifier, stored in self.backend.read_many(batch.watched(identifiers)):
@@ -136,7 +142,11 @@ class RecodingWrapper(Wrapper):
         batch.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         batch = _Batch()
         stored = 0
 

@@ -36,6 +36,7 @@ from storage_backend.base import (
     report_skip,
     unsupported,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
     InvalidIdentifierError,
@@ -315,15 +316,25 @@ class RemoteStorage(StorageBackend):
         return content
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return batches.read_many(self._objects, self._place, identifiers, self._location)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(
+            batches.read_many(self._objects, self._place, identifiers, self._location), progress
+        )
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return batches.write_many(self._objects, self._place, items, self._location, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return batches.delete_many(self._objects, self._place, identifiers, self._location)
 
     @override

@@ -30,6 +30,7 @@ from storage_backend.base import (
     check_mode,
     digest_of,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -455,15 +456,23 @@ class S3Storage(StorageBackend):
         return read_span(self._objects.wanted(identifier, version_id), start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return batches.read_many(self._objects, self.read, identifiers)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(batches.read_many(self._objects, self.read, identifiers), progress)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return batches.write_many(self._objects, items, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return batches.delete_many(self._objects, identifiers)
 
     @override

@@ -25,6 +25,7 @@ from storage_backend.base import (
     not_found,
     one_level,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -192,13 +193,22 @@ class DatabaseStorage(StorageBackend):
         return self._sightings.take(identifier)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         yield from batch.read_many(self._database, identifiers, failures)
         failures.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         writing = batch.Writing(self._database, verify=verify, failures=failures)
 
@@ -212,7 +222,9 @@ class DatabaseStorage(StorageBackend):
         return writing.stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         count = batch.delete_many(self._database, identifiers, failures)
         failures.raise_any("delete", self.location)
