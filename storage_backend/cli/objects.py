@@ -188,7 +188,10 @@ def cp(source: str, target: str, recursive: bool, as_json: bool, quiet: bool) ->
     with ExitStack() as stack:
         one, source_id, other, target_id = _pair(stack, source, target)
         meter = stack.enter_context(Meter("cp", other, quiet=quiet, size=partial(one.size, source_id)))
-        if one is other:
+        if one is other and local_path(source) is not None and source_id != target_id:
+            # As the store itself copies, but told of.
+            one._upload_counted(one.get_path(source_id), target_id, meter.moved)
+        elif one is other:
             one.copy(source_id, target_id)
         else:
             _copy(one, source_id, other, target_id, meter)

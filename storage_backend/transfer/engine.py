@@ -46,6 +46,7 @@ class Engine:
         self._pace = Pace()
         self._silence = Silence()
         self._shown_bytes = 0
+        self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._source_count = 0
         self._target_count = 0
@@ -86,7 +87,7 @@ class Engine:
         found = self.report.progress()
         flow = self.job.flow
         self._shown_bytes = max(self._shown_bytes, found["bytes"] + flow.bytes)
-        found |= {"listed": self._source_count, "bytes": self._shown_bytes}
+        found |= {"plan_complete": self.planned, "listed": self._source_count, "bytes": self._shown_bytes}
         found |= self._pace.of(
             found["seconds"], self._shown_bytes, found["done"], found["planned_bytes"], found["planned"]
         )
@@ -413,7 +414,7 @@ class _Planner(threading.Thread):
         """Plan to the end, and keep what goes wrong for the thread that waits."""
         try:
             self._engine.sort_out(self._spool, self._extras)
-            self._engine.report.plan_complete = not self._engine.job.stop.is_set()
+            self._engine.planned = not self._engine.job.stop.is_set()
         except BaseException as error:  # noqa: BLE001 - raised by the engine
             self.error = error
         finally:
