@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import Counter
 from collections.abc import Mapping
@@ -59,6 +60,7 @@ class Status:
     def eta(self) -> str:
         """How long it will take; before it is known what all is, an estimate, which says so."""
         left = self._fields.get("eta")
+        left = None if left is None else float(math.ceil(left))
         if self._fields.get("plan_complete"):
             return f"ETA {duration(left)}" if left is not None else ""
         if "listed" not in self._fields:
