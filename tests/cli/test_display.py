@@ -22,7 +22,7 @@ from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 MIB = 1 << 20
 RATE = 3 * MIB  # bytes a second through the relay
-SIZE = 9 * MIB
+CONTENT = os.urandom(6 * MIB)
 
 
 class Relay(threading.Thread):
@@ -68,7 +68,7 @@ def slow(plain: dict[str, str]) -> Iterator[dict[str, str]]:
     """The environment for a slow s3://bucket with one large object and a small one."""
     with S3Server() as server:
         server.create_bucket("bucket")
-        server.put("bucket", "large", os.urandom(SIZE))
+        server.put("bucket", "large", CONTENT)
         server.put("bucket", "small", b"x")
         relay = Relay(int(server.url.rpartition(":")[2]))
         relay.start()
@@ -85,10 +85,14 @@ def slow(plain: dict[str, str]) -> Iterator[dict[str, str]]:
 
 def moved(text: str) -> list[float]:
     """What was shown of the bytes."""
-    return [float(found) for found in re.findall(r"([\d.]+)/9.0 MiB", text)]
+    return [float(found) for found in re.findall(r"([\d.]+)/6.0 MiB", text)]
 
 
 def test_bytes_move_inside_a_large_object_at_any_width(slow: dict[str, str], tmp_path: Path) -> None:
+    same = tmp_path / "same"
+    same.mkdir()
+    (same / "large").write_bytes(CONTENT)
+    (same / "small").write_bytes(b"x")
     runs = {
         width: Run("sync", "s3://bucket", tmp_path / str(width), environment=slow, width=width)
         for width in (40, 80, 200)
@@ -101,24 +105,25 @@ def test_bytes_move_inside_a_large_object_at_any_width(slow: dict[str, str], tmp
         width=42,
         stdout=tmp_path / "sum",
     )
+    runs[43] = Run("cat", "s3://bucket/large", environment=slow, width=43, stdout=tmp_path / "file")
+    runs[44] = Run("verify", "s3://bucket", same, environment=slow, width=44)
     for width, run in runs.items():
         assert run.end() == 0, run.text
         shown = moved(run.text)
         assert shown == sorted(shown)
-        assert len(set(shown) - {0.0, 9.0}) >= 3, run.text
+        assert len(set(shown) - {0.0, 6.0}) >= 3, run.text
         assert len(re.findall(r"\d+%", run.text)) >= 3
-        assert re.search(r"ETA [\d.]+s", run.text)
-        assert re.search(r"[\d.]+ MiB/s", run.text)
+        assert re.search(r"ETA [\dm]+s", run.text)
+        assert re.search(r"[\d.]+ [KM]iB/s", run.text)
         screen = run.screen
-        assert all(line.startswith("sync: copied 2 ") for line in screen.too_wide)
+        assert all(line.startswith(("sync: copied 2 ", "verify: compared 2 ")) for line in screen.too_wide)
         assert screen.cursor_shown
         assert "━" in run.text
         assert bool(screen.colours) is (width != 42)
-        if width in {40, 80, 200}:
-            (line,) = screen.lines
-            assert line.startswith("sync: copied 2 ")
-        else:
-            assert screen.lines == []
+        # Of the display nothing is left.
+        assert len(screen.lines) == (width in {40, 44, 80, 200})
+        assert all(line.startswith(("sync: ", "verify: ")) for line in screen.lines)
+    assert (tmp_path / "file").read_bytes() == (tmp_path / "got").read_bytes() == CONTENT
 
 
 def test_no_codes_where_no_terminal_is(slow: dict[str, str], tmp_path: Path) -> None:
