@@ -95,7 +95,9 @@ class Status:
         return f"{amount(self._fields.get('rate', 0))}/s"
 
     def _counts(self) -> list[str]:
-        counted = ("verified", "skipped", "failed")
+        counted = ["verified", "skipped", "deleted", "failed"]
+        if not self._fields.get("deleted"):
+            counted.remove("deleted")
         return [f"{name} {self._fields[name]:,}" for name in counted if name in self._fields]
 
     def _objects(self) -> tuple[int, int]:

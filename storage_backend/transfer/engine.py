@@ -91,8 +91,9 @@ class Engine:
         found |= self._pace.of(
             found["seconds"], self._shown_bytes, found["done"], found["planned_bytes"], found["planned"]
         )
-        mark = flow.moves, self._source_count, self._target_count, found["done"], self.report.deleted
-        waiting = self._silence.lasting((*mark, self.report.source_deleted), found["seconds"])
+        found["deleted"] = self.report.deleted + self.report.source_deleted
+        mark = flow.moves, self._source_count, self._target_count, found["done"], found["deleted"]
+        waiting = self._silence.lasting(mark, found["seconds"])
         if waiting and (hosts := flow.hosts()) and self.report.seconds is None:
             found |= {"waiting_for": hosts, "waiting": round(waiting, 1)}
         return found

@@ -29,10 +29,10 @@ class Event:
             object: identifier, action (as "copy/missing"), and size, sha256, error where there is one.
             progress: planned, planned_bytes, plan_complete, listed (objects that the source has shown so far), done,
                 bytes (read so far, also of objects under way; it never falls, and an object that is tried again is not
-                counted twice), copied, verified, skipped, failed, seconds; rate (bytes a second of late); eta (seconds
-                that what is planned will take; until plan_complete an estimate that can only grow with the plan), where one can
-                be told; waiting_for (hosts, or places that have none) and waiting (seconds), where nothing has arrived
-                for some seconds.
+                counted twice), copied, verified, skipped, deleted (on both sides), failed, seconds; rate (bytes a second
+                of late); eta, where one can be told (seconds that what is planned will take: an estimate until
+                plan_complete, since more may be planned); waiting_for (hosts, or places that have none) and waiting
+                (seconds), where nothing has arrived for some seconds.
             end: the report, as `TransferReport.as_dict` gives it.
     """
 

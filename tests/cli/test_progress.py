@@ -57,6 +57,7 @@ def test_the_line_is_as_designed() -> None:
     assert Status("migrate", MIGRATION).line() == (
         "61,204/100,000 objects · 412.6/733.1 GiB · 56% · 1.31 GiB/s · ETA 4m07s · verified 61,190 · skipped 12 · failed 2"
     )
+    assert Status("sync", {**MIGRATION, "deleted": 7}).line().endswith(" · skipped 12 · deleted 7 · failed 2")
     waiting = {**MIGRATION, "waiting_for": "db.example", "waiting": 12.3}
     assert Status("migrate", waiting).line().endswith(" · failed 2 · waiting for db.example, 12 s")
 

@@ -139,6 +139,15 @@ def test_a_comparison_counts_each_object_once_for_both_sides() -> None:
     assert max(told.bytes) == 10_900
 
 
+def test_what_is_deleted_is_told() -> None:
+    told = Told()
+    source, target = MemoryStorage(), MemoryStorage()
+    source.write("kept", b"1")
+    target.write_many((f"{number}", b"") for number in range(5))
+    assert sync(source, target, delete=True, on_event=told).ok
+    assert told.all[-1]["deleted"] == 5
+
+
 def test_what_a_listener_raises_ends_the_transfer() -> None:
     class NoMoreError(Exception):
         pass
