@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from storage_backend.base import StorageBackend
 from storage_backend.errors import (
     AccessDeniedError,
     AlreadyExistsError,
@@ -29,7 +28,6 @@ from storage_backend.errors import (
     UnavailableError,
     UnsupportedOperationError,
 )
-from storage_backend.info import Capability, ObjectInfo
 
 if TYPE_CHECKING:
     from storage_backend.backends.local import LocalStorage
@@ -37,7 +35,9 @@ if TYPE_CHECKING:
     from storage_backend.backends.remote import RemoteStorage
     from storage_backend.backends.s3 import S3Storage
     from storage_backend.backends.sql import DatabaseStorage
+    from storage_backend.base import StorageBackend
     from storage_backend.config import open_storage
+    from storage_backend.info import Capability, ObjectInfo
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
     from storage_backend.wrappers.cached import CachedStorage
     from storage_backend.wrappers.compressed import CompressedStorage
@@ -52,17 +52,20 @@ __version__ = "0.1.0"
 # Loaded when first asked for, so that a program pays for what it uses.
 _HOMES = {
     "CachedStorage": "wrappers.cached",
+    "Capability": "info",
     "CompressedStorage": "wrappers.compressed",
     "DatabaseStorage": "backends.sql",
     "EncryptedStorage": "wrappers.encrypted",
     "FallbackStorage": "wrappers.fallback",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
+    "ObjectInfo": "info",
     "PrefixedStorage": "wrappers.prefixed",
     "ReadOnlyStorage": "wrappers.readonly",
     "RemoteStorage": "backends.remote",
     "RetryingStorage": "wrappers.retrying",
     "S3Storage": "backends.s3",
+    "StorageBackend": "base",
     "TransferOptions": "transfer",
     "TransferReport": "transfer",
     "migrate": "transfer",

@@ -29,6 +29,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     Moved,
@@ -281,7 +282,7 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with Path(path).open("rb") as reader:
+        with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
@@ -421,7 +422,7 @@ class StorageBackend(ABC):
         Raises:
             FileNotFoundError: there is no such file.
         """
-        with Path(path).open("rb") as reader:
+        with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 from urllib.parse import parse_qsl, quote, unquote, urlencode
 
+from storage_backend import identifiers
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import cache_directory
-from storage_backend.wrappers.prefixed import PrefixedStorage
+from storage_backend.paths import expanded
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
 
@@ -31,9 +32,10 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     Args:
         location: one of
 
-            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary); so is any PathLike;
+            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary) but for a "~" or "~user" at its
+              beginning, which is that home directory, as of every path in a location; so is any PathLike;
             - `file:///absolute/path`, percent-encoded;
-            - `sqlite:///relative.db`, `sqlite:////absolute/path.db`;
+            - `sqlite:///relative.db`, `sqlite:////absolute/path.db`, `sqlite:///~/beneath/home.db`;
             - `postgresql://user@host:port/database`, with the parameters of libpq;
             - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with those parameters of S3Storage that are
               no secrets;
@@ -61,7 +63,9 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     backend = _opened(place, create)
     if place.cache is not None:
         backend = _cached(backend, place.cache)
-    return backend if place.fragment is None else PrefixedStorage(backend, _decoded(place.fragment))
+    if place.fragment is None:
+        return backend
+    return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(backend, _decoded(place.fragment))
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
@@ -105,6 +109,30 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
             f"{_text(location)!r} names a directory, not an object", parameter="location"
         )
     return base, name
+
+
+def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
+    """What gives the location of each object in the place at *location*, by its identifier; the inverse of `split_location`.
+
+    Raises:
+        ConfigurationError: the location is malformed.
+    """
+    place = parse_location(location)
+    if isinstance(place, str):
+        # A Path would drop "./", which may tell it from a URL.
+        above = os.path.join(place, "")  # noqa: PTH118
+        return lambda identifier: above + identifier
+    rest, _, fragment = _text(location).partition("#")
+    query = ""
+    if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
+        before = f"{rest}#{fragment.removesuffix('/')}/" if fragment else f"{rest}#"
+    else:
+        hierarchy, mark, query = rest.partition("?")
+        if place.scheme == "ssh" and not place.path:
+            hierarchy += "/~"
+        before = f"{hierarchy.removesuffix('/')}/"
+        query = mark + query
+    return lambda identifier: f"{before}{quote(identifiers.encode(identifier))}{query}"
 
 
 def redacted(location: str) -> str:
@@ -163,7 +191,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     if "\0" in text:
         raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
     if not isinstance(location, str):
-        return text
+        return expanded(text)
     if _DRIVE.match(text):
         raise ConfigurationError(
             f'{text!r} looks like a path on Windows, where local disks are not supported; write "./{text}" for a file '
@@ -175,7 +203,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     found = _SCHEME.match(text)
     scheme = found[1].lower() if found else ""
     if found is None or not (found[2] or scheme in SCHEMES):
-        return text
+        return expanded(text)
     if not found[2] and scheme != "memory":
         raise ConfigurationError(
             f'a URL has "//" after "{scheme}:", as {SCHEMES[scheme].example}; a path of that name is written with "./" '
@@ -239,7 +267,15 @@ def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBa
                 arguments[_CACHE_NUMBERS[name]] = float(text)
             except ValueError:
                 raise ConfigurationError(f"{name}: {text!r} is not a number", parameter=name) from None
-    return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
+    try:
+        return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
+    except ConfigurationError as error:
+        # It knows them by its own names.
+        for name, own in (*_CACHE_TEXTS.items(), *_CACHE_NUMBERS.items()):
+            if own == error.parameter:
+                reason = str(error).removeprefix(f"{own}: ")
+                raise ConfigurationError(f"{name}: {reason}", parameter=name) from error
+        raise
 
 
 def _text(location: str | os.PathLike[str]) -> str:
@@ -265,10 +301,12 @@ def _opened(url: Url, create: bool) -> StorageBackend:
     if url.scheme in plugins:
         return cast(StorageBackend, plugins[url.scheme].load()(url.text, create=create))
     known = sorted({*SCHEMES, *plugins})
-    close = difflib.get_close_matches(url.scheme, known, 1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
+    wrapper, plus, inner = url.scheme.rpartition("+")
+    close = difflib.get_close_matches(inner, known, 1)
+    near = f"{_CACHED if plus and 'cached'.startswith(wrapper[:3]) else ''}{close[0]}" if close else ""
     raise ConfigurationError(
-        f"unknown scheme {url.scheme!r} in {redacted(url.text)!r}; {hint}Known: {', '.join(known)}, and plain paths",
+        f"unknown scheme {url.scheme!r} in {redacted(url.text)!r}; {f'did you mean {near!r}? ' if near else ''}"
+        f'Known: {", ".join(known)}, "{_CACHED}" before any of them, and plain paths',
         parameter="location",
     )
 
@@ -279,15 +317,24 @@ def _load(name: str) -> Callable[..., StorageBackend]:
     return cast("Callable[..., StorageBackend]", getattr(import_module(module), kind))
 
 
-def _without_parameters(url: Url) -> None:
+def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
+    """Refuse what is neither the backend's nor, of a URL that began with `cached+`, the cache's."""
+    cache = frozenset({*_CACHE_TEXTS, *_CACHE_NUMBERS})
     for name in url.parameters:
-        raise ConfigurationError(
-            f'unknown parameter {name!r}: {url.scheme} takes none (in a path, "?" is %3F)', parameter=name
-        )
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name, sorted(known if url.cache is None else known | cache), 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else ""
+        takes = f"{url.scheme} takes " + (", ".join(sorted(known)) or 'none (in a path, "?" is %3F)')
+        if url.cache is not None:
+            takes += f"; the cache takes {', '.join(sorted(cache))}"
+        elif name in cache:
+            takes += f'; {name} is of a cache, for which "{_CACHED}" stands before the URL'
+        raise ConfigurationError(f"unknown parameter {name!r}{hint}; {takes}", parameter=name)
 
 
 def _file(url: Url, create: bool) -> Arguments:
-    _without_parameters(url)
+    _check_parameters(url)
     if url.authority not in {"", "localhost"} or not url.path:
         raise ConfigurationError(
             f"{url.text!r} names no absolute path; write {SCHEMES['file'].example}", parameter="location"
@@ -296,7 +343,7 @@ def _file(url: Url, create: bool) -> Arguments:
 
 
 def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES
-    _without_parameters(url)
+    _check_parameters(url)
     if url.authority or url.path:
         raise ConfigurationError(
             f'{url.text!r}: nothing follows "memory:" but "#prefix"', parameter="location"
@@ -305,6 +352,7 @@ def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SC
 
 
 def _sqlite(url: Url, create: bool) -> Arguments:
+    _check_parameters(url)
     return {"url": url.text, "create_if_missing": create}
 
 
@@ -316,6 +364,10 @@ def _postgresql(url: Url, create: bool) -> Arguments:
             'a port of the postgresql URL is no number; in a password "#", "/", "?" and "@" are percent-encoded',
             parameter="location",
         )
+    address = import_module("storage_backend.backends.sql.address")
+    # Of these two, the backend says where a password belongs.
+    others = {name: text for name, text in url.parameters.items() if name not in {"password", "sslpassword"}}
+    _check_parameters(replace(url, parameters=others), address.POSTGRESQL_PARAMETERS)
     return {"url": url.text, "create_if_missing": create}
 
 
@@ -350,17 +402,15 @@ def _s3(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             f"the s3 URL names no bucket; write {SCHEMES['s3'].example}", parameter="location"
         )
+    _check_parameters(url, _S3_FLAGS | _S3_NUMBERS | _S3_TEXTS)
     found: Arguments = {}
     for name, text in url.parameters.items():
         if name in _S3_FLAGS:
             found[name] = _flag(name, text)
         elif name in _S3_NUMBERS:
             found[name] = _number(name, text)
-        elif name in _S3_TEXTS:
-            found[name] = text
         else:
-            known = ", ".join(sorted(_S3_FLAGS | _S3_NUMBERS | _S3_TEXTS))
-            raise ConfigurationError(f"unknown parameter {name!r}; known: {known}", parameter=name)
+            found[name] = text
     return {"create_bucket": create} | found | {"bucket": bucket, "prefix": _decoded(url.path)}
 
 
@@ -382,6 +432,7 @@ def _ssh(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             f"the ssh URL names no host; write {SCHEMES['ssh'].example}", parameter="location"
         )
+    _check_parameters(url, _SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES)
     found: Arguments = {"endpoints": [_endpoint(text) for text in hosts.split(",")]}
     if at:
         found["user"] = _decoded(user)
@@ -392,17 +443,14 @@ def _ssh(url: Url, create: bool) -> Arguments:
             found[name] = _number(name, text)
         elif name in _SSH_SECONDS:
             found[name] = _seconds(name, text)
-        elif name in _SSH_TEXTS or (name in _SSH_REFERENCES and text.startswith(("env:", "file:"))):
-            found[name] = text
-        elif name in _SSH_REFERENCES:
+        elif name in _SSH_REFERENCES and not text.startswith(("env:", "file:")):
             raise ConfigurationError(
                 f"{name}: a location is seen by all who list processes; write {name}=env:NAME or {name}=file:PATH",
                 parameter=name,
             )
         else:
-            known = ", ".join(sorted(_SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES))
-            raise ConfigurationError(f"unknown parameter {name!r}; known: {known}", parameter=name)
-    if "ssh_config_file" not in found and Path(_USER_CONFIG).expanduser().is_file():
+            found[name] = text
+    if "ssh_config_file" not in found and Path(expanded(_USER_CONFIG)).is_file():
         found["ssh_config_file"] = _USER_CONFIG
     path = _decoded(url.path)
     base = path[1:] or "~" if path in {"", "/~"} or path.startswith("/~/") else path

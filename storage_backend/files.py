@@ -16,6 +16,7 @@ from typing_extensions import Buffer
 
 from storage_backend.errors import ConfigurationError
 from storage_backend.identifiers import RESERVED
+from storage_backend.paths import expanded
 
 # Answers of a file system or kernel without O_TMPFILE (open(2)).
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
@@ -276,7 +277,7 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
         path: of the file to be.
         fill: writes it.
     """
-    place = Path(path)
+    place = Path(expanded(path))
     place.parent.mkdir(parents=True, exist_ok=True)
     staged = StagedFile(os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), place.name)
     try:

@@ -10,6 +10,7 @@ from typing import Self
 from typing_extensions import override
 
 from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
 
 _REFERENCES = ("env:", "file:")
 
@@ -48,7 +49,7 @@ class Secret:
                 raise self._wrong(f"there is no environment variable {place!r}")
             return found
         try:
-            return Path(place).read_text(encoding="utf-8").rstrip("\r\n")
+            return Path(expanded(place)).read_text(encoding="utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
             # Its own words quote a byte of the secret.
             raise self._wrong(f"cannot read {place!r}: it is not UTF-8") from None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 import pytest
 
 if TYPE_CHECKING:
+    from tests.s3_server import S3Server
     from tests.s3_servers import BucketPlace, MotoServer, RcloneS3
     from tests.servers import PostgreSQL
     from tests.ssh_servers import Agent, AsyncSSH, OpenSSH, ParamikoSFTP, RcloneSFTP, SSHPlace
@@ -22,11 +23,35 @@ M_ARENA_MAX = -8  # mallopt(3)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
+    parser.addoption(
+        "--soak",
+        action="store_true",
+        help="run what takes long, and nothing else: tests marked soak, and the long versions of those that have one",
+    )
 
 
-def pytest_configure() -> None:
-    """Have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the tests of the tier that was asked for."""
+    soak = config.getoption("--soak")
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
+    for item in items:
+        long = item.get_closest_marker("soak") is not None
+        has_long_version = "soak" in getattr(item, "fixturenames", ()) or item.get_closest_marker("thorough")
+        (chosen if (long or has_long_version if soak else not long) else others).append(item)
+    if others:
+        config.hook.pytest_deselected(items=others)
+        items[:] = chosen
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Say which tier runs, and have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+    try:
+        from tests.tiers import Tier
+    except ImportError:
+        pass  # no hypothesis here: the tests with properties say so themselves
+    else:
+        Tier.soak = bool(config.getoption("--soak"))
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)
@@ -151,21 +176,37 @@ def rclone_bucket(rclone_s3_server: RcloneS3) -> Iterator[BucketPlace]:
         yield place
 
 
-@pytest.fixture
-def strict_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketPlace]:
-    """An empty bucket at a server of our own in this process, where nothing may be refused or left unfinished."""
-    from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+@pytest.fixture(scope="class")
+def strict_server() -> Iterator[S3Server]:
+    """An S3 server of our own in this process, for a class: it refuses whatever S3 would."""
+    from tests.s3_server import S3Server
+
+    with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="class")
+def strict_place(strict_server: S3Server) -> BucketPlace:
+    """The bucket there that all tests of a class use."""
+    from tests.s3_server import ACCESS_KEY, SECRET_KEY
     from tests.s3_servers import BucketPlace
 
+    return BucketPlace(strict_server.url, "bucket", ACCESS_KEY, SECRET_KEY, strict_server.region)
+
+
+@pytest.fixture
+def strict_bucket(
+    strict_server: S3Server, strict_place: BucketPlace, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[BucketPlace]:
+    """The same, empty, where a test may have nothing refused and leave nothing unfinished."""
     _ = monkeypatch  # undone after this: what a dropped writer leaves is aborted in a thread, by the test's credentials
-    with S3Server() as server:
-        server.create_bucket("bucket")
-        yield BucketPlace(server.url, "bucket", ACCESS_KEY, SECRET_KEY, server.region)
-        deadline = time.monotonic() + 60
-        while server.uploads("bucket") and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert server.uploads("bucket") == {}
-        assert server.rejected == []
+    strict_server.create_bucket(strict_place.bucket)
+    yield strict_place
+    deadline = time.monotonic() + 60
+    while strict_server.uploads(strict_place.bucket) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert strict_server.uploads(strict_place.bucket) == {}
+    assert strict_server.rejected == []
 
 
 @pytest.fixture(scope="session")

@@ -61,16 +61,6 @@ class TestPlain(ConformanceSuite):
         )
 
 
-class TestPlainInAWrapper(ConformanceSuite):
-    """Wrapped, it lists as every backend does, and takes every content."""
-
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = Wrapper(Seven())
-        lacks = {feature: reason for feature, reason in LACKS.items() if feature != "content"}
-        return Subject(make=lambda: storage, lacks=lacks)
-
-
 def reversed_twice(names: list[str]) -> list[str]:
     return sorted(names, reverse=True) * 2
 
@@ -490,6 +480,7 @@ MemoryStorage().open("a", "r")
 """
 
 
+@pytest.mark.soak
 @pytest.mark.skipif(importlib.util.find_spec("mypy") is None, reason="mypy comes with the dev extra")
 class TestTypes:
     def check(self, program: str, folder: Path) -> str:

@@ -22,7 +22,7 @@ from storage_backend import (
     open_storage,
 )
 from storage_backend.backends.local import LocalStorage
-from storage_backend.config import has_password, redacted, split_location
+from storage_backend.config import has_password, locations_in, redacted, split_location
 
 SECRET = "s3cr3t"
 
@@ -124,10 +124,12 @@ def test_memory_is_a_store_of_its_own() -> None:
         ("a\0b", "NUL"),
         (
             "ftp://host/x",
-            r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh.*plain paths",
+            r"unknown scheme 'ftp'.*Known: .*file, memory, postgresql, s3, sqlite, ssh, \"cached\+\" before any.*plain paths",
         ),
         ("postgres://host/db", "did you mean 'postgresql'"),
         ("sqllite:///x.db", "did you mean 'sqlite'"),
+        ("cache+s3://b", "did you mean 'cached\\+s3'"),
+        ("cached+shh://h/x", "unknown scheme 'shh'.*did you mean 'ssh'.*cached"),
         ("c:\\data", "Windows"),
         ("C:/data", "Windows"),
         ("sqlite:x.db", "sqlite:///archive.db"),
@@ -315,9 +317,29 @@ def test_split_location_keeps_the_cache(location: str, base: str, identifier: st
         ("cached+/tmp/x", "stands before a URL"),
         ("cached+cached+file:///tmp", "stands before a URL"),
         ("cached+file:///tmp?cache_dir=/c&max_mb=much", "max_mb: 'much' is not a number"),
-        ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_cache_size_mb: -1.0 is not zero or more"),
-        ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "engine: 'x'"),
-        ("cached+file:///tmp?cachedir=/c", "unknown parameter 'cachedir'"),
+        ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_mb: -1.0 is not zero or more"),
+        ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "cache_engine: 'x' is neither"),
+        (
+            "cached+file:///tmp?cachedir=/c",
+            "unknown parameter 'cachedir' (did you mean 'cache_dir'?); file takes none",
+        ),
+        ("cached+s3://b?max-mb=3", "'max-mb' (did you mean 'max_mb'?); s3 takes accelerate, acl,"),
+        (
+            "cached+sqlite:///x.db?engine=diskcache",
+            "unknown parameter 'engine' (did you mean 'cache_engine'?)",
+        ),
+        (
+            "cached+ssh://h/x?keyfile=k",
+            "unknown parameter 'keyfile' (did you mean 'key_filename'?); ssh takes agent,",
+        ),
+        (
+            "cached+postgresql://h/db?tll=3",
+            "unknown parameter 'tll' (did you mean 'ttl'?); postgresql takes app",
+        ),
+        ("cached+memory:?x=1", "the cache takes cache_dir, cache_engine, max_mb, stale_if_error, ttl"),
+        ("s3://b?max_mb=3", 'max_mb is of a cache, for which "cached+" stands before the URL'),
+        ("s3://b?password=x", "unknown parameter 'password'; s3 takes"),
+        ("s3://b?regoin=3", "unknown parameter 'regoin' (did you mean 'region'?)"),
     ],
 )
 def test_a_wrong_cache_is_refused(location: str, says: str) -> None:
@@ -330,3 +352,32 @@ def test_redacted_through_a_cache() -> None:
         redacted("cached+postgresql://u:p/w@h/d?cache_dir=/c") == "cached+postgresql://u:***@h/d?cache_dir=/c"
     )
     assert redacted("cached+ssh://u:pw@h/a@b:c@d") == "cached+ssh://u:***@h/a@b:c@d"
+
+
+@pytest.mark.parametrize(
+    ("place", "located", "base"),
+    [
+        ("papers", "papers/d/a b#?%", "papers/d"),
+        ("./sqlite:", "./sqlite:/d/a b#?%", "./sqlite:/d"),
+        ("/data/", "/data/d/a b#?%", "/data/d"),
+        ("/", "/d/a b#?%", "/d"),
+        ("file:///data%20set", "file:///data%20set/d/a%20b%23%3F%25", "file:///data%20set/d/"),
+        ("file:///data#x", "file:///data#x/d/a%20b%23%3F%25", "file:///data"),
+        ("sqlite:///x.db", "sqlite:///x.db#d/a%20b%23%3F%25", "sqlite:///x.db"),
+        ("sqlite:///x.db#p%20q/", "sqlite:///x.db#p%20q/d/a%20b%23%3F%25", "sqlite:///x.db"),
+        ("s3://bucket?region=x", "s3://bucket/d/a%20b%23%3F%25?region=x", "s3://bucket?region=x"),
+        ("s3://bucket/p/?region=x", "s3://bucket/p/d/a%20b%23%3F%25?region=x", "s3://bucket?region=x"),
+        ("ssh://host", "ssh://host/~/d/a%20b%23%3F%25", "ssh://host/~/d"),
+        ("ssh://host/?agent=true", "ssh://host/d/a%20b%23%3F%25?agent=true", "ssh://host/d?agent=true"),
+        ("ssh://host/~/p", "ssh://host/~/p/d/a%20b%23%3F%25", "ssh://host/~/p/d"),
+        (
+            "cached+s3://bucket/p?cache_dir=/c&region=x",
+            "cached+s3://bucket/p/d/a%20b%23%3F%25?cache_dir=/c&region=x",
+            "cached+s3://bucket?region=x&cache_dir=%2Fc",
+        ),
+    ],
+)
+def test_the_location_of_an_object_is_split_again(place: str, located: str, base: str) -> None:
+    assert locations_in(place)("d/a b#?%") == located
+    assert split_location(located)[0] == base
+    assert ("/" + split_location(located)[1]).endswith("/a b#?%")

@@ -5,13 +5,14 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import pytest
-from hypothesis import assume, example, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
 from storage_backend import InvalidIdentifierError, identifiers
 from storage_backend.identifiers import MAX_BYTES, RESERVED, check, decode, encode, glob, is_valid
 from storage_backend.testing.topics.listing import BAD_PATTERNS, GLOBS, OBJECTS
 from storage_backend.testing.topics.spelling import AWKWARD, INVALID, OUTSIDE, TWINS
+from tests.tiers import thorough
 
 # Characters that mean something to identifiers, patterns or regular expressions, and some of each length in UTF-8.
 SPECIAL = "/.*?[]!-^\\~|&#(){}+$ \n\0ab\u00e9\u20ac\U0001f600\ud800\udcc3\udca9\udcff"
@@ -53,7 +54,7 @@ def slowly_valid(text: str, surrogates: bool, longest: int | None) -> bool:
 
 
 class TestCheck:
-    @settings(max_examples=1500)
+    @thorough(1500)
     @given(text=anything, surrogates=st.booleans(), longest=st.sampled_from([None, 1, 3, 255]))
     @example(text="\udcc3\udca9", surrogates=True, longest=None)
     @example(text="a\udcff", surrogates=True, longest=2)
@@ -245,7 +246,7 @@ def _members(text: str) -> tuple[Callable[[str], bool] | None, str]:
 
 
 class TestGlob:
-    @settings(max_examples=4000)
+    @thorough(4000)
     @given(pattern=pattern_text, name=name_text)
     @example(pattern="[b-aa]", name="a")
     @example(pattern="[!b-a]", name="b")
@@ -265,7 +266,7 @@ class TestGlob:
             return
         assert found.matches(name) is slowly_matches(pattern, name)
 
-    @settings(max_examples=1500)
+    @thorough(1500)
     @given(pattern=pattern_text, name=name_text)
     def test_what_is_pushed_down_loses_no_match(self, pattern: str, name: str) -> None:
         try:
@@ -280,7 +281,7 @@ class TestGlob:
         for depth in range(len(parts)):
             assert found.may_hold("/".join(parts[:depth]))
 
-    @settings(max_examples=500)
+    @thorough(500)
     @given(name=name_text)
     def test_what_is_not_magic_matches_itself_only(self, name: str) -> None:
         assume(not set(name) & set("*?[") and is_valid(name))

@@ -9,6 +9,7 @@ FLOORS = {
     "errors": 0,
     "identifiers": 1,
     "info": 1,
+    "paths": 0.5,
     "secrets": 1,
     "sightings": 1.5,
     "files": 1.5,

@@ -13,9 +13,11 @@ import pytest
 from tests.readme_table import README, rewritten
 
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(), re.DOTALL | re.MULTILINE)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+SHELL = [text for language, text in BLOCKS if language == "sh"]
 EXAMPLES = sorted((README.parent / "examples").glob("*.py"))
 # These two set up the machine they run on: .ci/run runs both, as printed.
-SETUP = [text for _, text in BLOCKS if text.startswith("python -m pip install")]
+SETUP = [text for text in SHELL if text.startswith("python -m pip install")]
 
 
 @pytest.fixture
@@ -47,14 +49,31 @@ def nas(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[dict[str, str],
     shutil.copy(place.known_hosts, ssh / "known_hosts")
     names = {
         '["nas.lan", 22], ["nas.example.org", 2222]': f'["{place.host}", {place.port}], ["127.0.0.1", 9]',
-        "nas.lan,nas.example.org:2222": f"{place.host}:{place.port},127.0.0.1:9",
-        "nas.lan": f"{place.host}:{place.port}",
-        "ana@": f"{place.user}@",
         '"ana"': f'"{place.user}"',
-        "/~/papers": place.base,
         "~/papers": place.base,
     }
     return {"HOME": str(tmp_path / "home")}, names
+
+
+@pytest.fixture
+def ssh_home(tmp_path: Path) -> Iterator[Path]:
+    """The home directory of a user whose ~/.ssh/config says how "nas.lan" is reached. Its server lets in whoever has the key."""
+    pytest.importorskip("paramiko")
+    from tests.ssh_servers import ParamikoSFTP
+
+    home = tmp_path / "home"
+    (home / ".ssh").mkdir(parents=True)
+    server = ParamikoSFTP()
+    try:
+        shutil.copy(server.key_filename, home / ".ssh" / "key-of-ana")
+        shutil.copy(server.known_hosts, home / ".ssh" / "known_hosts")
+        (home / ".ssh" / "config").write_text(
+            f"Host nas.lan\n  HostName {server.host}\n  Port {server.port}\n  IdentityFile ~/.ssh/key-of-ana\n"
+            "Host nas.example.org\n  HostName 127.0.0.1\n"
+        )
+        yield home
+    finally:
+        server.stop()
 
 
 def run(
@@ -77,22 +96,46 @@ def test_the_readme_has_its_two_commands() -> None:
     assert {language for language, _ in BLOCKS} == {"sh", "python"}
 
 
-@pytest.mark.parametrize("number", [index for index, block in enumerate(BLOCKS) if block[1] not in SETUP])
+def test_every_command_runs_from_top_to_bottom(tmp_path: Path, s3: dict[str, str], ssh_home: Path) -> None:
+    """As printed, in a clone, by a user who has nothing else: no settings, no cache, no state."""
+    clone = tmp_path / "clone"
+    shutil.copytree(
+        README.parent / "storage_backend",
+        clone / "storage_backend",
+        ignore=shutil.ignore_patterns("__pycache__"),
+    )
+    pip, both, first = SETUP[0].partition("&&")
+    assert "pip" in pip
+    assert both
+    text = "".join([first.lstrip(), *(text for text in SHELL if text not in SETUP)])
+    assert text.count("\nstorage-backend ") > 15
+    path = [str(Path(sys.executable).parent), os.defpath]
+    kept = {name: os.environ[name] for name in ("PYTHONPATH", "TMPDIR") if name in os.environ}
+    done = subprocess.run(
+        ["bash", "-euxo", "pipefail", "-c", text],
+        cwd=clone,
+        env={**kept, **s3, "HOME": str(ssh_home), "PATH": os.pathsep.join(path)},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr  # with the commands, by -x
+    assert (clone / "reports" / "2026.txt").read_text() == "All quiet.\n"
+    assert done.stdout.splitlines()[-1].endswith("  2026.txt")
+    assert "the same" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("number", range(len(PYTHON)))
 def test_block_runs(number: int, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    language, text = BLOCKS[number]
-    (tmp_path / "report.pdf").write_bytes(b"%PDF")
-    (tmp_path / "reports").mkdir()
-    (tmp_path / "reports" / "2026.pdf").write_bytes(b"%PDF")
+    text = PYTHON[number]
     extra = request.getfixturevalue("s3") if "my-bucket" in text else {}
     if "nas." in text:
         pytest.importorskip("paramiko")
         extra, names = request.getfixturevalue("nas")
         for name, meant in names.items():
             text = text.replace(name, meant)
-    command = (
-        [sys.executable, "-c", text] if language == "python" else ["bash", "-euo", "pipefail", "-c", text]
-    )
-    done = run(command, tmp_path, extra)
+    done = run([sys.executable, "-c", text], tmp_path, extra)
     assert done.returncode == 0, done.stderr
 
 

@@ -398,6 +398,7 @@ class TestPlans:
                 assert read(connection) == BODY
                 connection.close()
 
+    @pytest.mark.soak
     def test_boto3_meets_a_thousand_random_faults_and_no_thread_of_the_server_fails(self) -> None:
         kinds: list[Callable[[random.Random], Fault]] = [
             lambda _: faults.reset("head"),

@@ -20,6 +20,8 @@ from tests.servers import PATIENCE, ServerUnavailableError
 REPOSITORY = Path(__file__).parent.parent
 ODD = "d/\x01\uffff é+%😀"
 
+pytestmark = pytest.mark.soak  # of the tests' own servers: what uses them notices as well
+
 
 @pytest.fixture(params=["moto", "rclone"])
 def session_server(request: pytest.FixtureRequest) -> S3Server:

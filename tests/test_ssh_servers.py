@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 Server = TypeVar("Server", bound=SSHServer)
 
+pytestmark = pytest.mark.soak  # of the tests' own servers: what uses them notices as well
+
 
 @contextmanager
 def started(make: Callable[[], Server]) -> Iterator[Server]:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import Buffer
 
@@ -37,6 +37,7 @@ from storage_backend.streams import (
     whole,
 )
 from storage_backend.testing import Source, SourceBrokeError
+from tests.tiers import thorough
 
 CONTENT = bytes(range(256)) * 20
 
@@ -209,7 +210,7 @@ class TestChecks:
 
 
 class TestRangedReader:
-    @settings(max_examples=300)
+    @thorough(300)
     @given(data=st.data())
     def test_it_is_a_file_whatever_is_done(self, data: st.DataObject) -> None:
         content = CONTENT[: data.draw(st.integers(0, 300), "size")]

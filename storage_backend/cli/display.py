@@ -121,7 +121,7 @@ class Display:
         action = fields["action"]
         if action.startswith("differs/"):
             self.clear()
-            self._lines.name(fields["identifier"], before=f"{action.removeprefix('differs/'):<8} ")
+            self._lines.difference(action.removeprefix("differs/"), fields["identifier"])
         elif self._dry_run and not self._quiet and action != "failed":
             self.clear()
             self._lines.name(fields["identifier"], before=f"{action:<24} ")

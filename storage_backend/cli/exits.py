@@ -44,8 +44,8 @@ def code_of(error: BaseException) -> Exit:
         return Exit.FATAL
     if isinstance(error, BatchError):
         return code_of_failures(list(error.failures.values()))
-    if isinstance(error, InvalidIdentifierError):
-        return Exit.USAGE
+    if isinstance(error, InvalidIdentifierError | IsADirectoryError):
+        return Exit.USAGE  # of a folder, another command or -r is meant
     if is_retryable(error):
         return Exit.RETRYABLE
     if isinstance(error, FileNotFoundError):

@@ -2,96 +2,109 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 import click
 
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
-from storage_backend.cli.output import Lines, Tally, common, record_of
-from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
+from storage_backend.cli.places import Sources, place_at
+from storage_backend.cli.units import shown_size, size_width
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import new_digest
 
 
-@click.command(no_args_is_help=True)
+@click.command(no_args_is_help=True, context_settings={"help_option_names": ["--help"]})
 @click.argument("locations", metavar="LOCATION...", nargs=-1, required=True)
 @click.option("-l", "--long", is_flag=True, help="With size in bytes and time (UTC).")
+@click.option("-h", "--human-readable", "human", is_flag=True, help="With -l: sizes as 1.23 MiB.")
 @click.option("-R", "--recursive", is_flag=True, help="All levels, not one.")
+@click.option(
+    "--sort",
+    type=click.Choice(["name", "size", "time"]),
+    default="name",
+    show_default=True,
+    help="By name; or the largest, or the newest first, and what has neither last.",
+)
+@click.option("-r", "--reverse", is_flag=True, help="The other way round.")
 @click.option("-0", "--null", is_flag=True, help="End names with NUL, for xargs -0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@coloured
 @common
 def ls(  # noqa: PLR0917 - click gives them by name
-    locations: tuple[str, ...], long: bool, recursive: bool, null: bool, as_json: bool, quiet: bool
+    locations: tuple[str, ...],
+    long: bool,
+    human: bool,
+    recursive: bool,
+    sort: str,
+    reverse: bool,
+    null: bool,
+    as_json: bool,
+    quiet: bool,
 ) -> int:
     """List objects, one level deep.
 
     What is deeper appears once, as "name/". Names are printed as they are; on a terminal, those with control characters are quoted.
 
+    A listing by name is printed as it arrives. --sort size, --sort time and -r first need all of it, in memory.
+
     \b
     Examples:
       storage-backend ls ./papers
-      storage-backend ls -l 'sqlite:///archive.db#2024'
+      storage-backend ls -l -h 'sqlite:///archive.db#2024'
+      storage-backend ls -l -R --sort size s3://bucket/papers/ | head
       storage-backend ls -R0 ./papers | xargs -0 -n 1 echo
     """
     del quiet
     lines, tally = Lines(null=null), Tally()
-    write = _as_json if as_json else _in_full if long else _by_name
+    write = _as_json if as_json else partial(_in_full, human=human) if long else _by_name
     for number, location in enumerate(locations):
-        with tally.each(), _listed(location, recursive) as entries:
+        with tally.each(), contents_of(location, all_objects if recursive else _one_level) as contents:
             if len(locations) > 1 and not (as_json or null):
                 lines.name(location, before="\n" if number else "", after=":")
-            for entry in entries:
+            for entry in _in_order(contents.entries, sort, reverse):
                 write(lines, entry)
     return tally.code
 
 
-@contextmanager
-def _listed(location: str, recursive: bool) -> Iterator[Iterator[ObjectInfo | str]]:
-    """What there is at *location*: the objects of a place, or beneath a prefix; else the one object."""
-    either = names_either(location)
-    if either and has_directories(location):
-        info = _object(location)
-        if info is not None:
-            yield iter([info])
-            return
-        either = False
-    if either or names_a_place(location) or has_directories(location):
-        with place_at(location) as storage:
-            entries: Iterator[ObjectInfo | str] = iter(storage.scan() if recursive else storage._scan_level())
-            first = next(entries, None)
-            if first is not None or not either:
-                yield itertools.chain([] if first is None else [first], entries)
-                return
-    storage, identifier = object_at(location)
-    with storage:
-        yield iter([info_of(storage.stat(identifier), identifier)])
+def _one_level(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
+    return storage._scan_level()
 
 
-def _object(location: str) -> ObjectInfo | None:
-    """The object at *location*; None if there is none, or a directory."""
-    storage, identifier = object_at(location)
-    with storage:
-        try:
-            return info_of(storage.stat(identifier), identifier)
-        except (FileNotFoundError, IsADirectoryError):
-            return None
+def _in_order(entries: Iterator[ObjectInfo | str], sort: str, reverse: bool) -> Iterable[ObjectInfo | str]:
+    """*entries*, which come by name, as --sort and --reverse have them; equal ones by name."""
+    if sort == "name":
+        return reversed(list(entries)) if reverse else entries
+
+    def rank(entry: ObjectInfo | str) -> tuple[bool, float]:
+        value: float | None = None
+        if isinstance(entry, ObjectInfo) and sort == "size":
+            value = entry.size
+        elif isinstance(entry, ObjectInfo) and entry.modified is not None:
+            value = entry.modified.timestamp()
+        return value is None, -(value or 0)
+
+    found = sorted(entries, key=rank)
+    return reversed(found) if reverse else found
 
 
 def _by_name(lines: Lines, entry: ObjectInfo | str) -> None:
     lines.name(entry if isinstance(entry, str) else entry.identifier)
 
 
-def _in_full(lines: Lines, entry: ObjectInfo | str) -> None:
+def _in_full(lines: Lines, entry: ObjectInfo | str, *, human: bool) -> None:
     size = time = "-"
     if isinstance(entry, ObjectInfo):
-        size = size if entry.size is None else str(entry.size)
+        size = size if entry.size is None else shown_size(entry.size, human=human)
         time = time if entry.modified is None else entry.modified.strftime("%Y-%m-%dT%H:%M:%SZ")
-    lines.name(entry if isinstance(entry, str) else entry.identifier, before=f"{size:>15}  {time:<20}  ")
+    lines.name(
+        entry if isinstance(entry, str) else entry.identifier,
+        before=f"{size:>{size_width(human=human)}}  {time:<20}  ",
+    )
 
 
 def _as_json(lines: Lines, entry: ObjectInfo | str) -> None:
@@ -112,17 +125,17 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     """
     del quiet
     lines, tally = Lines(), Tally()
-    for location in locations:
-        with tally.each():
-            storage, identifier = object_at(location)
-            with storage:
-                record = record_of(info_of(storage.stat(identifier), identifier))
-                record["path"] = storage.get_path(identifier)
-            if as_json:
-                lines.record(record)
-                continue
-            for name, value in record.items():
-                lines.name(str(value), before=f"{name + ':':<14}")
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                with sources.at(location) as (storage, identifier):
+                    record = record_of(info_of(storage.stat(identifier), identifier))
+                    record["path"] = storage.get_path(identifier)
+                if as_json:
+                    lines.record(record)
+                    continue
+                for name, value in record.items():
+                    lines.name(str(value), before=f"{name + ':':<14}")
     return tally.code
 
 
@@ -167,22 +180,27 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         safe = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         lines.text(f"{'' if safe == name else chr(92)}{digest}  {safe}")
 
-    for location in locations:
-        with tally.each():
-            if not recursive:
-                storage, identifier = object_at(location)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                if not recursive:
+                    with (
+                        sources.at(location) as (storage, identifier),
+                        Meter(
+                            "checksum", storage, quiet=quiet, size=partial(storage.size, identifier)
+                        ) as meter,
+                    ):
+                        show(storage, identifier, location, meter)
+                    continue
                 with (
-                    storage,
-                    Meter("checksum", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter,
+                    place_at(location) as storage,
+                    Meter("checksum", storage, quiet=quiet, many=True) as meter,
                 ):
-                    show(storage, identifier, location, meter)
-                continue
-            with place_at(location) as storage, Meter("checksum", storage, quiet=quiet, many=True) as meter:
-                for info in storage.scan():
-                    with tally.each():
-                        show(storage, info.identifier, info.identifier, meter)
-                        meter.done()
+                    contents = beneath(storage, all_objects)
+                    if contents is None and not quiet:
+                        complain(f"{location_of(storage)} holds no objects")
+                    for info in contents.entries if contents is not None else ():
+                        with tally.each():
+                            show(storage, info.identifier, info.identifier, meter)
+                            meter.done()
     return tally.code
-
-
-COMMANDS = (ls, stat, checksum)

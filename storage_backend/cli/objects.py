@@ -20,10 +20,11 @@ from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
-from storage_backend.cli.places import destination_at, local_path, object_at, place_at
+from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
 from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import chunks
 
 DELETE_BATCH = 1000  # objects; what the largest services take in one request
@@ -43,14 +44,14 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
       storage-backend cat 'sqlite:///archive.db#part-1' 'sqlite:///archive.db#part-2' > whole
     """
     tally = Tally()
-    for location in locations:
-        with tally.each(), ExitStack() as stack:
-            if location == "-":
-                _pour(sys.stdin.buffer, STDIN, quiet=quiet)
-            else:
-                storage, identifier = object_at(location)
-                stack.enter_context(storage)
-                _pour(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each(), ExitStack() as stack:
+                if location == "-":
+                    _pour(sys.stdin.buffer, STDIN, quiet=quiet)
+                else:
+                    storage, identifier = stack.enter_context(sources.at(location))
+                    _pour(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
     return tally.code
 
 
@@ -108,14 +109,13 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
             raise click.UsageError("get -r needs the PATH of a directory")
         with place_at(location) as source, _directory(path, create=True) as target:
             return synchronize(source, target, quiet=quiet, as_json=as_json)
-    storage, identifier = object_at(location)
-    with storage:
+    with source_at(location) as (storage, identifier):
         if path == "-":
             with storage.open(identifier) as reader:
                 _pour(reader, storage, quiet=quiet)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
-        place = Path(name if path is None else path)
+        place = Path(name if path is None else expanded(path))
         file = place / name if place.is_dir() or str(path).endswith("/") else place
         with Meter("get", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter:
             storage._download_counted(identifier, file, meter.moved)
@@ -148,17 +148,21 @@ def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -
         with _directory(path) as source, place_at(location, create=True) as target:
             return synchronize(source, target, quiet=quiet, as_json=as_json)
     if path == "-":
-        storage, identifier = destination_at(location, None)
         typed = sys.stdin.isatty()  # a display would be in the way
-        with storage, Meter("put", storage, quiet=quiet or typed) as meter:
+        with (
+            destination_at(location, None) as (storage, identifier),
+            Meter("put", storage, quiet=quiet or typed) as meter,
+        ):
             storage.write_stream(identifier, meter.reader(sys.stdin.buffer, STDIN))
         return Exit.DONE
-    if Path(path).is_dir():
+    if Path(expanded(path)).is_dir():
         raise click.UsageError(f"{path!r} is a directory; put -r stores all its files")
-    facts = Path(path).stat()  # before a place is created for it
+    facts = Path(expanded(path)).stat()  # before a place is created for it
     size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
-    storage, identifier = destination_at(location, Path(path).name)
-    with storage, Meter("put", storage, quiet=quiet, size=size) as meter:
+    with (
+        destination_at(location, Path(path).name) as (storage, identifier),
+        Meter("put", storage, quiet=quiet, size=size) as meter,
+    ):
         storage._upload_counted(path, identifier, meter.moved)
     return Exit.DONE
 
@@ -244,14 +248,14 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
     tally = Tally()
-    for location in locations:
-        with tally.each():
-            if recursive:
-                _remove_all(location, yes, quiet)
-                continue
-            storage, identifier = object_at(location)
-            with storage:
-                storage.delete(identifier)
+    with Sources() as sources:
+        for location in locations:
+            with tally.each():
+                if recursive:
+                    _remove_all(location, yes, quiet)
+                    continue
+                with sources.at(location) as (storage, identifier):
+                    storage.delete(identifier)
     return tally.code
 
 
@@ -294,16 +298,14 @@ def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:
 
 def _directory(path: str, *, create: bool = False) -> StorageBackend:
     """The local directory *path*, whatever it looks like."""
-    return place_at(path if path.startswith("/") else f"./{path}", create=create)
+    return place_at(os.path.join("./", expanded(path)), create=create)  # noqa: PTH118 - "./" would be dropped
 
 
 def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, str, StorageBackend, str]:
     """Both objects, opened; in one store, both backends are the same object."""
-    one, source_id = object_at(source)
-    stack.enter_context(one)
+    one, source_id = stack.enter_context(source_at(source))
     one.size(source_id)  # before a place is created for it
-    other, target_id = destination_at(target, source_id.rpartition("/")[2])
-    stack.enter_context(other)
+    other, target_id = stack.enter_context(destination_at(target, source_id.rpartition("/")[2]))
     if location_of(one) == location_of(other):
         return one, source_id, one, target_id
     from_path, to_path = local_path(source), local_path(target)
@@ -349,11 +351,7 @@ def url(location: str, expires_in: int, quiet: bool) -> int:
       storage-backend url s3://bucket/2024/report.pdf --expires-in 60 | xargs curl -o report.pdf
     """
     del quiet
-    storage, identifier = object_at(location)
-    with storage:
+    with source_at(location) as (storage, identifier):
         storage.size(identifier)  # a URL of nothing would be found out by somebody else
         Lines().text(storage.get_url(identifier, expires_in))
     return Exit.DONE
-
-
-COMMANDS = (cat, get, put, cp, mv, rm, url)

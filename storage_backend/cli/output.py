@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from storage_backend import identifiers
 from storage_backend.cli.exits import Exit, code_of_failures
 from storage_backend.errors import FATAL
-from storage_backend.info import ObjectInfo
+
+if TYPE_CHECKING:  # at run time only the commands that have one need it
+    from storage_backend.info import ObjectInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+# "Select Graphic Rendition" of ECMA-48.
+_FOLDER = "1;34"  # bold blue, as GNU ls has directories
+_DIFFERENCES = {"missing": "31", "extra": "32"}  # red and green, as diffs have what is gone and new
+_CHANGED = "33"  # yellow
+
+ONE_LEVEL = '"*" stays inside a segment, "**/*" is every level'  # of a glob that matched nothing
 
 DISPLAY = "storage_backend.display"  # the key of the live display in click's `Context.meta`
 
@@ -54,10 +64,10 @@ def _escaped(character: str) -> str:
 
 
 class Lines:
-    """Lines of output, each with a name: quoted on a terminal, raw elsewhere.
+    """Lines of output, each with a name: quoted on a terminal, raw elsewhere; coloured as `coloured` says.
 
     Args:
-        null: end lines with a NUL and quote nothing.
+        null: end lines with a NUL, quote and colour nothing.
     """
 
     def __init__(self, *, null: bool = False) -> None:
@@ -65,10 +75,17 @@ class Lines:
         self._live = sys.stdout.isatty()
         self._end = b"\0" if null else b"\n"
         self._quote = self._live and not null
+        self._colour = not null and _in_colour(self._live)
 
     def name(self, name: str, before: str = "", after: str = "") -> None:
-        """A line with *name* in it."""
-        self._put(f"{before}{quoted(name) if self._quote else name}{after}")
+        """A line with *name* in it; one that ends in "/" is a folder's."""
+        shown = quoted(name) if self._quote else name
+        self._put(f"{before}{self._painted(shown, _FOLDER) if name.endswith('/') else shown}{after}")
+
+    def difference(self, word: str, name: str) -> None:
+        """A line that says how *name* differs."""
+        colour = _DIFFERENCES.get(word, _CHANGED)
+        self._put(f"{self._painted(f'{word:<8}', colour)} {quoted(name) if self._quote else name}")
 
     def text(self, text: str) -> None:
         """A line of ours."""
@@ -82,12 +99,23 @@ class Lines:
         """Hand on what was written so far."""
         self._stream.flush()
 
+    def _painted(self, text: str, colour: str) -> str:
+        return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
+
     def _put(self, text: str) -> None:
         if self._live:
             _make_room()
         self._stream.write(identifiers.encode(text) + self._end)
         if self._live:
             self.flush()
+
+
+def _in_colour(live: bool) -> bool:
+    """What --color says; without it, whether there is a terminal that can, and nobody said NO_COLOR (no-color.org)."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.color is not None:
+        return context.color
+    return live and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def record_of(info: ObjectInfo) -> dict[str, Any]:
@@ -147,12 +175,30 @@ def common(command: F) -> F:
     return click.option("-q", "--quiet", is_flag=True, is_eager=True, help="Print errors only.")(command)
 
 
+def coloured(command: F) -> F:
+    """Adds --color, which `Lines` follows."""
+    return click.option(
+        "--color",
+        type=click.Choice(["auto", "always", "never"]),
+        default="auto",
+        expose_value=False,
+        callback=_choose_colour,
+        help="Colour folders and differences. [default: on a terminal, unless NO_COLOR is set or TERM is dumb]",
+    )(command)
+
+
+def _choose_colour(context: click.Context, option: click.Parameter, value: str) -> None:  # noqa: ARG001 - click's
+    context.color = {"always": True, "never": False}.get(value)
+
+
 def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's
+    quiet = context.params.get("quiet", False)
+    if verbose and quiet:
+        raise click.UsageError("--quiet and --verbose contradict each other; give one")
     handler = logging.StreamHandler()
     handler.setFormatter(
         logging.Formatter("%(name)s: %(message)s" if verbose else "storage-backend: warning: %(message)s")
     )
-    quiet = context.params.get("quiet", False)
     root = logging.getLogger("storage_backend")
     root.handlers[:] = [handler]
     root.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else logging.WARNING)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 from urllib.parse import unquote
 
 import click
 
-from storage_backend.base import StorageBackend
+from storage_backend.base import StorageBackend, capabilities_of, location_of
 from storage_backend.config import Url, has_password, open_storage, parse_location, split_location
-from storage_backend.errors import ConfigurationError
+from storage_backend.errors import ConfigurationError, NotAFileError
+from storage_backend.info import Capability
 
 
 def place_at(location: str, *, create: bool = False) -> StorageBackend:
@@ -37,22 +42,115 @@ def object_at(location: str, *, create: bool = False) -> tuple[StorageBackend, s
         click.UsageError: the location is wrong, or names no object.
         NotFoundError: there is no such place.
     """
-    try:
-        base, identifier = split_location(location)
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
+    base, identifier = _split(location)
     return place_at(base, create=create), identifier
 
 
-def destination_at(location: str, name: str | None) -> tuple[StorageBackend, str]:
-    """As `object_at`, for an object to be written; if *location* is a place, *name* is the object's name in it.
+@contextmanager
+def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
+    """As `object_at`, for an object to be used; the backend is closed at the end.
+
+    Raises:
+        NotAFileError: of the body's errors, those that come of a folder, or a prefix, where an object should be.
+    """
+    with Sources() as sources, sources.at(location) as found:
+        yield found
+
+
+class Sources:
+    """Gives many objects to be used one after the other. What follows each other in one place is used over one connection."""
+
+    def __init__(self) -> None:
+        self._base: str | None = None
+        self._place = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._place.close()
+
+    @contextmanager
+    def at(self, location: str) -> Iterator[tuple[StorageBackend, str]]:
+        """As `source_at`."""
+        base, identifier = _split(location)
+        if base != self._base:
+            self._place.close()
+            self._base = None
+            self._storage = self._place.enter_context(place_at(base))
+            self._base = base
+        storage = self._storage
+        try:
+            yield storage, identifier
+        except (FileNotFoundError, IsADirectoryError) as error:
+            if not _is_folder(storage, identifier):
+                raise
+            raise NotAFileError(
+                f"{location!r} is a folder, not an object; {_instead()}",
+                identifier=identifier,
+                backend=location_of(storage),
+            ) from error
+
+
+def _split(location: str) -> tuple[str, str]:
+    try:
+        return split_location(location)
+    except ConfigurationError as error:
+        hint = f"; {_instead()}" if names_a_place(location) else ""
+        raise click.UsageError(f"{error}{hint}") from error
+
+
+def _is_folder(storage: StorageBackend, identifier: str) -> bool:
+    """Whether *identifier* is that of a directory, or a prefix of others. For what has failed: it costs a look."""
+    with suppress(OSError):
+        try:
+            storage.stat(identifier)
+        except IsADirectoryError:
+            return True
+        except FileNotFoundError:
+            flat = Capability.DIRECTORIES not in capabilities_of(storage)
+            return flat and next(iter(storage.scan(f"{identifier}/")), None) is not None
+    return False
+
+
+_INSTEAD = {"cp": "'sync' copies", "mv": "'migrate --delete-source' moves", "stat": "'ls -l' shows"}
+
+
+def _instead() -> str:
+    """What the command that is running would have one do with a folder."""
+    context = click.get_current_context()
+    name = str(context.info_name)
+    if any(parameter.name == "recursive" for parameter in context.command.params):
+        return f"'{name} -r' takes all that is in it, 'ls' shows it"
+    verb = _INSTEAD.get(name, "'ls' shows")
+    return f"{verb} what is in it"
+
+
+@contextmanager
+def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBackend, str]]:
+    """As `source_at`, for an object to be written; if *location* is a place, *name* is the object's name in it.
 
     Raises:
         click.UsageError: the location is wrong, or a place and there is no name.
+        NotAFileError: of the body's errors, those that come of a folder where the object should be.
     """
     if name is not None and (names_a_place(location) or location.endswith("/")):
-        return place_at(location, create=True), name
-    return object_at(location, create=True)
+        storage, identifier = place_at(location, create=True), name
+    else:
+        storage, identifier = object_at(location, create=True)
+    with storage:
+        try:
+            yield storage, identifier
+        except (FileExistsError, IsADirectoryError) as error:
+            if not _is_folder(storage, identifier):
+                raise
+            raise NotAFileError(
+                f'{location!r}: {identifier!r} is a folder; to store in it, end the location with "/"',
+                identifier=identifier,
+                backend=location_of(storage),
+            ) from error
 
 
 def names_a_place(location: str) -> bool:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from storage_backend.cli.output import Lines, complain, quoted
+from storage_backend.cli.units import amount, in_unit_of, unit_of
 
 if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
     from storage_backend.transfer.report import TransferReport
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 MOST_ALIKE = 10  # failures for the same reason told one by one at the end; --json has all
 SEPARATOR = " · "
 
@@ -167,36 +167,6 @@ def _counts(report: TransferReport) -> list[str]:
 
 def _count_of(report: TransferReport, difference: str) -> int:
     return sum(found == difference for found in report.differences.values())
-
-
-def unit_of(count: float) -> str:
-    """The unit that *count* bytes are best told in."""
-    unit = 0
-    while count >= 1024 and unit < len(UNITS) - 1:
-        count /= 1024
-        unit += 1
-    return UNITS[unit]
-
-
-def in_unit_of(count: float, other: float) -> str:
-    """*count* bytes in the unit of *other*."""
-    unit = UNITS.index(unit_of(other))
-    return f"{count / 1024**unit:,.1f}" if unit else f"{count:,.0f}"
-
-
-def amount(count: float) -> str:
-    """*count* bytes with three digits and a unit."""
-    unit = unit_of(count)
-    value = count / 1024 ** UNITS.index(unit)
-    if unit == "B":
-        return f"{value:.0f} B"
-    return (
-        f"{value:.2f} {unit}"
-        if value < 10
-        else f"{value:.1f} {unit}"
-        if value < 100
-        else f"{value:,.0f} {unit}"
-    )
 
 
 def duration(seconds: float | None) -> str:

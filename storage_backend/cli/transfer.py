@@ -11,7 +11,7 @@ import click
 from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
-from storage_backend.cli.output import Lines, common, complain
+from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
 from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
@@ -30,10 +30,30 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-_pair = _options(click.argument("source"), click.argument("target"))
-_scope = _options(
-    click.option("--pattern", metavar="GLOB", help='Only objects that match, as "**/*.pdf".'),
-    click.option("--include", metavar="GLOB", multiple=True, help="Only objects that match one of these."),
+def _pattern_or_include(context: click.Context, option: click.Parameter, value: Any) -> Any:
+    other = "include" if option.name == "pattern" else "pattern"
+    if value and context.params.get(other):
+        raise click.UsageError(
+            "--pattern and --include together: objects would have to match both; give every glob as --include"
+        )
+    return value
+
+
+pair = _options(click.argument("source"), click.argument("target"))
+scope = _options(
+    click.option(
+        "--pattern",
+        metavar="GLOB",
+        callback=_pattern_or_include,
+        help='Only objects that match, as "**/*.pdf".',
+    ),
+    click.option(
+        "--include",
+        metavar="GLOB",
+        multiple=True,
+        callback=_pattern_or_include,
+        help="Only objects that match one of these.",
+    ),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
 )
 _workers = click.option(
@@ -68,8 +88,8 @@ def _verification(default: str) -> Callable[[F], F]:
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("size")
 @_workers
@@ -92,8 +112,8 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_making
 @_verification("digest")
 @click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
@@ -127,12 +147,13 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @_verification("digest")
 @click.option("--one-way", is_flag=True, help="What only TARGET has is no difference.")
 @_workers
 @_as_json
+@coloured
 @common
 def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """Compare two places, byte by byte.
@@ -151,8 +172,8 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
 
 
 @click.command(no_args_is_help=True)
-@_pair
-@_scope
+@pair
+@scope
 @click.option("--delete", is_flag=True, help="As sync --delete would.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
 @_as_json
@@ -169,20 +190,23 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     """
     from storage_backend import transfer
 
-    del quiet
     lines = Lines()
     with place_at(source) as one, _target_of_nothing(target) as other:
         try:
             actions = transfer.plan(one, other, **_given(options))
         except ConfigurationError as error:
             raise click.UsageError(str(error)) from error
+        some = False
         for action in actions:
+            some = some or action.kind != "delete"
             if action.kind == "skip" and not everything:
                 continue
             if as_json:
                 lines.record({"identifier": action.identifier, "action": str(action)})
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
+        if not (some or quiet):
+            tell_nothing(one, options)
     return Exit.DONE
 
 
@@ -271,12 +295,35 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
+    if not (quiet or concerned(report)):
+        tell_nothing(source, options)
     return code_of_report(report)
+
+
+def concerned(report: TransferReport) -> bool:
+    """Whether the source had anything for the transfer."""
+    would = any(not action.startswith("delete") for action in report.would)
+    differs = any(difference != "extra" for difference in report.differences.values())
+    return bool(would or differs or report.planned or report.skipped or report.failed)
+
+
+def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
+    """Say why nothing was done: what is easily mistyped would look like success."""
+    if next(iter(source.scan()), None) is None:
+        complain(f"{location_of(source)} holds no objects")
+        return
+    globs = {"--pattern": [options.get("pattern")], "--include": options.get("include", ())}
+    wanted = " or ".join(f"{name} {glob!r}" for name, given in globs.items() for glob in given if glob)
+    left_out = " or ".join(f"--exclude {glob!r}" for glob in options.get("exclude", ()))
+    reason = f"no object of {location_of(source)} " + (
+        f"matches {wanted}" + (f" and not {left_out}" if left_out else "")
+        if wanted
+        else f"is left by {left_out}"
+    )
+    hint = f"; {ONE_LEVEL}" if "/" not in wanted and "*" in wanted else ""
+    complain(f"{reason}{hint}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     """The options that were given; the others keep the default of TransferOptions."""
     return {name: value for name, value in options.items() if value is not None}
-
-
-COMMANDS = (sync, migrate, verify, plan)

@@ -52,10 +52,13 @@ class Subject:
             that one each time, and lacks "shared".
         lacks: feature -> the reason why this store cannot have it; `FEATURES` names them all. Its tests are skipped
             with the reason, and nothing else ever is.
+        instance: one that all tests of a class use, where connecting takes longer than a test; whoever gives it empties its store
+            before each test and closes it after the last. None: each test has one of its own from *make*.
     """
 
     make: Callable[[], StorageBackend]
     lacks: Mapping[str, str] = field(default_factory=dict)
+    instance: StorageBackend | None = None
 
     def __post_init__(self) -> None:
         unknown = sorted(set(self.lacks) - set(FEATURES))
@@ -88,6 +91,9 @@ class Topic:
     @pytest.fixture
     def backend(self, subject: Subject) -> Iterator[StorageBackend]:
         """An instance of the subject, over an empty store."""
+        if subject.instance is not None:
+            yield subject.instance
+            return
         with subject.make() as backend:
             yield backend
 

@@ -22,6 +22,7 @@ from storage_backend.errors import (
     UnavailableError,
 )
 from storage_backend.files import StagedFile, state_directory, write_file
+from storage_backend.paths import expanded
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.planning import Record
 
@@ -87,7 +88,7 @@ class Journal:
     """
 
     def __init__(self, path: str | os.PathLike[str], source: str, target: str) -> None:
-        self.path = Path(path).expanduser().absolute()
+        self.path = Path(expanded(path)).absolute()
         with self._translated():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = self._acquire()

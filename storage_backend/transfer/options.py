@@ -21,7 +21,7 @@ class TransferOptions:
 
     Attributes:
         pattern: only objects that match this glob, on either side.
-        include: only objects that match one of these globs; none given means all.
+        include: only objects that match one of these globs; none given means all. With `pattern`, both have to match.
         exclude: no object that matches one of these globs. What is out of scope is never deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
             "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.

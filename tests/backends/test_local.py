@@ -1,4 +1,4 @@
-"""LocalStorage against the contract, by each of its ways."""
+"""LocalStorage against the contract, with and without the calls that only newer Linux has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 
 from storage_backend import LocalStorage
 from storage_backend.testing import ConformanceSuite, Subject
-from tests.backends.local_ways import NamingStorage, WalkingStorage
+from tests.backends.local_ways import BareStorage
 
 LACKS = {"content_type": "a file has no media type"}
 
@@ -24,19 +24,9 @@ class TestLocalStorage(ConformanceSuite):
         return Subject(make=lambda: LocalStorage(base), lacks=LACKS)
 
 
-class TestWithoutOpenat2(ConformanceSuite):
+class TestWithoutLinuxCalls(ConformanceSuite):
+    """Without openat2 and O_TMPFILE, as on macOS and older kernels; durable, which adds a sync to each write."""
+
     @pytest.fixture
     def subject(self, base: Path) -> Subject:
-        return Subject(make=lambda: WalkingStorage(base), lacks=LACKS)
-
-
-class TestWithoutTmpfile(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, base: Path) -> Subject:
-        return Subject(make=lambda: NamingStorage(base), lacks=LACKS)
-
-
-class TestDurable(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, base: Path) -> Subject:
-        return Subject(make=lambda: LocalStorage(base, durable=True), lacks=LACKS)
+        return Subject(make=lambda: BareStorage(base, durable=True), lacks=LACKS)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import errno
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, cast
 from unittest.mock import MagicMock
 
 import pytest
@@ -18,10 +19,22 @@ from typing_extensions import override
 from storage_backend.backends.remote import RemoteStorage
 from storage_backend.errors import BatchError, UnsupportedOperationError
 from storage_backend.info import Capability
-from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing import (
+    ConformanceSuite,
+    Deleting,
+    Listing,
+    Moving,
+    Reading,
+    Scanning,
+    Streams,
+    Subject,
+    Topic,
+    Writers,
+    Writing,
+)
 from storage_backend.testing.subject import content_of, everything, fill, named, same
-from storage_backend.wrappers.prefixed import PrefixedStorage
 from tests.conftest import unavailable
+from tests.served import ServedTopics
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import RcloneSFTP
 
@@ -47,10 +60,44 @@ def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
     return RemoteStorage(cast("SSHConfig", place.config(**more)), place.base)
 
 
-class TestOpenSSH(ConformanceSuite):
+@pytest.fixture(scope="class")
+def place(request: pytest.FixtureRequest) -> Iterator[SSHPlace]:
+    """A directory for all tests of a class, at the server that the class names."""
+    with request.getfixturevalue(request.cls.server).place() as place:
+        yield place
+
+
+@pytest.fixture(scope="class")
+def instance(request: pytest.FixtureRequest, place: SSHPlace) -> Iterator[RemoteStorage]:
+    """A storage for all tests of a class."""
+    with storage_at(place, **request.cls.options) as storage:
+        yield storage
+
+
+class OverOneConnection(Topic):
+    """One connection for all tests of a class, since dialing takes longer than most of them."""
+
+    server: ClassVar[str]
+    options: ClassVar[Mapping[str, Any]] = {}
+    lacks: ClassVar[Mapping[str, str]] = LACKS
+
     @pytest.fixture
-    def subject(self, openssh_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(openssh_place), lacks=LACKS)
+    def subject(self, place: SSHPlace, instance: RemoteStorage) -> Subject:
+        empty(place.local)
+        return Subject(lambda: storage_at(place, **self.options), self.lacks, instance)
+
+
+def empty(directory: Path) -> None:
+    """Remove what is in *directory*, and leave it."""
+    for path in directory.iterdir():
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+class TestOpenSSH(OverOneConnection, ConformanceSuite):
+    server = "openssh_server"
 
 
 @pytest.mark.parametrize("verify", [False, True])
@@ -70,16 +117,8 @@ def test_last_of_a_repeated_identifier_stays_whatever_its_size(openssh_place: SS
         assert same(everything(backend), {"a": large, "b": small, "c": b"last"})
 
 
-class TestInternalSFTP(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, internal_sftp_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(internal_sftp_place), lacks=LACKS)
-
-
-class TestAsyncSSH(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, asyncssh_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: storage_at(asyncssh_place), lacks=LACKS)
+class TestInternalSFTP(OverOneConnection, ConformanceSuite):
+    server = "internal_sftp_server"
 
 
 class CachingRclone(RcloneSFTP):
@@ -104,19 +143,17 @@ def rclone_server() -> Iterator[RcloneSFTP]:
     server.stop()
 
 
-class TestRclone(ConformanceSuite):
+class TestRclone(ServedTopics):
     @pytest.fixture
     def subject(self, rclone_server: RcloneSFTP) -> Iterator[Subject]:
         with rclone_server.place() as place:
             yield Subject(make=lambda: storage_at(place), lacks={**LACKS, **RCLONE})
 
 
-class TestBare(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, paramiko_sftp_place: SSHPlace) -> Subject:
-        return Subject(
-            make=lambda: storage_at(paramiko_sftp_place, non_atomic_overwrite=True), lacks={**LACKS, **BARE}
-        )
+class TestBare(OverOneConnection, ServedTopics):
+    server = "paramiko_sftp_server"
+    options: ClassVar = {"non_atomic_overwrite": True}
+    lacks: ClassVar = {**LACKS, **BARE}
 
 
 class TestBareThatNeverRemoves:
@@ -184,12 +221,6 @@ class TestBareThatNeverRemoves:
         assert backend.list() == []
 
 
-class TestThroughPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, openssh_place: SSHPlace) -> Subject:
-        return Subject(make=lambda: PrefixedStorage(storage_at(openssh_place), "some/where"), lacks=LACKS)
-
-
 class LocalFile:
     """A file as paramiko's SFTPFile, by its public methods."""
 
@@ -255,7 +286,7 @@ class LocalClient:
         """Nothing to be done."""
 
 
-class TestSubstitute(ConformanceSuite):
+class TestSubstitute(Reading, Writing, Deleting, Moving, Listing, Scanning, Streams, Writers):
     """A substitute of paramiko.SSHClient."""
 
     @pytest.fixture

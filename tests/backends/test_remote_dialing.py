@@ -953,6 +953,38 @@ def test_host_keys_of_jumps_and_beyond_are_checked(
     assert behind.tries == []
 
 
+def test_known_hosts_of_the_configuration_count_for_each_hop(
+    sshd: Callable[..., OpenSSH],
+    openssh_place: SSHPlace,
+    connect: Connect,
+    refused: Callable[..., NoEndpointError],
+    tmp_path: Path,
+) -> None:
+    gate = sshd()
+    known = Path(openssh_place.known_hosts).read_text().split(maxsplit=1)[1]
+    (tmp_path / "of nas").write_text(f"the-nas {known}")
+    (tmp_path / "of-gate").write_text(Path(gate.known_hosts).read_text())
+    text = (
+        f"Host nas\n HostName {openssh_place.host}\n Port {openssh_place.port}\n ProxyJump gate\n"
+        f' UserKnownHostsFile /dev/null "{tmp_path}/of %n"\n HostKeyAlias the-nas\n'
+        f"Host gate\n HostName {gate.host}\n Port {gate.port}\n UserKnownHostsFile {tmp_path}/of-%n\n"
+        "Host *\n GlobalKnownHostsFile none\n"
+    )
+    (tmp_path / "config").write_text(text)
+    config = openssh_place.config(
+        endpoints=[["nas"]],
+        ssh_config_file=tmp_path / "config",
+        key_filename=[openssh_place.key_filename, gate.key_filename],
+    )
+    del config["known_hosts"]
+    assert connect(config).client.get_transport().is_active()
+    (tmp_path / "of-gate").write_text(f"[{gate.host}]:{gate.port} {known}")
+    assert "through gate:" in str(refused(config))
+    (tmp_path / "of-gate").write_text(Path(gate.known_hosts).read_text())
+    (tmp_path / "of nas").unlink()
+    assert "the-nas is in none of the files" in str(refused(config))
+
+
 def test_password_is_not_given_to_a_jump(
     door: Callable[..., Door], refused: Callable[..., NoEndpointError], tmp_path: Path
 ) -> None:

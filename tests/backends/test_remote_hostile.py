@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import socket
 import stat
@@ -56,6 +57,7 @@ from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, make_key, shell_script
+from tests.tiers import spread
 
 CONTENT = bytes(range(256)) * 16
 DIRECTORY = stat.S_IFDIR | 0o755
@@ -340,8 +342,10 @@ ANSWERS: dict[str, Callable[[int], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS)
-@pytest.mark.parametrize("kind", [OPEN, FSTAT, READ, STAT, OPENDIR, READDIR])
+@pytest.mark.parametrize(
+    ("kind", "answer"),
+    spread(itertools.product((OPEN, FSTAT, READ, STAT, OPENDIR, READDIR), ANSWERS), times=2),
+)
 def test_answer_that_makes_no_sense_is_an_error(serve: Serve, kind: int, answer: str) -> None:
     # The base directory is looked for by STAT too.
     odd = ANSWERS[answer]

@@ -347,3 +347,39 @@ def test_names_are_those_of_openssh(tmp_path: Path, keys: dict[str, Any]) -> Non
             ["ssh-keygen", "-F", name, "-f", path], capture_output=True, text=True, check=False
         )
         assert keys["ours"].get_base64() in found.stdout, (name, sys.platform)
+
+
+def configured_policy(tmp_path: Path, text: str, peer: str | None = AWAY) -> HostKeyPolicy:
+    """The policy for "nas", of which an OpenSSH configuration says *text*."""
+    (tmp_path / "config").write_text(f"Host nas\n{text}\n")
+    settings = read_settings(
+        {"user": "ann", "endpoints": [["nas", 2222]], "ssh_config_file": tmp_path / "config"}
+    )
+    return HostKeyPolicy(settings, settings.endpoints[0], peer=lambda: peer)
+
+
+def test_new_key_goes_where_the_configuration_says(tmp_path: Path, keys: dict[str, Any]) -> None:
+    text = f"StrictHostKeyChecking accept-new\nUserKnownHostsFile {tmp_path}/%n {tmp_path}/second"
+    configured_policy(tmp_path, text).missing_host_key(None, "", keys["ours"])
+    assert (tmp_path / "nas").read_text() == line("[nas]:2222", keys["ours"])
+    with pytest.raises(AuthenticationError, match="mismatch"):
+        configured_policy(tmp_path, text.replace("accept-new", "no")).missing_host_key(
+            None, "", keys["other"]
+        )
+    with pytest.raises(AuthenticationError, match="names no file"):
+        configured_policy(
+            tmp_path, "StrictHostKeyChecking no\nUserKnownHostsFile none\nGlobalKnownHostsFile none"
+        ).missing_host_key(None, "", keys["ours"])
+    # As for machines that come and go.
+    text = "StrictHostKeyChecking no\nUserKnownHostsFile /dev/null\nGlobalKnownHostsFile none"
+    configured_policy(tmp_path, text).missing_host_key(None, "", keys["ours"])
+
+
+def test_alias_is_what_known_hosts_calls_the_host(tmp_path: Path, keys: dict[str, Any]) -> None:
+    text = f"HostKeyAlias NAS-1\nGlobalKnownHostsFile none\nUserKnownHostsFile {tmp_path}/known"
+    (tmp_path / "known").write_text(line("nas-1", keys["ours"]))
+    configured_policy(tmp_path, text).missing_host_key(None, "", keys["ours"])
+    (tmp_path / "known").write_text(line("nas,[nas]:2222,[nas-1]:2222", keys["ours"]))
+    with pytest.raises(AuthenticationError, match="nas-1 is in none of"):
+        # Not even of this machine, which is then only the way to another.
+        configured_policy(tmp_path, text, "127.0.0.1").missing_host_key(None, "", keys["ours"])

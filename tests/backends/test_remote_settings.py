@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import getpass
+import os
 import pickle
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,7 +54,12 @@ def test_user_and_endpoints_are_enough() -> None:
     assert (found.connection_timeout, found.io_timeout, found.keepalive) == (2.0, 30.0, 0.0)
     assert (found.host_key_policy, found.pins, found.shell) == ("strict", (), "auto")
     assert (found.agent, found.non_atomic_overwrite, found.max_connections) == (True, False, 1)
-    assert found.known_hosts == ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
+    assert found.known_hosts == (
+        "~/.ssh/known_hosts",
+        "~/.ssh/known_hosts2",
+        "/etc/ssh/ssh_known_hosts",
+        "/etc/ssh/ssh_known_hosts2",
+    )
 
 
 def test_endpoint_without_port_has_22() -> None:
@@ -313,3 +321,81 @@ def test_configuration_without_paramiko_names_the_extra(home: Path, monkeypatch:
     with pytest.raises(MissingClientError, match=r'pip install "storage-backend\[ssh\]"'):
         configured(home, "")
     assert read().user == "ann"
+
+
+USERS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+EVERYBODYS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+
+
+@pytest.mark.parametrize(
+    ("text", "files", "new"),
+    [
+        ("UserKnownHostsFile ~/a", ("~/a", *EVERYBODYS), "~/a"),
+        ("UserKnownHostsFile a b", ("a", "b", *EVERYBODYS), "a"),
+        ('userknownhostsfile = "a b" c # d', ("a b", "c", *EVERYBODYS), "a b"),
+        ('UserKnownHostsFile "a b"', ("a b", *EVERYBODYS), "a b"),
+        ("UserKnownHostsFile none", EVERYBODYS, None),
+        ("UserKnownHostsFile NONE\nGlobalKnownHostsFile none", (), None),
+        ("GlobalKnownHostsFile /x ~/y", (*USERS, "/x", "~/y"), USERS[0]),
+        ("GlobalKnownHostsFile none", USERS, USERS[0]),
+        ("UserKnownHostsFile a\nUserKnownHostsFile b", ("a", *EVERYBODYS), "a"),
+        ("Host x\nUserKnownHostsFile b\nHost nas\nUserKnownHostsFile c", ("c", *EVERYBODYS), "c"),
+        (
+            "HostName real\nUserKnownHostsFile %h-%n-%p-%r-%k-%%",
+            ("real-nas-22-ann-nas-%", *EVERYBODYS),
+            "real-nas-22-ann-nas-%",
+        ),
+        ("HostKeyAlias other\nUserKnownHostsFile %k", ("other", *EVERYBODYS), "other"),
+        ("UserKnownHostsFile ${WHERE}/x", ("/where/x", *EVERYBODYS), "/where/x"),
+        ("GlobalKnownHostsFile %h", (*USERS, "%h"), USERS[0]),
+    ],
+)
+def test_known_hosts_of_the_configuration(
+    home: Path, monkeypatch: pytest.MonkeyPatch, text: str, files: tuple[str, ...], new: str | None
+) -> None:
+    monkeypatch.setenv("WHERE", "/where")
+    (found,) = configured(home, f"Host nas\n{text}\n").endpoints
+    assert found.known_hosts == files
+    assert found.new_host_keys == new
+
+
+def test_tokens_of_this_side(home: Path) -> None:
+    (found,) = configured(home, "UserKnownHostsFile %d/%u %i %L %l\n").endpoints
+    user, name = getpass.getuser(), socket.gethostname()
+    short = name.partition(".")[0]
+    assert found.known_hosts == (f"{home}/{user}", str(os.getuid()), short, name, *EVERYBODYS)
+
+
+@pytest.mark.parametrize("value", ["%C", "%j", "x%", "${NO_SUCH_VARIABLE}", '"x'])
+def test_what_cannot_be_replaced_is_refused(home: Path, value: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"ssh_config_file: .*ssh_config"):
+        configured(home, f"UserKnownHostsFile {value}\n")
+
+
+def test_each_jump_has_its_own_known_hosts(home: Path) -> None:
+    text = (
+        "Host nas\nProxyJump bob@gate:2200\nUserKnownHostsFile %h\nHostKeyAlias NAS-1\n"
+        "Host gate\nHostName gate.example\nUserKnownHostsFile %h-%p-%r\nStrictHostKeyChecking accept-new\n"
+    )
+    (found,) = configured(home, text).endpoints
+    (jump,) = found.jumps
+    assert (found.known_hosts, found.host_key_alias) == (("nas", *EVERYBODYS), "NAS-1")
+    assert (jump.known_hosts, jump.host_key_alias) == (("gate.example-2200-bob", *EVERYBODYS), None)
+    assert (found.host_key_policy, jump.host_key_policy) == (None, "accept-new")
+
+
+@pytest.mark.parametrize(
+    ("value", "policy"),
+    [
+        ("yes", "strict"),
+        ("ask", "strict"),
+        ("accept-new", "accept-new"),
+        ("no", "accept-new"),
+        ("OFF", "accept-new"),
+    ],
+)
+def test_strict_host_key_checking(home: Path, value: str, policy: str) -> None:
+    text = f"StrictHostKeyChecking {value}\nUserKnownHostsFile x\n"
+    assert configured(home, text).endpoints[0].host_key_policy == policy
+    (found,) = configured(home, text, host_key_policy=PIN, known_hosts="mine").endpoints
+    assert (found.host_key_policy, found.known_hosts, found.new_host_keys) == (None, None, None)

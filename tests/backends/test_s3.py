@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from storage_backend.backends.s3 import S3Storage
-from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing import Conditions, ConformanceSuite, Deleting, Listing, Reading, Subject
 from storage_backend.testing.subject import content_of, everything, same
-from storage_backend.wrappers.prefixed import PrefixedStorage
 from tests.s3_server import S3Server
 from tests.s3_servers import BucketPlace
+from tests.served import ServedTopics
 
 PREFIX = "/pre//fix/"
 LACKS = {
@@ -78,13 +78,6 @@ class AtPlace:
     def subject(self, lacks: Mapping[str, str], prefix: str = "", **options: Any) -> Subject:
         return Subject(make=lambda: self.storage(prefix, **options), lacks={**LACKS, **lacks})
 
-    def prefixed(self, lacks: Mapping[str, str], prefix: str = "", **options: Any) -> Subject:
-        """Through the wrapper."""
-        return Subject(
-            make=lambda: PrefixedStorage(self.storage(prefix, **options), "some/where"),
-            lacks={**LACKS, **lacks},
-        )
-
 
 @pytest.fixture
 def moto(moto_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> AtPlace:
@@ -101,30 +94,18 @@ def strict(strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> AtPla
     return AtPlace(strict_bucket, monkeypatch)
 
 
-class TestMoto(ConformanceSuite):
+class TestMoto(Conditions):
+    """The conditions alone: a second implementation of what S3 says of If-Match and If-None-Match."""
+
     @pytest.fixture
     def subject(self, moto: AtPlace) -> Subject:
         return moto.subject(MOTO)
 
 
-class TestMotoThroughPrefixes(ConformanceSuite):
-    """Beneath a prefix of its own and through the wrapper."""
-
-    @pytest.fixture
-    def subject(self, moto: AtPlace) -> Subject:
-        return moto.prefixed(MOTO, PREFIX)
-
-
-class TestRclone(ConformanceSuite):
+class TestRclone(ServedTopics):
     @pytest.fixture
     def subject(self, rclone: AtPlace) -> Subject:
         return rclone.subject(RCLONE)
-
-
-class TestRcloneBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, rclone: AtPlace) -> Subject:
-        return rclone.subject(RCLONE, PREFIX)
 
 
 @pytest.fixture(scope="class")
@@ -148,64 +129,57 @@ def mocked_bucket(mocked_session: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-class TestMock(ConformanceSuite):
-    """In-process moto, by the wire's own requests."""
+class TestMock(Reading, Deleting, Listing):
+    """In-process moto, as users' tests have it: what our own requests meet there beside boto3's."""
 
     @pytest.fixture
     def subject(self, mocked_bucket: str) -> Subject:
         return Subject(make=lambda: S3Storage(mocked_bucket, region="us-east-1"), lacks={**LACKS, **MOCK})
 
 
-class TestMockThroughWrapper(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, mocked_bucket: str) -> Subject:
-        return Subject(
-            make=lambda: PrefixedStorage(S3Storage(mocked_bucket, region="us-east-1"), "some/where"),
-            lacks={**LACKS, **MOCK},
-        )
-
-
 PARTS: Mapping[str, Any] = {"multipart_chunk_size": 5 << 20, "multipart_threshold": 1 << 20}
 """As small as S3 allows, so that the suite's larger objects come in parts."""
 
 
+@pytest.fixture(scope="class")
+def strict_instance(strict_place: BucketPlace) -> Iterator[S3Storage]:
+    """One for all tests of a class."""
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        AtPlace(strict_place, patch).storage(PREFIX, **PARTS) as storage,
+    ):
+        yield storage
+
+
 class TestStrict(ConformanceSuite):
-    """Our own server, which lacks nothing that S3 has."""
+    """Our own server, which lacks nothing that S3 has; beneath a prefix that is awkward itself."""
 
     @pytest.fixture
-    def subject(self, strict: AtPlace) -> Subject:
-        return strict.subject({}, **PARTS)
+    def subject(self, strict: AtPlace, strict_instance: S3Storage) -> Subject:
+        return Subject(lambda: strict.storage(PREFIX, **PARTS), LACKS, strict_instance)
 
 
-class TestClient(ConformanceSuite):
+@pytest.fixture(scope="class")
+def client(strict_place: BucketPlace) -> Any:
+    """A client of the caller's own."""
+    from botocore.config import Config
+
+    return session_with(strict_place.access_key, strict_place.secret_key).client(
+        "s3",
+        endpoint_url=strict_place.url,
+        region_name=strict_place.region,
+        config=Config(signature_version="s3v4"),  # else boto3 signs URLs by version 2
+    )
+
+
+class TestClient(ServedTopics):
     """A client of the caller's, with boto3's own checksums: every request is boto3's."""
 
     @pytest.fixture
-    def subject(self, strict_bucket: BucketPlace) -> Subject:
-        from botocore.config import Config
-
-        session = session_with(strict_bucket.access_key, strict_bucket.secret_key)
-        client = session.client(
-            "s3",
-            endpoint_url=strict_bucket.url,
-            region_name=strict_bucket.region,
-            config=Config(signature_version="s3v4"),  # else boto3 signs URLs by version 2
-        )
+    def subject(self, strict_bucket: BucketPlace, client: Any) -> Subject:
         return Subject(
             make=lambda: S3Storage(strict_bucket.bucket, client=client, **PARTS), lacks={**LACKS, **CLIENT}
         )
-
-
-class TestStrictBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, strict: AtPlace) -> Subject:
-        return strict.subject({}, PREFIX, **PARTS)
-
-
-class TestStrictThroughWrapper(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, strict: AtPlace) -> Subject:
-        return strict.prefixed({}, **PARTS)
 
 
 def test_pickle_refers_to_secrets(strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ import botocore.handlers
 import botocore.parsers
 import botocore.session
 import pytest
-from hypothesis import event, example, given, settings
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 from storage_backend.backends.s3 import documents
@@ -37,6 +37,7 @@ from storage_backend.backends.s3.documents import (
     parse_error,
     parse_page,
 )
+from tests.tiers import thorough
 
 AMAZON = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 DECLARATION = '<?xml version="1.0" encoding="UTF-8"?>\n'
@@ -394,7 +395,7 @@ class TestPlainPage:
         for at in {*ends, *(end + 1 for end in ends), *(end + 2 for end in ends)}:
             both_ways(PAGE[:at] + piece + PAGE[at:])
 
-    @settings(max_examples=300)
+    @thorough(300)
     @given(pages(), st.data())
     def test_both_ways_agree_on_whatever_comes(self, case: tuple[Page, Style], data: st.DataObject) -> None:
         text = document(*case).decode()
@@ -402,7 +403,7 @@ class TestPlainPage:
             text = damaged(text, data)
         event(both_ways(text))
 
-    @settings(max_examples=1000)
+    @thorough(1000)
     @given(st.data())
     def test_both_ways_agree_on_damaged_pages_of_amazon(self, data: st.DataObject) -> None:
         text = PAGE

@@ -44,6 +44,7 @@ from tests.s3_server_faults import (
     truncate,
 )
 from tests.s3_server_wire import Request
+from tests.tiers import spread
 
 BUCKET = "bucket"
 MIB = 1 << 20
@@ -364,7 +365,7 @@ def loses_an_upload(verb: Verb, fault: Fault) -> bool:
     )
 
 
-@pytest.mark.parametrize(("verb", "fault"), cases())
+@pytest.mark.parametrize(("verb", "fault"), spread(cases()))
 def test_one_fault_changes_nothing_of_the_outcome(
     furnished: Site, tmp_path: Path, verb: Verb, fault: Fault
 ) -> None:
@@ -432,7 +433,7 @@ def exhausting() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("verb", "fault", "kind", "applied"), exhausting())
+@pytest.mark.parametrize(("verb", "fault", "kind", "applied"), spread(exhausting()))
 def test_more_faults_than_attempts_say_so_and_leave_the_old_object_or_the_new(  # noqa: PLR0917 - a case, and fixtures
     furnished: Site, tmp_path: Path, verb: Verb, fault: Fault, kind: type[StorageError], applied: bool
 ) -> None:

@@ -17,10 +17,11 @@ from botocore.awsrequest import AWSRequest
 from botocore.config import Config
 from botocore.credentials import Credentials
 from botocore.utils import percent_encode, percent_encode_sequence
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage_backend.backends.s3.signing import LEFT_OUT, UNSIGNED, Keys, Signer, encode_query, quote_key
+from tests.tiers import thorough
 
 HOST = "examplebucket.s3.amazonaws.com"
 EXAMPLE_KEYS = Keys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
@@ -148,11 +149,11 @@ services = st.sampled_from(["s3", "s3-object-lambda", "s3-outposts"])
 bodies = st.none() | st.sampled_from([b"", b"\0", b"Welcome to Amazon S3."])
 methods = st.sampled_from(["GET", "HEAD", "PUT", "POST", "DELETE"])
 
-agreement = settings(max_examples=2000, deadline=None, derandomize=True, database=None)
+agreement = thorough(2000, deadline=None, derandomize=True, database=None)
 
 
 class TestAgreementWithBotocore:
-    """10,000 requests: one part is odd at a time, so that each has its share of examples, and then all are at once."""
+    """One part of a request is odd at a time, so that each has its share of examples, and then all are at once."""
 
     @agreement
     @given(asked=st.builds(Request, path=paths))

@@ -6,7 +6,6 @@ import pytest
 
 from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.testing import ConformanceSuite, Subject
-from storage_backend.wrappers.prefixed import PrefixedStorage
 
 
 class TestSqlite(ConformanceSuite):
@@ -15,19 +14,7 @@ class TestSqlite(ConformanceSuite):
         return Subject(make=lambda: DatabaseStorage(sqlite_url))
 
 
-class TestSqliteThroughPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, sqlite_url: str) -> Subject:
-        return Subject(make=lambda: PrefixedStorage(DatabaseStorage(sqlite_url), "some/where"))
-
-
 class TestPostgresql(ConformanceSuite):
     @pytest.fixture
     def subject(self, postgresql_url: str) -> Subject:
         return Subject(make=lambda: DatabaseStorage(postgresql_url))
-
-
-class TestPostgresqlThroughPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, postgresql_url: str) -> Subject:
-        return Subject(make=lambda: PrefixedStorage(DatabaseStorage(postgresql_url), "some/where"))

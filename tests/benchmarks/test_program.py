@@ -41,6 +41,7 @@ def run(tmp_path: Path, environment: dict[str, str], *arguments: str) -> subproc
     )
 
 
+@pytest.mark.soak
 def test_quick_run_without_peers_measures_the_rest(tmp_path: Path, environment: dict[str, str]) -> None:
     page = tmp_path / "RESULTS.md"
     done = run(tmp_path, environment, "--quick", "local-read", "--output", str(page))
@@ -54,6 +55,7 @@ def test_quick_run_without_peers_measures_the_rest(tmp_path: Path, environment: 
     assert not list((tmp_path / "data").iterdir()), "data left behind"
 
 
+@pytest.mark.soak
 def test_second_run_keeps_the_other_sections(tmp_path: Path, environment: dict[str, str]) -> None:
     page = tmp_path / "RESULTS.md"
     for workload in ("local-list", "local-exists"):
@@ -83,6 +85,7 @@ def test_unknown_workload_is_refused(tmp_path: Path, environment: dict[str, str]
     assert "unknown workload 'local-raed'; known: local-read" in done.stderr
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("workload", ["nothing-to-do", "local-to-sqlite"])
 def test_migrations_run_at_tiny_size(tmp_path: Path, environment: dict[str, str], workload: str) -> None:
     done = run(tmp_path, environment, "--quick", "--rounds", "1", workload)
@@ -112,6 +115,7 @@ def test_workload_without_its_server_is_left_out_and_says_why(
     assert "| not measured |" in done.stdout
 
 
+@pytest.mark.soak
 def test_servers_of_s3_are_talked_to_where_they_are_installed(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:

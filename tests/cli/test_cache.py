@@ -71,3 +71,9 @@ def test_another_format_is_refused_and_kept(program: Program, tmp_path: Path) ->
     assert found.code == 7
     assert "format 9" in found.err
     assert [path.name for path in tmp_path.iterdir()] == ["format.9"]
+
+
+def test_the_help_says_how_a_program_reads_many_objects(program: Program) -> None:
+    text = program("cache", "--help").out.decode()
+    assert "read_many(ids)" in text
+    assert "prefetch(ids)" in text

@@ -156,7 +156,7 @@ def test_a_silent_host_is_named_and_an_interrupt_leaves_the_terminal_in_order(
             Run("get", location.replace("?", "/x?"), tmp_path / "b", environment=slow),
         ]
         for run in runs:
-            run.wait_for(r"waiting for 127\.0\.0\.1, [3-9] s")
+            run.wait_for(r"waiting for 127\.0\.0\.1, \d+ s")
             assert "0/0 objects" in run.text or "0 B" in run.text
             run.process.send_signal(signal.SIGINT)
     for run in runs:
@@ -178,7 +178,7 @@ def test_standard_input_is_shown_as_it_comes(plain: dict[str, str], tmp_path: Pa
     run.wait_for("10.0 KiB")
     os.write(writer, b"x" * 10_240)
     run.wait_for("20.0 KiB")
-    run.wait_for("waiting for standard input, 3 s")
+    run.wait_for(r"waiting for standard input, \d+ s")
     os.close(writer)
     assert run.end() == 0
     assert run.screen.lines == []

@@ -47,7 +47,7 @@ BROKEN = IntegrityError("broken", identifier="a")
         (MissingClientError("x"), 7),
         (BROKEN, 4),
         (InvalidIdentifierError("x", identifier="../x"), 2),
-        (NotAFileError("x", identifier="a"), 1),
+        (NotAFileError("x", identifier="a"), 2),
         (StorageError("x", identifier="a"), 1),
         (StorageError("the database is corrupt"), 7),
         (UnsupportedOperationError("x", identifier="a"), 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 from datetime import UTC, datetime
@@ -46,6 +47,31 @@ def test_ls_l_shows_size_and_time(program: Program, location: str) -> None:
     assert [(size, name) for size, _, name in lines] == [("1", "a"), ("3", "d.x"), ("-", "d/"), ("1", "z")]
     moment = datetime.fromisoformat(lines[0][1])
     assert abs((before - moment).total_seconds()) < 60
+
+
+def test_ls_h_shows_sizes_as_people_read_them(program: Program, tmp_path: Path) -> None:
+    for name, size in (("small", 1), ("large", 3 << 20)):
+        (tmp_path / name).write_bytes(bytes(size))
+    (tmp_path / "sub").mkdir()
+    lines = program("ls", "-l", "-h", tmp_path).lines
+    assert [line[:11] for line in lines] == [" 3.00 MiB  ", "      1 B  ", "        -  "]
+
+
+def test_ls_sorts(program: Program, tmp_path: Path) -> None:
+    for name, size, moment in (("a", 2, 3000.0), ("b", 1, 1000.0), ("c", 3, 2000.0), ("d", 2, 2000.0)):
+        (tmp_path / name).write_bytes(bytes(size))
+        os.utime(tmp_path / name, (moment, moment))
+    (tmp_path / "e").mkdir()
+    for flags, names in (
+        (["--sort", "name"], ["a", "b", "c", "d", "e/"]),
+        (["-r"], ["e/", "d", "c", "b", "a"]),
+        (["--sort", "size"], ["c", "a", "d", "b", "e/"]),
+        (["--sort", "time"], ["a", "c", "d", "b", "e/"]),
+        (["--sort", "size", "--reverse"], ["e/", "b", "d", "a", "c"]),
+    ):
+        assert program("ls", *flags, tmp_path).lines == names
+        records = [json.loads(line) for line in program("ls", "--json", *flags, tmp_path).lines]
+        assert [record.get("identifier", record.get("prefix")) for record in records] == names
 
 
 def test_ls_json(program: Program, location: str) -> None:

@@ -62,7 +62,7 @@ def test_cat_of_something_missing(program: Program, source: Path, database: str)
         assert (result.code, result.out) == (3, b"")
     mixed = program("cat", source / "gone", source / "d/b")
     assert (mixed.code, mixed.out) == (1, b"b")
-    assert program("cat", source / "d").code == 1
+    assert program("cat", source / "d").code == 2
 
 
 def test_get(program: Program, database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +264,7 @@ def test_rm(program: Program, source: Path, database: str) -> None:
     result = program("rm", source / "a", source / "d/b")
     assert result.code == 1
     assert program("rm", source / "a").code == 3
-    assert program("rm", source / "d").code == 1
+    assert program("rm", source / "d").code == 2
 
 
 def test_rm_r_without_a_terminal_needs_yes(program: Program, source: Path, database: str) -> None:
@@ -369,3 +369,34 @@ def test_mv_and_cp_to_another_file_system(program: Program, source: Path) -> Non
         assert program("mv", source / "a", other).code == 0
         assert Path(other, "copy").read_bytes() == Path(other, "a").read_bytes() == ALL
     assert not (source / "a").exists()
+
+
+def test_a_tilde_is_the_home_directory_in_every_place(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    Path("a").write_bytes(b"1")
+    for command in (
+        ("cp", "a", "~/x/1"),
+        ("cp", "~/x/1", "~/x/2"),
+        ("put", "~/x/1", "~/x/3"),
+        ("get", "~/x/1", "~/x/4"),
+        ("get", "~/x/1", "~/x/sub/"),
+        ("put", "~/x/1", "~/y/"),
+        ("put", "-r", "~/x", "sqlite:///~/z.db"),
+        ("get", "-r", "sqlite:///~/z.db", "~/back"),
+        ("mv", "~/x/2", "~/x/5"),
+        ("migrate", "~/x", "~/to", "--journal", "~/j", "--manifest", "~/m"),
+        ("cat", "cached+sqlite:///~/z.db?cache_dir=~/c#1"),
+        ("cache", "stats", "~/c"),
+    ):
+        result = program(*command)
+        assert result.code == 0, result.err
+    assert program("ls", "~/x").lines == ["1", "3", "4", "5", "sub/"]
+    assert {path.name for path in home.iterdir()} >= {"x", "y", "z.db", "back", "to", "j", "m", "c"}
+    assert program("cat", "~").code == 2
+    assert program("cat", "~nobody-of-that-name/x").code == 3
+    assert not Path("~").exists()

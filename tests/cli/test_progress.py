@@ -10,11 +10,8 @@ from storage_backend.cli.display import PIPED_INTERVAL, Display
 from storage_backend.cli.progress import (
     MOST_ALIKE,
     Status,
-    amount,
     duration,
-    in_unit_of,
     summarize,
-    unit_of,
 )
 from storage_backend.transfer import Event
 from tests.cli.terminal import Screen
@@ -116,28 +113,6 @@ def test_what_was_compared_is_counted_once(verb: str, total: str) -> None:
     # migrate counts what it compared and found equal as skipped too; verify does not
     line = Status(verb, fields(planned=8, done=8, copied=6, skipped=4, seconds=1.0)).line()
     assert line.startswith(f"{total} objects")
-
-
-@pytest.mark.parametrize(
-    ("count", "text"),
-    [
-        (0, "0 B"),
-        (1023, "1023 B"),
-        (1024, "1.00 KiB"),
-        (10_240, "10.0 KiB"),
-        (1 << 20, "1.00 MiB"),
-        (999 << 30, "999 GiB"),
-    ],
-)
-def test_amount(count: int, text: str) -> None:
-    assert amount(count) == text
-
-
-def test_two_amounts_share_a_unit() -> None:
-    assert (
-        f"{in_unit_of(GIB // 2, 3 * GIB)}/{in_unit_of(3 * GIB, 3 * GIB)} {unit_of(3 * GIB)}" == "0.5/3.0 GiB"
-    )
-    assert in_unit_of(5, 10) == "5"
 
 
 @pytest.mark.parametrize(

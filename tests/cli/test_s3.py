@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -53,6 +54,26 @@ def test_folder_goes_there_and_back(
     assert (tmp_path / "back" / "d" / "b c#?.txt").read_bytes() == b"b"
     assert program("sync", folder, "s3://new-bucket").code == 0
     assert set(server.objects("new-bucket")) == {"a.txt", "d/b c#?.txt"}
+
+
+def test_what_is_there_and_what_differs(
+    program: Program, server: S3Server, folder: Path, tmp_path: Path
+) -> None:
+    place = "s3://bucket/some/where"
+    assert program("sync", folder, place).code == 0
+    assert program("du", place).lines[-1].split() == [str(len(CONTENT) + 1), "2", place]
+    assert program("tree", "-q", "--depth", "1", place).lines == [place, "├── a.txt", "└── d/"]
+    found = program("find", "s3://bucket/", "--size", "-1k", "--newer", "1h").lines
+    assert found == [f"{place}/d/b%20c%23%3F.txt"]
+    assert program("cat", *found).out == b"b"
+    # The bucket keeps no times of its sources: what it has is only older where the source is newer.
+    assert program("diff", folder, place) == (0, b"", "")
+    os.utime(folder / "a.txt", (4e9, 4e9))
+    assert program("diff", folder, place).lines == ["time     a.txt"]
+    assert program("diff", "--checksum", folder, place) == (0, b"", "")
+    assert program("rm", *found).code == 0
+    assert program("diff", "--checksum", folder, place).lines == ["missing  d/b c#?.txt"]
+    assert program("du", "s3://bucket/nowhere").code == 3
 
 
 def test_objects_by_their_keys(program: Program, server: S3Server, folder: Path, tmp_path: Path) -> None:

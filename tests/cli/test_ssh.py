@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Program
+from tests.ssh_proxy import Proxy
 from tests.ssh_servers import SSHPlace
 
 CONTENT = b"one\n"
@@ -66,6 +67,25 @@ def test_objects(program: Program, at: Callable[[str], str], folder: Path, tmp_p
     assert program("ls", "-R", at("/")).lines == ["y z/a.txt", "y z/two.txt"]
     assert program("rm", "-r", "--yes", at("/y%20z")).code == 0
     assert program("ls", "-R", at("/")).lines == []
+
+
+def test_what_is_found_in_a_folder_is_used_over_one_connection(
+    program: Program, openssh_place: SSHPlace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    place = openssh_place
+    for name in ("a/1", "a/2", "a/3", "b/4"):
+        (place.local / name).parent.mkdir(exist_ok=True)
+        (place.local / name).write_text(name)
+    with Proxy(place.host, place.port) as proxy:
+        base = f"ssh://{place.user}@{proxy.host}:{proxy.port}{place.base}/?key_filename={place.key_filename}&agent=false"
+        found = program("find", base, "--name", "[1-9]").lines
+        assert len(found) == 4
+        for verb in ("stat", "checksum", "cat", "rm"):
+            before = proxy.accepted
+            assert program(verb, *found).code == 0
+            assert proxy.accepted - before == 2  # folders
+    assert not [path for path in place.local.rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize(

@@ -453,3 +453,66 @@ def test_a_postgresql_that_is_away_is_5_and_one_line(program: Program, tmp_path:
     result = program("ls", f"postgresql://user@/db?host={tmp_path}")
     assert result.code == 5
     assert len(result.err.splitlines()) == 1
+
+
+def test_pattern_and_include_together_are_refused(program: Program, tmp_path: Path) -> None:
+    for verb in ("sync", "migrate", "verify", "plan"):
+        for options in (["--pattern", "a", "--include", "b"], ["--include", "b", "--pattern", "a"]):
+            result = program(verb, *options, "memory:", tmp_path / "target")
+            assert result.code == 2
+            assert "give every glob as --include" in result.err
+    assert not (tmp_path / "target").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--pattern", "*.pdf"], "matches --pattern '*.pdf'; \"*\" stays inside a segment"),
+        (["--pattern", "**/*.doc"], "matches --pattern '**/*.doc'"),
+        (["--include", "x", "--include", "y"], "matches --include 'x' or --include 'y'"),
+        (["--exclude", "**"], "is left by --exclude '**'"),
+        (["--pattern", "**/a.pdf", "--exclude", "d/*"], "--pattern '**/a.pdf' and not --exclude 'd/*'"),
+    ],
+)
+def test_where_nothing_matches_it_says_why(
+    program: Program, tmp_path: Path, options: list[str], says: str
+) -> None:
+    source = tmp_path / "source"
+    (source / "d").mkdir(parents=True)
+    (source / "d/a.pdf").write_bytes(b"1")
+    for verb in ("sync", "migrate", "verify", "plan"):
+        journal = ["--journal", tmp_path / "journal"] if verb == "migrate" else []
+        result = program(verb, *options, *journal, source, "memory:")
+        assert result.code == 0
+        assert f"no object of {source.as_uri()} " in result.err
+        assert says in result.err
+    dry = program("sync", "-n", "--delete", *options, source, "memory:", "--json")
+    assert says in dry.err
+    assert not program("sync", "-q", *options, source, "memory:").err
+
+
+def test_an_empty_source_is_told(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    for command in (
+        ("sync", tmp_path / "source", "memory:"),
+        ("plan", tmp_path / "source", "memory:"),
+        ("verify", tmp_path / "source", "memory:"),
+        ("sync", "--dry-run", tmp_path / "source", tmp_path / "target"),
+        ("put", "-r", tmp_path / "source", "memory:"),
+        ("get", "-r", "memory:#p", tmp_path / "back"),
+        ("checksum", "-r", tmp_path / "source"),
+    ):
+        result = program(*command)
+        assert result.code == 0
+        assert result.err.endswith(" holds no objects\n"), command
+
+
+def test_where_something_matches_nothing_is_said(program: Program, tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/a").write_bytes(b"1")
+    assert not program("sync", tmp_path / "source", tmp_path / "target").err
+    assert not program("sync", tmp_path / "source", tmp_path / "target").err
+    assert not program("plan", tmp_path / "source", tmp_path / "target").err
+    assert not program("verify", tmp_path / "source", tmp_path / "target").err
+    assert "holds no" not in program("verify", tmp_path / "source", "memory:").err
+    assert not program("sync", "-n", tmp_path / "source", "memory:").err

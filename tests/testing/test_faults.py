@@ -8,20 +8,9 @@ from typing import Any
 import pytest
 
 from storage_backend import MemoryStorage, NotFoundError, ObjectInfo, StorageBackend, UnavailableError
-from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
+from storage_backend.testing import FaultyStorage
 from storage_backend.testing.faults import CUTTABLE, METHODS
 from tests.seven import Seven
-
-
-class TestFaultyStorage(ConformanceSuite):
-    """Without faults it is what it wraps."""
-
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = FaultyStorage(MemoryStorage())
-        return Subject(
-            make=lambda: storage, lacks={"shared": "the objects live in one instance, in one process"}
-        )
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def subjects(kind: type[StorageBackend]) -> Callable[[Path], Subject]:
     return local if issubclass(kind, LocalStorage) else memory
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "mutant", MUTANTS, ids=lambda mutant: f"{mutant.kind.__mro__[-3].__name__}-{mutant.name}"
 )
@@ -50,6 +51,7 @@ def test_mutant_is_caught(
     assert isinstance(outcome.failed[mutant.test], CAUGHT), repr(outcome.failed[mutant.test])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", [MemoryStorage, LocalStorage])
 @pytest.mark.parametrize("topic", TOPICS, ids=lambda topic: topic.__name__)
 def test_unbroken_class_passes(

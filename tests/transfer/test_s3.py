@@ -14,7 +14,7 @@ from storage_backend.backends.s3 import S3Storage
 from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_servers import BucketPlace
-from tests.transfer.test_library import LIBRARY, migrated, run
+from tests.transfer.test_library import library, migrated, run  # noqa: F401 - a fixture
 
 MIB = 1 << 20
 
@@ -24,11 +24,6 @@ def server() -> Iterator[S3Server]:
     with S3Server() as server:
         server.create_bucket("bucket")
         yield server
-
-
-@pytest.fixture
-def scope(soak: bool) -> list[str]:
-    return [] if soak else ["--exclude", "site-packages/**"]
 
 
 def credentials(place: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,8 +41,8 @@ def operations(server: S3Server) -> set[str]:
     return {record.operation for record in server.actions}
 
 
-def nothing_is_copied(directory: Path, source: str | Path, target: str | Path, scope: list[str]) -> None:
-    again = run(directory, "migrate", source, target, *scope)
+def nothing_is_copied(directory: Path, source: str | Path, target: str | Path) -> None:
+    again = run(directory, "migrate", source, target)
     assert again.code == 0, again.errors
     assert again.report["copied"] == 0
     assert set(again.report["skipped"]) == {"journal"}
@@ -58,10 +53,9 @@ def test_the_library_survives_s3_and_a_database_and_back(
     where: str,
     request: pytest.FixtureRequest,
     tmp_path: Path,
-    scope: list[str],
+    library: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    folder = LIBRARY if not scope or where == "own" else LIBRARY / "idlelib"
     server: S3Server | None = None
     if where == "own":
         server = request.getfixturevalue("server")
@@ -71,29 +65,26 @@ def test_the_library_survives_s3_and_a_database_and_back(
         place = request.getfixturevalue(f"{where}_bucket")
     credentials(place, monkeypatch)
     bucket, sqlite, back = url_of(place, "lib"), f"sqlite:///{tmp_path}/archive.db", tmp_path / "back"
-    first = migrated(tmp_path, folder, bucket, scope)
-    assert first["copied"] > (1000 if folder == LIBRARY else 100)
+    first = migrated(tmp_path, library, bucket)
+    assert first["copied"] > 100
     if server is not None:
         # Each answer to a write proves what was stored.
         assert "GetObject" not in operations(server)
         server.actions.clear()
-    nothing_is_copied(tmp_path, folder, bucket, scope)
+    nothing_is_copied(tmp_path, library, bucket)
     if server is not None:
         assert operations(server) == {"ListObjectsV2"}
         pages = [record for record in server.actions if "continuation-token" in record.query]
         assert len(pages) == (first["copied"] - 1) // 1000
-    assert migrated(tmp_path, bucket, sqlite, [])["copied"] == first["copied"]
-    nothing_is_copied(tmp_path, bucket, sqlite, [])
-    assert migrated(tmp_path, sqlite, back, [])["bytes"] == first["bytes"]
-    nothing_is_copied(tmp_path, sqlite, back, [])
-    excluded = ["--exclude=site-packages"] if scope else []
-    difference = subprocess.run(
-        ["diff", "-r", *excluded, folder, back], capture_output=True, text=True, check=False
-    )
+    assert migrated(tmp_path, bucket, sqlite)["copied"] == first["copied"]
+    nothing_is_copied(tmp_path, bucket, sqlite)
+    assert migrated(tmp_path, sqlite, back)["bytes"] == first["bytes"]
+    nothing_is_copied(tmp_path, sqlite, back)
+    difference = subprocess.run(["diff", "-r", library, back], capture_output=True, text=True, check=False)
     assert (difference.returncode, difference.stdout) == (0, "")
     if server is not None:
         server.actions.clear()
-        synced = run(tmp_path, "sync", folder, bucket, *scope)
+        synced = run(tmp_path, "sync", library, bucket)
         assert synced.code == 0, synced.errors
         assert synced.report["copied"] == 0
         assert operations(server) == {"ListObjectsV2"}

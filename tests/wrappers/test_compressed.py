@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import pytest
 import zstandard
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -25,13 +25,11 @@ from storage_backend import (
     Capability,
     CompressedStorage,
     ConfigurationError,
-    EncryptedStorage,
     IntegrityError,
     LocalStorage,
     MemoryStorage,
     NotFoundError,
     ObjectInfo,
-    PrefixedStorage,
     SourceChangedError,
     UnsupportedOperationError,
     sync,
@@ -43,17 +41,11 @@ from storage_backend.wrappers.compressed import frames
 from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
-from tests.wrappers.recoded import FILES, SEVEN, SHARED, Counting, Rotting, Vouching, growth, readings
+from tests.tiers import thorough
+from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 BLOCK = frames.BLOCK
 TEXT = b"all work and no play makes Jack a dull boy. " * 60_000  # more than two blocks
-
-
-class TestOverMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = CompressedStorage(MemoryStorage())
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 class TestOverLocal(ConformanceSuite):
@@ -67,23 +59,6 @@ class TestOverSevenMethods(ConformanceSuite):
     def subject(self) -> Subject:
         storage = CompressedStorage(Careless())
         return Subject(make=lambda: storage, lacks=SEVEN)
-
-
-class TestBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: PrefixedStorage(CompressedStorage(LocalStorage(tmp_path / "base")), "some/where"),
-            lacks=FILES,
-        )
-
-
-class TestOverEncrypted(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setenv("SB_TEST_KEY", "5a" * 32)
-        storage = CompressedStorage(EncryptedStorage(MemoryStorage(), "env:SB_TEST_KEY"))
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 @pytest.fixture
@@ -600,13 +575,13 @@ def modelled() -> CompressedStorage:
     return storage
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(start=POSITIONS, end=st.none() | POSITIONS)
 def test_range_is_a_slice(modelled: CompressedStorage, start: int, end: int | None) -> None:
     assert modelled.read_range("a", start, end) == MODEL[start:end]
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(st.lists(st.tuples(POSITIONS, st.integers(0, 300_000)), max_size=6))
 def test_seeks_are_those_of_a_file(modelled: CompressedStorage, steps: list[tuple[int, int]]) -> None:
     with modelled.open("a") as reader:

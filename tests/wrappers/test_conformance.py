@@ -1,12 +1,9 @@
 """The conformance suite through the wrappers."""
 
-from pathlib import Path
-
 import pytest
 
-from storage_backend import LocalStorage, MemoryStorage, PrefixedStorage, StorageBackend
+from storage_backend import MemoryStorage, PrefixedStorage, StorageBackend
 from storage_backend.testing import ConformanceSuite, Subject
-from storage_backend.wrappers.base import Wrapper
 from tests.seven import Careless
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
@@ -14,18 +11,6 @@ LACKS = {"shared": "the objects live in one instance, in one process"}
 
 def subject_of(storage: StorageBackend) -> Subject:
     return Subject(make=lambda: storage, lacks=LACKS)
-
-
-class TestWrapper(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        return subject_of(Wrapper(MemoryStorage()))
-
-
-class TestPrefixedStorage(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        return subject_of(PrefixedStorage(MemoryStorage(), "a/prefix"))
 
 
 class TestPrefixedStorageWithAwkwardPrefix(ConformanceSuite):
@@ -50,12 +35,3 @@ class TestPrefixedStorageOverSevenMethods(ConformanceSuite):
             **LACKS,
         }
         return Subject(make=lambda: storage, lacks=lacks)
-
-
-class TestPrefixedLocalStorage(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: PrefixedStorage(LocalStorage(tmp_path / "base"), "some/where"),
-            lacks={"content_type": "a file has no place for one"},
-        )

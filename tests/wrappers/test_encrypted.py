@@ -22,7 +22,7 @@ from unittest.mock import MagicMock
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from typing_extensions import override
 
@@ -30,7 +30,6 @@ from storage_backend import (
     AuthenticationError,
     BatchError,
     Capability,
-    CompressedStorage,
     ConfigurationError,
     EncryptedStorage,
     IntegrityError,
@@ -49,7 +48,8 @@ from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
 from storage_backend.testing.subject import Source, SourceBrokeError, content_of
 from storage_backend.wrappers.encrypted import chunks
 from tests.seven import Careless, Seven
-from tests.wrappers.recoded import FILES, SEVEN, SHARED, Counting, Rotting, Vouching, growth, readings
+from tests.tiers import thorough
+from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 KEY = bytes(range(32))
 OLD = bytes(range(100, 132))
@@ -64,13 +64,6 @@ def key_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SB_TEST_KEY", KEY.hex())
 
 
-class TestOverMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = EncryptedStorage(MemoryStorage(), REFERENCE)
-        return Subject(make=lambda: storage, lacks=SHARED)
-
-
 class TestOverLocal(ConformanceSuite):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
@@ -82,22 +75,6 @@ class TestOverSevenMethods(ConformanceSuite):
     def subject(self) -> Subject:
         storage = EncryptedStorage(Careless(), REFERENCE)
         return Subject(make=lambda: storage, lacks=SEVEN)
-
-
-class TestBeneathPrefix(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = PrefixedStorage(EncryptedStorage(MemoryStorage(), REFERENCE), "some/where")
-        return Subject(make=lambda: storage, lacks=SHARED)
-
-
-class TestOverPrefixedCompressed(ConformanceSuite):
-    """The wrong way round for the size, but it must work."""
-
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = EncryptedStorage(PrefixedStorage(CompressedStorage(MemoryStorage()), "p"), REFERENCE)
-        return Subject(make=lambda: storage, lacks=SHARED)
 
 
 @pytest.fixture
@@ -843,14 +820,14 @@ def modelled() -> EncryptedStorage:
     return storage
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(start=POSITIONS, end=st.none() | POSITIONS)
 def test_range_is_a_slice(modelled: EncryptedStorage, start: int, end: int | None) -> None:
     assert modelled.read_range("a", start, end) == MODEL[start:end]
     assert modelled.read_range("even", start, end) == MODEL[: 4 * CHUNK][start:end]
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(st.lists(st.tuples(POSITIONS, st.integers(0, 300_000)), max_size=8))
 def test_seeks_are_those_of_a_file(modelled: EncryptedStorage, steps: list[tuple[int, int]]) -> None:
     with modelled.open("a") as reader:
@@ -859,7 +836,7 @@ def test_seeks_are_those_of_a_file(modelled: EncryptedStorage, steps: list[tuple
             assert reader.read(size) == MODEL[position : position + size]
 
 
-@settings(deadline=None)
+@thorough(200, deadline=None)
 @given(st.lists(st.integers(0, 3 * CHUNK), max_size=5))
 def test_pieces_of_any_size_make_the_same_object(sizes: list[int]) -> None:
     storage = EncryptedStorage(MemoryStorage(), KEY)

@@ -51,141 +51,52 @@ NO_TYPES = {"content_type": "a file has no place for one"}
 MODES = ["primary", "secondary", "both"]
 
 
-class Suite(ConformanceSuite):
-    write_to = "primary"
-    on_error = "raise"
-
-
-class OverMemory(Suite):
+class TestOverMemory(ConformanceSuite):
     @pytest.fixture
     def subject(self) -> Subject:
-        storage = FallbackStorage(MemoryStorage(), MemoryStorage(), self.write_to, on_error=self.on_error)
+        storage = FallbackStorage(MemoryStorage(), MemoryStorage())
         return Subject(make=lambda: storage, lacks={**MISSING, **LACKS})
 
 
-class OverLocal(Suite):
+class TestOverMemoryToBoth(ConformanceSuite):
+    @pytest.fixture
+    def subject(self) -> Subject:
+        storage = FallbackStorage(MemoryStorage(), MemoryStorage(), "both")
+        return Subject(make=lambda: storage, lacks={**MISSING, **LACKS})
+
+
+class TestLocalOverMemoryToSecondary(ConformanceSuite):
+    """The side that is written to has other abilities than the one that is read first."""
+
+    @pytest.fixture
+    def subject(self, tmp_path: Path) -> Subject:
+        storage = FallbackStorage(LocalStorage(tmp_path / "base"), MemoryStorage(), "secondary")
+        return Subject(make=lambda: storage, lacks={**MISSING, **LACKS})
+
+
+class TestOverLocalToBothFallingBack(ConformanceSuite):
+    """Over a store that other processes share."""
+
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         def make() -> StorageBackend:
             primary, secondary = LocalStorage(tmp_path / "one"), LocalStorage(tmp_path / "two")
-            return FallbackStorage(primary, secondary, self.write_to, on_error=self.on_error)
+            return FallbackStorage(primary, secondary, "both", on_error="fallback")
 
         return Subject(make, lacks={**MISSING, **NO_TYPES})
 
 
-class MemoryOverLocal(Suite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        storage = FallbackStorage(
-            MemoryStorage(), LocalStorage(tmp_path / "base"), self.write_to, on_error=self.on_error
-        )
-        types = {} if self.write_to == "primary" else NO_TYPES
-        return Subject(make=lambda: storage, lacks={**MISSING, **LACKS, **types, **self.half()})
-
-    def half(self) -> dict[str, str]:
-        if self.write_to == "primary":
-            return {}
-        # A pickle has its own copy of the memory, and the file beside it.
-        return {"pickle": "half of the objects are files", "processes": "as pickle", "fork": "as pickle"}
-
-
-class LocalOverMemory(Suite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        storage = FallbackStorage(
-            LocalStorage(tmp_path / "base"), MemoryStorage(), self.write_to, on_error=self.on_error
-        )
-        types = {} if self.write_to == "secondary" else NO_TYPES
-        half = {"pickle": "half of the objects are files", "processes": "as pickle", "fork": "as pickle"}
-        lacks = {**MISSING, **LACKS, **types, **(half if self.write_to != "secondary" else {})}
-        return Subject(make=lambda: storage, lacks=lacks)
-
-
-class OverCareless(Suite):
+class TestOverSevenMethodsToBoth(ConformanceSuite):
     @pytest.fixture
     def subject(self) -> Subject:
         primary, secondary = (PrefixedStorage(Careless(), "p") for _ in range(2))
-        storage = FallbackStorage(primary, secondary, self.write_to, on_error=self.on_error)
+        storage = FallbackStorage(primary, secondary, "both", on_error="fallback")
         lacks = {
             "content_type": "it has no place for one",
             "errors": "it raises built-in errors",
             "modified": "it has no place for one",
         }
         return Subject(make=lambda: storage, lacks={**MISSING, **LACKS, **lacks})
-
-
-class TestOverCareless(OverCareless):
-    pass
-
-
-class TestOverCarelessToSecondary(OverCareless):
-    write_to = "secondary"
-
-
-class TestOverCarelessToBoth(OverCareless):
-    write_to = "both"
-    on_error = "fallback"
-
-
-class TestOverMemory(OverMemory):
-    pass
-
-
-class TestOverMemoryToSecondary(OverMemory):
-    write_to = "secondary"
-
-
-class TestOverMemoryToBoth(OverMemory):
-    write_to = "both"
-
-
-class TestOverMemoryFallingBack(OverMemory):
-    on_error = "fallback"
-
-
-class TestOverMemoryToBothFallingBack(OverMemory):
-    write_to = "both"
-    on_error = "fallback"
-
-
-class TestOverLocal(OverLocal):
-    pass
-
-
-class TestOverLocalToSecondary(OverLocal):
-    write_to = "secondary"
-
-
-class TestOverLocalToBoth(OverLocal):
-    write_to = "both"
-
-
-class TestOverLocalFallingBack(OverLocal):
-    on_error = "fallback"
-
-
-class TestMemoryOverLocal(MemoryOverLocal):
-    pass
-
-
-class TestMemoryOverLocalToSecondary(MemoryOverLocal):
-    write_to = "secondary"
-
-
-class TestMemoryOverLocalToBoth(MemoryOverLocal):
-    write_to = "both"
-
-
-class TestLocalOverMemory(LocalOverMemory):
-    pass
-
-
-class TestLocalOverMemoryToSecondary(LocalOverMemory):
-    write_to = "secondary"
-
-
-class TestLocalOverMemoryToBoth(LocalOverMemory):
-    write_to = "both"
 
 
 # Every public method is overridden: each for a reason of its own, for which the tests below stand.

@@ -134,34 +134,10 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-class TestRetryingMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = RetryingStorage(MemoryStorage(), sleep=no_sleep)
-        return Subject(make=lambda: storage, lacks=LACKS)
-
-
-class TestRetryingLocal(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: RetryingStorage(LocalStorage(tmp_path / "base"), sleep=no_sleep),
-            lacks={"content_type": "a file has no place for one"},
-        )
-
-
 class TestRetryingCareless(ConformanceSuite):
     @pytest.fixture
     def subject(self) -> Subject:
         storage = RetryingStorage(PrefixedStorage(Careless(), "p"), sleep=no_sleep)
-        lacks = {k: v for k, v in SEVEN_LACKS.items() if k not in {"refusals", "long names"}}
-        return Subject(make=lambda: storage, lacks={**lacks, **LACKS})
-
-
-class TestPrefixedRetryingCareless(ConformanceSuite):
-    @pytest.fixture
-    def subject(self) -> Subject:
-        storage = PrefixedStorage(RetryingStorage(Careless(), sleep=no_sleep), "p")
         lacks = {k: v for k, v in SEVEN_LACKS.items() if k not in {"refusals", "long names"}}
         return Subject(make=lambda: storage, lacks={**lacks, **LACKS})
 

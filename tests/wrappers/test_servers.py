@@ -12,8 +12,6 @@ from storage_backend import (
     CachedStorage,
     CompressedStorage,
     EncryptedStorage,
-    FallbackStorage,
-    LocalStorage,
     PrefixedStorage,
     RetryingStorage,
     StorageBackend,
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
 Make: TypeAlias = Callable[[], StorageBackend]
 KEY = "env:SB_TEST_KEY"
 FILES = {"content_type": "a file has no media type"}
-PAIR = {"missing delete": "a pair of backends returns False for what is nowhere, as it always has"}
 
 
 def three_deep(make: Make, cache: Path) -> Make:
@@ -39,15 +36,6 @@ def three_deep(make: Make, cache: Path) -> Make:
 def recoded(make: Make, cache: Path) -> Make:
     return lambda: CachedStorage(
         CompressedStorage(EncryptedStorage(make(), KEY)), cache, 100, engine="diskcache"
-    )
-
-
-def pair(make: Make) -> Make:
-    return lambda: FallbackStorage(
-        RetryingStorage(PrefixedStorage(make(), "one")),
-        PrefixedStorage(make(), "other"),
-        write_to="both",
-        on_error="fallback",
     )
 
 
@@ -64,20 +52,6 @@ def ssh(openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Make:
     return lambda: remote_at(openssh_place)
 
 
-class TestThreeDeepOverLocal(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=three_deep(lambda: LocalStorage(tmp_path / "base"), tmp_path / "cache"), lacks=FILES
-        )
-
-
-class TestThreeDeepOverS3(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, s3: Make, tmp_path: Path) -> Subject:
-        return Subject(make=three_deep(s3, tmp_path), lacks=LACKS)
-
-
 class TestThreeDeepOverSSH(ConformanceSuite):
     @pytest.fixture
     def subject(self, ssh: Make, tmp_path: Path) -> Subject:
@@ -88,21 +62,3 @@ class TestRecodedOverS3(ConformanceSuite):
     @pytest.fixture
     def subject(self, s3: Make, tmp_path: Path) -> Subject:
         return Subject(make=recoded(s3, tmp_path), lacks=LACKS)
-
-
-class TestRecodedOverSSH(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, ssh: Make, tmp_path: Path) -> Subject:
-        return Subject(make=recoded(ssh, tmp_path), lacks=FILES)
-
-
-class TestPairOverS3(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, s3: Make) -> Subject:
-        return Subject(make=pair(s3), lacks={**LACKS, **PAIR})
-
-
-class TestPairOverSSH(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, ssh: Make) -> Subject:
-        return Subject(make=pair(ssh), lacks={**FILES, **PAIR})

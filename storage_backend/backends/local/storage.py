@@ -33,6 +33,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -290,7 +291,7 @@ class LocalStorage(StorageBackend):
     def _upload_counted(
         self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None
     ) -> bool:
-        with Path(path).open("rb", buffering=0) as reader:
+        with Path(expanded(path)).open("rb", buffering=0) as reader:
             if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 with self._staging(identifier) as staging:
                     staging.copy_from(reader.fileno(), moved)
@@ -475,8 +476,8 @@ def refuse_platform(platform: str) -> None:
 def _base(base_dir: str | os.PathLike[str], *, create: bool, durable: bool) -> Path:
     """The base directory as it is kept, created if asked for."""
     try:
-        base = Path(base_dir).expanduser().resolve()
-    except RuntimeError as error:  # no such user, or a loop of symlinks
+        base = Path(expanded(base_dir)).resolve()
+    except RuntimeError as error:  # a loop of symlinks
         raise ConfigurationError(
             f"base_dir {os.fspath(base_dir)!r}: {error}", parameter="base_dir"
         ) from error

@@ -23,6 +23,7 @@ from storage_backend.errors import (
     StorageTimeoutError,
     UnavailableError,
 )
+from storage_backend.paths import expanded
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
@@ -195,7 +196,7 @@ class Authentication:
                 yield from self._usable(transport, f"agent key {_shown(key)}", key)
         if not named:
             if (
-                not any(map(os.path.exists, map(os.path.expanduser, DEFAULT_KEYS)))
+                not any(Path(expanded(path)).exists() for path in DEFAULT_KEYS)
                 and b"default" not in self._seen
             ):
                 self._seen.add(b"default")
@@ -204,7 +205,7 @@ class Authentication:
                 yield from self._file(transport, path, agent, wanted=False)
 
     def _file(self, transport: Any, path: str, agent: _Agent, *, wanted: bool) -> Iterator[tuple[str, _Key]]:
-        whole = os.path.expanduser(path)  # noqa: PTH111 - stays text
+        whole = expanded(path)
         mark = b"file " + os.fsencode(whole)
         if mark in self._seen:
             return

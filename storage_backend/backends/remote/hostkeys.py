@@ -23,6 +23,7 @@ from typing import Any
 
 from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, Settings
 from storage_backend.errors import AuthenticationError, ConfigurationError
+from storage_backend.paths import expanded
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ class HostKeyPolicy:
         peer: Callable[[], str | None],
         without: Iterable[str] = (),
     ) -> None:
-        self.name = entry_name(endpoint.hostname, endpoint.port)
+        alias = endpoint.host_key_alias
+        self.name = entry_name(endpoint.hostname, endpoint.port) if alias is None else alias.lower()
         self.mismatch: str | None = None  # the kind of the key that was none of the pinned ones
         self._settings = settings
         self._endpoint = endpoint
@@ -73,12 +75,14 @@ class HostKeyPolicy:
         self._without = frozenset(without)
         self._known: list[KnownKey] = []
         self._bare: set[bytes] = set()
-        if settings.host_key_policy != "pinned":
-            self._known = known_keys(settings.known_hosts, self.name)
-            if not self._known and endpoint.port != SSH_PORT:
+        self._files = settings.known_hosts if endpoint.known_hosts is None else endpoint.known_hosts
+        self._policy = endpoint.host_key_policy or settings.host_key_policy
+        if self._policy != "pinned":
+            self._known = known_keys(self._files, self.name)
+            if not self._known and alias is None and endpoint.port != SSH_PORT:
                 # As OpenSSH does ("checking without port identifier", sshconnect.c): the name alone may vouch for the
                 # key, but says nothing against another server on another port.
-                bare = known_keys(settings.known_hosts, entry_name(endpoint.hostname, SSH_PORT))
+                bare = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
                 self._bare = {key.blob for key in bare if not key.revoked}
                 self._known = [key for key in bare if key.revoked]
 
@@ -96,7 +100,7 @@ class HostKeyPolicy:
             AuthenticationError: it is refused.
         """
         kind, blob = str(key.get_name()), bytes(key.asbytes())
-        if self._settings.host_key_policy == "pinned":
+        if self._policy == "pinned":
             self._check_pin(kind, blob)
             return
         for known in self._known:
@@ -107,14 +111,15 @@ class HostKeyPolicy:
             return
         if entries:
             raise self._changed(kind, blob, entries)
-        if self._settings.host_key_policy == "accept-new":
+        if self._policy == "accept-new":
             self._remember(kind, blob)
             return
-        peer = self._peer()
+        # With an alias, this machine is only the way to another.
+        peer = self._peer() if self._endpoint.host_key_alias is None else None
         if peer is None or not is_loopback(peer):
             raise self._refused(
                 f"it shows the {kind} key {fingerprint(blob)}, and {self.name} is in none of "
-                f"the files of known_hosts ({', '.join(self._settings.known_hosts)}). Compare it with what `ssh-keygen -lf "
+                f"the files of known_hosts ({', '.join(self._files) or 'there are none'}). Compare it with what `ssh-keygen -lf "
                 f"/etc/ssh/ssh_host_{_file_kind(kind)}_key.pub` shows on the server itself; if they are equal, set "
                 f'host_key_policy="{fingerprint(blob)}"'
             )
@@ -134,7 +139,15 @@ class HostKeyPolicy:
             )
 
     def _remember(self, kind: str, blob: bytes) -> None:
-        path = self._settings.known_hosts[0]
+        path = (
+            self._settings.known_hosts[0]
+            if self._endpoint.known_hosts is None
+            else self._endpoint.new_host_keys
+        )
+        if path is None:
+            raise self._refused(
+                f"its {kind} key {fingerprint(blob)} is new, and UserKnownHostsFile names no file that it could be added to"
+            )
         try:
             others = remember(path, self.name, kind, blob)
         except OSError as error:
@@ -186,9 +199,8 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
     """
     found: list[KnownKey] = []
     for path in paths:
-        whole = os.path.expanduser(path)  # noqa: PTH111 - stays text
         try:
-            text = Path(whole).read_text(encoding="utf-8", errors="surrogateescape")
+            text = Path(expanded(path)).read_text(encoding="utf-8", errors="surrogateescape")
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
@@ -211,7 +223,7 @@ def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
     Raises:
         OSError: it cannot be written.
     """
-    whole = Path(path).expanduser()
+    whole = Path(expanded(path))
     whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(
         os.open(whole, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", 0

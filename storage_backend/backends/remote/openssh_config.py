@@ -6,9 +6,12 @@ import getpass
 import glob
 import os
 import re
+import shlex
+import socket
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.errors import ConfigurationError
@@ -17,6 +20,9 @@ INCLUDE_DEPTH = 16  # READCONF_MAX_DEPTH, readconf.c of OpenSSH
 
 _INCLUDE = re.compile(r"\s*include(?:\s*=\s*|\s+)(.+?)\s*", re.IGNORECASE)
 _BLOCK = re.compile(r"\s*(?:host|match)\b.*", re.IGNORECASE)
+_FILES = re.compile(r"\s*((?:user|global)knownhostsfile)(?:\s*=\s*|\s+)(.+)", re.IGNORECASE)
+_SEPARATOR = "\x1f"  # of the files in such a line, for paramiko, which gives a line back as one text without its quotes
+_TOKEN = re.compile(r"%(.?)|\$\{([^}]*)\}")
 _JUMP = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?/?"
 )
@@ -33,7 +39,14 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """What the configuration says about one host; see ssh_config(5)."""
+    """What the configuration says about one host; see ssh_config(5). None: it does not say.
+
+    Attributes:
+        user_known_hosts: UserKnownHostsFile.
+        global_known_hosts: GlobalKnownHostsFile.
+        host_key_alias: HostKeyAlias.
+        host_key_policy: StrictHostKeyChecking, as `SSHConfig` has it.
+    """
 
     hostname: str
     port: str | None
@@ -42,6 +55,10 @@ class HostOptions:
     identities_only: bool
     jumps: tuple[Jump, ...]
     proxy_command: str | None
+    user_known_hosts: tuple[str, ...] | None
+    global_known_hosts: tuple[str, ...] | None
+    host_key_alias: str | None
+    host_key_policy: Literal["strict", "accept-new"] | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +121,32 @@ class OpenSSHConfig:
             identities_only=found.get("identitiesonly", "no").lower() == "yes",
             jumps=() if jump is None or jump.lower() == "none" else tuple(map(self._jump, jump.split(","))),
             proxy_command=None if command is None else command.replace("%%", "%"),
+            user_known_hosts=self._files(host, found, "userknownhostsfile", tokens=True),
+            global_known_hosts=self._files(host, found, "globalknownhostsfile", tokens=False),
+            host_key_alias=found.get("hostkeyalias"),
+            host_key_policy=_POLICIES.get(found.get("stricthostkeychecking", "").lower()),
         )
+
+    def _files(self, host: str, found: Any, option: str, *, tokens: bool) -> tuple[str, ...] | None:
+        text = found.get(option)
+        if text is None or text.lower() == "none":
+            return None if text is None else ()
+        files = tuple(text.split(_SEPARATOR))
+        return (
+            tuple(self._replaced(file, option, _tokens(host, found)) for file in files) if tokens else files
+        )
+
+    def _replaced(self, text: str, option: str, tokens: Mapping[str, str]) -> str:
+        """*text* with its tokens and environment variables replaced."""
+
+        def value(match: re.Match[str]) -> str:
+            token, variable = match.groups()
+            replaced = tokens.get(token) if variable is None else os.environ.get(variable)
+            if replaced is None:
+                raise self._wrong(f"{option} {text!r}: there is no value for {match[0]!r}")
+            return replaced
+
+        return _TOKEN.sub(value, text)
 
     def _jump(self, text: str) -> Jump:
         found = _JUMP.fullmatch(text.strip())
@@ -115,6 +157,37 @@ class OpenSSHConfig:
 
     def _wrong(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"ssh_config_file: {self.path}: {reason}", parameter="ssh_config_file")
+
+
+_POLICIES: Mapping[str, Literal["strict", "accept-new"]] = {
+    "yes": "strict",
+    "true": "strict",
+    "ask": "strict",  # there is nobody to ask
+    "accept-new": "accept-new",
+    # OpenSSH goes on even if the key is another than the known one; that is refused here.
+    "no": "accept-new",
+    "false": "accept-new",
+    "off": "accept-new",
+}
+
+
+def _tokens(host: str, found: Any) -> Mapping[str, str]:
+    """TOKENS in ssh_config(5), but for %C and %j."""
+    local = socket.gethostname()
+    user = getpass.getuser()
+    return {
+        "%": "%",
+        "d": os.path.expanduser("~"),  # noqa: PTH111 - stays text
+        "h": found.get("hostname", host),
+        "i": str(os.getuid()),
+        "k": found.get("hostkeyalias", host),
+        "L": local.partition(".")[0],
+        "l": local,
+        "n": host,
+        "p": str(found.get("port", 22)),
+        "r": found.get("user", user),
+        "u": user,
+    }
 
 
 def _lines(path: str, depth: int) -> list[str]:
@@ -132,6 +205,16 @@ def _lines(path: str, depth: int) -> list[str]:
     lines = []
     block = "Host *"
     for line in text.splitlines():
+        files = _FILES.fullmatch(line)
+        if files is not None:
+            try:
+                names = shlex.split(files[2], comments=True)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"ssh_config_file: {path}: {line.strip()!r}: {error}", parameter="ssh_config_file"
+                ) from error
+            lines.append(f"{files[1]} {_SEPARATOR.join(names)}")
+            continue
         included = _INCLUDE.fullmatch(line)
         if included is None:
             if _BLOCK.fullmatch(line):

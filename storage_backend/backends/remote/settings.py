@@ -10,12 +10,13 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Required, TypeAlias, cast
+from typing import Literal, NamedTuple, Required, TypeAlias, cast
 
 from typing_extensions import TypedDict, override
 
 from storage_backend.backends.remote.openssh_config import OpenSSHConfig
 from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
 FilePath: TypeAlias = str | os.PathLike[str]
@@ -23,7 +24,9 @@ FilePath: TypeAlias = str | os.PathLike[str]
 CONNECTION_TIMEOUT = 2.0  # seconds
 IO_TIMEOUT = 30.0  # seconds
 # The defaults of UserKnownHostsFile and GlobalKnownHostsFile, ssh_config(5).
-KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2", "/etc/ssh/ssh_known_hosts")
+USER_KNOWN_HOSTS = ("~/.ssh/known_hosts", "~/.ssh/known_hosts2")
+GLOBAL_KNOWN_HOSTS = ("/etc/ssh/ssh_known_hosts", "/etc/ssh/ssh_known_hosts2")
+KNOWN_HOSTS = USER_KNOWN_HOSTS + GLOBAL_KNOWN_HOSTS
 USER_CONFIG = "~/.ssh/config"
 SSH_PORT = 22
 
@@ -53,14 +56,16 @@ class SSHConfig(TypedDict, total=False):
         passphrase: of encrypted private keys: itself, "env:NAME" or "file:PATH".
         agent: whether keys of the SSH agent at *SSH_AUTH_SOCK* are used. True by default.
         known_hosts: a file, or a list of them, in OpenSSH's format. "accept-new" writes to the first. By default
-            ~/.ssh/known_hosts, ~/.ssh/known_hosts2 and /etc/ssh/ssh_known_hosts.
+            UserKnownHostsFile and GlobalKnownHostsFile of `ssh_config_file`; where these are not set ~/.ssh/known_hosts,
+            ~/.ssh/known_hosts2, /etc/ssh/ssh_known_hosts and /etc/ssh/ssh_known_hosts2.
         host_key_policy: what is done about a host key that `known_hosts` does not have. "strict" (the default): it is
             refused, but for a connection to a loopback address, which is warned about. "accept-new": it is accepted and
             added. "SHA256:...", or a list of such fingerprints: one of these keys and no other, whatever `known_hosts`
-            says. A key that *differs* from the one that is known is refused by each.
+            says. A key that *differs* from the one that is known is refused by each. Where this is not given,
+            StrictHostKeyChecking of `ssh_config_file` counts: "accept-new", "no" and "off" are "accept-new", all else is "strict".
         ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. Used of it are
-            Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, ProxyJump and ProxyCommand; what is
-            given here wins.
+            Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, ProxyJump, ProxyCommand,
+            UserKnownHostsFile, GlobalKnownHostsFile, HostKeyAlias and StrictHostKeyChecking; what is given here wins.
         keepalive: seconds without traffic after which the server is asked for a sign of life. 0 by default: never.
         io_timeout: seconds of silence, while an answer is awaited, after which a connection is taken for dead. 30 by
             default.
@@ -100,6 +105,10 @@ class Endpoint:
         identities_only: whether the agent is used for `key_files` alone.
         jumps: ProxyJump: what the connection goes through, in order.
         proxy_command: ProxyCommand: what gives the connection instead.
+        known_hosts: UserKnownHostsFile and GlobalKnownHostsFile, where no `known_hosts` is given.
+        new_host_keys: of these, the file that new keys are added to.
+        host_key_alias: HostKeyAlias: what known_hosts calls the host.
+        host_key_policy: StrictHostKeyChecking, where no `host_key_policy` is given.
     """
 
     host: str
@@ -110,6 +119,10 @@ class Endpoint:
     identities_only: bool = False
     jumps: tuple[Endpoint, ...] = ()
     proxy_command: str | None = None
+    known_hosts: tuple[str, ...] | None = None
+    new_host_keys: str | None = None
+    host_key_alias: str | None = None
+    host_key_policy: Literal["strict", "accept-new"] | None = None
 
     def without_way(self, *, keep_command: bool) -> Endpoint:
         """The same place with nothing to go through first."""
@@ -163,7 +176,13 @@ def read_settings(ssh_config: object) -> Settings:
     key_filename = _paths("key_filename", given.get("key_filename"))
     config = _openssh_config(given.get("ssh_config_file"))
     endpoints = tuple(
-        _endpoint(host, port, user, config, own_keys=bool(key_filename))
+        _endpoint(
+            host,
+            port,
+            user,
+            config,
+            _Given(bool(key_filename), "known_hosts" in given, "host_key_policy" in given),
+        )
         for host, port in _addresses(given.get("endpoints"))
     )
     policy, pins = _policy(given.get("host_key_policy", "strict"))
@@ -244,22 +263,30 @@ def _openssh_config(value: object) -> OpenSSHConfig | None:
     if value is None or value is False:
         return None
     if value is True:
-        path = os.path.expanduser(USER_CONFIG)  # noqa: PTH111 - stays text
+        path = expanded(USER_CONFIG)
         return OpenSSHConfig.read(path) if os.path.exists(path) else None  # noqa: PTH110 - stays text
     paths = _paths("ssh_config_file", value)
     if len(paths) != 1:
         raise _wrong("ssh_config_file", "it is one file")
-    return OpenSSHConfig.read(os.path.expanduser(paths[0]))  # noqa: PTH111 - stays text
+    return OpenSSHConfig.read(expanded(paths[0]))
+
+
+class _Given(NamedTuple):
+    """Which of the keys are given that win over the OpenSSH configuration."""
+
+    key_filename: bool
+    known_hosts: bool
+    host_key_policy: bool
 
 
 def _endpoint(
-    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, *, own_keys: bool
+    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, given: _Given
 ) -> Endpoint:
     if config is None:
         if user is None:
             raise _wrong("user", "it is missing: the account on the server")
         return Endpoint(host, port or SSH_PORT, host, user)
-    return _configured(host, port, user, config, own_keys=own_keys, path=())
+    return _configured(host, port, user, config, given, path=())
 
 
 def _configured(
@@ -267,8 +294,8 @@ def _configured(
     port: int | None,
     user: str | None,
     config: OpenSSHConfig,
+    given: _Given,
     *,
-    own_keys: bool,
     path: tuple[str, ...],
     local_user: str | None = None,
 ) -> Endpoint:
@@ -296,20 +323,28 @@ def _configured(
             hop.port,
             hop.user,
             config,
-            own_keys=own_keys,
+            given,
             path=(*path, host),
             local_user=config.local_user(),
         )
         jumps = (*jumps, *(through.jumps if at == 0 else ()), through.without_way(keep_command=at == 0))
+    users, everybodys = found.user_known_hosts, found.global_known_hosts
+    given_files = given.known_hosts or (users is None and everybodys is None)
+    users = USER_KNOWN_HOSTS if users is None else users
+    everybodys = GLOBAL_KNOWN_HOSTS if everybodys is None else everybodys
     return Endpoint(
         host,
         port or _port("ssh_config_file", found.port) or SSH_PORT,
         hostname,
         who,
-        () if own_keys else found.key_files,
+        () if given.key_filename else found.key_files,
         found.identities_only,
         jumps,
         None if jumps else command,
+        None if given_files else users + everybodys,
+        None if given_files or not users else users[0],
+        found.host_key_alias,
+        None if given.host_key_policy else found.host_key_policy,
     )
 
 

@@ -45,6 +45,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
@@ -348,7 +349,7 @@ class RemoteStorage(StorageBackend):
             transfers.download(
                 file,
                 f"{self._location}#{identifier}",
-                Path(path),
+                Path(expanded(path)),
                 lambda: self._objects.digest(place, "sha256"),
                 moved,
             )
@@ -361,7 +362,7 @@ class RemoteStorage(StorageBackend):
 
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        return transfers.upload(self, self._objects, Path(path), self._place(identifier), moved)
+        return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier), moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import MissingClientError
+from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
 # The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
@@ -79,7 +80,7 @@ def made(settings: Settings, region: str | None) -> Any:
         # boto3 itself does not look at AWS_REGION.
         "region_name": region or os.environ.get("AWS_REGION") or None,
         "endpoint_url": settings.endpoint_url,
-        "verify": settings.ca_bundle,
+        "verify": expanded(settings.ca_bundle),
     }
     keywords = {name: value for name, value in given.items() if value is not None}
     if settings.access_key is None and settings.profile is None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
 MIB = 1 << 20
@@ -102,8 +103,8 @@ class Settings:
             raise _wrong("multipart_threshold", f"{self.multipart_threshold:,} is not between 1 and 5 GiB")
         if self.sse_kms_key_id is not None and self.server_side_encryption is None:
             raise _wrong("sse_kms_key_id", 'it needs server_side_encryption="aws:kms"')
-        if self.ca_bundle is not None and not os.path.exists(self.ca_bundle):  # noqa: PTH110 - a plain str goes to ssl
-            raise _wrong("ca_bundle", f"there is no file {self.ca_bundle!r}")
+        if self.ca_bundle is not None and not Path(expanded(self.ca_bundle)).exists():
+            raise _wrong("ca_bundle", f"there is no file {expanded(self.ca_bundle)!r}")
 
     @property
     def location(self) -> str:

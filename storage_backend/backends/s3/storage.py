@@ -42,6 +42,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
@@ -492,7 +493,7 @@ class S3Storage(StorageBackend):
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
-        with Path(path).open("rb") as reader:
+        with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
 # libpq's connection parameters that are no secret ("Parameter Key Words", PostgreSQL documentation).
@@ -39,6 +40,7 @@ POSTGRESQL_PARAMETERS = frozenset(
         "tcp_user_timeout",
     }
 )
+_FILES = frozenset({"passfile", "sslcert", "sslcrl", "sslkey", "sslrootcert"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def parse(url: str, password: str | None = None) -> Address:
     """The database that *url* means. No I/O.
 
     Args:
-        url: `sqlite:///relative.db`, `sqlite:////absolute.db` or `postgresql://user@host:port/name?parameter=value`,
+        url: `sqlite:///relative.db`, `sqlite:////absolute.db`, `sqlite:///~/beneath/home.db` or `postgresql://user@host:port/name?parameter=value`,
             percent-encoded.
         password: of PostgreSQL: itself, "env:NAME" or "file:PATH".
 
@@ -95,7 +97,7 @@ def _sqlite(url: str, password: str | None) -> Address:
         raise _wrong("a database in memory would be gone with its connection: use MemoryStorage")
     if not rest.startswith("/"):
         raise _wrong("sqlite:///relative.db has three slashes, sqlite:////absolute.db has four")
-    path = os.path.abspath(unquote(rest[1:], errors="surrogateescape"))  # noqa: PTH100 - resolve() would do I/O
+    path = os.path.abspath(expanded(unquote(rest[1:], errors="surrogateescape")))  # noqa: PTH100 - resolve() would do I/O
     if "\0" in path:
         raise _wrong("a path has no NUL")
     return Address("sqlite", f"sqlite:///{quote(os.fsencode(path))}", path)
@@ -122,7 +124,7 @@ def _postgresql(url: str, password: str | None) -> Address:
             raise _wrong(f"no {key} in a query: use PGPASSWORD, .pgpass or password=")
         if key not in POSTGRESQL_PARAMETERS:
             raise _wrong(f"unknown parameter {key!r}; known: {', '.join(sorted(POSTGRESQL_PARAMETERS))}")
-        parameters[key] = value
+        parameters[key] = expanded(value) if key in _FILES else value
     parameters["dbname"] = name
     if user:
         parameters["user"] = unquote(user)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Callable, Sequence
+from importlib import import_module
 from typing import Any
 
 from sqlalchemy import (
@@ -26,7 +27,6 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from storage_backend.backends.sql.entry import Entry
 from storage_backend.backends.sql.schema import chunks, objects, unpublished
@@ -54,7 +54,8 @@ class Catalog:
     """
 
     def __init__(self, dialect: str) -> None:
-        upsert_of: Callable[[Any], Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}[dialect]
+        # Only this database's: to import PostgreSQL's takes longer than to open an SQLite file.
+        upsert_of: Callable[[Any], Any] = import_module(f"sqlalchemy.dialects.{dialect}").insert
         one = objects.c.name == bindparam("name")
         many = objects.c.name.in_(bindparam("names", expanding=True))
         versions: BindParameter[Any] = bindparam("versions", expanding=True)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from storage_backend.errors import NotFoundError
+from storage_backend.paths import expanded
 from storage_backend.wrappers.cached import diskcache
 from storage_backend.wrappers.cached.blobs import Blobs
 from storage_backend.wrappers.cached.engine import Engine
@@ -26,7 +27,7 @@ def open_cache(directory: str | os.PathLike[str]) -> Engine:
         NotFoundError: there is none.
         ConfigurationError: it is of another format.
     """
-    place = Path(directory)
+    place = Path(expanded(directory))
     try:
         found = formats_in(str(place))
     except (FileNotFoundError, NotADirectoryError):

@@ -17,6 +17,7 @@ from storage_backend.counted import Progress, Tally, delete_counted, read_counte
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.paths import expanded
 from storage_backend.streams import Content, Writer, check_range, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 from storage_backend.wrappers.cached import ranges
@@ -34,6 +35,9 @@ class CachedStorage(Wrapper):
     A hit costs what reading a file costs, and asks the backend nothing. After a write through any CachedStorage over the
     same directory, none of them gives older bytes. What others change in the backend is seen when the entry has
     expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and the rest that gives no content ask the backend.
+
+    Many small objects are fetched in batches by `read_many`, or by `prefetch` ahead of the reads, which takes less time than threads that
+    call `read`.
 
     Whatever goes wrong with the cache itself, the backend is read, and a warning is logged once.
 
@@ -438,7 +442,7 @@ def _expanded(cache_dir: str | os.PathLike[str]) -> Path:
         raise TypeError(f"cache_dir must be a path, not {type(cache_dir).__name__}") from None
     if not given:
         raise ConfigurationError("cache_dir is empty", parameter="cache_dir")
-    return Path(given).expanduser().absolute()
+    return Path(expanded(given)).absolute()
 
 
 def _in_bytes(mebibytes: float | None) -> int | None:

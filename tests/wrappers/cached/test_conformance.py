@@ -6,18 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import CachedStorage, LocalStorage, MemoryStorage, PrefixedStorage
+from storage_backend import CachedStorage, LocalStorage, PrefixedStorage
 from storage_backend.testing import ConformanceSuite, Subject
 from tests.seven import Careless
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
-
-
-class TestCachedMemory(ConformanceSuite):
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        storage = CachedStorage(MemoryStorage(), tmp_path)
-        return Subject(make=lambda: storage, lacks=LACKS)
 
 
 class TestCachedLocal(ConformanceSuite):
@@ -51,19 +44,6 @@ class TestCachedSevenMethods(ConformanceSuite):
             **LACKS,
         }
         return Subject(make=lambda: storage, lacks=lacks)
-
-
-class TestDiskCache(ConformanceSuite):
-    """python-diskcache as the engine."""
-
-    @pytest.fixture
-    def subject(self, tmp_path: Path) -> Subject:
-        return Subject(
-            make=lambda: CachedStorage(
-                LocalStorage(tmp_path / "base"), tmp_path / "cache", 50, engine="diskcache"
-            ),
-            lacks={"content_type": "a file has no place for one"},
-        )
 
 
 class TestDiskCacheThatAsksEachTime(ConformanceSuite):

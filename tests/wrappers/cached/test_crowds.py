@@ -87,7 +87,7 @@ def held(blobs: Path) -> int:
 
 
 def test_eight_processes_do_everything_at_once(tmp_path: Path, soak: bool) -> None:
-    seconds = 60.0 if soak else 4.0
+    seconds = 60.0 if soak else 2.0
     LocalStorage(tmp_path / "base")
     limit = 1.0
     children = [program(WORKER, tmp_path / "base", tmp_path / "cache", seed, limit) for seed in range(8)]
@@ -257,7 +257,7 @@ def test_killed_at_any_time_nothing_is_left_over_or_wrong(tmp_path: Path, soak: 
     base = LocalStorage(tmp_path / "base")
     rnd = random.Random(5)
     busy = 0
-    for run in range(50 if soak else 12):
+    for run in range(50 if soak else 4):
         children = [
             program(WORKER, tmp_path / "base", tmp_path / "cache", 1000 + 2 * run + number, limit)
             for number in range(2)
@@ -282,7 +282,7 @@ def test_killed_at_any_time_nothing_is_left_over_or_wrong(tmp_path: Path, soak: 
             assert (findings.damaged, findings.strays) == (0, 0), findings
             assert_whole(storage)
             assert len(list((tmp_path / "cache" / "members").iterdir())) == 1
-    assert busy == (50 if soak else 12)
+    assert busy == (50 if soak else 4)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])

@@ -719,16 +719,16 @@ def examples(soak: bool, few: int) -> int:
 
 
 def test_nothing_is_given_that_was_not_there_lately(soak: bool) -> None:
-    run_state_machine_as_test(Model, settings=settled(examples(soak, 150), 50))
+    run_state_machine_as_test(Model, settings=settled(examples(soak, 30), 50))
 
 
 def test_nothing_is_given_that_was_not_there_lately_where_reads_tell(soak: bool) -> None:
-    run_state_machine_as_test(OverDatabase, settings=settled(examples(soak, 40), 40))
+    run_state_machine_as_test(OverDatabase, settings=settled(examples(soak, 8), 40))
 
 
 def test_nothing_is_given_that_was_not_there_lately_with_diskcache(soak: bool) -> None:
     pytest.importorskip("diskcache")
-    run_state_machine_as_test(WithDiskCache, settings=settled(examples(soak, 40), 40))
+    run_state_machine_as_test(WithDiskCache, settings=settled(examples(soak, 8), 40))
 
 
 @pytest.mark.parametrize(("ttl", "passed"), [(0, 0.0), (60, -3600.0)])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 from unittest import mock
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -20,6 +21,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from storage_backend import BatchError, CachedStorage, MemoryStorage, NotFoundError, UnavailableError
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.cached import ranges
+from tests.tiers import Tier
 from tests.wrappers.cached.tools import Clock, assert_whole, blobs, content_bytes
 
 NAMES = ("a", "c/d")
@@ -436,9 +438,9 @@ class CacheMachine(RuleBasedStateMachine):
                 assert self.history[name][-1].content == self.present(name)
 
 
-TestModel = CacheMachine.TestCase
+TestModel = pytest.mark.thorough(CacheMachine.TestCase)
 TestModel.settings = settings(
-    max_examples=100,
+    max_examples=300 if Tier.soak else 25,
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=list(HealthCheck),

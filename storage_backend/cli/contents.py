@@ -1,0 +1,103 @@
+"""What there is at a location, for the commands that list it."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Generic, NamedTuple, TypeVar
+
+from storage_backend.base import StorageBackend, info_of
+from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.info import ObjectInfo
+
+T = TypeVar("T")
+
+
+class Contents(NamedTuple, Generic[T]):
+    """What there is at a location.
+
+    Attributes:
+        storage: the place, or the one that the object is in.
+        entries: what is there, lazily.
+        single: whether the location is that of one object.
+    """
+
+    storage: StorageBackend
+    entries: Iterator[T | ObjectInfo]
+    single: bool = False
+
+
+@contextmanager
+def contents_of(location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Iterator[Contents[T]]:
+    """What there is at *location*: the objects of a place, or beneath a prefix; else the one object.
+
+    Args:
+        location: as a person wrote it.
+        entries: lists a place.
+
+    Raises:
+        click.UsageError: the location is wrong.
+        NotFoundError: there is nothing.
+    """
+    with ExitStack() as stack:
+        yield _opened(stack, location, entries)
+
+
+def beneath(storage: StorageBackend, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T] | None:
+    """What *entries* lists; None if that is nothing."""
+    found = iter(entries(storage))
+    first = next(found, None)
+    return None if first is None else Contents(storage, itertools.chain([first], found))
+
+
+def all_objects(storage: StorageBackend) -> Iterator[ObjectInfo]:
+    """Those of a place, for `contents_of`."""
+    return storage.scan()
+
+
+def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
+    """The object's size, asked for where the listing does not have it; None if the object has gone meanwhile."""
+    if info.size is not None:
+        return info.size
+    try:
+        return storage.size(info.identifier)
+    except FileNotFoundError:
+        return None
+
+
+def _opened(stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T]:
+    either = names_either(location)
+    if either and has_directories(location):
+        found = _in_parent(stack, location, entries)
+        if found is not None:
+            return found
+        either = False
+    if either or names_a_place(location) or has_directories(location):
+        storage = stack.enter_context(place_at(location))
+        found = beneath(storage, entries)
+        if found is not None:
+            return found
+        # `entries` may have left out all that there is.
+        if not either or next(iter(storage.scan()), None) is not None:
+            return Contents(storage, iter(()))
+    storage, identifier = object_at(location)
+    stack.enter_context(storage)
+    return Contents(storage, iter([info_of(storage.stat(identifier), identifier)]), single=True)
+
+
+def _in_parent(
+    stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]
+) -> Contents[T] | None:
+    """What there is at *location*, over one connection to the directory that it is in; None if that does not tell.
+
+    It does not tell what is in a directory that is empty, or behind a link.
+    """
+    storage, identifier = object_at(location)
+    stack.enter_context(storage)
+    try:
+        return Contents(storage, iter([info_of(storage.stat(identifier), identifier)]), single=True)
+    except IsADirectoryError:
+        from storage_backend.wrappers.prefixed import PrefixedStorage
+
+        return beneath(PrefixedStorage(storage, identifier), entries)

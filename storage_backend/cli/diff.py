@@ -1,0 +1,116 @@
+"""diff: what is not the same in two places."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import click
+
+from storage_backend.base import StorageBackend
+from storage_backend.cli.exits import Exit, code_of_report
+from storage_backend.cli.output import Lines, coloured, common, complain
+from storage_backend.cli.places import place_at
+from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
+
+if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
+    from storage_backend.transfer import Event
+
+Show: TypeAlias = Callable[[str, str], None]
+
+
+@click.command(no_args_is_help=True)
+@pair
+@scope
+@click.option("--checksum", is_flag=True, help="Compare sizes and contents, not times.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@coloured
+@common
+def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, **options: Any) -> int:
+    """Print what differs between two places, by size and time.
+
+    A line has what differs and the name: missing (only SOURCE has it), extra (only TARGET has it), size, time, or digest. Nothing
+    is read but with --checksum, and nothing is changed. The exit code is 4 if there is a difference; with -q alone, the
+    first one ends it.
+
+    Times are compared as sync does: where TARGET does not keep its source's (S3), only what is newer in SOURCE differs. Where a
+    side knows no times, sizes alone are compared.
+
+    \b
+    Examples:
+      storage-backend diff ./papers sqlite:///archive.db
+      storage-backend diff --checksum ./papers sqlite:///archive.db
+      storage-backend diff -q ./papers /mnt/backup/papers && echo the same
+      storage-backend diff --pattern '**/*.pdf' --json ./papers s3://bucket/papers
+    """
+    lines = Lines()
+
+    def show(identifier: str, difference: str) -> None:
+        if as_json:
+            lines.record({"identifier": identifier, "difference": difference})
+        else:
+            lines.difference(difference, identifier)
+
+    with place_at(source) as one, place_at(target) as other:
+        if checksum:
+            return _by_content(one, other, options, None if quiet else show, live=not (quiet or as_json))
+        return _at_sight(one, other, options, None if quiet else show)
+
+
+def _at_sight(
+    source: StorageBackend, target: StorageBackend, options: dict[str, Any], show: Show | None
+) -> int:
+    """Compare what two scans show, holding nothing. Without *show*, the first difference ends it."""
+    from storage_backend.transfer.engine import Engine
+    from storage_backend.transfer.options import TransferOptions
+
+    engine = Engine("sync", source, target, TransferOptions(delete=True, **options))
+    some = different = False
+    for action in engine.plan():
+        some = some or action.kind != "delete"
+        # What sync would read to be sure looks the same.
+        if action.kind not in {"copy", "delete"}:
+            continue
+        different = True
+        if show is None:
+            break
+        show(action.identifier, {"newer": "time", "checksum": "digest"}.get(action.reason, action.reason))
+    for error in engine.report.failed.values():  # what the scan had to pass by
+        complain(str(error))
+    if show is not None and not (some or engine.report.failed):
+        tell_nothing(source, options)
+    return Exit.DIFFERENT if different else Exit.SOME_FAILED if engine.report.failed else Exit.DONE
+
+
+def _by_content(
+    source: StorageBackend,
+    target: StorageBackend,
+    options: dict[str, Any],
+    show: Show | None,
+    *,
+    live: bool,
+) -> int:
+    """Compare by `verify`; *live*: with its progress on stderr."""
+    from storage_backend import transfer
+    from storage_backend.cli.display import Display
+    from storage_backend.cli.progress import summarize
+
+    display = Display(quiet=not live)
+
+    def on_event(event: Event) -> None:
+        action = event.fields.get("action", "")
+        if event.kind != "object" or not action.startswith("differs/"):
+            display(event)
+            return
+        if show is not None:
+            display.clear()
+            show(event.fields["identifier"], action.removeprefix("differs/"))
+
+    try:
+        report = transfer.verify(source, target, **options, verify="digest", on_event=on_event)
+    finally:
+        display.clear()
+    summarize(report, quiet=True)
+    if show is not None and not concerned(report):
+        tell_nothing(source, options)
+    return code_of_report(report)
