@@ -171,10 +171,10 @@ class BatchError(StorageError):
         super().__init__(message, **fields)
 
 
-class MissingClientError(ImportError):
-    """A client library is not installed. The message names the extra that brings it.
+class MissingClientError(StorageError):
+    """A client library is not installed, or cannot be imported. The message says what to install.
 
-    It is no StorageError, since no class can be both an ImportError and an OSError.
+    The ImportError is its cause. It is none itself: no class can be both that and an OSError.
     """
 
 

@@ -125,9 +125,7 @@ def run(arguments: list[str]) -> int:
         return Exit.BROKEN_PIPE
     except Exception as error:
         logger.debug("traceback", exc_info=error)
-        complain(
-            str(error) if isinstance(error, OSError | ImportError) else f"{type(error).__name__}: {error}"
-        )
+        complain(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         return code_of(error)
     return code if isinstance(code, int) else Exit.DONE
 

@@ -367,9 +367,9 @@ def test_failure_prints_nothing_by_itself(listener: socket.socket) -> None:
     assert (out, errors) == ("NoEndpointError\n", "")
 
 
-def test_without_paramiko_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_paramiko_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "paramiko", None)
-    with pytest.raises(MissingClientError, match=r"storage-backend\[ssh\]"):
+    with pytest.raises(MissingClientError, match=r"pip install paramiko$"):
         dial(read_settings({"user": "ann", "endpoints": [["nas", 22]]}), nothing, where=WHERE)
 
 

@@ -68,6 +68,8 @@ COVERED, UNCOVERED = (Config(s3={"payload_signing_enabled": covered}) for covere
 
 def signed_by_botocore(request: Request, kind: type[SigV4Auth] = S3SigV4Auth) -> dict[str, str]:
     """The headers after botocore's signer, with lower-case names."""
+    if not hasattr(botocore.auth, "get_current_datetime"):  # before 1.41
+        pytest.skip("this botocore's signer takes its time from the system alone")
     query = f"?{request.query}" if request.query else ""
     theirs = AWSRequest(
         method=request.method,

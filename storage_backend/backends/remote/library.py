@@ -16,7 +16,5 @@ def ssh_library() -> Any:
     try:
         import paramiko
     except ImportError as error:
-        raise MissingClientError(
-            f'RemoteStorage needs paramiko ({error}): pip install "storage-backend[ssh]"'
-        ) from error
+        raise MissingClientError(f"RemoteStorage needs paramiko ({error}): pip install paramiko") from error
     return paramiko

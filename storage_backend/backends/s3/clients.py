@@ -55,7 +55,7 @@ def made(settings: Settings, region: str | None) -> Any:
         if (error.name or "").partition(".")[0] not in {"boto3", "botocore"}:
             raise
         raise MissingClientError(
-            f"{settings.location} needs boto3: pip install 'storage-backend[s3]'"
+            f"{settings.location} needs boto3 ({error}): pip install boto3", backend=settings.location
         ) from error
     options: dict[str, Any] = {
         "retries": {"mode": "standard", "total_max_attempts": settings.attempts},

@@ -79,7 +79,10 @@ class Wanted:
         try:
             return self.calls().get(self.key, **self.parameters, **parameters)
         except Exception as error:
-            raise self.error(error) from error
+            found = self.error(error)
+            if found is error:
+                raise
+            raise found from error
 
 
 def read_whole(wanted: Wanted) -> bytes:
@@ -91,6 +94,8 @@ def read_whole(wanted: Wanted) -> bytes:
     except Exception as error:
         found = wanted.error(error)
         if not found.retryable:
+            if found is error:
+                raise
             raise found from error
         content = None
     finally:
@@ -125,13 +130,18 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
             refusal = refusal_of(error)
             if refusal is not None and refusal.status == 416:
                 return b""
-            raise wanted.error(error) from error
+            found = wanted.error(error)
+            if found is error:
+                raise
+            raise found from error
         try:
             content = _sliced(wanted, got, start, end)
         except Exception as error:
             found = wanted.error(error)
             if not found.retryable or tries == wanted.settings.attempts:
                 found.attempts = tries
+                if found is error:
+                    raise
                 raise found from error
             wanted.settings.sleep(retries.pause(tries))
             continue
@@ -341,6 +351,8 @@ class Pinned(io.RawIOBase):
                 # A request that was refused or unanswered has had its tries; here only bodies are tried again.
                 if not found.retryable or tries >= most or found.attempts >= most:
                     found.attempts = max(found.attempts, tries)
+                    if found is error:
+                        raise
                     raise found from error
                 self._wanted.settings.sleep(retries.pause(tries))
                 continue

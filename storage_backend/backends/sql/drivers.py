@@ -79,7 +79,8 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
         import psycopg
     except ImportError as error:
         raise MissingClientError(
-            f"PostgreSQL needs psycopg ({error}): pip install 'storage-backend[sql]'"
+            f"{address.location} needs psycopg ({error}): pip install 'storage-backend[sql]'",
+            backend=address.location,
         ) from error
 
     class BinaryCursor(psycopg.Cursor[Any]):

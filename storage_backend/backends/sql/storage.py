@@ -333,7 +333,8 @@ class DatabaseStorage(StorageBackend):
                 if (error.name or "").partition(".")[0] != "sqlalchemy":
                     raise
                 raise MissingClientError(
-                    f"{self.location} needs SQLAlchemy: pip install SQLAlchemy"
+                    f"{self.location} needs SQLAlchemy ({error}): pip install SQLAlchemy",
+                    backend=self.location,
                 ) from error
             # Atomic; what the loser of a race has made has not connected yet.
             found = self.__dict__.setdefault("_opened", Database(self._address, Settings(**self._settings)))

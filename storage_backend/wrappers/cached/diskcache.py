@@ -85,9 +85,9 @@ class DiskCache:
         self.directory = directory
         self.limit = limit
         self.trusted_since = 0.0
+        _library()  # before anything is created
         self._begin()
         prepare(directory, FORMAT, warn)
-        _library()
 
     def find(self, key: Key) -> Found | None:
         """The entry, held open; None if there is none, or it is damaged."""
@@ -492,7 +492,7 @@ def _library() -> Any:
         import diskcache
     except ModuleNotFoundError as error:
         raise MissingClientError(
-            'engine="diskcache" needs python-diskcache: pip install "storage-backend[diskcache]"'
+            f'CachedStorage\'s engine="diskcache" needs python-diskcache ({error}): pip install diskcache'
         ) from error
     return diskcache
 

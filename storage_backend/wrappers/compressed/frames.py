@@ -262,6 +262,6 @@ def zstd_library() -> ModuleType:
         import zstandard
     except ImportError as error:
         raise MissingClientError(
-            f'CompressedStorage needs zstandard ({error}): pip install "storage-backend[compression]"'
+            f"CompressedStorage needs zstandard ({error}): pip install 'storage-backend[compression]'"
         ) from error
     return zstandard

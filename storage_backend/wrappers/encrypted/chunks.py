@@ -231,6 +231,6 @@ def _cipher(key: bytes, salt: bytes) -> AESGCM:
         from cryptography.hazmat.primitives.kdf.hkdf import HKDF
     except ImportError as error:
         raise MissingClientError(
-            f'EncryptedStorage needs cryptography ({error}): pip install "storage-backend[encryption]"'
+            f"EncryptedStorage needs cryptography ({error}): pip install cryptography"
         ) from error
     return AESGCM(HKDF(SHA256(), 32, salt, _OBJECT_LABEL).derive(key))
