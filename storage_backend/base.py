@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -17,6 +18,7 @@ from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -30,15 +32,18 @@ from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
+    Moved,
     SpooledSink,
     Writer,
     check_arrived,
     check_digest,
     check_range,
     chunks,
+    counting,
     new_digest,
     read_all,
     sha256,
+    unwatched,
 )
 
 logger = logging.getLogger(__name__)
@@ -267,6 +272,28 @@ class StorageBackend(ABC):
         """
         return iter(())
 
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+        """As `download`, and *moved* is told of the bytes as they arrive.
+
+        For displays. Override it along with a `download` that is faster than one reader.
+        """
+        with self.open(identifier) as reader:
+            return download_from(counting(reader, moved), path)
+
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
+        with Path(expanded(path)).open("rb") as reader:
+            facts = os.fstat(reader.fileno())
+            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            return self.write_stream(identifier, counting(reader, moved), info=info)
+
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        """As `checksum`, and *moved* is told of the bytes as they are read, where it is this process that reads them."""
+        if getattr(type(self), "checksum", None) is not StorageBackend.checksum:
+            return self.checksum(identifier, algorithm)
+        return digest_of(self, identifier, algorithm, moved)
+
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
 
@@ -294,12 +321,21 @@ class StorageBackend(ABC):
             reader.seek(start)
             return read_all(reader) if end is None else reader.read(max(0, end - start))
 
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         """Each object with its identifier, in any order, in bounded memory.
+
+        Args:
+            identifiers: of the objects, taken lazily.
+            progress: is called as `progress(objects, size)` with what was read so far: see `storage_backend.counted.Progress`.
 
         Raises:
             BatchError: after the last item, if some could not be read.
         """
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         for identifier in identifiers:
             content = None
@@ -309,12 +345,15 @@ class StorageBackend(ABC):
                 yield identifier, content
         failures.raise_any("read", location_of(self))
 
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
         """Store many objects; of an identifier that comes twice, the last content stays.
 
         Args:
             items: (identifier or ObjectInfo, bytes), taken lazily.
             verify: as for `write_stream`.
+            progress: as for `read_many`, with what was stored so far, group by group.
 
         Returns:
             How many items were stored.
@@ -322,6 +361,8 @@ class StorageBackend(ABC):
         Raises:
             BatchError: after the last item, if some could not be stored.
         """
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         stored = 0
         for key, content in items:
@@ -334,8 +375,12 @@ class StorageBackend(ABC):
         failures.raise_any("write", location_of(self))
         return stored
 
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         """Remove many objects, there or not.
+
+        Args:
+            identifiers: of the objects.
+            progress: as for `read_many`, with how many are absent so far, group by group; their size is told as 0.
 
         Returns:
             How many distinct identifiers are now absent.
@@ -343,6 +388,8 @@ class StorageBackend(ABC):
         Raises:
             BatchError: after the last, if some could not be removed.
         """
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         distinct = set(identifiers)
         for identifier in distinct:
@@ -416,11 +463,7 @@ class StorageBackend(ABC):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
-        digest = new_digest(algorithm)
-        with self.open(identifier) as reader:
-            for chunk in chunks(reader):
-                digest.update(chunk)
-        return digest.hexdigest()
+        return digest_of(self, identifier, algorithm)
 
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:
         """A URL that a plain HTTP client can fetch, or a `file://` one.
@@ -485,6 +528,15 @@ def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
         where = location_of(backend)
         raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
     return True
+
+
+def digest_of(backend: StorageBackend, identifier: str, algorithm: str, moved: Moved = unwatched) -> str:
+    """The digest of what a reader of the object gives; *moved* is told of the bytes."""
+    digest = new_digest(algorithm)
+    with backend.open(identifier) as reader:
+        for chunk in chunks(counting(reader, moved)):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def matching(backend: StorageBackend, pattern: str | None) -> Identifiers:

@@ -31,6 +31,7 @@ _NO_KERNEL_COPY = {
     errno.ETXTBSY,
 }
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
+_TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
@@ -237,8 +238,13 @@ def entry_mode(directory: int, name: str | bytes) -> int | None:
     raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
 
 
-def copy_descriptor(source: int, target: int) -> int:
+def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | None = None) -> int:
     """Append everything from the position of *source* to its end to *target*, inside the kernel where it can.
+
+    Args:
+        source: a descriptor.
+        target: another.
+        moved: is told of the bytes.
 
     Returns:
         How many bytes that was.
@@ -246,8 +252,10 @@ def copy_descriptor(source: int, target: int) -> int:
     copied = 0
     if hasattr(os, "copy_file_range"):
         try:
-            while moved := os.copy_file_range(source, target, _COPY_STEP):
-                copied += moved
+            while size := os.copy_file_range(source, target, _COPY_STEP if moved is None else _TOLD_STEP):
+                copied += size
+                if moved is not None:
+                    moved(size)
         except OSError as error:
             if error.errno not in _NO_KERNEL_COPY:
                 raise
@@ -257,6 +265,8 @@ def copy_descriptor(source: int, target: int) -> int:
         while view:
             view = view[os.write(target, view) :]
         copied += len(chunk)
+        if moved is not None:
+            moved(len(chunk))
     return copied
 
 

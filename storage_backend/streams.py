@@ -141,6 +141,38 @@ class HashingReader:
         return self._digest.hexdigest()
 
 
+Moved: TypeAlias = Callable[[int], object]
+"""Is told of each so many bytes that have passed; from any thread, also from several at once."""
+
+
+def unwatched(size: int, /) -> None:
+    """Takes what is moved where nobody wants to know."""
+
+
+class CountingReader:
+    """Passes a reader through and tells how many bytes were read.
+
+    Args:
+        reader: of bytes.
+        moved: is told.
+    """
+
+    def __init__(self, reader: BinaryIO, moved: Moved) -> None:
+        self._reader = reader
+        self._moved = moved
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Read on, as the reader within does."""
+        chunk = self._reader.read(size)
+        self._moved(len(chunk))
+        return chunk
+
+
+def counting(reader: BinaryIO, moved: Moved) -> BinaryIO:
+    """*reader*, of which *moved* is told what is read; the reader itself for `unwatched`."""
+    return reader if moved is unwatched else cast(BinaryIO, CountingReader(reader, moved))
+
+
 def hashing(reader: BinaryIO) -> HashingReader:
     """A reader that knows the SHA-256 of what passed: *reader* itself if it already does and is at its start."""
     if isinstance(reader, HashingReader) and reader.algorithm == "sha256" and reader.size == 0:

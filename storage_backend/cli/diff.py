@@ -92,7 +92,8 @@ def _by_content(
 ) -> int:
     """Compare by `verify`; *live*: with its progress on stderr."""
     from storage_backend import transfer
-    from storage_backend.cli.progress import Display, summarize
+    from storage_backend.cli.display import Display
+    from storage_backend.cli.progress import summarize
 
     display = Display(quiet=not live)
 

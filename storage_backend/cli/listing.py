@@ -9,6 +9,7 @@ import click
 
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.cli.contents import all_objects, beneath, contents_of
+from storage_backend.cli.display import Meter
 from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
 from storage_backend.cli.places import Sources, place_at
 from storage_backend.cli.units import shown_size, size_width
@@ -170,8 +171,8 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
     """
     lines, tally = Lines(), Tally()
 
-    def show(storage: StorageBackend, identifier: str, name: str) -> None:
-        digest = storage.checksum(identifier, algorithm)
+    def show(storage: StorageBackend, identifier: str, name: str, meter: Meter) -> None:
+        digest = storage._checksum_counted(identifier, algorithm, meter.moved)
         if as_json:
             lines.record({"name": name, "algorithm": algorithm, "digest": digest})
             return
@@ -183,14 +184,23 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         for location in locations:
             with tally.each():
                 if not recursive:
-                    with sources.at(location) as (storage, identifier):
-                        show(storage, identifier, location)
+                    with (
+                        sources.at(location) as (storage, identifier),
+                        Meter(
+                            "checksum", storage, quiet=quiet, size=partial(storage.size, identifier)
+                        ) as meter,
+                    ):
+                        show(storage, identifier, location, meter)
                     continue
-                with place_at(location) as storage:
+                with (
+                    place_at(location) as storage,
+                    Meter("checksum", storage, quiet=quiet, many=True) as meter,
+                ):
                     contents = beneath(storage, all_objects)
                     if contents is None and not quiet:
                         complain(f"{location_of(storage)} holds no objects")
                     for info in contents.entries if contents is not None else ():
                         with tally.each():
-                            show(storage, info.identifier, info.identifier)
+                            show(storage, info.identifier, info.identifier, meter)
+                            meter.done()
     return tally.code

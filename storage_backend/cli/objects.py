@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +17,11 @@ import click
 
 from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
-from storage_backend.cli.transfer import synchronize
+from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.paths import expanded
@@ -33,25 +36,52 @@ DELETE_BATCH = 1000  # objects; what the largest services take in one request
 def cat(locations: tuple[str, ...], quiet: bool) -> int:
     """Write objects to standard output. LOCATION "-" is standard input.
 
+    How far it is is shown if standard output is a file.
+
     \b
     Examples:
       storage-backend cat ./papers/notes.txt
       storage-backend cat 'sqlite:///archive.db#part-1' 'sqlite:///archive.db#part-2' > whole
     """
-    del quiet
     tally = Tally()
-    output = sys.stdout.buffer
     with Sources() as sources:
         for location in locations:
             with tally.each(), ExitStack() as stack:
                 if location == "-":
-                    reader: BinaryIO = sys.stdin.buffer
+                    _pour(sys.stdin.buffer, STDIN, quiet=quiet)
                 else:
                     storage, identifier = stack.enter_context(sources.at(location))
-                    reader = stack.enter_context(storage.open(identifier))
-                for chunk in chunks(reader):
-                    output.write(chunk)
+                    _pour(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
     return tally.code
+
+
+def _pour(reader: BinaryIO, place: StorageBackend | str, *, quiet: bool) -> None:
+    """Write all that *reader*, which is of *place*, gives to standard output.
+
+    How far it is is shown for a file: in a pipe, whatever is at its end may have the terminal.
+    """
+    output = sys.stdout.buffer
+    quiet = quiet or not _is_file(output)
+    with Meter("cat", quiet=quiet, size=None if quiet else _length(reader)) as meter:
+        for chunk in chunks(meter.reader(reader, place)):
+            output.write(chunk)
+
+
+def _is_file(stream: BinaryIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):  # there is no descriptor, or it is closed
+        return False
+
+
+def _length(reader: BinaryIO) -> int | None:
+    """How many bytes *reader* has, if it can tell."""
+    if reader is sys.stdin.buffer and not _is_file(reader):
+        return None
+    start = reader.tell()
+    end = reader.seek(0, os.SEEK_END)
+    reader.seek(start)
+    return end - start
 
 
 @click.command(no_args_is_help=True)
@@ -81,14 +111,14 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
             return synchronize(source, target, quiet=quiet, as_json=as_json)
     with source_at(location) as (storage, identifier):
         if path == "-":
-            output = sys.stdout.buffer
             with storage.open(identifier) as reader:
-                for chunk in chunks(reader):
-                    output.write(chunk)
+                _pour(reader, storage, quiet=quiet)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
         place = Path(name if path is None else expanded(path))
-        storage.download(identifier, place / name if place.is_dir() or str(path).endswith("/") else place)
+        file = place / name if place.is_dir() or str(path).endswith("/") else place
+        with Meter("get", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter:
+            storage._download_counted(identifier, file, meter.moved)
     return Exit.DONE
 
 
@@ -118,38 +148,57 @@ def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -
         with _directory(path) as source, place_at(location, create=True) as target:
             return synchronize(source, target, quiet=quiet, as_json=as_json)
     if path == "-":
-        with destination_at(location, None) as (storage, identifier):
-            storage.write_stream(identifier, sys.stdin.buffer)
+        typed = sys.stdin.isatty()  # a display would be in the way
+        with (
+            destination_at(location, None) as (storage, identifier),
+            Meter("put", storage, quiet=quiet or typed) as meter,
+        ):
+            storage.write_stream(identifier, meter.reader(sys.stdin.buffer, STDIN))
         return Exit.DONE
     if Path(expanded(path)).is_dir():
         raise click.UsageError(f"{path!r} is a directory; put -r stores all its files")
-    Path(expanded(path)).stat()  # before a place is created for it
-    with destination_at(location, Path(path).name) as (storage, identifier):
-        storage.upload(path, identifier)
+    facts = Path(expanded(path)).stat()  # before a place is created for it
+    size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+    with (
+        destination_at(location, Path(path).name) as (storage, identifier),
+        Meter("put", storage, quiet=quiet, size=size) as meter,
+    ):
+        storage._upload_counted(path, identifier, meter.moved)
     return Exit.DONE
 
 
 @click.command(no_args_is_help=True)
 @click.argument("source")
 @click.argument("target")
+@click.option(
+    "-r", "--recursive", is_flag=True, help="SOURCE is a place: copy all its objects into place TARGET."
+)
+@click.option("--json", "as_json", is_flag=True, help="With -r: one event a line, as JSON.")
 @common
-def cp(source: str, target: str, quiet: bool) -> int:
+def cp(source: str, target: str, recursive: bool, as_json: bool, quiet: bool) -> int:
     """Copy an object, verified.
 
-    Within one store, the store itself copies. If TARGET is a place, the object keeps the last part of its name. (Many objects: see `sync`.)
+    Within one store, the store itself copies. If TARGET is a place, the object keeps the last part of its name. With -r, what the
+    place has already (same size and time) is left alone. (With more to choose: see `sync`.)
 
     \b
     Examples:
       storage-backend cp ./papers/report.pdf 'sqlite:///archive.db#2024/report.pdf'
       storage-backend cp 'sqlite:///archive.db#a' 'sqlite:///archive.db#b'
+      storage-backend cp -r 'sqlite:///archive.db#2024' /mnt/backup/2024
     """
-    del quiet
+    if recursive:
+        return synchronize_places(source, target, quiet=quiet, as_json=as_json)
     with ExitStack() as stack:
         one, source_id, other, target_id = _pair(stack, source, target)
-        if one is other:
+        meter = stack.enter_context(Meter("cp", other, quiet=quiet, size=partial(one.size, source_id)))
+        if one is other and local_path(source) is not None and source_id != target_id:
+            # As the store itself copies, but told of.
+            one._upload_counted(one.get_path(source_id), target_id, meter.moved)
+        elif one is other:
             one.copy(source_id, target_id)
         else:
-            _copy(one, source_id, other, target_id)
+            _copy(one, source_id, other, target_id, meter)
     return Exit.DONE
 
 
@@ -167,13 +216,13 @@ def mv(source: str, target: str, quiet: bool) -> int:
       storage-backend mv 'sqlite:///archive.db#draft' 'sqlite:///archive.db#final'
       storage-backend mv ./papers/report.pdf 'sqlite:///archive.db#2024/'
     """
-    del quiet
     with ExitStack() as stack:
         one, source_id, other, target_id = _pair(stack, source, target)
+        meter = stack.enter_context(Meter("mv", other, quiet=quiet, size=partial(one.size, source_id)))
         if one is other:
             one.move(source_id, target_id)
             return Exit.DONE
-        seen = _copy(one, source_id, other, target_id)
+        seen = _copy(one, source_id, other, target_id, meter)
         now = info_of(one.stat(source_id), source_id)
         if (now.size, now.modified, now.etag) != (seen.size, seen.modified, seen.etag):
             raise SourceChangedError(
@@ -213,7 +262,11 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
 def _remove_all(location: str, yes: bool, quiet: bool) -> None:
     """Remove every object at *location*, after stating how many there are."""
     with place_at(location) as storage:
-        count = sum(1 for _ in storage.scan())
+        with Meter("rm", storage, quiet=quiet, many=True) as meter:
+            count = 0
+            for _ in storage.scan():
+                count += 1
+                meter.done()
         what = f"{count:,} object{'' if count == 1 else 's'} in {location_of(storage)}"
         if count and not yes:
             if not sys.stdin.isatty():
@@ -223,12 +276,14 @@ def _remove_all(location: str, yes: bool, quiet: bool) -> None:
         found = (info.identifier for info in storage.scan())
         failures = Failures()
         removed = 0
-        for batch in _batches(found):
-            try:
-                removed += storage.delete_many(batch)
-            except BatchError as error:
-                failures.errors.update(error.failures)
-                removed += len(batch) - len(error.failures)
+        with Meter("rm", storage, quiet=quiet, planned=count) as meter:
+            for batch in _batches(found):
+                try:
+                    removed += storage.delete_many(batch)
+                except BatchError as error:
+                    failures.errors.update(error.failures)
+                    removed += len(batch) - len(error.failures)
+                meter.done(len(batch))
         if not quiet:
             Lines().text(
                 f"removed {removed:,} object{'' if removed == 1 else 's'} from {location_of(storage)}"
@@ -266,12 +321,17 @@ def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, s
     return both, source_id, both, target_id
 
 
-def _copy(source: StorageBackend, source_id: str, target: StorageBackend, target_id: str) -> ObjectInfo:
+def _copy(
+    source: StorageBackend, source_id: str, target: StorageBackend, target_id: str, meter: Meter
+) -> ObjectInfo:
     """Copy between two stores, verified before it is published. Returns what the source showed before."""
     seen = info_of(source.stat(source_id), source_id)
     with source.open(source_id) as reader:
         target.write_stream(
-            target_id, reader, info=dataclasses.replace(seen, identifier=target_id, etag=None), verify=True
+            target_id,
+            meter.reader(reader, source),
+            info=dataclasses.replace(seen, identifier=target_id, etag=None),
+            verify=True,
         )
     return seen
 

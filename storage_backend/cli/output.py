@@ -28,10 +28,21 @@ _CHANGED = "33"  # yellow
 
 ONE_LEVEL = '"*" stays inside a segment, "**/*" is every level'  # of a glob that matched nothing
 
+DISPLAY = "storage_backend.display"  # the key of the live display in click's `Context.meta`
+
+
+def _make_room() -> None:
+    """Take a live display away, so that what is written does not end inside it; it comes again by itself."""
+    context = click.get_current_context(silent=True)
+    display = context.meta.get(DISPLAY) if context is not None else None
+    if display is not None:
+        display.clear()
+
 
 def complain(message: str) -> None:
     """One line on stderr, after what stdout has so far."""
     sys.stdout.flush()
+    _make_room()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     click.echo(f"storage-backend: {text}", err=True)
 
@@ -92,6 +103,8 @@ class Lines:
         return f"\x1b[{colour}m{text}\x1b[0m" if self._colour else text
 
     def _put(self, text: str) -> None:
+        if self._live:
+            _make_room()
         self._stream.write(identifiers.encode(text) + self._end)
         if self._live:
             self.flush()

@@ -1,139 +1,114 @@
-"""What a person sees of a transfer: the progress line, and the summary at its end."""
+"""What a person is told of a transfer: how far it is, in words that fit, and the summary at its end."""
 
 from __future__ import annotations
 
-import shutil
-import sys
-from collections import Counter, deque
+import math
+import textwrap
+from collections import Counter
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 from storage_backend.cli.output import Lines, complain, quoted
 from storage_backend.cli.units import amount, in_unit_of, unit_of
-from storage_backend.transfer.progress import Event
-from storage_backend.transfer.report import TransferReport
 
-WINDOW = 10.0  # seconds that the rate is taken over
-PIPED_INTERVAL = 30.0  # seconds between two lines where no terminal is
+if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
+    from storage_backend.transfer.report import TransferReport
+
 MOST_ALIKE = 10  # failures for the same reason told one by one at the end; --json has all
+SEPARATOR = " · "
 
 
-class Progress:
-    """Says how far it is: "61,204/100,000 objects · 412.6/733.1 GiB · 1.31 GiB/s · ETA 4m07s · verified ..."."""
+class Status:
+    """How far a command is, by the fields of a "progress" event; of those that are missing, nothing is said.
 
-    def __init__(self, verb: str) -> None:
-        self._verb = verb
-        self._samples: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
-
-    def line(self, fields: Mapping[str, Any]) -> str:
-        """The line for a "progress" event."""
-        done, total = self._objects(fields)
-        seconds, moved, planned = fields["seconds"], fields["bytes"], fields["planned_bytes"]
-        while len(self._samples) > 1 and self._samples[1][0] <= seconds - WINDOW:
-            self._samples.popleft()
-        since, moved_then, done_then = self._samples[0]
-        self._samples.append((seconds, moved, fields["done"]))
-        span = max(seconds - since, 1e-9)
-        rate = (moved - moved_then) / span
-        if not fields["plan_complete"]:
-            eta = "planning"
-        else:
-            waiting = (
-                (planned - moved, rate)
-                if planned > moved
-                else (total - done, (fields["done"] - done_then) / span)
-            )
-            eta = f"ETA {duration(waiting[0] / waiting[1] if waiting[1] > 0 else None)}"
-        size = max(moved, planned)
-        return " · ".join(
-            (
-                f"{done:,}/{total:,} objects",
-                f"{in_unit_of(moved, size)}/{in_unit_of(size, size)} {unit_of(size)}",
-                f"{amount(rate)}/s",
-                eta,
-                f"verified {fields['verified']:,}",
-                f"skipped {fields['skipped']:,}",
-                f"failed {fields['failed']:,}",
-            )
-        )
-
-    def _objects(self, fields: Mapping[str, Any]) -> tuple[int, int]:
-        """How many are settled, and of how many."""
-        without_work = fields["skipped"]
-        if self._verb != "verify":  # what was compared and found equal is among both
-            without_work -= fields["done"] - fields["copied"] - fields["failed"]
-        done = fields["done"] + without_work
-        return done, max(done, fields["planned"] + without_work)
-
-
-class Display:
-    """Shows a transfer's events: a live line on a terminal, else a line now and then; what differs or would be done.
-
-    Attributes:
-        started: whether the transfer began.
+    Args:
+        verb: of the command.
+        fields: of the event.
     """
 
-    def __init__(
-        self,
-        *,
-        quiet: bool = False,
-        as_json: bool = False,
-        dry_run: bool = False,
-        stream: TextIO | None = None,
-    ) -> None:
-        self._lines = Lines()
-        self._json = as_json
-        self._dry_run = dry_run
-        self._quiet = quiet or as_json
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._due = PIPED_INTERVAL
-        self._progress = Progress("")
-        self._dirty = False
-        self.started = False
+    def __init__(self, verb: str, fields: Mapping[str, Any]) -> None:
+        self._verb = verb
+        self._fields = fields
 
-    def __call__(self, event: Event) -> None:
-        """Show one event."""
-        self.started = True
-        if self._json:
-            self._lines.record(event.as_dict())
-            if event.kind != "object":
-                self._lines.flush()
-        elif event.kind == "start":
-            self._progress = Progress(event.fields["verb"])
-        elif event.kind == "object":
-            self._object(event.fields)
-        elif event.kind == "progress" and not self._quiet:
-            self._show(event.fields)
-        elif event.kind == "end":
-            self.clear()
+    def line(self) -> str:
+        """All in one line, as "61,204/100,000 objects · 412.6/733.1 GiB · 56% · 1.31 GiB/s · ETA 4m07s · verified ..."."""
+        percent = "" if self.percent is None else f"{self.percent}%"
+        parts = (*self._amounts(), percent, self._rate(), self.eta, *self._counts(), self.waiting)
+        return SEPARATOR.join(filter(None, parts))
 
-    def clear(self) -> None:
-        """Remove the live line."""
-        if self._dirty:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-            self._dirty = False
+    def lines(self, width: int) -> list[str]:
+        """The same but for percentage, ETA and whom it waits for, in as many lines of at most *width* characters as it takes."""
+        lines: list[str] = []
+        for part in (*self._amounts(), self._rate(), *self._counts()):
+            if lines and len(lines[-1]) + len(SEPARATOR) + len(part) <= width:
+                lines[-1] += SEPARATOR + part
+            else:
+                lines += textwrap.wrap(part, width)
+        return lines
 
-    def _object(self, fields: Mapping[str, Any]) -> None:
-        action = fields["action"]
-        if action.startswith("differs/"):
-            self.clear()
-            self._lines.difference(action.removeprefix("differs/"), fields["identifier"])
-        elif self._dry_run and not self._quiet and action != "failed":
-            self.clear()
-            self._lines.name(fields["identifier"], before=f"{action:<24} ")
+    @property
+    def percent(self) -> int | None:
+        """Of the bytes, or where there are none of the objects; None before it is known what all is."""
+        if not self._fields.get("plan_complete"):
+            return None
+        done, total = self._fields["bytes"], self._fields.get("planned_bytes")
+        if not total:
+            done, total = self._objects()
+        return min(100, 100 * done // total) if total else None
 
-    def _show(self, fields: Mapping[str, Any]) -> None:
-        if self._live:
-            columns = shutil.get_terminal_size().columns
-            self._stream.write(f"\r{self._progress.line(fields)[: columns - 1]}\x1b[K")
-            self._stream.flush()
-            self._dirty = True
-        elif fields["seconds"] >= self._due:
-            self._due = fields["seconds"] + PIPED_INTERVAL
-            self._stream.write(self._progress.line(fields) + "\n")
-            self._stream.flush()
+    @property
+    def eta(self) -> str:
+        """How long it will take; before it is known what all is, an estimate, which says so."""
+        left = self._fields.get("eta")
+        left = None if left is None else float(math.ceil(left))
+        if self._fields.get("plan_complete"):
+            return f"ETA {duration(left)}" if left is not None else ""
+        if "listed" not in self._fields:
+            return ""
+        listed = f"planning, {self._fields['listed']:,} listed"
+        return listed if left is None else f"{listed}, estimated {duration(left)} or more"
+
+    @property
+    def waiting(self) -> str:
+        """Who is waited for, and for how long."""
+        if "waiting_for" not in self._fields:
+            return ""
+        return f"waiting for {quoted(self._fields['waiting_for'])}, {self._fields['waiting']:.0f} s"
+
+    def _amounts(self) -> list[str]:
+        fields = self._fields
+        parts = []
+        done, total = self._objects()
+        if "planned" in fields:
+            parts.append(f"{done:,}/{total:,} objects")
+        elif "done" in fields:
+            parts.append(f"{done:,} objects")
+        moved, planned = fields["bytes"], fields.get("planned_bytes")
+        size = max(moved, planned or 0)
+        if planned is None:
+            parts.append(amount(moved))
+        else:
+            parts.append(f"{in_unit_of(moved, size)}/{in_unit_of(size, size)} {unit_of(size)}")
+        return parts
+
+    def _rate(self) -> str:
+        return f"{amount(self._fields.get('rate', 0))}/s"
+
+    def _counts(self) -> list[str]:
+        counted = ["verified", "skipped", "deleted", "failed"]
+        if not self._fields.get("deleted"):
+            counted.remove("deleted")
+        return [f"{name} {self._fields[name]:,}" for name in counted if name in self._fields]
+
+    def _objects(self) -> tuple[int, int]:
+        """How many are settled, and of how many."""
+        fields = self._fields
+        done = fields.get("done", 0)
+        without_work = fields.get("skipped", 0)
+        if without_work and self._verb != "verify":  # what was compared and found equal is among both
+            without_work -= done - fields["copied"] - fields["failed"]
+        done += without_work
+        return done, max(done, fields.get("planned", 0) + without_work)
 
 
 def summarize(report: TransferReport, *, quiet: bool = False) -> None:

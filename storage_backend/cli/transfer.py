@@ -217,6 +217,13 @@ def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool, 
     return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=as_json)
 
 
+def synchronize_places(source: str, target: str, *, quiet: bool, as_json: bool) -> int:
+    """`sync` between two places, for cp -r."""
+    from storage_backend import transfer
+
+    return _make(transfer.sync, source, target, {"dry_run": False}, quiet=quiet, as_json=as_json)
+
+
 def _make(
     verb: Callable[..., TransferReport],
     source: str,
@@ -270,7 +277,8 @@ def _run(
     as_json: bool,
 ) -> int:
     """Run a transfer, show it, and give its exit code."""
-    from storage_backend.cli.progress import Display, summarize
+    from storage_backend.cli.display import Display
+    from storage_backend.cli.progress import summarize
 
     display = Display(quiet=quiet, as_json=as_json, dry_run=options.get("dry_run", False))
     try:

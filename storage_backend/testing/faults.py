@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 from typing_extensions import override
 
 from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend, one_level
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import UnavailableError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Content, Writer, plain
@@ -285,18 +286,26 @@ class FaultyStorage(Wrapper):
         return self._run("read_range", super().read_range, identifier, start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
         faults = self._begin("read_many", identifiers)
         cut = faults.cut()
         found = super().read_many(identifiers)
-        return faults.end(cut.items(found) if cut else found)
+        return read_counted(faults.end(cut.items(found) if cut else found), progress)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return self._run("write_many", super().write_many, items, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return self._run("delete_many", super().delete_many, identifiers)
 
     @override

@@ -59,6 +59,7 @@ class _Batch:
 
     def __init__(self, job: Job, actions: Sequence[Action]) -> None:
         self.job = job
+        self.key = actions[0].identifier
         self.looked = time.time()
         self.actions = {action.identifier: action for action in actions}
         self.unread: dict[str, Exception] = {}
@@ -80,12 +81,15 @@ class _Batch:
         to get it back takes longer than the call.
         """
         with self.job.turn if self.job.near else nullcontext():
+            self.job.flow.ask(self.key, self.job.source)
             began = time.perf_counter()
             group = next(groups, None)
             if group is None:
+                self.job.flow.ask(self.key, self.job.target)
                 return None
             found = self._checked(group)
             self.job.near = time.perf_counter() - began < NEAR * len(group)
+            self.job.flow.ask(self.key, self.job.target)
             return found
 
     def _checked(self, group: list[tuple[ObjectInfo, bytes]]) -> list[Item]:
@@ -108,6 +112,7 @@ class _Batch:
                 raise InterruptedTransferError
             action = self.actions.get(identifier)
             if action is not None:
+                self.job.flow.moved(identifier, len(content))
                 yield cast(ObjectInfo, action.source), content
 
 
@@ -207,17 +212,22 @@ def _compared(
 
 def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, _Digest]:
     """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
+    job.flow.ask(infos[0].identifier, backend)
     found: dict[str, _Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
         sizes = {info.identifier: info.size for info in infos}
         for identifier, digest in backend._digests(sizes):
             found[identifier] = (sizes[identifier], digest)
+            job.flow.moves += 1
     elif len(infos) > 1:
+        by_name = {info.identifier: info for info in infos}
         try:
-            for identifier, content in backend.read_many([info.identifier for info in infos]):
+            for identifier, content in backend.read_many(list(by_name)):
                 if job.stop.is_set():
                     raise InterruptedTransferError
                 found[identifier] = (len(content), sha256(content))
+                if identifier in by_name:
+                    _half(job, backend, by_name[identifier], len(content))
         except BatchError as error:
             found.update(error.failures)
     for info in infos:
@@ -226,11 +236,24 @@ def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> 
     return found
 
 
+def _half(job: Job, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
+    """Count *size* bytes read of an object that is read on both sides, on the source first."""
+    before = 0 if backend is job.source else info.size or 0
+    job.flow.moved(info.identifier, (before + size) // 2)
+
+
 def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> _Digest:
     if job.stop.is_set():
         raise InterruptedTransferError
+    size = 0
+
+    def moved(more: int) -> None:
+        nonlocal size
+        size += more
+        _half(job, backend, info, size)
+
     try:
-        return info.size, backend.checksum(info.identifier)
+        return info.size, backend._checksum_counted(info.identifier, "sha256", moved)
     except FATAL:
         raise
     except Exception as error:  # noqa: BLE001 - it is this object's outcome

@@ -14,6 +14,7 @@ from storage_backend.errors import BatchError, IntegrityError, SourceChangedErro
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.flow import Flow
 from storage_backend.transfer.options import Verification
 from storage_backend.transfer.planning import Action, Record
 
@@ -36,6 +37,7 @@ class Job:
         keeps_time: the target keeps the source's time, so that its fingerprint is known without asking.
         turn: held while a batch is read from a source that is near.
         near: whether the source last gave an object within microseconds.
+        flow: how far what is under way has come.
     """
 
     source: StorageBackend
@@ -47,6 +49,7 @@ class Job:
     keeps_time: bool = False
     turn: threading.Lock = field(default_factory=threading.Lock)
     near: bool = False
+    flow: Flow = field(default_factory=Flow)
 
     def __post_init__(self) -> None:
         self.keeps_time = self.target.keeps_modified is True
@@ -137,8 +140,12 @@ class PinnedReader:
         """
         if self._job.stop.is_set():
             raise InterruptedTransferError
+        flow = self._job.flow
+        flow.ask(self._info.identifier, self._job.source)
         chunk = self._reader.read(size)
+        flow.ask(self._info.identifier, self._job.target)
         self._size += len(chunk)
+        flow.moved(self._info.identifier, self._size)
         # A file that grows as fast as it is read would have no end.
         grew = self._info.size is not None and self._size > self._info.size
         if grew or ((not chunk or size < 0) and self._job.may_tear and not self._job.is_still(self._info)):
@@ -162,12 +169,15 @@ def copy_one(job: Job, action: Action) -> Outcome:
     """
     info = cast(ObjectInfo, action.source)
     try:
-        return _stream(job, replace_source(action, info))
-    except (SourceChangedError, IntegrityError):
-        fresh = job.look(action.identifier)
-        if _same(fresh, info):
-            raise
-    return _stream(job, replace_source(action, fresh))
+        try:
+            return _stream(job, replace_source(action, info))
+        except (SourceChangedError, IntegrityError):
+            fresh = job.look(action.identifier)
+            if _same(fresh, info):
+                raise
+        return _stream(job, replace_source(action, fresh))
+    finally:
+        job.flow.answered(action.identifier)
 
 
 def replace_source(action: Action, info: ObjectInfo) -> Action:
@@ -204,9 +214,11 @@ def verified_record(
 def _stream(job: Job, action: Action) -> Outcome:
     info = cast(ObjectInfo, action.source)
     looked = time.time() if job.may_tear else action.looked
+    job.flow.ask(info.identifier, job.source)
     with job.source.open(info.identifier) as reader:
         source = HashingReader(cast(BinaryIO, PinnedReader(reader, job, info)))
         verify = job.verification == "digest"
+        job.flow.ask(info.identifier, job.target)
         if (
             job.target.write_stream(
                 info.identifier, cast(BinaryIO, source), info=expected(info), verify=verify

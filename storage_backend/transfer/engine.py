@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
@@ -17,7 +17,7 @@ from storage_backend.transfer.copier import InterruptedTransferError, Job, Outco
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
 from storage_backend.transfer.planning import Action, Record, Rules, actions, merge
-from storage_backend.transfer.progress import INTERVAL, Emitter
+from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
 
@@ -43,6 +43,10 @@ class Engine:
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
         self._events = Emitter(options.on_event)
+        self._pace = Pace()
+        self._silence = Silence()
+        self._shown_bytes = 0
+        self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._source_count = 0
         self._target_count = 0
@@ -58,13 +62,14 @@ class Engine:
         self._events.emit("start", verb=self.verb, source=self.report.source, target=self.report.target)
         error = None
         try:
-            self._run()
+            with self._events.ticking(self._progress):
+                self._run()
         except BaseException as caught:
             error = f"{type(caught).__name__}: {caught}" if str(caught) else type(caught).__name__
             raise
         finally:
             self.report.seconds = self.report.elapsed
-            self._events.progress(self.report.progress, force=True)
+            self._events.progress(self._progress, force=True)
             self._events.emit("end", **self.report.as_dict(), error=error)
         return self.report
 
@@ -75,6 +80,23 @@ class Engine:
         for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:
                 yield action
+
+    def _progress(self) -> dict[str, Any]:
+        """The fields of a "progress" event."""
+        # The report first: what is settled meanwhile is then missed once, and not counted twice.
+        found = self.report.progress()
+        flow = self.job.flow
+        self._shown_bytes = max(self._shown_bytes, found["bytes"] + flow.bytes)
+        found |= {"plan_complete": self.planned, "listed": self._source_count, "bytes": self._shown_bytes}
+        found |= self._pace.of(
+            found["seconds"], self._shown_bytes, found["done"], found["planned_bytes"], found["planned"]
+        )
+        found["deleted"] = self.report.deleted + self.report.source_deleted
+        mark = flow.moves, self._source_count, self._target_count, found["done"], found["deleted"]
+        waiting = self._silence.lasting(mark, found["seconds"])
+        if waiting and (hosts := flow.hosts()) and self.report.seconds is None:
+            found |= {"waiting_for": hosts, "waiting": round(waiting, 1)}
+        return found
 
     def _run(self) -> None:
         with_extras = self.options.delete and not self.options.dry_run
@@ -105,8 +127,8 @@ class Engine:
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
-        source = self.job.source.scan(self.options.stem, on_skip=self._on_skip)
-        target = self.job.target.scan(self.options.stem)
+        source = self._listed(self.job.source, on_skip=self._on_skip)
+        target = self._listed(self.job.target)
         in_scope = self.options.in_scope
         if self.options.trash is not None:
             trash = f"{self.options.trash.removesuffix('/')}/"
@@ -126,6 +148,16 @@ class Engine:
                 yield one, self._completed(self.job.target, other)
             else:
                 yield one, other
+
+    def _listed(self, backend: StorageBackend, **keywords: Any) -> Iterator[ObjectInfo]:
+        """What *backend* lists; it is known when that is waited for."""
+        flow = self.job.flow
+        flow.waiting_for = backend
+        for info in backend.scan(self.options.stem, **keywords):
+            flow.waiting_for = None
+            yield info
+            flow.waiting_for = backend
+        flow.waiting_for = None
 
     def _completed(self, backend: StorageBackend, info: ObjectInfo) -> ObjectInfo:
         """What a scan without sizes left out; an object that vanished meanwhile is left to its reader."""
@@ -220,6 +252,12 @@ class Engine:
 
     def _unit(self, unit: Unit) -> list[Outcome]:
         """The work on one unit; runs in a worker."""
+        try:
+            return self._outcomes(unit)
+        finally:
+            self.job.flow.answered(unit[0].identifier)
+
+    def _outcomes(self, unit: Unit) -> list[Outcome]:
         if self.job.stop.is_set():
             raise InterruptedTransferError
         if unit[0].kind == "skip":
@@ -266,7 +304,7 @@ class Engine:
         for future in done:
             pending.discard(future)
             self._record(future.result())
-        self._events.progress(self.report.progress)
+        self._events.progress(self._progress)
         return waiting
 
     def _record(self, outcomes: list[Outcome]) -> None:
@@ -276,6 +314,7 @@ class Engine:
         confirmed: list[str] = []
         for outcome in outcomes:
             identifier = outcome.action.identifier
+            self.job.flow.settle(identifier)
             if outcome.error is not None:
                 self._record_failure(outcome, outcome.error)
                 if identifier in self.report.failed:
@@ -332,6 +371,7 @@ class Engine:
         if reason is not None:
             self.report.refused.append(reason)
             return
+        self.job.flow.waiting_for = self.job.target
         for batch in deletion.batches(extras):
             for identifier, error in deletion.remove(self.job.target, batch, self.options.trash):
                 if error is not None:
@@ -339,14 +379,17 @@ class Engine:
                     continue
                 self.report.deleted += 1
                 self._events.emit("object", identifier=identifier, action="delete/extra")
+        self.job.flow.waiting_for = None
 
     def _delete_source(self) -> None:
         """Remove from the source what this run knows to be verified on the target."""
         assert self.journal is not None
         for batch in self.journal.confirmed(JOURNAL_PAGE):
             if self.options.flush:
+                self.job.flow.waiting_for = self.job.target
                 self.job.target.flush()
             self.journal.harden()
+            self.job.flow.waiting_for = self.job.source
             gone = []
             for identifier, error in deletion.remove_verified(self.job, batch):
                 if error is not None:
@@ -372,6 +415,7 @@ class _Planner(threading.Thread):
         """Plan to the end, and keep what goes wrong for the thread that waits."""
         try:
             self._engine.sort_out(self._spool, self._extras)
+            self._engine.planned = not self._engine.job.stop.is_set()
         except BaseException as error:  # noqa: BLE001 - raised by the engine
             self.error = error
         finally:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 Kind: TypeAlias = Literal["start", "object", "progress", "end"]
 
 INTERVAL = 0.2  # seconds between two "progress" events
+WINDOW = 10.0  # seconds that a rate is taken over
+SILENCE = 3.0  # seconds without a byte or an object, after which it is said who is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +27,12 @@ class Event:
         fields: by kind.
             start: verb, source, target.
             object: identifier, action (as "copy/missing"), and size, sha256, error where there is one.
-            progress: planned, planned_bytes, plan_complete, done, bytes, copied, verified, skipped, failed, seconds.
+            progress: planned, planned_bytes, plan_complete, listed (objects that the source has shown so far), done,
+                bytes (read so far, also of objects under way; it never falls, and an object that is tried again is not
+                counted twice), copied, verified, skipped, deleted (on both sides), failed, seconds; rate (bytes a second
+                of late); eta, where one can be told (seconds that what is planned will take: an estimate until
+                plan_complete, since more may be planned); waiting_for (hosts, or places that have none) and waiting
+                (seconds), where nothing has arrived for some seconds.
             end: the report, as `TransferReport.as_dict` gives it.
     """
 
@@ -35,24 +44,109 @@ class Event:
         return {"event": self.kind, **self.fields}
 
 
+class Pace:
+    """How fast it goes, and how long what is left will take, by the last seconds."""
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
+
+    def of(self, seconds: float, moved: int, done: int, total_bytes: int, total: int) -> dict[str, Any]:
+        """The fields `rate` and, where it can be told, `eta`.
+
+        Args:
+            seconds: since the start; it grows from call to call.
+            moved: bytes so far.
+            done: objects so far.
+            total_bytes: bytes to be moved, as far as known.
+            total: objects to be done, as far as known.
+        """
+        while len(self._samples) > 1 and self._samples[1][0] <= seconds - WINDOW:
+            self._samples.popleft()
+        since, moved_then, done_then = self._samples[0]
+        self._samples.append((seconds, moved, done))
+        span = max(seconds - since, 1e-3)
+        rate = (moved - moved_then) / span
+        found: dict[str, Any] = {"rate": round(rate)}
+        left, speed = (
+            (total_bytes - moved, rate) if total_bytes > moved else (total - done, (done - done_then) / span)
+        )
+        if left > 0 and speed > 0:
+            found["eta"] = round(left / speed, 1)
+        return found
+
+
+class Silence:
+    """How long nothing has arrived."""
+
+    def __init__(self) -> None:
+        self._mark: object = None
+        self._since = 0.0
+
+    def lasting(self, mark: object, seconds: float) -> float:
+        """Seconds since *mark* was another one; 0 while that is nothing to speak of.
+
+        Args:
+            mark: any value that changes when something arrives.
+            seconds: on a clock that goes on from call to call.
+        """
+        if mark != self._mark:
+            self._mark, self._since = mark, seconds
+        lasted = seconds - self._since
+        return lasted if lasted >= SILENCE else 0.0
+
+
 class Emitter:
-    """Hands events on, and limits how often progress is told."""
+    """Hands events on, one at a time, and limits how often progress is told."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
         self._due = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._error: BaseException | None = None
 
     def emit(self, kind: Kind, **fields: Any) -> None:
-        """Tell of one event; fields that are None are left out."""
-        if self._on_event is not None:
-            event = Event(kind, {name: value for name, value in fields.items() if value is not None})
-            with self._lock:
-                self._on_event(event)
+        """Tell of one event; fields that are None are left out.
+
+        Raises:
+            BaseException: what the listener raised just now, or before in a thread that had nobody to tell.
+        """
+        if self._on_event is None:
+            return
+        event = Event(kind, {name: value for name, value in fields.items() if value is not None})
+        with self._lock:
+            if self._error is not None:
+                raise self._error
+            self._on_event(event)
 
     def progress(self, snapshot: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
         """Tell how far it is, if it was not told just now."""
-        now = time.monotonic()
-        if self._on_event is not None and (force or now >= self._due):
-            self._due = now + INTERVAL
-            self.emit("progress", **snapshot())
+        if self._on_event is None or not (force or time.monotonic() >= self._due):
+            return
+        with self._lock:
+            if force or time.monotonic() >= self._due:
+                self._due = time.monotonic() + INTERVAL
+                self.emit("progress", **snapshot())
+
+    @contextmanager
+    def ticking(self, snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
+        """While the body runs, progress is told from a thread of its own: whoever works may wait for a server meanwhile."""
+        if self._on_event is None:
+            yield
+            return
+        ended = threading.Event()
+
+        def tick() -> None:
+            while not ended.wait(INTERVAL):
+                try:
+                    self.progress(snapshot)
+                except BaseException as error:  # noqa: BLE001 - raised where the next event is told
+                    self._error = error
+                    return
+
+        thread = threading.Thread(target=tick, name="storage-progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()

@@ -19,6 +19,7 @@ from storage_backend.base import (
     matching,
     store,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content, plain
 
@@ -119,15 +120,23 @@ class Wrapper(StorageBackend):
         return self.backend.read_range(identifier, start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return self.backend.read_many(identifiers)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(self.backend.read_many(identifiers), progress)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return self.backend.write_many(items, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return self.backend.delete_many(identifiers)
 
     @override

@@ -24,6 +24,7 @@ from storage_backend.base import (
     matching,
     store,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -32,7 +33,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import Content, Writer, plain
+from storage_backend.streams import Content, Moved, Writer, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 
 
@@ -198,7 +199,12 @@ class PrefixedStorage(Wrapper):
             return self.backend.read_range(joined, start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         batch = _Batch(self._beneath)
         with batch:
             for joined, content in self.backend.read_many(batch.joined(identifiers)):
@@ -206,7 +212,11 @@ class PrefixedStorage(Wrapper):
         batch.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         batch = _Batch(self._beneath)
         stored = 0
         with batch:
@@ -215,7 +225,9 @@ class PrefixedStorage(Wrapper):
         return stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         batch = _Batch(self._beneath)
         absent = 0
         with batch:
@@ -232,6 +244,21 @@ class PrefixedStorage(Wrapper):
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
         with self._errors(identifier) as joined:
             return self.backend.upload(path, joined)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.backend._download_counted(joined, path, moved)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.backend._upload_counted(path, joined, moved)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        with self._errors(identifier) as joined:
+            return self.backend._checksum_counted(joined, algorithm, moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

@@ -10,6 +10,7 @@ from typing import BinaryIO, Literal
 from typing_extensions import override
 
 from storage_backend.base import Item
+from storage_backend.counted import Progress
 from storage_backend.errors import AccessDeniedError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content
@@ -53,11 +54,13 @@ class ReadOnlyStorage(Wrapper):
         return super().open(identifier, mode)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
         raise self._denied("write", None)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         raise self._denied("delete", None)
 
     @override

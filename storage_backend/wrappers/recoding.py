@@ -19,16 +19,19 @@ from storage_backend.base import (
     StorageBackend,
     capabilities_of,
     check_mode,
+    digest_of,
     info_of,
     location_of,
     store,
     unsupported,
 )
+from storage_backend.counted import Progress, read_counted, write_counted
 from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
     CHUNK,
     Content,
+    Moved,
     check_arrived,
     check_range,
     chunks,
@@ -122,7 +125,12 @@ class RecodingWrapper(Wrapper):
         return self._settled(lambda: self._span(identifier, start, end))
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         batch = _Batch()
         with batch:
             for identifier, stored in self.backend.read_many(batch.watched(identifiers)):
@@ -134,7 +142,11 @@ class RecodingWrapper(Wrapper):
         batch.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         batch = _Batch()
         stored = 0
 
@@ -169,6 +181,10 @@ class RecodingWrapper(Wrapper):
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
         return StorageBackend.checksum(self, identifier, algorithm)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        return digest_of(self, identifier, algorithm, moved)
 
     @override
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:

@@ -106,6 +106,21 @@ class TestResume:
         assert transfer.target.stat().st_mtime == 1_000_000_000 or way == "download"
         assert transfer.partial() == []
 
+    def test_a_display_is_told_of_what_was_there_and_of_the_rest(
+        self, ways: Pair, way: Way, tmp_path: Path
+    ) -> None:
+        transfer = Transfer(ways, way, tmp_path, content_of(SIZE))
+        transfer.break_off(40 * MIB)
+        moved: list[int] = []
+        with ways.storage() as storage:
+            if way == "upload":
+                assert storage._upload_counted(transfer.local, "big", moved.append)
+            else:
+                assert storage._download_counted("big", transfer.local, moved.append)
+        assert sum(moved) == SIZE
+        assert moved[0] > 8 * MIB
+        assert max(moved[1:]) <= 1 * MIB
+
     def test_several_breaks_add_up(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         content = content_of(SIZE)
         transfer = Transfer(ways, way, tmp_path, content)

@@ -126,6 +126,19 @@ def test_get_r_and_put_r_move_trees(program: Program, source: Path, tmp_path: Pa
     assert not (tmp_path / "gone.db").exists()
 
 
+def test_cp_r_copies_between_any_two_places(program: Program, source: Path, tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/new.db"
+    assert program("cp", "-r", source, f"{url}#in/it").code == 0
+    result = program("cp", "-r", f"{url}#in/it", tmp_path / "back")
+    assert (result.code, result.err) == (0, "")
+    assert "copied 3" in result.out.decode()
+    same(source, tmp_path / "back")
+    again = program("cp", "-r", "--json", f"{url}#in/it", tmp_path / "back").out.splitlines()
+    assert json.loads(again[-1])["copied"] == 0
+    assert program("cp", "-r", source, source / "d").code == 2
+    assert program("cp", "-r", f"sqlite:///{tmp_path}/gone.db", tmp_path / "nothing").code == 3
+
+
 def test_paths_of_get_and_put_are_never_urls(
     program: Program, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,17 +268,6 @@ def test_rm_r_asks_on_a_terminal(environment: dict[str, str], tmp_path: Path) ->
     assert not list(tmp_path.iterdir())
 
 
-def test_a_transfer_has_a_live_line_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/a").write_bytes(b"1")
-    code, shown = on_a_terminal(environment, "sync", tmp_path / "source", tmp_path / "target")
-    assert code == 0
-    live, _, rest = shown.rpartition("\r\x1b[K")
-    assert "1/1 objects · 1/1 B" in live
-    assert "verified 0 · skipped 0 · failed 0" in live
-    assert rest.startswith("sync: copied 1 ")
-
-
 @pytest.mark.parametrize("url", ["s3://bucket", "ssh://host/x", "cached+memory:"])
 def test_help_and_readme_have_every_parameter_of_a_url(program: Program, url: str) -> None:
     known = program("ls", f"{url}?nonsense=1").err.rpartition(" takes ")[2].partition(" (")[0].strip()

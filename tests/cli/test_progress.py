@@ -1,4 +1,4 @@
-"""The progress line and the summary."""
+"""How far it is, in words, and the summary."""
 
 import io
 from typing import Any
@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from storage_backend import NotFoundError, TransferReport
+from storage_backend.cli.display import PIPED_INTERVAL, Display
 from storage_backend.cli.progress import (
     MOST_ALIKE,
-    PIPED_INTERVAL,
-    Display,
-    Progress,
+    Status,
     duration,
     summarize,
 )
 from storage_backend.transfer import Event
+from tests.cli.terminal import Screen
 
 pytestmark = pytest.mark.quick
 
@@ -37,49 +37,83 @@ def fields(**changes: Any) -> dict[str, Any]:
     return {**found, **changes}
 
 
+MIGRATION = fields(
+    planned=99_988,
+    planned_bytes=int(733.1 * GIB),
+    done=61_192,
+    bytes=int(412.6 * GIB),
+    copied=61_190,
+    verified=61_190,
+    skipped=12,
+    failed=2,
+    seconds=315.0,
+    rate=int(1.31 * GIB),
+    eta=247.0,
+)
+
+
 def test_the_line_is_as_designed() -> None:
-    progress = Progress("migrate")
-    found = fields(
-        planned=99_988,
-        planned_bytes=int(733.1 * GIB),
-        done=61_192,
-        bytes=int(412.6 * GIB),
-        copied=61_190,
-        verified=61_190,
-        skipped=12,
-        failed=2,
-        seconds=315.0,
+    assert Status("migrate", MIGRATION).line() == (
+        "61,204/100,000 objects · 412.6/733.1 GiB · 56% · 1.31 GiB/s · ETA 4m07s · verified 61,190 · skipped 12 · failed 2"
     )
-    assert progress.line(found) == (
-        "61,204/100,000 objects · 412.6/733.1 GiB · 1.31 GiB/s · ETA 4m05s · verified 61,190 · skipped 12 · failed 2"
+    assert Status("sync", {**MIGRATION, "deleted": 7}).line().endswith(" · skipped 12 · deleted 7 · failed 2")
+    waiting = {**MIGRATION, "waiting_for": "db.example", "waiting": 12.3}
+    assert Status("migrate", waiting).line().endswith(" · failed 2 · waiting for db.example, 12 s")
+
+
+@pytest.mark.parametrize("width", [25, 40, 80, 200])
+def test_lines_fit_and_leave_nothing_out(width: int) -> None:
+    lines = Status("migrate", MIGRATION).lines(width)
+    assert max(map(len, lines)) <= width
+    assert " · ".join(lines).replace(" · ", " ").split() == (
+        [
+            "61,204/100,000",
+            "objects",
+            "412.6/733.1",
+            "GiB",
+            "1.31",
+            "GiB/s",
+            "verified",
+            "61,190",
+            "skipped",
+            "12",
+            "failed",
+            "2",
+        ]
     )
 
 
-def test_the_rate_is_of_the_last_seconds() -> None:
-    progress = Progress("sync")
-    progress.line(fields(seconds=100.0, bytes=100 * GIB, planned_bytes=200 * GIB))
-    progress.line(fields(seconds=110.0, bytes=100 * GIB, planned_bytes=200 * GIB))
-    line = progress.line(fields(seconds=115.0, bytes=105 * GIB, planned_bytes=200 * GIB))
-    assert "· 1.00 GiB/s ·" in line or "· 341 MiB/s ·" in line
+def test_before_all_is_planned_an_eta_is_called_an_estimate() -> None:
+    planning = {**MIGRATION, "plan_complete": False, "listed": 123_456}
+    status = Status("sync", planning)
+    assert status.percent is None
+    assert status.eta == "planning, 123,456 listed, estimated 4m07s or more"
+    assert "%" not in status.line()
+    del planning["eta"]
+    assert Status("sync", planning).eta == "planning, 123,456 listed"
 
 
-def test_there_is_no_eta_before_all_is_planned() -> None:
-    line = Progress("sync").line(fields(planned=10, done=5, copied=5, plan_complete=False, seconds=1.0))
-    assert line.startswith("5/10 objects")
-    assert "planning" in line
-    assert "ETA" not in line
+def test_a_percentage_goes_by_bytes_and_without_them_by_objects() -> None:
+    assert Status("sync", fields(planned=2, planned_bytes=1000, bytes=999, done=1)).percent == 99
+    assert Status("sync", fields(planned=8, done=6, copied=6)).percent == 75
+    assert Status("sync", fields()).percent is None
 
 
-def test_an_eta_without_bytes_goes_by_objects() -> None:
-    line = Progress("sync").line(fields(planned=10, done=5, copied=5, seconds=5.0))
-    assert "ETA 5s" in line
-    assert "ETA ?" in Progress("sync").line(fields(planned=10, seconds=1.0))
+def test_what_is_not_known_is_not_told() -> None:
+    assert (
+        Status("put", {"bytes": 5 << 20, "seconds": 1.0, "plan_complete": False}).line() == "5.00 MiB · 0 B/s"
+    )
+    assert (
+        Status("rm", {"bytes": 0, "done": 5, "planned": 10, "plan_complete": True})
+        .line()
+        .startswith("5/10 objects · ")
+    )
 
 
 @pytest.mark.parametrize(("verb", "total"), [("migrate", "10/10"), ("verify", "12/12")])
 def test_what_was_compared_is_counted_once(verb: str, total: str) -> None:
     # migrate counts what it compared and found equal as skipped too; verify does not
-    line = Progress(verb).line(fields(planned=8, done=8, copied=6, skipped=4, seconds=1.0))
+    line = Status(verb, fields(planned=8, done=8, copied=6, skipped=4, seconds=1.0)).line()
     assert line.startswith(f"{total} objects")
 
 
@@ -104,33 +138,45 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_has_one_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    stream = Terminal()
-    display = Display(stream=stream)
-    display(Event("start", {"verb": "sync", "source": "a", "target": "b"}))
-    for seconds in (1.0, 2.0):
-        display(Event("progress", fields(planned=10, done=1, copied=1, seconds=seconds)))
-    display(Event("end", {}))
-    text = stream.getvalue()
-    assert "\n" not in text
-    assert text.endswith("\r\x1b[K")
-    shown = [part for part in text.replace("\x1b[K", "").split("\r") if part]
-    assert len(shown) == 2
-    assert all(len(part) < 40 for part in shown)
-
-
-def test_elsewhere_there_is_a_line_now_and_then() -> None:
-    stream = io.StringIO()
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_terminal_there_is_a_line_now_and_then(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TERM", "dumb" if terminal else "xterm")
+    stream = Terminal() if terminal else io.StringIO()
     display = Display(stream=stream)
     display(Event("start", {"verb": "sync"}))
     for tenth in range(650):
         display(Event("progress", fields(seconds=tenth / 10)))
     display(Event("end", {}))
     assert len(stream.getvalue().splitlines()) == int(65 / PIPED_INTERVAL)
+    assert "\x1b" not in stream.getvalue()
+    assert "\r" not in stream.getvalue()
 
 
-def test_quiet_shows_no_progress() -> None:
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_a_terminal_shows_all_lines_and_clears_them(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "40")
+    output = io.BytesIO()
+    stream = io.TextIOWrapper(output, encoding=encoding, write_through=True)
+    monkeypatch.setattr(stream, "isatty", lambda: True)
+    display = Display(stream=stream)
+    display(Event("start", {"verb": "migrate", "source": "a", "target": "b"}))
+    display(Event("progress", {**MIGRATION, "seconds": 0.1}))
+    assert not output.getvalue()  # it may be done at once
+    display(Event("progress", {**MIGRATION, "waiting_for": f"{'db.' * 20}example", "waiting": 12.3}))
+    screen = Screen(39).feed(output.getvalue().decode(encoding).replace("\n", "\r\n"))
+    text = "\n".join(screen.lines)
+    assert text.startswith("56% ETA 4m07s ━━━" if encoding == "utf-8" else "56% ETA 4m07s ---")
+    assert "61,204/100,000 objects\n412.6/733.1 GiB " in text
+    assert text.replace("\n", "").endswith("example, 12 s")
+    display(Event("end", {}))
+    assert Screen(39).feed(output.getvalue().decode(encoding).replace("\n", "\r\n")).lines == []
+
+
+def test_quiet_shows_no_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     display = Display(quiet=True, stream=stream)
     display(Event("start", {"verb": "sync"}))

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 from unittest.mock import MagicMock
 
 import pytest
@@ -218,7 +218,7 @@ class Growing(Wrapper):
             self._grow()
         return reader
 
-    def read_many(self, identifiers: object) -> Iterator[tuple[str, bytes]]:
+    def read_many(self, identifiers: object, **_: Any) -> Iterator[tuple[str, bytes]]:
         for identifier, content in super().read_many(identifiers):  # type: ignore[arg-type]  # as given
             if identifier == self.identifier:
                 self._grow()
@@ -317,7 +317,7 @@ def test_delete_source_removes_only_what_is_proven(journal: Path) -> None:
     touched = threading.Event()
 
     class Meddling(Wrapper):
-        def write_many(self, items, *, verify: bool = False) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 - as the base says
+        def write_many(self, items, *, verify: bool = False, **_: Any) -> int:  # type: ignore[no-untyped-def]  # noqa: ANN001 - as the base says
             stored = super().write_many(items, verify=verify)
             put(source, "mine", b"2", later(60))
             touched.set()
@@ -350,7 +350,7 @@ def test_delete_source_flushes_first_and_not_at_all_without_a_digest(journal: Pa
             order.append("flush")
             return True
 
-        def delete_many(self, identifiers: object) -> int:
+        def delete_many(self, identifiers: object, **_: Any) -> int:
             order.append("delete")
             return super().delete_many(identifiers)  # type: ignore[arg-type]  # as given
 

@@ -315,7 +315,7 @@ def test_misses_are_read_as_one_batch(one: FaultyStorage, two: FaultyStorage) ->
 
     class Counting(MemoryStorage):
         @override
-        def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+        def read_many(self, identifiers: Iterable[str], **_: Any) -> Iterator[tuple[str, bytes]]:
             asked.append(list(identifiers))
             return two.read_many(asked[-1])
 

@@ -120,7 +120,7 @@ class Flaky(FaultyStorage):
         return breaking(found, 40) if self.count("scan") % 2 else iter(found)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(self, identifiers: Iterable[str], **_: Any) -> Iterator[tuple[str, bytes]]:
         found = super().read_many(identifiers)
         return breaking(found, 40) if self.count("read_many") % 2 else found
 
@@ -1001,7 +1001,7 @@ def test_a_batch_of_writes_that_breaks_is_written_again(faulty: FaultyStorage, m
         broken = 3
 
         @override
-        def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+        def write_many(self, items: Iterable[Item], *, verify: bool = False, **_: Any) -> int:
             taken = list(items)
             if self.broken:
                 self.broken -= 1

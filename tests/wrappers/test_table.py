@@ -3,11 +3,27 @@
 import importlib
 import inspect
 import pkgutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+from typing_extensions import override
 
 import pytest
 
 import storage_backend.wrappers
-from storage_backend import StorageBackend
+from storage_backend import (
+    CachedStorage,
+    CompressedStorage,
+    EncryptedStorage,
+    FallbackStorage,
+    MemoryStorage,
+    PrefixedStorage,
+    ReadOnlyStorage,
+    RetryingStorage,
+    StorageBackend,
+)
+from storage_backend.base import Item
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
 
@@ -61,6 +77,67 @@ OVERRIDDEN = {
     },
     "RetryingStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
 }  # fmt: skip
+
+
+class Old(MemoryStorage):
+    """A user's class from before `progress`."""
+
+    @override
+    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:  # type: ignore[override]  # on purpose
+        return super().read_many(identifiers)
+
+    @override
+    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:  # type: ignore[override]  # on purpose
+        return super().write_many(items, verify=verify)
+
+    @override
+    def delete_many(self, identifiers: Iterable[str]) -> int:  # type: ignore[override]  # on purpose
+        return super().delete_many(identifiers)
+
+
+MADE: dict[str, Callable[[Path], StorageBackend]] = {
+    "cached": lambda folder: CachedStorage(Old(), folder / "cache"),
+    "compressed": lambda _: CompressedStorage(Old()),
+    "encrypted": lambda _: EncryptedStorage(Old(), key=bytes(32)),
+    "fallback": lambda _: FallbackStorage(Old(), Old()),
+    "faulty": lambda _: FaultyStorage(Old()),
+    "prefixed": lambda _: PrefixedStorage(Old(), "in/it"),
+    "retrying": lambda _: RetryingStorage(Old()),
+    "wrapper": lambda _: Wrapper(Old()),
+    "nested": lambda folder: PrefixedStorage(CachedStorage(CompressedStorage(Old()), folder / "cache"), "in"),
+}
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_progress_counts_what_the_caller_sees_and_is_not_passed_on(kind: str, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    def progress(objects: int, size: int) -> None:
+        told.append((objects, size))
+
+    with MADE[kind](tmp_path) as storage:
+        objects = {f"{number}": b"x" * number for number in range(10)}
+        assert storage.write_many(objects.items(), progress=progress) == 10
+        assert told[-1] == (10, 45)
+        assert dict(storage.read_many(objects, progress=progress)) == objects
+        assert told[-10:] == sorted(told[-10:])
+        assert told[-1] == (10, 45)
+        shown = ReadOnlyStorage(storage)
+        assert dict(shown.read_many(["3", "4"], progress=progress)) == {"3": b"xxx", "4": b"xxxx"}
+        assert told[-1] == (2, 7)
+        assert storage.delete_many([*objects, "1"], progress=progress) == 10
+        assert told[-1] == (10, 0)
+
+
+def test_a_prefetch_tells_what_it_fetches(tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    backend = Old()
+    backend.write_many([("a", b"1"), ("b", b"22"), ("c", b"333")])
+    with CachedStorage(backend, tmp_path / "cache") as cache:
+        cache.read("a")
+        assert cache.prefetch("abc", progress=lambda *so_far: told.append(so_far)) == 2
+    assert told[-1] == (2, 5)
+    assert len(told) == 2
 
 
 def wrappers() -> list[type[Wrapper]]:

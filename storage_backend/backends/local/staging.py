@@ -17,7 +17,7 @@ from storage_backend.backends.local.errors import Mapped
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
 from storage_backend.files import StagedFile, copy_descriptor, entry_mode
-from storage_backend.streams import CHUNK, new_digest
+from storage_backend.streams import CHUNK, Moved, new_digest
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
@@ -77,15 +77,15 @@ class Staging:
         with self._mapped:
             self._file.write(data)
 
-    def copy_from(self, source: int) -> None:
-        """Append everything from a regular file that is open as *source*, and take over its times.
+    def copy_from(self, source: int, moved: Moved | None = None) -> None:
+        """Append everything from a regular file that is open as *source*, and take over its times; *moved* is told of the bytes.
 
         Raises:
             SourceChangedError: it was written to meanwhile.
         """
         with self._mapped:
             before = os.fstat(source)
-            copied = copy_descriptor(source, self._file.fd)
+            copied = copy_descriptor(source, self._file.fd, moved)
             after = os.fstat(source)
             os.utime(self._file.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
         if (before.st_mtime_ns, before.st_size, copied) != (

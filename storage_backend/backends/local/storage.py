@@ -38,13 +38,16 @@ from storage_backend.streams import (
     CHUNK,
     Content,
     HashingReader,
+    Moved,
     Writer,
     check_arrived,
     check_digest,
     check_range,
     chunks,
+    counting,
     hashing,
     plain,
+    unwatched,
 )
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
@@ -270,19 +273,32 @@ class LocalStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._download_counted(identifier, path)
+
+    @override
+    def _download_counted(
+        self, identifier: str, path: str | os.PathLike[str], moved: Moved | None = None
+    ) -> bool:
         with self._opened(identifier) as reader:
-            write_file(path, lambda staged: copy_descriptor(reader.fileno(), staged.fd))
+            write_file(path, lambda staged: copy_descriptor(reader.fileno(), staged.fd, moved))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self._upload_counted(path, identifier)
+
+    @override
+    def _upload_counted(
+        self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None
+    ) -> bool:
         with Path(expanded(path)).open("rb", buffering=0) as reader:
             if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 with self._staging(identifier) as staging:
-                    staging.copy_from(reader.fileno())
+                    staging.copy_from(reader.fileno(), moved)
                     staging.publish()
                 return True
-            return self.write_stream(identifier, cast(BinaryIO, reader))
+            content = cast(BinaryIO, reader)
+            return self.write_stream(identifier, counting(content, moved or unwatched))
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

@@ -32,9 +32,11 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
     report_skip,
     unsupported,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
     InvalidIdentifierError,
@@ -48,10 +50,12 @@ from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
     Content,
+    Moved,
     Writer,
     check_range,
     new_digest,
     plain,
+    unwatched,
 )
 
 logger = logging.getLogger(__name__)
@@ -313,19 +317,33 @@ class RemoteStorage(StorageBackend):
         return content
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return batches.read_many(self._objects, self._place, identifiers, self._location)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(
+            batches.read_many(self._objects, self._place, identifiers, self._location), progress
+        )
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return batches.write_many(self._objects, self._place, items, self._location, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return batches.delete_many(self._objects, self._place, identifiers, self._location)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._download_counted(identifier, path, unwatched)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         place = self._place(identifier)
         with self._opened(place) as file:
             transfers.download(
@@ -333,13 +351,18 @@ class RemoteStorage(StorageBackend):
                 f"{self._location}#{identifier}",
                 Path(expanded(path)),
                 lambda: self._objects.digest(place, "sha256"),
+                moved,
             )
         self._objects.saw(place, file.facts)
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier))
+        return self._upload_counted(path, identifier, unwatched)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier), moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -351,10 +374,14 @@ class RemoteStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         place = self._place(identifier)
         found = self._objects.digest(place, algorithm)
-        return found if found is not None else super().checksum(identifier, algorithm)
+        return found if found is not None else digest_of(self, identifier, algorithm, moved)
 
     @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:

@@ -23,6 +23,7 @@ from storage_backend.errors import SourceChangedError, StorageError
 from storage_backend.files import StagedFile, write_file
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
+from storage_backend.streams import Moved, counting, unwatched
 
 RESUMABLE = 8 << 20  # bytes; smaller files are sent again
 PIECE = 1 << 20
@@ -31,7 +32,7 @@ PIECE = 1 << 20
 AGAIN = 2 * UNDER_WAY
 
 
-def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | None]) -> None:
+def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | None], moved: Moved) -> None:
     """Store an object in a local file, which appears whole or not at all.
 
     A large one is gathered beside *path* under a temporary name that says which object it is, as of which size and time; a
@@ -42,9 +43,10 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
         key: which object of which backend that is.
         path: of the file.
         digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
+        moved: is told of the bytes as they arrive, and first of those that were there.
     """
     if file.size < RESUMABLE or file.facts.modified is None:
-        write_file(path, lambda staged: _fill(staged, file))
+        write_file(path, lambda staged: _fill(staged, file, moved))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     name = _partial_name("download", key, str(file.size), str(file.facts.modified))
@@ -52,15 +54,15 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not _locked(fd) or not _is_at(partial, fd):
-            write_file(path, lambda staged: _fill(staged, file))
+            write_file(path, lambda staged: _fill(staged, file, moved))
             return
         size = os.fstat(fd).st_size
         resumed = max(size - AGAIN, 0) if size <= file.size else 0
         try:
-            _gather(file, fd, resumed)
+            _gather(file, fd, resumed, moved)
             os.ftruncate(fd, file.size)
             if resumed and (expected := digest()) is not None and expected != _digest(fd):
-                _gather(file, fd, 0)
+                _gather(file, fd, 0, unwatched)
         except SourceChangedError:
             partial.unlink()
             raise
@@ -73,11 +75,11 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
         os.close(fd)
 
 
-def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) -> bool:
+def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, moved: Moved) -> bool:
     """Store a local file as an object, with its time.
 
     A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
-    transfer that was broken off goes on there.
+    transfer that was broken off goes on there. *moved* is told of the bytes as they leave, and first of those that were there.
     """
     with path.open("rb") as reader:
         facts = os.fstat(reader.fileno())
@@ -86,7 +88,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) 
         # The lock is for others that send the same file to the same place: they take another temporary name.
         if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
             info = ObjectInfo(place.identifier, facts.st_size if regular else None, modified)
-            return storage.write_stream(place.identifier, cast(BinaryIO, reader), info=info)
+            return storage.write_stream(place.identifier, counting(cast(BinaryIO, reader), moved), info=info)
         name = _partial_name(
             "upload",
             socket.gethostname(),
@@ -95,9 +97,10 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) 
             place.identifier,
         )
         fd = reader.fileno()
+        told = _Furthest(moved)
 
         def send(connection: Connection) -> tuple[Staged, int]:
-            return _send(connection, fd, facts, connection.at(place), name)
+            return _send(connection, fd, facts, connection.at(place), name=name, told=told)
 
         staged, resumed = objects.link.run(place.identifier, send)
         if resumed and (found := objects.staged_digest(staged)) is not None and found != _digest(fd):
@@ -107,7 +110,22 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place) 
         return True
 
 
-def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, name: str) -> tuple[Staged, int]:
+class _Furthest:
+    """Tells of bytes by their position: what is sent again is told once."""
+
+    def __init__(self, moved: Moved) -> None:
+        self._moved = moved
+        self._told = 0
+
+    def reached(self, position: int) -> None:
+        if position > self._told:
+            self._moved(position - self._told)
+            self._told = position
+
+
+def _send(
+    connection: Connection, fd: int, facts: os.stat_result, at: Place, *, name: str, told: _Furthest
+) -> tuple[Staged, int]:
     """The staged file, and how much of it was there before."""
     temporary = beside(at.path, name.encode())
     there = connection.run(connection.operations.entry(temporary))
@@ -117,11 +135,13 @@ def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, nam
         connection.run(connection.operations.remove(temporary))
     sending = Upload(connection, at, temporary, resumed)
     try:
+        told.reached(resumed)
         while sending.size < facts.st_size:
             piece = os.pread(fd, PIECE, sending.size)
             if not piece:
                 break
             sending.write(piece)
+            told.reached(sending.size)
         now = os.fstat(fd)
         if sending.size != facts.st_size or (now.st_size, now.st_mtime_ns) != (
             facts.st_size,
@@ -140,16 +160,19 @@ def _send(connection: Connection, fd: int, facts: os.stat_result, at: Place, nam
         raise
 
 
-def _fill(staged: StagedFile, file: RemoteFile) -> None:
+def _fill(staged: StagedFile, file: RemoteFile, moved: Moved) -> None:
     while piece := file.next_piece(PIECE):
         staged.write(piece)
+        moved(len(piece))
 
 
-def _gather(file: RemoteFile, fd: int, start: int) -> None:
+def _gather(file: RemoteFile, fd: int, start: int, moved: Moved) -> None:
     """Write the object from *start* on to its place in a local file."""
     file.seek(start)
+    moved(start)
     while piece := file.next_piece(PIECE):
         _write_at(fd, piece, file.tell() - len(piece))
+        moved(len(piece))
 
 
 def _digest(fd: int) -> str:

@@ -14,15 +14,17 @@ from storage_backend.backends.s3 import digests
 from storage_backend.backends.s3.reading import Pinned, RangesIgnoredError, Wanted, checked_algorithm
 from storage_backend.backends.s3.workers import Workers
 from storage_backend.files import StagedFile
-from storage_backend.streams import CHUNK
+from storage_backend.streams import CHUNK, Moved
 
 PIECE = 8 << 20  # bytes asked for at a time by those that help
 PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
 ALONE_SECONDS = 0.25  # that the first stream runs before others join: on a fast link it is done by then
 
 
-def fill(wanted: Wanted, staged: StagedFile, workers: Workers) -> None:
+def fill(wanted: Wanted, staged: StagedFile, workers: Workers, moved: Moved) -> None:
     """Write the object into *staged*; what arrives is compared with its length and, where there is one, its checksum.
+
+    *moved* is told of the bytes, by whichever thread has them.
 
     One stream reads from the front. If that takes long, helpers fetch pieces from the back, until they meet; each has a
     connection, so together they are not held to what one connection gives. None of them asks for what another has.
@@ -38,9 +40,10 @@ def fill(wanted: Wanted, staged: StagedFile, workers: Workers) -> None:
             view = memoryview(bytearray(CHUNK))
             while count := reader.readinto(view):
                 staged.write(view[:count])
+                moved(count)
             return
         reader.leave_unchecked()
-        _Meeting(wanted, reader, staged.fd).run(workers)
+        _Meeting(wanted, reader, staged.fd, moved).run(workers)
         staged.size = reader.size
 
 
@@ -51,6 +54,7 @@ class _Meeting:
     wanted: Wanted
     reader: Pinned
     fd: int
+    moved: Moved
     lock: threading.Lock = field(default_factory=threading.Lock)
     front: int = 0  # where the next bytes for the first stream begin
     back: int = 0  # where the pieces of the helpers begin
@@ -145,6 +149,7 @@ class _Meeting:
         written = 0
         while written < len(view):
             written += os.pwrite(self.fd, view[written:], offset + written)
+        self.moved(len(view))
         return zlib.crc32(view, crc) if self._expected is not None else 0
 
     @property

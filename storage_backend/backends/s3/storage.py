@@ -28,7 +28,9 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -44,12 +46,15 @@ from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
+    Moved,
     Writer,
     check_arrived,
     check_range,
+    counting,
     hashing,
     new_digest,
     plain,
+    unwatched,
 )
 
 logger = logging.getLogger(__name__)
@@ -452,33 +457,48 @@ class S3Storage(StorageBackend):
         return read_span(self._objects.wanted(identifier, version_id), start, end)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return batches.read_many(self._objects, self.read, identifiers)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(batches.read_many(self._objects, self.read, identifiers), progress)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         return batches.write_many(self._objects, items, verify=verify)
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return batches.delete_many(self._objects, identifiers)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
+        return self._download_counted(identifier, path, unwatched)
+
+    @override
+    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         wanted = self._objects.wanted(identifier, None)
-        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers))
+        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers, moved))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
+        return self._upload_counted(path, identifier, unwatched)
+
+    @override
+    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
         with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
-                return self.write_stream(
-                    identifier, reader, info=info if stat.S_ISREG(facts.st_mode) else None
-                )
+                known = info if stat.S_ISREG(facts.st_mode) else None
+                return self.write_stream(identifier, counting(reader, moved), info=known)
 
             def check(size: int) -> None:
                 now = os.fstat(reader.fileno())
@@ -491,7 +511,7 @@ class S3Storage(StorageBackend):
 
             with self._objects.mapped("write", identifier):
                 stored = uploading.put_file(
-                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check
+                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check, moved
                 )
         self._objects.remember(identifier, stored)
         return True
@@ -530,6 +550,10 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         with self._objects.mapped("read", identifier):
             vouches = self._objects.service.vouches
@@ -544,7 +568,7 @@ class S3Storage(StorageBackend):
             )
             if algorithm == "md5" and plain_etag:
                 return plain_etag[0]
-        return super().checksum(identifier, algorithm)
+        return digest_of(self, identifier, algorithm, moved)
 
     @override
     def get_url(

@@ -18,7 +18,7 @@ from storage_backend.backends.s3.multipart import Multipart
 from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.sums import Sums
 from storage_backend.backends.s3.target import Piece, Stored, Target, size_of
-from storage_backend.streams import chunks
+from storage_backend.streams import Moved, chunks
 
 
 def put(target: Target, body: Piece, sha256: str | None = None) -> Stored:
@@ -90,8 +90,11 @@ def put_stream(
         raise
 
 
-def put_file(target: Target, fd: int, size: int, check: Callable[[int], object]) -> Stored:
-    """As `put_stream`, of a file's first *size* bytes. Many parts may be under way, since none of them is held."""
+def put_file(target: Target, fd: int, size: int, check: Callable[[int], object], moved: Moved) -> Stored:
+    """As `put_stream`, of a file's first *size* bytes. Many parts may be under way, since none of them is held.
+
+    *moved* is told of each part that has been sent.
+    """
     if size <= target.settings.multipart_threshold:
         stored = put(target, FilePart(fd, 0, size))
         check(size)
@@ -99,7 +102,8 @@ def put_file(target: Target, fd: int, size: int, check: Callable[[int], object])
     upload = Multipart(target, part_size(target.settings, size))
     try:
         for offset in range(0, size, upload.part_size):
-            upload.add(FilePart(fd, offset, min(upload.part_size, size - offset)))
+            part = FilePart(fd, offset, min(upload.part_size, size - offset))
+            upload.add(part, done=partial(moved, part.size))
         upload.settle()
         check(size)
         return upload.complete()

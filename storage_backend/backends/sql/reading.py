@@ -11,7 +11,7 @@ from storage_backend import identifiers
 from storage_backend.backends.sql.entry import Entry
 from storage_backend.base import not_found
 from storage_backend.errors import IntegrityError, SourceChangedError
-from storage_backend.streams import ranged_reader
+from storage_backend.streams import Moved, ranged_reader
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -90,13 +90,13 @@ def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, Entry]:
     return ranged_reader(pinned.fetch, entry.size, entry.chunk_size), entry
 
 
-def checksum(database: Database, identifier: str) -> str:
-    """The SHA-256 of the bytes as they are now, digested once."""
+def checksum(database: Database, identifier: str, moved: Moved) -> str:
+    """The SHA-256 of the bytes as they are now, digested once; *moved* is told of them."""
     entry, content = _first(database, identifier)
     if len(content) < entry.size:
         pinned = _Pinned(database, identifier, entry)
         for start in range(0, entry.size, entry.chunk_size):
-            pinned.fetch(start, min(start + entry.chunk_size, entry.size))
+            moved(len(pinned.fetch(start, min(start + entry.chunk_size, entry.size))))
     return entry.sha256.hex()
 
 

@@ -21,9 +21,11 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
+    digest_of,
     not_found,
     one_level,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -35,12 +37,14 @@ from storage_backend.secrets import refuse_pickle
 from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     Content,
+    Moved,
     Writer,
     check_arrived,
     check_range,
     chunks,
     hashing,
     plain,
+    unwatched,
 )
 
 if TYPE_CHECKING:
@@ -189,13 +193,22 @@ class DatabaseStorage(StorageBackend):
         return self._sightings.take(identifier)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         yield from batch.read_many(self._database, identifiers, failures)
         failures.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         writing = batch.Writing(self._database, verify=verify, failures=failures)
 
@@ -209,7 +222,9 @@ class DatabaseStorage(StorageBackend):
         return writing.stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         count = batch.delete_many(self._database, identifiers, failures)
         failures.raise_any("delete", self.location)
@@ -255,9 +270,13 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+        return self._checksum_counted(identifier, algorithm, unwatched)
+
+    @override
+    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
         if algorithm != "sha256":
-            return super().checksum(identifier, algorithm)
-        return reading.checksum(self._database, identifier)
+            return digest_of(self, identifier, algorithm, moved)
+        return reading.checksum(self._database, identifier, moved)
 
     @override
     def flush(self) -> bool:

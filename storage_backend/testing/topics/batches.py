@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +22,23 @@ from storage_backend.testing.subject import (
     named,
     same,
 )
+
+
+class EnoughError(Exception):
+    """Raised by a caller's progress."""
+
+
+def _enough(objects: int, size: int) -> None:  # noqa: ARG001 - as it is called
+    raise EnoughError
+
+
+def _told(told: list[tuple[int, int]]) -> tuple[int, ...]:
+    """What was told last, after what was told before was found to grow; it is forgotten."""
+    taken, told[:] = told[:], []
+    assert taken
+    assert taken == sorted(taken)
+    assert len(set(taken)) == len(taken)
+    return taken[-1]
 
 
 class Batches(Topic):
@@ -170,6 +188,45 @@ class Batches(Topic):
         # Nothing is left locked or half done.
         assert set(backend.list()) <= {"a", "old"}
         fill(backend, "b")
+
+    def test_progress_is_told_as_it_is_made(self, subject: Subject, backend: StorageBackend) -> None:
+        objects = {f"{n:03}": content_of(n) for n in range(60)}
+        size = sum(map(len, objects.values()))
+        told: list[tuple[int, int]] = []
+
+        def progress(count: int, total: int) -> None:
+            assert threading.current_thread() is caller
+            told.append((count, total))
+
+        def items() -> Iterator[tuple[str, bytes]]:
+            for taken, item in enumerate(objects.items()):
+                assert not told or told[-1][0] <= taken
+                yield item
+
+        caller = threading.current_thread()
+        assert backend.write_many(items(), progress=progress) == len(objects)
+        assert _told(told) == (len(objects), size)
+        for number, (identifier, _) in enumerate(backend.read_many(objects, progress=progress), 1):
+            assert len(told) == number
+            assert told[-1][0] == number
+            assert identifier in objects
+        assert _told(told) == (len(objects), size)
+        found: dict[str, bytes] = {}
+        with pytest.raises(BatchError):
+            found.update(backend.read_many(["001", "gone", "002"], progress=progress))
+        assert _told(told) == (2, 3)
+        with pytest.raises(EnoughError):
+            found.update(backend.read_many(objects, progress=_enough))
+        with pytest.raises(EnoughError):
+            backend.write_many([("more", b"")], progress=_enough)
+        assert backend.read("more") == b""
+        assert backend.delete_many([*objects, "more"], progress=progress) == len(objects) + 1
+        assert _told(told) == (len(objects) + 1, 0)
+        assert backend.list() == []
+        if subject.has("refusals"):
+            with pytest.raises(BatchError):
+                backend.write_many([("a", b"1"), ("../b", b"22")], progress=progress)
+            assert _told(told) == (1, 1)
 
     def test_batch_may_read_what_it_writes(self, backend: StorageBackend) -> None:
         fill(backend, "a", "b", "c")

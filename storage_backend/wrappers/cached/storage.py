@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
+from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
@@ -176,7 +177,12 @@ class CachedStorage(Wrapper):
         return ranges.read(self._keeper, identifier, key, start, end, seen=found)
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         missing: list[tuple[str, Key]] = []
         for identifier in identifiers:
@@ -195,7 +201,11 @@ class CachedStorage(Wrapper):
         failures.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         stored = 0
         for group in _groups(items):
@@ -219,7 +229,9 @@ class CachedStorage(Wrapper):
         return stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         absent = 0
         for group in _chunked(dict.fromkeys(identifiers), BATCH):
@@ -280,8 +292,12 @@ class CachedStorage(Wrapper):
 
     # What only a cache has.
 
-    def prefetch(self, identifiers: Iterable[str]) -> int:
+    def prefetch(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         """Fetch what is not in the cache yet, or has expired there, in batches.
+
+        Args:
+            identifiers: the objects.
+            progress: see `storage_backend.counted.Progress`; what is fetched is counted.
 
         Returns:
             How many objects were fetched.
@@ -291,6 +307,7 @@ class CachedStorage(Wrapper):
         """
         failures = Failures()
         fetched = 0
+        tally = Tally(progress)
         missing: list[tuple[str, Key]] = []
         for identifier in identifiers:
             with failures.of(identifier):
@@ -301,11 +318,18 @@ class CachedStorage(Wrapper):
                 if found is None or found.entry.note or not self._keeper.is_fresh(found.entry):
                     missing.append((identifier, key))
             if len(missing) >= BATCH:
-                fetched += sum(1 for _ in self._keeper.fetch_many(missing, failures))
+                fetched += self._fetch(missing, failures, tally)
                 missing = []
-        fetched += sum(1 for _ in self._keeper.fetch_many(missing, failures))
+        fetched += self._fetch(missing, failures, tally)
         failures.raise_any("prefetch", self.location)
         return fetched
+
+    def _fetch(self, missing: list[tuple[str, Key]], failures: Failures, tally: Tally) -> int:
+        count = 0
+        for _, content in self._keeper.fetch_many(missing, failures):
+            tally.add(1, len(content))
+            count += 1
+        return count
 
     def invalidate(self, identifier: str) -> None:
         """Forget what is cached of an object, so that the next read asks the backend.

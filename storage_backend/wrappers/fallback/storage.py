@@ -21,6 +21,7 @@ from storage_backend.base import (
     matching,
     store,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -287,11 +288,17 @@ class FallbackStorage(StorageBackend):
         return self._sides.first(identifier, lambda side: side.read_range(identifier, start, end))
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-        return batches.read_many(self._sides, identifiers)
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        return read_counted(batches.read_many(self._sides, identifiers), progress)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         if self._sides.writes_once:
             return self._sides.target.write_many(items, verify=verify)
         failures = Failures()
@@ -304,7 +311,9 @@ class FallbackStorage(StorageBackend):
         return stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         return batches.delete_many(self._sides, identifiers)
 
     @override

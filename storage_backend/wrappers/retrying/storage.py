@@ -22,6 +22,7 @@ from storage_backend.base import (
     download_from,
     info_of,
 )
+from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     BatchError,
@@ -229,14 +230,23 @@ class RetryingStorage(Wrapper):
         return self._run("read_range", identifier, lambda: self.backend.read_range(identifier, start, end))
 
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(
+        self, identifiers: Iterable[str], *, progress: Progress | None = None
+    ) -> Iterator[tuple[str, bytes]]:
+        if progress is not None:
+            yield from read_counted(self.read_many(identifiers), progress)
+            return
         failures = Failures()
         for group in sliced(identifiers, GROUP_ITEMS):
             yield from self._read_group(group, failures)
         failures.raise_any("read", self.location)
 
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        if progress is not None:
+            return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         stored = 0
         for group in grouped(items):
@@ -248,7 +258,9 @@ class RetryingStorage(Wrapper):
         return stored
 
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
+        if progress is not None:
+            return delete_counted(self, identifiers, progress)
         failures = Failures()
         distinct = dict.fromkeys(identifiers)
         for group in sliced(distinct, GROUP_ITEMS):

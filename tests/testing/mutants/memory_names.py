@@ -18,6 +18,7 @@ from storage_backend import (
     ObjectInfo,
 )
 from storage_backend.base import Identifiers, Item, OnSkip
+from storage_backend.counted import Progress
 from storage_backend.identifiers import encode, glob
 from storage_backend.streams import Content
 from storage_backend.testing import (
@@ -150,14 +151,14 @@ class ScansByPosition(MemoryStorage):
 @caught_by(Batches, "test_missing_objects_are_reported_after_the_others")
 class ReadManyLeavesOutWhatIsMissing(MemoryStorage):
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(self, identifiers: Iterable[str], **_: Any) -> Iterator[tuple[str, bytes]]:
         return super().read_many(name for name in identifiers if self.exists(name))
 
 
 @caught_by(Batches, "test_missing_objects_are_reported_after_the_others")
 class ReadManyStopsAtTheFirstFailure(MemoryStorage):
     @override
-    def read_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    def read_many(self, identifiers: Iterable[str], **_: Any) -> Iterator[tuple[str, bytes]]:
         for name in identifiers:
             yield name, self.read(name)
 
@@ -165,7 +166,7 @@ class ReadManyStopsAtTheFirstFailure(MemoryStorage):
 @caught_by(Batches, "test_bad_items_are_reported_after_the_others")
 class WriteManyStopsAtTheFirstFailure(MemoryStorage):
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(self, items: Iterable[Item], *, verify: bool = False, **_: Any) -> int:
         count = 0
         for key, content in items:
             info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
@@ -177,21 +178,40 @@ class WriteManyStopsAtTheFirstFailure(MemoryStorage):
 @caught_by(Batches, "test_last_of_a_repeated_identifier_stays")
 class FirstOfARepeatedIdentifierStays(MemoryStorage):
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(self, items: Iterable[Item], *, verify: bool = False, **_: Any) -> int:
         return super().write_many(reversed(list(items)), verify=verify)
 
 
 @caught_by(Batches, "test_items_are_taken_lazily")
 class GathersTheWholeBatch(MemoryStorage):
     @override
-    def write_many(self, items: Iterable[Item], *, verify: bool = False) -> int:
+    def write_many(self, items: Iterable[Item], *, verify: bool = False, **_: Any) -> int:
         return super().write_many(list(items), verify=verify)
+
+
+@caught_by(Batches, "test_progress_is_told_as_it_is_made")
+class TellsWhatIsToComeAsDone(MemoryStorage):
+    @override
+    def write_many(
+        self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
+    ) -> int:
+        given = list(items)
+        if progress is not None:
+            progress(len(given), sum(len(content) for _, content in given))
+        return super().write_many(given, verify=verify)
+
+
+@caught_by(Batches, "test_progress_is_told_as_it_is_made")
+class ForgetsTheProgressOfReads(MemoryStorage):
+    @override
+    def read_many(self, identifiers: Iterable[str], **_: Any) -> Iterator[tuple[str, bytes]]:
+        return super().read_many(identifiers)
 
 
 @caught_by(Batches, "test_repeated_and_absent_identifiers_are_deleted_once")
 class DeleteManyCountsCalls(MemoryStorage):
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], **_: Any) -> int:
         count = 0
         for name in identifiers:
             self._entries.pop(name, None)
@@ -244,7 +264,7 @@ class RepairsIdentifiers(MemoryStorage):
 @caught_by(InvalidIdentifiers, "test_every_method_refuses")
 class TakesParentsInBatches(MemoryStorage):
     @override
-    def delete_many(self, identifiers: Iterable[str]) -> int:
+    def delete_many(self, identifiers: Iterable[str], **_: Any) -> int:
         return len([self._entries.pop(name, None) for name in set(identifiers)])
 
 

@@ -282,7 +282,7 @@ def test_what_had_come_before_a_batch_failed_is_kept(
     assert len(blobs(tmp_path)) == 10
 
     class Ending(MemoryStorage):
-        def read_many(self, identifiers: Any) -> Iterator[tuple[str, bytes]]:
+        def read_many(self, identifiers: Any, **_: Any) -> Iterator[tuple[str, bytes]]:
             for name in list(identifiers)[:10]:
                 yield name, memory.read(name)
             raise ConnectionError("the link is down")

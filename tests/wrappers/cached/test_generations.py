@@ -73,7 +73,7 @@ class Held(FaultyStorage):
         self._after()
         return content
 
-    def read_many(self, identifiers: Any) -> Iterator[tuple[str, bytes]]:
+    def read_many(self, identifiers: Any, **_: Any) -> Iterator[tuple[str, bytes]]:
         found = list(super().read_many(identifiers))
         self._after()
         return iter(found)
