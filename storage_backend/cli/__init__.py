@@ -15,6 +15,7 @@ import click
 from storage_backend import __version__
 from storage_backend.cli import caches, listing, objects, transfer
 from storage_backend.cli.exits import Exit, code_of
+from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def program() -> None:
       0 done                          5 only failures that may pass when tried again
       1 some objects failed           7 fatal: full, not let in, misconfigured
       2 usage                         8 a limit was hit (--max-delete)
-      3 source or target missing    130 interrupted
+      3 source or target missing    130 interrupted (143: by SIGTERM)
       4 verification differed
     """
 
@@ -63,10 +64,12 @@ for _command in (*transfer.COMMANDS, *listing.COMMANDS, *objects.COMMANDS, *cach
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    interrupts = Interrupts()
+    interrupts.watch()
+    interrupts.leave(run(sys.argv[1:] if arguments is None else list(arguments), interrupts))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     """Run the program. Whatever goes wrong is one line on stderr.
 
     Not click's own `main`, which takes every EPIPE for its output's and exits with 1.
@@ -75,9 +78,10 @@ def run(arguments: list[str]) -> int:
         The exit code.
     """
     _allocate_together()
+    interrupts = interrupts or Interrupts()
     try:
         try:
-            with program.make_context("storage-backend", arguments) as context:
+            with program.make_context("storage-backend", arguments, obj=interrupts) as context:
                 code = program.invoke(context)
         finally:
             sys.stdout.flush()
@@ -88,8 +92,8 @@ def run(arguments: list[str]) -> int:
         complain(f"{error.format_message()} (see '{command} --help')")
         return Exit.USAGE
     except (KeyboardInterrupt, EOFError, click.Abort):
-        complain("interrupted")
-        return Exit.INTERRUPTED
+        interrupts.tell()
+        return interrupts.code
     except BrokenPipeError:
         # Whoever read our output has enough. The interpreter would complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -11,7 +11,8 @@ import click
 from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
-from storage_backend.cli.output import Lines, common, complain
+from storage_backend.cli.interrupts import Interrupts
+from storage_backend.cli.output import Lines, common
 from storage_backend.cli.places import local_path, place_at
 from storage_backend.errors import ConfigurationError
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from storage_backend.transfer import TransferReport
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RESUME = "what is done stays done, and the same command goes on from there"
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -246,8 +249,13 @@ def _run(
     as_json: bool,
 ) -> int:
     """Run a transfer, show it, and give its exit code."""
+    from storage_backend import transfer
     from storage_backend.cli.progress import Display, summarize
 
+    interrupts = click.get_current_context().find_object(Interrupts)
+    if interrupts is not None:
+        changes = verb is not transfer.verify and not options.get("dry_run")
+        interrupts.resume = f"; {RESUME if changes else 'nothing was changed'}"
     display = Display(quiet=quiet, as_json=as_json, dry_run=options.get("dry_run", False))
     try:
         report = verb(source, target, **_given(options), on_event=display)
@@ -255,10 +263,6 @@ def _run(
         if not display.started:
             raise click.UsageError(str(error)) from error
         raise
-    except KeyboardInterrupt:
-        display.clear()
-        complain("interrupted; what is done stays done, and the same command goes on from there")
-        return Exit.INTERRUPTED
     finally:
         display.clear()
     if not as_json:

@@ -48,7 +48,13 @@ class Emitter:
         if self._on_event is not None:
             event = Event(kind, {name: value for name, value in fields.items() if value is not None})
             with self._lock:
-                self._on_event(event)
+                if self._on_event is not None:
+                    self._on_event(event)
+
+    def close(self) -> None:
+        """Tell no more: what a thread that was left behind does is nobody's concern."""
+        with self._lock:
+            self._on_event = None
 
     def progress(self, snapshot: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
         """Tell how far it is, if it was not told just now."""
