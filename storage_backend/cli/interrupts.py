@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import logging
 import os
 import signal
 import sys
@@ -82,6 +83,9 @@ class Interrupts:
         if not self._came:
             self._came = True
             self._signal = signal.Signals(number)
+            logger = logging.getLogger("storage_backend")
+            if not logger.isEnabledFor(logging.DEBUG):
+                logger.setLevel(logging.CRITICAL)  # threads that are left behind lose their connections
             raise KeyboardInterrupt
 
     def _listen(self, pipe: int, ours: frozenset[int]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
 from storage_backend.errors import StorageError
 from storage_backend.forks import guard
+from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +122,7 @@ class Database:
         condemned = [
             version
             for version in versions
-            if self.transact(functools.partial(self.catalog.condemn, version=version, age=seconds))
+            if self.transact(partial(self.catalog.condemn, version=version, age=seconds))
         ]
         for version in condemned:
             self._prune(version)
@@ -147,7 +148,16 @@ class Database:
                 logger.info("swept %d stale uploads in %s", count, self.address.location)
 
     def discard(self, version: bytes) -> None:
-        """Delete an upload that will not be published. If that cannot be done now, it is before a later write."""
+        """Delete an upload that will not be published. If that cannot be done now, it is before a later write.
+
+        After an interrupt it returns soon, however silent the server is.
+        """
+        if patience() is None or self.address.dialect == "sqlite":
+            self._discard(version)
+        else:
+            attend(partial(self._discard, version), "storage-backend-discard")
+
+    def _discard(self, version: bytes) -> None:
         try:
             self.transact(lambda connection: self.catalog.discard(connection, [version]))
             self._prune(version)
@@ -167,7 +177,7 @@ class Database:
         _close(self._sessions, self._hearts)
 
     def _prune(self, version: bytes) -> None:
-        while self.transact(functools.partial(self.catalog.prune, version=version)):
+        while self.transact(partial(self.catalog.prune, version=version)):
             pass
 
     def _session(self) -> Session:
