@@ -15,16 +15,19 @@ import click
 from storage_backend import __version__
 from storage_backend.cli import caches, listing, objects, transfer
 from storage_backend.cli.exits import Exit, code_of
+from storage_backend.cli.group import NoArgumentsError, PassingError, Program
 from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
 
+NAME = "storage-backend"  # click completes for the shell what is called so
+
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(__version__, prog_name="storage-backend")
+@click.group(cls=Program, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name=NAME)
 def program() -> None:
     """Move named bytes between local disks, SSH servers, S3 and databases: verified, resumable.
 
@@ -72,8 +75,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     """Run the program. Whatever goes wrong is one line on stderr.
 
-    Not click's own `main`, which takes every EPIPE for its output's and exits with 1.
-
     Returns:
         The exit code.
     """
@@ -81,14 +82,16 @@ def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     interrupts = interrupts or Interrupts()
     try:
         try:
-            with program.make_context("storage-backend", arguments, obj=interrupts) as context:
-                code = program.invoke(context)
+            code = program.main(arguments, NAME, standalone_mode=False, obj=interrupts)
+        except PassingError as passing:
+            raise passing.error from None
         finally:
             sys.stdout.flush()
-    except click.exceptions.Exit as error:
-        return error.exit_code
+    except NoArgumentsError as error:
+        click.echo(error.help, err=True)
+        return Exit.USAGE
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "storage-backend"
+        command = error.ctx.command_path if error.ctx is not None else NAME
         complain(f"{error.format_message()} (see '{command} --help')")
         return Exit.USAGE
     except (KeyboardInterrupt, EOFError, click.Abort):
