@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, wait
+from concurrent.futures import Executor, Future
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
@@ -73,13 +73,10 @@ class DaemonPool(Executor):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         limit = patience()
-        if limit is None:
-            self.shutdown()
-            return
-        self.shutdown(wait=False, cancel_futures=True)
-        with self._lock:
-            pending = set(self._pending)
-        wait(pending, limit)
+        self.shutdown(wait=False, cancel_futures=limit is not None)
+        deadline = Deadline(limit)
+        for thread in self._threads:
+            thread.join(deadline.left)
 
     @override
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -110,12 +110,12 @@ def until(condition: Callable[[], object], process: Process) -> None:
 def journal_is_free(environment: dict[str, str]) -> bool:
     """Whether the next run could have the journal that the last one left."""
     locks = list(Path(environment["XDG_STATE_HOME"]).glob("storage-backend/journals/*.lock"))
-    assert len(locks) == 1
-    with locks[0].open() as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
+    for path in locks:  # none, if nothing had been recorded
+        with path.open() as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
     return True
 
 
