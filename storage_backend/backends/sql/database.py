@@ -59,13 +59,13 @@ class Database:
         weakref.finalize(self, _close, self._sessions, self._hearts)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work* with a connection on which each statement is a transaction. It must bear being run again."""
-        return self._attempt(work, None, identifier)
+        """Run *work*, which only reads, with a connection on which each statement is a transaction. It must bear being run again."""
+        return self._attempt(work, None, identifier, reads=True)
 
     def snapshot(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work* where all its statements see the database as it was at the first of them."""
         begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
-        return self._attempt(work, begin[self.address.dialect], identifier)
+        return self._attempt(work, begin[self.address.dialect], identifier, reads=True)
 
     def transact(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work* in a transaction that writes.
@@ -195,12 +195,20 @@ class Database:
         return session
 
     def _attempt(
-        self, work: Callable[[Connection], Result], begin: str | None, identifier: str | None
+        self,
+        work: Callable[[Connection], Result],
+        begin: str | None,
+        identifier: str | None,
+        *,
+        reads: bool = False,
     ) -> Result:
         attempt = 1
         while True:
             session = self._session()
             try:
+                if reads and session.is_missing():
+                    with session.empty() as connection:
+                        return work(connection)
                 with session.connection() as connection:
                     return _within(connection, begin, work)
             except SQLAlchemyError as error:
