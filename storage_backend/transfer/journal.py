@@ -223,17 +223,18 @@ class Journal:
         return count
 
     def _acquire(self) -> int:
-        name = f"{self.path}.lock"
         while True:
-            lock = os.open(name, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 # A run that left no journal has removed it, maybe since it was opened here.
                 with suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(lock), os.stat(name)):  # noqa: PTH116 - beside fstat
+                    if os.path.samestat(os.fstat(lock), os.stat(f"{self.path}.lock")):  # noqa: PTH116 - beside fstat
                         return lock
-            except BlockingIOError:
+            except BaseException as error:
                 os.close(lock)
+                if not isinstance(error, BlockingIOError):
+                    raise
                 raise UnavailableError(
                     f"another run holds the journal {self.path}: wait for it to end, or end it",
                     backend=str(self.path),

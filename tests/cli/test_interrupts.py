@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import pty
 import random
 import signal
 import socket
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.parse
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -167,8 +168,8 @@ def test_silent_put(
     assert journal_is_free(environment)
 
 
-def test_second_ctrl_c_ends_it_at_once(
-    start: Callable[..., Process], server: S3Server, source: Path, environment: dict[str, str]
+def test_ctrl_c_twice_on_a_terminal_ends_it_at_once(
+    server: S3Server, source: Path, environment: dict[str, str]
 ) -> None:
     silent = []
 
@@ -179,14 +180,39 @@ def test_second_ctrl_c_ends_it_at_once(
         return None
 
     server.faults.choose = choose  # type: ignore[assignment] # the type of the request is of no concern here
-    process = start("migrate", source, s3(server.port, "bucket"))
-    until(lambda: silent, process)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.2)  # or the two would be one
-    before = time.monotonic()
-    code, err = ended(process)
-    assert (code, err) == (130, f"storage-backend: interrupted; {GOES_ON}")
-    assert time.monotonic() - before < 1.5  # less than the first one waits
+    leader, follower = pty.openpty()
+    command: list[str | Path] = [
+        sys.executable,
+        "-m",
+        "storage_backend",
+        "migrate",
+        source,
+        s3(server.port, "bucket"),
+    ]
+    # The first terminal that a session's leader opens is the one whose Ctrl-C it gets.
+    shell: list[str | Path] = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>&1', os.ttyname(follower)]
+    with subprocess.Popen([*shell, *command], env=environment, start_new_session=True) as process:
+        try:
+            until(lambda: silent, process)
+            os.write(leader, b"\x03")
+            time.sleep(0.3)  # or the two would be one
+            assert process.poll() is None
+            before = time.monotonic()
+            os.write(leader, b"\x03")
+            assert process.wait(SOON) == 130
+            assert time.monotonic() - before < 1.5  # less than the first one waits
+        finally:
+            process.kill()
+            process.wait()
+            os.close(follower)
+            shown = b""
+            with suppress(OSError):  # EIO: nobody has the other end open any more
+                while data := os.read(leader, 65536):
+                    shown += data
+            os.close(leader)
+    # The live line is gone, and the cursor is there.
+    last = shown.rpartition(b"\r\x1b[K\x1b[?25h")[2]
+    assert last.decode() == f"storage-backend: interrupted; {GOES_ON}".replace("\n", "\r\n")
     assert journal_is_free(environment)
 
 
