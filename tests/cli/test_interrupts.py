@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pty
-import random
 import signal
 import socket
 import subprocess
@@ -89,7 +88,8 @@ def source(tmp_path: Path) -> Path:
     folder.mkdir()
     for number in range(10):
         (folder / f"{number}").write_bytes(b"%d" % number)
-    (folder / "large").write_bytes(random.Random(1).randbytes(24 << 20))
+    with (folder / "large").open("wb") as large:
+        large.truncate(512 << 20)  # so large that it is still under way when the server falls silent
     return folder
 
 
@@ -223,8 +223,8 @@ def test_silent_ssh_server(
     place = openssh_place
     with Proxy(place.host, place.port) as proxy, Proxy(place.host, place.port) as other:
         process = start("migrate", source, ssh_url(place, proxy.port))
-        library = start(source, ssh_url(place, other.port, "/y"), program=("-c", LIBRARY))
         fall_silent(proxy, process)
+        library = start(source, ssh_url(place, other.port, "/y"), program=("-c", LIBRARY))
         fall_silent(other, library)
         code, err = ended(process, signal.SIGTERM)
         assert (code, err) == (143, f"storage-backend: terminated; {GOES_ON}")
@@ -242,8 +242,8 @@ def test_silent_postgresql(
     with postgresql.database() as name, Proxy("127.0.0.1", port) as proxy, Proxy("127.0.0.1", port) as other:
         url = f"postgresql://postgres@127.0.0.1:%d/{name}"
         process = start("migrate", source, url % proxy.port)
-        library = start(source, url % other.port + "#y", program=("-c", LIBRARY))
         fall_silent(proxy, process)
+        library = start(source, url % other.port + "#y", program=("-c", LIBRARY))
         fall_silent(other, library)
         code, err = ended(process)
         assert (code, err) == (130, f"storage-backend: interrupted; {GOES_ON}")
