@@ -49,8 +49,8 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
 
             A URL may end in `#prefix`, percent-encoded: only what is beneath it (see PrefixedStorage). The `location`
             of a backend, where it is a URL, opens the same place again.
-        create: make the directory or database if it is missing. Otherwise a missing one is an error, so that a
-            mistyped source does not come to be.
+        create: the first write makes the directory, database or bucket if it is missing, and until then it is empty. Otherwise
+            a missing one is an error, so that a mistyped source does not come to be.
 
     Raises:
         ConfigurationError: unknown scheme or parameter, or a malformed location.
@@ -59,7 +59,9 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     """
     place = parse_location(location)
     if isinstance(place, str):
-        return _load("storage_backend.backends.local:LocalStorage")(place, create_if_missing=create)
+        return _load("storage_backend.backends.local:LocalStorage")(
+            place, create_if_missing="late" if create else False
+        )
     backend = _opened(place, create)
     if place.cache is not None:
         backend = _cached(backend, place.cache)
@@ -339,7 +341,7 @@ def _file(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             f"{url.text!r} names no absolute path; write {SCHEMES['file'].example}", parameter="location"
         )
-    return {"base_dir": _decoded(url.path), "create_if_missing": create}
+    return {"base_dir": _decoded(url.path), "create_if_missing": "late" if create else False}
 
 
 def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES

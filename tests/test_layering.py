@@ -18,6 +18,7 @@ FLOORS = {
     "sightings": 1.5,
     "files": 1.5,
     "forks": 1,
+    "threads": 1,
     "streams": 1.5,
     "counted": 1.5,
     "base": 2,

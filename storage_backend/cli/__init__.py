@@ -14,10 +14,14 @@ import click
 
 from storage_backend import __version__
 from storage_backend.cli.exits import Exit, code_of
-from storage_backend.cli.lazy import LazyGroup, postpone
+from storage_backend.cli.group import NoArgumentsError, PassingError, Program
+from storage_backend.cli.interrupts import Interrupts
+from storage_backend.cli.lazy import postpone
 from storage_backend.cli.output import complain
 
 logger = logging.getLogger(__name__)
+
+NAME = "storage-backend"  # click completes for the shell what is called so
 
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
@@ -35,11 +39,11 @@ _COMMANDS = {
 
 
 @click.group(
-    cls=LazyGroup,
+    cls=Program,
     homes={name: f"{__name__}.{module}" for module, names in _COMMANDS.items() for name in names},
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.version_option(__version__, prog_name="storage-backend")
+@click.version_option(__version__, prog_name=NAME)
 def program() -> None:
     """Move named bytes between local disks, SSH servers, S3 and databases: verified, resumable.
 
@@ -83,7 +87,7 @@ def program() -> None:
       0 done                          5 only failures that may pass when tried again
       1 some objects failed           7 fatal: full, not let in, misconfigured
       2 usage                         8 a limit was hit (--max-delete)
-      3 source or target missing    130 interrupted
+      3 source or target missing    130 interrupted (143: by SIGTERM)
       4 something differs
     """
     # Of paramiko, for "Match exec" in an OpenSSH configuration: it takes as long to import as all the rest of paramiko.
@@ -92,33 +96,36 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
-    sys.exit(run(sys.argv[1:] if arguments is None else list(arguments)))
+    interrupts = Interrupts()
+    interrupts.watch()
+    interrupts.leave(run(sys.argv[1:] if arguments is None else list(arguments), interrupts))
 
 
-def run(arguments: list[str]) -> int:
+def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     """Run the program. Whatever goes wrong is one line on stderr.
-
-    Not click's own `main`, which takes every EPIPE for its output's and exits with 1.
 
     Returns:
         The exit code.
     """
     _allocate_together()
+    interrupts = interrupts or Interrupts()
     try:
         try:
-            with program.make_context("storage-backend", arguments) as context:
-                code = program.invoke(context)
+            code = program.main(arguments, NAME, standalone_mode=False, obj=interrupts)
+        except PassingError as passing:
+            raise passing.error from None
         finally:
             sys.stdout.flush()
-    except click.exceptions.Exit as error:
-        return error.exit_code
+    except NoArgumentsError as error:
+        click.echo(error.help, err=True)
+        return Exit.USAGE
     except click.UsageError as error:
-        command = error.ctx.command_path if error.ctx is not None else "storage-backend"
+        command = error.ctx.command_path if error.ctx is not None else NAME
         complain(f"{error.format_message()} (see '{command} --help')")
         return Exit.USAGE
     except (KeyboardInterrupt, EOFError, click.Abort):
-        complain("interrupted")
-        return Exit.INTERRUPTED
+        interrupts.tell()
+        return interrupts.code
     except BrokenPipeError:
         # Whoever read our output has enough. The interpreter would complain when it flushes the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import click
 
 from storage_backend.cli.exits import Exit
+from storage_backend.cli.group import Group
 from storage_backend.cli.output import Lines, common
 
 if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
     from storage_backend.wrappers.cached.engine import Engine
 
 
-@click.group()
+@click.group(cls=Group)
 def cache() -> None:
     """Look at the directory of a cache, empty it, or check it.
 

@@ -33,6 +33,7 @@ class Exit(enum.IntEnum):
     FATAL = 7
     LIMIT = 8
     INTERRUPTED = 130
+    TERMINATED = 143
     BROKEN_PIPE = 141  # as the shell shows a program that SIGPIPE ended
 
 

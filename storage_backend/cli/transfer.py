@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from storage_backend.backends.memory import MemoryStorage
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.cli.exits import Exit, code_of_report
+from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
-from storage_backend.cli.places import local_path, place_at
+from storage_backend.cli.places import place_at
 from storage_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from storage_backend.transfer import TransferReport
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+RESUME = "what is done stays done, and the same command goes on from there"
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -191,7 +192,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     from storage_backend import transfer
 
     lines = Lines()
-    with place_at(source) as one, _target_of_nothing(target) as other:
+    with place_at(source) as one, place_at(target, create=True) as other:  # it is only made by a write
         try:
             actions = transfer.plan(one, other, **_given(options))
         except ConfigurationError as error:
@@ -234,37 +235,8 @@ def _make(
     as_json: bool,
 ) -> int:
     """Run sync or migrate."""
-    with ExitStack() as stack:
-        one = stack.enter_context(place_at(source))
-        if options["dry_run"]:
-            other = stack.enter_context(_target_of_nothing(target))
-        else:
-            _check_apart(one, target)
-            other = stack.enter_context(place_at(target, create=True))
+    with place_at(source) as one, place_at(target, create=True) as other:
         return _run(verb, one, other, options, quiet=quiet, as_json=as_json)
-
-
-def _check_apart(source: StorageBackend, target: str) -> None:
-    """Refuse a directory inside the source before it is created; the engine looks at all other pairs."""
-    from storage_backend.transfer.guards import check_locations
-
-    path = local_path(target)
-    if path is None:
-        return
-    try:
-        check_locations(location_of(source), path.resolve().as_uri())
-    except ConfigurationError as error:
-        raise click.UsageError(str(error)) from error
-
-
-def _target_of_nothing(location: str) -> StorageBackend:
-    """A target that nothing is written to: where there is none yet, it is as good as empty."""
-    try:
-        target = place_at(location)
-        next(iter(target.scan()), None)
-    except FileNotFoundError:
-        return MemoryStorage()
-    return target
 
 
 def _run(
@@ -277,9 +249,14 @@ def _run(
     as_json: bool,
 ) -> int:
     """Run a transfer, show it, and give its exit code."""
+    from storage_backend import transfer
     from storage_backend.cli.display import Display
     from storage_backend.cli.progress import summarize
 
+    interrupts = click.get_current_context().find_object(Interrupts)
+    if interrupts is not None:
+        changes = verb is not transfer.verify and not options.get("dry_run")
+        interrupts.resume = f"; {RESUME if changes else 'nothing was changed'}"
     display = Display(quiet=quiet, as_json=as_json, dry_run=options.get("dry_run", False))
     try:
         report = verb(source, target, **_given(options), on_event=display)
@@ -287,10 +264,6 @@ def _run(
         if not display.started:
             raise click.UsageError(str(error)) from error
         raise
-    except KeyboardInterrupt:
-        display.clear()
-        complain("interrupted; what is done stays done, and the same command goes on from there")
-        return Exit.INTERRUPTED
     finally:
         display.clear()
     if not as_json:

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import TypeAlias, TypeVar
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import FATAL, BatchError, SourceChangedError
-from storage_backend.transfer.copier import Job
+from storage_backend.transfer.copier import InterruptedTransferError, Job
 from storage_backend.transfer.guards import most_deletes
 from storage_backend.transfer.options import TransferOptions
 from storage_backend.transfer.planning import Record
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
 
+T = TypeVar("T")
+
 BATCH = 1000  # identifiers
+
+Removed: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not removed
 
 
 def refusal(
@@ -45,32 +50,38 @@ def batches(extras: Spool) -> Iterator[list[str]]:
         yield batch
 
 
-def remove(
-    backend: StorageBackend, batch: list[str], trash: str | None = None
-) -> Iterator[tuple[str, Exception | None]]:
-    """Delete objects, or move them beneath *trash*; each identifier with its error, or None."""
+def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | None = None) -> list[Removed]:
+    """Delete objects, or move them beneath *trash*.
+
+    Raises:
+        InterruptedTransferError: the transfer is to stop.
+    """
     failures: dict[str, Exception] = {}
     if trash is None:
         try:
-            backend.delete_many(batch)
+            backend.delete_many(_while_wanted(job, batch))
         except BatchError as error:
             failures = error.failures
     else:
-        for identifier in batch:
+        for identifier in _while_wanted(job, batch):
             try:
                 backend.move(identifier, f"{trash.removesuffix('/')}/{identifier}")
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - reported under its identifier
                 failures[identifier] = error
-    for identifier in batch:
-        yield identifier, failures.get(identifier)
+    return [(identifier, failures.get(identifier)) for identifier in batch]
 
 
-def remove_verified(job: Job, batch: list[Record]) -> Iterator[tuple[str, Exception | None]]:
-    """Delete from the source those objects that are still what was read; each identifier with its error, or None."""
+def remove_verified(job: Job, batch: list[Record]) -> list[Removed]:
+    """Delete from the source those objects that are still what was read.
+
+    Raises:
+        InterruptedTransferError: the transfer is to stop.
+    """
     sure: list[str] = []
-    for record in batch:
+    found: list[Removed] = []
+    for record in _while_wanted(job, batch):
         try:
             if _is_what_was_read(job, record):
                 sure.append(record.identifier)
@@ -79,14 +90,22 @@ def remove_verified(job: Job, batch: list[Record]) -> Iterator[tuple[str, Except
                     f"{record.identifier!r} changed since it was copied; it was kept",
                     identifier=record.identifier,
                 )
-                yield record.identifier, changed
+                found.append((record.identifier, changed))
         except FileNotFoundError:
-            yield record.identifier, None
+            found.append((record.identifier, None))
         except FATAL:
             raise
         except Exception as error:  # noqa: BLE001 - reported under its identifier
-            yield record.identifier, error
-    yield from remove(job.source, sure)
+            found.append((record.identifier, error))
+    return found + remove(job, job.source, sure)
+
+
+def _while_wanted(job: Job, items: Iterable[T]) -> Iterator[T]:
+    """The same, until the transfer is told to stop."""
+    for item in items:
+        if job.stop.is_set():
+            raise InterruptedTransferError
+        yield item
 
 
 def _is_what_was_read(job: Job, record: Record) -> bool:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Any, TypeAlias
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
+from typing import Any, TypeAlias, TypeVar
 
 from storage_backend.base import StorageBackend, info_of, location_of
 from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
 from storage_backend.info import ObjectInfo
+from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
 from storage_backend.transfer.batches import compare_batch, copy_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
@@ -20,6 +22,8 @@ from storage_backend.transfer.planning import Action, Record, Rules, actions, me
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
+
+T = TypeVar("T")
 
 Unit: TypeAlias = list[Action]
 
@@ -48,6 +52,7 @@ class Engine:
         self._shown_bytes = 0
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
+        self._pending: set[Future[list[Outcome]]] = set()
         self._source_count = 0
         self._target_count = 0
 
@@ -57,7 +62,8 @@ class Engine:
         Raises:
             StorageError: a fatal one (quota, authentication, configuration), or a side could not be listed. What was
                 finished before stays, and is in the journal.
-            KeyboardInterrupt: what was under way was dropped, and nothing of it was published.
+            KeyboardInterrupt: within about two seconds, however silent a server is. What was under way was dropped; what
+                was being published that moment may be published, whole, and the next run finds it.
         """
         self._events.emit("start", verb=self.verb, source=self.report.source, target=self.report.target)
         error = None
@@ -71,6 +77,7 @@ class Engine:
             self.report.seconds = self.report.elapsed
             self._events.progress(self._progress, force=True)
             self._events.emit("end", **self.report.as_dict(), error=error)
+            self._events.close()
         return self.report
 
     def plan(self) -> Iterator[Action]:
@@ -103,14 +110,9 @@ class Engine:
         spool, extras = Spool(), Spool()
         planner = _Planner(self, spool, extras)
         try:
-            try:
-                planner.start()
-                self._work(self._units(spool.take(INTERVAL)), self._unit)
-            finally:
-                self.job.stop.set()
-                planner.join()
-                self.job.stop.clear()
-                spool.close()
+            planner.start()
+            self._work(self._units(spool.take(INTERVAL)), self._unit)
+            planner.join()
             if planner.error is not None:
                 raise planner.error
             self.report.plan_complete = True
@@ -122,8 +124,29 @@ class Engine:
                 self._delete_source()
             if self.journal is not None and self.options.manifest is not None:
                 self.journal.write_manifest(self.options.manifest)
+        except BaseException:
+            self._wind_up(planner)
+            raise
         finally:
+            spool.close()
             extras.close()
+
+    def _wind_up(self, planner: _Planner) -> None:
+        """Begin nothing more, and wait for what is under way: to its end, and after an interrupt for a moment.
+
+        What is left behind then may still publish an object, whole; it touches neither journal nor report.
+        """
+        self.job.stop.set()
+        limit = patience()
+        deadline = Deadline(limit)
+        for future in self._pending:
+            future.cancel()
+        # What was finished while we were stopped is as good as the rest.
+        for future in wait(self._pending, deadline.left).done:
+            if not future.cancelled() and future.exception() is None:
+                self._record(future.result())
+        if planner.is_alive():  # it only reads
+            planner.join(GRACE_SECONDS if limit is None else deadline.left)
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
@@ -275,37 +298,31 @@ class Engine:
 
     def _work(self, units: Iterable[Unit | None], work: Callable[[Unit], list[Outcome]]) -> None:
         """Run the units on a pool, no more of them waiting than it takes to keep it busy."""
-        pending: set[Future[list[Outcome]]] = set()
-        pool = ThreadPoolExecutor(self.options.workers, thread_name_prefix="storage-transfer")
+        pool = DaemonPool(self.options.workers, "storage-transfer")
         try:
             for unit in units:
                 if unit is not None:
-                    pending.add(pool.submit(work, unit))
-                pending = self._collect(
-                    pending, patience=None if len(pending) >= 2 * self.options.workers else 0
-                )
-            while pending:
-                pending = self._collect(pending, patience=INTERVAL)
+                    self._pending.add(pool.submit(work, unit))
+                self._collect(None if len(self._pending) >= 2 * self.options.workers else 0)
+            while self._pending:
+                self._collect(INTERVAL)
         finally:
-            if pending:
-                self.job.stop.set()
-                for future in pending:
-                    future.cancel()
-            pool.shutdown()
-            # What was finished while we were stopped is as good as the rest.
-            for future in pending:
-                if not future.cancelled() and future.exception() is None:
-                    self._record(future.result())
+            pool.shutdown(wait=not self._pending)
 
-    def _collect(
-        self, pending: set[Future[list[Outcome]]], patience: float | None
-    ) -> set[Future[list[Outcome]]]:
-        done, waiting = wait(pending, patience, FIRST_COMPLETED)
-        for future in done:
-            pending.discard(future)
+    def _collect(self, seconds: float | None) -> None:
+        for future in wait(self._pending, seconds, FIRST_COMPLETED).done:
+            self._pending.discard(future)
             self._record(future.result())
         self._events.progress(self._progress)
-        return waiting
+
+    def _apart(self, call: Callable[[], T]) -> T:
+        """What *call* gives, made by a thread: here, a silent server could hold up an interrupt."""
+        with DaemonPool(1, "storage-transfer") as pool:
+            try:
+                return pool.submit(call).result()
+            except BaseException:
+                self.job.stop.set()
+                raise
 
     def _record(self, outcomes: list[Outcome]) -> None:
         """Count, tell and journal what a unit came to."""
@@ -373,7 +390,8 @@ class Engine:
             return
         self.job.flow.waiting_for = self.job.target
         for batch in deletion.batches(extras):
-            for identifier, error in deletion.remove(self.job.target, batch, self.options.trash):
+            removed = partial(deletion.remove, self.job, self.job.target, batch, self.options.trash)
+            for identifier, error in self._apart(removed):
                 if error is not None:
                     self._fail(identifier, error)
                     continue
@@ -387,11 +405,11 @@ class Engine:
         for batch in self.journal.confirmed(JOURNAL_PAGE):
             if self.options.flush:
                 self.job.flow.waiting_for = self.job.target
-                self.job.target.flush()
+                self._apart(self.job.target.flush)
             self.journal.harden()
             self.job.flow.waiting_for = self.job.source
             gone = []
-            for identifier, error in deletion.remove_verified(self.job, batch):
+            for identifier, error in self._apart(partial(deletion.remove_verified, self.job, batch)):
                 if error is not None:
                     self._fail(identifier, error)
                     continue

@@ -8,7 +8,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
@@ -105,12 +105,25 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._forget()
         self.close()
 
     def close(self) -> None:
         """Let the next run have it."""
         self._connection.close()
         os.close(self._lock)
+
+    def _forget(self) -> None:
+        """After a run that failed: leave no file, if it was the first one and nothing has been recorded."""
+        with suppress(sqlite3.Error, OSError):
+            if (
+                self._run == 1
+                and not self._connection.execute("SELECT EXISTS (SELECT * FROM objects)").fetchone()[0]
+            ):
+                self._connection.close()  # which removes the log
+                self.path.unlink()
+                Path(f"{self.path}.lock").unlink()
 
     def records(self) -> Iterator[Record]:
         """What is verified, ascending by identifier, as it was when the iteration began. For use in one thread."""
@@ -211,16 +224,23 @@ class Journal:
         return count
 
     def _acquire(self) -> int:
-        lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        while True:
+            lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # A run that left no journal has removed it, maybe since it was opened here.
+                with suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(lock), os.stat(f"{self.path}.lock")):  # noqa: PTH116 - beside fstat
+                        return lock
+            except BaseException as error:
+                os.close(lock)
+                if not isinstance(error, BlockingIOError):
+                    raise
+                raise UnavailableError(
+                    f"another run holds the journal {self.path}: wait for it to end, or end it",
+                    backend=str(self.path),
+                ) from None
             os.close(lock)
-            raise UnavailableError(
-                f"another run holds the journal {self.path}: wait for it to end, or end it",
-                backend=str(self.path),
-            ) from None
-        return lock
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)

@@ -116,7 +116,13 @@ class Emitter:
         with self._lock:
             if self._error is not None:
                 raise self._error
-            self._on_event(event)
+            if self._on_event is not None:
+                self._on_event(event)
+
+    def close(self) -> None:
+        """Tell no more: what a thread that was left behind does is nobody's concern."""
+        with self._lock:
+            self._on_event = None
 
     def progress(self, snapshot: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
         """Tell how far it is, if it was not told just now."""

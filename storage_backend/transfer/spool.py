@@ -72,8 +72,11 @@ class Spool:
                 yield None
 
     def close(self) -> None:
-        """Give the disk space back."""
-        self._file.close()
+        """Give the disk space back. What is put from then on is refused."""
+        with (
+            self._changed
+        ):  # not while it is written: the descriptor's number may be another file's the next moment
+            self._file.close()
 
     def _write(self) -> None:
         block = json.dumps([_pack(action) for action in self._fresh]).encode()

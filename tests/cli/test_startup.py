@@ -43,7 +43,7 @@ def imported(environment: dict[str, str], *arguments: str | Path) -> set[str]:
             ["ls", "ssh://a@127.0.0.1:9/x?agent=false"],
             (*set(CLIENTS) - {"paramiko"}, ENGINE, "asyncio", "invoke.context"),
         ),
-        (["ls", "s3://bucket/#../x"], (*set(CLIENTS) - {"boto3", "botocore"}, *LAZY)),
+        (["ls", "s3://bucket/#../x"], (*set(CLIENTS) - {"boto3", "botocore"}, "rich", "sqlite3", ENGINE)),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

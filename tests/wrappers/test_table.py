@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 from typing_extensions import override
 
-import pytest
-
 import storage_backend.wrappers
 from storage_backend import (
     CachedStorage,

@@ -61,10 +61,14 @@ class Beneath:
     Args:
         base: absolute and free of symlinks, "." and "..".
         openat2: use openat2(2) where the kernel has it.
+        make: creates the directory, which is missing: called by the first `make_parent`, and nothing is beneath it until then.
     """
 
-    def __init__(self, base: bytes, *, openat2: bool = True) -> None:
+    def __init__(
+        self, base: bytes, *, openat2: bool = True, make: Callable[[], object] | None = None
+    ) -> None:
         self._base = base
+        self._make_base = make
         self._slashed = base.rstrip(b"/") + b"/"
         self._openat2 = openat2 and sys.platform == "linux"
 
@@ -72,12 +76,15 @@ class Beneath:
         """A descriptor of the directory itself.
 
         Raises:
+            FileNotFoundError: it is yet to be created.
             BaseDirectoryNotFoundError: it is gone.
             ConfigurationError: something else is in its place.
         """
         try:
             return os.open(self._base, flags)
         except FileNotFoundError:
+            if self._make_base is not None:
+                raise
             raise BaseDirectoryNotFoundError(
                 f"base directory {os.fsdecode(self._base)!r} does not exist any more"
             ) from None
@@ -139,6 +146,10 @@ class Beneath:
         """
         directory, _, name = path.rpartition(b"/")
         grown: list[bytes] = []
+        make = self._make_base
+        if make is not None:
+            make()
+            self._make_base = None  # once: it may be on a disk that is taken away later
         try:
             for _ in range(_ATTEMPTS):
                 try:

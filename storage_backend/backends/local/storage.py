@@ -10,6 +10,7 @@ import sys
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -65,7 +66,7 @@ class LocalStorage(StorageBackend):
 
     Args:
         base_dir: the directory; "~" is expanded.
-        create_if_missing: create it, and those above it.
+        create_if_missing: create it, and those above it: now, or, with "late", by the first write, until which it is empty.
         durable: return from each change only once it survives power loss.
 
     Attributes:
@@ -82,14 +83,18 @@ class LocalStorage(StorageBackend):
     _tmpfile = True
 
     def __init__(
-        self, base_dir: str | os.PathLike[str], create_if_missing: bool = True, *, durable: bool = False
+        self,
+        base_dir: str | os.PathLike[str],
+        create_if_missing: bool | Literal["late"] = True,
+        *,
+        durable: bool = False,
     ) -> None:
         refuse_platform(sys.platform)
-        self.base_dir = _base(base_dir, create=create_if_missing, durable=durable)
+        self.base_dir, later = _base(base_dir, create=create_if_missing, durable=durable)
         self._durable = durable
         self._location = self.base_dir.as_uri()
         self._prefix = str(self.base_dir).rstrip("/") + "/"
-        self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2)
+        self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.base_dir)!r}{', durable=True' if self._durable else ''})"
@@ -317,7 +322,12 @@ class LocalStorage(StorageBackend):
     def flush(self) -> bool:
         """Return once every write so far survives power loss. Other file systems mounted beneath are not included."""
         with Mapped(None, self._location):
-            fd = self._beneath.root(LIST)
+            try:
+                fd = self._beneath.root(LIST)
+            except BaseDirectoryNotFoundError:
+                raise
+            except FileNotFoundError:  # nothing has been written yet
+                return True
             try:
                 sync_file_system(fd)
             finally:
@@ -473,8 +483,10 @@ def refuse_platform(platform: str) -> None:
         )
 
 
-def _base(base_dir: str | os.PathLike[str], *, create: bool, durable: bool) -> Path:
-    """The base directory as it is kept, created if asked for."""
+def _base(
+    base_dir: str | os.PathLike[str], *, create: bool | Literal["late"], durable: bool
+) -> tuple[Path, Callable[[], object] | None]:
+    """The base directory as it is kept, created if asked for; else what creates it, if that is to be done later."""
     try:
         base = Path(expanded(base_dir)).resolve()
     except RuntimeError as error:  # a loop of symlinks
@@ -482,22 +494,44 @@ def _base(base_dir: str | os.PathLike[str], *, create: bool, durable: bool) -> P
             f"base_dir {os.fspath(base_dir)!r}: {error}", parameter="base_dir"
         ) from error
     with Mapped(None, base.as_uri()):
-        missing = [path for path in (base, *base.parents) if not path.exists()] if create else []
-        try:
-            for path in reversed(missing):
-                path.mkdir(exist_ok=True)
-                if durable:
-                    sync_path(path.parent)
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ConfigurationError(
-                f"base directory {str(base)!r} cannot be created: {error.filename!r} is not a directory",
-                parameter="base_dir",
-            ) from error
+        if create == "late" and not base.exists():
+            _check_possible(base)
+            return base, partial(_create, base, durable)
+        if create:
+            _create(base, durable)
         if not base.exists():
             raise BaseDirectoryNotFoundError(f"base directory {str(base)!r} does not exist")
     if not base.is_dir():
         raise ConfigurationError(f"base directory {str(base)!r} is not a directory", parameter="base_dir")
-    return base
+    return base, None
+
+
+def _create(base: Path, durable: bool) -> None:
+    missing = [path for path in (base, *base.parents) if not path.exists()]
+    try:
+        for path in reversed(missing):
+            path.mkdir(exist_ok=True)
+            if durable:
+                sync_path(path.parent)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise _in_the_way(base, error.filename) from error
+    except FileNotFoundError as error:  # as in /proc
+        raise BaseDirectoryNotFoundError(f"base directory {str(base)!r} cannot be created") from error
+
+
+def _check_possible(base: Path) -> None:
+    """Refuse a directory that could not be created."""
+    above = next(path for path in base.parents if path.exists())
+    if not above.is_dir():
+        raise _in_the_way(base, str(above))
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+
+
+def _in_the_way(base: Path, other: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"base directory {str(base)!r} cannot be created: {other!r} is not a directory", parameter="base_dir"
+    )
 
 
 def _always(_: str) -> bool:

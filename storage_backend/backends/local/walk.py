@@ -12,6 +12,7 @@ from typing import TypeAlias
 from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, Beneath
 from storage_backend.backends.local.errors import Mapped
+from storage_backend.errors import BaseDirectoryNotFoundError
 from storage_backend.identifiers import RESERVED
 
 KEEP_OPEN = 32  # directories above the present one; those further up are opened anew on the way back
@@ -116,7 +117,12 @@ def _descend(beneath: Beneath, path: str) -> int | None:
         return None
     if any(name in {b"", b".", b".."} or b"\0" in name or name.startswith(_RESERVED) for name in names):
         return None
-    fd: int | None = beneath.root(LIST)
+    try:
+        fd: int | None = beneath.root(LIST)
+    except BaseDirectoryNotFoundError:
+        raise
+    except FileNotFoundError:  # it is yet to be created
+        return None
     for name in names:
         assert fd is not None
         outer = fd

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import islice
 from typing import TypeAlias
 
 from storage_backend.backends.remote.objects import Objects
 from storage_backend.backends.remote.operations import Place
+from storage_backend.threads import DaemonPool
 
 FEWEST = 64  # objects that are worth a command
 OBJECTS, BYTES = (
@@ -53,7 +54,7 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
             yield from singly(iter(missing))
 
     under_way: deque[tuple[list[Place], Future[list[bytes | None] | None]]] = deque()
-    with ThreadPoolExecutor(GROUPS, "storage-backend-fetching") as pool:
+    with DaemonPool(GROUPS, "storage-backend-fetching") as pool:
         try:
             while True:
                 while len(under_way) < GROUPS:

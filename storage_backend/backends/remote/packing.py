@@ -9,7 +9,7 @@ from __future__ import annotations
 import stat
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import datetime
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from storage_backend.backends.remote.session import Steps
 from storage_backend.backends.remote.unpacking import Member, Unpacked
 from storage_backend.errors import Failures
 from storage_backend.streams import check_digest, sha256
+from storage_backend.threads import DaemonPool
 
 FEWEST = 64  # objects that are worth a command
 OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command
@@ -60,7 +61,7 @@ def write(objects: Objects, source: Iterator[Write], failures: Failures, singly:
     """
     if not objects.link.connection().may("unpack"):
         return singly(source)
-    with ThreadPoolExecutor(GROUPS, "storage-backend-packing") as pool:
+    with DaemonPool(GROUPS, "storage-backend-packing") as pool:
         packer = _Packer(objects, failures, singly, pool)
         for item in source:
             if packer.add(item) and not objects.link.connection().may("unpack"):
@@ -71,9 +72,7 @@ def write(objects: Objects, source: Iterator[Write], failures: Failures, singly:
 class _Packer:
     """Gathers groups, and stores them beside the gathering."""
 
-    def __init__(
-        self, objects: Objects, failures: Failures, singly: Singly, pool: ThreadPoolExecutor
-    ) -> None:
+    def __init__(self, objects: Objects, failures: Failures, singly: Singly, pool: DaemonPool) -> None:
         self._objects = objects
         self._failures = failures
         self._singly = singly

@@ -13,6 +13,7 @@ from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.target import Target
 from storage_backend.backends.s3.workers import Answers
+from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
@@ -72,12 +73,19 @@ def _in_parts(target: Target, source: str, facts: Facts) -> None:
         parts.sort(key=lambda part: int(part["PartNumber"]))
         _complete(target, upload_id, parts, facts.size)
     except BaseException:
-        answers.settle()
-        try:
-            rare.abort_upload(target.key, upload_id)
-        except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
-            if not _is_gone(error):
-                logger.warning("an unfinished upload of %r stays: %s", target.key, error)
+
+        def abort() -> None:
+            answers.settle()
+            try:
+                rare.abort_upload(target.key, upload_id)
+            except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
+                if not _is_gone(error):
+                    logger.warning("an unfinished upload of %r stays: %s", target.key, error)
+
+        if patience() is None:
+            abort()
+        else:
+            attend(abort, "storage-backend-s3-abort")
         raise
 
 

@@ -6,15 +6,17 @@ import base64
 import os
 import threading
 import time
+import weakref
 import zlib
 from dataclasses import dataclass, field
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from storage_backend.backends.s3 import digests
 from storage_backend.backends.s3.reading import Pinned, RangesIgnoredError, Wanted, checked_algorithm
 from storage_backend.backends.s3.workers import Workers
 from storage_backend.files import StagedFile
 from storage_backend.streams import CHUNK, Moved
+from storage_backend.threads import GRACE_SECONDS, Deadline
 
 PIECE = 8 << 20  # bytes asked for at a time by those that help
 PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
@@ -65,28 +67,42 @@ class _Meeting:
     crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
 
     def run(self, workers: Workers) -> None:
+        # Its own descriptor: a helper that is left behind must not write into whatever file has the number by then.
+        self.fd = os.dup(self.fd)
+        weakref.finalize(self, os.close, self.fd)
         self.back = self.reader.size
         try:
             self._from_front(workers)
         except BaseException as error:  # noqa: BLE001 - raised below, when nobody writes any more
             self.failed.append(error)
-        # Without them all, one might write into whatever file has the descriptor's number by then.
-        while self.helpers:
-            self._await_helper()
+        self._settle()
         for offset, size in sorted(self.left):
             if not self.failed:
                 self.crcs[offset] = (self._read(self.reader, offset, size), size)
         if self.failed:
-            raise self.failed[0]
+            raise self._interrupt or self.failed[0]
         self._check()
 
-    def _await_helper(self) -> None:
-        try:
-            self.done.get()
-        except BaseException as error:  # noqa: BLE001 - an interrupt, which waits until nobody writes any more
-            self.failed.append(error)
-        else:
-            self.helpers -= 1
+    def _settle(self) -> None:
+        """Wait for the helpers: until all are done, or after an interrupt for a moment, and after a second one no longer."""
+        limit = Deadline(GRACE_SECONDS if self._interrupt else None)
+        while self.helpers:
+            try:
+                self.done.get(timeout=limit.left)
+            except Empty:
+                return
+            except BaseException as error:
+                if self._interrupt:
+                    raise
+                self.failed.append(error)
+                limit = Deadline(GRACE_SECONDS)
+            else:
+                self.helpers -= 1
+
+    @property
+    def _interrupt(self) -> BaseException | None:
+        """What ended this that is no fault."""
+        return next((error for error in self.failed if not isinstance(error, Exception)), None)
 
     def _from_front(self, workers: Workers) -> None:
         """Read on until the helpers' pieces begin."""

@@ -21,6 +21,7 @@ from storage_backend.backends.s3.sums import Sums, base64_of, uses_crc
 from storage_backend.backends.s3.target import Piece, Stored, Target, size_of
 from storage_backend.backends.s3.workers import Answers
 from storage_backend.errors import UnsupportedOperationError
+from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
@@ -127,9 +128,18 @@ class Multipart:
         return Stored(self.size, facts.etag, proven, parts=True)
 
     def abort(self) -> None:
-        """Drop the parts. It never raises; what cannot be dropped is remembered, and done by the next upload."""
+        """Drop the parts. It never raises; what cannot be dropped is remembered, and done by the next upload.
+
+        After an interrupt it returns soon; a silent service is then waited for by a thread.
+        """
         if self._pid != os.getpid():
             return
+        if patience() is None:
+            self._abort()
+        else:
+            attend(self._abort, "storage-backend-s3-abort")
+
+    def _abort(self) -> None:
         self._answers.settle()
         try:
             self._target.service.rare.abort_upload(self._target.key, self.upload_id)

@@ -24,7 +24,12 @@ from storage_backend.backends.s3.service import Service
 from storage_backend.backends.s3.settings import PART_MOST, Settings
 from storage_backend.backends.s3.target import Stored, Target
 from storage_backend.backends.s3.workers import Workers
-from storage_backend.errors import IntegrityError, InvalidIdentifierError, StorageError
+from storage_backend.errors import (
+    BucketNotFoundError,
+    IntegrityError,
+    InvalidIdentifierError,
+    StorageError,
+)
 from storage_backend.files import state_directory
 from storage_backend.info import ObjectInfo
 from storage_backend.sightings import Sightings
@@ -72,12 +77,27 @@ class Objects:
     @property
     def calls(self) -> Calls:
         """The frequent requests of this moment."""
-        if not self._ensured:
-            self._ensure_bucket()
         return self.service.calls
 
-    def _ensure_bucket(self) -> None:
-        """Create the bucket if it is missing. Who has one already needs no right to create any."""
+    @property
+    def may_be_missing(self) -> bool:
+        """Whether the first write has yet to make the bucket, if it is missing."""
+        return not self._ensured
+
+    @contextmanager
+    def listing(self, tried: str = "list") -> Iterator[None]:
+        """As `mapped`, for what lists: a bucket that the first write will make holds nothing."""
+        try:
+            with self.mapped(tried, None):
+                yield
+        except BucketNotFoundError:
+            if not self.may_be_missing:
+                raise
+
+    def ensure_bucket(self) -> None:
+        """Before a write: create the bucket if it is missing. Who has one already needs no right to create any."""
+        if not self.may_be_missing:
+            return
         with self.mapped("look for the bucket of", None):
             try:
                 self.service.calls.page(self.root, limit=1)
@@ -163,7 +183,8 @@ class Objects:
         metadata: Mapping[str, str] | None = None,
     ) -> Target:
         """Where the object goes, and all that it is given."""
-        _ = self.calls  # the bucket, if it is to be created
+        self.ensure_bucket()
+        _ = self.calls  # who makes the requests decides what an object is given
         parameters: dict[str, Any] = dict(self.settings.object_parameters())
         kind = (info.content_type if info else None) or self.settings.content_type or guessed(identifier)
         if kind is not None:

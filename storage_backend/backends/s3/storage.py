@@ -82,7 +82,7 @@ class S3Storage(StorageBackend):
         anonymous: sign nothing.
         client: a boto3 client, or what behaves like one, that all requests go through. Then this object cannot be
             pickled.
-        create_bucket: create the bucket at the first use, if it is missing.
+        create_bucket: the first write creates the bucket, if it is missing; until then it holds nothing.
         max_concurrency: how many requests one call makes at the same time.
         multipart_chunk_size: the least size of a part, in bytes (5 MiB to 5 GiB); it grows so that 10,000 suffice.
         multipart_threshold: content from a reader or file of up to so many bytes is one request.
@@ -223,7 +223,9 @@ class S3Storage(StorageBackend):
         try:
             self._objects.facts(identifier)
         except BucketNotFoundError:
-            raise
+            if not self._objects.may_be_missing:
+                raise
+            return False
         except (FileNotFoundError, InvalidIdentifierError):  # with the prefix it may be too long
             return False
         return True
@@ -409,7 +411,7 @@ class S3Storage(StorageBackend):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        with self._objects.mapped("list", None):
+        with self._objects.listing():
             found = listing.objects(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
             if self.bucket.endswith("--x-s3"):
                 # Directory buckets list in no order ("ListObjectsV2", Amazon S3 API Reference).
@@ -418,7 +420,7 @@ class S3Storage(StorageBackend):
 
     @override
     def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        with self._objects.mapped("list", None):
+        with self._objects.listing():
             yield from listing.level(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
 
     @override
@@ -633,8 +635,7 @@ class S3Storage(StorageBackend):
         """
         before = datetime.fromtimestamp(self._objects.settings.clock(), UTC) - older_than
         count = 0
-        with self._objects.mapped("abort uploads", None):
-            _ = self._objects.calls
+        with self._objects.listing("abort uploads"):
             for key, upload_id, began in self._objects.service.rare.uploads(self._objects.root):
                 if began > before:
                     continue

@@ -6,8 +6,11 @@ import os
 import threading
 import weakref
 from collections.abc import Callable
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from typing import Generic, TypeAlias, TypeVar, cast
+
+from storage_backend.threads import Deadline, patience
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -104,13 +107,17 @@ class Answers(Generic[T, R]):
         self._function = function
         self._done: SimpleQueue[tuple[T, R | None, BaseException | None]] = SimpleQueue()
         self._pid = os.getpid()
+        self._over = threading.Event()
         self.pending = 0
 
     def ask(self, item: T) -> None:
         """Begin the work on *item*."""
-        function, done = self._function, self._done
+        function, done, over = self._function, self._done, self._over
 
         def task() -> None:
+            if over.is_set():
+                done.put((item, None, None))
+                return
             try:
                 done.put((item, function(item), None))
             except BaseException as error:  # noqa: BLE001 - it is the caller's, who raises it
@@ -130,13 +137,19 @@ class Answers(Generic[T, R]):
         Raises:
             ValueError: this is a forked child.
         """
-        if self._pid != os.getpid():
-            raise ValueError(f"this was begun by process {self._pid}, and does not go on in its child")
-        item, result, error = self._done.get()
-        self.pending -= 1
-        return item, cast(R, result), error
+        return self._take(None)
 
     def settle(self) -> None:
-        """Wait until nothing is under way, and forget the results."""
-        while self.pending and self._pid == os.getpid():
-            self.take()
+        """Begin no more, wait until nothing is under way, after an interrupt only for a moment, and forget the results."""
+        self._over.set()
+        deadline = Deadline(patience())
+        with suppress(Empty):
+            while self.pending and self._pid == os.getpid():
+                self._take(deadline.left)
+
+    def _take(self, seconds: float | None) -> tuple[T, R, BaseException | None]:
+        if self._pid != os.getpid():
+            raise ValueError(f"this was begun by process {self._pid}, and does not go on in its child")
+        item, result, error = self._done.get(timeout=seconds)
+        self.pending -= 1
+        return item, cast(R, result), error

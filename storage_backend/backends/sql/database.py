@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -25,6 +25,7 @@ from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
 from storage_backend.errors import StorageError
 from storage_backend.forks import guard
+from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +59,13 @@ class Database:
         weakref.finalize(self, _close, self._sessions, self._hearts)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work* with a connection on which each statement is a transaction. It must bear being run again."""
-        return self._attempt(work, None, identifier)
+        """Run *work*, which only reads, with a connection on which each statement is a transaction. It must bear being run again."""
+        return self._attempt(work, None, identifier, reads=True)
 
     def snapshot(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work* where all its statements see the database as it was at the first of them."""
         begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
-        return self._attempt(work, begin[self.address.dialect], identifier)
+        return self._attempt(work, begin[self.address.dialect], identifier, reads=True)
 
     def transact(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work* in a transaction that writes.
@@ -121,7 +122,7 @@ class Database:
         condemned = [
             version
             for version in versions
-            if self.transact(functools.partial(self.catalog.condemn, version=version, age=seconds))
+            if self.transact(partial(self.catalog.condemn, version=version, age=seconds))
         ]
         for version in condemned:
             self._prune(version)
@@ -147,7 +148,16 @@ class Database:
                 logger.info("swept %d stale uploads in %s", count, self.address.location)
 
     def discard(self, version: bytes) -> None:
-        """Delete an upload that will not be published. If that cannot be done now, it is before a later write."""
+        """Delete an upload that will not be published. If that cannot be done now, it is before a later write.
+
+        After an interrupt it returns soon, however silent the server is.
+        """
+        if patience() is None or self.address.dialect == "sqlite":
+            self._discard(version)
+        else:
+            attend(partial(self._discard, version), "storage-backend-discard")
+
+    def _discard(self, version: bytes) -> None:
         try:
             self.transact(lambda connection: self.catalog.discard(connection, [version]))
             self._prune(version)
@@ -167,7 +177,7 @@ class Database:
         _close(self._sessions, self._hearts)
 
     def _prune(self, version: bytes) -> None:
-        while self.transact(functools.partial(self.catalog.prune, version=version)):
+        while self.transact(partial(self.catalog.prune, version=version)):
             pass
 
     def _session(self) -> Session:
@@ -185,12 +195,20 @@ class Database:
         return session
 
     def _attempt(
-        self, work: Callable[[Connection], Result], begin: str | None, identifier: str | None
+        self,
+        work: Callable[[Connection], Result],
+        begin: str | None,
+        identifier: str | None,
+        *,
+        reads: bool = False,
     ) -> Result:
         attempt = 1
         while True:
             session = self._session()
             try:
+                if reads and session.is_missing():
+                    with session.empty() as connection:
+                        return work(connection)
                 with session.connection() as connection:
                     return _within(connection, begin, work)
             except SQLAlchemyError as error:

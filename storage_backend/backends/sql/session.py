@@ -7,6 +7,7 @@ import threading
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection, Engine, create_engine
@@ -67,6 +68,39 @@ class Session:
                 self._users -= 1
                 if self._closed:
                     self._gate.notify_all()
+
+    def is_missing(self) -> bool:
+        """Whether the first write has yet to make the file or the tables."""
+        if self._engine is not None or not self.settings.create_if_missing:
+            return False
+        if self.address.dialect == "sqlite":
+            # Where no file can be made, SQLite says why.
+            path = Path(self.address.path)
+            return not path.exists() and os.access(path.parent, os.W_OK | os.X_OK)
+        with self._opening:
+            if self._engine is None:
+                engine = self._make()
+                try:
+                    with engine.connect() as connection:
+                        if schema.check(connection, self.address):
+                            self._engine = engine
+                finally:
+                    if self._engine is not engine:
+                        engine.dispose()
+            return self._engine is None
+
+    @contextmanager
+    def empty(self) -> Iterator[Connection]:
+        """A connection to a database as the first write would make it, which nobody else ever sees."""
+        engine = create_engine("sqlite://") if self.address.dialect == "sqlite" else self._make()
+        try:
+            with engine.connect() as connection:
+                if self.address.dialect == "postgresql":
+                    connection.exec_driver_sql("BEGIN")  # never committed
+                schema.create(connection, self.address)
+                yield connection
+        finally:
+            engine.dispose()
 
     @contextmanager
     def turn(self) -> Iterator[None]:

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 class DatabaseStorage(StorageBackend):
     """Objects in a database: an SQLite file, or PostgreSQL.
 
-    Tables named `sb_*` are created when first needed. Objects of any size stream in bounded memory and hold up nobody:
+    Tables named `sb_*` are created by the first write. Objects of any size stream in bounded memory and hold up nobody:
     their bytes arrive in short transactions and become visible by one. What is read from its first byte to its last is
     compared with the SHA-256 that was computed when it was written.
 
@@ -65,7 +65,8 @@ class DatabaseStorage(StorageBackend):
             libpq's parameters; percent-encoded.
         password: of PostgreSQL: itself (then this object cannot be pickled), "env:NAME" or "file:PATH". Without one,
             libpq looks at PGPASSWORD and ~/.pgpass.
-        create_if_missing: create the SQLite file (never its directory) and the tables.
+        create_if_missing: the first write creates the SQLite file (never its directory) and the tables; until then there are
+            no objects.
         durable: SQLite: let each write survive power loss, not only those before a `flush`. PostgreSQL always does.
         timeout_seconds: how long to wait for other writers of an SQLite file, and for a free connection.
         connections: how many there are at most.

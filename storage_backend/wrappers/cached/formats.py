@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ _MARK = "format."
 
 
 def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> None:
-    """Create the directory of a cache, for this user alone, if it is not there.
+    """Look at the directory of a cache before it is used, which creates it if it is not there.
 
     Args:
         directory: of the cache.
@@ -23,9 +24,18 @@ def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> 
         ConfigurationError: something else is in its place, or it is of another format.
     """
     try:
-        Path(directory).mkdir(mode=0o700, parents=True, exist_ok=True)
-        check_format(directory, known)
-    except (FileExistsError, NotADirectoryError) as error:
+        above = next(
+            path
+            for path in (Path(directory).absolute(), *Path(directory).absolute().parents)
+            if _is_there(path)
+        )
+        if above == Path(directory).absolute():
+            check_format(directory, known)
+        elif not above.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(above))
+        elif not os.access(above, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
+    except NotADirectoryError as error:
         raise ConfigurationError(
             f"cache_dir: {directory} is no directory ({error})", parameter="cache_dir"
         ) from error
@@ -33,6 +43,11 @@ def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> 
         raise
     except OSError as error:
         warn(error)
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is anything; a link that leads nowhere is something."""
+    return path.exists() or path.is_symlink()
 
 
 def check_format(directory: str, known: str) -> None:

@@ -43,7 +43,7 @@ class CachedStorage(Wrapper):
 
     Args:
         backend: what is cached.
-        cache_dir: a directory on a local disk; it is created. Several backends may share one, if their locations are URLs.
+        cache_dir: a directory on a local disk, created when first used. Several backends may share one, if their locations are URLs.
         max_cache_size_mb: content kept at most, in MiB; None for any amount, 0 for nothing. The least recently used goes
             first, and what is larger than the limit is not kept.
         ttl_seconds: how long an entry is good, from its fetch; None for ever, 0 not without asking.

@@ -104,10 +104,14 @@ class TestParameters:
         assert blobs(tmp_path / "a/b")
         assert not (tmp_path / "~").exists()
 
-    def test_the_directory_is_created_at_once_and_for_its_owner(
+    def test_the_directory_is_created_by_the_first_use_and_for_its_owner(
         self, memory: MemoryStorage, tmp_path: Path
     ) -> None:
-        CachedStorage(memory, tmp_path / "new")
+        memory.write("a", b"1")
+        cached = CachedStorage(memory, tmp_path / "new")
+        assert cached.list() == ["a"]
+        assert not (tmp_path / "new").exists()
+        cached.read("a")
         assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
 
     @pytest.mark.parametrize("below", ["", "below"])

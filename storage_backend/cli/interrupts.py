@@ -1,0 +1,133 @@
+"""Interrupts: Ctrl-C and SIGTERM end the program soon, whatever it waits for."""
+
+from __future__ import annotations
+
+import _thread
+import logging
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from types import FrameType
+from typing import NoReturn
+
+from storage_backend.cli.exits import Exit
+from storage_backend.cli.output import complain
+
+LIMIT_SECONDS = (
+    2.5  # from the first signal to the end; half a second more than the engine waits for what is under way
+)
+FLUSH_SECONDS = 0.2  # that a reader of our output, who may have stopped reading, is waited for then
+
+_WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_END_OF_LIVE_LINE = b"\r\x1b[K\x1b[?25h"  # erased, and the cursor shown
+
+
+class Interrupts:
+    """What a signal does: the first raises KeyboardInterrupt and starts a clock, and with that or the second all ends.
+
+    Attributes:
+        resume: how to go on later, for the line that says what happened.
+    """
+
+    def __init__(self) -> None:
+        self.resume = ""
+        self._signal = signal.SIGINT  # what a KeyboardInterrupt that none of ours raised comes from
+        self._came = False
+        self._leaving = False
+        self._told = False
+
+    @property
+    def code(self) -> int:
+        """The exit code: 128 and the signal's number, as the shell has it of a program that a signal ended."""
+        return Exit.INTERRUPTED if self._signal == signal.SIGINT else Exit.TERMINATED
+
+    def watch(self) -> None:
+        """Take the signals, where nobody chose otherwise: one that is ignored stays so."""
+        defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
+        if not ours or threading.current_thread() is not threading.main_thread():
+            return
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        # Python runs handlers between two steps of the main thread, which may be stuck inside a client or a resolver;
+        # this thread hears of the signal at once.
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        _thread.start_new_thread(self._listen, (reading, frozenset(ours)))
+        for number in ours:
+            signal.signal(number, self._interrupt)
+
+    def tell(self) -> None:
+        """Say that the program was interrupted, once."""
+        if not self._told:
+            self._told = True
+            complain(self._line)
+
+    def leave(self, code: int) -> NoReturn:
+        """Exit; a signal from now on ends it at once, and after one, nothing is waited for."""
+        self._leaving = True
+        if self._came:
+            self._flush()
+            os._exit(code)
+        sys.exit(code)
+
+    @property
+    def _line(self) -> str:
+        return _WORDS[self._signal] + self.resume
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's
+        if self._leaving:
+            os._exit(128 + number)
+        if not self._came:
+            self._came = True
+            self._signal = signal.Signals(number)
+            logger = logging.getLogger("storage_backend")
+            if not logger.isEnabledFor(logging.DEBUG):
+                logger.setLevel(logging.CRITICAL)  # threads that are left behind lose their connections
+            raise KeyboardInterrupt
+
+    def _listen(self, pipe: int, ours: frozenset[int]) -> None:
+        """Count the signals; in a thread of its own."""
+        came = 0
+        while True:
+            for number in os.read(pipe, 16):
+                if number in ours:
+                    came += 1
+                    if came == 1:
+                        _thread.start_new_thread(self._end_in_time, (number,))
+                    else:
+                        self._end(number)
+
+    def _end_in_time(self, number: int) -> None:
+        threading.Event().wait(LIMIT_SECONDS)
+        if not self._came:  # the main thread has not even heard of it
+            self._signal = signal.Signals(number)
+        _within(FLUSH_SECONDS, self._flush)
+        self._end(number)
+
+    def _end(self, number: int) -> NoReturn:
+        line = b"" if self._told else f"storage-backend: {self._line}\n".encode()
+        if os.isatty(2):
+            line = _END_OF_LIVE_LINE + line
+        with suppress(OSError):
+            os.write(2, line)
+        os._exit(self.code if self._came else 128 + number)
+
+    def _flush(self) -> None:
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+
+
+def _within(seconds: float, call: Callable[[], object]) -> None:
+    """Run *call* in a thread, and wait for it no longer than *seconds*."""
+    done = threading.Event()
+
+    def run() -> None:
+        call()
+        done.set()
+
+    _thread.start_new_thread(run, ())
+    done.wait(seconds)
