@@ -25,8 +25,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--soak", action="store_true", help="run the long versions of the tests that have one")
 
 
-def pytest_configure() -> None:
+def pytest_configure(config: pytest.Config) -> None:
     """Have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+    from tests import leaks
+
+    config.pluginmanager.register(leaks)
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)

@@ -75,6 +75,7 @@ class S3Server(ABC):
         finally:
             if self._process is not None:
                 self._remove(name)
+            self._owner.close()  # its connections; it makes new ones
 
     @contextmanager
     def place(self) -> Iterator[BucketPlace]:
