@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,15 @@ class Held:
 
     @classmethod
     def now(cls) -> Held:
-        """At this moment. Without Linux's /proc no descriptors and no children are seen."""
+        """At this moment. Without Linux's /proc no descriptors and no children are seen.
+
+        What multiprocessing keeps from its first spawned child to the end of this process does not count.
+        """
+        kept: Any = resource_tracker._resource_tracker
         return cls(
-            Counter(link for _, link in _descriptors()),
+            Counter(link for fd, link in _descriptors() if fd != kept._fd),
             frozenset(threading.enumerate()),
-            frozenset(_children()),
+            frozenset(pid for pid in _children() if pid != kept._pid),
         )
 
     def __add__(self, other: Held) -> Held:

@@ -22,14 +22,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
 from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port
-
-if TYPE_CHECKING:
-    from tests.ssh_paramiko_server import Listener
 
 SFTP_SERVER_PLACES = (  # Debian, Fedora, the BSDs and macOS, Arch and SUSE
     Path("/usr/lib/openssh/sftp-server"),
@@ -386,39 +383,24 @@ class RcloneSFTP(ServerProcess):
         ]
 
 
-class ParamikoSFTP(SSHServer):
-    """paramiko's SFTP server of `local` as "/", in this process, without extensions and without commands.
+class ParamikoSFTP(ServerProcess):
+    """paramiko's SFTP server of `local` as "/", without extensions and without commands.
 
     `rename` refuses a name that is taken. paramiko 5.1 fails every request with a name that is not UTF-8
     (SSH_FX_FAILURE); such a name on the disk is listed.
     """
-
-    _listener: Listener | None = None
 
     @override
     def _base(self) -> str:
         return "/"
 
     @override
-    def start(self) -> None:
-        try:
-            from tests.ssh_paramiko_server import Listener
-        except ImportError as error:
-            raise ServerUnavailableError(f"no paramiko: {error}") from error
-        accepted = (line.split() for line in self.authorized_keys.read_text().splitlines())
-        authorized = frozenset(" ".join(words[:2]) for words in accepted)
-        self._listener = Listener(self.host, self.port, self.local, self.host_keys, authorized)
-
-    @override
-    def kill(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def kill_sessions(self) -> None:
-        """End each session at once; the server goes on and takes new ones."""
-        if self._listener is not None:
-            self._listener.close_sessions()
+    def _command(self) -> Sequence[str | Path]:
+        if importlib.util.find_spec("paramiko") is None:
+            raise ServerUnavailableError("paramiko is not installed: pip install paramiko")
+        program = Path(__file__).with_name("ssh_paramiko_server.py")
+        keys = [self.authorized_keys, *self.host_keys]
+        return [sys.executable, "-P", program, self.host, str(self.port), self.local, *keys]
 
 
 def sftp_server() -> Path:

@@ -13,6 +13,7 @@ FLOORS = {
     "sightings": 1.5,
     "files": 1.5,
     "forks": 1,
+    "unforked": 1,
     "streams": 1.5,
     "base": 2,
     "wrappers.base": 2.5,
