@@ -11,7 +11,7 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing import resource_tracker
@@ -81,24 +81,18 @@ class Held:
         return "".join(f"\n  {line}" for line in sorted(lines))
 
 
-def left_since(
-    before: Held, *, patience: float = PATIENCE, meanwhile: Callable[[], object] | None = None
-) -> Held:
+def left_since(before: Held, *, collect: bool = False) -> Held:
     """What is held that was not held *before*, after what goes by itself has gone.
 
     Args:
         before: what may be there.
-        patience: seconds that it is waited for.
-        meanwhile: called once if something is there at first.
+        collect: whether garbage is collected meanwhile.
     """
-    deadline = time.monotonic() + patience
-    left = Held.now() - before
-    if left and meanwhile is not None:
-        meanwhile()
-        left = Held.now() - before
-    while left and time.monotonic() < deadline:
+    deadline = time.monotonic() + PATIENCE
+    while (left := Held.now() - before) and time.monotonic() < deadline:
+        if collect:
+            gc.collect()  # each time: a thread may just have had what is garbage by now
         time.sleep(0.01)
-        left = Held.now() - before
     return left
 
 
@@ -140,6 +134,7 @@ class _Session:
 
     held: Held = field(default_factory=Held)
     inside: bool = False  # a fixture of the session is being made, perhaps by another one
+    item: pytest.Item | None = None  # the test that ends
 
 
 _SESSION: pytest.StashKey[_Session] = pytest.StashKey()
@@ -166,6 +161,12 @@ def pytest_fixture_setup(
         session.held += Held.now() - before
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Note which test ends, perhaps the last of its module."""
+    item.config.stash[_SESSION].item = item
+
+
 @pytest.fixture(scope="module", autouse=True)
 def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail if the module leaves descriptors, threads or children behind."""
@@ -174,6 +175,9 @@ def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if request.session.testsfailed != failed:
         return  # its traceback keeps what a failed test held
+    # pytest forgets what it gave to a test only after the module's own fixtures are done.
+    if isinstance(session.item, pytest.Function):
+        session.item.funcargs.clear()
     allowed = before + (session.held - lasting)
-    if left := left_since(allowed, meanwhile=gc.collect):
+    if left := left_since(allowed, collect=True):
         pytest.fail(f"{request.node.name} has left behind:{left}", pytrace=False)

@@ -643,7 +643,9 @@ class TestMock:
 
     @pytest.fixture
     def storage(self, client: MagicMock) -> Iterator[S3Storage]:
-        with S3Storage("bucket", "pre", client=client) as storage:  # the mock keeps errors, and these the storage
+        with S3Storage(
+            "bucket", "pre", client=client
+        ) as storage:  # the mock keeps errors, and these the storage
             yield storage
 
     @staticmethod
