@@ -204,7 +204,10 @@ class Failures:
     def note(self, identifier: str, error: Exception) -> None:
         """Keep the error of *identifier*; a fatal one is raised."""
         if isinstance(error, FATAL):
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback leads to this frame, and what all its frames have would wait for the collector
         self.errors[identifier] = error
 
     def raise_any(self, verb: str, backend: str | None = None) -> None:
@@ -214,10 +217,14 @@ class Failures:
             verb: what was tried, as in "cannot *read* 3 objects".
             backend: the backend's location.
         """
-        if not self.errors:
+        # Handed over, since the tracebacks lead to whoever has this object.
+        errors, self.errors = self.errors, {}
+        if not errors:
             return
-        first, error = next(iter(self.errors.items()))
-        count = "1 object" if len(self.errors) == 1 else f"{len(self.errors)} objects"
+        first = next(iter(errors))
+        count = "1 object" if len(errors) == 1 else f"{len(errors)} objects"
         raise BatchError(
-            f"cannot {verb} {count}; the first is {first!r}: {error}", failures=self.errors, backend=backend
+            f"cannot {verb} {count}; the first is {first!r}: {errors[first]}",
+            failures=errors,
+            backend=backend,
         )

@@ -64,3 +64,9 @@ class ForkGuard:
 def guard() -> ForkGuard:
     """This process's guard. There is one, made when first needed, since a hook of `os` cannot be taken back."""
     return ForkGuard()
+
+
+@functools.cache
+def inherited() -> list[object]:
+    """What this process has from its parent, and keeps to its end: finalised, it would say or close something in the parent's name."""
+    return []

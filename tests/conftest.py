@@ -6,10 +6,10 @@ import ctypes
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
@@ -52,6 +52,9 @@ def pytest_configure(config: pytest.Config) -> None:
         pass  # no hypothesis here: the tests with properties say so themselves
     else:
         Tier.soak = bool(config.getoption("--soak"))
+    from tests import leaks
+
+    config.pluginmanager.register(leaks)
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)
@@ -84,6 +87,27 @@ def unavailable(reason: str) -> NoReturn:
     if os.environ.get("STORAGE_BACKEND_REQUIRE_SERVERS") == "1":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup() -> Generator[None, Any, Any]:
+    """A fixture that starts a server, or looks for a program, need not say what follows if there is none."""
+    return (yield from without_servers())
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call() -> Generator[None, Any, Any]:
+    """Nor need a test."""
+    return (yield from without_servers())
+
+
+def without_servers() -> Generator[None, Any, Any]:
+    from tests.servers import ServerUnavailableError
+
+    try:
+        return (yield)
+    except ServerUnavailableError as error:
+        unavailable(str(error))
 
 
 @pytest.fixture

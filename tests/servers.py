@@ -158,6 +158,23 @@ class PostgreSQL:
             file.writelines(f"{name} = '{value}'\n" for name, value in settings.items())
 
 
+def program(name: str, install: str, *places: str) -> str:
+    """The path of a program.
+
+    Args:
+        name: its.
+        install: the command that installs it.
+        places: directories that are looked into before those of PATH.
+
+    Raises:
+        ServerUnavailableError: it is not installed.
+    """
+    found = shutil.which(name, path=os.pathsep.join([*places, os.environ.get("PATH", os.defpath)]))
+    if found is None:
+        raise ServerUnavailableError(f"{name} is not installed: {install}")
+    return found
+
+
 def end_with_parent(number: int = signal.SIGQUIT) -> None:
     """In the child: be told to stop when a test run is killed, and does not stop its servers itself."""
     if _LIBC is not None:

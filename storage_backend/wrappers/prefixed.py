@@ -384,7 +384,8 @@ class _Batch(Failures):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if error is None or error is self._foreign:
+        foreign, self._foreign = self._foreign, None  # its traceback leads to whoever has this object
+        if error is None or error is foreign:
             return False
         self._respell(error)
         if not isinstance(error, BatchError):

@@ -527,7 +527,8 @@ class _Batch(Failures):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, BatchError) or error is self._foreign:
+        foreign, self._foreign = self._foreign, None  # its traceback leads to whoever has this object
+        if not isinstance(error, BatchError) or error is foreign:
             return False
         self.errors.update(error.failures)
         return True

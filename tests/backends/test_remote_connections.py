@@ -17,7 +17,7 @@ def busy(storage: RemoteStorage, count: int, most: int) -> int:
     seen = threading.Event()
 
     def connections() -> int:
-        return len(link._more) + (link._current is not None)
+        return len(link._open.more) + (link._open.current is not None)
 
     def read() -> None:
         with storage.open("object") as reader:
@@ -42,14 +42,14 @@ def test_connections_are_added_up_to_the_limit(openssh_place: SSHPlace) -> None:
     config = cast(SSHConfig, openssh_place.config(max_connections=3))
     with RemoteStorage(config, openssh_place.base) as storage:
         storage.write("object", bytes(1000))
-        assert storage._link._more == []
+        assert storage._link._open.more == []
         assert busy(storage, 6, 3) == 3
         # One that dies is not used again.
-        storage._link._more[0].session.close()
+        storage._link._open.more[0].session.close()
         assert {storage.size("object") for _ in range(20)} == {1000}
         link = storage._link
-    assert link._more == []
-    assert link._current is None
+    assert link._open.more == []
+    assert link._open.current is None
 
 
 def test_one_connection_is_the_default(openssh_place: SSHPlace) -> None:

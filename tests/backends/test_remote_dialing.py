@@ -6,7 +6,6 @@ import gc
 import logging
 import os
 import pickle
-import shutil
 import signal
 import socket
 import subprocess
@@ -37,7 +36,7 @@ from storage_backend.errors import (
     is_retryable,
 )
 from tests.conftest import unavailable
-from tests.servers import PATIENCE, ServerUnavailableError
+from tests.servers import PATIENCE, ServerUnavailableError, program
 from tests.ssh_proxy import BlackHole, Proxy
 from tests.ssh_servers import OpenSSH, SSHPlace, make_key
 
@@ -630,7 +629,7 @@ def test_certificate_beside_the_key_is_used(
     authority, key = make_key(tmp_path, name="ca"), make_key(tmp_path, name="mine")
     server = sshd(f"TrustedUserCAKeys {authority}.pub")
     command: list[str | Path] = [
-        "ssh-keygen",
+        program("ssh-keygen", "apt-get install openssh-client"),
         "-q",
         "-s",
         authority,
@@ -651,7 +650,18 @@ def test_key_with_a_certificate_that_is_not_taken_is_tried_without(
 ) -> None:
     authority, key = make_key(tmp_path, name="ca"), make_key(tmp_path, name="mine")
     subprocess.run(
-        ["ssh-keygen", "-q", "-s", authority, "-I", "id", "-n", "nobody", f"{key}.pub"], check=True
+        [
+            program("ssh-keygen", "apt-get install openssh-client"),
+            "-q",
+            "-s",
+            authority,
+            "-I",
+            "id",
+            "-n",
+            "nobody",
+            f"{key}.pub",
+        ],
+        check=True,
     )
     server = sshd(authorized=[key])
     with server.place() as place:
@@ -787,11 +797,10 @@ def agent(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> Callable[..., No
         place = (
             Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="sb-"))) / "s"
         )  # a short name, as sockets need
-        if shutil.which("ssh-agent") is None:
-            unavailable("ssh-agent is not installed: apt-get install openssh-client")
+        ssh_agent = program("ssh-agent", "apt-get install openssh-client")
         process = stack.enter_context(
             subprocess.Popen(
-                ["ssh-agent", "-D", "-a", place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                [ssh_agent, "-D", "-a", place], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
             )
         )
         stack.callback(process.kill)
@@ -829,7 +838,11 @@ def test_agent_signs_for_a_key_file_that_is_locked(
     key = make_key(tmp_path)
     others = [make_key(tmp_path) for _ in range(3)]
     agent(*others, key)
-    subprocess.run(["ssh-keygen", "-q", "-p", "-N", "secret", "-f", key], check=True, capture_output=True)
+    subprocess.run(
+        [program("ssh-keygen", "apt-get install openssh-client"), "-q", "-p", "-N", "secret", "-f", key],
+        check=True,
+        capture_output=True,
+    )
     server = sshd("MaxAuthTries 1", authorized=[key])
     with server.place() as place:
         assert connect(place.config(key_filename=key, agent=True)).found == b"hello\n"

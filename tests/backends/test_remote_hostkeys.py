@@ -26,6 +26,7 @@ from storage_backend.backends.remote.hostkeys import (
 )
 from storage_backend.backends.remote.settings import Endpoint, read_settings
 from storage_backend.errors import AuthenticationError, ConfigurationError
+from tests.servers import program
 from tests.ssh_servers import make_key
 
 AWAY = "192.0.2.7"  # TEST-NET-1, RFC 5737
@@ -92,7 +93,10 @@ def place(tmp_path: Path) -> Place:
 def test_fingerprint_is_what_ssh_keygen_shows(tmp_path: Path, keys: dict[str, Any]) -> None:
     (tmp_path / "k.pub").write_text(f"{keys['ours'].get_name()} {keys['ours'].get_base64()}\n")
     shown = subprocess.run(
-        ["ssh-keygen", "-lf", tmp_path / "k.pub"], capture_output=True, text=True, check=True
+        [program("ssh-keygen", "apt-get install openssh-client"), "-lf", tmp_path / "k.pub"],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     assert shown.split()[1] == fingerprint(keys["ours"].asbytes())
 
@@ -129,7 +133,11 @@ def test_entry_without_port_vouches_for_other_ports(place: Place, keys: dict[str
 
 def test_files_that_ssh_keygen_hashed_are_understood(place: Place, keys: dict[str, Any]) -> None:
     place.path.write_text(line("nas", keys["ours"]) + line("[nas]:2222", keys["rsa"]))
-    subprocess.run(["ssh-keygen", "-H", "-f", place.path], check=True, capture_output=True)
+    subprocess.run(
+        [program("ssh-keygen", "apt-get install openssh-client"), "-H", "-f", place.path],
+        check=True,
+        capture_output=True,
+    )
     assert "nas" not in place.path.read_text()
     assert place.accepts(keys["ours"])
     assert place.accepts(keys["rsa"], port=2222)
@@ -344,7 +352,10 @@ def test_names_are_those_of_openssh(tmp_path: Path, keys: dict[str, Any]) -> Non
         remember(str(path), entry_name(host, port), "ssh-ed25519", keys["ours"].asbytes())
     for name in ("nas", "[nas]:2222", "::1", "[::1]:2222"):
         found = subprocess.run(
-            ["ssh-keygen", "-F", name, "-f", path], capture_output=True, text=True, check=False
+            [program("ssh-keygen", "apt-get install openssh-client"), "-F", name, "-f", path],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert keys["ours"].get_base64() in found.stdout, (name, sys.platform)
 

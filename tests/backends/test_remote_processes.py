@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import hashlib
 import multiprocessing
@@ -47,7 +48,7 @@ def in_child(work: Callable[[], object], ending: Literal["_exit", "exit"] = "_ex
     """The exit code of a forked child that does *work*; 0 if that was well."""
     pid = os.fork()
     if pid == 0:
-        signal.alarm(PATIENCE)
+        faulthandler.dump_traceback_later(PATIENCE, exit=True)  # what hangs is ended, and shows where
         code = 1
         try:
             work()

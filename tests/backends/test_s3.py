@@ -23,7 +23,13 @@ LACKS = {
     "modified": "listings show when an object was stored; the source's time is in its metadata only",
     "one deleter": "S3 deletes without saying whether there was anything: several may have seen the object just before",
 }
-MOTO = {"newlines": "moto's router finds no route for a path with a line feed, and answers 404 with a page"}
+UNLOCKED = {
+    "one winner": "moto looks for the object, and stores it afterwards, without a lock (put_object of moto.s3.responses, 5.2.5)"
+}
+MOTO = {
+    **UNLOCKED,
+    "newlines": "moto's router finds no route for a path with a line feed, and answers 404 with a page",
+}
 RCLONE = {
     "beneath": "objects are files: PUT of `a/b` beside `a` is refused with a 500, DELETE of `a/b` removes `a`",
     "conditions": "If-Match and If-None-Match are ignored",
@@ -31,6 +37,7 @@ RCLONE = {
     "whole reads": "an object that is being written is cut, mixed or without ETag to those who look",
 }
 MOCK = {
+    **UNLOCKED,
     "processes": "moto's objects live in one process; a spawned child talks to Amazon",
     "urls": "nothing listens: moto answers boto3 before anything is sent",
 }

@@ -644,8 +644,11 @@ class TestMock:
         return MagicMock()
 
     @pytest.fixture
-    def storage(self, client: MagicMock) -> S3Storage:
-        return S3Storage("bucket", "pre", client=client)
+    def storage(self, client: MagicMock) -> Iterator[S3Storage]:
+        with S3Storage(
+            "bucket", "pre", client=client
+        ) as storage:  # the mock keeps errors, and these the storage
+            yield storage
 
     @staticmethod
     def body(client: MagicMock, content: bytes) -> None:

@@ -110,7 +110,10 @@ class Server:
         self._main.start()
 
     def _run(self) -> None:
-        while self._woken not in select.select([self.listener, self._woken], [], [])[0]:
+        either = select.poll()
+        for each in (self.listener, self._woken):
+            either.register(each, select.POLLIN)
+        while self._woken.fileno() not in dict(either.poll()):
             sock, _ = self.listener.accept()
             talk = self._conversations[min(self.accepted, len(self._conversations) - 1)]
             self.accepted += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import io
 import multiprocessing
@@ -73,7 +74,7 @@ def in_child(work: Callable[[], object]) -> int:
     if pid == 0:
         status = 1
         try:
-            signal.alarm(int(PATIENCE))  # what hangs is ended, and seen
+            faulthandler.dump_traceback_later(PATIENCE, exit=True)  # what hangs is ended, and shows where
             work()
             gc.collect()
             status = 0

@@ -213,7 +213,9 @@ def on_a_terminal(
         os.close(follower)
         os.write(leader, types)
         shown = b""
-        while select.select([leader], [], [], 30)[0]:
+        readable = select.poll()
+        readable.register(leader, select.POLLIN)
+        while readable.poll(30_000):
             try:
                 data = os.read(leader, 65536)
             except OSError:  # EIO: nobody has the other end open any more

@@ -234,6 +234,8 @@ class Beneath:
                     done.append(name)
                 except OSError as error:
                     target = _link_at(here, name, error)
+                    if target is None:
+                        raise
                     links += 1  # counted also where it was a link only for a moment, so that this ends
                     if links > MAX_LINKS:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
@@ -261,19 +263,19 @@ def _replace(old: int, new: int) -> int:
     return new
 
 
-def _link_at(directory: int, name: bytes, error: OSError) -> bytes:
-    """The target of the symlink that made a step fail with *error*, which is raised if it was something else.
+def _link_at(directory: int, name: bytes, error: OSError) -> bytes | None:
+    """The target of the symlink that made a step fail with *error*; None if it was something else.
 
     Where it has been replaced since, so that the step may succeed, that is *name* itself, to try again.
     """
     if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
-        raise error
+        return None
     try:
         return os.readlink(name, dir_fd=directory)
     except OSError:
         now = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
         if error.errno == errno.ENOTDIR and not (stat.S_ISDIR(now) or stat.S_ISLNK(now)):
-            raise error from None
+            return None
         return name
 
 

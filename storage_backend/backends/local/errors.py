@@ -85,7 +85,5 @@ class Mapped:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if isinstance(error, OSError):
-            ours = translate(error, self.identifier, self.where)
-            if ours is not error:
-                raise ours from error
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise translate(error, self.identifier, self.where) from error

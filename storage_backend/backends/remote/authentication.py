@@ -8,7 +8,7 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ from storage_backend.errors import (
     UnavailableError,
 )
 from storage_backend.paths import expanded
+from storage_backend.unforked import unforked
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
@@ -279,8 +280,11 @@ class _Key:
         return bytes(self._key.asbytes())
 
     def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
+        # An agent may ask its user first, and computes elsewhere.
+        elsewhere = isinstance(self._key, ssh_library().AgentKey)
         try:
-            return self._key.sign_ssh_data(data, algorithm)
+            with nullcontext() if elsewhere else unforked():
+                return self._key.sign_ssh_data(data, algorithm)
         except Exception as error:
             self.trouble = _words(error)
             raise ssh_library().SSHException(self.trouble) from error
@@ -381,14 +385,17 @@ def _load(path: str, settings: Settings) -> Any:
         if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
             raise _UnusableKeyError("not a file")
         try:
-            return paramiko.PKey.from_path(path)
+            with unforked():
+                return paramiko.PKey.from_path(path)
         except Exception:
             if not _is_encrypted(private):
                 raise
             if settings.passphrase is None:
                 raise _UnusableKeyError("encrypted, and no passphrase is set") from None
         try:
-            return paramiko.PKey.from_path(path, settings.passphrase.value().encode())
+            passphrase = settings.passphrase.value().encode()
+            with unforked():
+                return paramiko.PKey.from_path(path, passphrase)
         except (ValueError, TypeError, paramiko.SSHException) as error:
             if isinstance(error, ConfigurationError):
                 raise _UnusableKeyError(str(error)) from None

@@ -50,15 +50,13 @@ class Link:
         self._base_dir = base_dir
         self._where = where
         self._clock = clock
-        self._current: Connection | None = None
-        self._more: list[Connection] = []  # to the endpoint of the current one
         self._renew()
         _links().add(self)
 
     @property
     def endpoint(self) -> Endpoint | None:
         """The endpoint in use; None while there is none."""
-        return self._current.endpoint if self._current is not None else None
+        return self._open.current.endpoint if self._open.current is not None else None
 
     def connection(self) -> Connection:
         """A live connection.
@@ -66,7 +64,7 @@ class Link:
         Raises:
             NoEndpointError: no endpoint works.
         """
-        current = self._current
+        current = self._open.current
         if current is None or not current.alive:
             current = self._connected()
         if current.endpoint is not self._settings.endpoints[0]:
@@ -104,11 +102,11 @@ class Link:
     def lose(self, connection: Connection, error: LostError) -> None:
         """Take note that *connection* has failed."""
         logger.warning("%s: lost the connection to %s: %s", self._where, connection.endpoint, error)
-        with self._lock:
-            if self._current is connection:
-                self._current = None
-            if connection in self._more:
-                self._more.remove(connection)
+        with self._open.lock:
+            if self._open.current is connection:
+                self._open.current = None
+            if connection in self._open.more:
+                self._open.more.remove(connection)
         connection.close()
 
     def give_up(
@@ -132,11 +130,7 @@ class Link:
 
     def close(self) -> None:
         """Let go of the connection; the next use dials again."""
-        with self._lock:
-            open_ones, self._more = self._more, []
-            current, self._current = self._current, None
-        for connection in open_ones if current is None else [current, *open_ones]:
-            connection.close()
+        self._open.close()
 
     def after_fork(self) -> None:
         """In a child: leave the parent's connection alone, and begin anew."""
@@ -144,15 +138,16 @@ class Link:
             # Kept for ever: its destructors would write to the parent's connection.
             _links().abandoned.append(connection)
             connection.abandon()
+        self._finalizer.detach()
         self._renew()
 
     def _renew(self) -> None:
         # Those that were left for another one too: what was opened on them may still be read.
         self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        self._open = _Open()
+        # Readers and writers have this link, too: the connections go with the last of all.
+        self._finalizer = weakref.finalize(self, self._open.close)
         self._dialling = threading.Lock()
-        self._current = None
-        self._more = []
         self._growing = False
         self._looking = False
         self._pause = FIRST_LOOK
@@ -160,7 +155,7 @@ class Link:
 
     def _connected(self) -> Connection:
         with self._dialling:
-            current = self._current
+            current = self._open.current
             if current is not None and current.alive:
                 return current
             if current is not None:
@@ -173,19 +168,19 @@ class Link:
                     backend=self._where,
                 )
             self._must_exist = False
-            with self._lock:
-                self._current = dialled
+            with self._open.lock:
+                self._open.current = dialled
                 self._next_look = self._clock() + self._pause
             return dialled
 
     def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> Connection:
+        # Not to have this link: the transport's thread has what is called here for as long as it runs.
+        settings, base_dir, where = self._settings, self._base_dir, self._where
         dialled = dial(
-            self._settings,
-            lambda client, endpoint: Connection(
-                client, endpoint, self._settings, self._base_dir, self._where
-            ),
+            settings,
+            lambda client, endpoint: Connection(client, endpoint, settings, base_dir, where),
             endpoints=endpoints,
-            where=self._where,
+            where=where,
         )
         # The client alone would leave hosts on the way and proxy commands behind.
         dialled.found.on_close(dialled.close)
@@ -194,8 +189,11 @@ class Link:
 
     def _least_busy(self, current: Connection) -> Connection:
         """Of the connections to the endpoint in use, the one with the least to do; if none is idle another is made beside it."""
-        with self._lock:
-            found = [current, *(one for one in self._more if one.alive and one.endpoint is current.endpoint)]
+        with self._open.lock:
+            found = [
+                current,
+                *(one for one in self._open.more if one.alive and one.endpoint is current.endpoint),
+            ]
             best = min(found, key=lambda connection: connection.users)
             if not best.users or len(found) >= self._settings.max_connections or self._growing:
                 return best
@@ -204,10 +202,10 @@ class Link:
         def grow() -> None:
             try:
                 another = self._dial((current.endpoint,))
-                with self._lock:
-                    wanted = self._current is current
+                with self._open.lock:
+                    wanted = self._open.current is current
                     if wanted:
-                        self._more.append(another)
+                        self._open.more.append(another)
                 if not wanted:
                     another.close()
             except StorageError as error:
@@ -220,7 +218,7 @@ class Link:
 
     def _look_for_better(self, current: Connection) -> None:
         """From time to time, and beside what goes on, see whether an endpoint that is listed earlier is back."""
-        with self._lock:
+        with self._open.lock:
             if self._looking or self._clock() < self._next_look:
                 return
             self._looking = True
@@ -230,7 +228,7 @@ class Link:
             try:
                 returned = self._return(current)
             finally:
-                with self._lock:
+                with self._open.lock:
                     self._looking = False
                     self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
                     self._next_look = self._clock() + self._pause
@@ -246,14 +244,14 @@ class Link:
         except StorageError as error:
             logger.debug("%s: still on %s: %s", self._where, current.endpoint, error)
             return False
-        with self._lock:
-            if self._current is not current:
+        with self._open.lock:
+            if self._open.current is not current:
                 unused, replaced = better, None
             else:
                 unused, replaced = None, current
-                self._current = better
+                self._open.current = better
                 self._pause = FIRST_LOOK
-                old, self._more = self._more, []
+                old, self._open.more = self._open.more, []
                 for connection in old:
                     connection.retire()
         if unused is not None:
@@ -262,6 +260,31 @@ class Link:
             logger.warning("%s: back on %s", self._where, better.endpoint)
             replaced.retire()
         return replaced is not None
+
+
+class _Open:
+    """The connections of a link in one process.
+
+    Attributes:
+        lock: of the others.
+        current: the one in use.
+        more: others to the same endpoint.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.current: Connection | None = None
+        self.more: list[Connection] = []
+
+    def close(self) -> None:
+        """Close them all."""
+        with self.lock:
+            found, self.more = self.more, []
+            if self.current is not None:
+                found.insert(0, self.current)
+            self.current = None
+        for connection in found:
+            connection.close()
 
 
 class _Links:

@@ -138,8 +138,21 @@ def walk(
     Raises:
         StorageError: a directory cannot be read.
     """
+    walked = _Walk(connection, prefix, enter, where)
+    start = prefix.rpartition(b"/")[0]
+    return walked.inside(start, _read_all(connection, [start], where)[start])
 
-    def inside(directory: bytes, entries: Sequence[Entry]) -> Iterator[Listed]:
+
+class _Walk(NamedTuple):
+    """What `walk` was asked for. A recursive function within it would be in a cycle with all that."""
+
+    connection: Connection
+    prefix: bytes
+    enter: Callable[[bytes], bool]
+    where: str
+
+    def inside(self, directory: bytes, entries: Sequence[Entry]) -> Iterator[Listed]:
+        """What is beneath *directory*, which has *entries*."""
         before = directory + b"/" if directory else b""
         wanted = []
         for entry in entries:
@@ -147,15 +160,15 @@ def walk(
             if entry.name.startswith(_RESERVED):
                 continue
             if _is_directory(entry):
-                if (path + b"/").startswith(prefix) or prefix.startswith(path + b"/"):
+                if (path + b"/").startswith(self.prefix) or self.prefix.startswith(path + b"/"):
                     wanted.append((path + b"/", entry))
-            elif path.startswith(prefix):
+            elif path.startswith(self.prefix):
                 wanted.append((path, entry))
         # A directory takes its place as "name/": only so is the order that of identifiers.
         wanted.sort(key=lambda item: item[0])
-        entered = [path[:-1] for path, entry in wanted if _is_directory(entry) and enter(path[:-1])]
+        entered = [path[:-1] for path, entry in wanted if _is_directory(entry) and self.enter(path[:-1])]
         links = [path for path, entry in wanted if stat.S_ISLNK(entry.attributes.mode or 0)]
-        targets = _targets(connection, links) if links else {}
+        targets = _targets(self.connection, links) if links else {}
         following = iter(entered)
         chosen = set(entered)
         ahead: dict[bytes, Sequence[Entry]] = {}
@@ -165,11 +178,8 @@ def walk(
                 yield Listed(path, targets.get(path, entry.attributes))
             elif name in chosen:
                 if name not in ahead:
-                    ahead = _read_all(connection, [*islice(following, AHEAD)], where)
-                yield from inside(name, ahead.pop(name))
-
-    start = prefix.rpartition(b"/")[0]
-    return inside(start, _read_all(connection, [start], where)[start])
+                    ahead = _read_all(self.connection, [*islice(following, AHEAD)], self.where)
+                yield from self.inside(name, ahead.pop(name))
 
 
 def level(connection: Connection, directory: bytes, where: str) -> Iterator[tuple[bytes, Attributes | None]]:

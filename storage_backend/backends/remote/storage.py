@@ -130,7 +130,7 @@ class RemoteStorage(StorageBackend):
             advice='"env:NAME", "file:PATH" or a key',
         )
         state = self.__dict__.copy()
-        for name in ("_link", "_objects", "_finalizer"):
+        for name in ("_link", "_objects"):
             del state[name]
         return state
 
@@ -462,7 +462,6 @@ class RemoteStorage(StorageBackend):
             must_exist=not self._create_if_missing,
         )
         self._objects = Objects(self._link, self._location)
-        self._finalizer = weakref.finalize(self, self._link.close)
 
     def _place(self, identifier: str) -> Place:
         """The object and its path beneath the base directory."""

@@ -47,8 +47,7 @@ def read_many(
                 window.learn(len(content))
                 yield identifier, content
                 continue
-            with failures.of(identifier):
-                raise failure
+            failures.note(identifier, failure)
 
     try:
         for group in _grouped(identifiers, window):
@@ -80,11 +79,11 @@ def write_many(objects: Objects, items: Iterable[Item], *, verify: bool) -> int:
         for identifier, content, failure in outcomes:
             under_way.discard(identifier)
             window.learn(len(content))
-            with failures.of(identifier):
-                if failure is not None:
-                    raise failure
-                failures.errors.pop(identifier, None)
-                stored += 1
+            if failure is not None:
+                failures.note(identifier, failure)
+                continue
+            failures.errors.pop(identifier, None)
+            stored += 1
 
     def send(group: Sequence[_Item]) -> None:
         while answers.pending >= window.now():
@@ -154,30 +153,35 @@ def _read_group(read: Callable[[str], bytes], group: Sequence[str]) -> tuple[lis
     """Read one after the other; those that are left when there is enough to hand over."""
     outcomes: list[_Outcome] = []
     size = 0
-    for number, identifier in enumerate(group):
-        if size >= GROUP_BYTES:
-            return outcomes, group[number:]
-        content = b""
-        failure = None
-        try:
-            content = read(identifier)
-        except Exception as error:  # noqa: BLE001 - the caller's, who raises it
-            failure = error
-        size += len(content)
-        outcomes.append((identifier, content, failure))
-    return outcomes, ()
+    try:
+        for number, identifier in enumerate(group):
+            if size >= GROUP_BYTES:
+                return outcomes, group[number:]
+            try:
+                content = read(identifier)
+            except Exception as error:  # noqa: BLE001 - the caller's, who raises it
+                outcomes.append((identifier, b"", error))
+            else:
+                outcomes.append((identifier, content, None))
+                size += len(content)
+        return outcomes, ()
+    finally:
+        del outcomes  # the errors' tracebacks lead to this frame
 
 
 def _write_group(objects: Objects, verify: bool, group: Sequence[_Item]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
-    for info, content in group:
-        failure = None
-        try:
-            _put(objects, verify, info, content)
-        except Exception as error:  # noqa: BLE001 - the caller's, who raises it
-            failure = error
-        outcomes.append((info.identifier, content, failure))
-    return outcomes
+    try:
+        for info, content in group:
+            try:
+                _put(objects, verify, info, content)
+            except Exception as error:  # noqa: BLE001 - the caller's, who raises it
+                outcomes.append((info.identifier, content, error))
+            else:
+                outcomes.append((info.identifier, content, None))
+        return outcomes
+    finally:
+        del outcomes  # the errors' tracebacks lead to this frame
 
 
 def _put(objects: Objects, verify: bool, info: ObjectInfo, content: bytes) -> None:

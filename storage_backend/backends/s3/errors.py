@@ -196,7 +196,17 @@ def is_transient(refusal: RefusalError) -> bool:
 def refusal_of(error: Exception) -> RefusalError | None:
     """What S3 refused, from the wire or a boto3 client's ClientError; None if *error* is something else."""
     if isinstance(error, RefusalError):
-        return error
+        # A copy, since whoever asks keeps it in a frame that the error itself may pass: that would be a cycle.
+        return RefusalError(
+            error.status,
+            error.code,
+            error.message,
+            region=error.region,
+            retry_after=error.retry_after,
+            attempts=error.attempts,
+            content_range=error.content_range,
+            server_time=error.server_time,
+        )
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict) or "Error" not in answer:
         return None

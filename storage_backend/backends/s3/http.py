@@ -15,6 +15,7 @@ import socket
 import ssl
 import struct
 import sys
+import time
 import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -31,6 +32,7 @@ from storage_backend.backends.s3.messages import (
     request_head,
     response_head,
 )
+from storage_backend.unforked import unforked
 
 HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
 INFORMATIONAL_LIMIT = 16  # 1xx responses before the final one
@@ -566,11 +568,28 @@ def _dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> s
             sock = tls.wrap_socket(
                 sock, server_hostname=host, suppress_ragged_eofs=False, do_handshake_on_connect=False
             )
-            sock.do_handshake()
+            _shake_hands(sock, timeout)
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
+    """The TLS handshake: what OpenSSL does is not forked in the middle, and what the network takes holds up no fork."""
+    deadline = time.monotonic() + timeout
+    sock.setblocking(False)
+    while True:
+        try:
+            with unforked():
+                sock.do_handshake()
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
+            ready = select.poll()
+            ready.register(sock, select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT)
+            if not ready.poll(max(deadline - time.monotonic(), 0) * 1000):
+                raise TimeoutError(f"no TLS handshake within {timeout:g} s") from None
+        else:
+            return
 
 
 def _kernel_wait(sock: socket.socket, timeout: float) -> float | None:

@@ -16,6 +16,7 @@ from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import Keys, Signer
 from storage_backend.backends.s3.wire import Place
 from storage_backend.errors import ConfigurationError
+from storage_backend.unforked import unforked
 
 
 def place_of(client: Any, settings: Settings) -> Place | None:
@@ -108,7 +109,8 @@ def _context(verify: bool | str | None) -> ssl.SSLContext:
 
     path = verify if isinstance(verify, str) else where()
     try:
-        return ssl.create_default_context(cafile=path)
+        with unforked():
+            return ssl.create_default_context(cafile=path)
     except OSError as error:
         raise ConfigurationError(
             f"ca_bundle: no certificates can be had from {path!r}: {error}", parameter="ca_bundle"

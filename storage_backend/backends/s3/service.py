@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from storage_backend.backends.s3.mending import Mender, Skew
 from storage_backend.backends.s3.places import Source, credentials_of, place_of
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.wire import Place, Wire
+from storage_backend.forks import inherited
 
 
 @dataclass(eq=False)
@@ -34,6 +36,7 @@ class _State:
     handlers: object = None  # that the wire was judged by
     vouches: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    finalizer: weakref.finalize[..., Service] = field(init=False)
 
 
 class Service:
@@ -47,7 +50,6 @@ class Service:
         self._settings = settings
         self._region = settings.region
         self._state: _State | None = None
-        self._abandoned: list[_State] = []
         self._locks: dict[int, threading.RLock] = {}
         self._skew = Skew()
 
@@ -87,15 +89,8 @@ class Service:
     def close(self) -> None:
         """Let go of connections. Used again, it begins anew."""
         state, self._state = self._state, None
-        if state is None or state.pid != os.getpid():
-            if state is not None:
-                self._abandoned.append(state)
-            return
-        if state.wire is not None:
-            state.wire.close()
-        close = getattr(state.client, "close", None)
-        if self._settings.client is None and callable(close):
-            close()
+        if state is not None:
+            state.finalizer()
 
     def _now(self) -> _State:
         state = self._state
@@ -105,8 +100,7 @@ class Service:
             state = self._state
             if state is None or state.pid != os.getpid():
                 if state is not None:
-                    # A forked child: its parent's connections are neither used nor closed.
-                    self._abandoned.append(state)
+                    state.finalizer()
                 self._state = state = self._opened()
             return state
 
@@ -115,13 +109,25 @@ class Service:
         client = settings.client if settings.client is not None else self._made(self._region)
         state = _State(os.getpid(), client, ClientCalls(client, settings.bucket, settings.request_payer))
         state.vouches = is_amazon(client)
+        # botocore's objects refer to each other, so that their connections would wait for the collector.
+        state.finalizer = weakref.finalize(self, _let_go, state, ours=settings.client is None)
+        state.finalizer.atexit = False
         return state
 
     def _wire(self, state: _State) -> Wire | None:
         if self._settings.client is not None or not is_plain(state.client):
             return None
         place = place_of(state.client, self._settings)
-        return None if place is None else Wire(place, self._settings, self._moved, self._skew)
+        if place is None:
+            return None
+        # Not in a cycle with this: its connections go with the last reference to us.
+        ourselves = weakref.ref(self)
+
+        def moved(region: str) -> Place | None:
+            service = ourselves()
+            return None if service is None else service._moved(region)
+
+        return Wire(place, self._settings, moved, self._skew)
 
     def _made(self, region: str | None) -> Any:
         client = made(self._settings, region)
@@ -141,3 +147,15 @@ class Service:
             place = place_of(state.client, self._settings)
             state.handlers = handlers_of(state.client)
             return place
+
+
+def _let_go(state: _State, *, ours: bool) -> None:
+    """Close the connections; a parent's are neither used nor closed. *ours* is a client that we have made."""
+    if state.pid != os.getpid():
+        inherited().append(state)
+        return
+    if state.wire is not None:
+        state.wire.close()
+    close = getattr(state.client, "close", None)
+    if ours and callable(close):
+        close()

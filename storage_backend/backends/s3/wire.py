@@ -315,7 +315,10 @@ class Wire:
             again = is_transient(refusal) or (refusal.code in DAMAGED and tries < DAMAGED_TRIES)
             too_long = (refusal.retry_after or 0) > retries.PATIENCE
             if not again or too_long or tries >= self._settings.attempts:
-                raise refusal
+                try:
+                    raise refusal
+                finally:
+                    del refusal  # its traceback leads to this frame
             self._settings.sleep(retries.pause(tries, refusal.retry_after))
 
     def _once(  # noqa: PLR0917 - as _send

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import gc
 import multiprocessing
 import os
@@ -295,8 +296,10 @@ def fork() -> int:
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Run *work* in a forked child that ends by `os._exit`, and fail if it does."""
+    """Run *work* in a forked child that ends by `os._exit`, and fail if it does; of one that hangs with its stacks."""
     ours, theirs = os.pipe()
+    # Before the fork, since a child may hang in what other libraries do at its very beginning.
+    faulthandler.register(_TELL, file=theirs)
     pid = fork()
     if pid == 0:
         status = 1
@@ -309,19 +312,34 @@ def in_child(work: Callable[[], object]) -> None:
             os.write(theirs, traceback.format_exc().encode("utf-8", "backslashreplace")[-60_000:])
         finally:
             os._exit(status)
+    faulthandler.unregister(_TELL)
     os.close(theirs)
-    told = b""
     try:
-        while select.select([ours], [], [], PATIENCE / 2)[0]:
-            chunk = os.read(ours, 65_536)
-            if not chunk:
-                break
-            told += chunk
-        else:
-            os.kill(pid, signal.SIGKILL)
-            told = b"the child hangs"
+        told, ended = _heard(ours, PATIENCE / 2)
+        if not ended:
+            os.kill(pid, _TELL)
+            told += b"the child hangs:\n" + _heard(ours, PATIENCE / 12)[0]
     finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         os.close(ours)
         os.waitpid(pid, 0)
     if told != b"done":
         raise AssertionError(f"in a forked child: {told.decode('utf-8', 'replace') or 'it died'}")
+
+
+_TELL = signal.SIGUSR1
+"""Has a child say where its threads are."""
+
+
+def _heard(source: int, patience: float) -> tuple[bytes, bool]:
+    """What comes from a pipe before *patience* seconds without anything, and whether it came to its end."""
+    told = b""
+    readable = select.poll()
+    readable.register(source, select.POLLIN)
+    while readable.poll(patience * 1000):
+        chunk = os.read(source, 65_536)
+        if not chunk:
+            return told, True
+        told += chunk
+    return told, False

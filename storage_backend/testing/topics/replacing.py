@@ -217,6 +217,7 @@ class Conditions(Topic):
         if not offers(backend, Capability.CREATE):
             return
         subject.require("conditions")
+        subject.require("one winner")
         subject.require("threads")
         for round_number in range(10):
             name = f"lock/{round_number}"
@@ -291,6 +292,7 @@ class Conditions(Topic):
         if not offers(backend, Capability.REPLACE):
             return
         subject.require("conditions")
+        subject.require("one winner")
         subject.require("threads")
         backend.write("a", b"start")
         for round_number in range(10):
@@ -311,6 +313,7 @@ class Conditions(Topic):
         if not offers(backend, Capability.REPLACE):
             return
         subject.require("conditions")
+        subject.require("one winner")
         subject.require("threads")
         backend.write("count", b"0")
 

@@ -95,7 +95,8 @@ class Blobs:
     _touched: dict[str, None]
     _known: dict[str, _Known]  # by names
     _open: Opened | None
-    _trouble: Exception | None
+    _finalizer: weakref.finalize[..., Blobs]  # of the open files
+    _trouble: str  # why they could not be opened; not the error itself, whose traceback leads back here
     _retry_at: float
     _noted: bool
     _intent: Intent | None  # of the transaction under way
@@ -469,19 +470,20 @@ class Blobs:
             opened, self._open = self._open, None
             if opened is not None:
                 opened.leave()
+                self._finalizer.detach()
 
     def _opened(self) -> Opened:
         """The open files; the lock is held."""
         if self._open is None:
-            if self._trouble is not None and time.monotonic() < self._retry_at:
-                raise self._trouble
+            if self._trouble and time.monotonic() < self._retry_at:
+                raise OSError(self._trouble)
             try:
                 opened = self._opening()
                 with self._counting:
                     self._open = opened
-                self._trouble = None
+                self._trouble = ""
             except Exception as error:
-                self._trouble = error.with_traceback(None)
+                self._trouble = str(error) or type(error).__name__
                 self._retry_at = time.monotonic() + _RETRY
                 raise
         return self._open
@@ -505,7 +507,7 @@ class Blobs:
         except BaseException:
             opened.leave()
             raise
-        weakref.finalize(self, opened.shut)
+        self._finalizer = weakref.finalize(self, opened.shut)
         return opened
 
     def _indexed(self, opened: Opened) -> Index:
@@ -809,7 +811,7 @@ class Blobs:
         self._touched = {}
         self._known = {}
         self._open = None
-        self._trouble = None
+        self._trouble = ""
         self._retry_at = 0.0
         self._noted = False
         self._intent = None
@@ -828,6 +830,7 @@ class Blobs:
             self._renew()
             if inherited is not None:
                 inherited.abandon()
+                self._finalizer.detach()
             guard().add(self)
             self._process = os.getpid()
 

@@ -12,11 +12,13 @@ by one that refuses.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import struct
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +28,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from typing_extensions import Buffer
 
 from storage_backend.errors import MissingClientError
+from storage_backend.forks import inherited
 from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached import members
 from storage_backend.wrappers.cached.engine import (
@@ -79,6 +82,7 @@ class DiskCache:
     _counting: threading.Lock
     _counts: list[int]
     _open: _Open | None
+    _finalizer: weakref.finalize[..., DiskCache]  # of the open files
     _torn: bool
 
     def __init__(self, directory: str, limit: int | None, warn: Callable[[Exception], object]) -> None:
@@ -266,7 +270,8 @@ class DiskCache:
             with self._changing, queued(opened.queue), self._counting:
                 self._bequeath(Counters(*self._counts))
                 self._counts[:] = [0] * len(self._counts)
-                opened.close()
+                opened.leave()
+            self._finalizer()
 
     @property
     def _members(self) -> str:
@@ -291,16 +296,25 @@ class DiskCache:
         for folder in ("members", "staging"):
             Path(f"{self.directory}/{folder}").mkdir(exist_ok=True)
         opened = _Open(self.directory, self.limit)
-        with queued(opened.queue):
-            opened.join(self._members)
-            for token, counters in list(members.dead(self._members)):
-                self._bequeath(counters)
-                members.bury(self._members, token)
-            alive = set(os.listdir(self._members))
-            for name in os.listdir(f"{self.directory}/staging"):
-                if name.partition("-")[0] not in alive:
-                    remove(f"{self.directory}/staging/{name}")
+        self._finalizer = weakref.finalize(self, opened.shut)
+        try:
+            with queued(opened.queue):
+                opened.join(self._members)
+                self._settle()
+        except BaseException:
+            self._finalizer()
+            raise
         return opened
+
+    def _settle(self) -> None:
+        """Clear up after those that are gone; the queue's lock is held."""
+        for token, counters in list(members.dead(self._members)):
+            self._bequeath(counters)
+            members.bury(self._members, token)
+        alive = set(os.listdir(self._members))
+        for name in os.listdir(f"{self.directory}/staging"):
+            if name.partition("-")[0] not in alive:
+                remove(f"{self.directory}/staging/{name}")
 
     @contextmanager
     def _generations(self) -> Iterator[_Rows]:
@@ -331,12 +345,11 @@ class DiskCache:
         self._torn = False
 
     def _begin_in_child(self) -> None:
-        inherited, torn = self._open, self._torn
+        opened, torn = self._open, self._torn
         self._begin()
-        self._torn = torn or inherited is not None
-        if inherited is not None:
-            self._inherited = inherited  # so that nothing closes its databases
-            inherited.abandon()
+        self._torn = torn or opened is not None
+        if opened is not None:
+            self._finalizer()  # in this process, it closes no database
 
 
 class File:
@@ -443,6 +456,7 @@ class _Open:
     def __init__(self, directory: str, limit: int | None) -> None:
         library = _library()
         disk = _disk()
+        self._process = os.getpid()
         self._member: Member | None = None
         # As measured for an LRU that holds its limit best (design, "Cache").
         self.values: diskcache.Cache = library.Cache(
@@ -474,17 +488,27 @@ class _Open:
         """Become a member; the queue's lock is held."""
         self._member = Member(folder)
 
-    def close(self) -> None:
-        """Close all files, and remove the member's."""
-        self.values.close()
-        self.generations.close()
+    def leave(self) -> None:
+        """Remove the member's file; the queue's lock is held."""
         self.member.leave()
+
+    def shut(self) -> None:
+        """Close all files; the member's is left for others to find. In a forked child only its descriptors."""
+        if self._process == os.getpid():
+            # This thread's connections. Those of others, which only they may close, go with these objects.
+            self.values.close()
+            self.generations.close()
+        else:
+            inherited().append(self)
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptors, and nothing else."""
         if self._member is not None:
             self._member.abandon()
-        os.close(self.queue)
+        queue, self.queue = self.queue, -1
+        if queue >= 0:
+            os.close(queue)
 
 
 def _library() -> Any:
@@ -497,6 +521,7 @@ def _library() -> Any:
     return diskcache
 
 
+@functools.cache
 def _disk() -> Any:
     """The class of a `diskcache.Disk` that neither pickles nor leaves its directory."""
     library = _library()

@@ -10,6 +10,7 @@ import os
 import struct
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
@@ -27,6 +28,18 @@ class _Flight:
         self.failed = False
 
 
+class _File:
+    """The open lock file. The process's copy of its descriptor can be closed by anyone: a lock goes with the last copy."""
+
+    def __init__(self) -> None:
+        self.fd = -1
+
+    def close(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+
 class Flights:
     """The fetches under way.
 
@@ -37,7 +50,7 @@ class Flights:
     _process: int
     _guard: threading.Lock
     _flights: dict[str, _Flight]
-    _fd: int
+    _file: _File
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -83,23 +96,20 @@ class Flights:
     def close(self) -> None:
         """Close the lock file; it is opened again when needed."""
         with self._guard:
-            fd, self._fd = self._fd, -1
             # Closing it lets go of all locks: whoever is waited for is not any more, which costs work and nothing else.
-            if fd >= 0:
-                os.close(fd)
+            self._file.close()
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._guard = threading.Lock()
         self._flights = {}
-        self._fd = -1
+        self._file = _File()
+        self._finalizer = weakref.finalize(self, self._file.close)
 
     def _forget_parent(self) -> None:
         """The inherited descriptor holds the parent's locks, as if they were this process's."""
-        inherited = self._fd
+        self._finalizer()
         self._begin()
-        if inherited >= 0:
-            os.close(inherited)
 
     def _lock_byte(self, offset: int) -> Callable[[], object]:
         """Wait for one byte of the file.
@@ -114,9 +124,9 @@ class Flights:
         while True:
             try:
                 with self._guard:
-                    if self._fd < 0:
-                        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                    fd = self._fd
+                    if self._file.fd < 0:
+                        self._file.fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                    fd = self._file.fd
                     _set(fd, fcntl.F_WRLCK, offset)
             except BlockingIOError:
                 if time.monotonic() > limit:
@@ -130,7 +140,7 @@ class Flights:
 
     def _unlock(self, fd: int, offset: int) -> None:
         with self._guard, suppress(OSError):
-            if fd == self._fd:
+            if fd == self._file.fd:
                 _set(fd, fcntl.F_UNLCK, offset)
 
 

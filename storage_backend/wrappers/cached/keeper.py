@@ -30,6 +30,7 @@ from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
 from storage_backend.wrappers.base import Wrapper
 from storage_backend.wrappers.cached.batch import Batch, Piece, publish
+from storage_backend.wrappers.cached.complaints import Complaints
 from storage_backend.wrappers.cached.engine import Change as Changing
 from storage_backend.wrappers.cached.engine import Engine, Key, Offer, Staged, TooLargeError, key_of
 from storage_backend.wrappers.cached.entry import Entry, Found
@@ -93,6 +94,7 @@ class Keeper:
         engine: what keeps the bytes.
         flights: the fetches under way.
         distrusted: names of keys whose entries could not be dropped when they had to be.
+        warn: logs that the cache does not work.
 
     Raises:
         ConfigurationError: see the engines.
@@ -102,11 +104,10 @@ class Keeper:
         self.backend = backend
         self.distrusted: set[str] = set()
         self.flights = Flights(str(directory / "flights"))
-        self._directory = directory
         self._policy = policy
-        self._warned = False
         self._stamps = itertools.count(int.from_bytes(os.urandom(5)) << 24)
         self._location = location_of(backend)
+        self.warn = Complaints(directory, self._location).log
         # Locations that are no URLs, of users' classes, do not tell one store from another.
         where = self._location if "://" in self._location else ""
         self._namespace = f"{where}{_recodings(backend)}\0".encode("utf-8", "surrogateescape")
@@ -114,13 +115,15 @@ class Keeper:
         self._compares = policy.revalidate is not False
         # A local file is read as fast as it is looked at.
         self._reads_again = policy.revalidate is None and where.startswith("file:")
-        self.engine = _engine(engine, directory, policy.limit, self.now, self.warn)
+        self._clock = _machine_time if policy.clock is None else policy.clock
+        # The engine is given nothing of this object's own: in a cycle, its files would stay open until the collector comes.
+        self.engine = _engine(engine, directory, policy.limit, self._clock, self.warn)
 
     # Time and trust.
 
     def now(self) -> float:
         """Seconds since the epoch, as far as entries are concerned."""
-        return time.time() if self._policy.clock is None else self._policy.clock()
+        return self._clock()
 
     def begin(self) -> Moment:
         """The moment before the backend is asked."""
@@ -636,19 +639,6 @@ class Keeper:
             self.warn(error)
             return None
 
-    def warn(self, error: Exception) -> None:
-        """Log that the cache does not work, loudly once."""
-        level = logging.DEBUG if self._warned else logging.WARNING
-        self._warned = True
-        logger.log(
-            level,
-            "the cache in %s does not work (%s: %s); %s is read and written without it where needed",
-            self._directory,
-            type(error).__name__,
-            error,
-            self._location,
-        )
-
 
 class Change:
     """What a change has stored, for the cache."""
@@ -659,6 +649,11 @@ class Change:
     def done(self, identifier: str, content: bytes, began: Moment, info: ObjectInfo | None) -> None:
         """The backend has the content."""
         self.stored[identifier] = (content, began, info)
+
+
+def _machine_time() -> float:
+    """Looked up at each use, so that a clock that is put in its place for a while counts."""
+    return time.time()
 
 
 def _seconds(info: ObjectInfo) -> float | None:

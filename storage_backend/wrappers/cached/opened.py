@@ -62,10 +62,10 @@ class Opened:
         self.abandon()
 
     def shut(self) -> None:
-        """Close all files; the member's is left for others to find. In a forked child, nothing."""
+        """Close all files; the member's is left for others to find. In a forked child only its descriptors."""
         if self._process == os.getpid():
             self.close_index()
-            self.abandon()
+        self.abandon()
 
     def abandon(self) -> None:
         """Close the descriptors, and nothing else."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from typing import BinaryIO, TypeVar, cast
@@ -184,26 +185,24 @@ class _FrameSink:
 
     def __init__(self, encoder: frames.FrameEncoder, deliver: Callable[[BinaryIO, int], object]) -> None:
         self._encoder = encoder
-        self._size = frames.HEADER_SIZE
 
+        # It refers to nothing of this object, which has the spool: no cycle keeps a spool that is dropped.
         def completed(spool: BinaryIO) -> None:
+            size = spool.seek(0, io.SEEK_END)
+            spool.seek(0)
             spool.write(frames.header(encoder.size))
             spool.seek(0)
-            deliver(spool, self._size)
+            deliver(spool, size)
 
         self._spool = SpooledSink(completed)
         self._spool.write(bytes(frames.HEADER_SIZE))
 
     def write(self, data: Buffer, /) -> object:
-        return self._put(self._encoder.update(data))
+        return self._spool.write(self._encoder.update(data))
 
     def publish(self) -> None:
-        self._put(self._encoder.finish())
+        self._spool.write(self._encoder.finish())
         self._spool.publish()
 
     def discard(self) -> None:
         self._spool.discard()
-
-    def _put(self, piece: bytes) -> object:
-        self._size += len(piece)
-        return self._spool.write(piece)

@@ -141,17 +141,20 @@ class Sides:
         """What *call* gives of the first side that has the object."""
         absences: Absences = []
         down: Exception | None = None
-        for side in self.order(identifier):
-            try:
-                return call(side)
-            except Exception as error:
-                if is_absence(error):
-                    absences.append((side, error))
-                elif self.is_down(side, error):
-                    down = error
-                else:
-                    raise
-        raise self.absence(identifier, absences) if down is None else down
+        try:
+            for side in self.order(identifier):
+                try:
+                    return call(side)
+                except Exception as error:
+                    if is_absence(error):
+                        absences.append((side, error))
+                    elif self.is_down(side, error):
+                        down = error
+                    else:
+                        raise
+            raise self.absence(identifier, absences) if down is None else down
+        finally:
+            del absences, down  # the errors' tracebacks lead to this frame
 
     def side_with(self, identifier: str, *, past: bool = True) -> StorageBackend | None:
         """The first side that has the object; None if it is in neither.
@@ -161,16 +164,19 @@ class Sides:
             past: pass over a primary that is out of reach, where that is wanted.
         """
         down: Exception | None = None
-        for side in self.order(identifier):
-            try:
-                if side.exists(identifier):
-                    return side
-            except Exception as error:
-                if not past or not self.is_down(side, error):
-                    raise
-                down = error
-        if down is not None:
-            raise down
+        try:
+            for side in self.order(identifier):
+                try:
+                    if side.exists(identifier):
+                        return side
+                except Exception as error:
+                    if not past or not self.is_down(side, error):
+                        raise
+                    down = error
+            if down is not None:
+                raise down
+        finally:
+            del down  # its traceback leads to this frame
         return None
 
     def source_side(self, identifier: str, *, past: bool = True) -> StorageBackend:

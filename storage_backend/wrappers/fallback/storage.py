@@ -130,19 +130,21 @@ class FallbackStorage(StorageBackend):
     def delete(self, identifier: str) -> bool:
         there = False
         absences: Absences = []
-        for side in reversed(self._sides.order(identifier)):
-            try:
-                there = side.delete(identifier) is not False or there
-            except ABSENT as error:
-                if isinstance(error, NO_PLACE):
-                    raise
-                absences.append((side, error))
-        self._sides.forget(identifier)
-        if there or len(absences) < 2:
-            return there
-        found = self._sides.absence(identifier, absences)
-        if not isinstance(found, FileNotFoundError):
-            raise found
+        try:
+            for side in reversed(self._sides.order(identifier)):
+                try:
+                    there = side.delete(identifier) is not False or there
+                except ABSENT as error:
+                    if isinstance(error, NO_PLACE):
+                        raise
+                    absences.append((side, error))
+            self._sides.forget(identifier)
+            if there or len(absences) < 2:
+                return there
+            if not isinstance(self._sides.absence(identifier, absences), FileNotFoundError):
+                raise self._sides.absence(identifier, absences)
+        finally:
+            del absences  # the errors' tracebacks lead to this frame
         return False
 
     @override

@@ -91,7 +91,10 @@ class Tries:
         if again and is_retryable(error) and self._used < self._policy.attempts:
             pause = self._policy.pause(self._failures, error)
         if pause is None:
-            raise self.told(error)
+            try:
+                raise self.told(error)
+            finally:
+                del error  # its traceback leads to this frame
         # Only our own errors promise that their text has no secret in it.
         reason = (
             f"{type(error).__name__}: {error}" if isinstance(error, StorageError) else type(error).__name__

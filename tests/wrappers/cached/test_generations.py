@@ -677,7 +677,9 @@ class TestProcesses:
             def delayed(blob: Blob, path: str) -> None:
                 tell(child, "go on")
                 assert child.stdout is not None
-                if select.select([child.stdout], [], [], 1.0)[0]:
+                done = select.poll()
+                done.register(child.stdout, select.POLLIN)
+                if done.poll(1000):
                     assert line_of(child.stdout) == "written"
                     child.kill()
                     child.wait()
