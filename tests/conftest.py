@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -53,8 +54,12 @@ def pytest_configure(config: pytest.Config) -> None:
     else:
         Tier.soak = bool(config.getoption("--soak"))
     from tests import leaks
+    from tests.servers import fast_place
 
     config.pluginmanager.register(leaks)
+    # The default tier writes tens of thousands of small files, and syncs most of them: it waited for the disk half of its time.
+    if not config.getoption("--soak") and "TMPDIR" not in os.environ:
+        os.environ["TMPDIR"] = tempfile.tempdir = fast_place()
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)
@@ -67,13 +72,17 @@ def give_memory_back() -> None:
         trim(0)
 
 
+def pytest_collection_finish() -> None:
+    """What collecting made lives as long as the session: the many tests that collect garbage need not look at it."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="module", autouse=True)
-def what_is_there_stays() -> None:
-    """What has come to be by now lives as long as the session, and the many tests that collect garbage need not look at it."""
-    gc.unfreeze()
+def freed_memory_is_given_back() -> None:
+    """Forget the garbage of the module before, and give the memory to the system."""
     gc.collect()
     give_memory_back()
-    gc.freeze()
 
 
 @pytest.fixture(scope="session")

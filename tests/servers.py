@@ -42,7 +42,7 @@ class PostgreSQL:
     def __init__(self) -> None:
         self._user = _other_user()
         # Short, since a socket's path has 107 bytes at most; not in pytest's directories, which others cannot enter.
-        self.directory = Path(tempfile.mkdtemp(prefix="sb-pg-", dir=_fast_place()))
+        self.directory = Path(tempfile.mkdtemp(prefix="sb-pg-", dir=fast_place()))
         self._names = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -181,15 +181,15 @@ def end_with_parent(number: int = signal.SIGQUIT) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
-def _fast_place() -> str:
-    """Memory where there is plenty: each database is files that are created and removed."""
+def fast_place() -> str:
+    """A directory for temporary files, in memory where there is plenty."""
     memory = Path("/dev/shm")
     try:
         if shutil.disk_usage(memory).free >= 4 << 30 and os.access(memory, os.W_OK):
             return str(memory)
     except OSError:
         pass  # not Linux
-    return "/tmp"
+    return tempfile.gettempdir()
 
 
 def _other_user() -> str | None:

@@ -57,8 +57,9 @@ def test_expanded(home: Path) -> None:
     assert expanded(None) is None
 
 
-def closed(storage: StorageBackend) -> None:
-    storage.close()
+def used(storage: StorageBackend) -> None:
+    with storage:
+        storage.write("a", b"1")
 
 
 def reads_secret() -> None:
@@ -98,12 +99,12 @@ def caches() -> None:
     [
         lambda: LocalStorage("~/x"),
         lambda: LocalStorage(Path("~/x")),
-        lambda: open_storage("~/x", create=True),
-        lambda: open_storage(Path("~/x"), create=True),
+        lambda: open_storage("~/x", create=True).write("a", b"1"),
+        lambda: open_storage(Path("~/x"), create=True).write("a", b"1"),
         lambda: open_storage("sqlite:///~/x", create=True).write("a", b"1"),
         lambda: DatabaseStorage("sqlite:///~/x").write("a", b"1"),
-        lambda: closed(open_storage("cached+memory:?cache_dir=~/x")),
-        lambda: closed(CachedStorage(MemoryStorage(), Path("~/x"))),
+        lambda: used(open_storage("cached+memory:?cache_dir=~/x")),
+        lambda: used(CachedStorage(MemoryStorage(), Path("~/x"))),
         caches,
         lambda: migrates("~/x"),
         lambda: migrates("journal", "~/x"),

@@ -24,8 +24,6 @@ from storage_backend import (
 from storage_backend.backends.local import beneath
 from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, Swapper, without_openat2
 
-pytestmark = pytest.mark.quick
-
 INSIDE = b"inside" * 100
 SECRET = b"secret" * 100
 NAMES = ("a", "b", "c", "d")

@@ -38,8 +38,6 @@ from tests.backends.test_s3_http import Authority
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import reply
 
-pytestmark = pytest.mark.quick
-
 TOKEN = "FwoGZXIvYXdzEXAMPLETOKEN/with+secret=="
 LARGE = 11 * MIB  # goes in parts, and so by requests of boto3
 HOUR = 3600

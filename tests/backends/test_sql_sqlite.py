@@ -28,8 +28,6 @@ from storage_backend import (
 from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.testing.topics.processes import in_child
 
-pytestmark = pytest.mark.quick
-
 NOBODY = 65534
 BIG = os.urandom(3 << 20)
 

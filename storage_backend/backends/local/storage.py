@@ -487,8 +487,14 @@ def _base(
     base_dir: str | os.PathLike[str], *, create: bool | Literal["late"], durable: bool
 ) -> tuple[Path, Callable[[], object] | None]:
     """The base directory as it is kept, created if asked for; else what creates it, if that is to be done later."""
+    given = expanded(base_dir)
+    if given.startswith("~"):
+        raise ConfigurationError(
+            f'base_dir {given!r}: there is no such user; write "./{given}" for a directory of that name',
+            parameter="base_dir",
+        )
     try:
-        base = Path(expanded(base_dir)).resolve()
+        base = Path(given).resolve()
     except RuntimeError as error:  # a loop of symlinks
         raise ConfigurationError(
             f"base_dir {os.fspath(base_dir)!r}: {error}", parameter="base_dir"
