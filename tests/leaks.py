@@ -128,7 +128,7 @@ def _ends(fd: int | None) -> str:
 def _command(pid: int) -> str:
     with suppress(OSError):
         line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        return line or "(ended, not waited for)"
+        return line.partition(" [listener]")[0] or "(ended, not waited for)"  # sshd counts its sessions there
     return "(gone by now)"
 
 
