@@ -33,12 +33,13 @@ class Held:
     Attributes:
         descriptors: by what they lead to, since their numbers are used again.
         threads: those that Python knows.
-        children: their process ids; one that ended and was not waited for is there, too.
+        children: by their command lines, since a server may be started again; one that ended and was not waited for is
+            there, too.
     """
 
     descriptors: Counter[str] = field(default_factory=Counter)
     threads: frozenset[threading.Thread] = frozenset()
-    children: frozenset[int] = frozenset()
+    children: Counter[str] = field(default_factory=Counter)
 
     @classmethod
     def now(cls) -> Held:
@@ -50,14 +51,14 @@ class Held:
         return cls(
             Counter(link for fd, link in _descriptors() if fd != kept._fd),
             frozenset(threading.enumerate()),
-            frozenset(pid for pid in _children() if pid != kept._pid),
+            Counter(_command(pid) for pid in _children() if pid != kept._pid),
         )
 
     def __add__(self, other: Held) -> Held:
         return Held(
             self.descriptors + other.descriptors,
             self.threads | other.threads,
-            self.children | other.children,
+            self.children + other.children,
         )
 
     def __sub__(self, other: Held) -> Held:
@@ -77,7 +78,10 @@ class Held:
             for link, count in self.descriptors.items()
         ]
         lines += [f"thread: {thread.name}" for thread in self.threads]
-        lines += [f"child: {pid} {_command(pid)}" for pid in self.children]
+        lines += [
+            f"child: {command}{f', {count} times' if count > 1 else ''}"
+            for command, count in self.children.items()
+        ]
         return "".join(f"\n  {line}" for line in sorted(lines))
 
 
@@ -124,7 +128,7 @@ def _ends(fd: int | None) -> str:
 def _command(pid: int) -> str:
     with suppress(OSError):
         line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        return line or "(ended, not waited for)"
+        return line.partition(" [listener]")[0] or "(ended, not waited for)"  # sshd counts its sessions there
     return "(gone by now)"
 
 
