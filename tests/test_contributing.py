@@ -1,5 +1,6 @@
 """The example of CONTRIBUTING.md is a backend: it passes the conformance suite, but for what it says that it lacks."""
 
+import ast
 import os
 import re
 import subprocess
@@ -9,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from storage_backend.testing import ConformanceSuite
 
 ROOT = Path(__file__).parent.parent
 BLOCKS: dict[str, str] = dict(
@@ -56,3 +59,24 @@ def test_the_backend_passes_the_conformance_suite(folder: Path) -> None:
     passed = re.search(r"(\d+) passed", done.stdout)
     assert passed, done.stdout
     assert int(passed[1]) > 120, done.stdout
+
+
+def test_the_table_names_every_conformance_class() -> None:
+    section = (
+        (ROOT / "CONTRIBUTING.md").read_text().split("\n## The conformance classes")[1].split("\n## ")[0]
+    )
+    told = set()
+    for row in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE):
+        path, _, first = row.replace("`", "").partition("::")
+        told |= {(path, name) for name in first.split(", ")}
+    bases = {"ConformanceSuite", "ServedTopics", *(topic.__name__ for topic in ConformanceSuite.__bases__)}
+    tests = ROOT / "tests"
+    found = {
+        (str(path.relative_to(tests)), node.name)
+        for path in tests.rglob("test_*.py")
+        for node in ast.parse(path.read_text()).body
+        if isinstance(node, ast.ClassDef)
+        and node.name.startswith("Test")
+        and bases & {base.id for base in node.bases if isinstance(base, ast.Name)}
+    }
+    assert told == found
