@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import signal
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -46,7 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Say which tier runs, and have the threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held."""
+    """Say which tier runs, and what the process is to be like in which all tests run."""
     try:
         from tests.tiers import Tier
     except ImportError:
@@ -60,6 +61,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # The default tier writes tens of thousands of small files, and syncs most of them: it waited for the disk half of its time.
     if not config.getoption("--soak") and "TMPDIR" not in os.environ:
         os.environ["TMPDIR"] = tempfile.tempdir = fast_place()
+    # A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    # Threads of servers and clients share one heap, since glibc's allocator gives back only what one heap held.
     tune = getattr(ctypes.CDLL(None), "mallopt", None)
     if tune is not None:
         tune(M_ARENA_MAX, 1)

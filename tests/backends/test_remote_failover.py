@@ -382,7 +382,11 @@ class TestSilence:
             assert ways.port_in_use(storage) == "second"
 
     @pytest.mark.parametrize(
-        "verb", ["write", "write_stream", "list", "exists", "write_many", "checksum", "copy"]
+        "verb",
+        [
+            *("write_stream", "list", "exists"),
+            *(pytest.param(v, marks=pytest.mark.soak) for v in ("write", "write_many", "checksum", "copy")),
+        ],
     )
     def test_operation_goes_on_elsewhere(self, ways: Pair, verb: str) -> None:
         content = content_of(8 * MIB)
@@ -632,7 +636,7 @@ def counts(ways: Pair, case: str, direction: Direction, soak: bool) -> Sequence[
         assert operation(storage) == returned
         total = getattr(ways.first.counts(), direction) - before
     assert total > 3 * STEP
-    return range(1, total, STEP if soak else max(STEP, total // 10))
+    return range(1, total, STEP if soak else max(STEP, total // 3))
 
 
 def old_state(local: Path) -> None:
