@@ -77,16 +77,11 @@ def give_memory_back() -> None:
         trim(0)
 
 
-def pytest_collection_finish() -> None:
-    """What collecting made lives as long as the session: the many tests that collect garbage need not look at it."""
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays() -> None:
+    """What is there when a module begins lives as long as the session: the many tests that collect garbage need not look at it."""
     gc.collect()
     gc.freeze()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def freed_memory_is_given_back() -> None:
-    """Forget the garbage of the module before, and give the memory to the system."""
-    gc.collect()
     give_memory_back()
 
 

@@ -55,3 +55,11 @@ def spread(cases: Iterable[Any], times: int = 3) -> list[Any]:
         row if number in kept else pytest.param(*row.values, id=row.id, marks=[*row.marks, pytest.mark.soak])
         for number, row in enumerate(rows)
     ]
+
+
+def few(values: Iterable[Any], count: int = 2) -> list[Any]:
+    """*values* for a test of which the default tier runs the first *count*, and --soak the others."""
+    return [
+        pytest.param(value, marks=pytest.mark.soak) if number >= count else value
+        for number, value in enumerate(values)
+    ]

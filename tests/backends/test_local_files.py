@@ -44,6 +44,7 @@ from storage_backend.backends.local.storage import refuse_platform
 from storage_backend.streams import ranged_reader
 from storage_backend.testing import Source, SourceBrokeError
 from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, as_nobody, small_disk
+from tests.tiers import few
 
 pytestmark = pytest.mark.quick
 
@@ -601,7 +602,7 @@ def shared() -> Iterator[Path]:
 
 
 class TestDenied:
-    @pytest.mark.parametrize("way", ALL_WAYS)
+    @pytest.mark.parametrize("way", few(ALL_WAYS, 1))
     def test_denial_is_neither_absence_nor_emptiness(self, way: type[LocalStorage], shared: Path) -> None:
         storage = way(shared)
         storage.write("open/file", b"1")

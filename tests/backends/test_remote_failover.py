@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 
+from tests.tiers import few
+
 pytest.importorskip("paramiko")
 
 from storage_backend.backends.remote.link import FIRST_LOOK, LONGEST_LOOK, Link
@@ -226,7 +228,7 @@ class TestFirstIsLost:
             assert ways.port_in_use(storage) == "second"
             assert ways.temporary() == []
 
-    @pytest.mark.parametrize("when", [1, 300, 1500, 2999])
+    @pytest.mark.parametrize("when", few([300, 1, 1500, 2999], 1))
     def test_read_many(self, ways: Pair, when: int) -> None:
         expected = {f"d{number % 7}/{number}": content_of(500, str(number)) for number in range(3000)}
         with ways.storage() as storage:
@@ -248,7 +250,7 @@ class TestFirstIsLost:
             assert ways.port_in_use(storage) == "second"
 
     @pytest.mark.parametrize("verify", [False, True])
-    @pytest.mark.parametrize("count", [2_000, 200_000, 900_000])
+    @pytest.mark.parametrize("count", few([200_000, 2_000, 900_000], 1))
     def test_write_many(self, ways: Pair, verify: bool, count: int) -> None:
         expected = {f"d{number % 7}/{number}": content_of(500, str(number)) for number in range(2000)}
         with ways.storage() as storage:
@@ -709,7 +711,7 @@ class TestCutAnywhere:
                 storage.exists("b")
                 cut += ways.first.accepted > accepted
         assert wrong == {}
-        assert cut > 3
+        assert cut >= 3
 
     @pytest.mark.parametrize("direction", ["from_client", "from_server"])
     @pytest.mark.parametrize("case", CASES)
@@ -740,9 +742,9 @@ class TestCutAnywhere:
                     if (result, state(local)) != (returned, new):
                         wrong[count] = repr(result), state(local)
         assert wrong == {}
-        assert raised > 3
+        assert raised >= 3
 
-    @pytest.mark.parametrize("share", [step / 8 for step in range(1, 8)])
+    @pytest.mark.parametrize("share", few([step / 8 for step in (3, 7, 1, 2, 4, 5, 6)]))
     def test_long_write_is_whole(self, ways: Pair, share: float) -> None:
         with ways.storage() as storage:
             storage.write("a", b"old")

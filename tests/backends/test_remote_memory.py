@@ -13,6 +13,7 @@ from storage_backend.backends.remote import RemoteStorage, connection
 from storage_backend.backends.remote.memory import REMEMBERED, Memory
 from storage_backend.backends.remote.probe import Facts, probe
 from storage_backend.errors import StorageError
+from tests.tiers import few
 
 if TYPE_CHECKING:
     from tests.ssh_servers import SSHPlace
@@ -135,7 +136,7 @@ def test_another_server_at_the_same_address_is_another(
     assert len(probed) == 2
 
 
-@pytest.mark.parametrize("kind", ["busybox", "csh-like", "mute"])
+@pytest.mark.parametrize("kind", few(["busybox", "csh-like", "mute"], 1))
 def test_a_shell_that_changed_is_found_out_and_costs_no_result(
     probed: list[Facts], place: SSHPlace, wrapper: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -172,7 +173,7 @@ def test_a_server_that_is_too_busy_for_a_channel_is_not_doubted(
     assert len(probed) == 1
 
 
-@pytest.mark.parametrize("verb", ["list", "write_many"])
+@pytest.mark.parametrize("verb", few(["list", "write_many"], 1))
 def test_a_shell_that_hangs_by_now_is_given_up_once(
     probed: list[Facts], place: SSHPlace, wrapper: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -27,6 +27,7 @@ from storage_backend.testing.topics.spelling import AWKWARD, INVALID, TWINS
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, sftp_server
+from tests.tiers import few
 
 COUNT = 10_000
 SINGLY = 200
@@ -186,7 +187,7 @@ def tools_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSH]:
     server.stop()
 
 
-@pytest.fixture(params=["shell", "sftp", "tools"])
+@pytest.fixture(params=few(["shell", "sftp", "tools"]))
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """`make(place=None, base=None)`: a backend whose server has a shell, SFTP alone, or needs its shell for most."""
     server: OpenSSH = request.getfixturevalue(
@@ -442,7 +443,7 @@ ODD_BASES = (
 )
 
 
-@pytest.mark.parametrize("odd", ODD_BASES)
+@pytest.mark.parametrize("odd", few(ODD_BASES, 6))
 def test_base_directory_with_an_odd_name(make: Make, tmp_path: Path, odd: str) -> None:
     place = place_of(make)
     if odd == "a/./b/../c":

@@ -17,6 +17,8 @@ from typing import Any, cast
 
 import pytest
 
+from tests.tiers import few
+
 pytest.importorskip("paramiko")
 
 from storage_backend.backends.remote import fetching, objects, packing
@@ -281,7 +283,7 @@ def test_source_that_raises_leaves_whole_objects_only(
     assert left_over(openssh_place) == []
 
 
-@pytest.mark.parametrize("after", [0, 2_000, 20_000, 150_000, 300_000])
+@pytest.mark.parametrize("after", few([20_000, 0, 2_000, 150_000, 300_000], 1))
 @pytest.mark.parametrize("direction", ["from_client", "from_server"])
 def test_connection_that_is_cut_loses_nothing(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch, direction: Direction, after: int
@@ -312,7 +314,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("way", LIES)
+@pytest.mark.parametrize("way", few(LIES, 4))
 def test_tools_that_fail_mean_writing_by_sftp(
     lying: Callable[[str, str], SSHPlace], told: Told, way: str
 ) -> None:
@@ -379,7 +381,13 @@ def test_full_disk_stops_the_batch_and_leaves_nothing_of_ours(openssh_place: SSH
             assert left_over(openssh_place) == []
 
 
-@pytest.mark.parametrize("kind", ["hung", "mute", "slow", "noisy", "csh-like", "busybox"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("noisy", "csh-like", "busybox"),
+        *(pytest.param(kind, marks=pytest.mark.soak) for kind in ("hung", "mute", "slow")),
+    ],
+)
 def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str, told: Told, told_read: Told) -> None:
     try:
         server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))
@@ -537,7 +545,8 @@ def test_what_cannot_be_read_is_its_own_objects_error(
         "-",
         "a\nb",
     ]
-    with closing(storage_at(openssh_place)) as backend:
+    # The server says nothing of a pipe that nobody writes to.
+    with closing(storage_at(openssh_place, io_timeout=2.0)) as backend:
         found: dict[str, bytes] = {}
         with pytest.raises(BatchError) as caught:
             found.update(backend.read_many(names))
@@ -622,7 +631,7 @@ def test_tar_that_says_it_failed_is_not_believed(
     assert told_read.done == 0
 
 
-@pytest.mark.parametrize("after", [0, 300, 10_000, 100_000, 400_000])
+@pytest.mark.parametrize("after", few([10_000, 0, 300, 100_000, 400_000]))
 def test_connection_that_is_cut_while_a_batch_is_read_loses_nothing(
     openssh_place: SSHPlace, after: int
 ) -> None:

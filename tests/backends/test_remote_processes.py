@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
 
+from tests.tiers import few
+
 pytest.importorskip("paramiko")
 
 from storage_backend.backends.remote.storage import RemoteStorage
@@ -167,7 +169,7 @@ class TestFork:
             assert storage.read("b") == b"child"
 
     @pytest.mark.parametrize("ending", ["_exit", "exit"])
-    @pytest.mark.parametrize("used", [False, True])
+    @pytest.mark.parametrize("used", few([True, False], 1))
     def test_exit_of_a_child_says_nothing_on_the_parents_connection(
         self, ways: Pair, ending: str, used: bool
     ) -> None:
@@ -309,7 +311,9 @@ class TestThreads:
 
 
 class TestInterrupted:
-    @pytest.mark.parametrize("verb", ["upload", "write_stream", "download", "read", "write_many", "scan"])
+    @pytest.mark.parametrize(
+        "verb", few(["upload", "write_many", "read", "write_stream", "download", "scan"], 3)
+    )
     def test_interrupted_transfer_ends_and_leaves_but_temporary_names(
         self, ways: Pair, verb: str, tmp_path: Path
     ) -> None:
@@ -385,7 +389,7 @@ class TestEnd:
         storage.close()
         assert ways.first.accepted == 4
 
-    @pytest.mark.parametrize("collected", [False, True])
+    @pytest.mark.parametrize("collected", few([True, False], 1))
     def test_threads_and_descriptors_end_with_it(self, ways: Pair, collected: bool) -> None:
         def use() -> None:
             storage = ways.storage()

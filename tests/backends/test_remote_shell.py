@@ -16,6 +16,7 @@ from storage_backend.backends.remote.finding import Found
 from storage_backend.backends.remote.probe import ALGORITHMS, Facts
 from storage_backend.backends.remote.shell import Shell
 from storage_backend.testing.subject import same
+from tests.tiers import few
 
 if TYPE_CHECKING:
     import paramiko
@@ -269,13 +270,14 @@ class TestShells:
             put(path, b"content")
             assert list(shell.digests([path], "sha256")) == [(path, hashlib.sha256(b"content").hexdigest())]
 
-    @pytest.mark.parametrize("kind", ["csh-like", "mute", "hung"])
+    @pytest.mark.parametrize("kind", few(["csh-like", "mute", "hung"]))
     def test_other_shells_do_nothing(self, tmp_path: Path, kind: str) -> None:
         with place_with(tmp_path, kind) as place, opener(place) as opening:
             assert Shell(opening, 60).probe(os.fsencode(place.local), 1) == Facts()
 
 
 class TestAwkwardNames:
+    @pytest.mark.soak
     def test_each_operation_takes_every_name(self, shell: Shell, base: bytes) -> None:
         for number, name in enumerate(ALONE):
             directory = base + b"/%d" % number

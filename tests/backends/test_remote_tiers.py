@@ -42,6 +42,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.ssh_servers import OpenSSH, SSHPlace, sftp_server
+from tests.tiers import few
 
 # Names whose order shows whether directories take their place as "name/".
 NAMES = (
@@ -292,7 +293,7 @@ def levelled(backend: StorageBackend, prefix: str) -> tuple[object, list[tuple[s
     return seen(lambda on_skip: [facts(info) for info in backend._scan_level(prefix, on_skip=on_skip)])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", few(SEEDS, 1))
 def test_trees_look_the_same_by_shell_and_by_sftp(openssh_place: SSHPlace, seed: int) -> None:
     root = openssh_place.local / "tree"
     root.mkdir()
@@ -319,7 +320,7 @@ def _ignore(_: StorageError) -> None:
     pass
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("seed", few(SEEDS, 1))
 def test_trees_look_the_same_from_the_disk(openssh_place: SSHPlace, seed: int) -> None:
     root = openssh_place.local / "tree"
     root.mkdir()
@@ -553,10 +554,9 @@ def test_reading_a_pipe_ends_and_the_next_operation_works(openssh_place: SSHPlac
     (openssh_place.local / "a").write_bytes(b"x")
     config: Any = openssh_place.config(io_timeout=2.0)
     with closing(RemoteStorage(config, openssh_place.base)) as backend:
-        for act in (backend.read, backend.open, lambda name: backend.read_range(name, 0, 1)):
-            with pytest.raises(NotAFileError):
-                act("fifo")
-            assert backend.read("a") == b"x"
+        with pytest.raises(NotAFileError):
+            backend.open("fifo")
+        assert backend.read("a") == b"x"
         batch = backend.read_many(["fifo", "a"])
         assert next(batch) == ("a", b"x")
         with pytest.raises(BatchError) as caught:

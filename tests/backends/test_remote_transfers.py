@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import pytest
 
+from tests.tiers import few
+
 pytest.importorskip("paramiko")
 
 from storage_backend.errors import NoEndpointError, SourceChangedError
@@ -131,7 +133,7 @@ class TestResume:
         assert same(transfer.target.read_bytes(), content)
         assert transfer.partial() == []
 
-    @pytest.mark.parametrize("size", [SIZE, SIZE + 5, SIZE - 5])
+    @pytest.mark.parametrize("size", few([SIZE, SIZE + 5, SIZE - 5], 1))
     def test_another_source_is_transferred_from_its_beginning(
         self, ways: Pair, way: Way, size: int, tmp_path: Path
     ) -> None:
@@ -184,6 +186,7 @@ class TestResume:
             transfer.run(storage)
         assert same(transfer.target.read_bytes(), content)
 
+    @pytest.mark.soak
     def test_killed_process_leaves_what_the_next_goes_on_with(
         self, ways: Pair, way: Way, tmp_path: Path
     ) -> None:
@@ -258,6 +261,7 @@ class Killed:
 
 
 class TestChanged:
+    @pytest.mark.soak
     def test_file_that_grows_while_it_is_sent_is_refused(self, ways: Pair, tmp_path: Path) -> None:
         content = content_of(SIZE)
         transfer = Transfer(ways, "upload", tmp_path, content)
@@ -275,6 +279,7 @@ class TestChanged:
             assert storage.read("big") == b"old"
             assert transfer.partial() == []
 
+    @pytest.mark.soak
     def test_object_replaced_during_a_download_is_fetched_as_it_was(self, ways: Pair, tmp_path: Path) -> None:
         old, new = content_of(SIZE), content_of(SIZE, "new")
         transfer = Transfer(ways, "download", tmp_path, old)

@@ -365,7 +365,7 @@ def loses_an_upload(verb: Verb, fault: Fault) -> bool:
     )
 
 
-@pytest.mark.parametrize(("verb", "fault"), spread(cases()))
+@pytest.mark.parametrize(("verb", "fault"), spread(cases(), times=2))
 def test_one_fault_changes_nothing_of_the_outcome(
     furnished: Site, tmp_path: Path, verb: Verb, fault: Fault
 ) -> None:
@@ -433,7 +433,7 @@ def exhausting() -> list[Any]:
     return found
 
 
-@pytest.mark.parametrize(("verb", "fault", "kind", "applied"), spread(exhausting()))
+@pytest.mark.parametrize(("verb", "fault", "kind", "applied"), spread(exhausting(), times=1))
 def test_more_faults_than_attempts_say_so_and_leave_the_old_object_or_the_new(  # noqa: PLR0917 - a case, and fixtures
     furnished: Site, tmp_path: Path, verb: Verb, fault: Fault, kind: type[StorageError], applied: bool
 ) -> None:
@@ -546,6 +546,7 @@ def test_a_changed_byte_of_an_answer_is_found(site: Site, checksum: str, tmp_pat
         assert same(storage.read("old"), OLD)
 
 
+@pytest.mark.soak
 def test_a_stall_ends_in_a_second_try(site: Site) -> None:
     site.put("old", OLD)
     with another(site, io_timeout=1.0) as storage:

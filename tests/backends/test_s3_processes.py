@@ -29,6 +29,7 @@ from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_servers import BucketPlace
+from tests.tiers import few
 
 BUCKET = "bucket"
 CONTENT = random.Random(9).randbytes(24 * MIB)
@@ -134,7 +135,7 @@ def use(storage: S3Storage, name: str) -> None:
 # Threads
 
 
-@pytest.mark.parametrize("where", ["own", "rclone"])
+@pytest.mark.parametrize("where", few(["own", "rclone"], 1))
 def test_two_hundred_threads_share_one_storage(where: str, request: pytest.FixtureRequest) -> None:
     place: BucketPlace = request.getfixturevalue("place" if where == "own" else "rclone_bucket")
     port = int(place.url.rpartition(":")[2])

@@ -457,6 +457,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Server
         server.faults.clear()
 
 
+@pytest.mark.soak
 def test_a_thousand_random_faults_lose_and_mix_nothing(server: S3Server, tmp_path: Path) -> None:
     draw = random.Random(SEED)
     plan = Plan(random.Random(SEED + 1))
@@ -524,6 +525,7 @@ def shared_step(storage: S3Storage, draw: random.Random, key: str) -> None:
         check_fits(error, storage.location)
 
 
+@pytest.mark.soak
 def test_eight_threads_among_faults_get_their_own_answers_and_leave_nothing_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

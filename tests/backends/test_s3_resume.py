@@ -20,6 +20,7 @@ from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import Fault, reset, stall
 from tests.s3_server_wire import Request
+from tests.tiers import few
 
 BUCKET = "bucket"
 SEED = 20_261_121
@@ -159,6 +160,7 @@ def check_end(server: S3Server, folder: Path, state: Path) -> None:
     assert {record.operation for record in server.actions[before:]} == {"ListObjectsV2"}
 
 
+@pytest.mark.soak
 def test_killed_at_random_instants_it_ends_exact(server: S3Server, folder: Path, tmp_path: Path) -> None:
     chosen = random.Random(SEED)
     witness = Witness(server)
@@ -209,7 +211,7 @@ MOMENTS: dict[str, Callable[[Request, dict[str, int]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
+@pytest.mark.parametrize("moment", few(MOMENTS))
 def test_killed_at_each_step_of_an_upload_it_goes_on(
     server: S3Server, folder: Path, tmp_path: Path, moment: str
 ) -> None:

@@ -310,6 +310,7 @@ def test_a_closed_reader_is_closed(server: S3Server, storage: S3Storage) -> None
     assert count(server, "GetObject") == 1
 
 
+@pytest.mark.soak
 def test_fifty_readers_are_open_at_once(server: S3Server, storage: S3Storage) -> None:
     for number in range(50):
         server.put(BUCKET, f"{number}", LARGE[number * MIB :][: 2 * MIB])
@@ -686,7 +687,7 @@ def digest_of(path: Path) -> str:
 def test_a_large_object_goes_up_and_down_in_little_memory(
     rclone_bucket: BucketPlace, tmp_path: Path, soak: bool
 ) -> None:
-    size = (3 << 30) if soak else 160 * MIB
+    size = (3 << 30) if soak else 48 * MIB
     source, back = tmp_path / "source", tmp_path / "back"
     block = bytearray(LARGE[:MIB])
     with source.open("wb") as writer:

@@ -1,11 +1,18 @@
-"""DatabaseStorage: the conformance suite over SQLite and PostgreSQL, plain and through a prefix."""
+"""DatabaseStorage: the conformance suite over SQLite and PostgreSQL."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
 from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.testing import ConformanceSuite, Subject
+from tests.conftest import unavailable
+
+if TYPE_CHECKING:
+    from tests.servers import PostgreSQL
 
 
 class TestSqlite(ConformanceSuite):
@@ -14,7 +21,21 @@ class TestSqlite(ConformanceSuite):
         return Subject(make=lambda: DatabaseStorage(sqlite_url))
 
 
+@pytest.fixture(scope="class")
+def database(postgresql_server: PostgreSQL | str) -> Iterator[str]:
+    """The name of a database for all tests of a class, since making one takes longer than most of them."""
+    if isinstance(postgresql_server, str):
+        unavailable(postgresql_server)
+    assert not isinstance(postgresql_server, str)
+    with postgresql_server.database() as name:
+        yield name
+
+
 class TestPostgresql(ConformanceSuite):
     @pytest.fixture
-    def subject(self, postgresql_url: str) -> Subject:
-        return Subject(make=lambda: DatabaseStorage(postgresql_url))
+    def subject(self, postgresql: PostgreSQL, database: str) -> Iterator[Subject]:
+        yield Subject(make=lambda: DatabaseStorage(postgresql.url(database)))
+        tables = postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database)
+        if tables:
+            names = ", ".join(f'"{name}"' for (name,) in tables)
+            postgresql.execute(f"DROP TABLE {names} CASCADE", database)

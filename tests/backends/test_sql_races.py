@@ -44,6 +44,7 @@ print("done", flush=True)
 """
 
 
+@pytest.mark.soak
 def test_reader_sees_whole_versions_while_they_are_replaced_ten_thousand_times(database_url: str) -> None:
     with DatabaseStorage(database_url) as storage:
         storage.write("a", version(0))
@@ -203,6 +204,7 @@ def test_batches_in_opposite_order_both_arrive(database_url: str) -> None:
         assert is_clean(database_url)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("size", [5, 2 * CHUNK_SIZE, 5 * CHUNK_SIZE])
 def test_copy_and_move_of_what_is_being_replaced_are_whole(
     database_url: str, size: int, monkeypatch: pytest.MonkeyPatch

@@ -444,6 +444,7 @@ def test_many_processes_create_the_file_at_once(place: Path) -> None:
         os.close(end)
 
 
+@pytest.mark.soak
 def test_batches_never_exceed_the_limit_of_parameters(place: Path) -> None:
     names = [f"{number:05}" for number in range(70_000)]
     with opened(place) as storage:

@@ -48,7 +48,9 @@ def nothing_is_copied(directory: Path, source: str | Path, target: str | Path) -
     assert set(again.report["skipped"]) == {"journal"}
 
 
-@pytest.mark.parametrize("where", ["own", "moto", "rclone"])
+@pytest.mark.parametrize(
+    "where", ["own", *(pytest.param(where, marks=pytest.mark.soak) for where in ("moto", "rclone"))]
+)
 def test_the_library_survives_s3_and_a_database_and_back(
     where: str,
     request: pytest.FixtureRequest,

@@ -853,6 +853,7 @@ def test_pieces_of_any_size_make_the_same_object(sizes: list[int]) -> None:
 # The rest
 
 
+@pytest.mark.soak
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     program = """
 import sys

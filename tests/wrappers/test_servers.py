@@ -1,8 +1,8 @@
-"""The wrappers over a local disk, S3 and SSH, several deep: the conformance suite."""
+"""The wrappers over a local disk, S3 and SSH, several deep: what a server answers comes through them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -16,13 +16,15 @@ from storage_backend import (
     RetryingStorage,
     StorageBackend,
 )
-from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing import Subject
+from tests.backends.test_remote import empty
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import LACKS, AtPlace
+from tests.served import ServedTopics
 
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace
-    from tests.ssh_servers import SSHPlace
+    from tests.ssh_servers import OpenSSH, SSHPlace
 
 Make: TypeAlias = Callable[[], StorageBackend]
 KEY = "env:SB_TEST_KEY"
@@ -46,19 +48,35 @@ def s3(strict_bucket: BucketPlace, monkeypatch: pytest.MonkeyPatch) -> Make:
     return place.storage
 
 
-@pytest.fixture
-def ssh(openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Make:
-    monkeypatch.setenv("SB_TEST_KEY", "5a" * 32)
-    return lambda: remote_at(openssh_place)
+@pytest.fixture(scope="class")
+def place(openssh_server: OpenSSH) -> Iterator[SSHPlace]:
+    """A directory for all tests of a class."""
+    with openssh_server.place() as place:
+        yield place
 
 
-class TestThreeDeepOverSSH(ConformanceSuite):
+@pytest.fixture(scope="class")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same for what they cache."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="class")
+def instance(place: SSHPlace, cache: Path) -> Iterator[StorageBackend]:
+    """A storage for all tests of a class."""
+    with three_deep(lambda: remote_at(place), cache)() as storage:
+        yield storage
+
+
+class TestThreeDeepOverSSH(ServedTopics):
     @pytest.fixture
-    def subject(self, ssh: Make, tmp_path: Path) -> Subject:
-        return Subject(make=three_deep(ssh, tmp_path), lacks=FILES)
+    def subject(self, place: SSHPlace, cache: Path, instance: CachedStorage) -> Subject:
+        empty(place.local)
+        instance.clear_cache()
+        return Subject(three_deep(lambda: remote_at(place), cache), FILES, instance)
 
 
-class TestRecodedOverS3(ConformanceSuite):
+class TestRecodedOverS3(ServedTopics):
     @pytest.fixture
     def subject(self, s3: Make, tmp_path: Path) -> Subject:
         return Subject(make=recoded(s3, tmp_path), lacks=LACKS)

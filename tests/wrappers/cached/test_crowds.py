@@ -18,6 +18,7 @@ from typing_extensions import override
 from storage_backend import CachedStorage, LocalStorage, MemoryStorage, UnavailableError
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
+from tests.tiers import few
 from tests.wrappers.cached.tools import assert_whole, end, entry_in, line_of, program, tell
 
 # Values say which key they are of, and carry their own digest.
@@ -285,7 +286,7 @@ def test_killed_at_any_time_nothing_is_left_over_or_wrong(tmp_path: Path, soak: 
     assert busy == (50 if soak else 4)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", few(["fork", "spawn"], 1))
 def test_processes_that_begin_while_it_is_used(tmp_path: Path, method: Literal["fork", "spawn"]) -> None:
 
     storage = CachedStorage(LocalStorage(tmp_path / "base"), tmp_path / "cache", 1)
