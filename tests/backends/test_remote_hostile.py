@@ -57,7 +57,7 @@ from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, make_key, shell_script
-from tests.tiers import spread
+from tests.tiers import few, spread
 
 CONTENT = bytes(range(256)) * 16
 DIRECTORY = stat.S_IFDIR | 0o755
@@ -554,9 +554,7 @@ def test_count_of_names_that_is_a_lie_brings_no_wrong_name(serve: Serve, count: 
         assert backend.list() == []  # the end, to OpenSSH's client too
 
 
-@pytest.mark.parametrize(
-    "kind", [OPEN, READ, *(pytest.param(k, marks=pytest.mark.soak) for k in (STAT, READDIR, WRITE, CLOSE))]
-)
+@pytest.mark.parametrize("kind", few([READ, OPEN, STAT, READDIR, WRITE, CLOSE], 1))
 def test_server_that_never_answers_is_given_up(serve: Serve, kind: int) -> None:
     def act(speaker: Speaker, request: int, body: bytes) -> bytes | None:
         return speaker.honest(STAT, request, body) if kind == STAT and body.endswith(b"/base") else None
@@ -695,9 +693,7 @@ def test_cp_that_lies_copies_nothing_wrong(
         assert sorted(os.listdir(place.local)) == ["a", "b"]  # noqa: PTH208 - temporary names too
 
 
-@pytest.mark.parametrize(
-    "kind", ["hung", "mute", pytest.param("slow", marks=pytest.mark.soak), "noisy", "csh-like"]
-)
+@pytest.mark.parametrize("kind", few(["mute", "noisy", "csh-like", "hung", "slow"], 3))
 def test_shell_of_another_kind_is_no_obstacle(tmp_path: Path, kind: str) -> None:
     try:
         server = OpenSSH(command_wrapper=shell_script(tmp_path, kind))

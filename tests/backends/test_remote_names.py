@@ -285,6 +285,7 @@ def test_generated_names_are_of_all_kinds(tmp_path: Path) -> None:
     assert sum(segment.endswith(" ") for segment in segments) > 100
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("make", ["shell", "sftp"], indirect=True)  # a command for each would take a minute
 def test_ten_thousand_odd_names_in_batches(make: Make, tmp_path: Path) -> None:
     canary = tmp_path / CANARY

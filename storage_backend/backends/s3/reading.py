@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 from typing_extensions import Buffer, override
 
@@ -78,11 +78,21 @@ class Wanted:
         """
         try:
             return self.calls().get(self.key, **self.parameters, **parameters)
-        except Exception as error:
-            found = self.error(error)
-            if found is error:
-                raise
-            raise found from error
+        except Exception as error:  # noqa: BLE001 - raised as ours
+            _raise(self.error(error), error)
+
+
+def _raise(found: StorageError, error: Exception) -> NoReturn:
+    """Raise *found*, for which *error* is the cause if it is another one.
+
+    No frame keeps either: with its traceback that would be a cycle, and what a dropped storage held would wait for the collector.
+    """
+    try:
+        if found is error:
+            raise found
+        raise found from error
+    finally:
+        del found, error
 
 
 def read_whole(wanted: Wanted) -> bytes:
@@ -91,12 +101,13 @@ def read_whole(wanted: Wanted) -> bytes:
     got = wanted.get()
     try:
         content = got.body.read()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - raised as ours
         found = wanted.error(error)
-        if not found.retryable:
-            if found is error:
-                raise
-            raise found from error
+        try:
+            if not found.retryable:
+                _raise(found, error)
+        finally:
+            del found
         content = None
     finally:
         got.body.close()
@@ -126,23 +137,21 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
     for tries in range(1, wanted.settings.attempts + 1):
         try:
             got = wanted.calls().get(wanted.key, **wanted.parameters, Range=f"bytes={start}-{last}")
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as ours
             refusal = refusal_of(error)
             if refusal is not None and refusal.status == 416:
                 return b""
-            found = wanted.error(error)
-            if found is error:
-                raise
-            raise found from error
+            _raise(wanted.error(error), error)
         try:
             content = _sliced(wanted, got, start, end)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised as ours
             found = wanted.error(error)
-            if not found.retryable or tries == wanted.settings.attempts:
-                found.attempts = tries
-                if found is error:
-                    raise
-                raise found from error
+            try:
+                if not found.retryable or tries == wanted.settings.attempts:
+                    found.attempts = tries
+                    _raise(found, error)
+            finally:
+                del found
             wanted.settings.sleep(retries.pause(tries))
             continue
         finally:
@@ -348,12 +357,13 @@ class Pinned(io.RawIOBase):
                     raise
                 found = self._wanted.error(error)
                 most = self._wanted.settings.attempts
-                # A request that was refused or unanswered has had its tries; here only bodies are tried again.
-                if not found.retryable or tries >= most or found.attempts >= most:
-                    found.attempts = max(found.attempts, tries)
-                    if found is error:
-                        raise
-                    raise found from error
+                try:
+                    # A request that was refused or unanswered has had its tries; here only bodies are tried again.
+                    if not found.retryable or tries >= most or found.attempts >= most:
+                        found.attempts = max(found.attempts, tries)
+                        _raise(found, error)
+                finally:
+                    del found
                 self._wanted.settings.sleep(retries.pause(tries))
                 continue
             except BaseException:

@@ -440,14 +440,12 @@ class TestStale:
         with pytest.raises(UnavailableError):
             cached.read("a")
 
-    @pytest.mark.parametrize(
-        "error", [FileNotFoundError("a"), NotFoundError("a"), PermissionError("a"), ValueError("a")]
-    )
+    @pytest.mark.parametrize("kind", [FileNotFoundError, NotFoundError, PermissionError, ValueError])
     def test_nor_when_the_backend_answers(
-        self, cached: CachedStorage, backend: FaultyStorage, error: Exception
+        self, cached: CachedStorage, backend: FaultyStorage, kind: type[Exception]
     ) -> None:
-        backend.fail("read", error=error)
-        with pytest.raises(type(error)):
+        backend.fail("read", error=kind("a"))
+        with pytest.raises(kind):
             cached.read("a")
 
     def test_nor_once_it_was_gone(self, cached: CachedStorage, backend: FaultyStorage) -> None:
