@@ -444,7 +444,7 @@ class TestReading:
             reader.close()
             assert taken >= 0
 
-    @pytest.mark.parametrize("way", ALL_WAYS)
+    @pytest.mark.parametrize("way", few(ALL_WAYS, 1))
     def test_writer_that_replaces_shows_whole_versions_only(
         self, way: type[LocalStorage], in_memory: Path
     ) -> None:

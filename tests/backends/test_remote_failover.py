@@ -124,6 +124,7 @@ class TestFirstDoesNotWork:
 
 
 class TestFirstIsLost:
+    @pytest.mark.soak
     def test_large_read(self, ways: Pair, soak: bool) -> None:
         size = (1 << 30) if soak else 200 * MIB
         block = content_of(MIB)
@@ -142,7 +143,7 @@ class TestFirstIsLost:
             assert found.hexdigest() == digest.hexdigest()
             assert ways.port_in_use(storage) == "second"
 
-    @pytest.mark.parametrize("verb", ["read", "read_range", "download", "stream"])
+    @pytest.mark.parametrize("verb", few(["download", "read", "read_range", "stream"], 1))
     def test_reading(self, ways: Pair, verb: str, tmp_path: Path) -> None:
         content = content_of(24 * MIB)
         (ways.place.local / "big").write_bytes(content)
@@ -163,7 +164,7 @@ class TestFirstIsLost:
             assert same(found, content)
             assert ways.port_in_use(storage) == "second"
 
-    @pytest.mark.parametrize("verify", [False, True])
+    @pytest.mark.parametrize("verify", few([True, False], 1))
     def test_write_stream_from_a_seekable_source(self, ways: Pair, verify: bool) -> None:
         content = content_of(24 * MIB)
         with ways.storage() as storage:
@@ -176,7 +177,7 @@ class TestFirstIsLost:
             storage.cleanup(0)
             assert ways.temporary() == []
 
-    @pytest.mark.parametrize("verify", [False, True])
+    @pytest.mark.parametrize("verify", few([True, False], 1))
     def test_write_stream_from_a_source_that_cannot_be_rewound(self, ways: Pair, verify: bool) -> None:
         content = content_of(24 * MIB)
         with ways.storage() as storage:
@@ -250,7 +251,7 @@ class TestFirstIsLost:
             assert same(dict(storage.read_many(expected)), expected)
             assert ways.port_in_use(storage) == "second"
 
-    @pytest.mark.parametrize("verify", [False, True])
+    @pytest.mark.parametrize("verify", few([True, False], 1))
     @pytest.mark.parametrize("count", few([200_000, 2_000, 900_000], 1))
     def test_write_many(self, ways: Pair, verify: bool, count: int) -> None:
         expected = {f"d{number % 7}/{number}": content_of(500, str(number)) for number in range(2000)}
@@ -275,7 +276,7 @@ class TestFirstIsLost:
             assert storage.write_many(items()) == 3000
             assert same(dict(storage.read_many(storage.list())), expected)
 
-    @pytest.mark.parametrize("count", [2_000, 60_000])
+    @pytest.mark.parametrize("count", few([2_000, 60_000], 1))
     def test_delete_many(self, ways: Pair, count: int) -> None:
         names = [f"d{number % 7}/{number}" for number in range(2000)]
         with ways.direct() as storage:
@@ -286,7 +287,7 @@ class TestFirstIsLost:
             assert ways.port_in_use(storage) == "second"
             assert storage.list() == ["kept"]
 
-    @pytest.mark.parametrize("shell", ["auto", "never"])
+    @pytest.mark.parametrize("shell", few(["auto", "never"], 1))
     @pytest.mark.parametrize("when", few([2500, 1, 4999], 1))
     def test_scan(self, ways: Pair, shell: str, when: int) -> None:
         names = sorted(f"d{number % 60}/{number}" for number in range(5000))
@@ -302,7 +303,7 @@ class TestFirstIsLost:
             assert found == expected
             assert [info.identifier for info in found] == names
 
-    @pytest.mark.parametrize("shell", ["auto", "never"])
+    @pytest.mark.parametrize("shell", few(["auto", "never"], 1))
     def test_list(self, ways: Pair, shell: str) -> None:
         names = sorted(f"d{number % 60}/{number}" for number in range(5000))
         with ways.storage(shell=shell) as storage:
@@ -311,7 +312,7 @@ class TestFirstIsLost:
             assert storage.list() == names
             assert ways.port_in_use(storage) == "second"
 
-    @pytest.mark.parametrize("shell", ["auto", "never"])
+    @pytest.mark.parametrize("shell", few(["auto", "never"], 1))
     def test_idle_connection(self, ways: Pair, shell: str) -> None:
         with ways.storage(shell=shell) as storage:
             storage.write("a", b"1")
@@ -345,6 +346,7 @@ class TestFirstIsLost:
             assert ways.port_in_use(storage) == "second"
             assert len(storage.list()) == 480
 
+    @pytest.mark.soak
     def test_killed_server_is_left_for_the_other(
         self, openssh_server: OpenSSH, openssh_place: SSHPlace
     ) -> None:
@@ -375,6 +377,7 @@ class TestFirstIsLost:
 class TestSilence:
     """A connection on which nothing comes any more is given up after io_timeout."""
 
+    @pytest.mark.soak
     def test_read_goes_on_elsewhere(self, ways: Pair) -> None:
         content = content_of(24 * MIB)
         (ways.place.local / "big").write_bytes(content)
@@ -601,7 +604,7 @@ class TestReplacedWhileItIsRead:
                 other.write("a", new)
                 assert same(head + stream.read(), old)
 
-    @pytest.mark.parametrize("size", [24 * MIB, 24 * MIB + 1])
+    @pytest.mark.parametrize("size", few([24 * MIB + 1, 24 * MIB], 1))
     def test_after_a_lost_connection_it_is_an_error_and_stays_one(self, ways: Pair, size: int) -> None:
         old, new = content_of(24 * MIB, "old"), content_of(size, "new")
         with ways.storage() as storage, ways.direct() as other:
@@ -718,6 +721,7 @@ class TestCutAnywhere:
         assert wrong == {}
         assert cut >= 3
 
+    @pytest.mark.soak
     @pytest.mark.parametrize(
         ("case", "direction"), spread(itertools.product(CASES, ("from_client", "from_server")), times=1)
     )

@@ -173,6 +173,7 @@ def test_a_server_that_is_too_busy_for_a_channel_is_not_doubted(
     assert len(probed) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", few(["list", "write_many"], 1))
 def test_a_shell_that_hangs_by_now_is_given_up_once(
     probed: list[Facts], place: SSHPlace, wrapper: Path, verb: str, monkeypatch: pytest.MonkeyPatch

@@ -187,7 +187,7 @@ def tools_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OpenSSH]:
     server.stop()
 
 
-@pytest.fixture(params=few(["shell", "sftp", "tools"]))
+@pytest.fixture(params=few(["shell", "sftp", "tools"], 1))
 def make(request: pytest.FixtureRequest) -> Iterator[Make]:
     """`make(place=None, base=None)`: a backend whose server has a shell, SFTP alone, or needs its shell for most."""
     server: OpenSSH = request.getfixturevalue(

@@ -418,6 +418,7 @@ def test_no_session_to_spare_means_writing_by_sftp(told: Told) -> None:
         server.stop()
 
 
+@pytest.mark.soak
 def test_many_threads_pack_at_once(openssh_place: SSHPlace, told: Told) -> None:
     with closing(storage_at(openssh_place)) as backend:
 
@@ -605,7 +606,7 @@ EVIL = {
 }
 
 
-@pytest.mark.parametrize("way", EVIL)
+@pytest.mark.parametrize("way", few(EVIL, 4))
 def test_tar_of_a_hostile_server_is_refused(
     lying: Callable[[str, str], SSHPlace], told_read: Told, tmp_path: Path, way: str
 ) -> None:

@@ -199,6 +199,7 @@ class TestFork:
         assert ended.stderr == ""
         assert ways.first.accepted == 1 + used
 
+    @pytest.mark.soak
     def test_many_children_at_once(self, ways: Pair) -> None:
         with ways.storage() as storage:
             storage.write("a", b"1")
@@ -293,6 +294,7 @@ class TestPickle:
 
 
 class TestThreads:
+    @pytest.mark.soak
     def test_hundred_threads_use_one_connection(self, ways: Pair) -> None:
         begun = threading.Barrier(100)
 
@@ -389,6 +391,7 @@ class TestEnd:
         storage.close()
         assert ways.first.accepted == 4
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("collected", few([True, False], 1))
     def test_threads_and_descriptors_end_with_it(self, ways: Pair, collected: bool) -> None:
         def use() -> None:

@@ -549,6 +549,7 @@ def test_pipe_is_no_object(openssh_place: SSHPlace) -> None:
                 backend.write("fifo", b"x")
 
 
+@pytest.mark.soak
 def test_reading_a_pipe_ends_and_the_next_operation_works(openssh_place: SSHPlace) -> None:
     os.mkfifo(openssh_place.local / "fifo")
     (openssh_place.local / "a").write_bytes(b"x")

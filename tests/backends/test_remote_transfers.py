@@ -123,6 +123,7 @@ class TestResume:
         assert moved[0] > 8 * MIB
         assert max(moved[1:]) <= 1 * MIB
 
+    @pytest.mark.soak
     def test_several_breaks_add_up(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         content = content_of(SIZE)
         transfer = Transfer(ways, way, tmp_path, content)
@@ -133,6 +134,7 @@ class TestResume:
         assert same(transfer.target.read_bytes(), content)
         assert transfer.partial() == []
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("size", few([SIZE, SIZE + 5, SIZE - 5], 1))
     def test_another_source_is_transferred_from_its_beginning(
         self, ways: Pair, way: Way, size: int, tmp_path: Path
@@ -148,6 +150,7 @@ class TestResume:
         if way == "upload":
             assert transfer.partial() == []
 
+    @pytest.mark.soak
     def test_partial_file_that_is_too_long_is_of_no_use(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         content = content_of(SIZE)
         transfer = Transfer(ways, way, tmp_path, content)
@@ -159,6 +162,7 @@ class TestResume:
             transfer.run(storage)
         assert same(transfer.target.read_bytes(), content)
 
+    @pytest.mark.soak
     def test_the_last_of_a_partial_file_is_not_trusted(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         """What a server had under way, or a machine lost with its power, is transferred again."""
         content = content_of(SIZE)
@@ -200,6 +204,7 @@ class TestResume:
         assert same(transfer.target.read_bytes(), content)
         assert transfer.partial() == []
 
+    @pytest.mark.soak
     def test_several_at_once_each_succeed(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         content = content_of(24 * MIB)
         transfer = Transfer(ways, way, tmp_path, content)
@@ -214,6 +219,7 @@ class TestResume:
         assert same(transfer.target.read_bytes(), content)
         assert transfer.partial() == []
 
+    @pytest.mark.soak
     def test_two_processes_at_once_each_succeed(self, ways: Pair, way: Way, tmp_path: Path) -> None:
         content = content_of(SIZE)
         transfer = Transfer(ways, way, tmp_path, content)

@@ -758,6 +758,7 @@ class TestHttpDate:
     def test_what_is_no_date_is_none(self, text: str) -> None:
         assert http_date(text) is None
 
+    @pytest.mark.soak
     @given(
         st.text()
         | st.from_regex(r"[A-Z][a-z]{2}, .{2} [A-Z][a-z]{2} .{4} .{2}:.{2}:.{2} GMT", fullmatch=True)

@@ -135,6 +135,7 @@ def use(storage: S3Storage, name: str) -> None:
 # Threads
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("where", few(["own", "rclone"], 1))
 def test_two_hundred_threads_share_one_storage(where: str, request: pytest.FixtureRequest) -> None:
     place: BucketPlace = request.getfixturevalue("place" if where == "own" else "rclone_bucket")

@@ -211,7 +211,7 @@ MOMENTS: dict[str, Callable[[Request, dict[str, int]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("moment", few(MOMENTS))
+@pytest.mark.parametrize("moment", few(MOMENTS, 1))
 def test_killed_at_each_step_of_an_upload_it_goes_on(
     server: S3Server, folder: Path, tmp_path: Path, moment: str
 ) -> None:
@@ -301,6 +301,7 @@ def test_a_file_that_changed_since_the_kill_is_sent_as_it_is_now(server: S3Serve
     assert server.uploads(BUCKET) == {}
 
 
+@pytest.mark.soak
 def test_of_two_processes_that_upload_one_key_at_once_one_wins_whole(
     server: S3Server, tmp_path: Path
 ) -> None:

@@ -684,6 +684,7 @@ def digest_of(path: Path) -> str:
         return hashlib.file_digest(reader, "sha256").hexdigest()
 
 
+@pytest.mark.soak
 def test_a_large_object_goes_up_and_down_in_little_memory(
     rclone_bucket: BucketPlace, tmp_path: Path, soak: bool
 ) -> None:
@@ -713,6 +714,7 @@ def test_a_large_object_goes_up_and_down_in_little_memory(
     assert all(value < most[way] for way, value in taken.items()), taken
 
 
+@pytest.mark.soak
 def test_many_threads_may_each_read_their_own_jumps(server: S3Server, storage: S3Storage) -> None:
     server.put(BUCKET, "large", LARGE)
 

@@ -31,11 +31,18 @@ def database(postgresql_server: PostgreSQL | str) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(scope="class")
+def instance(postgresql_server: PostgreSQL, database: str) -> Iterator[DatabaseStorage]:
+    """A storage for all tests of a class."""
+    with DatabaseStorage(postgresql_server.url(database)) as storage:
+        yield storage
+
+
 class TestPostgresql(ConformanceSuite):
     @pytest.fixture
-    def subject(self, postgresql: PostgreSQL, database: str) -> Iterator[Subject]:
-        yield Subject(make=lambda: DatabaseStorage(postgresql.url(database)))
+    def subject(self, postgresql: PostgreSQL, database: str, instance: DatabaseStorage) -> Subject:
         tables = postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database)
-        if tables:
-            names = ", ".join(f'"{name}"' for (name,) in tables)
-            postgresql.execute(f"DROP TABLE {names} CASCADE", database)
+        names = ", ".join(name for (name,) in tables if name != "sb_schema")
+        if names:
+            postgresql.execute(f"TRUNCATE {names}", database)
+        return Subject(lambda: DatabaseStorage(postgresql.url(database)), instance=instance)

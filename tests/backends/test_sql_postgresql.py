@@ -154,6 +154,7 @@ print(storage.write(sys.argv[2], b"x"))
 """
 
 
+@pytest.mark.soak
 def test_first_use_by_many_processes_at_once(postgresql_url: str) -> None:
     processes = [program(FIRST, postgresql_url, str(number)) for number in range(5)]
     for process in processes:

@@ -98,6 +98,7 @@ print(read, count, peak() - before)
 """
 
 
+@pytest.mark.soak
 def test_memory_does_not_grow_with_the_object(database_url: str) -> None:
     size = 96 << 20
     with program(MEASURE, database_url, str(size)) as process:

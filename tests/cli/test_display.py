@@ -170,6 +170,7 @@ def test_a_silent_host_is_named_and_an_interrupt_leaves_the_terminal_in_order(
         assert all(line.startswith("storage-backend: ") for line in [*screen.lines, *screen.too_wide])
 
 
+@pytest.mark.soak
 def test_standard_input_is_shown_as_it_comes(plain: dict[str, str], tmp_path: Path) -> None:
     reader, writer = os.pipe()
     run = Run("put", "-", tmp_path / "out" / "x", environment=plain, stdin=reader)

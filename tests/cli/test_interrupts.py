@@ -226,9 +226,10 @@ def test_silent_ssh_server(
         fall_silent(proxy, process)
         library = start(source, ssh_url(place, other.port, "/y"), program=("-c", LIBRARY))
         fall_silent(other, library)
+        library.send_signal(signal.SIGINT)
         code, err = ended(process, signal.SIGTERM)
         assert (code, err) == (143, f"storage-backend: terminated; {GOES_ON}")
-        assert ended(library)[0] == -signal.SIGINT
+        assert library.wait(SOON) == -signal.SIGINT
     assert journal_is_free(environment)
     assert not (place.local / "x" / "large").exists()
     assert not (place.local / "y" / "large").exists()
@@ -245,9 +246,10 @@ def test_silent_postgresql(
         fall_silent(proxy, process)
         library = start(source, url % other.port + "#y", program=("-c", LIBRARY))
         fall_silent(other, library)
+        library.send_signal(signal.SIGINT)
         code, err = ended(process)
         assert (code, err) == (130, f"storage-backend: interrupted; {GOES_ON}")
-        assert ended(library)[0] == -signal.SIGINT
+        assert library.wait(SOON) == -signal.SIGINT
         assert journal_is_free(environment)
         with DatabaseStorage(postgresql.url(name)) as storage:
             assert not storage.exists("large")
