@@ -146,7 +146,7 @@ class TestRetryingCareless(ConformanceSuite):
 class TestRetryingFlakyMemory(ConformanceSuite):
     @pytest.fixture
     def subject(self) -> Subject:
-        storage = RetryingStorage(Flaky(MemoryStorage()), attempts=500, sleep=no_sleep)
+        storage = RetryingStorage(Flaky(MemoryStorage()), attempts=100, sleep=no_sleep)
         return Subject(make=lambda: storage, lacks={**LACKS, **FLAKY_LACKS})
 
 
@@ -155,7 +155,7 @@ class TestRetryingFlakyLocal(ConformanceSuite):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         def make() -> StorageBackend:
-            return RetryingStorage(Flaky(Tagged(tmp_path / "base")), attempts=500, sleep=no_sleep)
+            return RetryingStorage(Flaky(Tagged(tmp_path / "base")), attempts=100, sleep=no_sleep)
 
         return Subject(make, lacks={"content_type": "a file has no place for one", **FLAKY_LACKS})
 
