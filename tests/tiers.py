@@ -60,6 +60,8 @@ def spread(cases: Iterable[Any], times: int = 3) -> list[Any]:
 def few(values: Iterable[Any], count: int = 2) -> list[Any]:
     """*values* for a test of which the default tier runs the first *count*, and --soak the others."""
     return [
-        pytest.param(value, marks=pytest.mark.soak) if number >= count else value
+        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.soak)
+        if number >= count
+        else value
         for number, value in enumerate(values)
     ]

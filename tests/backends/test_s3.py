@@ -12,7 +12,19 @@ from typing import Any
 import pytest
 
 from storage_backend.backends.s3 import S3Storage
-from storage_backend.testing import Conditions, ConformanceSuite, Deleting, Listing, Reading, Subject
+from storage_backend.testing import (
+    AwkwardIdentifiers,
+    Conditions,
+    ConformanceSuite,
+    Deleting,
+    Listing,
+    Ranges,
+    Reading,
+    Streams,
+    Subject,
+    Writers,
+    Writing,
+)
 from storage_backend.testing.subject import content_of, everything, same
 from tests.s3_server import S3Server
 from tests.s3_servers import BucketPlace
@@ -179,7 +191,9 @@ def client(strict_place: BucketPlace) -> Any:
     )
 
 
-class TestClient(ServedTopics):
+class TestClient(
+    Reading, Writing, Conditions, Deleting, Listing, Ranges, Streams, Writers, AwkwardIdentifiers
+):
     """A client of the caller's, with boto3's own checksums: every request is boto3's."""
 
     @pytest.fixture

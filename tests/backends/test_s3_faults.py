@@ -44,7 +44,7 @@ from tests.s3_server_faults import (
     truncate,
 )
 from tests.s3_server_wire import Request
-from tests.tiers import spread
+from tests.tiers import few, spread
 
 BUCKET = "bucket"
 MIB = 1 << 20
@@ -380,7 +380,7 @@ def test_one_fault_changes_nothing_of_the_outcome(
         assert [nap for nap in site.naps if nap >= 7] == [7.0]
 
 
-@pytest.mark.parametrize("name", ["reset_applied", "reset_in_head_of_answer", "reset_head"])
+@pytest.mark.parametrize("name", few(["reset_applied", "reset_in_head_of_answer", "reset_head"], 1))
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.operation not in BY_BOTO3], ids=str)
 def test_one_fault_on_a_fresh_connection_changes_nothing_of_the_outcome(
     furnished: Site, tmp_path: Path, verb: Verb, name: str
@@ -394,7 +394,7 @@ def test_one_fault_on_a_fresh_connection_changes_nothing_of_the_outcome(
     assert same(site.objects, verb.after(before))
 
 
-@pytest.mark.parametrize("how", ["close", "reset", "next"])
+@pytest.mark.parametrize("how", few(["close", "reset", "next"], 1))
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb.operation not in BY_BOTO3], ids=str)
 def test_a_stale_connection_costs_no_pause(furnished: Site, tmp_path: Path, verb: Verb, how: Stale) -> None:
     site = furnished

@@ -42,7 +42,7 @@ class TestPostgresql(ConformanceSuite):
     @pytest.fixture
     def subject(self, postgresql: PostgreSQL, database: str, instance: DatabaseStorage) -> Subject:
         tables = postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database)
-        names = ", ".join(name for (name,) in tables if name != "sb_schema")
+        names = ", ".join(str(name) for (name,) in tables if name != "sb_schema")
         if names:
             postgresql.execute(f"TRUNCATE {names}", database)
         return Subject(lambda: DatabaseStorage(postgresql.url(database)), instance=instance)
