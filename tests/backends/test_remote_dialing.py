@@ -1032,7 +1032,7 @@ def test_proxy_command_gives_the_connection(
 
 
 @pytest.mark.parametrize(
-    "command", ["sh -c 'echo no way there >&2; exit 1'", "sh -c 'echo no way there >&2; sleep 1000'"]
+    "command", few(["sh -c 'echo no way there >&2; exit 1'", "sh -c 'echo no way there >&2; sleep 1000'"], 1)
 )
 def test_proxy_command_that_fails_is_told(
     openssh_place: SSHPlace, refused: Callable[..., NoEndpointError], tmp_path: Path, command: str

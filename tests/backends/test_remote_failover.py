@@ -414,6 +414,7 @@ class TestSilence:
             assert verbs[verb](storage)
             assert ways.port_in_use(storage) == "second"
 
+    @pytest.mark.soak
     def test_server_that_takes_nothing_more_is_left(
         self, openssh_server: OpenSSH, openssh_place: SSHPlace
     ) -> None:
@@ -487,6 +488,7 @@ def _read_on(stream: BinaryIO, pieces: list[bytes]) -> None:
 
 
 class TestNothingWorks:
+    @pytest.mark.soak
     def test_every_verb_says_so(self, ways: Pair, tmp_path: Path) -> None:
         """Never False, never that there is none: one storage lost both while connected, the other before."""
         verbs = verbs_of(tmp_path)

@@ -29,6 +29,8 @@ from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, sftp_server
 from tests.tiers import few
 
+pytestmark = pytest.mark.soak  # the conformance suite has a hundred awkward names over each server
+
 COUNT = 10_000
 SINGLY = 200
 CANARY = "sb-canary"

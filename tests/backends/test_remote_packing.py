@@ -314,7 +314,7 @@ LIES = {
 }
 
 
-@pytest.mark.parametrize("way", few(LIES, 4))
+@pytest.mark.parametrize("way", few(LIES, 2))
 def test_tools_that_fail_mean_writing_by_sftp(
     lying: Callable[[str, str], SSHPlace], told: Told, way: str
 ) -> None:
@@ -523,6 +523,7 @@ def test_batch_is_read_by_tar(openssh_place: SSHPlace, told_read: Told) -> None:
         assert told_read.asked == 0
 
 
+@pytest.mark.soak
 def test_what_cannot_be_read_is_its_own_objects_error(
     openssh_place: SSHPlace, told_read: Told, tmp_path: Path
 ) -> None:
@@ -606,7 +607,7 @@ EVIL = {
 }
 
 
-@pytest.mark.parametrize("way", few(EVIL, 4))
+@pytest.mark.parametrize("way", few(EVIL, 2))
 def test_tar_of_a_hostile_server_is_refused(
     lying: Callable[[str, str], SSHPlace], told_read: Told, tmp_path: Path, way: str
 ) -> None:

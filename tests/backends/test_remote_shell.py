@@ -137,6 +137,7 @@ def run(
 
 
 class TestCommands:
+    @pytest.mark.soak
     @pytest.mark.parametrize("name", few([*NAMES, b""], 5))
     def test_quoted_word_is_one_word(self, open_channel: Callable[[], paramiko.Channel], name: bytes) -> None:
         assert run(open_channel, b"printf %s: " + quote(name), 60) == name + b":"

@@ -148,7 +148,7 @@ def mocked_bucket(mocked_session: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     return name
 
 
-class TestMock(Reading, Deleting, Listing):
+class TestMock(Reading, Deleting):
     """In-process moto, as users' tests have it: what our own requests meet there beside boto3's."""
 
     @pytest.fixture

@@ -211,6 +211,7 @@ MOMENTS: dict[str, Callable[[Request, dict[str, int]], Any]] = {
 }
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("moment", few(MOMENTS, 1))
 def test_killed_at_each_step_of_an_upload_it_goes_on(
     server: S3Server, folder: Path, tmp_path: Path, moment: str

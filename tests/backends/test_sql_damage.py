@@ -11,6 +11,8 @@ from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from tests.backends.sql_samples import query
 
+pytestmark = pytest.mark.soak  # each bit of each table, on both databases
+
 LARGE = os.urandom(3 * CHUNK_SIZE + 100)
 OF = "version = (SELECT version FROM sb_objects WHERE name = ?)"
 

@@ -291,6 +291,7 @@ def test_killed_connection_in_the_middle_of_a_stream(postgresql_url: str) -> Non
         assert is_clean(postgresql_url)
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("verb", ["write", "stream", "create", "replace", "delete", "move", "copy", "batch"])
 def test_lost_acknowledgement_of_a_commit_is_no_error(
     postgresql_url: str, verb: str, monkeypatch: pytest.MonkeyPatch
@@ -342,6 +343,7 @@ def test_lost_acknowledgement_of_a_commit_is_no_error(
         assert is_clean(postgresql_url)
 
 
+@pytest.mark.soak
 def test_lost_acknowledgement_of_the_flip_of_a_stream(
     postgresql_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,6 +124,7 @@ def test_one_byte_changed_in_the_database_is_found_and_named(
     assert len([line for line in told.lines if "1/100" in line]) == 1
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["folder", "database"])
 def test_a_full_disk_stops_at_once_and_the_next_run_goes_on(
     kind: str, run: Runner, folder: Path, small_disk: Path
@@ -227,6 +228,7 @@ def test_a_corrupt_database_is_one_line_and_stays_as_it_is(
     assert broken.read_bytes() == content
 
 
+@pytest.mark.soak
 def test_names_that_the_target_refuses_are_reported_and_kept_where_they_can_be(
     run: Runner, folder: Path, tmp_path: Path
 ) -> None:

@@ -87,6 +87,7 @@ def held(blobs: Path) -> int:
     return size
 
 
+@pytest.mark.soak
 def test_eight_processes_do_everything_at_once(tmp_path: Path, soak: bool) -> None:
     seconds = 60.0 if soak else 2.0
     LocalStorage(tmp_path / "base")
