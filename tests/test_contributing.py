@@ -69,7 +69,7 @@ def test_the_table_names_every_conformance_class() -> None:
     for row in re.findall(r"^\| (`.*?`) \|", section, re.MULTILINE):
         path, _, first = row.replace("`", "").partition("::")
         told |= {(path, name) for name in first.split(", ")}
-    bases = {"ConformanceSuite", "ServedTopics", *(topic.__name__ for topic in ConformanceSuite.__bases__)}
+    bases = {"ConformanceSuite", "ObjectTopics", *(topic.__name__ for topic in ConformanceSuite.__bases__)}
     tests = ROOT / "tests"
     found = {
         (str(path.relative_to(tests)), node.name)

@@ -34,9 +34,9 @@ from storage_backend.testing import (
 )
 from storage_backend.testing.subject import content_of, everything, fill, named, same
 from tests.conftest import unavailable
-from tests.served import ServedTopics
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import RcloneSFTP
+from tests.topics import ObjectTopics
 
 if TYPE_CHECKING:
     from storage_backend.backends.remote import SSHConfig
@@ -143,14 +143,14 @@ def rclone_server() -> Iterator[RcloneSFTP]:
     server.stop()
 
 
-class TestRclone(ServedTopics):
+class TestRclone(ObjectTopics):
     @pytest.fixture
     def subject(self, rclone_server: RcloneSFTP) -> Iterator[Subject]:
         with rclone_server.place() as place:
             yield Subject(make=lambda: storage_at(place), lacks={**LACKS, **RCLONE})
 
 
-class TestBare(OverOneConnection, ServedTopics):
+class TestBare(OverOneConnection, ObjectTopics):
     server = "paramiko_sftp_server"
     options: ClassVar = {"non_atomic_overwrite": True}
     lacks: ClassVar = {**LACKS, **BARE}

@@ -505,6 +505,7 @@ def test_refusal_everywhere_is_an_authentication_error(
     assert not is_retryable(error)
 
 
+@pytest.mark.soak
 def test_late_connection_is_closed(
     door: Callable[..., Door], connect: Connect, openssh_place: SSHPlace
 ) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import pytest
 
-from tests.tiers import few, spread
+from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
@@ -177,6 +177,7 @@ class TestFirstIsLost:
             storage.cleanup(0)
             assert ways.temporary() == []
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("verify", few([True, False], 1))
     def test_write_stream_from_a_source_that_cannot_be_rewound(self, ways: Pair, verify: bool) -> None:
         content = content_of(24 * MIB)
@@ -197,6 +198,7 @@ class TestFirstIsLost:
             assert storage.write_stream("a", source)
             assert same(storage.read("a"), content)
 
+    @pytest.mark.soak
     def test_open_for_writing(self, ways: Pair) -> None:
         with ways.storage() as storage:
             storage.write("a/big", b"old")
@@ -243,6 +245,7 @@ class TestFirstIsLost:
                     ways.lose_first()
             assert same(found, expected)
 
+    @pytest.mark.soak
     def test_read_many_with_large_objects(self, ways: Pair) -> None:
         expected = {f"{number}": content_of(3 * MIB, str(number)) for number in range(5)}
         with ways.storage() as storage:
@@ -263,6 +266,7 @@ class TestFirstIsLost:
             storage.cleanup(0)
             assert ways.temporary() == []
 
+    @pytest.mark.soak
     def test_write_many_lost_between_items(self, ways: Pair) -> None:
         expected = {f"d{number % 7}/{number}": content_of(500, str(number)) for number in range(3000)}
 
@@ -276,6 +280,7 @@ class TestFirstIsLost:
             assert storage.write_many(items()) == 3000
             assert same(dict(storage.read_many(storage.list())), expected)
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("count", few([2_000, 60_000], 1))
     def test_delete_many(self, ways: Pair, count: int) -> None:
         names = [f"d{number % 7}/{number}" for number in range(2000)]
@@ -287,6 +292,7 @@ class TestFirstIsLost:
             assert ways.port_in_use(storage) == "second"
             assert storage.list() == ["kept"]
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("shell", few(["auto", "never"], 1))
     @pytest.mark.parametrize("when", few([2500, 1, 4999], 1))
     def test_scan(self, ways: Pair, shell: str, when: int) -> None:
@@ -597,6 +603,7 @@ class TestFirstComesBack:
 
 
 class TestReplacedWhileItIsRead:
+    @pytest.mark.soak
     def test_the_old_bytes_are_read_to_the_end(self, ways: Pair) -> None:
         old, new = content_of(24 * MIB, "old"), content_of(24 * MIB, "new")
         with ways.storage() as storage, ways.direct() as other:
@@ -624,6 +631,7 @@ class TestReplacedWhileItIsRead:
                 assert same(got, old[: len(got)])
             assert same(storage.read("a"), new)
 
+    @pytest.mark.soak
     def test_removed_and_then_lost(self, ways: Pair) -> None:
         with ways.storage() as storage, ways.direct() as other:
             storage.write("a", content_of(24 * MIB))
@@ -691,7 +699,7 @@ class TestCutAnywhere:
     """The connection is cut after each number of bytes: an operation is done, or an error with nothing changed."""
 
     @pytest.mark.parametrize(
-        ("case", "direction"), spread(itertools.product(CASES, ("from_client", "from_server")), times=1)
+        ("case", "direction"), few(itertools.product(CASES, ("from_client", "from_server")), 6)
     )
     def test_with_an_endpoint_to_go_on_it_is_done(
         self, ways: Pair, case: str, direction: Direction, soak: bool
@@ -725,7 +733,7 @@ class TestCutAnywhere:
 
     @pytest.mark.soak
     @pytest.mark.parametrize(
-        ("case", "direction"), spread(itertools.product(CASES, ("from_client", "from_server")), times=1)
+        ("case", "direction"), few(itertools.product(CASES, ("from_client", "from_server")), 6)
     )
     def test_without_one_it_is_done_or_an_error(
         self, ways: Pair, case: str, direction: Direction, soak: bool
@@ -756,6 +764,7 @@ class TestCutAnywhere:
         assert wrong == {}
         assert raised >= 3
 
+    @pytest.mark.soak
     @pytest.mark.parametrize("share", few([step / 8 for step in (3, 7, 1, 2, 4, 5, 6)]))
     def test_long_write_is_whole(self, ways: Pair, share: float) -> None:
         with ways.storage() as storage:

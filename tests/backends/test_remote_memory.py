@@ -110,6 +110,7 @@ def test_only_the_first_connection_probes(probed: list[Facts], openssh_place: SS
     assert [facts.whole for facts in probed] == [True]
 
 
+@pytest.mark.soak
 def test_another_key_may_lead_to_another_shell(probed: list[Facts], openssh_place: SSHPlace) -> None:
     key = openssh_place.key_filename
     for key_filename in (key, [key], [key, key], key):
@@ -117,6 +118,7 @@ def test_another_key_may_lead_to_another_shell(probed: list[Facts], openssh_plac
     assert len(probed) == 2
 
 
+@pytest.mark.soak
 def test_another_server_at_the_same_address_is_another(
     probed: list[Facts], place: SSHPlace, tmp_path: Path
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_shell_that_hangs_by_now_is_given_up_once(
         assert [facts.find_names for facts in probed] == [True, False]
 
 
+@pytest.mark.soak
 def test_a_probe_that_took_too_long_is_made_again(
     probed: list[Facts], place: SSHPlace, wrapper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -293,6 +293,7 @@ def levelled(backend: StorageBackend, prefix: str) -> tuple[object, list[tuple[s
     return seen(lambda on_skip: [facts(info) for info in backend._scan_level(prefix, on_skip=on_skip)])
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("seed", few(SEEDS, 1))
 def test_trees_look_the_same_by_shell_and_by_sftp(openssh_place: SSHPlace, seed: int) -> None:
     root = openssh_place.local / "tree"

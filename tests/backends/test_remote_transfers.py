@@ -108,6 +108,7 @@ class TestResume:
         assert transfer.target.stat().st_mtime == 1_000_000_000 or way == "download"
         assert transfer.partial() == []
 
+    @pytest.mark.soak
     def test_a_display_is_told_of_what_was_there_and_of_the_rest(
         self, ways: Pair, way: Way, tmp_path: Path
     ) -> None:
@@ -177,6 +178,7 @@ class TestResume:
             transfer.run(storage)
         assert same(transfer.target.read_bytes(), content)
 
+    @pytest.mark.soak
     def test_partial_file_that_holds_something_else_is_found_out(
         self, ways: Pair, way: Way, tmp_path: Path
     ) -> None:
@@ -298,6 +300,7 @@ class TestChanged:
             fetching.result()
             assert same(transfer.local.read_bytes(), old)
 
+    @pytest.mark.soak
     def test_object_replaced_before_the_connection_is_lost_is_an_error(
         self, ways: Pair, tmp_path: Path
     ) -> None:

@@ -28,7 +28,7 @@ from storage_backend.testing import (
 from storage_backend.testing.subject import content_of, everything, same
 from tests.s3_server import S3Server
 from tests.s3_servers import BucketPlace
-from tests.served import ServedTopics
+from tests.topics import ObjectTopics
 
 PREFIX = "/pre//fix/"
 LACKS = {
@@ -121,7 +121,7 @@ class TestMoto(Conditions):
         return moto.subject(MOTO)
 
 
-class TestRclone(ServedTopics):
+class TestRclone(ObjectTopics):
     @pytest.fixture
     def subject(self, rclone: AtPlace) -> Subject:
         return rclone.subject(RCLONE)

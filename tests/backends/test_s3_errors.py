@@ -336,7 +336,7 @@ def _check_pickles(error: StorageError) -> None:
 FIRST = ["exists", "read", "scan", "delete_many", "write large", "abort_incomplete_uploads"]
 
 
-@pytest.mark.parametrize("answer", ["malformed", "redirect"])
+@pytest.mark.parametrize("answer", few(["malformed", "redirect"], 1))
 @pytest.mark.parametrize("verb", FIRST)
 def test_other_region_is_found_and_kept(place: Place, verb: str, answer: Any) -> None:
     place.server.create_bucket("far", region="eu-central-1")
@@ -362,7 +362,7 @@ def test_other_region_is_found_and_kept(place: Place, verb: str, answer: Any) ->
     assert same(storage.read("x"), bytes(LARGE))
 
 
-@pytest.mark.parametrize("answer", ["malformed", "redirect"])
+@pytest.mark.parametrize("answer", few(["malformed", "redirect"], 1))
 def test_other_region_that_another_thread_found_out_meanwhile_is_no_error(
     place: Place, answer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,7 +385,7 @@ def test_other_region_that_another_thread_found_out_meanwhile_is_no_error(
     assert len(place.server.rejected) == 2
 
 
-@pytest.mark.parametrize("off", [-HOUR, HOUR])
+@pytest.mark.parametrize("off", few([-HOUR, HOUR], 1))
 @pytest.mark.parametrize("verb", FIRST)
 def test_wrong_clock_is_corrected_and_kept(place: Place, verb: str, off: float) -> None:
     place.server.clock = lambda: time.time() + off

@@ -277,6 +277,7 @@ def test_a_killed_upload_of_a_file_sends_only_the_parts_that_were_missing(
     assert server.uploads(BUCKET) == {}
 
 
+@pytest.mark.soak
 def test_a_file_that_changed_since_the_kill_is_sent_as_it_is_now(server: S3Server, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(random.Random(1).randbytes(30 * MIB))
@@ -321,6 +322,7 @@ def test_of_two_processes_that_upload_one_key_at_once_one_wins_whole(
     assert sum(record.operation == "CompleteMultipartUpload" for record in server.actions) == 4
 
 
+@pytest.mark.soak
 def test_an_upload_of_somebody_else_is_left_alone(
     server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -588,6 +588,7 @@ def test_a_byte_that_was_stored_wrong_is_found_and_the_object_removed(server: S3
     assert server.objects(BUCKET) == {}
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("etag_hash", ["MD5", ""])
 @pytest.mark.parametrize("size", [1000, 17 * MIB])
 def test_rclone_keeps_what_was_verified(etag_hash: str, size: int) -> None:

@@ -118,6 +118,7 @@ def test_unreachable_server_is_unavailable() -> None:
     refused(DatabaseStorage("postgresql://me@host.invalid/db"), UnavailableError)
 
 
+@pytest.mark.soak
 def test_silent_server_is_given_up() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         storage = DatabaseStorage(

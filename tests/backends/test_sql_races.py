@@ -170,6 +170,7 @@ def test_replacing_with_streams_loses_no_update(database_url: str) -> None:
         assert is_clean(database_url)
 
 
+@pytest.mark.soak
 def test_batches_in_opposite_order_both_arrive(database_url: str) -> None:
     names = [f"{number:03}" for number in range(300)]
     with DatabaseStorage(database_url) as storage, DatabaseStorage(database_url) as other:

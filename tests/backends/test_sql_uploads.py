@@ -164,6 +164,7 @@ def test_sweeping_takes_what_is_old_enough(database_url: str) -> None:
         assert is_clean(database_url)
 
 
+@pytest.mark.soak
 def test_slow_upload_is_kept_alive(database_url: str) -> None:
     with (
         DatabaseStorage(database_url, stale_seconds=5.0) as storage,

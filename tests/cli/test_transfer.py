@@ -397,6 +397,7 @@ def test_an_unreadable_file_is_reported_and_the_rest_goes_on(
         assert "copied 2" in result.out.decode()
 
 
+@pytest.mark.soak
 @as_another_user
 def test_a_read_only_target_is_told_clearly(
     environment: dict[str, str], shared: Path, tmp_path: Path

@@ -215,6 +215,7 @@ for command in (
 """
 
 
+@pytest.mark.soak
 def test_what_is_not_needed_is_not_held(environment: dict[str, str]) -> None:
     done = subprocess.run(
         [sys.executable, "-c", MEASURED],

@@ -47,6 +47,7 @@ def nothing_is_copied(directory: Path, source: str | Path, target: str | Path) -
     assert again.report["copied"] == 0
 
 
+@pytest.mark.soak
 def test_the_library_survives_ssh_and_s3_and_back(
     openssh_place: SSHPlace,
     internal_sftp_place: SSHPlace,

@@ -42,6 +42,7 @@ from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
 from tests.tiers import thorough
+from tests.topics import ObjectTopics
 from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 BLOCK = frames.BLOCK
@@ -54,7 +55,7 @@ class TestOverLocal(ConformanceSuite):
         return Subject(make=lambda: CompressedStorage(LocalStorage(tmp_path / "base"), level=-5), lacks=FILES)
 
 
-class TestOverSevenMethods(ConformanceSuite):
+class TestOverSevenMethods(ObjectTopics):
     @pytest.fixture
     def subject(self) -> Subject:
         storage = CompressedStorage(Careless())
@@ -593,6 +594,7 @@ def test_seeks_are_those_of_a_file(modelled: CompressedStorage, steps: list[tupl
 # The rest
 
 
+@pytest.mark.soak
 def test_memory_stays_bounded(tmp_path: Path) -> None:
     program = """
 import sys, tempfile

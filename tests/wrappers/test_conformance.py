@@ -5,6 +5,7 @@ import pytest
 from storage_backend import MemoryStorage, PrefixedStorage, StorageBackend
 from storage_backend.testing import ConformanceSuite, Subject
 from tests.seven import Careless
+from tests.topics import ObjectTopics
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
 
@@ -22,7 +23,7 @@ class TestPrefixedStorageWithAwkwardPrefix(ConformanceSuite):
         return subject_of(PrefixedStorage(PrefixedStorage(inner, "[a]*"), "**/é?"))
 
 
-class TestPrefixedStorageOverSevenMethods(ConformanceSuite):
+class TestPrefixedStorageOverSevenMethods(ObjectTopics):
     """The prefix brings the rules for identifiers, and `content`; the rest is the user's."""
 
     @pytest.fixture

@@ -49,6 +49,7 @@ from storage_backend.testing.subject import Source, SourceBrokeError, content_of
 from storage_backend.wrappers.encrypted import chunks
 from tests.seven import Careless, Seven
 from tests.tiers import thorough
+from tests.topics import ObjectTopics
 from tests.wrappers.recoded import FILES, SEVEN, Counting, Rotting, Vouching, growth, readings
 
 KEY = bytes(range(32))
@@ -70,7 +71,7 @@ class TestOverLocal(ConformanceSuite):
         return Subject(make=lambda: EncryptedStorage(LocalStorage(tmp_path / "base"), REFERENCE), lacks=FILES)
 
 
-class TestOverSevenMethods(ConformanceSuite):
+class TestOverSevenMethods(ObjectTopics):
     @pytest.fixture
     def subject(self) -> Subject:
         storage = EncryptedStorage(Careless(), REFERENCE)

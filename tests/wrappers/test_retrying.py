@@ -36,6 +36,7 @@ from storage_backend.base import Item, OnSkip
 from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Source, Subject
 from tests.seven import Careless
+from tests.topics import ObjectTopics
 from tests.wrappers.test_conformance import LACKS
 
 SEVEN_LACKS = {
@@ -134,7 +135,7 @@ def quiet() -> Iterator[None]:
     logger.setLevel(logging.NOTSET)
 
 
-class TestRetryingCareless(ConformanceSuite):
+class TestRetryingCareless(ObjectTopics):
     @pytest.fixture
     def subject(self) -> Subject:
         storage = RetryingStorage(PrefixedStorage(Careless(), "p"), sleep=no_sleep)
@@ -143,7 +144,7 @@ class TestRetryingCareless(ConformanceSuite):
 
 
 @pytest.mark.usefixtures("quiet")
-class TestRetryingFlakyMemory(ConformanceSuite):
+class TestRetryingFlakyMemory(ObjectTopics):
     @pytest.fixture
     def subject(self) -> Subject:
         storage = RetryingStorage(Flaky(MemoryStorage()), attempts=100, sleep=no_sleep)
@@ -364,6 +365,7 @@ def test_pauses_are_random_by_default(faulty: FaultyStorage, slept: Recorder) ->
     assert max(slept.pauses) > 0.8
 
 
+@pytest.mark.soak
 def test_a_huge_number_of_tries_has_pauses_still(faulty: FaultyStorage, slept: Recorder) -> None:
     faulty.fail("read", times=3000)
     RetryingStorage(faulty, 4000, sleep=slept, random=lambda: 1.0).read("a")

@@ -20,7 +20,7 @@ from storage_backend.testing import Subject
 from tests.backends.test_remote import empty
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import LACKS, AtPlace
-from tests.served import ServedTopics
+from tests.topics import ObjectTopics
 
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace
@@ -68,7 +68,7 @@ def instance(place: SSHPlace, cache: Path) -> Iterator[StorageBackend]:
         yield storage
 
 
-class TestThreeDeepOverSSH(ServedTopics):
+class TestThreeDeepOverSSH(ObjectTopics):
     @pytest.fixture
     def subject(self, place: SSHPlace, cache: Path, instance: CachedStorage) -> Subject:
         empty(place.local)
@@ -76,7 +76,7 @@ class TestThreeDeepOverSSH(ServedTopics):
         return Subject(three_deep(lambda: remote_at(place), cache), FILES, instance)
 
 
-class TestRecodedOverS3(ServedTopics):
+class TestRecodedOverS3(ObjectTopics):
     @pytest.fixture
     def subject(self, s3: Make, tmp_path: Path) -> Subject:
         return Subject(make=recoded(s3, tmp_path), lacks=LACKS)

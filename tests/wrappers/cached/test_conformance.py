@@ -9,6 +9,7 @@ import pytest
 from storage_backend import CachedStorage, LocalStorage, PrefixedStorage
 from storage_backend.testing import ConformanceSuite, Subject
 from tests.seven import Careless
+from tests.topics import ObjectTopics
 
 LACKS = {"shared": "the objects live in one instance, in one process"}
 
@@ -22,7 +23,7 @@ class TestCachedLocal(ConformanceSuite):
         )
 
 
-class TestSmallCacheThatAsksEachTime(ConformanceSuite):
+class TestSmallCacheThatAsksEachTime(ObjectTopics):
     """Hardly anything stays, and what does is asked for again."""
 
     @pytest.fixture
@@ -33,7 +34,7 @@ class TestSmallCacheThatAsksEachTime(ConformanceSuite):
         )
 
 
-class TestCachedSevenMethods(ConformanceSuite):
+class TestCachedSevenMethods(ObjectTopics):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         storage = PrefixedStorage(CachedStorage(Careless(), tmp_path), "p")

@@ -1,7 +1,7 @@
-"""The topics of the conformance suite in which a server has a say, for second servers of a kind.
+"""What a backend does to objects: the topics of the conformance suite for the second and third class of a kind.
 
-The others hold on our side of the connection: refused identifiers, pickles, children, closing, capabilities, local files. The
-full suite runs over one server of each kind.
+The others hold where a kind begins, and the full suite runs once a kind: refused identifiers, pickles, threads, children,
+closing, errors, local files.
 """
 
 from __future__ import annotations
@@ -13,39 +13,33 @@ from storage_backend.testing import (
     Copying,
     Deleting,
     Directories,
-    ErrorClasses,
     Listing,
     Moving,
     Ranges,
     Reading,
-    Replacing,
     Scanning,
     Streams,
-    Threads,
     Verifying,
     Writers,
     Writing,
 )
 
 
-class ServedTopics(
+class ObjectTopics(
     Reading,
     Writing,
     Verifying,
-    Replacing,
     Conditions,
     Deleting,
     Copying,
     Moving,
     Listing,
     Scanning,
-    Batches,
     Ranges,
     Streams,
     Writers,
     AwkwardIdentifiers,
+    Batches,
     Directories,
-    ErrorClasses,
-    Threads,
 ):
-    """What a server answers."""
+    """Objects, and nothing else."""
