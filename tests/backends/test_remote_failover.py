@@ -393,6 +393,7 @@ class TestSilence:
             assert same(head + stream.read(), content)
             assert ways.port_in_use(storage) == "second"
 
+    @pytest.mark.soak
     @pytest.mark.parametrize(
         "verb",
         [

@@ -558,6 +558,7 @@ def test_count_of_names_that_is_a_lie_brings_no_wrong_name(serve: Serve, count: 
         assert backend.list() == []  # the end, to OpenSSH's client too
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", few([READ, OPEN, STAT, READDIR, WRITE, CLOSE], 1))
 def test_server_that_never_answers_is_given_up(serve: Serve, kind: int) -> None:
     def act(speaker: Speaker, request: int, body: bytes) -> bytes | None:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from storage_backend.backends.sql import DatabaseStorage
-from storage_backend.testing import ConformanceSuite, Subject
+from storage_backend.testing import ConformanceSuite, Pickling, Processes, Replacing, Subject, Threads
 from tests.conftest import unavailable
+from tests.topics import ObjectTopics
 
 if TYPE_CHECKING:
     from tests.servers import PostgreSQL
@@ -38,7 +39,7 @@ def instance(postgresql_server: PostgreSQL, database: str) -> Iterator[DatabaseS
         yield storage
 
 
-class TestPostgresql(ConformanceSuite):
+class TestPostgresql(ObjectTopics, Replacing, Threads, Pickling, Processes):
     @pytest.fixture
     def subject(self, postgresql: PostgreSQL, database: str, instance: DatabaseStorage) -> Subject:
         tables = postgresql.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'", database)

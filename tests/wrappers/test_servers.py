@@ -16,11 +16,20 @@ from storage_backend import (
     RetryingStorage,
     StorageBackend,
 )
-from storage_backend.testing import Subject
+from storage_backend.testing import (
+    Deleting,
+    Moving,
+    Ranges,
+    Reading,
+    Streams,
+    Subject,
+    Verifying,
+    Writers,
+    Writing,
+)
 from tests.backends.test_remote import empty
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import LACKS, AtPlace
-from tests.topics import ObjectTopics
 
 if TYPE_CHECKING:
     from tests.s3_servers import BucketPlace
@@ -68,7 +77,7 @@ def instance(place: SSHPlace, cache: Path) -> Iterator[StorageBackend]:
         yield storage
 
 
-class TestThreeDeepOverSSH(ObjectTopics):
+class TestThreeDeepOverSSH(Reading, Writing, Verifying, Deleting, Moving, Ranges, Streams, Writers):
     @pytest.fixture
     def subject(self, place: SSHPlace, cache: Path, instance: CachedStorage) -> Subject:
         empty(place.local)
@@ -76,7 +85,7 @@ class TestThreeDeepOverSSH(ObjectTopics):
         return Subject(three_deep(lambda: remote_at(place), cache), FILES, instance)
 
 
-class TestRecodedOverS3(ObjectTopics):
+class TestRecodedOverS3(Reading, Writing, Verifying, Deleting, Moving, Ranges, Streams, Writers):
     @pytest.fixture
     def subject(self, s3: Make, tmp_path: Path) -> Subject:
         return Subject(make=recoded(s3, tmp_path), lacks=LACKS)
