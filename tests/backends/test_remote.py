@@ -24,10 +24,12 @@ from storage_backend.testing import (
     Deleting,
     Listing,
     Moving,
+    Processes,
     Reading,
     Scanning,
     Streams,
     Subject,
+    Threads,
     Topic,
     Writers,
     Writing,
@@ -117,7 +119,7 @@ def test_last_of_a_repeated_identifier_stays_whatever_its_size(openssh_place: SS
         assert same(everything(backend), {"a": large, "b": small, "c": b"last"})
 
 
-class TestInternalSFTP(OverOneConnection, ConformanceSuite):
+class TestInternalSFTP(OverOneConnection, ObjectTopics, Threads, Processes):
     server = "internal_sftp_server"
 
 

@@ -400,6 +400,7 @@ def test_next_endpoint_is_used_when_the_first_is_silent(
         assert connection.recv(100) == b""  # given up, and closed
 
 
+@pytest.mark.soak
 def test_next_endpoint_is_used_when_packets_are_dropped(openssh_place: SSHPlace, connect: Connect) -> None:
     try:
         hole = BlackHole()

@@ -148,6 +148,7 @@ def ssh_url(place: SSHPlace, port: int, folder: str = "/x") -> str:
     return f"ssh://{place.user}@127.0.0.1:{port}{place.base}{folder}?{urllib.parse.urlencode(parameters)}"
 
 
+@pytest.mark.soak
 def test_silent_put(
     start: Callable[..., Process], server: S3Server, source: Path, environment: dict[str, str]
 ) -> None:

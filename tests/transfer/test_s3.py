@@ -95,6 +95,7 @@ def test_the_library_survives_s3_and_a_database_and_back(
         assert server.uploads("bucket") == {}
 
 
+@pytest.mark.soak
 def test_from_bucket_to_bucket(server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     server.create_bucket("other")

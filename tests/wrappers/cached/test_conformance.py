@@ -47,7 +47,7 @@ class TestCachedSevenMethods(ObjectTopics):
         return Subject(make=lambda: storage, lacks=lacks)
 
 
-class TestDiskCacheThatAsksEachTime(ConformanceSuite):
+class TestDiskCacheThatAsksEachTime(ObjectTopics):
     @pytest.fixture
     def subject(self, tmp_path: Path) -> Subject:
         return Subject(

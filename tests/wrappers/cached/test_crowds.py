@@ -254,6 +254,7 @@ with ThreadPoolExecutor(25) as pool:
     assert (tmp_path / "log").read_bytes() == b"read\n"
 
 
+@pytest.mark.soak
 def test_killed_at_any_time_nothing_is_left_over_or_wrong(tmp_path: Path, soak: bool) -> None:
     limit = 1.0
     base = LocalStorage(tmp_path / "base")
