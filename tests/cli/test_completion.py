@@ -6,7 +6,6 @@ import os
 import pty
 import select
 import shlex
-import shutil
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Program
+from tests.servers import program as installed
 
 
 @pytest.mark.parametrize("command", ["", "migrate", "ls", "cp", "cache", "cache stats"])
@@ -74,6 +74,8 @@ class Terminal:
             env={**os.environ, "PATH": path, "PS1": "ready> ", "TERM": "dumb", "HOME": str(directory)},
         )
         os.close(follower)
+        self._poll = select.poll()
+        self._poll.register(self._leader, select.POLLIN)
         self.shown = ""
 
     def type(self, keys: str, until: str) -> None:
@@ -83,7 +85,7 @@ class Terminal:
         deadline = time.monotonic() + 60
         while until not in self.shown[before:]:
             assert time.monotonic() < deadline, self.shown
-            if select.select([self._leader], [], [], 0.1)[0]:
+            if self._poll.poll(100):
                 self.shown += os.read(self._leader, 65536).decode()
 
     def close(self) -> None:
@@ -95,8 +97,7 @@ class Terminal:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_completes_commands_options_and_files(shell: str, path: str, tmp_path: Path) -> None:
-    if shutil.which(shell) is None:
-        pytest.skip(f"there is no {shell}")
+    installed(shell, f"apt-get install {shell}")
     (tmp_path / "unmistakable").touch()
     terminal = Terminal(SHELLS[shell], tmp_path, path)
     try:
@@ -109,8 +110,7 @@ def test_a_shell_completes_commands_options_and_files(shell: str, path: str, tmp
 
 
 def test_fish_completes_commands_options_and_files(path: str, tmp_path: Path) -> None:
-    if shutil.which("fish") is None:
-        pytest.skip("there is no fish")
+    installed("fish", "apt-get install fish")
     (tmp_path / "unmistakable").touch()
     script = """
     _STORAGE_BACKEND_COMPLETE=fish_source storage-backend | source

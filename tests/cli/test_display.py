@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-import select
+import selectors
 import signal
 import socket
 import subprocess
@@ -41,15 +41,23 @@ class Relay(threading.Thread):
                 threading.Thread(target=self._relay, args=(client,), daemon=True).start()
 
     def _relay(self, client: socket.socket) -> None:
-        with client, socket.create_connection(("127.0.0.1", self._server)) as server, suppress(OSError):
+        with (
+            client,
+            socket.create_connection(("127.0.0.1", self._server)) as server,
+            selectors.DefaultSelector() as ready,
+            suppress(OSError),
+        ):
+            ready.register(client, selectors.EVENT_READ, server)
+            ready.register(server, selectors.EVENT_READ, client)
             while True:
-                for ready in select.select([client, server], [], [])[0]:
-                    chunk = ready.recv(64 << 10)
+                for key, _ in ready.select():
+                    sender, receiver = (client, server) if key.data is server else (server, client)
+                    chunk = sender.recv(64 << 10)
                     if not chunk:
                         return
-                    if ready is server:
-                        time.sleep(len(chunk) / RATE)
-                    (client if ready is server else server).sendall(chunk)
+                    if sender is server:
+                        time.sleep(len(chunk) / RATE)  # the link is slow
+                    receiver.sendall(chunk)
 
     def stop(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
