@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -116,17 +119,20 @@ def small_disk(place: Path) -> Iterator[Path]:
         subprocess.run(["umount", "--lazy", place], check=True)
 
 
-# Swaps names until its standard input ends, then prints how often. "exchange a b" puts each in the other's place in one
-# step; "link target name" puts a symlink at a name, over whatever is there; "prune a b" removes each if it is empty.
+# Swaps names until its standard input ends, and counts how often in the file it was given. "exchange a b" puts each in
+# the other's place in one step; "link target name" puts a symlink at a name, over whatever is there; "prune a b" removes
+# each if it is empty. It looks at its input after an odd number of swaps: on one processor, that is where it is made to
+# wait, and after an even number each name would always be found where it began.
 _SWAPPER = """
-import contextlib, ctypes, os, select, sys, time
+import contextlib, ctypes, mmap, os, select, sys, time
 libc = ctypes.CDLL(None, use_errno=True)
+counter = mmap.mmap(int(sys.argv[2]), 8)
 swaps = 0
 orders = [line.split() for line in sys.argv[1].splitlines()]
 print("ready", flush=True)
 over = select.poll()
 over.register(0, select.POLLIN)
-while swaps % 64 or not over.poll(0):
+while swaps % 63 or not over.poll(0):
     for verb, first, second in orders:
         if verb == "exchange":
             if libc.renameat2(-100, os.fsencode(first), -100, os.fsencode(second), 2):
@@ -140,32 +146,52 @@ while swaps % 64 or not over.poll(0):
             os.symlink(first, second + ".swapper")
             os.rename(second + ".swapper", second)
     swaps += 1
-print(swaps, flush=True)
+    counter[:] = swaps.to_bytes(8, "little")
 """
 
 
 class Swapper:
-    """Swaps names in another process for as long as its `with` lasts.
+    """Swaps names in another process for as long as its `with` lasts."""
 
-    Attributes:
-        swaps: how often it did, once it is over.
-    """
+    PATIENCE = 60.0  # seconds for what must be met to be met
 
     def __init__(self, *orders: tuple[str, str | Path, str | Path]) -> None:
         self._orders = "\n".join(" ".join(map(str, order)) for order in orders)
-        self.swaps = 0
 
     def __enter__(self) -> Self:
         if sys.platform != "linux":
             pytest.skip("names are exchanged in one step by renameat2, which is Linux's")
-        self._process = subprocess.Popen(
-            [sys.executable, "-c", _SWAPPER, self._orders], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
+        with tempfile.TemporaryFile() as counter:
+            counter.truncate(8)
+            self._counter = mmap.mmap(counter.fileno(), 8)
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SWAPPER, self._orders, str(counter.fileno())],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                pass_fds=[counter.fileno()],
+            )
         assert self._process.stdout is not None
         assert self._process.stdout.readline() == b"ready\n"
         return self
 
+    def rounds(self, least: int, *, swaps: int, met: Callable[[], bool] = lambda: True) -> Iterator[int]:
+        """Counts *least* rounds, and more until the names were swapped *swaps* times and what must be met was *met*.
+
+        How two processes take turns is the system's affair: a fixed number of rounds meets too little on some machine.
+        """
+        since = time.monotonic()
+        number = 0
+        while number < least or self.swaps < swaps or not met():
+            assert number < least or time.monotonic() - since < self.PATIENCE, (number, self.swaps)
+            yield number
+            number += 1
+
+    @property
+    def swaps(self) -> int:
+        """How often names were swapped so far."""
+        return int.from_bytes(self._counter[:], "little")
+
     def __exit__(self, *exception: object) -> None:
-        out, _ = self._process.communicate(b"enough")
+        self._process.communicate(b"enough")
+        self._counter.close()
         assert self._process.returncode == 0
-        self.swaps = int(out)

@@ -328,7 +328,10 @@ def test_kernel_without_an_answer_is_done_without(base: Path, outside: Path, cod
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Path, outside: Path) -> None:
+def test_no_read_leaks_while_names_are_swapped(
+    way: type[LocalStorage], base: Path, outside: Path, soak: bool
+) -> None:
+    rounds = 50_000 if soak else 5000
     storage = way(base)
     storage.write("file", INSIDE)
     storage.write("d/x", INSIDE)
@@ -339,7 +342,9 @@ def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Pa
         ("exchange", base / "file", base / "file.link"), ("exchange", base / "d", base / "d.link")
     )
     with swapper:
-        for _ in range(50_000):
+        for _ in swapper.rounds(
+            rounds, swaps=rounds // 10, met=lambda: len(seen) == 4 and min(seen.values()) > 20
+        ):
             for name in ("file", "d/x"):
                 try:
                     content = storage.read(name)
@@ -348,10 +353,7 @@ def test_no_read_leaks_while_names_are_swapped(way: type[LocalStorage], base: Pa
                 else:
                     assert content == INSIDE
                     seen[name, "read"] += 1
-    assert sum(seen.values()) == 100_000
-    assert min(seen.values()) > 20, seen
-    assert len(seen) == 4
-    assert swapper.swaps > 5000
+    assert sum(seen.values()) >= 2 * rounds
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -369,7 +371,8 @@ def test_no_listing_leaks_while_names_are_swapped(way: type[LocalStorage], base:
         ("exchange", base / "file", base / "file.link"), ("exchange", base / "d", base / "d.link")
     )
     with swapper:
-        for _ in range(1500):
+        listed = ("file", "file.link", "d/x", "d.link/x", "InvalidIdentifierError")
+        for _ in swapper.rounds(1500, swaps=100, met=lambda: min(seen[name] for name in listed) > 3):
             for info in storage.scan(on_skip=lambda error: seen.update([type(error).__name__])):
                 assert info.identifier in allowed
                 assert info.size == len(INSIDE)
@@ -378,9 +381,6 @@ def test_no_listing_leaks_while_names_are_swapped(way: type[LocalStorage], base:
             assert storage.exists("d/only") is False
             assert outcome(lambda: storage.size("d/x")) in {len(INSIDE), InvalidIdentifierError}
             assert outcome(lambda: storage.stat("d/only")) in {NotFoundError, InvalidIdentifierError}
-    assert seen.keys() >= {"file", "file.link", "d/x", "d.link/x", "InvalidIdentifierError"}
-    assert min(seen[name] for name in ("file", "file.link", "d/x", "d.link/x")) > 3, seen
-    assert swapper.swaps > 100
 
 
 @pytest.mark.parametrize("way", few([*WAYS, NamingStorage, BareStorage], 2))
@@ -394,7 +394,9 @@ def test_no_change_leaks_while_a_directory_is_swapped(
     seen: Counter[object] = Counter()
     swapper = Swapper(("exchange", base / "d", base / "d.link"))
     with swapper:
-        for number in range(1500):
+        for number in swapper.rounds(
+            1500, swaps=20, met=lambda: min(seen[True], seen[InvalidIdentifierError]) > 10
+        ):
             for act in (
                 lambda: storage.write("d/x", INSIDE),
                 lambda: storage.write(f"d/new{number}/y", INSIDE),  # noqa: B023 - called at once
@@ -408,9 +410,6 @@ def test_no_change_leaks_while_a_directory_is_swapped(
                 assert result in {True, False, NotFoundError, InvalidIdentifierError}, result
                 seen[result] += 1
     assert untouched(outside)
-    assert seen[True] > 10
-    assert seen[InvalidIdentifierError] > 10
-    assert swapper.swaps > 20
 
 
 @pytest.mark.parametrize("way", few([*WAYS, NamingStorage, BareStorage], 2))
@@ -420,10 +419,9 @@ def test_no_write_leaks_while_a_symlink_is_put_in_its_place(
     storage = way(base)
     swapper = Swapper(("link", outside / "x", base / "x"))
     with swapper:
-        for _ in range(1000):
+        for _ in swapper.rounds(1000, swaps=20):
             storage.write("x", INSIDE)
     assert untouched(outside)
-    assert swapper.swaps > 20
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -437,10 +435,9 @@ def test_symlink_that_always_stays_beneath_is_never_refused(way: type[LocalStora
     (base / "d.link").symlink_to("real")
     swapper = Swapper(("exchange", base / "d", base / "d.link"))
     with swapper:
-        for _ in range(5000):
+        for _ in swapper.rounds(5000, swaps=100):
             assert storage.read("sub/up") == INSIDE
             assert storage.read("d/x") == INSIDE
-    assert swapper.swaps > 100
 
 
 @pytest.mark.parametrize("way", few([*WAYS, NamingStorage, BareStorage], 2))
@@ -449,10 +446,9 @@ def test_directories_that_are_always_removed_are_made_again(way: type[LocalStora
     storage.write("own", INSIDE)
     swapper = Swapper(("prune", base / "d" / "e", base / "d"))
     with swapper:
-        for _ in range(400):
+        for _ in swapper.rounds(400, swaps=20):
             assert storage.write("d/e/f", INSIDE)
             assert storage.delete("d/e/f")
             assert storage.copy("own", "d/e/f")
             assert storage.move("d/e/f", "d/g")
             assert storage.delete("d/g")
-    assert swapper.swaps > 20
