@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from storage_backend.base import StorageBackend, info_of, location_of
-from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
+from storage_backend.errors import (
+    FATAL,
+    IntegrityError,
+    PreconditionFailedError,
+    SourceChangedError,
+    StorageError,
+    is_retryable,
+)
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
@@ -433,13 +440,17 @@ class Engine:
             self.journal.harden()
             self.job.flow.waiting_for = self.job.source
             gone = []
+            kept: list[tuple[str, Exception]] = []
             for identifier, error in self._apart(partial(deletion.remove_verified, self.job, batch)):
                 if error is not None:
                     self._fail(identifier, error)
+                    kept.append((identifier, error))
                     continue
                 gone.append(identifier)
                 self._events.emit("object", identifier=identifier, action="delete/verified")
             self.journal.source_deleted(gone)
+            # What is not there any more as it was verified is in no manifest, and is looked at anew by the next run.
+            self.journal.write((), [item for item in kept if isinstance(item[1], PreconditionFailedError)])
             self.report.source_deleted += len(gone)
 
 
