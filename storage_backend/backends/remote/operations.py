@@ -36,7 +36,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import temporary_name
+from storage_backend.owners import temporary_name
 from storage_backend.streams import check_digest, sha256
 
 T = TypeVar("T")
@@ -92,6 +92,9 @@ class Operations:
         move: renames by the server's shell, replacing what is there, where SFTP cannot.
         link: likewise, a second name for a file; False where there is something of that name.
         non_atomic: whether a file may be removed before its successor takes its place.
+
+    Attributes:
+        temporary: what all temporary names of this connection begin with.
     """
 
     def __init__(
@@ -106,7 +109,7 @@ class Operations:
         self._session = session
         self._where = where
         # Random once, then counted: the kernel takes its time for each random number, and a batch has thousands of names.
-        self._temporary = f"{temporary_name()}-".encode()
+        self.temporary = f"{temporary_name()}-".encode()
         self._names = itertools.count()
         self._move = move
         self._link = link
@@ -114,7 +117,7 @@ class Operations:
 
     def beside(self, path: bytes) -> bytes:
         """A new temporary path in the directory of *path*."""
-        return beside(path, self._temporary + b"%d" % next(self._names))
+        return beside(path, self.temporary + b"%d" % next(self._names))
 
     def facts(self, place: Place) -> Steps[Attributes]:
         """The attributes of an object."""
