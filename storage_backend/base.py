@@ -273,6 +273,25 @@ class StorageBackend(ABC):
         """
         return iter(())
 
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        """The MD5 of the object's content, lower-case hex, if *info*, as a listing gave it, shows one.
+
+        For transfers: if it is that of another object, the content is the same.
+        """
+        return None
+
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        """The times that writes were given, of those objects of which a listing does not show them but the store has them.
+
+        For transfers, which otherwise know of such a store only when an object was stored.
+        """
+        return iter(())
+
+    @property
+    def _near(self) -> bool:
+        """Whether a small object is read sooner than a server would answer."""
+        return False
+
     def _tidy(self) -> int:
         """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
 

@@ -34,8 +34,10 @@ def sync(
 ) -> TransferReport:
     """Make *target* hold what *source* holds.
 
-    What is the same by size and time (where the target keeps no source time: by size, and not older) is skipped. One
-    object that fails does not stop the rest: see `TransferReport.failed`.
+    What has the same size and time is skipped. Where the target's listing does not show the time of a source that is not newer than
+    what was stored, it is skipped if the target tells that time of it otherwise, or an MD5 that is the source's; else the digests of
+    both are compared. A source without times is compared by size. With `checksum` content alone counts. One object that fails does
+    not stop the rest: see `TransferReport.failed`.
 
     Args:
         source: read from.
@@ -108,9 +110,10 @@ def verify(
         StorageError: a side cannot be listed, or credentials are refused.
     """
     chosen = options_from(options, keywords)
-    for name in ("delete_source", "journal", "manifest", "delete", "dry_run"):
+    for name in ("delete_source", "journal", "manifest", "delete", "dry_run", "checksum"):
         if getattr(chosen, name):
-            raise ConfigurationError(f"verify changes nothing, so it has no {name}", parameter=name)
+            hint = '; verify="digest" compares content' if name == "checksum" else ""
+            raise ConfigurationError(f"verify changes nothing, so it has no {name}{hint}", parameter=name)
     return Engine("verify", source, target, chosen).run()
 
 

@@ -22,7 +22,8 @@ from storage_backend.errors import (
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
-from storage_backend.transfer.batches import compare_batch, copy_batch
+from storage_backend.transfer.batches import copy_batch
+from storage_backend.transfer.comparison import compare_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
 from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.journal import Journal
@@ -98,7 +99,9 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        rules = Rules(prove=self.verb == "migrate", keeps_time=self.job.keeps_time)
+        rules = Rules(
+            prove=self.verb == "migrate", keeps_time=self.job.keeps_time, content=self.options.checksum
+        )
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:
@@ -425,7 +428,7 @@ class Engine:
             else:
                 self.report.compared += 1
                 if self.verb != "verify":
-                    self.report.skipped["checksum"] += 1
+                    self.report.skipped[outcome.action.reason] += 1
         if self.journal is not None:
             if records or failed:
                 self.journal.write(records, failed)
