@@ -292,6 +292,13 @@ class StorageBackend(ABC):
         """Whether a small object is read sooner than a server would answer."""
         return False
 
+    def _own_paths(self) -> Iterator[Path]:
+        """Files and folders of this machine that the backend works with beside its objects, as a cache's.
+
+        For transfers: where they lie among the objects of a side, they are none.
+        """
+        return iter(())
+
     def _tidy(self) -> int:
         """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
 

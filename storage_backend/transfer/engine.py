@@ -29,6 +29,7 @@ from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
 from storage_backend.transfer.outages import FIRST_CONTACT, Outage
+from storage_backend.transfer.own import own_names, own_paths
 from storage_backend.transfer.planning import Action, Record, Rules, actions, comes_before, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
@@ -61,6 +62,9 @@ class Engine:
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
         self._sides = Sides(source, target, options.stem)
+        own = own_paths(source, target, None if journal is None else journal.path, options.manifest)
+        for side in (self._sides.source, self._sides.target):
+            side.left_out = own_names(side.backend, own)
         self._working = self._outage()
         self._events = Emitter(options.on_event)
         self._pace = Pace()

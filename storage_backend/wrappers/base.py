@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer, override
@@ -125,6 +126,10 @@ class Wrapper(StorageBackend):
     @override
     def _near(self) -> bool:
         return self.backend._near
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        return self.backend._own_paths()
 
     @override
     def _tidy(self) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
@@ -265,6 +266,11 @@ class FallbackStorage(StorageBackend):
             self.secondary._scan_level(prefix, on_skip=on_skip),
             self._sides.secondary_is_first,
         )
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        yield from self.primary._own_paths()
+        yield from self.secondary._own_paths()
 
     @override
     def _tidy(self) -> int:
