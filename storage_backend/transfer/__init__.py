@@ -13,6 +13,7 @@ from storage_backend.transfer.engine import Engine
 from storage_backend.transfer.guards import check_pair
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.options import TransferOptions, options_from
+from storage_backend.transfer.own import check_apart
 from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import Event
 from storage_backend.transfer.report import TransferReport
@@ -86,6 +87,7 @@ def migrate(
     chosen.verification("migrate")
     where = location_of(source), location_of(target)
     path = chosen.journal if chosen.journal is not None else default_path(*where)
+    check_apart(source, target, path, chosen.manifest)
     if chosen.dry_run and not Path(path).exists():
         return Engine("migrate", source, target, chosen).run()
     with Journal(path, *where) as journal:

@@ -30,6 +30,31 @@ def own_paths(
     return found
 
 
+def check_apart(
+    source: StorageBackend,
+    target: StorageBackend,
+    journal: str | os.PathLike[str],
+    manifest: str | os.PathLike[str] | None,
+) -> None:
+    """Refuse a journal or manifest that is a side's own file, or that are one.
+
+    Raises:
+        ConfigurationError: they are.
+    """
+    files = own_paths(source, target, journal, None)
+    for side in (source, target):
+        for name, paths in (
+            ("journal", [Path(expanded(journal))]),
+            ("manifest", [manifest] if manifest else []),
+        ):
+            if "" in _names(side, [Path(expanded(path)) for path in paths]):
+                raise ConfigurationError(
+                    f"{name}: {paths[0]} is the place {location_of(side)} itself", parameter=name
+                )
+    if manifest is not None and lineage(expanded(manifest)) in map(lineage, files):
+        raise ConfigurationError(f"manifest: {manifest} is the journal, or a cache", parameter="manifest")
+
+
 def own_names(backend: StorageBackend, paths: Iterable[Path]) -> frozenset[str]:
     """Under which identifiers *backend* shows any of *paths*; for a folder, that of the folder.
 
