@@ -20,7 +20,7 @@ from storage_backend.errors import (
     is_retryable,
 )
 from storage_backend.info import ObjectInfo
-from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
+from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience
 from storage_backend.transfer import deletion
 from storage_backend.transfer.batches import copy_batch
 from storage_backend.transfer.comparison import compare_batch
@@ -187,8 +187,7 @@ class Engine:
         for future in wait(self._pending, deadline.left).done:
             if not future.cancelled() and future.exception() is None:
                 self._record(future.result())
-        if planner.is_alive():  # it only reads
-            planner.join(GRACE_SECONDS if limit is None else deadline.left)
+        planner.join(GRACE_SECONDS if limit is None else deadline.left)  # it only reads
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
@@ -539,17 +538,28 @@ class Engine:
             self.report.source_deleted += len(gone)
 
 
-class _Planner(threading.Thread):
-    """Lists both sides ahead of the work."""
+class _Planner:
+    """Lists both sides ahead of the work, in a thread of its own."""
 
     def __init__(self, engine: Engine, spool: Spool, extras: Spool) -> None:
-        super().__init__(name="storage-planner", daemon=True)
         self._engine = engine
         self._spool = spool
         self._extras = extras
+        self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Begin; where no thread can be started, plan to the end first."""
+        self._thread = beside(self._run, "storage-planner")
+        if self._thread is None:
+            self._run()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Return when it is done, or that much later."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
         """Plan to the end, and keep what goes wrong for the thread that waits."""
         try:
             self._engine.sort_out(self._spool, self._extras)
