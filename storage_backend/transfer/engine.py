@@ -104,7 +104,10 @@ class Engine:
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
         rules = Rules(
-            prove=self.verb == "migrate", keeps_time=self.job.keeps_time, content=self.options.checksum
+            prove=self.verb == "migrate",
+            keeps_time=self.job.keeps_time,
+            content=self.options.checksum,
+            stored_time=not self.job.keeps_time,
         )
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
