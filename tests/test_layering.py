@@ -15,6 +15,7 @@ FLOORS = {
     "info": 1,
     "paths": 0.5,
     "secrets": 1,
+    "locations": 1,
     "sightings": 1.5,
     "files": 1.5,
     "forks": 1,

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
 from storage_backend.info import Capability, ObjectInfo
@@ -88,7 +88,7 @@ class MemoryStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"memory:{identifier}"
+        return f"memory:{locations.escaped(identifier)}"
 
     @override
     def size(self, identifier: str) -> int:

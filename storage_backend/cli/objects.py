@@ -115,7 +115,8 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
                 _pour(reader, storage, quiet=quiet)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
-        place = Path(name if path is None else expanded(path))
+        # Absolute: an object may be called "~".
+        place = Path.cwd() / (name if path is None else expanded(path))
         file = place / name if place.is_dir() or str(path).endswith("/") else place
         with Meter("get", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter:
             storage._download_counted(identifier, file, meter.moved)

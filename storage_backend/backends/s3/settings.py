@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
+from storage_backend import locations
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
@@ -115,9 +116,10 @@ class Settings:
             "profile": self.profile,
             "anonymous": "true" if self.anonymous else None,
         }
-        query = urlencode({name: value for name, value in parameters.items() if value is not None}, safe=":/")
-        path = quote(self.prefix.removesuffix("/"))
-        return f"s3://{quote(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
+        given = {name: value for name, value in parameters.items() if value is not None}
+        query = locations.parameters_as_text(given, safe=":/")
+        path = locations.quoted(self.prefix.removesuffix("/"))
+        return f"s3://{locations.quoted(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
 
     def object_parameters(self) -> Mapping[str, str]:
         """What each new object is given, in boto3's names."""

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, downloading, listing, uploading
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
@@ -275,7 +275,8 @@ class S3Storage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return f"s3://{self.bucket}/{self._objects.key(identifier)}"
+        """`s3://bucket/prefix/identifier`, where "%", "#" and "?" are percent-encoded, as in every URL."""
+        return f"s3://{self.bucket}/{locations.escaped(self._objects.key(identifier))}"
 
     @override
     def size(self, identifier: str) -> int:
