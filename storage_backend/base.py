@@ -29,6 +29,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, within
 from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
@@ -271,6 +272,13 @@ class StorageBackend(ABC):
         For transfers: a store with `Capability.CHECKSUM` may answer for many objects at once.
         """
         return iter(())
+
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        """Where the objects beneath *prefix* really are; several for a backend that keeps them in several places.
+
+        For transfers: two backends are one place, or one lies inside the other, if the last value of one is among the other's.
+        """
+        yield within(((id(self),),), prefix)
 
     def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         """As `download`, and *moved* is told of the bytes as they arrive.

@@ -24,6 +24,7 @@ from storage_backend.cli.places import Sources, destination_at, local_path, plac
 from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
+from storage_backend.markers import refuse_one_object
 from storage_backend.paths import expanded
 from storage_backend.streams import chunks
 
@@ -229,6 +230,7 @@ def mv(source: str, target: str, quiet: bool) -> int:
             raise SourceChangedError(
                 f"{source_id!r} changed while it was copied; the source was not removed", identifier=source_id
             )
+        refuse_one_object(one, source_id, other, target_id)
         one.delete(source_id)
     return Exit.DONE
 

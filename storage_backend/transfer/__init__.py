@@ -51,7 +51,7 @@ def sync(
     for name in ("delete_source", "journal", "manifest"):
         if getattr(chosen, name):
             raise ConfigurationError(f"{name} is migrate's", parameter=name)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete)
     return Engine("sync", source, target, chosen).run()
 
 
@@ -74,7 +74,7 @@ def migrate(
         StorageError: a side cannot be listed, the target is full, or credentials are refused.
     """
     chosen = options_from(options, keywords)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete or chosen.delete_source)
     if chosen.delete_source and chosen.flush and Capability.FLUSH not in capabilities_of(target):
         raise ConfigurationError(
             f"{location_of(target)} cannot promise that writes survive power loss: "
@@ -130,5 +130,5 @@ def plan(
         StorageError: a side cannot be listed.
     """
     chosen = options_from(options, keywords)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete)
     return Engine("sync", source, target, chosen).plan()

@@ -166,8 +166,8 @@ def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -
         repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
     """
     looked = time.time()
-    ours = _digests(job, job.source, [cast(ObjectInfo, action.source) for action in actions])
-    theirs = _digests(job, job.target, [cast(ObjectInfo, action.target) for action in actions])
+    ours = digests_of(job, job.source, [cast(ObjectInfo, action.source) for action in actions])
+    theirs = digests_of(job, job.target, [cast(ObjectInfo, action.target) for action in actions])
     outcomes = []
     for action in actions:
         try:
@@ -188,11 +188,11 @@ def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -
     return outcomes
 
 
-_Digest: TypeAlias = tuple[int | None, str] | Exception
+Digest: TypeAlias = tuple[int | None, str] | Exception
 
 
 def _compared(
-    job: Job, action: Action, ours: _Digest, theirs: _Digest, *, looked: float, repair: bool
+    job: Job, action: Action, ours: Digest, theirs: Digest, *, looked: float, repair: bool
 ) -> Outcome:
     action = action._replace(reason="checksum")
     if isinstance(ours, Exception):
@@ -210,10 +210,10 @@ def _compared(
     raise IntegrityError(f"{action.identifier!r}: the two sides differ", identifier=action.identifier)
 
 
-def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, _Digest]:
+def digests_of(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, Digest]:
     """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
     job.flow.ask(infos[0].identifier, backend)
-    found: dict[str, _Digest] = {}
+    found: dict[str, Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
         sizes = {info.identifier: info.size for info in infos}
         for identifier, digest in backend._digests(sizes):
@@ -242,7 +242,7 @@ def _half(job: Job, backend: StorageBackend, info: ObjectInfo, size: int) -> Non
     job.flow.moved(info.identifier, (before + size) // 2)
 
 
-def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> _Digest:
+def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> Digest:
     if job.stop.is_set():
         raise InterruptedTransferError
     size = 0

@@ -10,7 +10,14 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 from storage_backend.base import StorageBackend, info_of, location_of
-from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
+from storage_backend.errors import (
+    FATAL,
+    IntegrityError,
+    PreconditionFailedError,
+    SourceChangedError,
+    StorageError,
+    is_retryable,
+)
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
@@ -21,6 +28,7 @@ from storage_backend.transfer.options import TransferOptions, Verb
 from storage_backend.transfer.planning import Action, Record, Rules, actions, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
+from storage_backend.transfer.sides import Sides
 from storage_backend.transfer.spool import Spool
 
 T = TypeVar("T")
@@ -46,6 +54,7 @@ class Engine:
         self.journal = journal
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
+        self._sides = Sides(source, target, options.stem)
         self._events = Emitter(options.on_event)
         self._pace = Pace()
         self._silence = Silence()
@@ -53,6 +62,7 @@ class Engine:
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
+        self._two_places: bool | None = None
         self._source_count = 0
         self._target_count = 0
 
@@ -124,6 +134,8 @@ class Engine:
                 self._delete_source()
             if self.journal is not None and self.options.manifest is not None:
                 self.journal.write_manifest(self.options.manifest)
+            if self.verb != "verify" and not self.options.dry_run:
+                self._apart(self._sides.clear)
         except BaseException:
             self._wind_up(planner)
             raise
@@ -150,8 +162,9 @@ class Engine:
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
-        source = self._listed(self.job.source, on_skip=self._on_skip)
-        target = self._listed(self.job.target)
+        one, other = self._sides.source, self._sides.target
+        source = one.watched(self._listed(self.job.source, on_skip=self._on_skip), other)
+        target = other.watched(self._listed(self.job.target), one)
         in_scope = self.options.in_scope
         if self.options.trash is not None:
             trash = f"{self.options.trash.removesuffix('/')}/"
@@ -159,18 +172,21 @@ class Engine:
         if not self.options.everything:
             source = (info for info in source if in_scope(info.identifier))
             target = (info for info in target if in_scope(info.identifier))
-        for one, other in merge(source, target):
-            if one is not None:
+        for ours, theirs in merge(source, target):
+            if ours is not None:
                 self._source_count += 1
-            if other is not None:
+            if theirs is not None:
                 self._target_count += 1
             # Only a scan that knows no sizes costs a second look, and only where the size matters.
-            if one is not None and one.size is None:
-                yield self._completed(self.job.source, one), other and self._completed(self.job.target, other)
-            elif one is not None and other is not None and other.size is None:
-                yield one, self._completed(self.job.target, other)
+            if ours is not None and ours.size is None:
+                yield (
+                    self._completed(self.job.source, ours),
+                    theirs and self._completed(self.job.target, theirs),
+                )
+            elif ours is not None and theirs is not None and theirs.size is None:
+                yield ours, self._completed(self.job.target, theirs)
             else:
-                yield one, other
+                yield ours, theirs
 
     def _listed(self, backend: StorageBackend, **keywords: Any) -> Iterator[ObjectInfo]:
         """What *backend* lists; it is known when that is waited for."""
@@ -379,6 +395,17 @@ class Engine:
             sha256=outcome.record.sha256 if outcome.record is not None else None,
         )
 
+    def _differ_for_certain(self) -> bool:
+        """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
+        if self._two_places is None:
+            self.job.flow.waiting_for = self.job.target
+            tried = partial(self._sides.one_place, source_loses=self.options.delete_source)
+            reason = self._apart(tried)
+            self._two_places = reason is None
+            if reason is not None:
+                self.report.refused.append(reason)
+        return self._two_places
+
     def _delete(self, extras: Spool) -> None:
         """Remove from the target what the source does not have."""
         extras.complete()
@@ -387,6 +414,8 @@ class Engine:
         )
         if reason is not None:
             self.report.refused.append(reason)
+            return
+        if extras.count and not self._differ_for_certain():
             return
         self.job.flow.waiting_for = self.job.target
         for batch in deletion.batches(extras):
@@ -403,19 +432,25 @@ class Engine:
         """Remove from the source what this run knows to be verified on the target."""
         assert self.journal is not None
         for batch in self.journal.confirmed(JOURNAL_PAGE):
+            if not self._differ_for_certain():
+                return
             if self.options.flush:
                 self.job.flow.waiting_for = self.job.target
                 self._apart(self.job.target.flush)
             self.journal.harden()
             self.job.flow.waiting_for = self.job.source
             gone = []
+            kept: list[tuple[str, Exception]] = []
             for identifier, error in self._apart(partial(deletion.remove_verified, self.job, batch)):
                 if error is not None:
                     self._fail(identifier, error)
+                    kept.append((identifier, error))
                     continue
                 gone.append(identifier)
                 self._events.emit("object", identifier=identifier, action="delete/verified")
             self.journal.source_deleted(gone)
+            # What is not there any more as it was verified is in no manifest, and is looked at anew by the next run.
+            self.journal.write((), [item for item in kept if isinstance(item[1], PreconditionFailedError)])
             self.report.source_deleted += len(gone)
 
 

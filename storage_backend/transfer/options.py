@@ -25,10 +25,11 @@ class TransferOptions:
         exclude: no object that matches one of these globs. What is out of scope is never deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
             "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.
-        delete: remove from the target what the source does not have, after everything else succeeded.
+        delete: remove from the target what the source does not have, after everything else succeeded, and once the two sides are
+            proven to be different places.
         max_delete: refuse to delete more objects than this. None stands for the larger of 100 and 10 % of the target.
         trash: a prefix on the target; what would be deleted is moved beneath it.
-        delete_source: (migrate) remove from the source what is verified on the target.
+        delete_source: (migrate) remove from the source what is verified on the target, after the same proof.
         flush: (migrate) with `delete_source`, make the target's writes survive power loss first.
         journal: (migrate) path of the journal; None stands for one named after the pair of locations, in
             `$XDG_STATE_HOME/storage-backend`.

@@ -21,6 +21,7 @@ from storage_backend.base import (
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage
 from storage_backend.streams import Content, plain
 
 
@@ -110,6 +111,10 @@ class Wrapper(StorageBackend):
     @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         return self.backend._digests(identifiers)
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.backend._places(prefix)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

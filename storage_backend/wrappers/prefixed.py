@@ -33,6 +33,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import ObjectInfo
+from storage_backend.lineage import Lineage
 from storage_backend.streams import Content, Moved, Writer, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 
@@ -173,6 +174,10 @@ class PrefixedStorage(Wrapper):
         with batch:
             for found in self.backend._stat_many([self._beneath + name for name in identifiers]):
                 yield _named(found, batch.named(found.identifier))
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.backend._places(self._beneath + prefix if prefix else self.prefix)
 
     @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:

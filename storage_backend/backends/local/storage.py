@@ -34,6 +34,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, lineage
 from storage_backend.paths import expanded
 from storage_backend.streams import (
     CHUNK,
@@ -355,6 +356,10 @@ class LocalStorage(StorageBackend):
     @override
     def location(self) -> str:
         return self._location
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        yield lineage(self.base_dir / prefix)
 
     def _native(self, identifier: str) -> bytes:
         """The path beneath the base directory."""

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.backends.s3 import batches, downloading, listing, uploading
+from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
@@ -653,6 +653,10 @@ class S3Storage(StorageBackend):
     @override
     def _receipt(self, identifier: str) -> ObjectInfo | None:
         return self._objects.receipts.pop(identifier, None)
+
+    @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return looking.stat_many(self._objects, self.stat, identifiers)
 
     @override
     def _seen(self, identifier: str) -> ObjectInfo | None:

@@ -32,6 +32,7 @@ from storage_backend.errors import (
     PreconditionFailedError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, lineage, within
 from storage_backend.secrets import refuse_pickle
 from storage_backend.sightings import Sightings
 from storage_backend.streams import (
@@ -299,6 +300,13 @@ class DatabaseStorage(StorageBackend):
     @override
     def location(self) -> str:
         return self._address.location
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        if self._address.path:
+            yield within(lineage(self._address.path), prefix)
+        else:
+            yield from super()._places(prefix)
 
     @property
     @override

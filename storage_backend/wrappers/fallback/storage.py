@@ -30,6 +30,8 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage
+from storage_backend.markers import refuse_one_object
 from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.repair import RepairReport, copied, differ
@@ -265,6 +267,11 @@ class FallbackStorage(StorageBackend):
         )
 
     @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        yield from self.primary._places(prefix)
+        yield from self.secondary._places(prefix)
+
+    @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         if self.on_error == "fallback":
             yield from super()._stat_many(identifiers)
@@ -397,6 +404,7 @@ class FallbackStorage(StorageBackend):
             True.
 
         Raises:
+            ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in primary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
@@ -422,6 +430,7 @@ class FallbackStorage(StorageBackend):
             True.
 
         Raises:
+            ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in secondary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
@@ -490,6 +499,9 @@ class FallbackStorage(StorageBackend):
                 backend=self.location,
             ) from error
         if delete:
+            if not self._sides.differ:
+                refuse_one_object(source, identifier, target, identifier)
+                self._sides.differ = True
             source.delete(identifier)
         return True
 
