@@ -433,6 +433,7 @@ def _verbs(objects: Objects, uploads: Uploads) -> Mapping[str, Callable[[Request
         "DeleteObjects": objects.delete_objects,
         "GetBucketLocation": objects.get_bucket_location,
         "GetObject": objects.get_object,
+        "GetObjectTagging": objects.get_object_tagging,
         "HeadBucket": objects.head_bucket,
         "HeadObject": objects.get_object,
         "ListBuckets": objects.list_buckets,

@@ -11,7 +11,7 @@ from typing import NoReturn, Protocol, TypeVar
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.s3.calls import Facts, Got
+from storage_backend.backends.s3.calls import CARRIED, Facts, Got
 from storage_backend.backends.s3.documents import (
     MOST_DOCUMENT,
     RefusedInside,
@@ -173,8 +173,11 @@ def facts_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True
     """What headers tell of an object of *size* bytes; the digests only if they are of the *whole*."""
     digests = {}
     metadata = {}
+    carried = {}
     for name, value in headers.items():
-        if name.startswith("x-amz-"):
+        if name in CARRIED:
+            carried[CARRIED[name]] = value
+        elif name.startswith("x-amz-"):
             if name in _DIGESTS:
                 digests[_DIGESTS[name]] = value
             elif name.startswith(_META):
@@ -192,6 +195,7 @@ def facts_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True
         digests={name: value for name, value in digests.items() if "-" not in value},
         encryption=headers.get("x-amz-server-side-encryption"),
         metadata=metadata,
+        carried=carried,
     )
 
 

@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
 from storage_backend.backends.s3.answers import FIRST, MOST_ERROR, told
-from storage_backend.backends.s3.calls import Body, Facts, Got
+from storage_backend.backends.s3.calls import CARRIED, Body, Facts, Got
 from storage_backend.backends.s3.clients import is_botocore, is_stubbed
 from storage_backend.backends.s3.documents import (
     DocumentError,
@@ -190,6 +190,13 @@ class ClientCalls:
             }
             trail.follow(marker, new=bool(uploads))
 
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """GetObjectTagging, of an object in any bucket."""
+        answer = self.client.get_object_tagging(**self._bucket | {"Bucket": bucket}, Key=key)
+        if "TagSet" not in answer:
+            _refuse(answer, "TagSet")
+        return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(answer, "TagSet")}
+
     def create_bucket(self) -> None:
         """CreateBucket, in the client's region."""
         region = getattr(getattr(self.client, "meta", None), "region_name", None)
@@ -269,6 +276,12 @@ def _facts(answer: Any, size: int | None = None) -> Facts:
         digests=digests,
         encryption=_kind(answer, "ServerSideEncryption", str),
         metadata=metadata if isinstance(metadata, dict) else {},
+        # Of Expires as it came: "0" and the like are no dates, and mean something all the same.
+        carried={
+            name: value
+            for name in CARRIED.values()
+            if (value := _kind(answer, "ExpiresString" if name == "Expires" else name, str)) is not None
+        },
     )
 
 
