@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import boto3
 import pytest
@@ -690,6 +690,52 @@ class TestCopies:
         with pytest.raises(NotFoundError):
             target.copy_from(make("from", bucket="other"), "absent")
         assert "GetObject" not in {record.operation for record in server.actions}
+
+    @pytest.mark.parametrize("verb", ["copy", "move", "copy_from"])
+    @pytest.mark.parametrize("own", [True, False])
+    def test_in_parts_brings_along_all_that_one_request_would(
+        self, server: S3Server, make: Make, limits: Limits, verb: str, own: bool
+    ) -> None:
+        headers = {
+            "content-type": "text/plain",
+            "cache-control": "max-age=60",
+            "content-disposition": 'attachment; filename="a.txt"',
+            "content-encoding": "gzip",
+            "content-language": "de",
+            "expires": "Wed, 21 Oct 2026 07:28:00 GMT",
+            "x-amz-meta-mtime": "1.5",
+            "x-amz-tagging": "project=a%20b&owner=%C3%A4",
+        }
+        server.put("bucket", "large", bytes(7 * MIB), {**headers, "x-amz-storage-class": "STANDARD_IA"})
+        options: dict[str, Any] = {"multipart_threshold": 5 * MIB, "multipart_chunk_size": 5 * MIB}
+        if own:
+            storage = make(**options)
+        else:
+            client = make().client
+            storage = S3Storage("bucket", client=client, **options)
+        if verb == "copy_from":
+            assert storage.copy_from(storage, "large", "new")
+        else:
+            assert getattr(storage, verb)("large", "new")
+        stored = server.stored("bucket", "new")
+        assert len(stored.body) == 7 * MIB
+        assert stored.etag.endswith("-2")
+        found = dict(stored.headers)
+        assert found.pop("x-amz-storage-class") == "STANDARD_IA"
+        assert dict(parse_qsl(found.pop("x-amz-tagging"))) == {"project": "a b", "owner": "ä"}
+        del headers["x-amz-tagging"]
+        assert found == headers
+
+    def test_in_parts_says_what_it_cannot_bring_along(
+        self, server: S3Server, make: Make, limits: Limits, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.put("bucket", "large", bytes(7 * MIB), {"expires": "0", "cache-control": "no-cache"})
+        storage = make(multipart_threshold=5 * MIB, multipart_chunk_size=5 * MIB, storage_class="GLACIER")
+        assert storage.copy("large", "new")
+        assert "Expires: '0'" in caplog.text
+        headers = server.stored("bucket", "new").headers
+        assert headers["cache-control"] == "no-cache"
+        assert headers["x-amz-storage-class"] == "GLACIER"  # the caller's comes first
 
     def test_between_two_services_is_refused(self, server: S3Server, make: Make) -> None:
         with S3Server() as other:

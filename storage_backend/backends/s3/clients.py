@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from storage_backend.backends.s3.documents import MOST_DOCUMENT, too_long
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import MissingClientError
 from storage_backend.paths import expanded
@@ -84,7 +86,7 @@ def made(settings: Settings, region: str | None) -> Any:
     }
     keywords = {name: value for name, value in given.items() if value is not None}
     if settings.access_key is None and settings.profile is None:
-        return boto3.client("s3", config=Config(**options), **keywords)
+        return _limited(boto3.client("s3", config=Config(**options), **keywords))
     core = botocore.session.Session(profile=settings.profile)
     core.register_component("data_loader", _models(core.get_config_variable("data_path")))
     session = boto3.Session(
@@ -94,7 +96,44 @@ def made(settings: Settings, region: str | None) -> Any:
         aws_session_token=_value(settings.session_token),
         profile_name=settings.profile,
     )
-    return session.client("s3", config=Config(**options), **keywords)
+    return _limited(session.client("s3", config=Config(**options), **keywords))
+
+
+def _limited(client: Any) -> Any:
+    """*client*, reading at most `MOST_DOCUMENT` bytes of each answer that is not an object's content: itself it reads all."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    if session is not None:
+        session.send = partial(_send_limited, session.send)
+    return client
+
+
+def _send_limited(send: Callable[[Any], Any], request: Any) -> Any:
+    is_content = request.stream_output
+    request.stream_output = True  # else `send` reads all of it
+    answer = send(request)
+    if not is_content or answer.status_code >= 300:
+        answer._content = _content_of(answer)
+    return answer
+
+
+def _content_of(answer: Any) -> bytes:
+    """What `AWSResponse.content` reads, with the errors of `URLLib3Session.send`."""
+    from botocore.exceptions import HTTPClientError, ReadTimeoutError
+    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import ReadTimeoutError as LateError
+
+    content = bytearray()
+    try:
+        for piece in answer.raw.stream():
+            content += piece
+            if len(content) > MOST_DOCUMENT:
+                answer.raw.close()
+                raise too_long(content)
+    except LateError as error:
+        raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
+    except HTTPError as error:
+        raise HTTPClientError(error=error) from error
+    return bytes(content)
 
 
 class _Paths(list[str]):

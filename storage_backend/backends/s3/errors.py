@@ -265,7 +265,11 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str =
     if isinstance(error, FileChangedError):
         return SourceChangedError(f"cannot {on} in {where}: {error}; nothing was stored", **fields)
     if isinstance(error, DocumentError):
-        return StorageError(f"cannot {on} in {where}: not an answer of S3: {error}", **fields)
+        return StorageError(
+            f"cannot {on} in {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            "answers in the service's place",
+            **fields,
+        )
     return _of_network(error, on, where, fields)
 
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from storage_backend import identifiers
 from storage_backend.backends.s3.calls import Calls
-from storage_backend.backends.s3.documents import Entry
+from storage_backend.backends.s3.documents import Entry, Page
+from storage_backend.backends.s3.paging import Trail
 from storage_backend.base import OnSkip, report_skip
 from storage_backend.errors import InvalidIdentifierError, StorageError
 from storage_backend.info import ObjectInfo
@@ -22,11 +23,9 @@ def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | 
         where: the storage's location.
         on_skip: hears of keys that are no identifiers.
     """
-    token = None
     start = root + prefix
     last = None
-    while True:
-        page = calls.page(start, token=token)
+    for page in _pages(calls, start):
         for entry in page.entries:
             # rclone takes the prefix "/" for "", and names an object twice that several have just written.
             if entry.key == last or not entry.key.startswith(start):
@@ -35,18 +34,13 @@ def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | 
             info = _info(entry, len(root), where, on_skip)
             if info is not None:
                 yield info
-        token = page.token
-        if token is None:
-            return
 
 
 def level(
     calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | None
 ) -> Iterator[ObjectInfo | str]:
     """One level of it: the objects without a further "/" after *prefix*, and the others once as "name/"."""
-    token = None
-    while True:
-        page = calls.page(root + prefix, delimiter="/", token=token)
+    for page in _pages(calls, root + prefix, "/"):
         found: list[tuple[bytes, ObjectInfo | str]] = []
         for entry in page.entries:
             if not entry.key.startswith(root + prefix):
@@ -62,9 +56,27 @@ def level(
             else:
                 report_skip(on_skip, _unusable(directory, where), where)
         yield from (item for _, item in sorted(found, key=lambda pair: pair[0]))
+
+
+def _pages(calls: Calls, start: str, delimiter: str = "") -> Iterator[Page]:
+    """All pages of what begins with *start*.
+
+    Raises:
+        DocumentError: there is no end to them.
+    """
+    trail = Trail()
+    token = None
+    greatest = ""
+    while True:
+        page = calls.page(start, delimiter=delimiter, token=token)
+        yield page
         token = page.token
         if token is None:
             return
+        # Not every service lists in order, but none gives many pages that end before those that it gave.
+        last = max((*(entry.key for entry in page.entries[-1:]), *page.prefixes[-1:]), default="")
+        trail.follow(token, new=last > greatest)
+        greatest = max(greatest, last)
 
 
 def _info(entry: Entry, cut: int, where: str, on_skip: OnSkip | None) -> ObjectInfo | None:
