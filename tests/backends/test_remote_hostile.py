@@ -47,13 +47,16 @@ from storage_backend.backends.remote.packets import (
 )
 from storage_backend.backends.remote.storage import RemoteStorage
 from storage_backend.errors import (
+    BatchError,
     IntegrityError,
     InvalidIdentifierError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
 )
 from storage_backend.testing.subject import same
+from storage_backend.wrappers.cached import CachedStorage
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, make_key, shell_script
@@ -429,6 +432,54 @@ def test_size_that_is_a_lie_is_found_out(serve: Serve, size: int) -> None:
         assert tracemalloc.get_traced_memory()[1] < 64 << 20
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize("end", few([50_000, 0, 99_999], 2))
+@pytest.mark.parametrize("size", few([100_000, 3 << 20], 1))
+def test_early_end_of_file_is_never_the_whole_object(
+    serve: Serve, tmp_path: Path, size: int, end: int
+) -> None:
+    def act(_speaker: Speaker, request: int, body: bytes) -> bytes:
+        start, length = struct.unpack(">QI", body[-12:])
+        data = bytes(max(min(length, end - start), 0))
+        return packet(DATA, request, text(data)) if data else status(request, EOF)
+
+    facts = attributes(size=size)
+    backend = serve(
+        {READ: act, STAT: _of_object(facts), FSTAT: replied(lambda request: packet(ATTRS, request, facts))}
+    )
+    cached = CachedStorage(backend, cache_dir=tmp_path / "cache")
+    ways: Sequence[Callable[[], object]] = [
+        lambda: backend.read("a"),
+        lambda: backend.open("a").read(),
+        lambda: backend.read_range("a", 0, size),
+        lambda: backend.download("a", tmp_path / "a"),
+        lambda: backend.checksum("a"),
+        lambda: backend.copy("a", "b"),
+        lambda: cached.read("a"),
+    ]
+    for way in ways:
+        with pytest.raises(SourceChangedError, match=f"after {end:,} of {size:,} bytes"):
+            way()
+    for storage in (backend, cached):
+        with pytest.raises(BatchError) as batch:
+            list(storage.read_many(["a"]))
+        assert isinstance(batch.value.failures["a"], SourceChangedError)
+    assert not (tmp_path / "a").exists()
+
+
+def test_file_of_unknown_size_is_read_whole_or_refused(serve: Serve) -> None:
+    facts = struct.pack(">II", 4, FILE)
+    backend = serve({FSTAT: replied(lambda request: packet(ATTRS, request, facts))})
+    assert backend.read("a") == CONTENT
+    assert list(backend.read_many(["a"])) == [("a", CONTENT)]
+    for way in (
+        lambda: backend.open("a").read(),
+        lambda: backend.read_range("a", 0, 3),
+        lambda: backend.copy("a", "b"),
+    ):
+        with pytest.raises(StorageError, match="does not tell the size"):
+            way()
 
 
 def test_times_at_the_ends_of_their_range_are_told(serve: Serve) -> None:

@@ -140,10 +140,17 @@ class Operations:
         (reply,) = yield [packets.path(packets.FSTAT, handle)]
         try:
             with self._mapped(place):
-                return handle, self.regular(packets.attributes_in(reply), place)
+                found = self.regular(packets.attributes_in(reply), place)
+            if found.size is None:
+                raise StorageError(
+                    f"the server does not tell the size of {place.identifier!r} in {self._where}",
+                    identifier=place.identifier,
+                    backend=self._where,
+                )
         except BaseException:
             self.let_go(handle)
             raise
+        return handle, found
 
     def read(self, place: Place, most: int, *, look: bool = False) -> Steps[tuple[bytes | None, Attributes]]:
         """The whole object, or None instead if it has more than *most* bytes; and its attributes.
@@ -177,6 +184,9 @@ class Operations:
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
+            if found.size is not None and size < found.size:
+                # Cut short meanwhile; or a file system or server that ends early.
+                raise changed(place, self._where, f"it ended after {size:,} of {found.size:,} bytes")
             return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
         finally:
             self.let_go(handle)
@@ -712,10 +722,10 @@ def in_seconds(modified: datetime | None) -> int | None:
     return seconds if 0 <= seconds < 1 << 32 else None
 
 
-def changed(place: Place, where: str) -> SourceChangedError:
+def changed(place: Place, where: str, how: str = "") -> SourceChangedError:
     """The error for an object that is not the one any more that was opened."""
     return SourceChangedError(
-        f"{place.identifier!r} in {where} changed while it was read",
+        f"{place.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",
         identifier=place.identifier,
         backend=where,
     )
