@@ -102,6 +102,7 @@ class Connection:
             move=self._move if self._may("rename", packets.POSIX_RENAME) else None,
             link=self._link if self._may("link", packets.HARDLINK) else None,
             non_atomic=settings.non_atomic_overwrite,
+            warn=self._warn_of_gap,
         )
 
     @property
@@ -373,6 +374,15 @@ class Connection:
             except FileNotFoundError as error:
                 # It may be the directory, which is then made.
                 raise StatusError(NO_SUCH_FILE, str(error)) from error
+
+    def _warn_of_gap(self) -> None:
+        if memory.first(self.endpoint):
+            logger.warning(
+                "%s: the server at %s cannot replace a file in one step, so while an object is overwritten there is for a "
+                'moment neither the old nor the new one; ssh_config["non_atomic_overwrite"] = False refuses that',
+                self._where,
+                self.endpoint,
+            )
 
     def _link(self, old: bytes, new: bytes) -> bool:
         try:

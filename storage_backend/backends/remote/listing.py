@@ -12,7 +12,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from storage_backend import identifiers
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import packets, replacing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import ShellError, translate
 from storage_backend.backends.remote.finding import Found
@@ -260,7 +260,10 @@ def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attr
 
 
 def cleanup(connection: Connection, seconds: float, where: str) -> int:
-    """Remove what has a temporary name and has not been written to for so many seconds; how much that was."""
+    """Remove what has a temporary name and has not been written to for so many seconds; how much that was.
+
+    What was moved aside for a successor that never came goes back.
+    """
     removed = 0
     limit = time.time() - seconds
     pending = [b""]
@@ -275,6 +278,9 @@ def cleanup(connection: Connection, seconds: float, where: str) -> int:
                         identifiers.decode(before + _segment(entry.name)), surrogates=True
                     ):
                         pending.append(before + entry.name)
+                elif entry.name == replacing.ASIDE and _is_directory(entry):
+                    above = posixpath.join(connection.base, directory) if directory else connection.base
+                    removed += connection.run(replacing.heal(above, connection.operations.names))
                 elif entry.attributes.modified is None or entry.attributes.modified <= limit:
                     removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))
     return removed

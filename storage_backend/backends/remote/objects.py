@@ -221,6 +221,8 @@ class Objects:
             nonlocal tried
             again, tried = tried, True
             at = connection.at(dest)
+            if again:
+                connection.run(connection.operations.heal(at))
             try:
                 connection.run(connection.operations.move(connection.at(source), at))
             except NotFoundError:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import packets, replacing
 from storage_backend.backends.remote.errors import not_a_file, translate
 from storage_backend.backends.remote.packets import (
     CREATING,
@@ -91,7 +91,8 @@ class Operations:
         where: the backend's location, for errors.
         move: renames by the server's shell, replacing what is there, where SFTP cannot.
         link: likewise, a second name for a file; False where there is something of that name.
-        non_atomic: whether a file may be removed before its successor takes its place.
+        non_atomic: whether a file may be moved aside before its successor takes its place.
+        warn: is called before that.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Operations:
         move: Callable[[bytes, bytes], object] | None = None,
         link: Callable[[bytes, bytes], bool] | None = None,
         non_atomic: bool = False,
+        warn: Callable[[], object] = bool,
     ) -> None:
         self._session = session
         self._where = where
@@ -111,10 +113,11 @@ class Operations:
         self._move = move
         self._link = link
         self._non_atomic = non_atomic
+        self._warn = warn
 
     def beside(self, path: bytes) -> bytes:
         """A new temporary path in the directory of *path*."""
-        return beside(path, self._temporary + b"%d" % next(self._names))
+        return beside(path, self._name())
 
     def facts(self, place: Place) -> Steps[Attributes]:
         """The attributes of an object."""
@@ -140,10 +143,17 @@ class Operations:
         (reply,) = yield [packets.path(packets.FSTAT, handle)]
         try:
             with self._mapped(place):
-                return handle, self.regular(packets.attributes_in(reply), place)
+                found = self.regular(packets.attributes_in(reply), place)
+            if found.size is None:
+                raise StorageError(
+                    f"the server does not tell the size of {place.identifier!r} in {self._where}",
+                    identifier=place.identifier,
+                    backend=self._where,
+                )
         except BaseException:
             self.let_go(handle)
             raise
+        return handle, found
 
     def read(self, place: Place, most: int, *, look: bool = False) -> Steps[tuple[bytes | None, Attributes]]:
         """The whole object, or None instead if it has more than *most* bytes; and its attributes.
@@ -177,6 +187,9 @@ class Operations:
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
+            if found.size is not None and size < found.size:
+                # Cut short meanwhile; or a file system or server that ends early.
+                raise changed(place, self._where, f"it ended after {size:,} of {found.size:,} bytes")
             return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
         finally:
             self.let_go(handle)
@@ -192,9 +205,11 @@ class Operations:
             ahead: directories that may be missing, outer ones first: to ask for them beforehand costs no exchange.
         """
         temporary = temporary or self.beside(place.path)
+        aside = [packets.path(packets.LSTAT, replacing.aside(place.path))] if self._sets_aside else []
         for attempt in range(_TRIES):
-            *_, first, second = yield [
+            *_, first, second = replies = yield [
                 *(packets.making(directory) for directory in (() if attempt else ahead)),
+                *aside,
                 packets.path(packets.LSTAT, place.path),
                 packets.opening(temporary, FOR_WRITING | CREATING | EXCLUSIVELY),
             ]
@@ -205,6 +220,10 @@ class Operations:
                     raise (yield from self.why_unwritable(error, place)) from error
                 yield from self.make_directory(posixpath.dirname(place.path), place)
             else:
+                if aside and _if_there(replies[-3]) is not None:
+                    # What a writer that was broken off has left; its object is to be seen as it was.
+                    yield from replacing.heal(posixpath.dirname(place.path), self.names)
+                    (first,) = yield [packets.path(packets.LSTAT, place.path)]
                 return handle, Staged(temporary, _if_there(first))
         raise StorageError(
             f"{place.identifier!r} in {self._where}: its directory is removed as often as it is made",
@@ -360,6 +379,10 @@ class Operations:
     def delete(self, place: Place) -> Steps[None]:
         """Remove an object, or a link."""
         (reply,) = yield [packets.path(packets.LSTAT, place.path)]
+        if self._sets_aside and _if_there(reply) is None:
+            # Or what a killed writer moved aside would come back later.
+            yield from self.heal(place)
+            (reply,) = yield [packets.path(packets.LSTAT, place.path)]
         with self._mapped(place):
             self.entry_of_object(packets.attributes_in(reply), place)
         (reply,) = yield [packets.path(packets.REMOVE, place.path)]
@@ -496,6 +519,13 @@ class Operations:
             retryable=True,
         )
 
+    def heal(self, place: Place) -> Steps[None]:
+        """Bring back what an overwrite that was broken off has moved aside, beside *place*."""
+        if self._sets_aside:
+            (reply,) = yield [packets.path(packets.LSTAT, replacing.aside(place.path))]
+            if _if_there(reply) is not None:
+                yield from replacing.heal(posixpath.dirname(place.path), self.names)
+
     def let_go(self, handle: bytes) -> None:
         """Close a handle whose closing tells nothing."""
         self._session.post(packets.path(packets.CLOSE, handle))
@@ -557,6 +587,16 @@ class Operations:
             self.check_size(place, found.size, size)
         return replace(staged, new=found)
 
+    def _name(self) -> bytes:
+        return self._temporary + b"%d" % next(self._names)
+
+    @property
+    def _sets_aside(self) -> bool:
+        """Whether files are moved aside before others take their places."""
+        return (
+            self._non_atomic and self._move is None and packets.POSIX_RENAME not in self._session.extensions
+        )
+
     def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:
         """Rename, replacing what is there.
 
@@ -592,24 +632,12 @@ class Operations:
         if not self._non_atomic:
             raise UnsupportedOperationError(
                 f"{place.identifier!r} in {self._where}: the server cannot replace a file in one step; delete the object "
-                'first, or allow both steps with ssh_config["non_atomic_overwrite"] = True',
+                'first, or allow several with ssh_config["non_atomic_overwrite"] = True',
                 identifier=place.identifier,
                 backend=self._where,
             )
-        for more in reversed(range(_TRIES)):
-            _, reply = yield [
-                packets.path(packets.REMOVE, place.path),
-                packets.pair(packets.RENAME, old_path, place.path),
-            ]
-            try:
-                packets.check(reply)
-            except StatusError:
-                # Another writer may have come in between.
-                taker = yield from self.entry(place.path)
-                if not more or taker is None or stat.S_ISDIR(taker.mode or 0):
-                    raise
-            else:
-                return
+        self._warn()
+        yield from replacing.replace(old_path, place.path, self._name, self.names, self._session.post)
 
     def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
         """Remove a directory without objects that is where the object shall be; refuse to replace another, or a device."""
@@ -712,10 +740,10 @@ def in_seconds(modified: datetime | None) -> int | None:
     return seconds if 0 <= seconds < 1 << 32 else None
 
 
-def changed(place: Place, where: str) -> SourceChangedError:
+def changed(place: Place, where: str, how: str = "") -> SourceChangedError:
     """The error for an object that is not the one any more that was opened."""
     return SourceChangedError(
-        f"{place.identifier!r} in {where} changed while it was read",
+        f"{place.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",
         identifier=place.identifier,
         backend=where,
     )

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.errors import LostError, lost
 from storage_backend.backends.remote.packets import MAX_PACKET, Fields, ProtocolError, Reply, Request
+from storage_backend.threads import attend
 
 if TYPE_CHECKING:
     import paramiko
@@ -63,6 +64,7 @@ class Session:
         self._process = os.getpid()
         self._numbers = 0
         self._under_way: dict[int, Ticket | None] = {}
+        self._errands: set[int] = set()  # posted, and to be done by the server
         # Re-entrant: collecting garbage may end steps, which then post something.
         self._sending = threading.RLock()
         self._outbox: list[bytes] = []
@@ -188,7 +190,9 @@ class Session:
         """Have a request sent with the next ones, whose reply nobody waits for: the closing of a handle that was read."""
         if self._process == os.getpid():
             with self._sending:
-                self._add(request, None)
+                number = self._add(request, None)
+                if request[0] != packets.CLOSE:
+                    self._errands.add(number)
 
     def flush(self) -> None:
         """Send what was posted, if the session lives."""
@@ -196,7 +200,10 @@ class Session:
             self._flush()
 
     def close(self) -> None:
-        """End the session; the server closes what is open."""
+        """End the session; the server closes what is open, and has removed what it was asked to."""
+        if self._errands and self._failure is None:
+            # A server need not do what it has not read when its client goes. Answers come in order, as a rule.
+            attend(lambda: self.run(_nothing()), "storage-backend-errands")
         self._fail(EOFError("the SFTP session was closed"))
         self._channel.close()
 
@@ -215,12 +222,13 @@ class Session:
                     self._send()
         return tickets
 
-    def _add(self, request: Request, ticket: Ticket | None) -> None:
+    def _add(self, request: Request, ticket: Ticket | None) -> int:
         number = self._numbers = (self._numbers + 1) & 0xFFFFFFFF
         self._under_way[number] = ticket
         packet = packets.framed(number, request)
         self._outbox.append(packet)
         self._outbox_size += len(packet)
+        return number
 
     def _flush(self) -> None:
         if self._outbox and self._process == os.getpid():
@@ -307,6 +315,8 @@ class Session:
             ticket.reply = kind, body
             if ticket.inbox is not None:
                 ticket.inbox.append(ticket)
+        else:
+            self._errands.discard(number)
 
     def _fail(self, error: BaseException) -> BaseException:
         """Let nobody use the session any more; the error to raise."""
@@ -363,6 +373,10 @@ class Session:
         self.write_length = _length(fields.long())
         # Half of them, for those who share the session.
         self.at_a_time = max(min((fields.long() or MOST_OPEN) // 2, MOST_OPEN), 1)
+
+
+def _nothing() -> Steps[None]:
+    yield [packets.path(packets.LSTAT, b"/")]
 
 
 def _length(told: int) -> int:

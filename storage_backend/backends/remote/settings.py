@@ -71,8 +71,10 @@ class SSHConfig(TypedDict, total=False):
             default.
         max_connections: how many connections may be open at a time. 1 by default.
         shell: "auto" (the default) uses the account's POSIX shell for bulk work where it has one; "never" uses SFTP alone.
-        non_atomic_overwrite: whether, on a server without atomic replacement, an object may be deleted before
-            its new content takes its place. False by default: such a write is an UnsupportedOperationError.
+        non_atomic_overwrite: whether, on a server that cannot replace a file in one step, an object is moved aside before its
+            new content takes its place, so that for a moment there is neither. True by default, with a warning, once a server.
+            If the write fails the old object goes back; if it is killed, the next write to that directory or `cleanup` brings
+            it back. False: such a write is an UnsupportedOperationError.
     """
 
     user: str
@@ -206,7 +208,7 @@ def read_settings(ssh_config: object) -> Settings:
         io_timeout=_seconds("io_timeout", given.get("io_timeout", IO_TIMEOUT)),
         max_connections=_count("max_connections", given.get("max_connections", 1)),
         shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
-        non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", False)),
+        non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", True)),
     )
 
 

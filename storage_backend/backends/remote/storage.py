@@ -71,7 +71,7 @@ class RemoteStorage(StorageBackend):
     base directory can be reached. When it fails, the next one is, and what is safe to repeat is done again there; when
     one that is listed earlier is back, it is used again.
 
-    Writes are atomic: a temporary name first. Symlinks are followed by the server, wherever they lead; write, move and
+    Writes are atomic: a temporary name first (but see `non_atomic_overwrite` in SSHConfig). Symlinks are followed by the server, wherever they lead; write, move and
     delete act on the link itself. The base directory comes to be with the first write.
 
     Args:
@@ -171,6 +171,9 @@ class RemoteStorage(StorageBackend):
 
     def cleanup(self, older_than: timedelta | float = timedelta(days=1)) -> int:
         """Remove what broken transfers left: everything that has one of our temporary names.
+
+        On a server that cannot replace a file in one step, an object that was moved aside by a write that was killed goes
+        back, however old.
 
         Args:
             older_than: only what has not been written to for as long; a number is seconds. The server's clock and
