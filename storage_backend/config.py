@@ -220,9 +220,14 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
         scheme=scheme,
         authority=authority,
         path=slash + path,
-        parameters=dict(parse_qsl(query, keep_blank_values=True)),
+        parameters=_parameters(query),
         fragment=fragment if hash_sign else None,
     )
+
+
+def _parameters(query: str) -> dict[str, str]:
+    """What stands behind the "?". Bytes that are not UTF-8 are kept: a value may be a path."""
+    return dict(parse_qsl(query, keep_blank_values=True, errors="surrogateescape"))
 
 
 _CACHED = "cached+"
@@ -249,14 +254,14 @@ def _cached_url(text: str) -> Url:
             f'"{_CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
-    return replace(place, cache=dict(parse_qsl("&".join(ours), keep_blank_values=True)))
+    return replace(place, cache=_parameters("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
     """The location of a place, in front of which is a cache."""
     if not cache:
         return _CACHED + location
-    return f"{_CACHED}{location}{'&' if '?' in location else '?'}{urlencode(cache, quote_via=quote)}"
+    return f"{_CACHED}{location}{'&' if '?' in location else '?'}{urlencode(cache, quote_via=quote, errors='surrogateescape')}"
 
 
 def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBackend:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
@@ -96,6 +97,8 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
+    if arguments is None and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
+        _begin_in_utf8()
     take_streams()
     interrupts = Interrupts()
     interrupts.watch()
@@ -153,6 +156,16 @@ def _perform(arguments: list[str], interrupts: Interrupts) -> int:
         complain(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         return code_of(error)
     return code if isinstance(code, int) else Exit.DONE
+
+
+def _begin_in_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode. It has the locales C and POSIX in it, and everybody by default from 3.15 on.
+
+    Arguments and names of files are bytes, and identifiers are these bytes read as UTF-8 (`identifiers.decode`). In the
+    encoding of another locale the same argument would name another object.
+    """
+    with suppress(OSError):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this very program
 
 
 def _allocate_together() -> None:
