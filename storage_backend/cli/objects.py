@@ -21,6 +21,7 @@ from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
+from storage_backend.cli.standard import outlive_output
 from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
@@ -250,6 +251,7 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm ./papers/draft.pdf
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
+    outlive_output()
     tally = Tally()
     with Sources() as sources:
         for location in locations:
