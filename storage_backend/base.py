@@ -273,6 +273,13 @@ class StorageBackend(ABC):
         """
         return iter(())
 
+    def _tidy(self) -> int:
+        """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
+
+        For transfers, at their ends. What the listings by this instance have not shown need not be found.
+        """
+        return 0
+
     def _places(self, prefix: str = "") -> Iterator[Lineage]:
         """Where the objects beneath *prefix* really are; several for a backend that keeps them in several places.
 

@@ -15,7 +15,7 @@ from typing import cast
 from typing_extensions import Buffer
 
 from storage_backend.errors import ConfigurationError
-from storage_backend.identifiers import RESERVED
+from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
 
 # Answers of a file system or kernel without O_TMPFILE (open(2)).
@@ -64,11 +64,6 @@ def cache_directory() -> Path:
         return (Path(given) if given else Path.home() / ".cache") / "storage-backend"
     except RuntimeError as error:
         raise ConfigurationError(f"nowhere to keep a cache: {error}; set XDG_CACHE_HOME") from None
-
-
-def temporary_name() -> str:
-    """A name that no object can have and no other process will choose."""
-    return f"{RESERVED}{os.urandom(12).hex()}"
 
 
 class StagedFile:

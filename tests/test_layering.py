@@ -19,6 +19,7 @@ FLOORS = {
     "locations": 1,
     "sightings": 1.5,
     "files": 1.5,
+    "owners": 1.2,
     "forks": 1,
     "threads": 1,
     "unforked": 1,

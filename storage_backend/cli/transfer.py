@@ -58,8 +58,19 @@ scope = _options(
     ),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
 )
-_workers = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Batches or large objects under way at once."
+_workers = _options(
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Batches or large objects under way at once.",
+    ),
+    click.option(
+        "--retry-for",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="How long to wait for a side that cannot be reached. [default: 60]",
+    ),
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
 _making = _options(

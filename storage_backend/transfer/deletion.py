@@ -69,6 +69,8 @@ def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | Non
         for identifier in _while_wanted(job, batch):
             try:
                 backend.move(identifier, f"{trash.removesuffix('/')}/{identifier}")
+            except FileNotFoundError:
+                continue  # gone already, as `delete_many` has it; also by a move whose answer was lost
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - reported under its identifier

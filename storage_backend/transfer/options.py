@@ -36,6 +36,8 @@ class TransferOptions:
         manifest: (migrate) path of a file to write: identifier, size and sha256 of every verified object, as JSON lines.
         one_way: (verify) objects that only the target has are no difference.
         dry_run: plan, and do nothing.
+        retry_for: seconds that a side which cannot be reached is waited for, with growing pauses, before what needs it fails; counted
+            anew once something works. 0 tries once more at the end, and that is all.
         workers: how many batches or large objects are under way at once.
         batch_objects: the most objects in a batch.
         batch_bytes: the most bytes in a batch; a larger object is streamed by itself.
@@ -55,6 +57,7 @@ class TransferOptions:
     manifest: str | os.PathLike[str] | None = None
     one_way: bool = False
     dry_run: bool = False
+    retry_for: float = 60.0
     workers: int = 4
     batch_objects: int = 256
     batch_bytes: int = 4 << 20
@@ -66,6 +69,10 @@ class TransferOptions:
                 raise ConfigurationError(
                     f"{name} must be at least 1, not {getattr(self, name)}", parameter=name
                 )
+        if not self.retry_for >= 0:
+            raise ConfigurationError(
+                f"retry_for must not be negative: {self.retry_for}", parameter="retry_for"
+            )
         if self.max_delete is not None and self.max_delete < 0:
             raise ConfigurationError(
                 f"max_delete must not be negative: {self.max_delete}", parameter="max_delete"

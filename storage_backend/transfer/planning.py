@@ -88,7 +88,7 @@ def merge(
         if other is None or (
             one is not None
             and one.identifier != other.identifier
-            and _before(one.identifier, other.identifier)
+            and comes_before(one.identifier, other.identifier)
         ):
             assert one is not None
             yield one, None
@@ -104,7 +104,7 @@ def merge(
 
 def _after(last: ObjectInfo, info: ObjectInfo | None, side: str) -> ObjectInfo | None:
     """*info*, which the *side* lists after *last*."""
-    if info is not None and not _before(last.identifier, info.identifier):
+    if info is not None and not comes_before(last.identifier, info.identifier):
         raise StorageError(
             f"the {side} lists {info.identifier!r} after {last.identifier!r}: out of order, so the plan would be wrong",
             identifier=info.identifier,
@@ -202,7 +202,7 @@ def _journal_holds(record: Record, source: ObjectInfo, target: ObjectInfo) -> bo
     )
 
 
-def _before(one: str, other: str) -> bool:
+def comes_before(one: str, other: str) -> bool:
     """Whether *one* comes first by its encoded bytes."""
     if one.isascii() and other.isascii():
         return one < other
@@ -218,7 +218,7 @@ class _Lookup:
 
     def find(self, identifier: str) -> Record | None:
         while self._next is not None and self._next.identifier != identifier:
-            if not _before(self._next.identifier, identifier):
+            if not comes_before(self._next.identifier, identifier):
                 return None
             self._next = next(self._records, None)
         return self._next

@@ -113,6 +113,10 @@ class Wrapper(StorageBackend):
         return self.backend._digests(identifiers)
 
     @override
+    def _tidy(self) -> int:
+        return self.backend._tidy()
+
+    @override
     def _places(self, prefix: str = "") -> Iterator[Lineage]:
         return self.backend._places(prefix)
 

@@ -35,6 +35,7 @@ from storage_backend.errors import (
 from storage_backend.files import copy_descriptor, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, lineage
+from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
 from storage_backend.streams import (
     CHUNK,
@@ -95,6 +96,7 @@ class LocalStorage(StorageBackend):
         self._durable = durable
         self._location = self.base_dir.as_uri()
         self._prefix = str(self.base_dir).rstrip("/") + "/"
+        self._left: set[str] = set()  # files with temporary names that a listing has shown
         self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
 
     def __repr__(self) -> str:
@@ -358,6 +360,24 @@ class LocalStorage(StorageBackend):
         return self._location
 
     @override
+    def _tidy(self) -> int:
+        left, self._left = self._left, set()
+        removed = 0
+        for path in left:
+            if not is_abandoned(path.rpartition("/")[2]):
+                continue
+            with Mapped(None, self._location):
+                directory, name = self._beneath.parent(identifiers.encode(path))
+                try:
+                    os.unlink(name, dir_fd=directory)
+                    removed += 1
+                except FileNotFoundError:
+                    pass
+                finally:
+                    os.close(directory)
+        return removed
+
+    @override
     def _places(self, prefix: str = "") -> Iterator[Lineage]:
         yield lineage(self.base_dir / prefix)
 
@@ -419,7 +439,7 @@ class LocalStorage(StorageBackend):
         def may_enter(path: str) -> bool:
             return enter(path) and (_short(path) or self._valid(f"{path}/x", on_skip))
 
-        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location):
+        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location, self._left):
             if _short(directory.path, max(map(len, names))):
                 yield directory, names, regular
             elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:

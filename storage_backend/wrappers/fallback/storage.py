@@ -267,6 +267,10 @@ class FallbackStorage(StorageBackend):
         )
 
     @override
+    def _tidy(self) -> int:
+        return self.primary._tidy() + self.secondary._tidy()
+
+    @override
     def _places(self, prefix: str = "") -> Iterator[Lineage]:
         yield from self.primary._places(prefix)
         yield from self.secondary._places(prefix)
