@@ -13,7 +13,6 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -27,9 +26,8 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     Moved,
@@ -282,7 +280,7 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
@@ -414,18 +412,20 @@ class StorageBackend(ABC):
             return download_from(reader, path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        """Store a local file as the object.
+        """Store a local file as the object, or what a pipe gives that is open already, as /dev/stdin.
 
         Returns:
             True.
 
         Raises:
             FileNotFoundError: there is no such file.
+            NotAFileError: it is a named pipe, to which nobody may ever write.
         """
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))
+            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:
         """Store *content* only if there is no such object yet. Of several callers, one gets True.

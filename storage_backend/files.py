@@ -10,11 +10,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError
+from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.identifiers import RESERVED
 from storage_backend.paths import expanded
 
@@ -33,6 +33,8 @@ _NO_KERNEL_COPY = {
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
+# Where a pipe has a path that somebody has opened already.
+_OPENED = ("/dev/fd/", "/dev/std", "/proc/")
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
@@ -69,6 +71,39 @@ def cache_directory() -> Path:
 def temporary_name() -> str:
     """A name that no object can have and no other process will choose."""
     return f"{RESERVED}{os.urandom(12).hex()}"
+
+
+def open_source(path: str | os.PathLike[str]) -> BinaryIO:
+    """A reader of a local file that is to be stored.
+
+    Of pipes only those are read that are open already (`/dev/stdin`, a shell's `<(...)`): to open another waits for
+    somebody who writes to it, maybe for ever.
+
+    Raises:
+        NotAFileError: it is a named pipe.
+        OSError: it cannot be opened.
+    """
+    whole = expanded(path)
+
+    def look(mode: int) -> None:
+        if stat.S_ISFIFO(mode) and not whole.startswith(_OPENED):
+            raise NotAFileError(
+                f"Not a regular file: {whole!r} is a named pipe; open it yourself and store what it gives, by write_stream or "
+                "by the command `put` with the path /dev/stdin"
+            )
+
+    def opened(name: str, flags: int) -> int:
+        look(os.stat(name).st_mode)  # noqa: PTH116 - stays text
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    reader = open(whole, "rb", opener=opened)  # noqa: SIM115 - stays text; the caller closes it
+    try:
+        look(os.fstat(reader.fileno()).st_mode)
+        os.set_blocking(reader.fileno(), True)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
 
 
 class StagedFile:

@@ -31,7 +31,6 @@ from storage_backend.backends.remote.storage import RemoteStorage
 from storage_backend.base import StorageBackend
 from storage_backend.errors import (
     AccessDeniedError,
-    BatchError,
     InvalidIdentifierError,
     NotAFileError,
     NotFoundError,
@@ -427,7 +426,7 @@ def test_each_object_is_the_same_by_both_ways(openssh_place: SSHPlace, seed: int
                     outcome(getattr(backend, verb.__name__), other) for backend in (by_shell, by_sftp)
                 )
                 assert first == second, (other, verb)
-            if other != "fifo":  # test_reading_a_pipe_ends_and_the_next_operation_works
+            if other != "fifo":  # test_remote_pipes.py
                 assert outcome(by_shell.read, other) == outcome(by_sftp.read, other), other
             for name in ("copy", "move"):
                 before = on_disk(root)
@@ -548,22 +547,6 @@ def test_pipe_is_no_object(openssh_place: SSHPlace) -> None:
                 backend.move("fifo", "b")
             with pytest.raises(NotAFileError):
                 backend.write("fifo", b"x")
-
-
-@pytest.mark.soak
-def test_reading_a_pipe_ends_and_the_next_operation_works(openssh_place: SSHPlace) -> None:
-    os.mkfifo(openssh_place.local / "fifo")
-    (openssh_place.local / "a").write_bytes(b"x")
-    config: Any = openssh_place.config(io_timeout=2.0)
-    with closing(RemoteStorage(config, openssh_place.base)) as backend:
-        with pytest.raises(NotAFileError):
-            backend.open("fifo")
-        assert backend.read("a") == b"x"
-        batch = backend.read_many(["fifo", "a"])
-        assert next(batch) == ("a", b"x")
-        with pytest.raises(BatchError) as caught:
-            next(batch)
-        assert isinstance(caught.value.failures["fifo"], NotAFileError)
 
 
 def test_directory_that_is_gone_or_a_file_has_nothing_beneath(openssh_place: SSHPlace) -> None:
