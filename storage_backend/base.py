@@ -12,7 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -26,7 +26,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, open_source, write_file
+from storage_backend.files import StagedFile, modified_of, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
     Content,
@@ -282,8 +282,8 @@ class StorageBackend(ABC):
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+            info = ObjectInfo(identifier, size, modified_of(facts))
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -423,8 +423,8 @@ class StorageBackend(ABC):
         """
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+            info = ObjectInfo(identifier, size, modified_of(facts))
             return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:
@@ -505,6 +505,11 @@ class StorageBackend(ABC):
         Where it does, another time means another content; where it does not, the time is that of the write.
         """
         return False
+
+    def _keeps(self, modified: datetime) -> bool:
+        """Whether this very time is kept, as precisely as the store has times; False for one beyond its range."""
+        _ = modified
+        return self.keeps_modified is True
 
     def close(self) -> None:
         """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""

@@ -8,6 +8,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -30,6 +31,7 @@ _NO_KERNEL_COPY = {
     errno.EBADF,
     errno.ETXTBSY,
 }
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
@@ -71,6 +73,14 @@ def cache_directory() -> Path:
 def temporary_name() -> str:
     """A name that no object can have and no other process will choose."""
     return f"{RESERVED}{os.urandom(12).hex()}"
+
+
+def modified_of(facts: os.stat_result) -> datetime | None:
+    """When a file was last changed; None where that is a year without a number: file systems count further."""
+    try:
+        return _EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
+    except OverflowError:
+        return None
 
 
 def open_source(path: str | os.PathLike[str]) -> BinaryIO:

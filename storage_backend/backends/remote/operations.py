@@ -757,11 +757,13 @@ def beside(path: bytes, name: bytes) -> bytes:
 
 
 def in_seconds(modified: datetime | None) -> int | None:
-    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
-    if modified is None:
-        return None
-    seconds = int(modified.timestamp() // 1)
-    return seconds if 0 <= seconds < 1 << 32 else None
+    """A time as SFTP has it: whole seconds since 1970; one that `known` would not know again is not kept."""
+    return None if modified is None else known(int(modified.timestamp() // 1))
+
+
+def known(seconds: int | None) -> int | None:
+    """A time as SFTP tells it, if it is one time: from 2**31 on (2038) it may be one of before 1970, wrapped at 2**32."""
+    return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
 
 
 def changed(place: Place, where: str, how: str = "") -> SourceChangedError:

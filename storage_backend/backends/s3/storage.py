@@ -39,7 +39,7 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import open_source, write_file
+from storage_backend.files import modified_of, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
@@ -495,7 +495,7 @@ class S3Storage(StorageBackend):
         key = self._objects.key(identifier)
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+            info = ObjectInfo(identifier, facts.st_size, modified_of(facts))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 known = info if stat.S_ISREG(facts.st_mode) else None
                 return self.write_stream(identifier, counting(reader, moved), info=known)
