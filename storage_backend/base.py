@@ -12,8 +12,7 @@ import os
 import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -27,10 +26,9 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, modified_of, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, within
-from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     Moved,
@@ -297,10 +295,10 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+            info = ObjectInfo(identifier, size, modified_of(facts))
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -429,18 +427,20 @@ class StorageBackend(ABC):
             return download_from(reader, path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        """Store a local file as the object.
+        """Store a local file as the object, or what a pipe gives that is open already, as /dev/stdin.
 
         Returns:
             True.
 
         Raises:
             FileNotFoundError: there is no such file.
+            NotAFileError: it is a named pipe, to which nobody may ever write.
         """
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))
+            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
+            info = ObjectInfo(identifier, size, modified_of(facts))
+            return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:
         """Store *content* only if there is no such object yet. Of several callers, one gets True.
@@ -520,6 +520,11 @@ class StorageBackend(ABC):
         Where it does, another time means another content; where it does not, the time is that of the write.
         """
         return False
+
+    def _keeps(self, modified: datetime) -> bool:
+        """Whether this very time is kept, as precisely as the store has times; False for one beyond its range."""
+        _ = modified
+        return self.keeps_modified is True
 
     def close(self) -> None:
         """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""

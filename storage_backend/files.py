@@ -8,13 +8,14 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError
+from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
 
@@ -30,9 +31,12 @@ _NO_KERNEL_COPY = {
     errno.EBADF,
     errno.ETXTBSY,
 }
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
+# Where a pipe has a path that somebody has opened already.
+_OPENED = ("/dev/fd/", "/dev/std", "/proc/")
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
@@ -64,6 +68,47 @@ def cache_directory() -> Path:
         return (Path(given) if given else Path.home() / ".cache") / "storage-backend"
     except RuntimeError as error:
         raise ConfigurationError(f"nowhere to keep a cache: {error}; set XDG_CACHE_HOME") from None
+
+
+def modified_of(facts: os.stat_result) -> datetime | None:
+    """When a file was last changed; None where that is a year without a number: file systems count further."""
+    try:
+        return _EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
+    except OverflowError:
+        return None
+
+
+def open_source(path: str | os.PathLike[str]) -> BinaryIO:
+    """A reader of a local file that is to be stored.
+
+    Of pipes only those are read that are open already (`/dev/stdin`, a shell's `<(...)`): to open another waits for
+    somebody who writes to it, maybe for ever.
+
+    Raises:
+        NotAFileError: it is a named pipe.
+        OSError: it cannot be opened.
+    """
+    whole = expanded(path)
+
+    def look(mode: int) -> None:
+        if stat.S_ISFIFO(mode) and not whole.startswith(_OPENED):
+            raise NotAFileError(
+                f"Not a regular file: {whole!r} is a named pipe; open it yourself and store what it gives, by write_stream or "
+                "by the command `put` with the path /dev/stdin"
+            )
+
+    def opened(name: str, flags: int) -> int:
+        look(os.stat(name).st_mode)  # noqa: PTH116 - stays text
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    reader = open(whole, "rb", opener=opened)  # noqa: SIM115 - stays text; the caller closes it
+    try:
+        look(os.fstat(reader.fileno()).st_mode)
+        os.set_blocking(reader.fileno(), True)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
 
 
 class StagedFile:

@@ -125,9 +125,10 @@ class DaemonPool(Executor):
             try:
                 thread.start()
             except RuntimeError:
-                # The system has no thread to spare: those that are there do it all, if any are.
-                if not self._threads:
-                    raise
+                # The system has no thread to spare, or the interpreter ends, which some of 3.12 start none for: those that are
+                # there do it all, or else the caller.
+                if not self._threads and (task := self._tasks.get()) is not None:
+                    task()
             else:
                 self._threads.append(thread)
 

@@ -11,7 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from storage_backend import LocalStorage, MemoryStorage, StorageBackend
+from storage_backend.errors import NotAFileError
 from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
+from storage_backend.wrappers.cached import CachedStorage
+from tests.seven import Seven
 
 pytestmark = pytest.mark.quick
 
@@ -205,3 +209,44 @@ class TestStateDirectory:
         )
         assert "ConfigurationError: nowhere to keep state" in done.stderr
         assert "set XDG_STATE_HOME" in done.stderr
+
+
+@pytest.mark.parametrize("backend", ["memory", "local", "seven"])
+def test_upload_takes_pipes_that_are_open_and_refuses_named_ones(tmp_path: Path, backend: str) -> None:
+    storages: dict[str, StorageBackend] = {
+        "memory": MemoryStorage(),
+        "local": LocalStorage(tmp_path / "base"),
+        "seven": Seven(),
+    }
+    storage = storages[backend]
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(NotAFileError, match="named pipe"):
+        storage.upload(tmp_path / "pipe", "a")
+    assert not storage.exists("a")
+    for path in ("/dev/fd/{}", "/proc/self/fd/{}"):
+        reading, writing = os.pipe()
+        os.write(writing, b"content")
+        os.close(writing)
+        try:
+            assert storage.upload(path.format(reading), "a") is True
+        finally:
+            os.close(reading)
+        assert storage.read("a") == b"content"
+        storage.delete("a")
+
+
+def test_pipe_in_place_of_a_cached_blob_is_not_waited_for(tmp_path: Path) -> None:
+    backend = MemoryStorage()
+    backend.write("a", b"content")
+    with CachedStorage(backend, cache_dir=tmp_path / "cache") as cached:
+        cached.read("a")
+    blobs = [
+        path for path in (tmp_path / "cache").rglob("*") if path.is_file() and b"content" in path.read_bytes()
+    ]
+    assert blobs
+    for path in blobs:
+        path.unlink()
+        os.mkfifo(path)
+    with CachedStorage(backend, cache_dir=tmp_path / "cache") as cached:
+        assert cached.read("a") == b"content"
+        assert cached.open("a").read() == b"content"

@@ -98,7 +98,8 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        rules = Rules(prove=self.verb == "migrate", keeps_time=self.job.keeps_time)
+        timed = self.job.source.keeps_modified is True
+        rules = Rules(self.verb == "migrate", self.job.keeps_time, self.job.target._keeps, timed)
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:

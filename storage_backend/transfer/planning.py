@@ -48,10 +48,14 @@ class Rules:
         prove: nothing is skipped on the word of size and time alone (migrate, verify): the journal has its digest, or
             the digests are compared.
         keeps_time: the target stores the source's time, so that another time there means another object.
+        keeps: whether it stores a certain time; some are beyond what a store has.
+        timed: the source tells times, so that one that it cannot tell may be any.
     """
 
     prove: bool = False
     keeps_time: bool = False
+    keeps: Callable[[datetime], bool] = bool
+    timed: bool = False
 
 
 class Record(NamedTuple):
@@ -166,7 +170,8 @@ def decide(
         return ("skip" if source.sha256 == target.sha256 else "copy"), "checksum"
     if source.modified is not None and target.modified is not None:
         return _decide_by_time(source, target, rules, looked)
-    if rules.prove or source.modified is not None or source.size is None or target.size is None:
+    unproven = rules.prove or rules.timed or source.modified is not None
+    if unproven or source.size is None or target.size is None:
         return "compare", "unproven"
     return "skip", "same-size-only"
 
@@ -179,6 +184,8 @@ def _decide_by_time(
         microseconds(cast(datetime, target.modified)),
     )
     same = same_time(changed, stored)
+    if rules.keeps_time and not same and not rules.keeps(cast(datetime, source.modified)):
+        return "compare", "unproven"  # the target's is the time of its writing, whatever the source's is
     if changed > stored and not same:
         return "copy", "newer"
     if rules.prove or source.size is None or target.size is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from datetime import datetime
 from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer, override
@@ -190,6 +191,10 @@ class Wrapper(StorageBackend):
     @override
     def keeps_modified(self) -> bool:
         return self.backend.keeps_modified is True
+
+    @override
+    def _keeps(self, modified: datetime) -> bool:
+        return self.backend._keeps(modified)
 
     @override
     def close(self) -> None:

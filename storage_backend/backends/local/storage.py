@@ -32,7 +32,7 @@ from storage_backend.errors import (
     SourceChangedError,
     UnsupportedOperationError,
 )
-from storage_backend.files import copy_descriptor, write_file
+from storage_backend.files import copy_descriptor, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, lineage
 from storage_backend.owners import is_abandoned
@@ -299,14 +299,13 @@ class LocalStorage(StorageBackend):
     def _upload_counted(
         self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None
     ) -> bool:
-        with Path(expanded(path)).open("rb", buffering=0) as reader:
+        with open_source(path) as reader:
             if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 with self._staging(identifier) as staging:
                     staging.copy_from(reader.fileno(), moved)
                     staging.publish()
                 return True
-            content = cast(BinaryIO, reader)
-            return self.write_stream(identifier, counting(content, moved or unwatched))
+            return self.write_stream(identifier, counting(reader, moved or unwatched))
 
     @override
     def create(self, identifier: str, content: Content) -> bool:

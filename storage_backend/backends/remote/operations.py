@@ -63,6 +63,7 @@ class Requests(Protocol):
     extensions: dict[bytes, bytes]
     read_length: int
     write_length: int
+    wakes: bool
 
     def post(self, request: Request) -> None:
         """Have a request sent whose reply nobody waits for."""
@@ -136,17 +137,9 @@ class Operations:
 
     def open(self, place: Place, *, look: bool = False) -> Steps[tuple[bytes, Attributes]]:
         """A handle to read the object by, and its attributes; *look* as for `read`."""
-        if look:
-            yield from self.facts(place)
-        (reply,) = yield [packets.opening(place.path, FOR_READING)]
+        handle, _ = yield from self._opened(place, look=look)
         try:
-            handle = packets.handle_in(reply)
-        except StatusError as error:
-            raise (yield from self._why_unreadable(error, place)) from error
-        (reply,) = yield [packets.path(packets.FSTAT, handle)]
-        try:
-            with self._mapped(place):
-                found = self.regular(packets.attributes_in(reply), place)
+            found = yield from self._facts_of(handle, place)
             if found.size is None:
                 raise StorageError(
                     f"the server does not tell the size of {place.identifier!r} in {self._where}",
@@ -164,38 +157,69 @@ class Operations:
         Args:
             place: of it.
             most: bytes.
-            look: what it is before it is opened. To open a pipe (mkfifo(3)) holds a server's process until someone writes to it:
-                the look would cost each read an exchange, so it is taken where a connection has fallen silent before.
+            look: what it is before it is opened, for a read that a connection did not survive. That costs an exchange.
         """
-        if look:
-            yield from self.facts(place)
-        (reply,) = yield [packets.opening(place.path, FOR_READING)]
-        try:
-            handle = packets.handle_in(reply)
-        except StatusError as error:
-            raise (yield from self._why_unreadable(error, place)) from error
+        handle, seen = yield from self._opened(place, look=look)
         length = self._session.read_length
         try:
-            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, length)]
+            if seen is None:
+                first, second = yield [
+                    packets.path(packets.FSTAT, handle),
+                    packets.reading(handle, 0, length),
+                ]
+                with self._mapped(place):
+                    found = self.regular(packets.attributes_in(first), place)
+            else:
+                found = seen
+                (second,) = yield [packets.reading(handle, 0, length)]
             with self._mapped(place):
-                found = self.regular(packets.attributes_in(first), place)
                 pieces = [packets.data_in(second, length)]
             size = len(pieces[0])
             # A piece of the very size is the whole; other sizes are of a file that grows, or of a server that gives less
-            # than it has, and only its word proves the end.
-            while pieces[-1] and size != found.size:
+            # than it has, and only its word proves the end. So it is where another file may have been looked at than opened,
+            # if the piece may be cut.
+            while pieces[-1] and (size != found.size or (seen is not None and len(pieces[-1]) == length)):
                 if max(size, found.size or 0) > most:
                     return None, found
                 (reply,) = yield [packets.reading(handle, size, length)]
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
+            if seen is not None and size != found.size:
+                found = yield from self._facts_of(handle, place)
             if found.size is not None and size < found.size:
                 # Cut short meanwhile; or a file system or server that ends early.
                 raise changed(place, self._where, f"it ended after {size:,} of {found.size:,} bytes")
             return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
         finally:
             self.let_go(handle)
+
+    def _opened(self, place: Place, *, look: bool) -> Steps[tuple[bytes, Attributes | None]]:
+        """A handle to read by, and what was seen of the object right before, if that costs nothing."""
+        opening = packets.opening(place.path, FOR_READING)
+        beside = self._session.wakes and not look
+        if beside:
+            looked, reply = yield [packets.path(packets.STAT, place.path), opening]
+        else:
+            yield from self.facts(place)
+            (reply,) = yield [opening]
+        try:
+            handle = packets.handle_in(reply)
+        except StatusError as error:
+            raise (yield from self._why_unreadable(error, place)) from error
+        if not beside:
+            return handle, None
+        try:
+            seen = _if_there(looked)
+            return handle, None if seen is None else self.regular(seen, place)
+        except BaseException:
+            self.let_go(handle)
+            raise
+
+    def _facts_of(self, handle: bytes, place: Place) -> Steps[Attributes]:
+        (reply,) = yield [packets.path(packets.FSTAT, handle)]
+        with self._mapped(place):
+            return self.regular(packets.attributes_in(reply), place)
 
     def begin(
         self, place: Place, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
@@ -736,11 +760,13 @@ def beside(path: bytes, name: bytes) -> bytes:
 
 
 def in_seconds(modified: datetime | None) -> int | None:
-    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
-    if modified is None:
-        return None
-    seconds = int(modified.timestamp() // 1)
-    return seconds if 0 <= seconds < 1 << 32 else None
+    """A time as SFTP has it: whole seconds since 1970; one that `known` would not know again is not kept."""
+    return None if modified is None else known(int(modified.timestamp() // 1))
+
+
+def known(seconds: int | None) -> int | None:
+    """A time as SFTP tells it, if it is one time: from 2**31 on (2038) it may be one of before 1970, wrapped at 2**32."""
+    return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
 
 
 def changed(place: Place, where: str, how: str = "") -> SourceChangedError:

@@ -108,6 +108,11 @@ def opening(name: bytes, flags: int) -> Request:
     return OPEN, b"".join((text(name), struct.pack(">I", flags), _NONE))
 
 
+def refusal(words: str) -> Reply:
+    """What a server says that does not do something."""
+    return STATUS, struct.pack(">I", FAILURE) + text(words.encode())
+
+
 def reading(handle: bytes, offset: int, size: int) -> Request:
     """Read at most *size* bytes."""
     return READ, text(handle) + struct.pack(">QI", offset, size)

@@ -8,7 +8,7 @@ import os
 import posixpath
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -21,7 +21,7 @@ from storage_backend.backends.remote.errors import LostError, ShellError
 from storage_backend.backends.remote.link import LOSSES, Link
 from storage_backend.backends.remote.locations import location_for
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
+from storage_backend.backends.remote.operations import Place, in_seconds
 from storage_backend.backends.remote.packets import HARDLINK, Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.settings import SSHConfig, read_settings
@@ -463,6 +463,10 @@ class RemoteStorage(StorageBackend):
     @override
     def keeps_modified(self) -> bool:
         return True
+
+    @override
+    def _keeps(self, modified: datetime) -> bool:
+        return in_seconds(modified) is not None
 
     @property
     @override

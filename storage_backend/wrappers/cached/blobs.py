@@ -57,7 +57,7 @@ _TRASH = 1_000  # files removed at an opening, and a few at each publication, so
 _TRASH_MORE = 16
 _TRASH_CLEARED = 10_000  # files that whoever clears removes
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
-_READING = os.O_RDONLY | os.O_CLOEXEC
+_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in its place is damage, not to be waited for
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -546,11 +546,11 @@ class Blobs:
         found = []
         for path, name in self._files():
             try:
-                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                fd = os.open(path, _READING)
             except OSError:
                 continue
             try:
-                entry = None if stat.S_ISDIR(os.fstat(fd).st_mode) else entry_of(fd)
+                entry = None if not stat.S_ISREG(os.fstat(fd).st_mode) else entry_of(fd)
             finally:
                 os.close(fd)
             if entry is None or key_of(entry.label).name != name:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
@@ -389,6 +390,10 @@ class FallbackStorage(StorageBackend):
     @override
     def keeps_modified(self) -> bool:
         return self.primary.keeps_modified is True and self.secondary.keeps_modified is True
+
+    @override
+    def _keeps(self, modified: datetime) -> bool:
+        return self.primary._keeps(modified) and self.secondary._keeps(modified)
 
     @override
     def close(self) -> None:
