@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
 from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
@@ -192,6 +192,11 @@ class Engine:
             return info
 
     def _on_skip(self, error: StorageError) -> None:
+        if error.identifier is not None and not self.options.concerns(error.identifier):
+            return
+        if isinstance(error, FolderMarkerError):
+            self.report.skipped["folder-marker"] += 1
+            return
         self._fail(error.identifier or str(error), error)
 
     def _fail(self, identifier: str, error: Exception) -> None:
