@@ -209,7 +209,7 @@ class StorageBackend(ABC):
         Args:
             prefix: a literal string; it need not end at a "/".
             on_skip: is given an error for each entry that is no object (an unusable name, a link that leads
-                outside); without it they are logged as warnings.
+                outside; a FolderMarkerError for what only makes a folder visible); without it they are logged as warnings.
 
         Raises:
             StorageError: something could not be listed.
@@ -600,6 +600,10 @@ def check_mode(mode: str) -> None:
     """
     if mode not in {"rb", "wb"}:
         raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
+class FolderMarkerError(InvalidIdentifierError):
+    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
 
 
 def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
 from storage_backend.errors import (
     FATAL,
     IntegrityError,
@@ -69,6 +69,7 @@ class Engine:
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
         self._two_places: bool | None = None
+        self._last_marker = ""
         self._source_count = 0
         self._target_count = 0
 
@@ -251,7 +252,14 @@ class Engine:
 
     def _on_skip(self, error: StorageError) -> None:
         name = error.identifier or str(error)
-        if name not in self.report.failed:  # by a listing that was begun anew
+        if error.identifier is not None and not self.options.concerns(error.identifier):
+            return
+        # A listing that is begun anew tells of all again.
+        if isinstance(error, FolderMarkerError):
+            if name > self._last_marker:
+                self._last_marker = name
+                self.report.skipped["folder-marker"] += 1
+        elif name not in self.report.failed:
             self._fail(name, error)
 
     def _outage(self) -> Outage:
