@@ -514,6 +514,11 @@ class StorageBackend(ABC):
         return type(self).__name__
 
     @property
+    def _instance(self) -> str:
+        """What tells the store from others of the same class, where there is no URL and its objects are gone with it."""
+        return ""
+
+    @property
     def keeps_modified(self) -> bool:
         """Whether `stat` and `scan` show the `modified` that `write_stream` and `write_many` were given.
 

@@ -6,6 +6,7 @@ import ctypes
 import errno
 import os
 import stat
+import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -115,7 +116,7 @@ class StagedFile:
     """A new file beside its place, written first and given its name last.
 
     Where the file system can, it has no name until then, so that a crash leaves nothing; elsewhere it has a reserved
-    temporary one. A file that it replaces passes on its permission bits. Used by one thread. Whoever makes one discards
+    temporary one. A file that it replaces passes on what `take_over` says. Used by one thread. Whoever makes one discards
     it; a forked child's copy leaves the file alone.
 
     Args:
@@ -134,6 +135,7 @@ class StagedFile:
         self.name = name
         self.size = 0
         self._temporary: str | None = None
+        self._taken_over: tuple[int, int, int] | None = None  # which file's rights it has
         self._process = os.getpid()
         self.fd = -1
         try:
@@ -165,11 +167,13 @@ class StagedFile:
         if not overwrite:
             self._link()
             return
-        if self._temporary is None:
+        if self._temporary is not None:
+            self._take_over(entry_facts(self.directory, self.name))
+        else:
             with suppress(FileExistsError):
                 self._link()
                 return
-            self._keep_mode()
+            self._take_over(entry_facts(self.directory, self.name))
             # linkat(2) never overwrites, rename(2) does.
             self._temporary = temporary_name()
             try:
@@ -209,23 +213,22 @@ class StagedFile:
                     raise
             else:
                 return
-        mode = entry_mode(self.directory, self.name)
+        facts = entry_facts(self.directory, self.name)
         self._temporary = temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        # Never more than what it replaces allows, not for a moment.
-        self.fd = os.open(
-            self._temporary,
-            flags,
-            mode & 0o777 if mode is not None and stat.S_ISREG(mode) else 0o666,
-            dir_fd=self.directory,
-        )
-        self._keep_mode()
+        # Never more than what it replaces allows, not for a moment: whose group it has is not known yet.
+        mode = facts.st_mode & 0o700 if facts is not None and stat.S_ISREG(facts.st_mode) else 0o666
+        self.fd = os.open(self._temporary, flags, mode, dir_fd=self.directory)
+        self._take_over(facts)
 
-    def _keep_mode(self) -> None:
-        """Take over the permission bits of the file that is replaced."""
-        mode = entry_mode(self.directory, self.name)
-        if mode is not None and stat.S_ISREG(mode):
-            os.fchmod(self.fd, mode & 0o777)
+    def _take_over(self, facts: os.stat_result | None) -> None:
+        """Have what the file has that is replaced, of which *facts* are known."""
+        if facts is None or not stat.S_ISREG(facts.st_mode):
+            return
+        seen = (facts.st_dev, facts.st_ino, facts.st_ctime_ns)  # a change of rights is one of the last
+        if seen != self._taken_over:
+            take_over(self.fd, self.directory, self.name, facts)
+            self._taken_over = seen
 
     def _link(self) -> None:
         if self._temporary is None:
@@ -263,19 +266,105 @@ def _linkat() -> Callable[..., int]:
     return cast(Callable[..., int], ctypes.CDLL(None, use_errno=True).linkat)
 
 
-def entry_mode(directory: int, name: str | bytes) -> int | None:
-    """Type and permissions of a directory's entry, None if there is none.
+def entry_facts(directory: int, name: str | bytes) -> os.stat_result | None:
+    """What is known of a directory's entry, None if there is none.
 
     Raises:
         OSError: with ENXIO, it is a device, a pipe or a socket.
     """
     try:
-        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+    mode = facts.st_mode
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
-        return mode
+        return facts
     raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
+
+
+def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_result) -> None:
+    """Give a new file the permission bits, ACL and extended attributes of the one that it replaces, and owner and group where we may.
+
+    Nobody gets more rights than before: where the group cannot be kept, the new one has what all others have.
+
+    Args:
+        fd: of the new file.
+        directory: that the old one is in; None if *name* is its path.
+        name: of the old one.
+        facts: of the old one.
+    """
+    mode = facts.st_mode & 0o777
+    new = os.fstat(fd)
+    now = new.st_mode & 0o777
+    if (new.st_uid, new.st_gid) != (facts.st_uid, facts.st_gid):
+        now = mode & 0o700
+        os.fchmod(fd, now)  # not for the other group yet
+        if not _chowned(fd, facts.st_uid, facts.st_gid) and not _chowned(fd, -1, facts.st_gid):
+            mode &= ~0o070 | (mode & 0o007) << 3
+    if hasattr(os, "listxattr"):
+        old = _attributes(directory, name)
+        own = os.listxattr(fd) if old is not None else []
+        if old or own:
+            if not _give_attributes(fd, old or {}, own):
+                mode &= ~0o070  # the bits of the group were those of the ACL
+            now = -1
+    if now != mode:
+        os.fchmod(fd, mode)
+
+
+def _chowned(fd: int, owner: int, group: int) -> bool:
+    try:
+        os.fchown(fd, owner, group)
+    except OSError:  # not ours to give, or the file system has none
+        return False
+    return True
+
+
+_ACL = "system.posix_acl_access"
+# Not capabilities or signatures of the content, which is another one now.
+_KEPT = ("user.", "system.", "security.selinux")
+# Not everything is everywhere.
+_CALM = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+)
+
+
+def _attributes(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
+    """The ACL and the extended attributes of a file that are kept; None if the file system has none."""
+    place: str | bytes | int
+    opened = -1
+    try:
+        try:
+            # By a descriptor it takes half the time; but it may be that the file is not ours to read.
+            place = opened = os.open(name, _CALM, dir_fd=directory)
+        except PermissionError:
+            place = name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}"
+        follow = opened >= 0
+        return {
+            each: os.getxattr(place, each, follow_symlinks=follow)
+            for each in os.listxattr(place, follow_symlinks=follow)
+            if each.startswith(_KEPT)
+        }
+    except OSError:
+        return None
+    finally:
+        if opened >= 0:
+            os.close(opened)
+
+
+def _give_attributes(fd: int, old: dict[str, bytes], own: list[str]) -> bool:
+    """Give a file, which has the attributes *own*, those of the old one; whether the ACL is the same now."""
+    if _ACL in own and _ACL not in old:  # it came from the directory
+        os.removexattr(fd, _ACL)
+    whole = True
+    for name, value in old.items():
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            whole = whole and name != _ACL
+    return whole
 
 
 def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | None = None) -> int:
@@ -310,14 +399,41 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
     return copied
 
 
+def replaced_by(path: str | os.PathLike[str]) -> Path | None:
+    """The path of the file that one written to *path* replaces, or is to be: links are followed.
+
+    None if there is none, since a pipe or a terminal is there, which takes the bytes as they are.
+    """
+    place = Path(expanded(path))
+    try:
+        mode = place.stat().st_mode
+    except OSError:
+        mode = stat.S_IFREG
+    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+        return None
+    if not place.is_symlink():
+        return place
+    real = Path(os.path.realpath(place))
+    # A link in /proc to a file that has been removed leads to no path.
+    return None if place.exists() and not (real.exists() and real.samefile(place)) else real
+
+
 def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
     """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
+
+    A symbolic link is followed. A pipe or a terminal is not replaced, but given the bytes when all of them are there.
 
     Args:
         path: of the file to be.
         fill: writes it.
+
+    Raises:
+        OSError: with ENXIO, *path* is a pipe that nobody reads.
     """
-    place = Path(expanded(path))
+    place = replaced_by(path)
+    if place is None:
+        _pour(expanded(path), fill)
+        return
     place.parent.mkdir(parents=True, exist_ok=True)
     staged = StagedFile(os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), place.name)
     try:
@@ -325,3 +441,21 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
         staged.publish()
     finally:
         staged.discard()
+
+
+def _pour(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
+    """Give what *fill* writes to the pipe or terminal at *path*."""
+    # Without O_NONBLOCK, a pipe that nobody reads would be waited for, for ever.
+    target = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        os.set_blocking(target, True)
+        directory = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        staged = StagedFile(directory, temporary_name())
+        try:
+            fill(staged)
+            os.lseek(staged.fd, 0, os.SEEK_SET)
+            copy_descriptor(staged.fd, target)
+        finally:
+            staged.discard()
+    finally:
+        os.close(target)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from storage_backend import LocalStorage, MemoryStorage, StorageBackend
 from storage_backend.errors import NotAFileError
 from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
 from storage_backend.wrappers.cached import CachedStorage
+from tests.backends.local_ways import NOBODY, as_nobody
 from tests.seven import Seven
 
 pytestmark = pytest.mark.quick
@@ -250,3 +253,133 @@ def test_pipe_in_place_of_a_cached_blob_is_not_waited_for(tmp_path: Path) -> Non
     with CachedStorage(backend, cache_dir=tmp_path / "cache") as cached:
         assert cached.read("a") == b"content"
         assert cached.open("a").read() == b"content"
+
+
+ACL = "system.posix_acl_access"
+# posix_acl_xattr.h: version 2, then tag, permissions and id of each entry. The group has nothing, one user all.
+GROUP_WITHOUT_RIGHTS = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in [
+        (1, 6, 0xFFFFFFFF),
+        (2, 6, 1234),
+        (4, 0, 0xFFFFFFFF),
+        (16, 6, 0xFFFFFFFF),
+        (32, 0, 0xFFFFFFFF),
+    ]
+)
+
+
+def with_attribute(path: Path, name: str, value: bytes) -> None:
+    if not hasattr(os, "setxattr"):
+        pytest.skip("extended attributes are Linux's")
+    try:
+        os.setxattr(path, name, value)
+    except OSError as error:
+        pytest.skip(f"the file system takes no {name}: {error}")
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+class TestWhatAnOverwriteKeeps:
+    def test_acl_and_attributes(self, tmp_path: Path, anonymous: bool) -> None:
+        old = tmp_path / "a"
+        old.write_bytes(b"old")
+        old.chmod(0o600)
+        with_attribute(old, ACL, GROUP_WITHOUT_RIGHTS)
+        with_attribute(old, "user.origin", b"https://example.org")
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.write(b"new")
+        for name in names(tmp_path):
+            # Nobody reads more than he could before, not for a moment.
+            if os.getxattr(tmp_path / name, ACL) != GROUP_WITHOUT_RIGHTS:
+                assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        staged.publish()
+        staged.discard()
+        assert old.read_bytes() == b"new"
+        assert os.getxattr(old, ACL) == GROUP_WITHOUT_RIGHTS
+        assert os.getxattr(old, "user.origin") == b"https://example.org"
+        assert old.stat().st_mode & 0o777 == 0o660
+
+    def test_no_rights_come_from_the_directory(self, tmp_path: Path, anonymous: bool) -> None:
+        (tmp_path / "a").write_bytes(b"old")
+        (tmp_path / "a").chmod(0o640)
+        with_attribute(tmp_path, "system.posix_acl_default", GROUP_WITHOUT_RIGHTS)
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.publish()
+        staged.discard()
+        assert ACL not in os.listxattr(tmp_path / "a")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_owner_and_group_as_root(self, tmp_path: Path, anonymous: bool) -> None:
+        (tmp_path / "a").write_bytes(b"old")
+        os.chown(tmp_path / "a", 1234, 5678)
+        (tmp_path / "a").chmod(0o660)
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.publish()
+        staged.discard()
+        facts = (tmp_path / "a").stat()
+        assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o777) == (1234, 5678, 0o660)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file of another group")
+    def test_a_group_that_cannot_be_kept_gives_no_rights_to_ours(
+        self, tmp_path_factory: pytest.TempPathFactory, anonymous: bool
+    ) -> None:
+        with tempfile.TemporaryDirectory() as name:  # that others can enter
+            folder = Path(name)
+            folder.chmod(0o777)
+            (folder / "a").write_bytes(b"old")
+            os.chown(folder / "a", 0, 5678)
+            (folder / "a").chmod(0o664)
+
+            def overwrite() -> None:
+                staged = staged_in(folder, "a", anonymous=anonymous)
+                staged.publish()
+                staged.discard()
+
+            assert as_nobody(overwrite) is None
+            facts = (folder / "a").stat()
+            assert (facts.st_gid, facts.st_mode & 0o777) == (NOBODY, 0o644)
+
+
+class TestLinksAndPipes:
+    def test_a_link_is_followed(self, tmp_path: Path) -> None:
+        (tmp_path / "d").mkdir()
+        (tmp_path / "d" / "file").write_bytes(b"old")
+        (tmp_path / "link").symlink_to("d/file")
+        (tmp_path / "nowhere").symlink_to("d/later")
+        for name in ("link", "nowhere"):
+            write_file(tmp_path / name, lambda staged: staged.write(b"new"))
+            assert (tmp_path / name).is_symlink()
+            assert (tmp_path / name).read_bytes() == b"new"
+        assert names(tmp_path / "d") == ["file", "later"]
+
+    def test_a_pipe_gets_the_bytes(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        (tmp_path / "link").symlink_to("pipe")
+        content = os.urandom(300_000)
+        for name in ("pipe", "link"):
+            with pytest.raises(OSError) as caught:
+                write_file(tmp_path / name, lambda staged: staged.write(content))
+            assert caught.value.errno == errno.ENXIO  # nobody reads
+            reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+            os.set_blocking(reader, True)
+            writer = threading.Thread(
+                target=write_file, args=(tmp_path / name, lambda staged: staged.write(content))
+            )
+            writer.start()
+            got = b""
+            while len(got) < len(content):
+                got += os.read(reader, 1 << 16)
+            writer.join()
+            os.close(reader)
+            assert got == content
+        assert names(tmp_path) == ["link", "pipe"]
+
+    def test_standard_output_by_its_path(self, tmp_path: Path) -> None:
+        program = "from storage_backend import *; import sys; LocalStorage(sys.argv[1]).download('a', '/dev/stdout')"
+        (tmp_path / "a").write_bytes(b"content")
+        command = [sys.executable, "-c", program, str(tmp_path)]
+        assert subprocess.run(command, check=True, capture_output=True).stdout == b"content"
+        with (tmp_path / "out").open("wb") as out:
+            subprocess.run(command, check=True, stdout=out)
+        assert (tmp_path / "out").read_bytes() == b"content"

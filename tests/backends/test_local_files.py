@@ -336,11 +336,26 @@ class TestNoRegularFiles:
     def test_hard_link_is_another_name_of_the_same_file(self, any_way: LocalStorage, base: Path) -> None:
         any_way.write("a", b"1")
         os.link(base / "a", base / "b")
-        any_way.move("a", "b")
-        assert any_way.read("a") == any_way.read("b") == b"1"
         any_way.copy("a", "b")
         any_way.write("a", b"2")
         assert any_way.read("b") == b"1"
+
+    @pytest.mark.parametrize("dest", ["b", "d/b"])
+    def test_move_onto_a_hard_link_leaves_that_name_alone(
+        self, any_way: LocalStorage, base: Path, dest: str
+    ) -> None:
+        any_way.write("a", b"1")
+        (base / "d").mkdir()
+        os.link(base / "a", base / "third")
+        os.link(base / "a", base / dest)
+        assert any_way.move("a", dest) is True
+        assert any_way.list() == sorted([dest, "third"])
+        assert any_way.read(dest) == b"1"
+        assert any_way.move("third", dest) is True
+        assert any_way.list() == [dest]
+        assert any_way.move(dest, dest) is True
+        assert any_way.read(dest) == b"1"
+        assert all_names(base) == sorted({dest, "d"})
 
 
 class TestModesAndTimes:

@@ -19,6 +19,7 @@ from typing_extensions import Buffer, override
 from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, READ, Beneath
 from storage_backend.backends.local.errors import Mapped, translate
+from storage_backend.backends.local.links import move_link
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
@@ -62,8 +63,9 @@ class LocalStorage(StorageBackend):
     """The files beneath one directory, on Linux and macOS.
 
     Nothing outside the directory is ever read, listed or written, whatever symlinks there are or come to be. A symlink
-    that stays beneath it reads as its target; write, move and delete act on the symlink itself. Writes are atomic;
-    a file that is overwritten keeps its mode. `delete` leaves directories alone: they may be a mount point, or someone's
+    that stays beneath it reads as its target; write, move and delete act on the symlink itself, and one that is moved leads
+    to the same object. Writes are atomic; a file that is overwritten keeps its mode, ACL, extended attributes and, where we may
+    give it those, owner and group. `delete` leaves directories alone: they may be a mount point, or someone's
     own with a mode and an owner that we could not give back; a write removes an empty one that is in its way.
 
     Args:
@@ -184,9 +186,15 @@ class LocalStorage(StorageBackend):
         with Mapped(source_id, self._location):
             directory, name = self._beneath.parent(source)
             try:
-                check_entry(directory, name)
-                if source != dest:
-                    rename(self._beneath, directory, name, dest, durable=self._durable)
+                facts = check_entry(directory, name)
+                if source == dest:
+                    return True
+                if stat.S_ISLNK(facts.st_mode):
+                    if move_link(self._beneath, self._beneath.base, source, dest, durable=self._durable):
+                        return True
+                    if self.exists(source_id):
+                        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+                rename(self._beneath, directory, name, dest, durable=self._durable)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise

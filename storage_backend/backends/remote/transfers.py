@@ -18,7 +18,7 @@ from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, modified_of, open_source, write_file
+from storage_backend.files import StagedFile, modified_of, open_source, replaced_by, take_over, write_file
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
@@ -43,9 +43,11 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
         digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
         moved: is told of the bytes as they arrive, and first of those that were there.
     """
-    if file.size < RESUMABLE or file.facts.modified is None:
+    place = replaced_by(path)
+    if file.size < RESUMABLE or file.facts.modified is None or place is None:
         write_file(path, lambda staged: _fill(staged, file, moved))
         return
+    path = place
     path.parent.mkdir(parents=True, exist_ok=True)
     name = _partial_name("download", key, str(file.size), str(file.facts.modified))
     partial = path.parent / name
@@ -65,9 +67,9 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
             partial.unlink()
             raise
         with suppress(FileNotFoundError):
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                os.fchmod(fd, mode & 0o777)
+            facts = path.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                take_over(fd, None, str(path), facts)
         partial.replace(path)
     finally:
         os.close(fd)
