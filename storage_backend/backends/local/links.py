@@ -8,7 +8,7 @@ from contextlib import suppress
 
 from storage_backend.backends.local.beneath import Beneath
 from storage_backend.backends.local.staging import rename
-from storage_backend.files import temporary_name
+from storage_backend.owners import temporary_name
 
 
 def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, durable: bool) -> bool:

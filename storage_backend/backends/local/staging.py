@@ -16,7 +16,8 @@ from storage_backend.backends.local.beneath import LIST, Beneath
 from storage_backend.backends.local.errors import Mapped
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
-from storage_backend.files import StagedFile, copy_descriptor, entry_facts, temporary_name
+from storage_backend.files import StagedFile, copy_descriptor, entry_facts
+from storage_backend.owners import temporary_name
 from storage_backend.streams import CHUNK, Moved, new_digest
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
