@@ -104,7 +104,7 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         # A key that ends in "/" is a place.
         name = "" if place.path.endswith("/") else locations.unquoted(place.path[1:])
         base = f"s3://{place.authority}{query_mark}{query}"
-    elif place.scheme == "memory":
+    elif place.scheme == "memory" and place.authority + place.path:
         base, name = "memory:", locations.unquoted(place.authority + place.path)
     else:
         raise ConfigurationError(
@@ -387,7 +387,7 @@ def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         takes = f"{url.scheme} takes " + (", ".join(sorted(known)) or 'none (in a path, "?" is %3F)')
         if url.scheme in {"s3", "ssh"}:
-            takes += '; in a name, "?" is %3F'
+            takes += ' (in a name, "?" is %3F)'
         if url.cache is not None:
             takes += f"; the cache takes {', '.join(sorted(cache))}"
         elif name in cache:
