@@ -271,6 +271,32 @@ class StorageBackend(ABC):
         """
         return iter(())
 
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        """The MD5 of the object's content, lower-case hex, if *info*, as a listing gave it, shows one.
+
+        For transfers: if it is that of another object, the content is the same.
+        """
+        return None
+
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        """The times that writes were given, of those objects of which a listing does not show them but the store has them.
+
+        For transfers, which otherwise know of such a store only when an object was stored.
+        """
+        return iter(())
+
+    @property
+    def _near(self) -> bool:
+        """Whether a small object is read sooner than a server would answer."""
+        return False
+
+    def _own_paths(self) -> Iterator[Path]:
+        """Files and folders of this machine that the backend works with beside its objects, as a cache's.
+
+        For transfers: where they lie among the objects of a side, they are none.
+        """
+        return iter(())
+
     def _tidy(self) -> int:
         """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
 

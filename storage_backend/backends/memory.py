@@ -183,6 +183,11 @@ class MemoryStorage(StorageBackend):
     def keeps_modified(self) -> bool:
         return True
 
+    @property
+    @override
+    def _near(self) -> bool:
+        return True
+
     def _entry(self, identifier: str) -> _Entry:
         identifiers.check(identifier)
         entry = self._entries.get(identifier)

@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from storage_backend.base import StorageBackend, info_of
 from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.batches import digests_of
+from storage_backend.transfer.comparison import digests_of
 from storage_backend.transfer.copier import InterruptedTransferError, Job
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.guards import most_deletes

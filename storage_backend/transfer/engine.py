@@ -22,12 +22,14 @@ from storage_backend.errors import (
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
-from storage_backend.transfer.batches import compare_batch, copy_batch
+from storage_backend.transfer.batches import copy_batch
+from storage_backend.transfer.comparison import compare_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
 from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
 from storage_backend.transfer.outages import FIRST_CONTACT, Outage
+from storage_backend.transfer.own import own_names, own_paths
 from storage_backend.transfer.planning import Action, Record, Rules, actions, comes_before, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
@@ -60,6 +62,9 @@ class Engine:
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
         self._sides = Sides(source, target, options.stem)
+        own = own_paths(source, target, None if journal is None else journal.path, options.manifest)
+        for side in (self._sides.source, self._sides.target):
+            side.left_out = own_names(side.backend, own)
         self._working = self._outage()
         self._events = Emitter(options.on_event)
         self._pace = Pace()
@@ -99,8 +104,13 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        timed = self.job.source.keeps_modified is True
-        rules = Rules(self.verb == "migrate", self.job.keeps_time, self.job.target._keeps, timed)
+        rules = Rules(
+            prove=self.verb == "migrate",
+            keeps_time=self.job.keeps_time,
+            keeps=self.job.target._keeps,
+            timed=self.job.source.keeps_modified is True,
+            content=self.options.checksum,
+        )
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:
@@ -434,7 +444,7 @@ class Engine:
             else:
                 self.report.compared += 1
                 if self.verb != "verify":
-                    self.report.skipped["checksum"] += 1
+                    self.report.skipped[outcome.action.reason] += 1
         if self.journal is not None:
             if records or failed:
                 self.journal.write(records, failed)

@@ -25,6 +25,8 @@ class TransferOptions:
         exclude: no object that matches one of these globs. What is out of scope is never deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
             "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.
+        checksum: compare the content of all objects that have the same size on both sides, whatever their times and the journal say;
+            where the target shows an MD5 of what it stored, with that.
         delete: remove from the target what the source does not have, after everything else succeeded, and once the two sides are
             proven to be different places.
         max_delete: refuse to delete more objects than this. None stands for the larger of 100 and 10 % of the target.
@@ -48,6 +50,7 @@ class TransferOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     verify: Verification | None = None
+    checksum: bool = False
     delete: bool = False
     max_delete: int | None = None
     trash: str | None = None

@@ -24,20 +24,24 @@ class Side:
         backend: the side.
         first: the first object that it lists.
         strays: markers of this pair that a killed run left behind.
+        left_out: identifiers of files, and of folders with all in them, that are none of the side's objects.
     """
 
     def __init__(self, backend: StorageBackend, own: str) -> None:
         self.backend = backend
+        self.left_out: frozenset[str] = frozenset()
         self.first: str | None = None
         self.strays: list[str] = []
         self._own = own
         self._folders: list[str] = []
 
     def watched(self, infos: Iterable[ObjectInfo], other: Side) -> Iterator[ObjectInfo]:
-        """The same without markers; where *other* may lie inside this side is noted on the way."""
+        """The same without markers and what is left out; where *other* may lie inside this side is noted on the way."""
         end: str | None = None
         for info in infos:
             name = info.identifier
+            if self.left_out and not self.left_out.isdisjoint(_above(name)):
+                continue
             if markers.is_marker(name):
                 if self._own in name and len(self.strays) < MANY:
                     self.strays.append(name)
@@ -141,6 +145,13 @@ class Sides:
                 f"{marker!r} from {here}; run it again"
             )
         return None
+
+
+def _above(identifier: str) -> Iterator[str]:
+    """An identifier, and each of those that it would be beneath."""
+    while identifier:
+        yield identifier
+        identifier = identifier.rpartition("/")[0]
 
 
 def _seen(backend: StorageBackend, marker: str, before: list[str] | None) -> str | None:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer, override
@@ -112,6 +113,23 @@ class Wrapper(StorageBackend):
     @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         return self.backend._digests(identifiers)
+
+    @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        return self.backend._md5_in(info)
+
+    @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        return self.backend._kept_times(identifiers)
+
+    @property
+    @override
+    def _near(self) -> bool:
+        return self.backend._near
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        return self.backend._own_paths()
 
     @override
     def _tidy(self) -> int:

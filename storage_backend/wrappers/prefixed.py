@@ -6,6 +6,7 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, cast
 
@@ -174,6 +175,13 @@ class PrefixedStorage(Wrapper):
         with batch:
             for found in self.backend._stat_many([self._beneath + name for name in identifiers]):
                 yield _named(found, batch.named(found.identifier))
+
+    @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for name, modified in self.backend._kept_times([self._beneath + name for name in identifiers]):
+                yield batch.named(name), modified
 
     @override
     def _places(self, prefix: str = "") -> Iterator[Lineage]:

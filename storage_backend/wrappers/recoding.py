@@ -103,6 +103,10 @@ class RecodingWrapper(Wrapper):
         return self._shown(found) if isinstance(found, ObjectInfo) else None
 
     @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        return None  # it would be that of the stored bytes
+
+    @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         return StorageBackend._digests(self, identifiers)
 

@@ -363,6 +363,11 @@ class LocalStorage(StorageBackend):
 
     @property
     @override
+    def _near(self) -> bool:
+        return True
+
+    @property
+    @override
     def location(self) -> str:
         return self._location
 

@@ -653,6 +653,15 @@ class S3Storage(StorageBackend):
         return self._objects.receipts.pop(identifier, None)
 
     @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        # Of an object encrypted with a key of its own it is something else, which then is no other object's MD5.
+        return info.etag if info.etag is not None and re.fullmatch("[0-9a-f]{32}", info.etag) else None
+
+    @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        return looking.kept_times(self._objects, identifiers)
+
+    @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         return looking.stat_many(self._objects, self.stat, identifiers)
 

@@ -313,6 +313,11 @@ class DatabaseStorage(StorageBackend):
     def keeps_modified(self) -> bool:
         return True
 
+    @property
+    @override
+    def _near(self) -> bool:
+        return bool(self._address.path)
+
     @override
     def close(self) -> None:
         if "_opened" in self.__dict__:

@@ -296,6 +296,11 @@ class CachedStorage(Wrapper):
             return self.backend.replace(identifier, content, etag)
 
     @override
+    def _own_paths(self) -> Iterator[Path]:
+        yield self.cache_dir
+        yield from super()._own_paths()
+
+    @override
     def close(self) -> None:
         self._keeper.safely(self._keeper.engine.close)
         self._keeper.flights.close()

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
@@ -266,6 +267,11 @@ class FallbackStorage(StorageBackend):
             self.secondary._scan_level(prefix, on_skip=on_skip),
             self._sides.secondary_is_first,
         )
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        yield from self.primary._own_paths()
+        yield from self.secondary._own_paths()
 
     @override
     def _tidy(self) -> int:
