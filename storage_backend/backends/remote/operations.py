@@ -416,15 +416,18 @@ class Operations:
         with self._mapped(place):
             packets.check(reply)
 
-    def move(self, source: Place, dest: Place) -> Steps[None]:
-        """Give an object another name."""
+    def move(self, source: Place, dest: Place) -> Steps[bool]:
+        """Give an object another name; False if it is a link that would lead elsewhere then, and nothing was done."""
         first, second = yield [
             packets.path(packets.LSTAT, source.path),
             packets.path(packets.LSTAT, dest.path),
         ]
         with self._mapped(source):
-            self.entry_of_object(packets.attributes_in(first), source)
+            found = packets.attributes_in(first)
+            self.entry_of_object(found, source)
         old = _if_there(second)
+        if stat.S_ISLNK(found.mode or 0) and (yield from self._leads_elsewhere(source, dest, old)):
+            return False
         for _ in range(_TRIES):
             if old is not None:
                 yield from self._make_way(old, dest)
@@ -441,12 +444,57 @@ class Operations:
                         raise (yield from self.why_unwritable(error, dest)) from error
                     yield from self.make_directory(posixpath.dirname(dest.path), dest)
             else:
-                return
+                if old == found:
+                    yield from self._remove_other_name(source, dest)
+                return True
         raise AlreadyExistsError(
             f"{dest.identifier!r} in {self._where}: a directory is in the way",
             identifier=dest.identifier,
             backend=self._where,
         )
+
+    def _leads_elsewhere(self, source: Place, dest: Place, old: Attributes | None) -> Steps[bool]:
+        """Whether a link would lead to another object under its new name, or to itself; one that leads nowhere may be renamed."""
+        first, second = yield [
+            packets.path(packets.STAT, source.path),
+            packets.path(packets.READLINK, source.path),
+        ]
+        if _if_there(first) is None:
+            return False
+        if old is not None:
+            return True  # it may lead to just that
+        if posixpath.dirname(source.path) == posixpath.dirname(dest.path):
+            return False
+        try:
+            targets = packets.entries_in(second)
+        except StatusError:
+            return True
+        return len(targets) != 1 or not targets[0].name.startswith(b"/")
+
+    def _remove_other_name(self, source: Place, dest: Place) -> Steps[None]:
+        """The source's name is to go also if both were names of one file: rename(2) does nothing then.
+
+        SFTP tells of no file which it is, but renaming does: under two names of ours, which nobody writes to, the first stays if
+        they are of one file. A new file that somebody has given the source's name by now goes back there.
+        """
+        if packets.HARDLINK not in self._session.extensions or (yield from self.entry(source.path)) is None:
+            return
+        one, other = self.beside(dest.path), self.beside(dest.path)
+        (reply,) = yield [packets.extended(packets.POSIX_RENAME, source.path, one)]
+        with self._mapped(source):
+            packets.check(reply)
+        (reply,) = yield [packets.extended(packets.HARDLINK, dest.path, other)]
+        if packets.is_ok(reply):
+            (reply,) = yield [packets.extended(packets.POSIX_RENAME, one, other)]
+            with self._mapped(source):
+                packets.check(reply)
+            if (yield from self.entry(one)) is not None:
+                yield [packets.path(packets.REMOVE, one), packets.path(packets.REMOVE, other)]
+                return
+            one = other
+        (reply,) = yield [packets.pair(packets.RENAME, one, source.path)]
+        if not packets.is_ok(reply):  # there is a still newer one
+            yield [packets.path(packets.REMOVE, one)]
 
     def can_copy(self) -> bool:
         """Whether the server copies by itself."""

@@ -73,7 +73,7 @@ class RemoteStorage(StorageBackend):
     one that is listed earlier is back, it is used again.
 
     Writes are atomic: a temporary name first (but see `non_atomic_overwrite` in SSHConfig). Symlinks are followed by the server, wherever they lead; write, move and
-    delete act on the link itself. The base directory comes to be with the first write.
+    delete act on the link itself, but one that would lead elsewhere under another name becomes a copy of its object there. The base directory comes to be with the first write.
 
     Args:
         ssh_config: who and where; see SSHConfig.
@@ -256,8 +256,8 @@ class RemoteStorage(StorageBackend):
         source, dest = self._place(source_id), self._place(dest_id)
         if source_id == dest_id:
             self._objects.facts(source)
-        else:
-            self._objects.move(source, dest)
+        elif not self._objects.move(source, dest):
+            return super().move(source_id, dest_id)
         return True
 
     @override
