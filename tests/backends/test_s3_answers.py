@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import AccessDeniedError, BatchError, StorageError
+from storage_backend.errors import AccessDeniedError, BatchError, ConfigurationError, StorageError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import Fault, alter, error_200, reply
 from tests.s3_server_wire import Response
@@ -51,7 +51,10 @@ def boto3_client(server: S3Server) -> Any:
         aws_access_key_id=ACCESS_KEY,
         aws_secret_access_key=SECRET_KEY,
         config=Config(
-            retries={"total_max_attempts": 1}, proxies={}, response_checksum_validation="when_required"
+            retries={"total_max_attempts": 1},
+            proxies={},
+            response_checksum_validation="when_required",
+            signature_version="s3v4",
         ),
     )
 
@@ -214,3 +217,22 @@ def test_one_answer_that_is_none_costs_one_more_request(server: S3Server) -> Non
     with contextlib.closing(storage_of(server)) as storage:
         assert storage.write("new", OLD)
         assert storage.read("new") == OLD
+
+
+@pytest.mark.parametrize("status", [301, 302, 308])
+@pytest.mark.parametrize("verb", ["read", "exists", "list", "write", "upload_begins"])
+def test_a_redirect_names_where_it_leads(
+    server: S3Server, storages: dict[str, S3Storage], verb: str, status: int, tmp_path: Path
+) -> None:
+    headers = {"Location": "https://user:password@storage.example/bucket/old?X-Amz-Signature=secret"}
+    page = Response(status, {**headers, "Content-Type": "text/html"}, b"<html><h1>Moved</h1></html>")
+    server.faults.clear()
+    server.create_bucket(BUCKET)
+    server.faults.add(alter(lambda _: page), times=None)
+    with pytest.raises(ConfigurationError) as caught:
+        VERBS[verb][1](storages["own"], tmp_path)
+    assert caught.value.parameter == "endpoint_url"
+    assert "'https://storage.example/bucket/old'" in str(caught.value)
+    assert 'endpoint_url="https://storage.example"' in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "password" not in str(caught.value)

@@ -166,6 +166,7 @@ def refusal(answer: Answer, method: str) -> RefusalError:
         retry_after=seconds_of(headers.get("retry-after")),
         content_range=headers.get("content-range"),
         server_time=None if date is None else date.timestamp(),
+        redirected=headers.get("location"),
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
@@ -23,6 +24,7 @@ from storage_backend.backends.s3.documents import (
     unexpected,
 )
 from storage_backend.backends.s3.http import FilePart
+from storage_backend.backends.s3.mending import payer_in_query
 from storage_backend.backends.s3.paging import Trail
 from storage_backend.streams import position_after
 
@@ -39,10 +41,12 @@ class ClientCalls:
         client: with boto3's methods.
         bucket: its name.
         payer: "requester", or None.
+        ours: whether the client was made here, with `payer_in_query` among its handlers.
     """
 
-    def __init__(self, client: Any, bucket: str, payer: str | None = None) -> None:
+    def __init__(self, client: Any, bucket: str, payer: str | None = None, *, ours: bool = False) -> None:
         self.client = client
+        self._ours = ours
         self._bucket = {"Bucket": bucket}
         if payer is not None:
             self._bucket["RequestPayer"] = payer
@@ -208,11 +212,30 @@ class ClientCalls:
 
     def presigned(self, method: str, key: str, expires_in: int, **parameters: Any) -> str:
         """A URL for *method*, "get_object" or "put_object"; no I/O."""
-        return str(
-            self.client.generate_presigned_url(
-                method, Params={**self._bucket, "Key": key, **parameters}, ExpiresIn=expires_in
+        with self._payer_in_query():
+            return str(
+                self.client.generate_presigned_url(
+                    method, Params={**self._bucket, "Key": key, **parameters}, ExpiresIn=expires_in
+                )
             )
-        )
+
+    @contextmanager
+    def _payer_in_query(self) -> Iterator[None]:
+        if self._ours or "RequestPayer" not in self._bucket or not self._strict:
+            yield
+            return
+        thread = threading.get_ident()
+
+        def move(**keywords: Any) -> None:
+            if threading.get_ident() == thread:
+                payer_in_query(**keywords)
+
+        # Not for good: whoever has this client may send the header that its URLs ask for.
+        self.client.meta.events.register("before-sign.s3", move)
+        try:
+            yield
+        finally:
+            self.client.meta.events.unregister("before-sign.s3", move)
 
     def _told(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
         same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}

@@ -181,11 +181,25 @@ def secret(name: str, value: str | None) -> Secret | None:
     """The secret that *value* means.
 
     Raises:
-        ConfigurationError: it is no text.
+        ConfigurationError: it is no text, or cannot be sent.
     """
     if value is not None and not isinstance(value, str):
         raise _wrong(name, "it is no text")
-    return Secret.given(name, value)
+    found = Secret.given(name, value)
+    if found is not None and found.literal:
+        check_sendable(name, found.text)
+    return found
+
+
+def check_sendable(name: str, credential: str | None) -> None:
+    """Check that a credential can stand in a header, as what was read or pasted with its line's end cannot.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if credential and not (credential.isascii() and credential.isprintable()):
+        kind = "a line feed" if "\n" in credential else "a character that no credential has"
+        raise _wrong(name, f"there is {kind} in it")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

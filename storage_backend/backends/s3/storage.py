@@ -73,7 +73,8 @@ class S3Storage(StorageBackend):
         region: without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the bucket answers.
         endpoint_url: of another service than Amazon's, "https://host:port".
         access_key: with *secret_key* and perhaps *session_token*, each itself, "env:NAME" or "file:PATH". Without them
-            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them.
+            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. What is refused as expired
+            or unknown is looked up once more where it was found.
         secret_key: given as itself, this object cannot be pickled.
         session_token: as *secret_key*.
         profile: of ~/.aws/config.
@@ -87,7 +88,7 @@ class S3Storage(StorageBackend):
         storage_class: of new objects, such as "STANDARD_IA".
         server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
-        request_payer: "requester" of a bucket where that is asked for.
+        request_payer: "requester" of a bucket where that is asked for; the URLs of `get_url` carry it.
         content_type: of new objects; guessed from the name if None. That of `ObjectInfo` comes first.
         acl: of new objects, a canned one, such as "bucket-owner-full-control".
         accelerate: use the bucket's acceleration endpoint.
