@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -45,6 +44,7 @@ from storage_backend.streams import (
     sha256,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -285,7 +285,7 @@ class StorageBackend(ABC):
         with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            info = ObjectInfo(identifier, told_size(facts), modified)
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -425,7 +425,9 @@ class StorageBackend(ABC):
         with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))
+            return self.write_stream(
+                identifier, reader, info=ObjectInfo(identifier, told_size(facts), modified)
+            )
 
     def create(self, identifier: str, content: Content) -> bool:
         """Store *content* only if there is no such object yet. Of several callers, one gets True.

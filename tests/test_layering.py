@@ -16,6 +16,7 @@ FLOORS = {
     "paths": 0.5,
     "secrets": 1,
     "locations": 1,
+    "unsized": 1,
     "sightings": 1.5,
     "files": 1.5,
     "forks": 1,

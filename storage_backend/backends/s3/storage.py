@@ -56,6 +56,7 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -498,7 +499,7 @@ class S3Storage(StorageBackend):
         key = self._objects.key(identifier)
         with Path(expanded(path)).open("rb") as reader:
             facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+            info = ObjectInfo(identifier, told_size(facts), datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 known = info if stat.S_ISREG(facts.st_mode) else None
                 return self.write_stream(identifier, counting(reader, moved), info=known)
