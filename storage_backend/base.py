@@ -9,10 +9,10 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -44,6 +44,7 @@ from storage_backend.streams import (
     sha256,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -323,8 +324,7 @@ class StorageBackend(ABC):
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
-            info = ObjectInfo(identifier, size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -464,8 +464,7 @@ class StorageBackend(ABC):
         """
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
-            info = ObjectInfo(identifier, size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:

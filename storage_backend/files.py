@@ -6,8 +6,9 @@ import ctypes
 import errno
 import os
 import stat
+import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -35,6 +36,7 @@ _NO_KERNEL_COPY = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
+_HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 # Where a pipe has a path that somebody has opened already.
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
@@ -145,8 +147,12 @@ class StagedFile:
             raise
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*."""
+        """Append all of *data*; a hole where it is nothing but zeros."""
         size = memoryview(data).nbytes
+        if size >= _HOLE and _is_zeros(data):
+            os.ftruncate(self.fd, os.lseek(self.fd, size, os.SEEK_CUR))
+            self.size += size
+            return
         written = os.write(self.fd, data)
         while written < size:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
@@ -379,15 +385,19 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
         How many bytes that was.
     """
     copied = 0
-    if hasattr(os, "copy_file_range"):
-        try:
-            while size := os.copy_file_range(source, target, _COPY_STEP if moved is None else _TOLD_STEP):
-                copied += size
-                if moved is not None:
-                    moved(size)
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
+    step = _COPY_STEP if moved is None else _TOLD_STEP
+    for hole, size in _runs(source, target):
+        if hole:
+            os.ftruncate(target, os.lseek(target, size, os.SEEK_CUR))
+            os.lseek(source, size, os.SEEK_CUR)
+            copied += size
+            if moved is not None:
+                moved(size)
+        else:
+            done = _copied_by_kernel(source, target, size, step, moved)
+            copied += done
+            if done < size:  # the kernel does not copy these two, or the file has become shorter
+                break
     # Some file systems answer 0 where a read gives bytes, so only a read proves the end.
     while chunk := os.read(source, _CHUNK):
         view = memoryview(chunk)
@@ -397,6 +407,52 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
         if moved is not None:
             moved(len(chunk))
     return copied
+
+
+def _copied_by_kernel(
+    source: int, target: int, most: int, step: int, moved: Callable[[int], object] | None
+) -> int:
+    """Copy *most* bytes inside the kernel; how many it has copied."""
+    copied = 0
+    if hasattr(os, "copy_file_range"):
+        try:
+            while size := os.copy_file_range(source, target, min(step, most - copied)):
+                copied += size
+                if moved is not None:
+                    moved(size)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+    return copied
+
+
+def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
+    """Runs of a file from its position on: whether it is a hole that the copy can have too, and how long it is."""
+    facts = os.fstat(source)
+    position = os.lseek(source, 0, os.SEEK_CUR) if stat.S_ISREG(facts.st_mode) else 0
+    sparse = facts.st_blocks * 512 < facts.st_size - position and stat.S_ISREG(os.fstat(target).st_mode)
+    if not (sparse and hasattr(os, "SEEK_HOLE")):
+        yield False, sys.maxsize
+        return
+    while position < facts.st_size:
+        try:
+            data = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = facts.st_size  # nothing but a hole follows
+        end = os.lseek(source, data, os.SEEK_HOLE) if data < facts.st_size else data
+        os.lseek(source, position, os.SEEK_SET)
+        if data > position:
+            yield True, data - position
+        if end > data:
+            yield False, end - data
+        position = end
+
+
+def _is_zeros(data: Buffer) -> bool:
+    view = memoryview(data).cast("B")
+    return not (view[0] or view[-1]) and view == bytes(len(view))
 
 
 def replaced_by(path: str | os.PathLike[str]) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
 import struct
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import LocalStorage, MemoryStorage, StorageBackend
+from storage_backend import LocalStorage, MemoryStorage, StorageBackend, sync
 from storage_backend.errors import NotAFileError
 from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
 from storage_backend.wrappers.cached import CachedStorage
@@ -383,3 +384,51 @@ class TestLinksAndPipes:
         with (tmp_path / "out").open("wb") as out:
             subprocess.run(command, check=True, stdout=out)
         assert (tmp_path / "out").read_bytes() == b"content"
+
+
+class TestHoles:
+    SIZE = 64 << 20
+
+    @pytest.fixture
+    def sparse(self, tmp_path: Path) -> Path:
+        path = tmp_path / "source" / "sparse"
+        path.parent.mkdir()
+        with path.open("wb") as file:
+            for position in (0, 5 << 20, 40 << 20):
+                file.seek(position)
+                file.write(b"data" * 1000)
+            file.truncate(self.SIZE)
+        if path.stat().st_blocks * 512 > 1 << 20:
+            pytest.skip("the file system has no holes")
+        return path
+
+    def test_a_copy_has_them_too(self, sparse: Path, tmp_path: Path) -> None:
+        storage = LocalStorage(tmp_path)
+        storage.copy("source/sparse", "copied")
+        storage.upload(sparse, "uploaded")
+        storage.download("source/sparse", tmp_path / "downloaded")
+        with storage.open("source/sparse") as reader:
+            storage.write_stream("streamed", reader, verify=True)
+        sync(LocalStorage(sparse.parent), LocalStorage(tmp_path / "synced"))
+        for name in ("copied", "uploaded", "downloaded", "streamed", "synced/sparse"):
+            path = tmp_path / name
+            assert path.stat().st_size == self.SIZE
+            assert path.stat().st_blocks * 512 < self.SIZE // 8, name
+            assert filecmp.cmp(sparse, path, shallow=False), name
+
+    @pytest.mark.parametrize("start", [0, 10, 3 << 20, (64 << 20) - 5])
+    def test_from_any_position_and_told_of(self, sparse: Path, tmp_path: Path, start: int) -> None:
+        told: list[int] = []
+        with sparse.open("rb", buffering=0) as source, (tmp_path / "b").open("wb", buffering=0) as target:
+            source.seek(start)
+            assert copy_descriptor(source.fileno(), target.fileno(), told.append) == self.SIZE - start
+        assert sum(told) == self.SIZE - start
+        assert (tmp_path / "b").read_bytes() == sparse.read_bytes()[start:]
+
+    def test_into_a_pipe(self, sparse: Path) -> None:
+        program = "import sys; from storage_backend.files import copy_descriptor; copy_descriptor(0, 1)"
+        with sparse.open("rb") as source:
+            got = subprocess.run(
+                [sys.executable, "-c", program], check=True, stdin=source, capture_output=True
+            )
+        assert got.stdout == sparse.read_bytes()

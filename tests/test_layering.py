@@ -17,6 +17,7 @@ FLOORS = {
     "paths": 0.5,
     "secrets": 1,
     "locations": 1,
+    "unsized": 1,
     "sightings": 1.5,
     "files": 1.5,
     "owners": 1.2,

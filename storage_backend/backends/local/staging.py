@@ -19,6 +19,7 @@ from storage_backend.errors import SourceChangedError
 from storage_backend.files import StagedFile, copy_descriptor, entry_facts
 from storage_backend.owners import temporary_name
 from storage_backend.streams import CHUNK, Moved, new_digest
+from storage_backend.unsized import told_size
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
@@ -89,7 +90,7 @@ class Staging:
             copied = copy_descriptor(source, self._file.fd, moved)
             after = os.fstat(source)
             os.utime(self._file.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if (before.st_mtime_ns, before.st_size, copied) != (
+        if told_size(before) is not None and (before.st_mtime_ns, before.st_size, copied) != (
             after.st_mtime_ns,
             after.st_size,
             after.st_size,

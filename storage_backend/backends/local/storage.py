@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -31,6 +33,7 @@ from storage_backend.errors import (
     NotAFileError,
     NotFoundError,
     SourceChangedError,
+    StorageError,
     UnsupportedOperationError,
 )
 from storage_backend.files import copy_descriptor, open_source, write_file
@@ -53,9 +56,11 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
 EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic
+_SPOOLED = 8 << 20  # bytes in memory of a file whose size is not told
 _BUFFER = 64 << 10  # bytes; larger reads pass the buffer by
 
 
@@ -119,8 +124,8 @@ class LocalStorage(StorageBackend):
             fd = self._beneath.open(self._native(identifier), READ)
             try:
                 size = _regular(os.fstat(fd)).st_size
-                # One byte more shows the end in the same call.
-                content = os.read(fd, size + 1)
+                # One byte more shows the end in the same call. Some files of the kernel are given by the first call or not at all.
+                content = os.read(fd, size + 1 if size else _BUFFER)
                 return content if len(content) == size else _read_on(fd, content)
             finally:
                 os.close(fd)
@@ -168,7 +173,17 @@ class LocalStorage(StorageBackend):
 
     @override
     def size(self, identifier: str) -> int:
-        return self._regular_facts(identifier).st_size
+        size = told_size(self._regular_facts(identifier))
+        if size is not None:
+            return size
+        with self._opened(identifier) as reader:
+            if not reader.read(1):
+                return 0
+        raise StorageError(
+            f"the file system does not tell the size of {identifier!r} in {self._location}: only reading it does",
+            identifier=identifier,
+            backend=self._location,
+        )
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
@@ -266,13 +281,23 @@ class LocalStorage(StorageBackend):
             writer = Writer(staging)
             weakref.finalize(writer, staging.discard)  # collected unclosed
             return cast(BinaryIO, writer)
-        return io.BufferedReader(self._opened(identifier), _BUFFER)
+        reader = self._opened(identifier)
+        if told_size(os.fstat(reader.fileno())) is not None:
+            return io.BufferedReader(reader, _BUFFER)
+        # Where it ends is known once it has been read; and the next read may give something else.
+        with reader:
+            spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 - it is the caller's
+            shutil.copyfileobj(reader, spool)
+        spool.seek(0)
+        return cast(BinaryIO, spool)
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         with self._opened(identifier) as reader, Mapped(identifier, self._location):
-            size = os.fstat(reader.fileno()).st_size
+            size = told_size(os.fstat(reader.fileno()))
+            if size is None:
+                return super().read_range(identifier, start, end)
             end = size if end is None else min(end, size)
             pieces = []
             while start < end:
@@ -595,13 +620,14 @@ def _regular(facts: os.stat_result) -> os.stat_result:
 
 def _info(identifier: str, facts: os.stat_result) -> ObjectInfo:
     seconds = facts.st_mtime
+    size = told_size(facts)
     if 0 <= seconds < EXACT_SECONDS:
-        return ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(seconds, UTC))
+        return ObjectInfo(identifier, size, datetime.fromtimestamp(seconds, UTC))
     try:
         modified: datetime | None = EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
     except OverflowError:  # file systems count further than years have digits
         modified = None
-    return ObjectInfo(identifier, facts.st_size, modified)
+    return ObjectInfo(identifier, size, modified)
 
 
 def _read_on(fd: int, start: bytes) -> bytes:

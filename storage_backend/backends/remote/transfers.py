@@ -22,6 +22,7 @@ from storage_backend.files import StagedFile, modified_of, open_source, replaced
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
+from storage_backend.unsized import told_size
 
 RESUMABLE = 8 << 20  # bytes; smaller files are sent again
 PIECE = 1 << 20
@@ -87,7 +88,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
         regular = stat.S_ISREG(facts.st_mode)
         # The lock is for others that send the same file to the same place: they take another temporary name.
         if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
-            info = ObjectInfo(place.identifier, facts.st_size if regular else None, modified)
+            info = ObjectInfo(place.identifier, told_size(facts), modified)
             return storage.write_stream(place.identifier, counting(reader, moved), info=info)
         name = _partial_name(
             "upload",

@@ -54,6 +54,7 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -497,7 +498,7 @@ class S3Storage(StorageBackend):
         key = self._objects.key(identifier)
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, facts.st_size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 known = info if stat.S_ISREG(facts.st_mode) else None
                 return self.write_stream(identifier, counting(reader, moved), info=known)

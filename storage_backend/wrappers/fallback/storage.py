@@ -158,7 +158,16 @@ class FallbackStorage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return (self._sides.side_with(identifier) or self._sides.target).get_path(identifier)
+        """The path on the side that holds the object; which that is is looked up.
+
+        Raises:
+            NotFoundError: neither does.
+        """
+        side = self._sides.side_with(identifier)
+        if side is None:
+            self._sides.target.get_path(identifier)  # which says what is wrong with the name
+            raise self._sides.absence(identifier, [])
+        return side.get_path(identifier)
 
     @override
     def size(self, identifier: str) -> int:
