@@ -404,11 +404,15 @@ class StorageBackend(ABC):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         """Store the object in a local file, which appears whole or not at all; its directories are created.
 
+        A symbolic link at *path* stays, and the file that it leads to is written. A pipe, a device or an open descriptor
+        (/dev/stdout) is never replaced: it is given the object once all of that has arrived, from a temporary file.
+
         Returns:
             True.
 
         Raises:
             NotFoundError: there is no such object.
+            QuotaExceededError: there is no space left for the file, which the message names.
         """
         with self.open(identifier) as reader:
             return download_from(reader, path)

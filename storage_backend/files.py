@@ -5,16 +5,17 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import select
 import stat
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import cast
 
 from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError
+from storage_backend.errors import ConfigurationError, QuotaExceededError, StorageError
 from storage_backend.identifiers import RESERVED
 from storage_backend.paths import expanded
 
@@ -30,6 +31,8 @@ _NO_KERNEL_COPY = {
     errno.EBADF,
     errno.ETXTBSY,
 }
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MOST_LINKS = 40  # followed one after the other, as by Linux (path_resolution(7))
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
@@ -110,6 +113,17 @@ class StagedFile:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
         self.size += size
 
+    def reopen(self) -> int:
+        """A descriptor that gives back what was written, which its caller closes.
+
+        A file that has a name is opened anew: a file system in user space (rclone's without a cache) may give nothing by the
+        descriptor that wrote, and one of another machine (NFS) what this one remembers.
+        """
+        if self._temporary is None:
+            return os.dup(self.fd)
+        os.close(os.dup(self.fd))  # which hands on what was written (close(2))
+        return os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.directory)
+
     def publish(self, *, overwrite: bool = True) -> None:
         """Give the file its name.
 
@@ -147,15 +161,19 @@ class StagedFile:
 
     def discard(self) -> None:
         """Close the file, and remove it if it was not published. Harmless if that was done."""
-        if self._temporary is not None and self._process == os.getpid():
-            with suppress(OSError):
-                os.unlink(self._temporary, dir_fd=self.directory)
-        self._temporary = None
+        temporary, self._temporary = self._temporary, None
         fd, self.fd = self.fd, -1
         directory, self.directory = self.directory, -1
-        for descriptor in (fd, directory):
-            if descriptor >= 0:
-                os.close(descriptor)
+        try:
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            # Last: to some file systems (rclone's) a name comes when the file is closed.
+            if temporary is not None and self._process == os.getpid():
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=directory)
+            if directory >= 0:
+                os.close(directory)
 
     def _open(self, anonymous: bool) -> None:
         if anonymous and _can_name_descriptors():
@@ -273,15 +291,120 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
 def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
     """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
 
+    A symbolic link stays, and what it leads to is written. What is no regular file (a pipe, a device, an open descriptor as
+    /dev/stdout) stays too: it is given the content once that is whole, from a temporary file.
+
     Args:
         path: of the file to be.
         fill: writes it.
+
+    Raises:
+        QuotaExceededError: there is no space left for the file.
+        OSError: of the path; *fill*'s own are raised as they are.
     """
-    place = Path(expanded(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staged = StagedFile(os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), place.name)
+    place = destination(path)
+    if place is None:
+        _write_through(path, fill)
+        return
+    with told_of(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        staged = StagedFile(directory, place.name)
     try:
-        fill(staged)
-        staged.publish()
+        with told_of(place, full_only=True):
+            fill(staged)
+        with told_of(place):
+            staged.publish()
     finally:
         staged.discard()
+
+
+def destination(path: str | os.PathLike[str]) -> Path | None:
+    """Where the file that *path* names is, or will be, behind all symbolic links; None if it is there and no regular file."""
+    place, descriptor = _followed(expanded(path))
+    if descriptor is not None:
+        return None
+    try:
+        mode = os.stat(place).st_mode  # noqa: PTH116 - a str
+    except OSError:  # it is not there, or whoever writes it will hear of it
+        return Path(place)
+    return Path(place) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
+
+
+def _followed(path: str) -> tuple[str, int | None]:
+    """The end of the symbolic links that begin at *path*; and which descriptor of this process it is, if it is one's name."""
+    descriptors = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
+    for _ in range(_MOST_LINKS):
+        above, name = os.path.split(Path(path))
+        above = os.path.realpath(above or ".")
+        path = os.path.join(above, name)  # noqa: PTH118 - a Path would resolve nothing, and costs more
+        if above in descriptors and name.isdecimal():
+            return path, int(name)
+        try:
+            path = os.path.join(above, os.readlink(path))  # noqa: PTH115, PTH118
+        except OSError:  # it is no link, or not there
+            return path, None
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
+    """Give the content to what is at *path*. An attempt that fails has given nothing."""
+    import tempfile
+
+    waiting = tempfile.gettempdir()
+    with told_of(waiting):
+        staged = StagedFile(os.open(waiting, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), temporary_name())
+    try:
+        with told_of(waiting, full_only=True):
+            fill(staged)
+        with told_of(path):
+            place, descriptor = _followed(expanded(path))
+            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
+            out = os.open(place, flags) if descriptor is None else os.dup(descriptor)
+            try:
+                os.lseek(staged.fd, 0, os.SEEK_SET)
+                while chunk := os.read(staged.fd, _CHUNK):
+                    _write_patiently(out, chunk)
+            finally:
+                os.close(out)
+    finally:
+        staged.discard()
+
+
+def _write_patiently(fd: int, data: bytes) -> None:
+    """Write all of *data*, also where somebody who has the same pipe or terminal made it non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            ready = select.poll()
+            ready.register(fd, select.POLLOUT)
+            ready.poll()
+
+
+@contextmanager
+def told_of(path: str | os.PathLike[str], *, full_only: bool = False) -> Iterator[None]:
+    """Has the system's errors name *path*, a file of this machine: else they would pass for those of a backend.
+
+    Args:
+        path: the file that the body writes.
+        full_only: the body does other things too, so only what can come of nothing but writing is taken for the file's.
+
+    Raises:
+        QuotaExceededError: there is no space left.
+        OSError: the others, as what the system's number means.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            ours = QuotaExceededError(f"no space left for this user: {os.fspath(path)}")
+            ours.errno = error.errno
+            raise ours from error
+        named = os.fsdecode(error.filename or "")
+        if full_only or (named and os.fspath(path).startswith(named)):  # it, or a directory on its way
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error
