@@ -18,6 +18,7 @@ from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -26,7 +27,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, modified_of, open_source, write_file
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, within
 from storage_backend.streams import (
@@ -443,11 +444,15 @@ class StorageBackend(ABC):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         """Store the object in a local file, which appears whole or not at all; its directories are created.
 
+        A symbolic link at *path* stays, and the file that it leads to is written. A pipe, a device or an open descriptor
+        (/dev/stdout) is never replaced: it is given the object once all of that has arrived, from a temporary file.
+
         Returns:
             True.
 
         Raises:
             NotFoundError: there is no such object.
+            QuotaExceededError: there is no space left for the file, which the message names.
         """
         with self.open(identifier) as reader:
             return download_from(reader, path)

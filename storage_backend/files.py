@@ -7,7 +7,6 @@ import errno
 import os
 import stat
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
@@ -158,6 +157,17 @@ class StagedFile:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
         self.size += size
 
+    def reopen(self) -> int:
+        """A descriptor that gives back what was written, which its caller closes.
+
+        A file that has a name is opened anew: a file system in user space (rclone's without a cache) may give nothing by the
+        descriptor that wrote, and one of another machine (NFS) what this one remembers.
+        """
+        if self._temporary is None:
+            return os.dup(self.fd)
+        os.close(os.dup(self.fd))  # which hands on what was written (close(2))
+        return os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.directory)
+
     def publish(self, *, overwrite: bool = True) -> None:
         """Give the file its name.
 
@@ -197,15 +207,19 @@ class StagedFile:
 
     def discard(self) -> None:
         """Close the file, and remove it if it was not published. Harmless if that was done."""
-        if self._temporary is not None and self._process == os.getpid():
-            with suppress(OSError):
-                os.unlink(self._temporary, dir_fd=self.directory)
-        self._temporary = None
+        temporary, self._temporary = self._temporary, None
         fd, self.fd = self.fd, -1
         directory, self.directory = self.directory, -1
-        for descriptor in (fd, directory):
-            if descriptor >= 0:
-                os.close(descriptor)
+        try:
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            # Last: to some file systems (rclone's) a name comes when the file is closed.
+            if temporary is not None and self._process == os.getpid():
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=directory)
+            if directory >= 0:
+                os.close(directory)
 
     def _open(self, anonymous: bool) -> None:
         if anonymous and _can_name_descriptors():
@@ -453,65 +467,3 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
 def _is_zeros(data: Buffer) -> bool:
     view = memoryview(data).cast("B")
     return not (view[0] or view[-1]) and view == bytes(len(view))
-
-
-def replaced_by(path: str | os.PathLike[str]) -> Path | None:
-    """The path of the file that one written to *path* replaces, or is to be: links are followed.
-
-    None if there is none, since a pipe or a terminal is there, which takes the bytes as they are.
-    """
-    place = Path(expanded(path))
-    try:
-        mode = place.stat().st_mode
-    except OSError:
-        mode = stat.S_IFREG
-    if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
-        return None
-    if not place.is_symlink():
-        return place
-    real = Path(os.path.realpath(place))
-    # A link in /proc to a file that has been removed leads to no path.
-    return None if place.exists() and not (real.exists() and real.samefile(place)) else real
-
-
-def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
-    """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
-
-    A symbolic link is followed. A pipe or a terminal is not replaced, but given the bytes when all of them are there.
-
-    Args:
-        path: of the file to be.
-        fill: writes it.
-
-    Raises:
-        OSError: with ENXIO, *path* is a pipe that nobody reads.
-    """
-    place = replaced_by(path)
-    if place is None:
-        _pour(expanded(path), fill)
-        return
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staged = StagedFile(os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), place.name)
-    try:
-        fill(staged)
-        staged.publish()
-    finally:
-        staged.discard()
-
-
-def _pour(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
-    """Give what *fill* writes to the pipe or terminal at *path*."""
-    # Without O_NONBLOCK, a pipe that nobody reads would be waited for, for ever.
-    target = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        os.set_blocking(target, True)
-        directory = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        staged = StagedFile(directory, temporary_name())
-        try:
-            fill(staged)
-            os.lseek(staged.fd, 0, os.SEEK_SET)
-            copy_descriptor(staged.fd, target)
-        finally:
-            staged.discard()
-    finally:
-        os.close(target)

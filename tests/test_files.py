@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import filecmp
 import os
+import stat
 import struct
 import subprocess
 import sys
@@ -15,10 +16,11 @@ from pathlib import Path
 import pytest
 
 from storage_backend import LocalStorage, MemoryStorage, StorageBackend, sync
-from storage_backend.errors import NotAFileError
-from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
+from storage_backend.destinations import write_file
+from storage_backend.errors import NotAFileError, QuotaExceededError
+from storage_backend.files import StagedFile, copy_descriptor, state_directory
 from storage_backend.wrappers.cached import CachedStorage
-from tests.backends.local_ways import NOBODY, as_nobody
+from tests.backends.local_ways import NOBODY, as_nobody, small_disk
 from tests.seven import Seven
 
 pytestmark = pytest.mark.quick
@@ -187,6 +189,105 @@ class TestWriteFile:
         assert place.read_bytes() == b"1"
         assert names(place.parent) == ["file"]
 
+    def test_a_symbolic_link_stays_and_what_it_leads_to_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "far").mkdir()
+        target = tmp_path / "far" / "file"
+        monkeypatch.chdir(tmp_path)
+        for number, (name, to) in enumerate(
+            {"relative": "far/file", "absolute": str(target), "over": "relative", "way": "far"}.items()
+        ):
+            link = tmp_path / name
+            link.symlink_to(to)
+            content = b"%d" % number
+            if name == "absolute":
+                target.unlink()  # a link to nothing yet
+
+            def fill(staged: StagedFile, content: bytes = content) -> None:
+                staged.write(content)
+
+            write_file(link / "file" if name == "way" else name, fill)
+            assert link.readlink() == Path(to)
+            assert target.read_bytes() == content
+            assert not target.is_symlink()
+            assert names(target.parent) == ["file"]
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(OSError, match="loop") as caught:
+            write_file("loop", lambda staged: staged.write(b"x"))
+        assert caught.value.errno == errno.ELOOP
+        # What cannot be written is no reason to replace the link.
+        (tmp_path / "directory").symlink_to("far")
+        with pytest.raises(IsADirectoryError):
+            write_file("directory", lambda staged: staged.write(b"x"))
+        assert (tmp_path / "directory").is_symlink()
+
+    @pytest.mark.parametrize("spelt", ["fifo", "link", "/dev/fd/{}", "/proc/self/fd/{}"])
+    def test_a_pipe_is_given_the_content_once_it_is_whole(self, tmp_path: Path, spelt: str) -> None:
+        content = os.urandom(300_000)
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        (tmp_path / "link").symlink_to("fifo")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
+        reader.start()
+        writer = os.open(fifo, os.O_WRONLY)
+        os.set_blocking(writer, False)  # a descriptor that is shared may be so
+        path = spelt.format(writer) if spelt[0] == "/" else tmp_path / spelt
+
+        def fail(staged: StagedFile) -> None:
+            staged.write(b"2")
+            raise RuntimeError("half-way")
+
+        with pytest.raises(RuntimeError, match="half-way"):
+            write_file(path, fail)
+        write_file(path, lambda staged: staged.write(content))
+        os.close(writer)
+        reader.join()
+        assert got == [content]
+        assert names(tmp_path) == ["fifo", "link"]
+        assert fifo.is_fifo()
+
+    def test_an_open_file_is_gone_on_with(self, tmp_path: Path) -> None:
+        """As a shell's `>> log`, and as its `> log` with others that write to it, too."""
+        with (tmp_path / "log").open("ab") as log:
+            log.write(b"old,")
+            log.flush()
+            write_file(f"/dev/fd/{log.fileno()}", lambda staged: staged.write(b"new,"))
+            log.write(b"later")
+        assert (tmp_path / "log").read_bytes() == b"old,new,later"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
+    def test_a_device_is_written_to_and_never_replaced(self, tmp_path: Path) -> None:
+        for name, minor in (("null", 3), ("full", 7)):
+            os.mknod(tmp_path / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        (tmp_path / "link").symlink_to("null")
+        for name in ("null", "link"):
+            write_file(tmp_path / name, lambda staged: staged.write(b"1"))
+        with pytest.raises(QuotaExceededError, match=rf"no space left for this user: {tmp_path}/full\Z"):
+            write_file(tmp_path / "full", lambda staged: staged.write(b"1"))
+        assert (tmp_path / "null").is_char_device()
+        assert (tmp_path / "full").is_char_device()
+        assert (tmp_path / "link").is_symlink()
+
+    def test_errors_name_the_file(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk") as disk:
+            with pytest.raises(
+                QuotaExceededError, match=rf"no space left for this user: {disk}/big\Z"
+            ) as full:
+                write_file(disk / "big", lambda staged: staged.write(os.urandom(2 << 20)))
+            assert full.value.errno == errno.ENOSPC
+            assert names(disk) == []
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            for place in (disk / "a", disk / "d" / "a"):
+                with pytest.raises(OSError, match=f"Read-only file system: '{disk}/"):
+                    write_file(place, lambda staged: staged.write(b"1"))
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match=f"'{tmp_path}/file'"):
+            write_file(tmp_path / "file" / "x", lambda staged: staged.write(b"1"))
+        with pytest.raises(IsADirectoryError, match=f"'{tmp_path}/disk'"):
+            write_file(tmp_path / "disk", lambda staged: staged.write(b"1"))
+
 
 class TestStateDirectory:
     def test_it_is_where_the_user_says_or_below_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,50 +441,6 @@ class TestWhatAnOverwriteKeeps:
             assert as_nobody(overwrite) is None
             facts = (folder / "a").stat()
             assert (facts.st_gid, facts.st_mode & 0o777) == (NOBODY, 0o644)
-
-
-class TestLinksAndPipes:
-    def test_a_link_is_followed(self, tmp_path: Path) -> None:
-        (tmp_path / "d").mkdir()
-        (tmp_path / "d" / "file").write_bytes(b"old")
-        (tmp_path / "link").symlink_to("d/file")
-        (tmp_path / "nowhere").symlink_to("d/later")
-        for name in ("link", "nowhere"):
-            write_file(tmp_path / name, lambda staged: staged.write(b"new"))
-            assert (tmp_path / name).is_symlink()
-            assert (tmp_path / name).read_bytes() == b"new"
-        assert names(tmp_path / "d") == ["file", "later"]
-
-    def test_a_pipe_gets_the_bytes(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "pipe")
-        (tmp_path / "link").symlink_to("pipe")
-        content = os.urandom(300_000)
-        for name in ("pipe", "link"):
-            with pytest.raises(OSError) as caught:
-                write_file(tmp_path / name, lambda staged: staged.write(content))
-            assert caught.value.errno == errno.ENXIO  # nobody reads
-            reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
-            os.set_blocking(reader, True)
-            writer = threading.Thread(
-                target=write_file, args=(tmp_path / name, lambda staged: staged.write(content))
-            )
-            writer.start()
-            got = b""
-            while len(got) < len(content):
-                got += os.read(reader, 1 << 16)
-            writer.join()
-            os.close(reader)
-            assert got == content
-        assert names(tmp_path) == ["link", "pipe"]
-
-    def test_standard_output_by_its_path(self, tmp_path: Path) -> None:
-        program = "from storage_backend import *; import sys; LocalStorage(sys.argv[1]).download('a', '/dev/stdout')"
-        (tmp_path / "a").write_bytes(b"content")
-        command = [sys.executable, "-c", program, str(tmp_path)]
-        assert subprocess.run(command, check=True, capture_output=True).stdout == b"content"
-        with (tmp_path / "out").open("wb") as out:
-            subprocess.run(command, check=True, stdout=out)
-        assert (tmp_path / "out").read_bytes() == b"content"
 
 
 class TestHoles:

@@ -20,6 +20,7 @@ FLOORS = {
     "unsized": 1,
     "sightings": 1.5,
     "files": 1.5,
+    "destinations": 1.6,
     "owners": 1.2,
     "forks": 1,
     "threads": 1,

@@ -97,8 +97,8 @@ def _length(reader: BinaryIO) -> int | None:
 def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: bool) -> int:
     """Store an object in a local file. PATH "-" is standard output.
 
-    The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. With -r, what the
-    directory has already (same size and time) is left alone.
+    The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. A symbolic
+    link, a pipe or a device is written to, as cp does. With -r, what the directory has already (same size and time) is left alone.
 
     \b
     Examples:

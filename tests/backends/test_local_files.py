@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -573,6 +574,24 @@ class TestInterruptedWrites:
             storage.write_stream("a", source.as_binary(), verify=True)
         assert storage.read("a") == b"old"
         assert entries(base) == ["a"]
+
+    def test_file_system_that_gives_nothing_by_the_descriptor_that_wrote(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a mount of rclone's without a cache, on which this was tried: a file is there once it was closed."""
+        really = os.open
+
+        def for_writing_only(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+            if flags & os.O_CREAT and flags & os.O_RDWR:
+                flags = flags & ~os.O_RDWR | os.O_WRONLY
+            return really(path, flags, *arguments, **keywords)
+
+        monkeypatch.setattr(os, "open", for_writing_only)
+        storage = NamingStorage(base)
+        for content in (b"new", b"", bytes(range(256)) * 4096):
+            assert storage.write_stream("d/a", io.BytesIO(content), verify=True)
+            assert storage.read("d/a") == content
+            assert entries(base / "d") == ["a"]
 
     def test_file_that_grows_while_it_is_copied_is_noticed(
         self, storage: LocalStorage, base: Path, monkeypatch: pytest.MonkeyPatch

@@ -112,9 +112,17 @@ class Staging:
         digest = new_digest("sha256")
         position = 0
         with self._mapped:
-            while chunk := os.pread(self._file.fd, CHUNK, position):
-                digest.update(chunk)
-                position += len(chunk)
+            if not os.fstat(self._file.fd).st_size:
+                return (
+                    digest.hexdigest()
+                )  # of nothing; some file systems have no file before there is something in it
+            fd = self._file.reopen()
+            try:
+                while chunk := os.pread(fd, CHUNK, position):
+                    digest.update(chunk)
+                    position += len(chunk)
+            finally:
+                os.close(fd)
         return digest.hexdigest()
 
     def publish(self) -> None:

@@ -26,6 +26,7 @@ from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, 
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     ConfigurationError,
@@ -36,7 +37,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import copy_descriptor, open_source, write_file
+from storage_backend.files import copy_descriptor, open_source
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, lineage
 from storage_backend.owners import is_abandoned

@@ -30,6 +30,7 @@ from storage_backend.base import (
     digest_of,
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -39,7 +40,7 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source, write_file
+from storage_backend.files import modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (

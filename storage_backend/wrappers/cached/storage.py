@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
 from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
-from storage_backend.files import StagedFile, copy_descriptor, write_file
+from storage_backend.files import StagedFile, copy_descriptor
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
 from storage_backend.streams import Content, Writer, check_range, plain
