@@ -9,16 +9,16 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -27,10 +27,9 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, within
-from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     Moved,
@@ -46,6 +45,7 @@ from storage_backend.streams import (
     sha256,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ class StorageBackend(ABC):
         Args:
             prefix: a literal string; it need not end at a "/".
             on_skip: is given an error for each entry that is no object (an unusable name, a link that leads
-                outside); without it they are logged as warnings.
+                outside; a FolderMarkerError for what only makes a folder visible); without it they are logged as warnings.
 
         Raises:
             StorageError: something could not be listed.
@@ -323,10 +323,9 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            info = ObjectInfo(identifier, facts.st_size if stat.S_ISREG(facts.st_mode) else None, modified)
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -445,28 +444,33 @@ class StorageBackend(ABC):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         """Store the object in a local file, which appears whole or not at all; its directories are created.
 
+        A symbolic link at *path* stays, and the file that it leads to is written. A pipe, a device or an open descriptor
+        (/dev/stdout) is never replaced: it is given the object once all of that has arrived, from a temporary file.
+
         Returns:
             True.
 
         Raises:
             NotFoundError: there is no such object.
+            QuotaExceededError: there is no space left for the file, which the message names.
         """
         with self.open(identifier) as reader:
             return download_from(reader, path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        """Store a local file as the object.
+        """Store a local file as the object, or what a pipe gives that is open already, as /dev/stdin.
 
         Returns:
             True.
 
         Raises:
             FileNotFoundError: there is no such file.
+            NotAFileError: it is a named pipe, to which nobody may ever write.
         """
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            modified = datetime.fromtimestamp(facts.st_mtime, UTC)
-            return self.write_stream(identifier, reader, info=ObjectInfo(identifier, facts.st_size, modified))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
+            return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:
         """Store *content* only if there is no such object yet. Of several callers, one gets True.
@@ -540,12 +544,22 @@ class StorageBackend(ABC):
         return type(self).__name__
 
     @property
+    def _instance(self) -> str:
+        """What tells the store from others of the same class, where there is no URL and its objects are gone with it."""
+        return ""
+
+    @property
     def keeps_modified(self) -> bool:
         """Whether `stat` and `scan` show the `modified` that `write_stream` and `write_many` were given.
 
         Where it does, another time means another content; where it does not, the time is that of the write.
         """
         return False
+
+    def _keeps(self, modified: datetime) -> bool:
+        """Whether this very time is kept, as precisely as the store has times; False for one beyond its range."""
+        _ = modified
+        return self.keeps_modified is True
 
     def close(self) -> None:
         """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""
@@ -621,6 +635,10 @@ def check_mode(mode: str) -> None:
     """
     if mode not in {"rb", "wb"}:
         raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
+class FolderMarkerError(InvalidIdentifierError):
+    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
 
 
 def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:

@@ -12,6 +12,7 @@ from storage_backend.cli.exits import Exit, code_of_report
 from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
 from storage_backend.cli.places import place_at
+from storage_backend.cli.standard import outlive_output
 from storage_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -275,6 +276,8 @@ def _run(
     from storage_backend.cli.display import Display
     from storage_backend.cli.progress import summarize
 
+    if not options.get("dry_run"):
+        outlive_output()
     interrupts = click.get_current_context().find_object(Interrupts)
     if interrupts is not None:
         changes = verb is not transfer.verify and not options.get("dry_run")

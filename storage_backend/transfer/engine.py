@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeAlias, TypeVar, cast
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
 from storage_backend.errors import (
     FATAL,
     IntegrityError,
@@ -68,6 +68,7 @@ class Engine:
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
+        self._last_marker = ""
         self.source_count = 0
         self.target_count = 0
 
@@ -100,6 +101,8 @@ class Engine:
         rules = Rules(
             prove=self.verb == "migrate",
             keeps_time=self.job.keeps_time,
+            keeps=self.job.target._keeps,
+            timed=self.job.source.keeps_modified is True,
             content=self.options.checksum,
             stored_time=not self.job.keeps_time,
         )
@@ -254,7 +257,14 @@ class Engine:
 
     def _on_skip(self, error: StorageError) -> None:
         name = error.identifier or str(error)
-        if name not in self.report.failed:  # by a listing that was begun anew
+        if error.identifier is not None and not self.options.concerns(error.identifier):
+            return
+        # A listing that is begun anew tells of all again.
+        if isinstance(error, FolderMarkerError):
+            if name > self._last_marker:
+                self._last_marker = name
+                self.report.skipped["folder-marker"] += 1
+        elif name not in self.report.failed:
             self.fail(name, error)
 
     def outage(self) -> Outage:

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Self, TypeAlias
 
 from storage_backend import identifiers
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -21,7 +22,7 @@ from storage_backend.errors import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.files import StagedFile, state_directory, write_file
+from storage_backend.files import StagedFile, state_directory
 from storage_backend.paths import expanded
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.planning import Record
@@ -219,21 +220,23 @@ class Journal:
     def write_manifest(self, path: str | os.PathLike[str]) -> int:
         """Write identifier, size and sha256 of every verified object, one JSON object a line; return their number."""
         count = 0
+
+        def fill(staged: StagedFile) -> None:
+            nonlocal count
+            for identifier, size, digest in self._verified():
+                count += 1
+                entry = {"identifier": identifiers.decode(identifier), "size": size, "sha256": digest}
+                staged.write(json.dumps(entry).encode() + b"\n")
+
+        write_file(path, fill)
+        return count
+
+    def _verified(self) -> Iterator[tuple[bytes, int, str]]:
         with self._translated():
-            rows = self._connection.execute(
+            yield from self._connection.execute(
                 "SELECT identifier, target_size, sha256 FROM objects"
                 " WHERE state IN ('verified', 'source deleted') ORDER BY identifier"
             )
-
-            def fill(staged: StagedFile) -> None:
-                nonlocal count
-                for identifier, size, digest in rows:
-                    count += 1
-                    entry = {"identifier": identifiers.decode(identifier), "size": size, "sha256": digest}
-                    staged.write(json.dumps(entry).encode() + b"\n")
-
-            write_file(path, fill)
-        return count
 
     def _acquire(self) -> int:
         while True:

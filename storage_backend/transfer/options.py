@@ -105,13 +105,25 @@ class TransferOptions:
 
     def in_scope(self, identifier: str) -> bool:
         """Whether the transfer concerns *identifier*."""
+        return self._included(identifier) and not self._excluded(identifier)
+
+    def concerns(self, name: str) -> bool:
+        """Whether the transfer concerns what is listed as *name*, which may be no identifier.
+
+        Empty segments do not count for the patterns, which cannot name them; what ends in "/" lies beneath that name.
+        """
+        spellings = {name, "/".join(filter(None, name.split("/"))) + ("/\0" if name.endswith("/") else "")}
+        return any(map(self._included, spellings)) and not any(map(self._excluded, spellings))
+
+    def _included(self, identifier: str) -> bool:
         if self.pattern is not None and not identifiers.glob(self.pattern).matches(identifier):
             return False
-        if self.include and not any(
+        return not self.include or any(
             identifiers.glob(pattern).matches(identifier) for pattern in self.include
-        ):
-            return False
-        return not any(identifiers.glob(pattern).matches(identifier) for pattern in self.exclude)
+        )
+
+    def _excluded(self, identifier: str) -> bool:
+        return any(identifiers.glob(pattern).matches(identifier) for pattern in self.exclude)
 
     @property
     def everything(self) -> bool:

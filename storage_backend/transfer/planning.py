@@ -56,12 +56,16 @@ class Rules:
         prove: nothing is skipped on the word of size and time alone (migrate, verify): the journal has its digest, or
             the digests are compared.
         keeps_time: the target stores the source's time, so that another time there means another object.
+        keeps: whether it stores a certain time; some are beyond what a store has.
+        timed: the source tells times, so that one that it cannot tell may be any.
         content: nothing is skipped by size, time or journal: content is compared always.
         stored_time: the times that the target shows are those of the writes there: one that is the source's is so by chance.
     """
 
     prove: bool = False
     keeps_time: bool = False
+    keeps: Callable[[datetime], bool] = bool
+    timed: bool = False
     content: bool = False
     stored_time: bool = False
 
@@ -180,7 +184,8 @@ def decide(
         return ("skip" if source.sha256 == target.sha256 else "copy"), "checksum"
     if source.modified is not None and target.modified is not None:
         return _decide_by_time(source, target, rules, looked)
-    if rules.prove or source.modified is not None or source.size is None or target.size is None:
+    unproven = rules.prove or rules.timed or source.modified is not None
+    if unproven or source.size is None or target.size is None:
         return "compare", "unproven"
     return "skip", "same-size-only"
 
@@ -194,7 +199,11 @@ def _decide_by_time(
     )
     same = same_time(changed, stored) and not rules.stored_time
     # Another time tells of another content only where the target could have shown this one, and it is none of the future.
-    tells = is_kept_everywhere(changed) and changed <= (looked + RACY_SECONDS) * 1_000_000
+    tells = (
+        is_kept_everywhere(changed)
+        and changed <= (looked + RACY_SECONDS) * 1_000_000
+        and (not rules.keeps_time or rules.keeps(cast(datetime, source.modified)))
+    )
     if changed > stored and not same:
         return ("copy", "newer") if tells else ("compare", "unproven")
     if rules.prove or source.size is None or target.size is None:

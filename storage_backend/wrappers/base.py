@@ -211,6 +211,10 @@ class Wrapper(StorageBackend):
         return self.backend.keeps_modified is True
 
     @override
+    def _keeps(self, modified: datetime) -> bool:
+        return self.backend._keeps(modified)
+
+    @override
     def close(self) -> None:
         self.backend.close()
 

@@ -9,11 +9,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, cast
-from urllib.parse import quote
 
 from typing_extensions import override
 
 from storage_backend import identifiers as names
+from storage_backend import locations
 from storage_backend.base import (
     Identifiers,
     Item,
@@ -296,8 +296,7 @@ class PrefixedStorage(Wrapper):
     @property
     @override
     def location(self) -> str:
-        inner = location_of(self.backend)
-        return f"{inner}{'/' if '#' in inner else '#'}{quote(self.prefix, errors='surrogateescape')}"
+        return locations.beneath(location_of(self.backend), self.prefix)
 
     def _joined(self, identifier: str) -> str:
         return _join(self._beneath, identifier)

@@ -50,7 +50,7 @@ RCLONE = {
     "whole reads": "a handle opens its file by name at the first read, so that attributes and content may be of two files",
 }
 BARE = {
-    "whole reads": "no request replaces a file: a reader may come between the removal of the old one and its successor",
+    "whole reads": "no request replaces a file: a reader may come when the old one is moved aside and its successor not there",
 }
 
 
@@ -154,7 +154,6 @@ class TestRclone(ObjectTopics):
 
 class TestBare(OverOneConnection, ObjectTopics):
     server = "paramiko_sftp_server"
-    options: ClassVar = {"non_atomic_overwrite": True}
     lacks: ClassVar = {**LACKS, **BARE}
 
 
@@ -163,7 +162,7 @@ class TestBareThatNeverRemoves:
 
     @pytest.fixture
     def backend(self, paramiko_sftp_place: SSHPlace) -> Iterator[RemoteStorage]:
-        with storage_at(paramiko_sftp_place) as backend:
+        with storage_at(paramiko_sftp_place, non_atomic_overwrite=False) as backend:
             yield backend
 
     def test_overwriting_is_refused_and_the_old_object_stays(

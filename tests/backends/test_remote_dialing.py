@@ -22,6 +22,8 @@ from unittest.mock import MagicMock
 
 import paramiko
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from paramiko.common import AUTH_FAILED, AUTH_PARTIALLY_SUCCESSFUL, AUTH_SUCCESSFUL
 from typing_extensions import override
 
@@ -626,6 +628,49 @@ def test_each_kind_of_key_opens(
         assert connect(place.config(key_filename=[plain, locked], passphrase="wrong")).found == b"hello\n"
 
 
+PKCS8 = {
+    "rsa": lambda: rsa.generate_private_key(65537, 2048),
+    "ecdsa": lambda: ec.generate_private_key(ec.SECP384R1()),
+    "ed25519": ed25519.Ed25519PrivateKey.generate,
+}
+
+
+@pytest.mark.parametrize("kind", PKCS8)
+def test_each_kind_of_key_opens_as_openssl_writes_it(
+    sshd: Callable[..., OpenSSH],
+    connect: Connect,
+    refused: Callable[..., NoEndpointError],
+    tmp_path: Path,
+    kind: str,
+) -> None:
+    key: Any = PKCS8[kind]()
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    plain, locked = tmp_path / "plain", tmp_path / "locked"
+    plain.write_bytes(key.private_bytes(pem, pkcs8, serialization.NoEncryption()))
+    locked.write_bytes(key.private_bytes(pem, pkcs8, serialization.BestAvailableEncryption(b"x y")))
+    openssh = serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH
+    (tmp_path / "plain.pub").write_bytes(key.public_key().public_bytes(*openssh) + b"\n")
+    server = sshd(authorized=[plain])
+    with server.place() as place:
+        assert connect(place.config(key_filename=plain)).found == b"hello\n"
+        assert connect(place.config(key_filename=locked, passphrase="x y")).found == b"hello\n"
+        assert "encrypted, and no passphrase is set" in str(refused(place.config(key_filename=locked)))
+        words = str(refused(place.config(key_filename=locked, passphrase="wrong")))
+        assert f"key file {locked}: the passphrase does not open it" in words
+
+
+def test_key_of_a_kind_that_is_not_supported_is_told_as_such(
+    openssh_place: SSHPlace, refused: Callable[..., NoEndpointError], tmp_path: Path
+) -> None:
+    key = dsa.generate_private_key(2048)
+    pem, pkcs8 = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    (tmp_path / "dsa").write_bytes(
+        key.private_bytes(pem, pkcs8, serialization.BestAvailableEncryption(b"secret"))
+    )
+    words = str(refused(openssh_place.config(key_filename=tmp_path / "dsa", passphrase="secret")))
+    assert f"key file {tmp_path / 'dsa'}: a DSA key, which is not supported" in words
+
+
 def test_certificate_beside_the_key_is_used(
     sshd: Callable[..., OpenSSH], connect: Connect, tmp_path: Path
 ) -> None:
@@ -849,6 +894,65 @@ def test_agent_signs_for_a_key_file_that_is_locked(
     server = sshd("MaxAuthTries 1", authorized=[key])
     with server.place() as place:
         assert connect(place.config(key_filename=key, agent=True)).found == b"hello\n"
+
+
+def test_public_half_selects_the_key_of_the_agent(
+    sshd: Callable[..., OpenSSH], connect: Connect, agent: Callable[..., None], tmp_path: Path
+) -> None:
+    key = make_key(tmp_path)
+    agent(*(make_key(tmp_path) for _ in range(3)), key)
+    key.unlink()
+    (tmp_path / "config").write_text(f"Host *\n IdentityFile {key}.pub\n IdentitiesOnly yes\n")
+    server = sshd("MaxAuthTries 1", authorized=[key])
+    with server.place() as place:
+        configured = place.config(key_filename=[], agent=True, ssh_config_file=tmp_path / "config")
+        assert connect(configured).found == b"hello\n"
+        assert connect(place.config(key_filename=f"{key}.pub", agent=True)).found == b"hello\n"
+        with pytest.raises(
+            AuthenticationError, match="a public key, and the agent does not hold its private half"
+        ):
+            connect(place.config(key_filename=f"{key}.pub"))
+
+
+def test_agent_signs_for_a_locked_key_without_its_public_half(
+    sshd: Callable[..., OpenSSH], connect: Connect, agent: Callable[..., None], tmp_path: Path
+) -> None:
+    key = make_key(tmp_path)
+    agent(*(make_key(tmp_path) for _ in range(3)), key)
+    keygen = program("ssh-keygen", "apt-get install openssh-client")
+    subprocess.run([keygen, "-q", "-p", "-N", "secret", "-f", key], check=True, capture_output=True)
+    server = sshd("MaxAuthTries 1", authorized=[key])
+    Path(f"{key}.pub").unlink()
+    with server.place() as place:
+        assert connect(place.config(key_filename=key, agent=True)).found == b"hello\n"
+
+
+def test_identity_agent_of_the_configuration_is_the_one_that_is_asked(
+    sshd: Callable[..., OpenSSH],
+    connect: Connect,
+    agent: Callable[..., None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    key = make_key(tmp_path)
+    agent(key)
+    mine = os.environ["SSH_AUTH_SOCK"]
+    monkeypatch.setenv("OTHER_AGENT", mine)
+    server = sshd(authorized=[key])
+    with server.place() as place:
+
+        def config(agent_of_the_file: str) -> dict[str, Any]:
+            (tmp_path / "config").write_text(f"Host *\n IdentityAgent {agent_of_the_file}\n")
+            return place.config(key_filename=[], agent=True, ssh_config_file=tmp_path / "config")
+
+        assert connect(config("SSH_AUTH_SOCK")).found == b"hello\n"
+        with pytest.raises(AuthenticationError, match="no agent: IdentityAgent is not set"):
+            connect(config("none"))
+        monkeypatch.setenv("SSH_AUTH_SOCK", str(tmp_path / "gone"))
+        for named in (mine, "$OTHER_AGENT", "${OTHER_AGENT}", f"~/../{Path(mine).parent.name}/s"):
+            if named.startswith("~"):
+                monkeypatch.setenv("HOME", f"{Path(mine).parent}")
+            assert connect(config(named)).found == b"hello\n"
 
 
 def test_agent_that_cannot_sign_is_passed_over(

@@ -5,10 +5,8 @@ from __future__ import annotations
 import io
 import itertools
 import os
-import socket
 import stat
 import struct
-import threading
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, suppress
@@ -18,7 +16,6 @@ from typing import Any
 
 import paramiko
 import pytest
-from typing_extensions import override
 
 from storage_backend.backends.remote import objects, operations
 from storage_backend.backends.remote.packets import (
@@ -28,14 +25,11 @@ from storage_backend.backends.remote.packets import (
     EOF,
     FSTAT,
     HANDLE,
-    LSTAT,
     MAX_PACKET,
     NAME,
-    NO_SUCH_FILE,
     OK,
     OPEN,
     OPENDIR,
-    POSIX_RENAME,
     READ,
     READDIR,
     REALPATH,
@@ -47,172 +41,38 @@ from storage_backend.backends.remote.packets import (
 )
 from storage_backend.backends.remote.storage import RemoteStorage
 from storage_backend.errors import (
+    BatchError,
     IntegrityError,
     InvalidIdentifierError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
 )
 from storage_backend.testing.subject import same
+from storage_backend.wrappers.cached import CachedStorage
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
+from tests.sftp_speaker import (
+    CONTENT,
+    DIRECTORY,
+    FILE,
+    Answer,
+    BareFolderSpeaker,
+    Hostile,
+    Speaker,
+    attributes,
+    names,
+    number,
+    packet,
+    raw,
+    replied,
+    status,
+)
 from tests.ssh_servers import OpenSSH, SSHPlace, make_key, shell_script
 from tests.tiers import few
 
-CONTENT = bytes(range(256)) * 16
-DIRECTORY = stat.S_IFDIR | 0o755
-FILE = stat.S_IFREG | 0o644
 LINK = stat.S_IFLNK | 0o777
-
-Answer = Callable[["Speaker", int, bytes], bytes | None]
-
-
-def number(value: int) -> bytes:
-    return struct.pack(">I", value)
-
-
-def packet(kind: int, request: int, body: bytes) -> bytes:
-    return number(len(body) + 5) + bytes((kind,)) + number(request) + body
-
-
-def status(request: int, code: int, words: bytes = b"") -> bytes:
-    return packet(STATUS, request, number(code) + text(words) + text(b""))
-
-
-def attributes(size: int = len(CONTENT), mode: int = FILE, modified: int = 1) -> bytes:
-    return struct.pack(">IQIII", 1 | 4 | 8, size, mode, modified, modified)
-
-
-def names(request: int, *found: tuple[bytes, bytes], count: int | None = None) -> bytes:
-    entries = b"".join(text(name) + text(b"long") + facts for name, facts in found)
-    return packet(NAME, request, number(len(found) if count is None else count) + entries)
-
-
-class Speaker(paramiko.SubsystemHandler):  # type: ignore[misc]  # paramiko has no types
-    """SFTP of a directory that holds the file "a"; what the test wants otherwise, a table of answers says."""
-
-    def __init__(self, channel: Any, name: str, server: Any, answers: dict[int, Answer]) -> None:
-        super().__init__(channel, name, server)
-        self._answers = answers
-        self._listed: set[bytes] = set()
-        self.channel = channel
-
-    @override
-    def start_subsystem(self, name: str, transport: Any, channel: Any) -> None:
-        with suppress(OSError, EOFError):
-            self._exactly(int.from_bytes(self._exactly(4)))
-            introduce = self._answers.get(VERSION)
-            hello = number(3) + text(POSIX_RENAME) + text(b"1")
-            said = (
-                introduce(self, 0, b"") if introduce else number(len(hello) + 1) + bytes((VERSION,)) + hello
-            )
-            if said is None:
-                self._wait()
-                return
-            channel.sendall(said)
-            while True:
-                body = self._exactly(int.from_bytes(self._exactly(4)))
-                answer = self._answers.get(body[0])
-                request, rest = int.from_bytes(body[1:5]), body[5:]
-                reply = answer(self, request, rest) if answer else self.honest(body[0], request, rest)
-                if reply is not None:
-                    channel.sendall(reply)
-
-    def honest(self, kind: int, request: int, body: bytes) -> bytes:
-        """What a server would say that has the file."""
-        size = int.from_bytes(body[:4])
-        subject, rest = body[4 : 4 + size], body[4 + size :]
-        if kind == REALPATH:
-            return names(request, (b"/base", attributes(mode=DIRECTORY)))
-        if kind in {STAT, LSTAT}:
-            if subject in {b"/", b"/base"}:
-                return packet(ATTRS, request, attributes(mode=DIRECTORY))
-            return (
-                packet(ATTRS, request, attributes())
-                if subject == b"/base/a"
-                else status(request, NO_SUCH_FILE)
-            )
-        if kind == FSTAT:
-            return packet(ATTRS, request, attributes())
-        if kind in {OPEN, OPENDIR}:
-            return packet(HANDLE, request, text(subject if len(subject) < 100 else sha256(subject).digest()))
-        if kind == READDIR:
-            if subject in self._listed:
-                self._listed.discard(subject)
-                return status(request, EOF)
-            self._listed.add(subject)
-            return names(request, (b"a", attributes()))
-        if kind == READ:
-            start, length = struct.unpack(">QI", rest)
-            data = CONTENT[start : start + length]
-            return packet(DATA, request, text(data)) if data else status(request, EOF)
-        return status(request, OK)
-
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self.channel.recv(size - len(data))
-            if not piece:
-                raise EOFError
-            data += piece
-        return data
-
-    def _wait(self) -> None:
-        while self.channel.recv(1 << 16):
-            pass
-
-
-class Welcome(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has no types
-    """Lets everybody in, to SFTP alone."""
-
-    @override
-    def get_allowed_auths(self, username: str) -> str:
-        return "password"
-
-    @override
-    def check_auth_password(self, username: str, password: str) -> int:
-        return int(paramiko.AUTH_SUCCESSFUL)
-
-    @override
-    def check_channel_request(self, kind: str, chanid: int) -> int:
-        return int(paramiko.OPEN_SUCCEEDED)
-
-
-class Hostile:
-    """An SSH server in this process, whose SFTP answers as *answers* have it."""
-
-    def __init__(self, key: Path, answers: dict[int, Answer]) -> None:
-        self._key = paramiko.PKey.from_path(key)
-        self._answers = answers
-        self._transports: list[Any] = []
-        self.connections = 0
-        self._socket = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._socket.getsockname()[1]
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                connection, _ = self._socket.accept()
-            except OSError:
-                return
-            self.connections += 1
-            transport = paramiko.Transport(connection)
-            transport.add_server_key(self._key)
-            transport.set_subsystem_handler("sftp", Speaker, self._answers)
-            self._transports.append(transport)
-            with suppress(paramiko.SSHException, EOFError):
-                transport.start_server(event=threading.Event(), server=Welcome())
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
-        self._thread.join()
-        self._socket.close()
-        for transport in self._transports:
-            transport.close()
-
 
 Serve = Callable[..., RemoteStorage]
 
@@ -229,8 +89,14 @@ def serve(host_key: Path, tmp_path: Path) -> Iterator[Serve]:
     backends: list[RemoteStorage] = []
     known = tmp_path / "known_hosts"
 
-    def start(answers: dict[int, Answer], base: str = "/base", **more: Any) -> RemoteStorage:
-        server = Hostile(host_key, answers)
+    def start(
+        answers: dict[int, Answer], base: str = "/base", *, root: Path | None = None, **more: Any
+    ) -> RemoteStorage:
+        server = (
+            Hostile(host_key, Speaker, answers)
+            if root is None
+            else Hostile(host_key, BareFolderSpeaker, answers, root)
+        )
         servers.append(server)
         public = " ".join(Path(f"{host_key}.pub").read_text().split()[:2])
         known.write_text(f"[127.0.0.1]:{server.port} {public}\n")
@@ -253,14 +119,6 @@ def serve(host_key: Path, tmp_path: Path) -> Iterator[Serve]:
         backend.close()
     for server in servers:
         server.close()
-
-
-def raw(reply: bytes | None) -> Answer:
-    return lambda _speaker, _request, _body: reply
-
-
-def replied(make: Callable[[int], bytes]) -> Answer:
-    return lambda _speaker, request, _body: make(request)
 
 
 def test_honest_speaker_is_read(serve: Serve) -> None:
@@ -431,13 +289,60 @@ def test_size_that_is_a_lie_is_found_out(serve: Serve, size: int) -> None:
         tracemalloc.stop()
 
 
-def test_times_at_the_ends_of_their_range_are_told(serve: Serve) -> None:
+@pytest.mark.parametrize("end", few([50_000, 0, 99_999], 2))
+@pytest.mark.parametrize("size", few([100_000, 3 << 20], 1))
+def test_early_end_of_file_is_never_the_whole_object(
+    serve: Serve, tmp_path: Path, size: int, end: int
+) -> None:
+    def act(_speaker: Speaker, request: int, body: bytes) -> bytes:
+        start, length = struct.unpack(">QI", body[-12:])
+        data = bytes(max(min(length, end - start), 0))
+        return packet(DATA, request, text(data)) if data else status(request, EOF)
+
+    facts = attributes(size=size)
+    backend = serve(
+        {READ: act, STAT: _of_object(facts), FSTAT: replied(lambda request: packet(ATTRS, request, facts))}
+    )
+    cached = CachedStorage(backend, cache_dir=tmp_path / "cache")
+    ways: Sequence[Callable[[], object]] = [
+        lambda: backend.read("a"),
+        lambda: backend.open("a").read(),
+        lambda: backend.read_range("a", 0, size),
+        lambda: backend.download("a", tmp_path / "a"),
+        lambda: backend.checksum("a"),
+        lambda: backend.copy("a", "b"),
+        lambda: cached.read("a"),
+    ]
+    for way in ways:
+        with pytest.raises(SourceChangedError, match=f"after {end:,} of {size:,} bytes"):
+            way()
+    for storage in (backend, cached):
+        with pytest.raises(BatchError) as batch:
+            list(storage.read_many(["a"]))
+        assert isinstance(batch.value.failures["a"], SourceChangedError)
+    assert not (tmp_path / "a").exists()
+
+
+def test_file_of_unknown_size_is_read_whole_or_refused(serve: Serve) -> None:
+    facts = struct.pack(">II", 4, FILE)
+    backend = serve({FSTAT: replied(lambda request: packet(ATTRS, request, facts))})
+    assert backend.read("a") == CONTENT
+    assert list(backend.read_many(["a"])) == [("a", CONTENT)]
+    for way in (
+        lambda: backend.open("a").read(),
+        lambda: backend.read_range("a", 0, 3),
+        lambda: backend.copy("a", "b"),
+    ):
+        with pytest.raises(StorageError, match="does not tell the size"):
+            way()
+
+
+def test_times_that_may_be_of_before_1970_are_unknown(serve: Serve) -> None:
     for modified in (0, (1 << 31) - 1, 1 << 31, (1 << 32) - 1):
         facts = attributes(modified=modified)
         backend = serve({STAT: _of_object(facts)})
         found = backend.stat("a").modified
-        assert found is not None
-        assert found.timestamp() == modified
+        assert (None if found is None else found.timestamp()) == (modified if modified < 1 << 31 else None)
 
 
 def _of_object(facts: bytes) -> Answer:

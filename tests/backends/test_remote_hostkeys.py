@@ -198,7 +198,9 @@ def test_revoked_key_is_refused(place: Place, keys: dict[str, Any], policy: str)
 
 def test_authority_is_no_host_key(place: Place, keys: dict[str, Any]) -> None:
     text = line("*", keys["ours"], "@cert-authority") + line("nas", keys["ours"], "@other")
-    assert "mismatch" not in place.refusal(keys["ours"], text=text)
+    words = place.refusal(keys["ours"], text=text)
+    assert "mismatch" not in words
+    assert f"@cert-authority ({place.path}:1), which is not used" in words
     assert place.accepts(keys["other"], text=text + line("nas", keys["other"]))
 
 

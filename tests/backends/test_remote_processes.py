@@ -5,6 +5,7 @@ from __future__ import annotations
 import faulthandler
 import gc
 import hashlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -442,3 +443,62 @@ class TestEnd:
             gc.collect()
             assert not storage.exists("b")
             assert ways.temporary() == []
+
+
+AT_THE_END = """
+import atexit, json, sys, threading
+from storage_backend import LocalStorage, MemoryStorage, RemoteStorage, migrate, sync
+
+config, base, local = json.loads(sys.argv[1])
+
+def work(name):
+    items = {f"{name}/{number}": b"%d" % number for number in range(200)}
+    with RemoteStorage(config, base) as backend:
+        assert backend.write_many(items.items()) == 200
+        assert dict(backend.read_many(items)) == items
+        source = MemoryStorage()
+        source.write_many(items.items())
+        assert migrate(source, backend, journal=f"{local}/{name}.journal").verified == 200
+        assert sync(backend, LocalStorage(f"{local}/{name}")).copied == len(backend.list())
+    print(name, flush=True)
+
+def outlive():
+    threading.main_thread().join()
+    work("thread")
+
+atexit.register(work, "exit")
+threading.Thread(target=outlive).start()
+"""
+
+
+def test_batches_and_transfers_work_while_the_interpreter_ends(
+    openssh_place: SSHPlace, tmp_path: Path
+) -> None:
+    arguments = json.dumps([openssh_place.config(), openssh_place.base, str(tmp_path)])
+    done = subprocess.run(
+        [sys.executable, "-c", AT_THE_END, arguments],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.stdout, done.stderr) == ("thread\nexit\n", "")
+
+
+def test_work_is_done_by_the_caller_where_no_thread_can_be_had(
+    openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    items = {f"{number}": b"%d" % number for number in range(1200)}
+    config: Any = openssh_place.config()
+    with RemoteStorage(config, openssh_place.base) as backend:
+        backend.write_many([(f"first/{name}", content) for name, content in list(items.items())[:200]])
+        start = threading.Thread.start
+
+        def refused(thread: threading.Thread) -> None:
+            if thread.name in {"storage-backend-packing", "storage-backend-fetching"}:
+                raise RuntimeError("can't create new thread at interpreter shutdown")
+            start(thread)
+
+        monkeypatch.setattr(threading.Thread, "start", refused)
+        assert backend.write_many(items.items()) == len(items)
+        assert dict(backend.read_many(items)) == items

@@ -55,7 +55,7 @@ def test_user_and_endpoints_are_enough() -> None:
     assert found.user == "ann"
     assert (found.connection_timeout, found.io_timeout, found.keepalive) == (2.0, 30.0, 0.0)
     assert (found.host_key_policy, found.pins, found.shell) == ("strict", (), "auto")
-    assert (found.agent, found.non_atomic_overwrite, found.max_connections) == (True, False, 1)
+    assert (found.agent, found.non_atomic_overwrite, found.max_connections) == (True, True, 1)
     assert found.known_hosts == (
         "~/.ssh/known_hosts",
         "~/.ssh/known_hosts2",

@@ -26,12 +26,11 @@ from typing import Any
 
 import pytest
 
-from storage_backend import LocalStorage
+from storage_backend import LocalStorage, PrefixedStorage, sync
 from storage_backend.backends.remote.storage import RemoteStorage
 from storage_backend.base import StorageBackend
 from storage_backend.errors import (
     AccessDeniedError,
-    BatchError,
     InvalidIdentifierError,
     NotAFileError,
     NotFoundError,
@@ -427,7 +426,7 @@ def test_each_object_is_the_same_by_both_ways(openssh_place: SSHPlace, seed: int
                     outcome(getattr(backend, verb.__name__), other) for backend in (by_shell, by_sftp)
                 )
                 assert first == second, (other, verb)
-            if other != "fifo":  # test_reading_a_pipe_ends_and_the_next_operation_works
+            if other != "fifo":  # test_remote_pipes.py
                 assert outcome(by_shell.read, other) == outcome(by_sftp.read, other), other
             for name in ("copy", "move"):
                 before = on_disk(root)
@@ -550,20 +549,56 @@ def test_pipe_is_no_object(openssh_place: SSHPlace) -> None:
                 backend.write("fifo", b"x")
 
 
-@pytest.mark.soak
-def test_reading_a_pipe_ends_and_the_next_operation_works(openssh_place: SSHPlace) -> None:
-    os.mkfifo(openssh_place.local / "fifo")
-    (openssh_place.local / "a").write_bytes(b"x")
-    config: Any = openssh_place.config(io_timeout=2.0)
-    with closing(RemoteStorage(config, openssh_place.base)) as backend:
-        with pytest.raises(NotAFileError):
-            backend.open("fifo")
-        assert backend.read("a") == b"x"
-        batch = backend.read_many(["fifo", "a"])
-        assert next(batch) == ("a", b"x")
-        with pytest.raises(BatchError) as caught:
-            next(batch)
-        assert isinstance(caught.value.failures["fifo"], NotAFileError)
+def test_times_that_sftp_cannot_have_are_not_kept_and_a_second_sync_has_nothing_to_do(
+    openssh_place: SSHPlace, tmp_path: Path
+) -> None:
+    moments = {
+        "1905": -2_050_000_000,
+        "1960": -300_000_000,
+        "before 1970": -1,
+        "1970": 0,
+        "half a second": 1_600_000_000.5,
+        "2038": (1 << 31) - 1,
+        "after 2038": 1 << 31,
+        "2106": (1 << 32) - 1,
+        "after 2106": (1 << 32) + 5,
+        "2110": 4_400_000_000,
+    }
+    fits = {name for name, moment in moments.items() if 0 <= moment < 1 << 31}
+
+    def fill(directory: Path) -> None:
+        directory.mkdir(exist_ok=True)
+        for name, moment in moments.items():
+            (directory / name).write_bytes(name.encode())
+            os.utime(directory / name, (moment, moment))
+
+    with both(openssh_place) as pair:
+        for number, backend in enumerate(pair):
+            side = PrefixedStorage(backend, f"to-{number}")
+            local = tmp_path / f"from-{number}"
+            fill(local)
+            assert sync(LocalStorage(local), side).copied == len(moments)
+            for other in pair:
+                looked = PrefixedStorage(other, f"to-{number}")
+                for info in looked.scan():
+                    assert info == looked.stat(info.identifier)
+                    assert info.modified is not None
+                    if info.identifier in fits:
+                        assert info.modified.timestamp() == moments[info.identifier] // 1
+                    else:  # the time of writing
+                        assert info.modified.year >= 2026
+                assert sync(LocalStorage(local), looked).copied == 0
+            # What is on the server may be of any time, too.
+            fill(openssh_place.local / f"from-{number}")
+            source = PrefixedStorage(backend, f"from-{number}")
+            assert source.stat("1960").modified is None
+            target = LocalStorage(tmp_path / f"to-{number}")
+            assert sync(source, target).copied == len(moments)
+            assert sync(source, target).copied == 0
+            (openssh_place.local / f"from-{number}" / "1960").write_bytes(b"1961")
+            os.utime(openssh_place.local / f"from-{number}" / "1960", (-1, -1))
+            assert sync(source, target).copied == 1
+            assert target.read("1960") == b"1961"
 
 
 def test_directory_that_is_gone_or_a_file_has_nothing_beneath(openssh_place: SSHPlace) -> None:

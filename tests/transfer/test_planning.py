@@ -70,6 +70,7 @@ CASES = [
     ("too fresh to tell", info(seconds=999), info(seconds=999), SYNC, "compare/recent"),
     ("in the future", info(seconds=5000), info(seconds=5000), SYNC, "compare/recent"),
     ("no time at the source", info(seconds=None), info(), SYNC, "skip/same-size-only"),
+    ("no time at a source of times", info(seconds=None), info(), Rules(timed=True), "compare/unproven"),
     ("migrate: no time at the source", info(seconds=None), info(), MIGRATE, "compare/unproven"),
     ("no time at the target", info(), info(seconds=None), SYNC, "compare/unproven"),
     ("no size", info(size=None), info(), SYNC, "compare/unproven"),

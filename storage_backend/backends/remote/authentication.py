@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import os
 import socket
 import stat
@@ -16,6 +18,7 @@ from typing import Any
 
 from storage_backend.backends.remote.hostkeys import fingerprint
 from storage_backend.backends.remote.library import ssh_library
+from storage_backend.backends.remote.packets import Fields
 from storage_backend.backends.remote.settings import Endpoint, Settings
 from storage_backend.errors import (
     AuthenticationError,
@@ -30,7 +33,9 @@ DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
 METHODS = ("publickey", "password", "keyboard-interactive")
 
+_PUBLIC = ".pub"
 _CERTIFICATE = "-cert.pub"
+_OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 @dataclass
@@ -69,7 +74,7 @@ class Authentication:
             StorageTimeoutError: it took longer than `patience`.
         """
         deadline = self.clock() + self.patience
-        agent = _Agent()
+        agent = _Agent(self.endpoint.identity_agent)
         try:
             if self._try(transport, deadline, "none", partial(transport.auth_none, self.endpoint.user)):
                 return []
@@ -217,6 +222,14 @@ class Authentication:
         if held is not None:
             yield from self._usable(transport, f"agent key {_shown(held)} of {path}", held)
             return
+        if whole.endswith(_PUBLIC) and not whole.endswith(_CERTIFICATE):
+            # The public half says which key is meant; the other half is the agent's, or lies beside it.
+            whole = whole.removesuffix(_PUBLIC)
+            if not os.path.exists(whole):  # noqa: PTH110 - stays text
+                self._outcomes.append(
+                    f"key file {path}: a public key, and the agent does not hold its private half"
+                )
+                return
         try:
             key = _load(whole, self.settings)
         except _UnusableKeyError as error:
@@ -291,14 +304,19 @@ class _Key:
 
 
 class _Agent:
-    """The SSH agent at *SSH_AUTH_SOCK*, asked once.
+    """An SSH agent, asked once.
+
+    Args:
+        place: IdentityAgent: its socket; None for SSH_AUTH_SOCK.
 
     Attributes:
         keys: that it holds.
         reason: why there are none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, place: str | None) -> None:
+        self._name = "SSH_AUTH_SOCK" if place is None else "IdentityAgent"
+        self._place = os.environ.get("SSH_AUTH_SOCK") if place is None else expanded(place)
         self.keys: Sequence[Any] = ()
         self.reason: str | None = None
         self._asked = False
@@ -312,21 +330,27 @@ class _Agent:
         return first
 
     def _ask(self) -> None:
-        place = os.environ.get("SSH_AUTH_SOCK")
+        place = self._place
         if not place:
-            self.reason = "no agent: SSH_AUTH_SOCK is not set"
-            return
-        try:
-            # paramiko leaves an unconnected socket to the garbage collector.
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.settimeout(AGENT_PATIENCE)
-                probe.connect(place)
-        except OSError as error:
-            self.reason = f"no agent at SSH_AUTH_SOCK={place}: {error.strerror or error}"
+            self.reason = f"no agent: {self._name} is not set"
             return
         paramiko = ssh_library()
         try:
-            self._client = paramiko.Agent()
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.settimeout(AGENT_PATIENCE)
+                connection.connect(place)
+                connection.settimeout(None)
+            except BaseException:
+                connection.close()
+                raise
+        except OSError as error:
+            self.reason = f"no agent at {self._name}={place}: {error.strerror or error}"
+            return
+        try:
+            self._client = paramiko.agent.AgentSSH()
+            # paramiko.Agent knows but the one at SSH_AUTH_SOCK.
+            self._client._connect(connection)
             self.keys = tuple(self._client.get_keys())
         except (paramiko.SSHException, OSError) as error:
             self.reason = f"the agent gives no keys: {_words(error)}"
@@ -334,20 +358,14 @@ class _Agent:
             self.reason = None if self.keys else "the agent holds no keys"
 
     def holding(self, path: str) -> Any:
-        """Its key whose public half lies in *path*.pub; None if there is none."""
-        if not self.keys:
-            return None
-        with suppress(OSError, ValueError, IndexError):
-            text = Path(f"{path.removesuffix(_CERTIFICATE)}.pub").read_text(encoding="utf-8").split()
-            for key in self.keys:
-                if key.get_base64() == text[1]:
-                    return key
-        return None
+        """Its key whose public half *path* is or has beside it or within; None if there is none."""
+        public = _public_half(path) if self.keys else None
+        return next((key for key in self.keys if key.get_base64() == public), None)
 
     def close(self) -> None:
         client, self._client = self._client, None
         if client is not None:
-            client.close()
+            client._close()
 
 
 class _Answers:
@@ -379,48 +397,89 @@ class _UnusableKeyError(Exception):
 
 def _load(path: str, settings: Settings) -> Any:
     """The key in the file *path*, a `paramiko.PKey`, with the certificate beside it."""
-    paramiko = ssh_library()
     private = path.removesuffix(_CERTIFICATE)
     try:
         if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
             raise _UnusableKeyError("not a file")
-        try:
-            with unforked():
-                return paramiko.PKey.from_path(path)
-        except Exception:
-            if not _is_encrypted(private):
-                raise
-            if settings.passphrase is None:
-                raise _UnusableKeyError("encrypted, and no passphrase is set") from None
-        try:
-            passphrase = settings.passphrase.value().encode()
-            with unforked():
-                return paramiko.PKey.from_path(path, passphrase)
-        except (ValueError, TypeError, paramiko.SSHException) as error:
-            if isinstance(error, ConfigurationError):
-                raise _UnusableKeyError(str(error)) from None
-            raise _UnusableKeyError("the passphrase does not open it") from None
+        data = Path(private).read_bytes()
+        with unforked():
+            key = _read(data, settings)
+        certificate = f"{private}{_CERTIFICATE}"
+        if os.path.exists(certificate):  # noqa: PTH110 - stays text
+            key.load_certificate(certificate)
     except OSError as error:
         raise _UnusableKeyError(error.strerror or str(error)) from None
     except _UnusableKeyError:
         raise
     except Exception as error:  # parsers of foreign formats raise many kinds
         raise _UnusableKeyError(
-            f"not a private key that paramiko reads ({_words(error)}); `ssh-keygen -p -f` rewrites one in OpenSSH's format"
+            f"not a private key that can be used here ({_words(error)}); `ssh-keygen -p -f` rewrites one in OpenSSH's format"
         ) from error
+    return key
 
 
-def _is_encrypted(path: str) -> bool:
-    """Whether a passphrase opens the key file. What `PKey.from_path` raises then differs between its versions."""
-    paramiko = ssh_library()
-    for kind in (paramiko.Ed25519Key, paramiko.ECDSAKey, paramiko.RSAKey):
+def _read(data: bytes, settings: Settings) -> Any:
+    """The key that *data* is: OpenSSH's format, PKCS#8 or a kind's own PEM. paramiko reads of these but the first and the last."""
+    from cryptography.exceptions import UnsupportedAlgorithm
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+    ours = _OPENSSH in data
+    load: Any = serialization.load_ssh_private_key if ours else serialization.load_pem_private_key
+    try:
+        loaded = load(data, None)
+    except (TypeError, ValueError) as error:
+        # Older versions of cryptography say either.
+        if isinstance(error, ValueError) and "password" not in str(error).lower():
+            raise
+        if settings.passphrase is None:
+            raise _UnusableKeyError("encrypted, and no passphrase is set") from None
         try:
-            kind.from_private_key_file(path)
-        except paramiko.PasswordRequiredException:
-            return True
-        except (paramiko.SSHException, ValueError, IndexError):
-            continue
-    return False
+            passphrase = settings.passphrase.value().encode()
+        except ConfigurationError as error:
+            raise _UnusableKeyError(str(error)) from None
+        try:
+            loaded = load(data, passphrase)
+        except UnsupportedAlgorithm as error:
+            raise _UnusableKeyError(f"encrypted in a way that is not known here: {_words(error)}") from None
+        except ValueError:
+            raise _UnusableKeyError("the passphrase does not open it") from None
+    paramiko = ssh_library()
+    kinds = (
+        (rsa.RSAPrivateKey, paramiko.RSAKey),
+        (ec.EllipticCurvePrivateKey, paramiko.ECDSAKey),
+        (ed25519.Ed25519PrivateKey, paramiko.Ed25519Key),
+    )
+    for kind, theirs in kinds:
+        if isinstance(loaded, kind):
+            text = loaded.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.OpenSSH,
+                serialization.NoEncryption(),
+            )
+            return theirs.from_private_key(io.StringIO(text.decode()))
+    raise _UnusableKeyError(
+        f"a {type(loaded).__name__.removesuffix('PrivateKey')} key, which is not supported"
+    )
+
+
+def _public_half(path: str) -> str | None:
+    """The public key that belongs to a key file, in base64: from the file itself, if it is one, or beside it, or within it."""
+    beside = path if path.endswith(_PUBLIC) else f"{path}{_PUBLIC}"
+    if path.endswith(_CERTIFICATE):
+        beside = f"{path.removesuffix(_CERTIFICATE)}{_PUBLIC}"
+    with suppress(OSError, ValueError, IndexError):
+        return Path(beside).read_text(encoding="utf-8").split()[1]
+    with suppress(OSError, ValueError, IndexError):
+        # PROTOCOL.key of OpenSSH: it is not encrypted.
+        lines = Path(path).read_bytes().strip().splitlines()
+        if _OPENSSH in lines[0]:
+            fields = Fields(base64.b64decode(b"".join(lines[1:-1])).removeprefix(b"openssh-key-v1\0"))
+            for _ in range(3):
+                fields.string()
+            fields.number()
+            return base64.b64encode(fields.string()).decode()
+    return None
 
 
 def _rsa_agreed(transport: Any) -> bool:

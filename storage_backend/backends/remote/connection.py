@@ -9,6 +9,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from storage_backend.backends.remote import packets
@@ -102,6 +103,7 @@ class Connection:
             move=self._move if self._may("rename", packets.POSIX_RENAME) else None,
             link=self._link if self._may("link", packets.HARDLINK) else None,
             non_atomic=settings.non_atomic_overwrite,
+            warn=self._warn_of_gap,
         )
 
     @property
@@ -321,13 +323,12 @@ class Connection:
 
     def _sftp(self, transport: paramiko.Transport) -> Session:
         try:
-            channel = transport.open_session(timeout=self._timeout)
-            channel.settimeout(self._timeout)
-            with _limited(channel, self._timeout):
-                channel.invoke_subsystem("sftp")
+            channel = _sftp_channel(transport, self._timeout)
         except Exception as error:
             raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
-        return Session(channel)
+        # Others may have one process, or thread, for all: what holds it would hold the second session too.
+        forks = "OpenSSH" in str(transport.remote_version)
+        return Session(channel, partial(_wake, transport) if forks else None)
 
     def _command_channel(self) -> paramiko.Channel:
         assert self._transport is not None
@@ -374,6 +375,15 @@ class Connection:
                 # It may be the directory, which is then made.
                 raise StatusError(NO_SUCH_FILE, str(error)) from error
 
+    def _warn_of_gap(self) -> None:
+        if memory.first(self.endpoint):
+            logger.warning(
+                "%s: the server at %s cannot replace a file in one step, so while an object is overwritten there is for a "
+                'moment neither the old nor the new one; ssh_config["non_atomic_overwrite"] = False refuses that',
+                self._where,
+                self.endpoint,
+            )
+
     def _link(self, old: bytes, new: bytes) -> bool:
         try:
             with self.command() as shell:
@@ -388,6 +398,30 @@ def _transport(client: paramiko.SSHClient) -> paramiko.Transport | None:
     get = getattr(client, "get_transport", None)
     transport = get() if callable(get) else None
     return transport if isinstance(transport, ssh_library().Transport) else None
+
+
+def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Channel:
+    """A channel with the subsystem started; *seconds* are the limit of each step, and of each receive and send later."""
+    channel = transport.open_session(timeout=seconds)
+    channel.settimeout(seconds)
+    with _limited(channel, seconds):
+        channel.invoke_subsystem("sftp")
+    return channel
+
+
+def _wake(transport: paramiko.Transport, path: bytes, held: Callable[[], bool]) -> None:
+    """Open a pipe to be written, and close it: what waits in another session for that goes on."""
+    session = Session(_sftp_channel(transport, LONGEST))
+    try:
+        if held():
+            session.run(_opened(path))
+    finally:
+        session.close()
+
+
+def _opened(path: bytes) -> Steps[None]:
+    (reply,) = yield [packets.opening(path, packets.FOR_WRITING)]
+    yield [packets.path(packets.CLOSE, packets.handle_in(reply))]
 
 
 def _host_key(transport: paramiko.Transport | None) -> bytes:

@@ -27,6 +27,7 @@ from storage_backend.paths import expanded
 
 log = logging.getLogger(__name__)
 
+_AUTHORITY = "@cert-authority"
 # RFC 8332: one kind of key, signatures by either hash.
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
 
@@ -37,12 +38,14 @@ class KnownKey:
 
     Attributes:
         place: "file:line".
+        authority: whether it is of who vouches for host keys, by certificates.
     """
 
     kind: str
     blob: bytes
     revoked: bool
     place: str
+    authority: bool = False
 
 
 class HostKeyPolicy:
@@ -74,15 +77,20 @@ class HostKeyPolicy:
         self._peer = peer
         self._without = frozenset(without)
         self._known: list[KnownKey] = []
+        self._authorities: list[str] = []
         self._bare: set[bytes] = set()
         self._files = settings.known_hosts if endpoint.known_hosts is None else endpoint.known_hosts
         self._policy = endpoint.host_key_policy or settings.host_key_policy
         if self._policy != "pinned":
-            self._known = known_keys(self._files, self.name)
+            told = known_keys(self._files, self.name)
+            self._known = [key for key in told if not key.authority]
+            self._authorities = [key.place for key in told if key.authority]
             if not self._known and alias is None and endpoint.port != SSH_PORT:
                 # As OpenSSH does ("checking without port identifier", sshconnect.c): the name alone may vouch for the
                 # key, but says nothing against another server on another port.
-                bare = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
+                told = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
+                bare = [key for key in told if not key.authority]
+                self._authorities += [key.place for key in told if key.authority]
                 self._bare = {key.blob for key in bare if not key.revoked}
                 self._known = [key for key in bare if key.revoked]
 
@@ -119,7 +127,7 @@ class HostKeyPolicy:
         if peer is None or not is_loopback(peer):
             raise self._refused(
                 f"it shows the {kind} key {fingerprint(blob)}, and {self.name} is in none of "
-                f"the files of known_hosts ({', '.join(self._files) or 'there are none'}). Compare it with what `ssh-keygen -lf "
+                f"the files of known_hosts ({', '.join(self._files) or 'there are none'}){self._unused()}. Compare it with what `ssh-keygen -lf "
                 f"/etc/ssh/ssh_host_{_file_kind(kind)}_key.pub` shows on the server itself; if they are equal, set "
                 f'host_key_policy="{fingerprint(blob)}"'
             )
@@ -130,6 +138,11 @@ class HostKeyPolicy:
             peer,
             fingerprint(blob),
         )
+
+    def _unused(self) -> str:
+        if not self._authorities:
+            return ""
+        return f" but for {_AUTHORITY} ({', '.join(self._authorities)}), which is not used: host certificates are not asked for"
 
     def _check_pin(self, kind: str, blob: bytes) -> None:
         if fingerprint(blob) not in self._settings.pins:
@@ -232,7 +245,9 @@ def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
             fcntl.flock(file, fcntl.LOCK_EX)
         before = file.readall()
         known = [
-            key for key in _matching(before.decode("utf-8", "surrogateescape"), name, path) if not key.revoked
+            key
+            for key in _matching(before.decode("utf-8", "surrogateescape"), name, path)
+            if not key.revoked and not key.authority
         ]
         if any(key.blob == blob for key in known):
             return []
@@ -247,8 +262,7 @@ def _matching(text: str, name: str, path: str) -> Iterator[KnownKey]:
     for number, line in enumerate(text.split("\n"), 1):
         words = line.split()
         marker = words.pop(0) if words and words[0].startswith("@") else None
-        # A @cert-authority vouches for certificates, and only plain keys are asked for.
-        if len(words) < 3 or marker not in {None, "@revoked"} or words[0].startswith("#"):
+        if len(words) < 3 or marker not in {None, "@revoked", _AUTHORITY} or words[0].startswith("#"):
             continue
         if not _names(words[0], name):
             continue
@@ -257,7 +271,7 @@ def _matching(text: str, name: str, path: str) -> Iterator[KnownKey]:
         except binascii.Error:
             log.warning("%s:%d: not a key; the line is skipped", path, number)
             continue
-        yield KnownKey(words[1], blob, marker is not None, f"{path}:{number}")
+        yield KnownKey(words[1], blob, marker == "@revoked", f"{path}:{number}", marker == _AUTHORITY)
 
 
 def _names(patterns: str, name: str) -> bool:

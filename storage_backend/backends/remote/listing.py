@@ -12,10 +12,11 @@ from itertools import islice
 from typing import NamedTuple
 
 from storage_backend import identifiers
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import packets, replacing
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import ShellError, translate
 from storage_backend.backends.remote.finding import Found
+from storage_backend.backends.remote.operations import known
 from storage_backend.backends.remote.packets import NO_SUCH_FILE, Attributes, Entry, StatusError
 from storage_backend.backends.remote.session import Steps
 from storage_backend.errors import AccessDeniedError, IntegrityError, NotFoundError, StorageError
@@ -211,7 +212,7 @@ def level(connection: Connection, directory: bytes, where: str) -> Iterator[tupl
 
 def info_of(identifier: str, attributes: Attributes) -> ObjectInfo:
     """What is known of an object."""
-    seconds = attributes.modified
+    seconds = known(attributes.modified)
     modified = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return ObjectInfo(identifier, attributes.size, modified)
 
@@ -272,10 +273,13 @@ def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attr
     return found
 
 
-def cleanup(connection: Connection, seconds: float, where: str) -> int:
-    """Remove what has a temporary name and has not been written to for so many seconds; how much that was."""
+def cleanup(connection: Connection, age: float, where: str) -> int:
+    """Remove what has a temporary name and has not been written to for so many seconds; how much that was.
+
+    What was moved aside for a successor that never came goes back.
+    """
     removed = 0
-    limit = time.time() - seconds
+    limit = time.time() - age
     pending = [b""]
     while pending:
         block, pending = pending[:AHEAD], pending[AHEAD:]
@@ -288,7 +292,10 @@ def cleanup(connection: Connection, seconds: float, where: str) -> int:
                         identifiers.decode(before + _segment(entry.name)), surrogates=True
                     ):
                         pending.append(before + entry.name)
-                elif entry.attributes.modified is None or entry.attributes.modified <= limit:
+                elif entry.name == replacing.ASIDE and _is_directory(entry):
+                    above = posixpath.join(connection.base, directory) if directory else connection.base
+                    removed += connection.run(replacing.heal(above, connection.operations.names))
+                elif (seconds := known(entry.attributes.modified)) is None or seconds <= limit:
                     removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))
     return removed
 

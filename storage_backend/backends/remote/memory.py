@@ -1,4 +1,4 @@
-"""Memory: what servers' shells were found to do, for the further connections of a process."""
+"""Memory: what servers were found to do, for the further connections of a process."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ class Memory:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._kept: dict[Hashable, tuple[float, Facts]] = {}
+        self._warned: set[Hashable] = set()
 
     def get(self, server: Hashable) -> Facts | None:
         """What was found less than `REMEMBERED` seconds ago."""
@@ -34,3 +35,9 @@ class Memory:
     def forget(self, server: Hashable) -> None:
         """Something did not work as it should."""
         self._kept.pop(server, None)
+
+    def first(self, server: Hashable) -> bool:
+        """Whether this is asked of *server* for the first time: a warning is for once."""
+        known = server in self._warned
+        self._warned.add(server)
+        return not known

@@ -213,21 +213,24 @@ class Objects:
 
         self.link.run(place.identifier, delete)
 
-    def move(self, source: Place, dest: Place) -> None:
-        """Give an object another name."""
+    def move(self, source: Place, dest: Place) -> bool:
+        """Give an object another name; False if it must be copied instead, and nothing was done."""
         tried = False
 
-        def move(connection: Connection) -> None:
+        def move(connection: Connection) -> bool:
             nonlocal tried
             again, tried = tried, True
             at = connection.at(dest)
+            if again:
+                connection.run(connection.operations.heal(at))
             try:
-                connection.run(connection.operations.move(connection.at(source), at))
+                return connection.run(connection.operations.move(connection.at(source), at))
             except NotFoundError:
                 if not again or connection.run(connection.operations.entry(at.path)) is None:
                     raise
+                return True
 
-        self.link.run(source.identifier, move)
+        return self.link.run(source.identifier, move)
 
     def copy(self, source: Place, dest: Place) -> bool:
         """Copy an object on the server; False if that cannot be done there."""

@@ -42,6 +42,7 @@ class HostOptions:
     """What the configuration says about one host; see ssh_config(5). None: it does not say.
 
     Attributes:
+        identity_agent: IdentityAgent: a path, "" for none; None for SSH_AUTH_SOCK, too.
         user_known_hosts: UserKnownHostsFile.
         global_known_hosts: GlobalKnownHostsFile.
         host_key_alias: HostKeyAlias.
@@ -53,6 +54,7 @@ class HostOptions:
     user: str | None
     key_files: tuple[str, ...]
     identities_only: bool
+    identity_agent: str | None
     jumps: tuple[Jump, ...]
     proxy_command: str | None
     user_known_hosts: tuple[str, ...] | None
@@ -119,6 +121,7 @@ class OpenSSHConfig:
             user=found.get("user"),
             key_files=tuple(path for path in found.get("identityfile", ()) if path.lower() != "none"),
             identities_only=found.get("identitiesonly", "no").lower() == "yes",
+            identity_agent=self._agent(host, found),
             jumps=() if jump is None or jump.lower() == "none" else tuple(map(self._jump, jump.split(","))),
             proxy_command=None if command is None else command.replace("%%", "%"),
             user_known_hosts=self._files(host, found, "userknownhostsfile", tokens=True),
@@ -126,6 +129,16 @@ class OpenSSHConfig:
             host_key_alias=found.get("hostkeyalias"),
             host_key_policy=_POLICIES.get(found.get("stricthostkeychecking", "").lower()),
         )
+
+    def _agent(self, host: str, found: Any) -> str | None:
+        text = found.get("identityagent")
+        if text is None or text == "SSH_AUTH_SOCK":
+            return None
+        if text.lower() == "none":
+            return ""
+        if text.startswith("$") and not text.startswith("${"):
+            return os.environ.get(text[1:], "")
+        return self._replaced(text, "IdentityAgent", _tokens(host, found))
 
     def _files(self, host: str, found: Any, option: str, *, tokens: bool) -> tuple[str, ...] | None:
         text = found.get(option)

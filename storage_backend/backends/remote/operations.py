@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import packets, replacing
 from storage_backend.backends.remote.errors import not_a_file, translate
 from storage_backend.backends.remote.packets import (
     CREATING,
@@ -63,6 +63,7 @@ class Requests(Protocol):
     extensions: dict[bytes, bytes]
     read_length: int
     write_length: int
+    wakes: bool
 
     def post(self, request: Request) -> None:
         """Have a request sent whose reply nobody waits for."""
@@ -91,7 +92,8 @@ class Operations:
         where: the backend's location, for errors.
         move: renames by the server's shell, replacing what is there, where SFTP cannot.
         link: likewise, a second name for a file; False where there is something of that name.
-        non_atomic: whether a file may be removed before its successor takes its place.
+        non_atomic: whether a file may be moved aside before its successor takes its place.
+        warn: is called before that.
 
     Attributes:
         temporary: what all temporary names of this connection begin with.
@@ -105,6 +107,7 @@ class Operations:
         move: Callable[[bytes, bytes], object] | None = None,
         link: Callable[[bytes, bytes], bool] | None = None,
         non_atomic: bool = False,
+        warn: Callable[[], object] = bool,
     ) -> None:
         self._session = session
         self._where = where
@@ -114,10 +117,11 @@ class Operations:
         self._move = move
         self._link = link
         self._non_atomic = non_atomic
+        self._warn = warn
 
     def beside(self, path: bytes) -> bytes:
         """A new temporary path in the directory of *path*."""
-        return beside(path, self.temporary + b"%d" % next(self._names))
+        return beside(path, self._name())
 
     def facts(self, place: Place) -> Steps[Attributes]:
         """The attributes of an object."""
@@ -133,20 +137,19 @@ class Operations:
 
     def open(self, place: Place, *, look: bool = False) -> Steps[tuple[bytes, Attributes]]:
         """A handle to read the object by, and its attributes; *look* as for `read`."""
-        if look:
-            yield from self.facts(place)
-        (reply,) = yield [packets.opening(place.path, FOR_READING)]
+        handle, _ = yield from self._opened(place, look=look)
         try:
-            handle = packets.handle_in(reply)
-        except StatusError as error:
-            raise (yield from self._why_unreadable(error, place)) from error
-        (reply,) = yield [packets.path(packets.FSTAT, handle)]
-        try:
-            with self._mapped(place):
-                return handle, self.regular(packets.attributes_in(reply), place)
+            found = yield from self._facts_of(handle, place)
+            if found.size is None:
+                raise StorageError(
+                    f"the server does not tell the size of {place.identifier!r} in {self._where}",
+                    identifier=place.identifier,
+                    backend=self._where,
+                )
         except BaseException:
             self.let_go(handle)
             raise
+        return handle, found
 
     def read(self, place: Place, most: int, *, look: bool = False) -> Steps[tuple[bytes | None, Attributes]]:
         """The whole object, or None instead if it has more than *most* bytes; and its attributes.
@@ -154,35 +157,69 @@ class Operations:
         Args:
             place: of it.
             most: bytes.
-            look: what it is before it is opened. To open a pipe (mkfifo(3)) holds a server's process until someone writes to it:
-                the look would cost each read an exchange, so it is taken where a connection has fallen silent before.
+            look: what it is before it is opened, for a read that a connection did not survive. That costs an exchange.
         """
-        if look:
-            yield from self.facts(place)
-        (reply,) = yield [packets.opening(place.path, FOR_READING)]
-        try:
-            handle = packets.handle_in(reply)
-        except StatusError as error:
-            raise (yield from self._why_unreadable(error, place)) from error
+        handle, seen = yield from self._opened(place, look=look)
         length = self._session.read_length
         try:
-            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, length)]
+            if seen is None:
+                first, second = yield [
+                    packets.path(packets.FSTAT, handle),
+                    packets.reading(handle, 0, length),
+                ]
+                with self._mapped(place):
+                    found = self.regular(packets.attributes_in(first), place)
+            else:
+                found = seen
+                (second,) = yield [packets.reading(handle, 0, length)]
             with self._mapped(place):
-                found = self.regular(packets.attributes_in(first), place)
                 pieces = [packets.data_in(second, length)]
             size = len(pieces[0])
             # A piece of the very size is the whole; other sizes are of a file that grows, or of a server that gives less
-            # than it has, and only its word proves the end.
-            while pieces[-1] and size != found.size:
+            # than it has, and only its word proves the end. So it is where another file may have been looked at than opened,
+            # if the piece may be cut.
+            while pieces[-1] and (size != found.size or (seen is not None and len(pieces[-1]) == length)):
                 if max(size, found.size or 0) > most:
                     return None, found
                 (reply,) = yield [packets.reading(handle, size, length)]
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
+            if seen is not None and size != found.size:
+                found = yield from self._facts_of(handle, place)
+            if found.size is not None and size < found.size:
+                # Cut short meanwhile; or a file system or server that ends early.
+                raise changed(place, self._where, f"it ended after {size:,} of {found.size:,} bytes")
             return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
         finally:
             self.let_go(handle)
+
+    def _opened(self, place: Place, *, look: bool) -> Steps[tuple[bytes, Attributes | None]]:
+        """A handle to read by, and what was seen of the object right before, if that costs nothing."""
+        opening = packets.opening(place.path, FOR_READING)
+        beside = self._session.wakes and not look
+        if beside:
+            looked, reply = yield [packets.path(packets.STAT, place.path), opening]
+        else:
+            yield from self.facts(place)
+            (reply,) = yield [opening]
+        try:
+            handle = packets.handle_in(reply)
+        except StatusError as error:
+            raise (yield from self._why_unreadable(error, place)) from error
+        if not beside:
+            return handle, None
+        try:
+            seen = _if_there(looked)
+            return handle, None if seen is None else self.regular(seen, place)
+        except BaseException:
+            self.let_go(handle)
+            raise
+
+    def _facts_of(self, handle: bytes, place: Place) -> Steps[Attributes]:
+        (reply,) = yield [packets.path(packets.FSTAT, handle)]
+        with self._mapped(place):
+            return self.regular(packets.attributes_in(reply), place)
 
     def begin(
         self, place: Place, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
@@ -195,9 +232,11 @@ class Operations:
             ahead: directories that may be missing, outer ones first: to ask for them beforehand costs no exchange.
         """
         temporary = temporary or self.beside(place.path)
+        aside = [packets.path(packets.LSTAT, replacing.aside(place.path))] if self._sets_aside else []
         for attempt in range(_TRIES):
-            *_, first, second = yield [
+            *_, first, second = replies = yield [
                 *(packets.making(directory) for directory in (() if attempt else ahead)),
+                *aside,
                 packets.path(packets.LSTAT, place.path),
                 packets.opening(temporary, FOR_WRITING | CREATING | EXCLUSIVELY),
             ]
@@ -208,6 +247,10 @@ class Operations:
                     raise (yield from self.why_unwritable(error, place)) from error
                 yield from self.make_directory(posixpath.dirname(place.path), place)
             else:
+                if aside and _if_there(replies[-3]) is not None:
+                    # What a writer that was broken off has left; its object is to be seen as it was.
+                    yield from replacing.heal(posixpath.dirname(place.path), self.names)
+                    (first,) = yield [packets.path(packets.LSTAT, place.path)]
                 return handle, Staged(temporary, _if_there(first))
         raise StorageError(
             f"{place.identifier!r} in {self._where}: its directory is removed as often as it is made",
@@ -363,21 +406,28 @@ class Operations:
     def delete(self, place: Place) -> Steps[None]:
         """Remove an object, or a link."""
         (reply,) = yield [packets.path(packets.LSTAT, place.path)]
+        if self._sets_aside and _if_there(reply) is None:
+            # Or what a killed writer moved aside would come back later.
+            yield from self.heal(place)
+            (reply,) = yield [packets.path(packets.LSTAT, place.path)]
         with self._mapped(place):
             self.entry_of_object(packets.attributes_in(reply), place)
         (reply,) = yield [packets.path(packets.REMOVE, place.path)]
         with self._mapped(place):
             packets.check(reply)
 
-    def move(self, source: Place, dest: Place) -> Steps[None]:
-        """Give an object another name."""
+    def move(self, source: Place, dest: Place) -> Steps[bool]:
+        """Give an object another name; False if it is a link that would lead elsewhere then, and nothing was done."""
         first, second = yield [
             packets.path(packets.LSTAT, source.path),
             packets.path(packets.LSTAT, dest.path),
         ]
         with self._mapped(source):
-            self.entry_of_object(packets.attributes_in(first), source)
+            found = packets.attributes_in(first)
+            self.entry_of_object(found, source)
         old = _if_there(second)
+        if stat.S_ISLNK(found.mode or 0) and (yield from self._leads_elsewhere(source, dest, old)):
+            return False
         for _ in range(_TRIES):
             if old is not None:
                 yield from self._make_way(old, dest)
@@ -394,12 +444,57 @@ class Operations:
                         raise (yield from self.why_unwritable(error, dest)) from error
                     yield from self.make_directory(posixpath.dirname(dest.path), dest)
             else:
-                return
+                if old == found:
+                    yield from self._remove_other_name(source, dest)
+                return True
         raise AlreadyExistsError(
             f"{dest.identifier!r} in {self._where}: a directory is in the way",
             identifier=dest.identifier,
             backend=self._where,
         )
+
+    def _leads_elsewhere(self, source: Place, dest: Place, old: Attributes | None) -> Steps[bool]:
+        """Whether a link would lead to another object under its new name, or to itself; one that leads nowhere may be renamed."""
+        first, second = yield [
+            packets.path(packets.STAT, source.path),
+            packets.path(packets.READLINK, source.path),
+        ]
+        if _if_there(first) is None:
+            return False
+        if old is not None:
+            return True  # it may lead to just that
+        if posixpath.dirname(source.path) == posixpath.dirname(dest.path):
+            return False
+        try:
+            targets = packets.entries_in(second)
+        except StatusError:
+            return True
+        return len(targets) != 1 or not targets[0].name.startswith(b"/")
+
+    def _remove_other_name(self, source: Place, dest: Place) -> Steps[None]:
+        """The source's name is to go also if both were names of one file: rename(2) does nothing then.
+
+        SFTP tells of no file which it is, but renaming does: under two names of ours, which nobody writes to, the first stays if
+        they are of one file. A new file that somebody has given the source's name by now goes back there.
+        """
+        if packets.HARDLINK not in self._session.extensions or (yield from self.entry(source.path)) is None:
+            return
+        one, other = self.beside(dest.path), self.beside(dest.path)
+        (reply,) = yield [packets.extended(packets.POSIX_RENAME, source.path, one)]
+        with self._mapped(source):
+            packets.check(reply)
+        (reply,) = yield [packets.extended(packets.HARDLINK, dest.path, other)]
+        if packets.is_ok(reply):
+            (reply,) = yield [packets.extended(packets.POSIX_RENAME, one, other)]
+            with self._mapped(source):
+                packets.check(reply)
+            if (yield from self.entry(one)) is not None:
+                yield [packets.path(packets.REMOVE, one), packets.path(packets.REMOVE, other)]
+                return
+            one = other
+        (reply,) = yield [packets.pair(packets.RENAME, one, source.path)]
+        if not packets.is_ok(reply):  # there is a still newer one
+            yield [packets.path(packets.REMOVE, one)]
 
     def can_copy(self) -> bool:
         """Whether the server copies by itself."""
@@ -499,6 +594,13 @@ class Operations:
             retryable=True,
         )
 
+    def heal(self, place: Place) -> Steps[None]:
+        """Bring back what an overwrite that was broken off has moved aside, beside *place*."""
+        if self._sets_aside:
+            (reply,) = yield [packets.path(packets.LSTAT, replacing.aside(place.path))]
+            if _if_there(reply) is not None:
+                yield from replacing.heal(posixpath.dirname(place.path), self.names)
+
     def let_go(self, handle: bytes) -> None:
         """Close a handle whose closing tells nothing."""
         self._session.post(packets.path(packets.CLOSE, handle))
@@ -560,6 +662,16 @@ class Operations:
             self.check_size(place, found.size, size)
         return replace(staged, new=found)
 
+    def _name(self) -> bytes:
+        return self.temporary + b"%d" % next(self._names)
+
+    @property
+    def _sets_aside(self) -> bool:
+        """Whether files are moved aside before others take their places."""
+        return (
+            self._non_atomic and self._move is None and packets.POSIX_RENAME not in self._session.extensions
+        )
+
     def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:
         """Rename, replacing what is there.
 
@@ -595,24 +707,12 @@ class Operations:
         if not self._non_atomic:
             raise UnsupportedOperationError(
                 f"{place.identifier!r} in {self._where}: the server cannot replace a file in one step; delete the object "
-                'first, or allow both steps with ssh_config["non_atomic_overwrite"] = True',
+                'first, or allow several with ssh_config["non_atomic_overwrite"] = True',
                 identifier=place.identifier,
                 backend=self._where,
             )
-        for more in reversed(range(_TRIES)):
-            _, reply = yield [
-                packets.path(packets.REMOVE, place.path),
-                packets.pair(packets.RENAME, old_path, place.path),
-            ]
-            try:
-                packets.check(reply)
-            except StatusError:
-                # Another writer may have come in between.
-                taker = yield from self.entry(place.path)
-                if not more or taker is None or stat.S_ISDIR(taker.mode or 0):
-                    raise
-            else:
-                return
+        self._warn()
+        yield from replacing.replace(old_path, place.path, self._name, self.names, self._session.post)
 
     def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
         """Remove a directory without objects that is where the object shall be; refuse to replace another, or a device."""
@@ -708,17 +808,19 @@ def beside(path: bytes, name: bytes) -> bytes:
 
 
 def in_seconds(modified: datetime | None) -> int | None:
-    """A time as SFTP has it: whole seconds since 1970, up to 2106; others are not kept."""
-    if modified is None:
-        return None
-    seconds = int(modified.timestamp() // 1)
-    return seconds if 0 <= seconds < 1 << 32 else None
+    """A time as SFTP has it: whole seconds since 1970; one that `known` would not know again is not kept."""
+    return None if modified is None else known(int(modified.timestamp() // 1))
 
 
-def changed(place: Place, where: str) -> SourceChangedError:
+def known(seconds: int | None) -> int | None:
+    """A time as SFTP tells it, if it is one time: from 2**31 on (2038) it may be one of before 1970, wrapped at 2**32."""
+    return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
+
+
+def changed(place: Place, where: str, how: str = "") -> SourceChangedError:
     """The error for an object that is not the one any more that was opened."""
     return SourceChangedError(
-        f"{place.identifier!r} in {where} changed while it was read",
+        f"{place.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",
         identifier=place.identifier,
         backend=where,
     )

@@ -12,7 +12,7 @@ INIT, VERSION = 1, 2
 OPEN, CLOSE, READ, WRITE = 3, 4, 5, 6
 LSTAT, FSTAT, SETSTAT, FSETSTAT = 7, 8, 9, 10
 OPENDIR, READDIR, REMOVE, MKDIR, RMDIR = 11, 12, 13, 14, 15
-REALPATH, STAT, RENAME = 16, 17, 18
+REALPATH, STAT, RENAME, READLINK, SYMLINK = 16, 17, 18, 19, 20
 STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
 EXTENDED, EXTENDED_REPLY = 200, 201
 
@@ -108,6 +108,11 @@ def opening(name: bytes, flags: int) -> Request:
     return OPEN, b"".join((text(name), struct.pack(">I", flags), _NONE))
 
 
+def refusal(words: str) -> Reply:
+    """What a server says that does not do something."""
+    return STATUS, struct.pack(">I", FAILURE) + text(words.encode())
+
+
 def reading(handle: bytes, offset: int, size: int) -> Request:
     """Read at most *size* bytes."""
     return READ, text(handle) + struct.pack(">QI", offset, size)
@@ -169,6 +174,19 @@ def check(reply: Reply) -> None:
         raise ProtocolError(f"the SFTP server answered with a packet of type {kind} instead of a status")
     if not body.startswith(_NONE):
         raise status(body)
+
+
+def is_ok(reply: Reply) -> bool:
+    """Whether it is a status of OK.
+
+    Raises:
+        ProtocolError: this is no status.
+    """
+    try:
+        check(reply)
+    except StatusError:
+        return False
+    return True
 
 
 def status(body: bytes) -> StatusError:

@@ -53,6 +53,7 @@ class PublicSession:
         self._failure: LostError | None = None
         self.read_length = self.write_length = PLAIN_LENGTH
         self.at_a_time = 1
+        self.wakes = True  # what a substitute has is opened at once
         # A client does not say what its server announced; the first refusal tells.
         self.extensions = {packets.POSIX_RENAME: b"1"} if hasattr(client, "posix_rename") else {}
 

@@ -189,7 +189,8 @@ class RemoteFile(io.RawIOBase):
         except StatusError as error:
             raise translate(error, self._place.identifier, self._where) from error
         if not data:
-            raise changed(self._place, self._where)
+            how = f"it ended after {self._position:,} of {self.size:,} bytes"
+            raise changed(self._place, self._where, how)
         if len(data) < size:
             # The server gives less at a time: what is under way does not follow on this.
             self._under_way.clear()

@@ -7,6 +7,7 @@ beyond paramiko's own.
 from __future__ import annotations
 
 import os
+import stat
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 from storage_backend.backends.remote import packets
 from storage_backend.backends.remote.errors import LostError, lost
 from storage_backend.backends.remote.packets import MAX_PACKET, Fields, ProtocolError, Reply, Request
+from storage_backend.threads import attend
 
 if TYPE_CHECKING:
     import paramiko
@@ -45,24 +47,38 @@ class Ticket:
         self.inbox = inbox
 
 
+Wake: TypeAlias = "Callable[[bytes, Callable[[], bool]], object]"
+"""Opens a pipe at its other end, by another session of the same server, if it still has to be; raises if that cannot be done."""
+
+
 class Session:
     """An SFTP session.
 
+    To open a pipe (mkfifo(3)) holds a server's process, and all that is asked of it, until someone opens the other end. So where
+    STAT and OPEN of a path go out side by side, and the first finds a pipe, the second is refused at once, and *wake* has the
+    server go on.
+
     Args:
         channel: open, with the subsystem started; its timeout is how long a single receive or send may wait.
+        wake: for servers that have a process for each session.
 
     Attributes:
+        wakes: whether it does so. Otherwise whoever opens what may be a pipe must have looked before.
         extensions: name -> value, as the server announced them.
         read_length: the most bytes to ask for in a request.
         write_length: the most bytes to send in a request.
         at_a_time: how many files may be open.
     """
 
-    def __init__(self, channel: paramiko.Channel) -> None:
+    def __init__(self, channel: paramiko.Channel, wake: Wake | None = None) -> None:
         self._channel = channel
+        self._wake = wake
+        self.wakes = wake is not None
+        self._looks: dict[int, tuple[bytes, int]] = {}  # what is looked at, and the number of its opening
         self._process = os.getpid()
         self._numbers = 0
         self._under_way: dict[int, Ticket | None] = {}
+        self._errands: set[int] = set()  # posted, and to be done by the server
         # Re-entrant: collecting garbage may end steps, which then post something.
         self._sending = threading.RLock()
         self._outbox: list[bytes] = []
@@ -188,7 +204,9 @@ class Session:
         """Have a request sent with the next ones, whose reply nobody waits for: the closing of a handle that was read."""
         if self._process == os.getpid():
             with self._sending:
-                self._add(request, None)
+                number = self._add(request, None)
+                if request[0] != packets.CLOSE:
+                    self._errands.add(number)
 
     def flush(self) -> None:
         """Send what was posted, if the session lives."""
@@ -196,7 +214,10 @@ class Session:
             self._flush()
 
     def close(self) -> None:
-        """End the session; the server closes what is open."""
+        """End the session; the server closes what is open, and has removed what it was asked to."""
+        if self._errands and self._failure is None:
+            # A server need not do what it has not read when its client goes. Answers come in order, as a rule.
+            attend(lambda: self.run(_nothing()), "storage-backend-errands")
         self._fail(EOFError("the SFTP session was closed"))
         self._channel.close()
 
@@ -207,20 +228,25 @@ class Session:
         self._check_process()
         with self._sending:
             self._check()
+            look: tuple[bytes, int] | None = None
             for request in requests:
                 ticket = Ticket(inbox)
                 tickets.append(ticket)
-                self._add(request, ticket)
+                number = self._add(request, ticket)
+                if look is not None and request[0] == packets.OPEN:
+                    self._looks[look[1]] = look[0], number
+                look = (request[1], number) if self.wakes and request[0] == packets.STAT else None
                 if self._outbox_size >= SEND:
                     self._send()
         return tickets
 
-    def _add(self, request: Request, ticket: Ticket | None) -> None:
+    def _add(self, request: Request, ticket: Ticket | None) -> int:
         number = self._numbers = (self._numbers + 1) & 0xFFFFFFFF
         self._under_way[number] = ticket
         packet = packets.framed(number, request)
         self._outbox.append(packet)
         self._outbox_size += len(packet)
+        return number
 
     def _flush(self) -> None:
         if self._outbox and self._process == os.getpid():
@@ -303,10 +329,50 @@ class Session:
             ticket = self._under_way.pop(number)
         except KeyError:
             raise ProtocolError("the SFTP server answered what nobody asked") from None
+        if self._looks and (look := self._looks.pop(number, None)) is not None:
+            self._looked(*look, (kind, body))
         if ticket is not None:
             ticket.reply = kind, body
             if ticket.inbox is not None:
                 ticket.inbox.append(ticket)
+        else:
+            self._errands.discard(number)
+
+    def _looked(self, name: bytes, opening: int, reply: Reply) -> None:
+        """Have nobody wait for the opening of a pipe.
+
+        Args:
+            name: as requests have it.
+            opening: the request's number.
+            reply: what the server told of it.
+        """
+        try:
+            mode = packets.attributes_in(reply).mode
+        except (packets.StatusError, ProtocolError):
+            return  # the opening will tell
+        ticket = self._under_way.get(opening)
+        if mode is None or not stat.S_ISFIFO(mode) or ticket is None:
+            return
+        held = self._under_way[opening] = Ticket()
+
+        def wake() -> None:
+            assert self._wake is not None
+            try:
+                self._wake(Fields(name).string(), lambda: held.reply is None)
+                handle = packets.handle_in(self.wait(held))
+            except packets.StatusError:
+                return
+            except Exception:  # noqa: BLE001 - whatever it is, the session is of no more use
+                self._fail(EOFError("opening a pipe holds the server up"))
+                self._channel.close()
+                return
+            self.post(packets.path(packets.CLOSE, handle))
+            self.flush()
+
+        threading.Thread(target=wake, name="storage-backend-wake", daemon=True).start()
+        ticket.reply = packets.refusal("Not a regular file")
+        if ticket.inbox is not None:
+            ticket.inbox.append(ticket)
 
     def _fail(self, error: BaseException) -> BaseException:
         """Let nobody use the session any more; the error to raise."""
@@ -363,6 +429,10 @@ class Session:
         self.write_length = _length(fields.long())
         # Half of them, for those who share the session.
         self.at_a_time = max(min((fields.long() or MOST_OPEN) // 2, MOST_OPEN), 1)
+
+
+def _nothing() -> Steps[None]:
+    yield [packets.path(packets.LSTAT, b"/")]
 
 
 def _length(told: int) -> int:

@@ -51,10 +51,10 @@ class SSHConfig(TypedDict, total=False):
         connection_timeout: seconds that an endpoint may take to accept a connection. 2 by default. What comes after has
             limits of its own; see `storage_backend.backends.remote.dialing`.
         key_filename: a private key, or a list of them, instead of ~/.ssh/id_ed25519, id_ecdsa and id_rsa. A certificate
-            `NAME-cert.pub` beside it is used too.
+            `NAME-cert.pub` beside it is used too. A public half, `NAME.pub`, selects that key of the agent.
         password: for password and keyboard-interactive authentication: itself, "env:NAME" or "file:PATH".
         passphrase: of encrypted private keys: itself, "env:NAME" or "file:PATH".
-        agent: whether keys of the SSH agent at *SSH_AUTH_SOCK* are used. True by default.
+        agent: whether keys of the SSH agent at *SSH_AUTH_SOCK*, or IdentityAgent of `ssh_config_file`, are used. True by default.
         known_hosts: a file, or a list of them, in OpenSSH's format. "accept-new" writes to the first. By default
             UserKnownHostsFile and GlobalKnownHostsFile of `ssh_config_file`; where these are not set ~/.ssh/known_hosts,
             ~/.ssh/known_hosts2, /etc/ssh/ssh_known_hosts and /etc/ssh/ssh_known_hosts2.
@@ -64,15 +64,17 @@ class SSHConfig(TypedDict, total=False):
             says. A key that *differs* from the one that is known is refused by each. Where this is not given,
             StrictHostKeyChecking of `ssh_config_file` counts: "accept-new", "no" and "off" are "accept-new", all else is "strict".
         ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. Used of it are
-            Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, ProxyJump, ProxyCommand,
+            Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, IdentityAgent, ProxyJump, ProxyCommand,
             UserKnownHostsFile, GlobalKnownHostsFile, HostKeyAlias and StrictHostKeyChecking; what is given here wins.
         keepalive: seconds without traffic after which the server is asked for a sign of life. 0 by default: never.
         io_timeout: seconds of silence, while an answer is awaited, after which a connection is taken for dead. 30 by
             default.
         max_connections: how many connections may be open at a time. 1 by default.
         shell: "auto" (the default) uses the account's POSIX shell for bulk work where it has one; "never" uses SFTP alone.
-        non_atomic_overwrite: whether, on a server without atomic replacement, an object may be deleted before
-            its new content takes its place. False by default: such a write is an UnsupportedOperationError.
+        non_atomic_overwrite: whether, on a server that cannot replace a file in one step, an object is moved aside before its
+            new content takes its place, so that for a moment there is neither. True by default, with a warning, once a server.
+            If the write fails the old object goes back; if it is killed, the next write to that directory or `cleanup` brings
+            it back. False: such a write is an UnsupportedOperationError.
     """
 
     user: str
@@ -103,6 +105,7 @@ class Endpoint:
         user: the account.
         key_files: IdentityFile, where no `key_filename` is given.
         identities_only: whether the agent is used for `key_files` alone.
+        identity_agent: IdentityAgent: the agent's socket, "" for no agent; None for SSH_AUTH_SOCK.
         jumps: ProxyJump: what the connection goes through, in order.
         proxy_command: ProxyCommand: what gives the connection instead.
         known_hosts: UserKnownHostsFile and GlobalKnownHostsFile, where no `known_hosts` is given.
@@ -123,6 +126,7 @@ class Endpoint:
     new_host_keys: str | None = None
     host_key_alias: str | None = None
     host_key_policy: Literal["strict", "accept-new"] | None = None
+    identity_agent: str | None = None
 
     def without_way(self, *, keep_command: bool) -> Endpoint:
         """The same place with nothing to go through first."""
@@ -206,7 +210,7 @@ def read_settings(ssh_config: object) -> Settings:
         io_timeout=_seconds("io_timeout", given.get("io_timeout", IO_TIMEOUT)),
         max_connections=_count("max_connections", given.get("max_connections", 1)),
         shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
-        non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", False)),
+        non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", True)),
     )
 
 
@@ -345,6 +349,7 @@ def _configured(
         None if given_files or not users else users[0],
         found.host_key_alias,
         None if given.host_key_policy else found.host_key_policy,
+        found.identity_agent,
     )
 
 

@@ -8,7 +8,7 @@ import os
 import posixpath
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -21,7 +21,7 @@ from storage_backend.backends.remote.errors import LostError, ShellError
 from storage_backend.backends.remote.link import LOSSES, Link
 from storage_backend.backends.remote.locations import location_for
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
+from storage_backend.backends.remote.operations import Place, in_seconds
 from storage_backend.backends.remote.packets import HARDLINK, Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.settings import SSHConfig, read_settings
@@ -72,8 +72,8 @@ class RemoteStorage(StorageBackend):
     base directory can be reached. When it fails, the next one is, and what is safe to repeat is done again there; when
     one that is listed earlier is back, it is used again.
 
-    Writes are atomic: a temporary name first. Symlinks are followed by the server, wherever they lead; write, move and
-    delete act on the link itself. The base directory comes to be with the first write.
+    Writes are atomic: a temporary name first (but see `non_atomic_overwrite` in SSHConfig). Symlinks are followed by the server, wherever they lead; write, move and
+    delete act on the link itself, but one that would lead elsewhere under another name becomes a copy of its object there. The base directory comes to be with the first write.
 
     Args:
         ssh_config: who and where; see SSHConfig.
@@ -173,6 +173,9 @@ class RemoteStorage(StorageBackend):
     def cleanup(self, older_than: timedelta | float = timedelta(days=1)) -> int:
         """Remove what broken transfers left: everything that has one of our temporary names.
 
+        On a server that cannot replace a file in one step, an object that was moved aside by a write that was killed goes
+        back, however old.
+
         Args:
             older_than: only what has not been written to for as long; a number is seconds. The server's clock and
                 ours should agree.
@@ -253,8 +256,8 @@ class RemoteStorage(StorageBackend):
         source, dest = self._place(source_id), self._place(dest_id)
         if source_id == dest_id:
             self._objects.facts(source)
-        else:
-            self._objects.move(source, dest)
+        elif not self._objects.move(source, dest):
+            return super().move(source_id, dest_id)
         return True
 
     @override
@@ -460,6 +463,10 @@ class RemoteStorage(StorageBackend):
     @override
     def keeps_modified(self) -> bool:
         return True
+
+    @override
+    def _keeps(self, modified: datetime) -> bool:
+        return in_seconds(modified) is not None
 
     @property
     @override

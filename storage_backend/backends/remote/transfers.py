@@ -9,9 +9,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.objects import Objects
@@ -19,11 +17,13 @@ from storage_backend.backends.remote.operations import Place, Staged, beside, in
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
+from storage_backend.destinations import destination, told_of, write_file
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, modified_of, open_source, take_over
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
+from storage_backend.unsized import told_size
 
 RESUMABLE = 8 << 20  # bytes; smaller files are sent again
 PIECE = 1 << 20
@@ -45,17 +45,23 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
         digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
         moved: is told of the bytes as they arrive, and first of those that were there.
     """
-    if file.size < RESUMABLE or file.facts.modified is None:
+    place = destination(path)
+    if place is None or file.size < RESUMABLE or file.facts.modified is None:
         write_file(path, lambda staged: _fill(staged, file, moved))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = _partial_name("download", key, str(file.size), str(file.facts.modified))
-    partial = path.parent / name
+    with told_of(place):
+        if not _resumed(file, key, place, digest, moved):
+            write_file(place, lambda staged: _fill(staged, file, moved))
+
+
+def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str | None], moved: Moved) -> bool:
+    """Gather the object beside *place*; False, and nothing was done, if another process does so just now."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.parent / _partial_name("download", key, str(file.size), str(file.facts.modified))
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not _locked(fd) or not _is_at(partial, fd):
-            write_file(path, lambda staged: _fill(staged, file, moved))
-            return
+            return False
         size = os.fstat(fd).st_size
         resumed = max(size - AGAIN, 0) if size <= file.size else 0
         try:
@@ -67,12 +73,13 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
             partial.unlink()
             raise
         with suppress(FileNotFoundError):
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                os.fchmod(fd, mode & 0o777)
-        partial.replace(path)
+            facts = place.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                take_over(fd, None, str(place), facts)
+        partial.replace(place)
     finally:
         os.close(fd)
+    return True
 
 
 def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, moved: Moved) -> bool:
@@ -81,14 +88,14 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
     A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
     transfer that was broken off goes on there. *moved* is told of the bytes as they leave, and first of those that were there.
     """
-    with path.open("rb") as reader:
+    with open_source(path) as reader:
         facts = os.fstat(reader.fileno())
-        modified = datetime.fromtimestamp(facts.st_mtime, UTC)
+        modified = modified_of(facts)
         regular = stat.S_ISREG(facts.st_mode)
         # The lock is for others that send the same file to the same place: they take another temporary name.
         if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
-            info = ObjectInfo(place.identifier, facts.st_size if regular else None, modified)
-            return storage.write_stream(place.identifier, counting(cast(BinaryIO, reader), moved), info=info)
+            info = ObjectInfo(place.identifier, told_size(facts), modified)
+            return storage.write_stream(place.identifier, counting(reader, moved), info=info)
         name = _partial_name(
             "upload",
             socket.gethostname(),
@@ -150,7 +157,7 @@ def _send(
             raise SourceChangedError(
                 f"the file changed while it was sent to {at.identifier!r}", identifier=at.identifier
             )
-        return sending.finish(in_seconds(datetime.fromtimestamp(facts.st_mtime, UTC))), resumed
+        return sending.finish(in_seconds(modified_of(facts))), resumed
     except (SourceChangedError, StorageError):
         sending.discard()
         raise

@@ -11,12 +11,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
@@ -31,6 +30,7 @@ from storage_backend.base import (
     digest_of,
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -40,9 +40,8 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import write_file
+from storage_backend.files import modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
@@ -56,6 +55,7 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,8 @@ class S3Storage(StorageBackend):
         region: without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the bucket answers.
         endpoint_url: of another service than Amazon's, "https://host:port".
         access_key: with *secret_key* and perhaps *session_token*, each itself, "env:NAME" or "file:PATH". Without them
-            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them.
+            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. What is refused as expired
+            or unknown is looked up once more where it was found.
         secret_key: given as itself, this object cannot be pickled.
         session_token: as *secret_key*.
         profile: of ~/.aws/config.
@@ -89,7 +90,7 @@ class S3Storage(StorageBackend):
         storage_class: of new objects, such as "STANDARD_IA".
         server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
-        request_payer: "requester" of a bucket where that is asked for.
+        request_payer: "requester" of a bucket where that is asked for; the URLs of `get_url` carry it.
         content_type: of new objects; guessed from the name if None. That of `ObjectInfo` comes first.
         acl: of new objects, a canned one, such as "bucket-owner-full-control".
         accelerate: use the bucket's acceleration endpoint.
@@ -275,7 +276,8 @@ class S3Storage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return f"s3://{self.bucket}/{self._objects.key(identifier)}"
+        """`s3://bucket/prefix/identifier`, where "%", "#" and "?" are percent-encoded, as in every URL."""
+        return f"s3://{self.bucket}/{locations.escaped(self._objects.key(identifier))}"
 
     @override
     def size(self, identifier: str) -> int:
@@ -495,9 +497,9 @@ class S3Storage(StorageBackend):
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
-        with Path(expanded(path)).open("rb") as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(facts.st_mtime, UTC))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 known = info if stat.S_ISREG(facts.st_mode) else None
                 return self.write_stream(identifier, counting(reader, moved), info=known)

@@ -6,11 +6,10 @@ import io
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
-from urllib.parse import quote
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.backends.sql import batch, listing, moving, reading
 from storage_backend.backends.sql.address import parse
 from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
@@ -140,7 +139,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"{self.location}#{quote(identifier)}"
+        return locations.beneath(self.location, identifier)
 
     @override
     def size(self, identifier: str) -> int:

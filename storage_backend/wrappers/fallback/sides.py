@@ -97,7 +97,8 @@ class Sides:
     def check(self, identifier: str) -> None:
         """Refuse a name before anything is written, if a side would."""
         for side in self.both:
-            side.get_path(identifier)
+            with suppress(FileNotFoundError):  # a pair in a pair, of which neither has it yet
+                side.get_path(identifier)
 
     def forget(self, identifier: str) -> None:
         """Both sides agree on this one, or readers see what they should."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
@@ -157,7 +158,16 @@ class FallbackStorage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return (self._sides.side_with(identifier) or self._sides.target).get_path(identifier)
+        """The path on the side that holds the object; which that is is looked up.
+
+        Raises:
+            NotFoundError: neither does.
+        """
+        side = self._sides.side_with(identifier)
+        if side is None:
+            self._sides.target.get_path(identifier)  # which says what is wrong with the name
+            raise self._sides.absence(identifier, [])
+        return side.get_path(identifier)
 
     @override
     def size(self, identifier: str) -> int:
@@ -395,6 +405,10 @@ class FallbackStorage(StorageBackend):
     @override
     def keeps_modified(self) -> bool:
         return self.primary.keeps_modified is True and self.secondary.keeps_modified is True
+
+    @override
+    def _keeps(self, modified: datetime) -> bool:
+        return self.primary._keeps(modified) and self.secondary._keeps(modified)
 
     @override
     def close(self) -> None:
