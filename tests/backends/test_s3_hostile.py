@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from storage_backend.backends.s3 import retries
 from storage_backend.errors import BatchError, PreconditionFailedError, StorageError
-from tests.backends.test_s3_random_faults import BUCKET, GONE, SEED, Workload, digest, storage_of
+from tests.backends.test_s3_random_faults import BUCKET, GONE, MIB, SEED, Workload, digest, storage_of
 from tests.s3_server import S3Server
 from tests.s3_server_lies import Liar
 
@@ -59,7 +59,14 @@ class Cheated(Workload):
     @override
     def content(self) -> bytes:
         found = super().content()
-        return found if self.large else found[:5000]
+        # All that was ever written is kept, to be compared with.
+        return found[: 6 * MIB] if self.large and self.draw.random() < 0.3 else found[:5000]
+
+    @override
+    def peek(self, key: str) -> None:
+        """The checksum shows a wrong byte to who reads to the end; what stays unread is no answer to the next request."""
+        with self.storage.open(key) as reader:
+            reader.read(20)
 
     @override
     def look(self, key: str) -> None:
