@@ -9,15 +9,16 @@ from __future__ import annotations
 import io
 import logging
 import os
-import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
+from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -26,8 +27,9 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, modified_of, open_source, write_file
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, within
 from storage_backend.streams import (
     Content,
     Moved,
@@ -43,6 +45,7 @@ from storage_backend.streams import (
     sha256,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -208,7 +211,7 @@ class StorageBackend(ABC):
         Args:
             prefix: a literal string; it need not end at a "/".
             on_skip: is given an error for each entry that is no object (an unusable name, a link that leads
-                outside); without it they are logged as warnings.
+                outside; a FolderMarkerError for what only makes a folder visible); without it they are logged as warnings.
 
         Raises:
             StorageError: something could not be listed.
@@ -270,6 +273,46 @@ class StorageBackend(ABC):
         """
         return iter(())
 
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        """The MD5 of the object's content, lower-case hex, if *info*, as a listing gave it, shows one.
+
+        For transfers: if it is that of another object, the content is the same.
+        """
+        return None
+
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        """The times that writes were given, of those objects of which a listing does not show them but the store has them.
+
+        For transfers, which otherwise know of such a store only when an object was stored.
+        """
+        return iter(())
+
+    @property
+    def _near(self) -> bool:
+        """Whether a small object is read sooner than a server would answer."""
+        return False
+
+    def _own_paths(self) -> Iterator[Path]:
+        """Files and folders of this machine that the backend works with beside its objects, as a cache's.
+
+        For transfers: where they lie among the objects of a side, they are none.
+        """
+        return iter(())
+
+    def _tidy(self) -> int:
+        """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
+
+        For transfers, at their ends. What the listings by this instance have not shown need not be found.
+        """
+        return 0
+
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        """Where the objects beneath *prefix* really are; several for a backend that keeps them in several places.
+
+        For transfers: two backends are one place, or one lies inside the other, if the last value of one is among the other's.
+        """
+        yield within(((id(self),),), prefix)
+
     def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         """As `download`, and *moved* is told of the bytes as they arrive.
 
@@ -282,8 +325,7 @@ class StorageBackend(ABC):
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
-            info = ObjectInfo(identifier, size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             return self.write_stream(identifier, counting(reader, moved), info=info)
 
     def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
@@ -402,11 +444,15 @@ class StorageBackend(ABC):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         """Store the object in a local file, which appears whole or not at all; its directories are created.
 
+        A symbolic link at *path* stays, and the file that it leads to is written. A pipe, a device or an open descriptor
+        (/dev/stdout) is never replaced: it is given the object once all of that has arrived, from a temporary file.
+
         Returns:
             True.
 
         Raises:
             NotFoundError: there is no such object.
+            QuotaExceededError: there is no space left for the file, which the message names.
         """
         with self.open(identifier) as reader:
             return download_from(reader, path)
@@ -423,8 +469,7 @@ class StorageBackend(ABC):
         """
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            size = facts.st_size if stat.S_ISREG(facts.st_mode) else None
-            info = ObjectInfo(identifier, size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             return self.write_stream(identifier, reader, info=info)
 
     def create(self, identifier: str, content: Content) -> bool:
@@ -497,6 +542,11 @@ class StorageBackend(ABC):
     def location(self) -> str:
         """The place, as a URL without secrets, for messages and journals; the class's name where there is no URL."""
         return type(self).__name__
+
+    @property
+    def _instance(self) -> str:
+        """What tells the store from others of the same class, where there is no URL and its objects are gone with it."""
+        return ""
 
     @property
     def keeps_modified(self) -> bool:
@@ -585,6 +635,10 @@ def check_mode(mode: str) -> None:
     """
     if mode not in {"rb", "wb"}:
         raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
+class FolderMarkerError(InvalidIdentifierError):
+    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
 
 
 def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:

@@ -7,13 +7,13 @@ import getpass
 import os
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias, cast
-from urllib.parse import parse_qsl, quote, unquote, urlencode
 
-from storage_backend import identifiers
+from storage_backend import locations
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import cache_directory
@@ -27,7 +27,7 @@ _DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> StorageBackend:
-    """The backend at *location*.
+    """The backend at *location*; how names are spelled in one is in `storage_backend.locations`.
 
     Args:
         location: one of
@@ -67,7 +67,9 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
         backend = _cached(backend, place.cache)
     if place.fragment is None:
         return backend
-    return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(backend, _decoded(place.fragment))
+    return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(
+        backend, locations.unquoted(place.fragment)
+    )
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
@@ -85,23 +87,25 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         return _with_cache(base, place.cache), name
     if isinstance(place, str):
         parent, name = os.path.split(place)
-        base = parent or "."
+        base = _as_path(parent or ".")
     elif place.fragment is not None:
-        base, name = place.text, _decoded(place.fragment)
+        base, name = place.text, locations.unquoted(place.fragment)
     elif place.scheme == "file":
         base, _, name = place.text.rpartition("/")
-        base, name = f"{base}/", _decoded(name)
+        base, name = f"{base}/", locations.unquoted(name)
     elif place.scheme == "ssh":
         _, query_mark, query = place.text.partition("?")
         above, _, name = place.path.rpartition("/")
         # What is in the root directory has nothing but "/" above it.
-        name = "" if place.path == "/~" else _decoded(name)
+        name = "" if place.path == "/~" else locations.unquoted(name)
         base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
     elif place.scheme == "s3":
         _, query_mark, query = place.text.partition("?")
         # A key that ends in "/" is a place.
-        name = "" if place.path.endswith("/") else _decoded(place.path[1:])
+        name = "" if place.path.endswith("/") else locations.unquoted(place.path[1:])
         base = f"s3://{place.authority}{query_mark}{query}"
+    elif place.scheme == "memory" and place.authority + place.path:
+        base, name = "memory:", locations.unquoted(place.authority + place.path)
     else:
         raise ConfigurationError(
             f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
@@ -123,7 +127,7 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
     if isinstance(place, str):
         # A Path would drop "./", which may tell it from a URL.
         above = os.path.join(place, "")  # noqa: PTH118
-        return lambda identifier: above + identifier
+        return lambda identifier: _as_path(above + identifier)
     rest, _, fragment = _text(location).partition("#")
     query = ""
     if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
@@ -134,7 +138,23 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
             hierarchy += "/~"
         before = f"{hierarchy.removesuffix('/')}/"
         query = mark + query
-    return lambda identifier: f"{before}{quote(identifiers.encode(identifier))}{query}"
+    in_root = place.scheme == "ssh" and place.path == "/"
+
+    def located(identifier: str) -> str:
+        name = locations.quoted(identifier)
+        if in_root and (name == "~" or name.startswith("~/")):
+            name = f"%7E{name[1:]}"  # "~" alone is the home directory
+        return f"{before}{name}{query}"
+
+    return located
+
+
+def _as_path(path: str) -> str:
+    """*path* as a location that is not taken for anything else."""
+    with suppress(ConfigurationError):
+        if parse_location(path) == path:
+            return path
+    return f"./{path}"
 
 
 def redacted(location: str) -> str:
@@ -212,15 +232,54 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
             "before it",
             parameter="location",
         )
+    return _url(text, scheme, found.end())
+
+
+# S3's access points, whose names have a "/" ("Access points", Amazon S3 User Guide).
+_ARN = re.compile(r"arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(accesspoint|outpost/[^/?]+/accesspoint)/[^/?]+")
+
+
+def _url(text: str, scheme: str, end: int) -> Url:
+    """The parts of *text*, whose scheme ends at *end*.
+
+    Raises:
+        ConfigurationError: it may be read in two ways.
+    """
     rest, hash_sign, fragment = text.partition("#")
-    hierarchy, _, query = rest[found.end() :].partition("?")
+    hierarchy, question_mark, query = rest[end:].partition("?")
+    arn = _ARN.match(hierarchy) if scheme == "s3" else None
     authority, slash, path = hierarchy.partition("/")
+    if arn is not None:
+        authority, (slash, path) = arn[0], (hierarchy[arn.end() : arn.end() + 1], hierarchy[arn.end() + 1 :])
+    start = redacted(rest[:end] + hierarchy)
+    if scheme in SCHEMES and scheme != "postgresql":  # a careless password may have any character
+        locations.check_escapes(start)
+        if question_mark and "=" not in query:
+            raise ConfigurationError(
+                f'no parameter, as name=value, follows the "?"; if it is part of the name, write {f"{start}%3F{query}"!r}',
+                parameter="location",
+            )
+        for piece in query.split("&"):
+            locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+        if hash_sign:
+            locations.check_escapes(fragment)
+        if "#" in fragment:
+            raise ConfigurationError(
+                'there are two "#" in the URL; the one that is part of a name is written %23',
+                parameter="location",
+            )
+        if hash_sign and locations.is_name(rest):
+            raise ConfigurationError(
+                f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
+                f"{start!r} is {f'{start}/#{fragment}'!r}",
+                parameter="location",
+            )
     return Url(
         text=rest,
         scheme=scheme,
         authority=authority,
         path=slash + path,
-        parameters=dict(parse_qsl(query, keep_blank_values=True)),
+        parameters=locations.parameters_in(query),
         fragment=fragment if hash_sign else None,
     )
 
@@ -238,25 +297,29 @@ _CACHE_NUMBERS = {
 def _cached_url(text: str) -> Url:
     """A URL that begins with `cached+`, with the cache's parameters apart."""
     rest, hash_sign, fragment = text[len(_CACHED) :].partition("#")
-    hierarchy, _, query = rest.partition("?")
+    hierarchy, question_mark, query = rest.partition("?")
     pieces = [piece for piece in query.split("&") if piece]
-    ours = [piece for piece in pieces if unquote(piece.partition("=")[0]) in {*_CACHE_TEXTS, *_CACHE_NUMBERS}]
+    known = {*_CACHE_TEXTS, *_CACHE_NUMBERS}
+    ours = [piece for piece in pieces if locations.unquoted(piece.partition("=")[0]) in known]
     others = [piece for piece in pieces if piece not in ours]
-    inner = hierarchy + ("?" + "&".join(others) if others else "") + hash_sign + fragment
+    kept = question_mark + "&".join(others) if others or not ours else ""
+    for piece in ours:
+        locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+    inner = hierarchy + kept + hash_sign + fragment
     place = parse_location(inner)
     if isinstance(place, str) or place.cache is not None:
         raise ConfigurationError(
             f'"{_CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
-    return replace(place, cache=dict(parse_qsl("&".join(ours), keep_blank_values=True)))
+    return replace(place, cache=locations.parameters_in("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
     """The location of a place, in front of which is a cache."""
     if not cache:
         return _CACHED + location
-    return f"{_CACHED}{location}{'&' if '?' in location else '?'}{urlencode(cache, quote_via=quote)}"
+    return f"{_CACHED}{location}{'&' if '?' in location else '?'}{locations.parameters_as_text(dict(cache))}"
 
 
 def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBackend:
@@ -284,11 +347,6 @@ def _text(location: str | os.PathLike[str]) -> str:
     if isinstance(location, str):
         return location
     return os.fsdecode(location)
-
-
-def _decoded(text: str) -> str:
-    """Percent-decoded; bytes that are not UTF-8 are kept, as identifiers have them."""
-    return unquote(text, errors="surrogateescape")
 
 
 def _opened(url: Url, create: bool) -> StorageBackend:
@@ -328,6 +386,8 @@ def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
         near = difflib.get_close_matches(name, sorted(known if url.cache is None else known | cache), 1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
         takes = f"{url.scheme} takes " + (", ".join(sorted(known)) or 'none (in a path, "?" is %3F)')
+        if url.scheme in {"s3", "ssh"}:
+            takes += ' (in a name, "?" is %3F)'
         if url.cache is not None:
             takes += f"; the cache takes {', '.join(sorted(cache))}"
         elif name in cache:
@@ -341,7 +401,7 @@ def _file(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             f"{url.text!r} names no absolute path; write {SCHEMES['file'].example}", parameter="location"
         )
-    return {"base_dir": _decoded(url.path), "create_if_missing": "late" if create else False}
+    return {"base_dir": locations.unquoted(url.path), "create_if_missing": "late" if create else False}
 
 
 def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES
@@ -399,10 +459,15 @@ def _s3(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             "no user and password in an s3 URL: use the environment or a profile", parameter="location"
         )
-    bucket = _decoded(url.authority)
+    bucket = locations.unquoted(url.authority)
     if not bucket:
         raise ConfigurationError(
             f"the s3 URL names no bucket; write {SCHEMES['s3'].example}", parameter="location"
+        )
+    if "//" in url.path:
+        raise ConfigurationError(
+            f'{redacted(url.text)!r} has an empty segment between two "/": no object of ours is there',
+            parameter="location",
         )
     _check_parameters(url, _S3_FLAGS | _S3_NUMBERS | _S3_TEXTS)
     found: Arguments = {}
@@ -413,7 +478,7 @@ def _s3(url: Url, create: bool) -> Arguments:
             found[name] = _number(name, text)
         else:
             found[name] = text
-    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": _decoded(url.path)}
+    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": locations.unquoted(url.path)}
 
 
 _SSH_FLAGS = frozenset({"agent", "non_atomic_overwrite"})
@@ -437,7 +502,7 @@ def _ssh(url: Url, create: bool) -> Arguments:
     _check_parameters(url, _SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES)
     found: Arguments = {"endpoints": [_endpoint(text) for text in hosts.split(",")]}
     if at:
-        found["user"] = _decoded(user)
+        found["user"] = locations.unquoted(user)
     for name, text in url.parameters.items():
         if name in _SSH_FLAGS:
             found[name] = _flag(name, text)
@@ -454,8 +519,10 @@ def _ssh(url: Url, create: bool) -> Arguments:
             found[name] = text
     if "ssh_config_file" not in found and Path(expanded(_USER_CONFIG)).is_file():
         found["ssh_config_file"] = _USER_CONFIG
-    path = _decoded(url.path)
-    base = path[1:] or "~" if path in {"", "/~"} or path.startswith("/~/") else path
+    path = locations.unquoted(url.path)
+    # As it is written: "/%7E" is a directory of that name in the root.
+    at_home = url.path in {"", "/~"} or url.path.startswith("/~/")
+    base = path[1:] or "~" if at_home else path
     return {"ssh_config": _with_user(found), "remote_base_dir": base, "create_if_missing": create}
 
 
@@ -466,7 +533,7 @@ def _endpoint(text: str) -> list[str | int]:
         raise ConfigurationError(
             f"{text!r} is no host and port; write {SCHEMES['ssh'].example}", parameter="location"
         )
-    host = _decoded(parts[1] or parts[2] or "")
+    host = locations.unquoted(parts[1] or parts[2] or "")
     return [host, int(parts[3])] if parts[3] else [host]
 
 

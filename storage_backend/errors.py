@@ -182,7 +182,7 @@ FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingCli
 """What stops a whole batch or transfer at once: each further object would fail in the same way."""
 
 
-def is_retryable(error: BaseException) -> bool:
+def is_retryable(error: BaseException | None) -> bool:
     """Whether the same call may succeed later; errors that are not ours are asked for `retryable` too."""
     return getattr(error, "retryable", False) is True
 

@@ -6,7 +6,8 @@ import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 from typing_extensions import Buffer
 
 from storage_backend.errors import ConfigurationError, NotAFileError
-from storage_backend.identifiers import RESERVED
+from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
 
 # Answers of a file system or kernel without O_TMPFILE (open(2)).
@@ -34,6 +35,7 @@ _NO_KERNEL_COPY = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
+_HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 # Where a pipe has a path that somebody has opened already.
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
@@ -68,11 +70,6 @@ def cache_directory() -> Path:
         return (Path(given) if given else Path.home() / ".cache") / "storage-backend"
     except RuntimeError as error:
         raise ConfigurationError(f"nowhere to keep a cache: {error}; set XDG_CACHE_HOME") from None
-
-
-def temporary_name() -> str:
-    """A name that no object can have and no other process will choose."""
-    return f"{RESERVED}{os.urandom(12).hex()}"
 
 
 def modified_of(facts: os.stat_result) -> datetime | None:
@@ -120,7 +117,7 @@ class StagedFile:
     """A new file beside its place, written first and given its name last.
 
     Where the file system can, it has no name until then, so that a crash leaves nothing; elsewhere it has a reserved
-    temporary one. A file that it replaces passes on its permission bits. Used by one thread. Whoever makes one discards
+    temporary one. A file that it replaces passes on what `take_over` says. Used by one thread. Whoever makes one discards
     it; a forked child's copy leaves the file alone.
 
     Args:
@@ -139,6 +136,7 @@ class StagedFile:
         self.name = name
         self.size = 0
         self._temporary: str | None = None
+        self._taken_over: tuple[int, int, int] | None = None  # which file's rights it has
         self._process = os.getpid()
         self.fd = -1
         try:
@@ -148,12 +146,27 @@ class StagedFile:
             raise
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*."""
+        """Append all of *data*; a hole where it is nothing but zeros."""
         size = memoryview(data).nbytes
+        if size >= _HOLE and _is_zeros(data):
+            os.ftruncate(self.fd, os.lseek(self.fd, size, os.SEEK_CUR))
+            self.size += size
+            return
         written = os.write(self.fd, data)
         while written < size:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
         self.size += size
+
+    def reopen(self) -> int:
+        """A descriptor that gives back what was written, which its caller closes.
+
+        A file that has a name is opened anew: a file system in user space (rclone's without a cache) may give nothing by the
+        descriptor that wrote, and one of another machine (NFS) what this one remembers.
+        """
+        if self._temporary is None:
+            return os.dup(self.fd)
+        os.close(os.dup(self.fd))  # which hands on what was written (close(2))
+        return os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.directory)
 
     def publish(self, *, overwrite: bool = True) -> None:
         """Give the file its name.
@@ -170,11 +183,13 @@ class StagedFile:
         if not overwrite:
             self._link()
             return
-        if self._temporary is None:
+        if self._temporary is not None:
+            self._take_over(entry_facts(self.directory, self.name))
+        else:
             with suppress(FileExistsError):
                 self._link()
                 return
-            self._keep_mode()
+            self._take_over(entry_facts(self.directory, self.name))
             # linkat(2) never overwrites, rename(2) does.
             self._temporary = temporary_name()
             try:
@@ -192,15 +207,19 @@ class StagedFile:
 
     def discard(self) -> None:
         """Close the file, and remove it if it was not published. Harmless if that was done."""
-        if self._temporary is not None and self._process == os.getpid():
-            with suppress(OSError):
-                os.unlink(self._temporary, dir_fd=self.directory)
-        self._temporary = None
+        temporary, self._temporary = self._temporary, None
         fd, self.fd = self.fd, -1
         directory, self.directory = self.directory, -1
-        for descriptor in (fd, directory):
-            if descriptor >= 0:
-                os.close(descriptor)
+        try:
+            if fd >= 0:
+                os.close(fd)
+        finally:
+            # Last: to some file systems (rclone's) a name comes when the file is closed.
+            if temporary is not None and self._process == os.getpid():
+                with suppress(OSError):
+                    os.unlink(temporary, dir_fd=directory)
+            if directory >= 0:
+                os.close(directory)
 
     def _open(self, anonymous: bool) -> None:
         if anonymous and _can_name_descriptors():
@@ -214,23 +233,22 @@ class StagedFile:
                     raise
             else:
                 return
-        mode = entry_mode(self.directory, self.name)
+        facts = entry_facts(self.directory, self.name)
         self._temporary = temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        # Never more than what it replaces allows, not for a moment.
-        self.fd = os.open(
-            self._temporary,
-            flags,
-            mode & 0o777 if mode is not None and stat.S_ISREG(mode) else 0o666,
-            dir_fd=self.directory,
-        )
-        self._keep_mode()
+        # Never more than what it replaces allows, not for a moment: whose group it has is not known yet.
+        mode = facts.st_mode & 0o700 if facts is not None and stat.S_ISREG(facts.st_mode) else 0o666
+        self.fd = os.open(self._temporary, flags, mode, dir_fd=self.directory)
+        self._take_over(facts)
 
-    def _keep_mode(self) -> None:
-        """Take over the permission bits of the file that is replaced."""
-        mode = entry_mode(self.directory, self.name)
-        if mode is not None and stat.S_ISREG(mode):
-            os.fchmod(self.fd, mode & 0o777)
+    def _take_over(self, facts: os.stat_result | None) -> None:
+        """Have what the file has that is replaced, of which *facts* are known."""
+        if facts is None or not stat.S_ISREG(facts.st_mode):
+            return
+        seen = (facts.st_dev, facts.st_ino, facts.st_ctime_ns)  # a change of rights is one of the last
+        if seen != self._taken_over:
+            take_over(self.fd, self.directory, self.name, facts)
+            self._taken_over = seen
 
     def _link(self) -> None:
         if self._temporary is None:
@@ -268,19 +286,105 @@ def _linkat() -> Callable[..., int]:
     return cast(Callable[..., int], ctypes.CDLL(None, use_errno=True).linkat)
 
 
-def entry_mode(directory: int, name: str | bytes) -> int | None:
-    """Type and permissions of a directory's entry, None if there is none.
+def entry_facts(directory: int, name: str | bytes) -> os.stat_result | None:
+    """What is known of a directory's entry, None if there is none.
 
     Raises:
         OSError: with ENXIO, it is a device, a pipe or a socket.
     """
     try:
-        mode = os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode
+        facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
     except FileNotFoundError:
         return None
+    mode = facts.st_mode
     if stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
-        return mode
+        return facts
     raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
+
+
+def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_result) -> None:
+    """Give a new file the permission bits, ACL and extended attributes of the one that it replaces, and owner and group where we may.
+
+    Nobody gets more rights than before: where the group cannot be kept, the new one has what all others have.
+
+    Args:
+        fd: of the new file.
+        directory: that the old one is in; None if *name* is its path.
+        name: of the old one.
+        facts: of the old one.
+    """
+    mode = facts.st_mode & 0o777
+    new = os.fstat(fd)
+    now = new.st_mode & 0o777
+    if (new.st_uid, new.st_gid) != (facts.st_uid, facts.st_gid):
+        now = mode & 0o700
+        os.fchmod(fd, now)  # not for the other group yet
+        if not _chowned(fd, facts.st_uid, facts.st_gid) and not _chowned(fd, -1, facts.st_gid):
+            mode &= ~0o070 | (mode & 0o007) << 3
+    if hasattr(os, "listxattr"):
+        old = _attributes(directory, name)
+        own = os.listxattr(fd) if old is not None else []
+        if old or own:
+            if not _give_attributes(fd, old or {}, own):
+                mode &= ~0o070  # the bits of the group were those of the ACL
+            now = -1
+    if now != mode:
+        os.fchmod(fd, mode)
+
+
+def _chowned(fd: int, owner: int, group: int) -> bool:
+    try:
+        os.fchown(fd, owner, group)
+    except OSError:  # not ours to give, or the file system has none
+        return False
+    return True
+
+
+_ACL = "system.posix_acl_access"
+# Not capabilities or signatures of the content, which is another one now.
+_KEPT = ("user.", "system.", "security.selinux")
+# Not everything is everywhere.
+_CALM = (
+    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+)
+
+
+def _attributes(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
+    """The ACL and the extended attributes of a file that are kept; None if the file system has none."""
+    place: str | bytes | int
+    opened = -1
+    try:
+        try:
+            # By a descriptor it takes half the time; but it may be that the file is not ours to read.
+            place = opened = os.open(name, _CALM, dir_fd=directory)
+        except PermissionError:
+            place = name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}"
+        follow = opened >= 0
+        return {
+            each: os.getxattr(place, each, follow_symlinks=follow)
+            for each in os.listxattr(place, follow_symlinks=follow)
+            if each.startswith(_KEPT)
+        }
+    except OSError:
+        return None
+    finally:
+        if opened >= 0:
+            os.close(opened)
+
+
+def _give_attributes(fd: int, old: dict[str, bytes], own: list[str]) -> bool:
+    """Give a file, which has the attributes *own*, those of the old one; whether the ACL is the same now."""
+    if _ACL in own and _ACL not in old:  # it came from the directory
+        os.removexattr(fd, _ACL)
+    whole = True
+    for name, value in old.items():
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            whole = whole and name != _ACL
+    return whole
 
 
 def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | None = None) -> int:
@@ -295,15 +399,19 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
         How many bytes that was.
     """
     copied = 0
-    if hasattr(os, "copy_file_range"):
-        try:
-            while size := os.copy_file_range(source, target, _COPY_STEP if moved is None else _TOLD_STEP):
-                copied += size
-                if moved is not None:
-                    moved(size)
-        except OSError as error:
-            if error.errno not in _NO_KERNEL_COPY:
-                raise
+    step = _COPY_STEP if moved is None else _TOLD_STEP
+    for hole, size in _runs(source, target):
+        if hole:
+            os.ftruncate(target, os.lseek(target, size, os.SEEK_CUR))
+            os.lseek(source, size, os.SEEK_CUR)
+            copied += size
+            if moved is not None:
+                moved(size)
+        else:
+            done = _copied_by_kernel(source, target, size, step, moved)
+            copied += done
+            if done < size:  # the kernel does not copy these two, or the file has become shorter
+                break
     # Some file systems answer 0 where a read gives bytes, so only a read proves the end.
     while chunk := os.read(source, _CHUNK):
         view = memoryview(chunk)
@@ -315,18 +423,47 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
     return copied
 
 
-def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
-    """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
+def _copied_by_kernel(
+    source: int, target: int, most: int, step: int, moved: Callable[[int], object] | None
+) -> int:
+    """Copy *most* bytes inside the kernel; how many it has copied."""
+    copied = 0
+    if hasattr(os, "copy_file_range"):
+        try:
+            while size := os.copy_file_range(source, target, min(step, most - copied)):
+                copied += size
+                if moved is not None:
+                    moved(size)
+        except OSError as error:
+            if error.errno not in _NO_KERNEL_COPY:
+                raise
+    return copied
 
-    Args:
-        path: of the file to be.
-        fill: writes it.
-    """
-    place = Path(expanded(path))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    staged = StagedFile(os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), place.name)
-    try:
-        fill(staged)
-        staged.publish()
-    finally:
-        staged.discard()
+
+def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
+    """Runs of a file from its position on: whether it is a hole that the copy can have too, and how long it is."""
+    facts = os.fstat(source)
+    position = os.lseek(source, 0, os.SEEK_CUR) if stat.S_ISREG(facts.st_mode) else 0
+    sparse = facts.st_blocks * 512 < facts.st_size - position and stat.S_ISREG(os.fstat(target).st_mode)
+    if not (sparse and hasattr(os, "SEEK_HOLE")):
+        yield False, sys.maxsize
+        return
+    while position < facts.st_size:
+        try:
+            data = os.lseek(source, position, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno != errno.ENXIO:
+                raise
+            data = facts.st_size  # nothing but a hole follows
+        end = os.lseek(source, data, os.SEEK_HOLE) if data < facts.st_size else data
+        os.lseek(source, position, os.SEEK_SET)
+        if data > position:
+            yield True, data - position
+        if end > data:
+            yield False, end - data
+        position = end
+
+
+def _is_zeros(data: Buffer) -> bool:
+    view = memoryview(data).cast("B")
+    return not (view[0] or view[-1]) and view == bytes(len(view))

@@ -58,9 +58,10 @@ def pytest_configure(config: pytest.Config) -> None:
     from tests.servers import fast_place
 
     config.pluginmanager.register(leaks)
-    # The default tier writes tens of thousands of small files, and syncs most of them: it waited for the disk half of its time.
-    if not config.getoption("--soak") and "TMPDIR" not in os.environ:
-        os.environ["TMPDIR"] = tempfile.tempdir = fast_place()
+    # Both tiers write tens of thousands of small files, and sync most of them: they waited for the disk half of their time.
+    if "TMPDIR" not in os.environ:
+        needed = (14 if config.getoption("--soak") else 4) << 30  # the soak tier moves an object of 3 GiB
+        os.environ["TMPDIR"] = tempfile.tempdir = fast_place(needed)
     # A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)

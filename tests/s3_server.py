@@ -295,7 +295,7 @@ class S3Server:
             if refused is not None:
                 raise refused
             receive(request, raw, fault.after if fault is not None and kind == "corrupt_request" else None)
-            if kind == "ignore_range":
+            if fault is not None and not fault.ranges:
                 request.headers.pop("range", None)
             response = self._verbs[request.operation](request)
         except S3Error as error:
@@ -372,9 +372,9 @@ class S3Server:
         *,
         close: bool,
     ) -> None:
-        bodiless = request.method == "HEAD" or response.status in {204, 304}
         if fault is not None:
             response = _spoilt(response, fault)
+        bodiless = request.method == "HEAD" or response.status in {204, 304}
         identity = f"{next(self._ids):016X}"
         general = (
             f"Date: {formatdate(self.clock(), usegmt=True)}\r\nServer: AmazonS3\r\n"
@@ -386,6 +386,10 @@ class S3Server:
         if fault is None:
             connection.send(data)
             return
+        if fault.kind == "raw" and fault.change is not None:
+            for piece in fault.change(head, data[len(head) :]):
+                connection.send(piece)
+            raise ConnectionLostError("closed on purpose")
         start = len(head)
         if response.chunked and body:
             start += len(f"{len(body):x}\r\n")
@@ -411,6 +415,9 @@ def _spoilt(response: Response, fault: Fault) -> Response:
         return replace(response, body=response.body[: fault.after], chunked=True)
     if fault.kind == "truncate":
         return replace(response, chunked=False)
+    if fault.kind == "alter" and fault.change is not None:
+        altered: Response = fault.change(response)
+        return altered
     return response
 
 
@@ -426,6 +433,7 @@ def _verbs(objects: Objects, uploads: Uploads) -> Mapping[str, Callable[[Request
         "DeleteObjects": objects.delete_objects,
         "GetBucketLocation": objects.get_bucket_location,
         "GetObject": objects.get_object,
+        "GetObjectTagging": objects.get_object_tagging,
         "HeadBucket": objects.head_bucket,
         "HeadObject": objects.get_object,
         "ListBuckets": objects.list_buckets,

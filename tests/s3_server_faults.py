@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from tests.s3_server_wire import Request
+    from tests.s3_server_wire import Request, Response
 
 Kind = Literal[
     "reset",
@@ -20,6 +20,8 @@ Kind = Literal[
     "corrupt_response",
     "ignore_range",
     "stale",
+    "alter",
+    "raw",
 ]
 Moment = Literal["head", "request_body", "before_applied", "applied", "response_head", "response_body"]
 Stale = Literal["close", "reset", "next"]
@@ -43,6 +45,8 @@ class Fault:
     padding: int = 0
     chunked: bool = False
     stale: Stale = "close"
+    change: Callable[..., Any] | None = None
+    ranges: bool = True
 
 
 def reset(moment: Moment, after: int = 0) -> Fault:
@@ -121,7 +125,7 @@ def corrupt_response(at: int = 0) -> Fault:
 
 def ignore_range() -> Fault:
     """Answer a ranged GetObject with 200 and the whole object."""
-    return Fault("ignore_range")
+    return Fault("ignore_range", ranges=False)
 
 
 def stale(how: Stale = "close") -> Fault:
@@ -132,6 +136,16 @@ def stale(how: Stale = "close") -> Fault:
             first byte of the next request arrives, which is reset unread.
     """
     return Fault("stale", stale=how)
+
+
+def alter(change: Callable[[Response], Response], *, ranges: bool = True) -> Fault:
+    """Do what is asked, and answer with what *change* makes of the proper answer; without *ranges*, of the whole object."""
+    return Fault("alter", moment="applied", change=change, ranges=ranges)
+
+
+def raw(change: Callable[[bytes, bytes], Iterable[bytes]], *, ranges: bool = True) -> Fault:
+    """As `alter`, but send the pieces that *change* makes of the answer's head and framed body, and close."""
+    return Fault("raw", moment="applied", change=change, ranges=ranges)
 
 
 @dataclass(frozen=True, slots=True)

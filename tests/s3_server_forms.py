@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from email.utils import formatdate, parsedate_to_datetime
-from urllib.parse import quote_plus
+from urllib.parse import parse_qsl, quote_plus
 from xml.etree import ElementTree as ET
 
 from tests.s3_server_store import Stored
@@ -25,6 +25,7 @@ _KEPT = frozenset(
         "x-amz-server-side-encryption-aws-kms-key-id",
         "x-amz-server-side-encryption-bucket-key-enabled",
         "x-amz-storage-class",
+        "x-amz-tagging",
         "x-amz-website-redirect-location",
     }
 )
@@ -86,6 +87,8 @@ def described(stored: Stored, *, versioned: bool) -> dict[str, str]:
     }
     if headers.get("x-amz-storage-class") == "STANDARD":
         del headers["x-amz-storage-class"]
+    if "x-amz-tagging" in headers:
+        headers["x-amz-tagging-count"] = str(len(parse_qsl(headers.pop("x-amz-tagging"))))
     if versioned:
         headers["x-amz-version-id"] = stored.version
     return headers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from urllib.parse import parse_qsl
 
 from tests.s3_server_forms import (
     NAMESPACE,
@@ -127,6 +128,15 @@ class Objects:
         if request.headers.get("x-amz-checksum-mode", "").upper() == "ENABLED":
             headers |= checksum_headers(stored.checksums, stored.checksum_type)
         return Response(200, headers, stored.body)
+
+    def get_object_tagging(self, request: Request) -> Response:
+        with self.lock:
+            stored = self.find(request.bucket, request.key)
+        tags = "".join(
+            f"<Tag><Key>{text_of(name)}</Key><Value>{text_of(value)}</Value></Tag>"
+            for name, value in parse_qsl(stored.headers.get("x-amz-tagging", ""), keep_blank_values=True)
+        )
+        return xml(f"<Tagging {NAMESPACE}><TagSet>{tags}</TagSet></Tagging>")
 
     def put_object(self, request: Request) -> Response:
         if len(request.body) > self.settings.put_limit:

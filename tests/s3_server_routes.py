@@ -53,6 +53,7 @@ ACTIONS = {
     "DeleteObjects": "s3:DeleteObject",
     "GetBucketLocation": "s3:GetBucketLocation",
     "GetObject": "s3:GetObject",
+    "GetObjectTagging": "s3:GetObjectTagging",
     "HeadBucket": "s3:ListBucket",
     "HeadObject": "s3:GetObject",
     "ListBuckets": "s3:ListAllMyBuckets",
@@ -110,6 +111,8 @@ def route(request: Request) -> None:
 
 
 def _operation(method: str, query: dict[str, str], headers: dict[str, str], bucket: bool, key: bool) -> str:
+    if query.keys() == {"tagging"} and method == "GET" and key:
+        return "GetObjectTagging"
     if not _SUBRESOURCES.isdisjoint(query) or ("partNumber" in query and "uploadId" not in query):
         return UNKNOWN
     if not bucket:

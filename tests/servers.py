@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -42,7 +42,7 @@ class PostgreSQL:
     def __init__(self) -> None:
         self._user = _other_user()
         # Short, since a socket's path has 107 bytes at most; not in pytest's directories, which others cannot enter.
-        self.directory = Path(tempfile.mkdtemp(prefix="sb-pg-", dir=fast_place()))
+        self.directory = Path(tempfile.mkdtemp(prefix="sb-pg-", dir=fast_place(4 << 30)))
         self._names = itertools.count(1)
         self._process: subprocess.Popen[bytes] | None = None
         try:
@@ -181,14 +181,14 @@ def end_with_parent(number: int = signal.SIGQUIT) -> None:
         _LIBC.prctl(PR_SET_PDEATHSIG, number)
 
 
-def fast_place() -> str:
-    """A directory for temporary files, in memory where there is plenty."""
+def fast_place(needed: int) -> str:
+    """A directory for temporary files, in memory where *needed* bytes of that are available."""
     memory = Path("/dev/shm")
-    try:
-        if shutil.disk_usage(memory).free >= 4 << 30 and os.access(memory, os.W_OK):
+    with suppress(OSError, StopIteration):  # not Linux
+        with Path("/proc/meminfo").open() as file:
+            available = next(int(line.split()[1]) << 10 for line in file if line.startswith("MemAvailable:"))
+        if min(shutil.disk_usage(memory).free, available) >= needed and os.access(memory, os.W_OK):
             return str(memory)
-    except OSError:
-        pass  # not Linux
     return tempfile.gettempdir()
 
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import os
+import stat
+import struct
 import subprocess
 import sys
+import tempfile
 import threading
 from pathlib import Path
 
 import pytest
 
-from storage_backend import LocalStorage, MemoryStorage, StorageBackend
-from storage_backend.errors import NotAFileError
-from storage_backend.files import StagedFile, copy_descriptor, state_directory, write_file
+from storage_backend import LocalStorage, MemoryStorage, StorageBackend, sync
+from storage_backend.destinations import write_file
+from storage_backend.errors import NotAFileError, QuotaExceededError
+from storage_backend.files import StagedFile, copy_descriptor, state_directory
 from storage_backend.wrappers.cached import CachedStorage
+from tests.backends.local_ways import NOBODY, as_nobody, small_disk
 from tests.seven import Seven
 
 pytestmark = pytest.mark.quick
@@ -183,6 +189,105 @@ class TestWriteFile:
         assert place.read_bytes() == b"1"
         assert names(place.parent) == ["file"]
 
+    def test_a_symbolic_link_stays_and_what_it_leads_to_is_written(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "far").mkdir()
+        target = tmp_path / "far" / "file"
+        monkeypatch.chdir(tmp_path)
+        for number, (name, to) in enumerate(
+            {"relative": "far/file", "absolute": str(target), "over": "relative", "way": "far"}.items()
+        ):
+            link = tmp_path / name
+            link.symlink_to(to)
+            content = b"%d" % number
+            if name == "absolute":
+                target.unlink()  # a link to nothing yet
+
+            def fill(staged: StagedFile, content: bytes = content) -> None:
+                staged.write(content)
+
+            write_file(link / "file" if name == "way" else name, fill)
+            assert link.readlink() == Path(to)
+            assert target.read_bytes() == content
+            assert not target.is_symlink()
+            assert names(target.parent) == ["file"]
+        (tmp_path / "loop").symlink_to("loop")
+        with pytest.raises(OSError, match="loop") as caught:
+            write_file("loop", lambda staged: staged.write(b"x"))
+        assert caught.value.errno == errno.ELOOP
+        # What cannot be written is no reason to replace the link.
+        (tmp_path / "directory").symlink_to("far")
+        with pytest.raises(IsADirectoryError):
+            write_file("directory", lambda staged: staged.write(b"x"))
+        assert (tmp_path / "directory").is_symlink()
+
+    @pytest.mark.parametrize("spelt", ["fifo", "link", "/dev/fd/{}", "/proc/self/fd/{}"])
+    def test_a_pipe_is_given_the_content_once_it_is_whole(self, tmp_path: Path, spelt: str) -> None:
+        content = os.urandom(300_000)
+        fifo = tmp_path / "fifo"
+        os.mkfifo(fifo)
+        (tmp_path / "link").symlink_to("fifo")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append(fifo.read_bytes()), daemon=True)
+        reader.start()
+        writer = os.open(fifo, os.O_WRONLY)
+        os.set_blocking(writer, False)  # a descriptor that is shared may be so
+        path = spelt.format(writer) if spelt[0] == "/" else tmp_path / spelt
+
+        def fail(staged: StagedFile) -> None:
+            staged.write(b"2")
+            raise RuntimeError("half-way")
+
+        with pytest.raises(RuntimeError, match="half-way"):
+            write_file(path, fail)
+        write_file(path, lambda staged: staged.write(content))
+        os.close(writer)
+        reader.join()
+        assert got == [content]
+        assert names(tmp_path) == ["fifo", "link"]
+        assert fifo.is_fifo()
+
+    def test_an_open_file_is_gone_on_with(self, tmp_path: Path) -> None:
+        """As a shell's `>> log`, and as its `> log` with others that write to it, too."""
+        with (tmp_path / "log").open("ab") as log:
+            log.write(b"old,")
+            log.flush()
+            write_file(f"/dev/fd/{log.fileno()}", lambda staged: staged.write(b"new,"))
+            log.write(b"later")
+        assert (tmp_path / "log").read_bytes() == b"old,new,later"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make devices")
+    def test_a_device_is_written_to_and_never_replaced(self, tmp_path: Path) -> None:
+        for name, minor in (("null", 3), ("full", 7)):
+            os.mknod(tmp_path / name, stat.S_IFCHR | 0o666, os.makedev(1, minor))
+        (tmp_path / "link").symlink_to("null")
+        for name in ("null", "link"):
+            write_file(tmp_path / name, lambda staged: staged.write(b"1"))
+        with pytest.raises(QuotaExceededError, match=rf"no space left for this user: {tmp_path}/full\Z"):
+            write_file(tmp_path / "full", lambda staged: staged.write(b"1"))
+        assert (tmp_path / "null").is_char_device()
+        assert (tmp_path / "full").is_char_device()
+        assert (tmp_path / "link").is_symlink()
+
+    def test_errors_name_the_file(self, tmp_path: Path) -> None:
+        with small_disk(tmp_path / "disk") as disk:
+            with pytest.raises(
+                QuotaExceededError, match=rf"no space left for this user: {disk}/big\Z"
+            ) as full:
+                write_file(disk / "big", lambda staged: staged.write(os.urandom(2 << 20)))
+            assert full.value.errno == errno.ENOSPC
+            assert names(disk) == []
+            subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+            for place in (disk / "a", disk / "d" / "a"):
+                with pytest.raises(OSError, match=f"Read-only file system: '{disk}/"):
+                    write_file(place, lambda staged: staged.write(b"1"))
+        (tmp_path / "file").touch()
+        with pytest.raises(FileExistsError, match=f"'{tmp_path}/file'"):
+            write_file(tmp_path / "file" / "x", lambda staged: staged.write(b"1"))
+        with pytest.raises(IsADirectoryError, match=f"'{tmp_path}/disk'"):
+            write_file(tmp_path / "disk", lambda staged: staged.write(b"1"))
+
 
 class TestStateDirectory:
     def test_it_is_where_the_user_says_or_below_home(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,3 +355,137 @@ def test_pipe_in_place_of_a_cached_blob_is_not_waited_for(tmp_path: Path) -> Non
     with CachedStorage(backend, cache_dir=tmp_path / "cache") as cached:
         assert cached.read("a") == b"content"
         assert cached.open("a").read() == b"content"
+
+
+ACL = "system.posix_acl_access"
+# posix_acl_xattr.h: version 2, then tag, permissions and id of each entry. The group has nothing, one user all.
+GROUP_WITHOUT_RIGHTS = struct.pack("<I", 2) + b"".join(
+    struct.pack("<HHI", *entry)
+    for entry in [
+        (1, 6, 0xFFFFFFFF),
+        (2, 6, 1234),
+        (4, 0, 0xFFFFFFFF),
+        (16, 6, 0xFFFFFFFF),
+        (32, 0, 0xFFFFFFFF),
+    ]
+)
+
+
+def with_attribute(path: Path, name: str, value: bytes) -> None:
+    if not hasattr(os, "setxattr"):
+        pytest.skip("extended attributes are Linux's")
+    try:
+        os.setxattr(path, name, value)
+    except OSError as error:
+        pytest.skip(f"the file system takes no {name}: {error}")
+
+
+@pytest.mark.parametrize("anonymous", [True, False])
+class TestWhatAnOverwriteKeeps:
+    def test_acl_and_attributes(self, tmp_path: Path, anonymous: bool) -> None:
+        old = tmp_path / "a"
+        old.write_bytes(b"old")
+        old.chmod(0o600)
+        with_attribute(old, ACL, GROUP_WITHOUT_RIGHTS)
+        with_attribute(old, "user.origin", b"https://example.org")
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.write(b"new")
+        for name in names(tmp_path):
+            # Nobody reads more than he could before, not for a moment.
+            if os.getxattr(tmp_path / name, ACL) != GROUP_WITHOUT_RIGHTS:
+                assert (tmp_path / name).stat().st_mode & 0o077 == 0
+        staged.publish()
+        staged.discard()
+        assert old.read_bytes() == b"new"
+        assert os.getxattr(old, ACL) == GROUP_WITHOUT_RIGHTS
+        assert os.getxattr(old, "user.origin") == b"https://example.org"
+        assert old.stat().st_mode & 0o777 == 0o660
+
+    def test_no_rights_come_from_the_directory(self, tmp_path: Path, anonymous: bool) -> None:
+        (tmp_path / "a").write_bytes(b"old")
+        (tmp_path / "a").chmod(0o640)
+        with_attribute(tmp_path, "system.posix_acl_default", GROUP_WITHOUT_RIGHTS)
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.publish()
+        staged.discard()
+        assert ACL not in os.listxattr(tmp_path / "a")
+        assert (tmp_path / "a").stat().st_mode & 0o777 == 0o640
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+    def test_owner_and_group_as_root(self, tmp_path: Path, anonymous: bool) -> None:
+        (tmp_path / "a").write_bytes(b"old")
+        os.chown(tmp_path / "a", 1234, 5678)
+        (tmp_path / "a").chmod(0o660)
+        staged = staged_in(tmp_path, "a", anonymous=anonymous)
+        staged.publish()
+        staged.discard()
+        facts = (tmp_path / "a").stat()
+        assert (facts.st_uid, facts.st_gid, facts.st_mode & 0o777) == (1234, 5678, 0o660)
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes a file of another group")
+    def test_a_group_that_cannot_be_kept_gives_no_rights_to_ours(
+        self, tmp_path_factory: pytest.TempPathFactory, anonymous: bool
+    ) -> None:
+        with tempfile.TemporaryDirectory() as name:  # that others can enter
+            folder = Path(name)
+            folder.chmod(0o777)
+            (folder / "a").write_bytes(b"old")
+            os.chown(folder / "a", 0, 5678)
+            (folder / "a").chmod(0o664)
+
+            def overwrite() -> None:
+                staged = staged_in(folder, "a", anonymous=anonymous)
+                staged.publish()
+                staged.discard()
+
+            assert as_nobody(overwrite) is None
+            facts = (folder / "a").stat()
+            assert (facts.st_gid, facts.st_mode & 0o777) == (NOBODY, 0o644)
+
+
+class TestHoles:
+    SIZE = 64 << 20
+
+    @pytest.fixture
+    def sparse(self, tmp_path: Path) -> Path:
+        path = tmp_path / "source" / "sparse"
+        path.parent.mkdir()
+        with path.open("wb") as file:
+            for position in (0, 5 << 20, 40 << 20):
+                file.seek(position)
+                file.write(b"data" * 1000)
+            file.truncate(self.SIZE)
+        if path.stat().st_blocks * 512 > 1 << 20:
+            pytest.skip("the file system has no holes")
+        return path
+
+    def test_a_copy_has_them_too(self, sparse: Path, tmp_path: Path) -> None:
+        storage = LocalStorage(tmp_path)
+        storage.copy("source/sparse", "copied")
+        storage.upload(sparse, "uploaded")
+        storage.download("source/sparse", tmp_path / "downloaded")
+        with storage.open("source/sparse") as reader:
+            storage.write_stream("streamed", reader, verify=True)
+        sync(LocalStorage(sparse.parent), LocalStorage(tmp_path / "synced"))
+        for name in ("copied", "uploaded", "downloaded", "streamed", "synced/sparse"):
+            path = tmp_path / name
+            assert path.stat().st_size == self.SIZE
+            assert path.stat().st_blocks * 512 < self.SIZE // 8, name
+            assert filecmp.cmp(sparse, path, shallow=False), name
+
+    @pytest.mark.parametrize("start", [0, 10, 3 << 20, (64 << 20) - 5])
+    def test_from_any_position_and_told_of(self, sparse: Path, tmp_path: Path, start: int) -> None:
+        told: list[int] = []
+        with sparse.open("rb", buffering=0) as source, (tmp_path / "b").open("wb", buffering=0) as target:
+            source.seek(start)
+            assert copy_descriptor(source.fileno(), target.fileno(), told.append) == self.SIZE - start
+        assert sum(told) == self.SIZE - start
+        assert (tmp_path / "b").read_bytes() == sparse.read_bytes()[start:]
+
+    def test_into_a_pipe(self, sparse: Path) -> None:
+        program = "import sys; from storage_backend.files import copy_descriptor; copy_descriptor(0, 1)"
+        with sparse.open("rb") as source:
+            got = subprocess.run(
+                [sys.executable, "-c", program], check=True, stdin=source, capture_output=True
+            )
+        assert got.stdout == sparse.read_bytes()

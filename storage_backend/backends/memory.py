@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
 from storage_backend.info import Capability, ObjectInfo
@@ -44,10 +44,16 @@ class MemoryStorage(StorageBackend):
         self._entries: dict[str, _Entry] = {}
         self._version = 0
         self._locks: dict[int, threading.RLock] = {}
+        self._token = os.urandom(8).hex()
 
     def __getstate__(self) -> dict[str, Any]:
         with self._lock:
-            return {"_entries": dict(self._entries), "_version": self._version, "_locks": {}}
+            return {
+                "_entries": dict(self._entries),
+                "_version": self._version,
+                "_locks": {},
+                "_token": os.urandom(8).hex(),
+            }
 
     @property
     def _lock(self) -> threading.RLock:
@@ -88,7 +94,7 @@ class MemoryStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"memory:{identifier}"
+        return f"memory:{locations.escaped(identifier)}"
 
     @override
     def size(self, identifier: str) -> int:
@@ -169,7 +175,17 @@ class MemoryStorage(StorageBackend):
 
     @property
     @override
+    def _instance(self) -> str:
+        return self._token
+
+    @property
+    @override
     def keeps_modified(self) -> bool:
+        return True
+
+    @property
+    @override
+    def _near(self) -> bool:
         return True
 
     def _entry(self, identifier: str) -> _Entry:

@@ -18,6 +18,7 @@ from storage_backend.cli.group import NoArgumentsError, PassingError, Program
 from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.lazy import postpone
 from storage_backend.cli.output import complain
+from storage_backend.cli.standard import OutputError, lost_output, outlive_output, take_streams
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,9 @@ def program() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
+    if arguments is None and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
+        _begin_in_utf8()
+    take_streams()
     interrupts = Interrupts()
     interrupts.watch()
     interrupts.leave(run(sys.argv[1:] if arguments is None else list(arguments), interrupts))
@@ -108,14 +112,33 @@ def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
         The exit code.
     """
     _allocate_together()
-    interrupts = interrupts or Interrupts()
+    code, rest = int(Exit.DONE), ""
+    try:
+        code = _perform(arguments, interrupts or Interrupts())
+        sys.stdout.flush()
+        lost, rest = lost_output(), "; all else was done" if not code else ""
+    except OutputError as error:
+        outlive_output()  # or the interpreter would complain when it writes what is left
+        lost = error
+    if lost is None:
+        return code
+    if lost.code != Exit.BROKEN_PIPE:  # whoever read our output has enough
+        complain(f"{lost}{rest}")
+    return code or lost.code
+
+
+def _perform(arguments: list[str], interrupts: Interrupts) -> int:
+    """Run the command.
+
+    Raises:
+        OutputError: its output cannot be written.
+    """
     try:
         try:
             code = program.main(arguments, NAME, standalone_mode=False, obj=interrupts)
+            sys.stdout.flush()
         except PassingError as passing:
             raise passing.error from None
-        finally:
-            sys.stdout.flush()
     except NoArgumentsError as error:
         click.echo(error.help, err=True)
         return Exit.USAGE
@@ -126,15 +149,23 @@ def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     except (KeyboardInterrupt, EOFError, click.Abort):
         interrupts.tell()
         return interrupts.code
-    except BrokenPipeError:
-        # Whoever read our output has enough. The interpreter would complain when it flushes the rest.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return Exit.BROKEN_PIPE
+    except OutputError:
+        raise
     except Exception as error:
         logger.debug("traceback", exc_info=error)
         complain(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         return code_of(error)
     return code if isinstance(code, int) else Exit.DONE
+
+
+def _begin_in_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode. It has the locales C and POSIX in it, and everybody by default from 3.15 on.
+
+    Arguments and names of files are bytes, and identifiers are these bytes read as UTF-8 (`identifiers.decode`). In the
+    encoding of another locale the same argument would name another object.
+    """
+    with suppress(OSError):
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this very program
 
 
 def _allocate_together() -> None:

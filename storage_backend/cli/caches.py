@@ -12,6 +12,7 @@ import click
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.group import Group
 from storage_backend.cli.output import Lines, common
+from storage_backend.cli.standard import outlive_output
 
 if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
     from storage_backend.wrappers.cached.engine import Engine
@@ -83,6 +84,7 @@ def clear(directory: str, quiet: bool) -> int:
     Examples:
       storage-backend cache clear /tmp/papers
     """
+    outlive_output()
     with _cache_in(directory) as engine:
         before = engine.stats()
         engine.clear(patient=True)
@@ -104,6 +106,7 @@ def check(directory: str, as_json: bool, quiet: bool) -> int:
     Examples:
       storage-backend cache check /tmp/papers
     """
+    outlive_output()
     with _cache_in(directory) as engine:
         found = engine.check()
     if as_json:

@@ -11,6 +11,7 @@ from storage_backend.base import StorageBackend
 from storage_backend.cli.exits import Exit, code_of_report
 from storage_backend.cli.output import Lines, coloured, common, complain
 from storage_backend.cli.places import place_at
+from storage_backend.cli.standard import outlive_output
 from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
 
 if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
@@ -43,6 +44,7 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
       storage-backend diff -q ./papers /mnt/backup/papers && echo the same
       storage-backend diff --pattern '**/*.pdf' --json ./papers s3://bucket/papers
     """
+    outlive_output(if_closed=True)  # the exit code says whether anything differs
     lines = Lines()
 
     def show(identifier: str, difference: str) -> None:

@@ -21,9 +21,11 @@ from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
+from storage_backend.cli.standard import outlive_output
 from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.info import ObjectInfo
+from storage_backend.markers import refuse_one_object
 from storage_backend.paths import expanded
 from storage_backend.streams import chunks
 
@@ -95,8 +97,8 @@ def _length(reader: BinaryIO) -> int | None:
 def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: bool) -> int:
     """Store an object in a local file. PATH "-" is standard output.
 
-    The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. With -r, what the
-    directory has already (same size and time) is left alone.
+    The file appears whole or not at all. Without PATH, or if it is a directory, the file has the last part of the object's name. A symbolic
+    link, a pipe or a device is written to, as cp does. With -r, what the directory has already (same size and time) is left alone.
 
     \b
     Examples:
@@ -115,7 +117,8 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
                 _pour(reader, storage, quiet=quiet)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
-        place = Path(name if path is None else expanded(path))
+        # Absolute: an object may be called "~".
+        place = Path.cwd() / (name if path is None else expanded(path))
         file = place / name if place.is_dir() or str(path).endswith("/") else place
         with Meter("get", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter:
             storage._download_counted(identifier, file, meter.moved)
@@ -228,6 +231,7 @@ def mv(source: str, target: str, quiet: bool) -> int:
             raise SourceChangedError(
                 f"{source_id!r} changed while it was copied; the source was not removed", identifier=source_id
             )
+        refuse_one_object(one, source_id, other, target_id)
         one.delete(source_id)
     return Exit.DONE
 
@@ -247,6 +251,7 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm ./papers/draft.pdf
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
+    outlive_output()
     tally = Tally()
     with Sources() as sources:
         for location in locations:

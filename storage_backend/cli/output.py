@@ -7,13 +7,14 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from storage_backend import identifiers
 from storage_backend.cli.exits import Exit, code_of_failures
+from storage_backend.cli.standard import OutputError
 from storage_backend.errors import FATAL
 
 if TYPE_CHECKING:  # at run time only the commands that have one need it
@@ -41,7 +42,8 @@ def _make_room() -> None:
 
 def complain(message: str) -> None:
     """One line on stderr, after what stdout has so far."""
-    sys.stdout.flush()
+    with suppress(OutputError):  # it comes again at the end
+        sys.stdout.flush()
     _make_room()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
     click.echo(f"storage-backend: {text}", err=True)
@@ -143,11 +145,11 @@ class Tally:
         """Run the body for one thing.
 
         Raises:
-            OSError: fatal for the others too, or our own output has no reader any more.
+            OSError: fatal for the others too, or our own output cannot be written.
         """
         try:
             yield
-        except (*FATAL, BrokenPipeError):
+        except (*FATAL, OutputError):
             raise
         except OSError as error:
             logging.getLogger(__name__).debug("traceback", exc_info=error)

@@ -7,7 +7,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
-from urllib.parse import unquote
 
 import click
 
@@ -15,6 +14,7 @@ from storage_backend.base import StorageBackend, capabilities_of, location_of
 from storage_backend.config import Url, has_password, open_storage, parse_location, split_location
 from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.info import Capability
+from storage_backend.locations import unquoted
 
 
 def place_at(location: str, *, create: bool = False) -> StorageBackend:
@@ -136,7 +136,7 @@ def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBac
         click.UsageError: the location is wrong, or a place and there is no name.
         NotAFileError: of the body's errors, those that come of a folder where the object should be.
     """
-    if name is not None and (names_a_place(location) or location.endswith("/")):
+    if name is not None and (names_a_place(location) or _ends_in_slash(location)):
         storage, identifier = place_at(location, create=True), name
     else:
         storage, identifier = object_at(location, create=True)
@@ -167,10 +167,18 @@ def names_a_place(location: str) -> bool:
     parsed = _parsed(location)
     assert isinstance(parsed, Url)
     if parsed.scheme == "file" and parsed.fragment is None:
-        return Path(unquote(parsed.path, errors="surrogateescape")).is_dir()
+        return Path(unquoted(parsed.path)).is_dir()
     if parsed.scheme in {"s3", "ssh"} and parsed.fragment is None:
         return parsed.path in {"", "/", "/~"} or parsed.path.endswith("/")
     return parsed.fragment is None
+
+
+def _ends_in_slash(location: str) -> bool:
+    """Whether the path or the name in *location* does; of a path, all of it."""
+    parsed = _parsed(location)
+    if isinstance(parsed, str):
+        return parsed.endswith("/")
+    return (parsed.path if parsed.fragment is None else parsed.fragment).endswith("/")
 
 
 def names_either(location: str) -> bool:
@@ -201,7 +209,7 @@ def local_path(location: str) -> Path | None:
     if isinstance(parsed, str):
         return Path(parsed)
     if parsed.scheme == "file" and parsed.fragment is None and parsed.cache is None:
-        return Path(unquote(parsed.path, errors="surrogateescape"))
+        return Path(unquoted(parsed.path))
     return None
 
 

@@ -12,6 +12,7 @@ from storage_backend.cli.exits import Exit, code_of_report
 from storage_backend.cli.interrupts import Interrupts
 from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
 from storage_backend.cli.places import place_at
+from storage_backend.cli.standard import outlive_output
 from storage_backend.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -57,8 +58,24 @@ scope = _options(
     ),
     click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
 )
-_workers = click.option(
-    "--workers", type=click.IntRange(min=1), metavar="N", help="Batches or large objects under way at once."
+_workers = _options(
+    click.option(
+        "--workers",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Batches or large objects under way at once.",
+    ),
+    click.option(
+        "--retry-for",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        help="How long to wait for a side that cannot be reached. [default: 60]",
+    ),
+)
+_checksum = click.option(
+    "--checksum",
+    is_flag=True,
+    help="Compare the content of all that has the same size, whatever the times are.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
 _making = _options(
@@ -92,6 +109,7 @@ def _verification(default: str) -> Callable[[F], F]:
 @pair
 @scope
 @_making
+@_checksum
 @_verification("size")
 @_workers
 @_as_json
@@ -99,7 +117,9 @@ def _verification(default: str) -> Callable[[F], F]:
 def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
     """Make TARGET hold what SOURCE holds.
 
-    Objects with the same size and time are skipped; one that fails does not stop the rest.
+    The same is what has the same size and time. Where TARGET does not show the time of a source that is not newer than what it stored
+    (S3 does not in its listings), it is the same if TARGET tells that time of it, or an MD5 that is the source's; else both are read.
+    A source without times is compared by size. With --checksum, content alone counts. One object that fails does not stop the rest.
 
     \b
     Examples:
@@ -116,6 +136,7 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 @pair
 @scope
 @_making
+@_checksum
 @_verification("digest")
 @click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
 @click.option(
@@ -175,6 +196,7 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
 @click.command(no_args_is_help=True)
 @pair
 @scope
+@_checksum
 @click.option("--delete", is_flag=True, help="As sync --delete would.")
 @click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
 @_as_json
@@ -253,6 +275,8 @@ def _run(
     from storage_backend.cli.display import Display
     from storage_backend.cli.progress import summarize
 
+    if not options.get("dry_run"):
+        outlive_output()
     interrupts = click.get_current_context().find_object(Interrupts)
     if interrupts is not None:
         changes = verb is not transfer.verify and not options.get("dry_run")

@@ -13,6 +13,7 @@ from storage_backend.transfer.engine import Engine
 from storage_backend.transfer.guards import check_pair
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.options import TransferOptions, options_from
+from storage_backend.transfer.own import check_apart
 from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import Event
 from storage_backend.transfer.report import TransferReport
@@ -34,8 +35,10 @@ def sync(
 ) -> TransferReport:
     """Make *target* hold what *source* holds.
 
-    What is the same by size and time (where the target keeps no source time: by size, and not older) is skipped. One
-    object that fails does not stop the rest: see `TransferReport.failed`.
+    What has the same size and time is skipped. Where the target's listing does not show the time of a source that is not newer than
+    what was stored, it is skipped if the target tells that time of it otherwise, or an MD5 that is the source's; else the digests of
+    both are compared. A source without times is compared by size. With `checksum` content alone counts. One object that fails does
+    not stop the rest: see `TransferReport.failed`.
 
     Args:
         source: read from.
@@ -51,7 +54,7 @@ def sync(
     for name in ("delete_source", "journal", "manifest"):
         if getattr(chosen, name):
             raise ConfigurationError(f"{name} is migrate's", parameter=name)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete)
     return Engine("sync", source, target, chosen).run()
 
 
@@ -74,7 +77,7 @@ def migrate(
         StorageError: a side cannot be listed, the target is full, or credentials are refused.
     """
     chosen = options_from(options, keywords)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete or chosen.delete_source)
     if chosen.delete_source and chosen.flush and Capability.FLUSH not in capabilities_of(target):
         raise ConfigurationError(
             f"{location_of(target)} cannot promise that writes survive power loss: "
@@ -84,6 +87,7 @@ def migrate(
     chosen.verification("migrate")
     where = location_of(source), location_of(target)
     path = chosen.journal if chosen.journal is not None else default_path(*where)
+    check_apart(source, target, path, chosen.manifest)
     if chosen.dry_run and not Path(path).exists():
         return Engine("migrate", source, target, chosen).run()
     with Journal(path, *where) as journal:
@@ -108,9 +112,10 @@ def verify(
         StorageError: a side cannot be listed, or credentials are refused.
     """
     chosen = options_from(options, keywords)
-    for name in ("delete_source", "journal", "manifest", "delete", "dry_run"):
+    for name in ("delete_source", "journal", "manifest", "delete", "dry_run", "checksum"):
         if getattr(chosen, name):
-            raise ConfigurationError(f"verify changes nothing, so it has no {name}", parameter=name)
+            hint = '; verify="digest" compares content' if name == "checksum" else ""
+            raise ConfigurationError(f"verify changes nothing, so it has no {name}{hint}", parameter=name)
     return Engine("verify", source, target, chosen).run()
 
 
@@ -130,5 +135,5 @@ def plan(
         StorageError: a side cannot be listed.
     """
     chosen = options_from(options, keywords)
-    check_pair(source, target)
+    check_pair(source, target, deletes=chosen.delete)
     return Engine("sync", source, target, chosen).plan()

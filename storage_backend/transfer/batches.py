@@ -1,15 +1,15 @@
-"""Many small objects at once, and the comparison of digests on both sides."""
+"""Many small objects at once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from typing import TypeAlias, cast
+from typing import cast
 
-from storage_backend.base import Item, StorageBackend, capabilities_of
-from storage_backend.errors import FATAL, BatchError, IntegrityError, StorageError
-from storage_backend.info import Capability, ObjectInfo
+from storage_backend.base import Item
+from storage_backend.errors import FATAL, BatchError, StorageError
+from storage_backend.info import ObjectInfo
 from storage_backend.streams import sha256
 from storage_backend.transfer.copier import (
     InterruptedTransferError,
@@ -155,106 +155,3 @@ def _outcome(job: Job, action: Action, batch: _Batch, error: Exception | None) -
         raise
     except Exception as caught:  # noqa: BLE001 - it is this object's outcome
         return Outcome(action, error=caught)
-
-
-def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
-    """Compare digests on both sides.
-
-    Args:
-        job: the transfer.
-        actions: of objects that both sides have.
-        repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
-    """
-    looked = time.time()
-    ours = _digests(job, job.source, [cast(ObjectInfo, action.source) for action in actions])
-    theirs = _digests(job, job.target, [cast(ObjectInfo, action.target) for action in actions])
-    outcomes = []
-    for action in actions:
-        try:
-            outcomes.append(
-                _compared(
-                    job,
-                    action,
-                    ours[action.identifier],
-                    theirs[action.identifier],
-                    looked=looked,
-                    repair=repair,
-                )
-            )
-        except (*FATAL, InterruptedTransferError):
-            raise
-        except Exception as error:  # noqa: BLE001 - it is this object's outcome
-            outcomes.append(Outcome(action, error=error))
-    return outcomes
-
-
-_Digest: TypeAlias = tuple[int | None, str] | Exception
-
-
-def _compared(
-    job: Job, action: Action, ours: _Digest, theirs: _Digest, *, looked: float, repair: bool
-) -> Outcome:
-    action = action._replace(reason="checksum")
-    if isinstance(ours, Exception):
-        raise ours
-    size, digest = ours
-    # What cannot be read back whole is not what was stored; any other failure says nothing about the bytes.
-    if isinstance(theirs, Exception) and not isinstance(theirs, IntegrityError | FileNotFoundError):
-        raise theirs
-    still = not job.may_tear or job.is_still(cast(ObjectInfo, action.source))
-    if still and not isinstance(theirs, Exception) and digest == theirs[1]:
-        record = verified_record(action, size, digest, cast(ObjectInfo, action.target), looked)
-        return Outcome(action, size=size or 0, record=record)
-    if repair:
-        return copy_one(job, action._replace(kind="copy"))
-    raise IntegrityError(f"{action.identifier!r}: the two sides differ", identifier=action.identifier)
-
-
-def _digests(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, _Digest]:
-    """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
-    job.flow.ask(infos[0].identifier, backend)
-    found: dict[str, _Digest] = {}
-    if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
-        sizes = {info.identifier: info.size for info in infos}
-        for identifier, digest in backend._digests(sizes):
-            found[identifier] = (sizes[identifier], digest)
-            job.flow.moves += 1
-    elif len(infos) > 1:
-        by_name = {info.identifier: info for info in infos}
-        try:
-            for identifier, content in backend.read_many(list(by_name)):
-                if job.stop.is_set():
-                    raise InterruptedTransferError
-                found[identifier] = (len(content), sha256(content))
-                if identifier in by_name:
-                    _half(job, backend, by_name[identifier], len(content))
-        except BatchError as error:
-            found.update(error.failures)
-    for info in infos:
-        if info.identifier not in found:
-            found[info.identifier] = _digest(job, backend, info)
-    return found
-
-
-def _half(job: Job, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
-    """Count *size* bytes read of an object that is read on both sides, on the source first."""
-    before = 0 if backend is job.source else info.size or 0
-    job.flow.moved(info.identifier, (before + size) // 2)
-
-
-def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> _Digest:
-    if job.stop.is_set():
-        raise InterruptedTransferError
-    size = 0
-
-    def moved(more: int) -> None:
-        nonlocal size
-        size += more
-        _half(job, backend, info, size)
-
-    try:
-        return info.size, backend._checksum_counted(info.identifier, "sha256", moved)
-    except FATAL:
-        raise
-    except Exception as error:  # noqa: BLE001 - it is this object's outcome
-        return error

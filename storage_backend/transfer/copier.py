@@ -38,6 +38,7 @@ class Job:
         turn: held while a batch is read from a source that is near.
         near: whether the source last gave an object within microseconds.
         flow: how far what is under way has come.
+        outages: whether a connection failed.
     """
 
     source: StorageBackend
@@ -50,6 +51,7 @@ class Job:
     turn: threading.Lock = field(default_factory=threading.Lock)
     near: bool = False
     flow: Flow = field(default_factory=Flow)
+    outages: bool = False
 
     def __post_init__(self) -> None:
         self.keeps_time = self.target.keeps_modified is True

@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar, cast
 
-from storage_backend.base import StorageBackend, info_of, location_of
-from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
+from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
+from storage_backend.errors import (
+    FATAL,
+    IntegrityError,
+    PreconditionFailedError,
+    SourceChangedError,
+    StorageError,
+    is_retryable,
+)
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
 from storage_backend.transfer import deletion
-from storage_backend.transfer.batches import compare_batch, copy_batch
+from storage_backend.transfer.batches import copy_batch
+from storage_backend.transfer.comparison import compare_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
+from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
-from storage_backend.transfer.planning import Action, Record, Rules, actions, merge
+from storage_backend.transfer.outages import FIRST_CONTACT, Outage
+from storage_backend.transfer.own import own_names, own_paths
+from storage_backend.transfer.planning import Action, Record, Rules, actions, comes_before, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
 from storage_backend.transfer.report import TransferReport
+from storage_backend.transfer.sides import Sides
 from storage_backend.transfer.spool import Spool
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -46,6 +61,11 @@ class Engine:
         self.journal = journal
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
+        self._sides = Sides(source, target, options.stem)
+        own = own_paths(source, target, None if journal is None else journal.path, options.manifest)
+        for side in (self._sides.source, self._sides.target):
+            side.left_out = own_names(side.backend, own)
+        self._working = self._outage()
         self._events = Emitter(options.on_event)
         self._pace = Pace()
         self._silence = Silence()
@@ -53,6 +73,8 @@ class Engine:
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
+        self._two_places: bool | None = None
+        self._last_marker = ""
         self._source_count = 0
         self._target_count = 0
 
@@ -82,8 +104,13 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        timed = self.job.source.keeps_modified is True
-        rules = Rules(self.verb == "migrate", self.job.keeps_time, self.job.target._keeps, timed)
+        rules = Rules(
+            prove=self.verb == "migrate",
+            keeps_time=self.job.keeps_time,
+            keeps=self.job.target._keeps,
+            timed=self.job.source.keeps_modified is True,
+            content=self.options.checksum,
+        )
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
             if action.kind != "delete" or self.options.delete:
@@ -102,7 +129,11 @@ class Engine:
         found["deleted"] = self.report.deleted + self.report.source_deleted
         mark = flow.moves, self._source_count, self._target_count, found["done"], found["deleted"]
         waiting = self._silence.lasting(mark, found["seconds"])
-        if waiting and (hosts := flow.hosts()) and self.report.seconds is None:
+        if self.report.seconds is not None:
+            return found
+        if (outage := flow.outage()) is not None:
+            found |= {"waiting_for": outage[0], "waiting": round(time.monotonic() - outage[1], 1)}
+        elif waiting and (hosts := flow.hosts()):
             found |= {"waiting_for": hosts, "waiting": round(waiting, 1)}
         return found
 
@@ -118,19 +149,34 @@ class Engine:
                 raise planner.error
             self.report.plan_complete = True
             again, self._again = self._again, []
-            self._work(([action] for action in again), self._unit)
+            self._work(self._units(iter(again)), self._unit)
             if with_extras:
                 self._delete(extras)
             if self.options.delete_source and not self.options.dry_run:
                 self._delete_source()
             if self.journal is not None and self.options.manifest is not None:
                 self.journal.write_manifest(self.options.manifest)
+            if self.verb != "verify" and not self.options.dry_run:
+                self._apart(self._tidy_up)
         except BaseException:
             self._wind_up(planner)
             raise
         finally:
             spool.close()
             extras.close()
+
+    def _tidy_up(self) -> None:
+        """Remove what broken runs left on the target, if this one succeeded, and markers on either side."""
+        self._sides.clear()
+        if self.report.failed:
+            return
+        try:
+            count = self.job.target._tidy()
+        except Exception as error:  # noqa: BLE001 - the transfer itself is done
+            logger.warning("%s is not tidied up: %s", self.report.target, error)
+        else:
+            if count:
+                logger.info("%d files that broken runs left in %s were removed", count, self.report.target)
 
     def _wind_up(self, planner: _Planner) -> None:
         """Begin nothing more, and wait for what is under way: to its end, and after an interrupt for a moment.
@@ -151,8 +197,9 @@ class Engine:
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
-        source = self._listed(self.job.source, on_skip=self._on_skip)
-        target = self._listed(self.job.target)
+        one, other = self._sides.source, self._sides.target
+        source = one.watched(self._listed(self.job.source, on_skip=self._on_skip), other)
+        target = other.watched(self._listed(self.job.target), one)
         in_scope = self.options.in_scope
         if self.options.trash is not None:
             trash = f"{self.options.trash.removesuffix('/')}/"
@@ -160,27 +207,48 @@ class Engine:
         if not self.options.everything:
             source = (info for info in source if in_scope(info.identifier))
             target = (info for info in target if in_scope(info.identifier))
-        for one, other in merge(source, target):
-            if one is not None:
+        for ours, theirs in merge(source, target):
+            if ours is not None:
                 self._source_count += 1
-            if other is not None:
+            if theirs is not None:
                 self._target_count += 1
             # Only a scan that knows no sizes costs a second look, and only where the size matters.
-            if one is not None and one.size is None:
-                yield self._completed(self.job.source, one), other and self._completed(self.job.target, other)
-            elif one is not None and other is not None and other.size is None:
-                yield one, self._completed(self.job.target, other)
+            if ours is not None and ours.size is None:
+                yield (
+                    self._completed(self.job.source, ours),
+                    theirs and self._completed(self.job.target, theirs),
+                )
+            elif ours is not None and theirs is not None and theirs.size is None:
+                yield ours, self._completed(self.job.target, theirs)
             else:
-                yield one, other
+                yield ours, theirs
 
     def _listed(self, backend: StorageBackend, **keywords: Any) -> Iterator[ObjectInfo]:
         """What *backend* lists; it is known when that is waited for."""
         flow = self.job.flow
+        outage = Outage(self.job, self.options.retry_for, at_first=FIRST_CONTACT)
+        tries = outage.tries()
+        last: str | None = None
         flow.waiting_for = backend
-        for info in backend.scan(self.options.stem, **keywords):
-            flow.waiting_for = None
-            yield info
-            flow.waiting_for = backend
+        while True:
+            known = last
+            try:
+                for info in backend.scan(self.options.stem, **keywords):
+                    # Begun anew, it goes on after what it has shown before it broke.
+                    if known is not None:
+                        if not comes_before(known, info.identifier):
+                            continue
+                        known = None
+                        tries = outage.tries()
+                    last = info.identifier
+                    outage.worked()
+                    flow.waiting_for = None
+                    yield info
+                    flow.waiting_for = backend
+                break
+            except Exception as error:
+                if not (is_retryable(error) and tries.wait(error)):
+                    raise
         flow.waiting_for = None
 
     def _completed(self, backend: StorageBackend, info: ObjectInfo) -> ObjectInfo:
@@ -193,7 +261,20 @@ class Engine:
             return info
 
     def _on_skip(self, error: StorageError) -> None:
-        self._fail(error.identifier or str(error), error)
+        name = error.identifier or str(error)
+        if error.identifier is not None and not self.options.concerns(error.identifier):
+            return
+        # A listing that is begun anew tells of all again.
+        if isinstance(error, FolderMarkerError):
+            if name > self._last_marker:
+                self._last_marker = name
+                self.report.skipped["folder-marker"] += 1
+        elif name not in self.report.failed:
+            self._fail(name, error)
+
+    def _outage(self) -> Outage:
+        source = self._sides.source
+        return Outage(self.job, self.options.retry_for, known=lambda: source.first)
 
     def _fail(self, identifier: str, error: Exception) -> None:
         error.__traceback__ = None  # it would keep the frames, and the bytes in them, until the end
@@ -276,10 +357,21 @@ class Engine:
 
     def _unit(self, unit: Unit) -> list[Outcome]:
         """The work on one unit; runs in a worker."""
-        try:
-            return self._outcomes(unit)
-        finally:
-            self.job.flow.answered(unit[0].identifier)
+        tries = self._working.tries()
+        done: list[Outcome] = []
+        while True:
+            try:
+                outcomes = self._outcomes(unit)
+            finally:
+                self.job.flow.answered(unit[0].identifier)
+            broken = [outcome for outcome in outcomes if is_retryable(outcome.error)]
+            if len(broken) < len(outcomes):
+                self._working.worked()
+            alone = len(broken) < len(outcomes) or len(broken) == 1
+            if not broken or not tries.wait(cast(Exception, broken[0].error), alone=alone or bool(done)):
+                return done + outcomes
+            done += [outcome for outcome in outcomes if not is_retryable(outcome.error)]
+            unit = [outcome.action for outcome in broken]
 
     def _outcomes(self, unit: Unit) -> list[Outcome]:
         if self.job.stop.is_set():
@@ -352,7 +444,7 @@ class Engine:
             else:
                 self.report.compared += 1
                 if self.verb != "verify":
-                    self.report.skipped["checksum"] += 1
+                    self.report.skipped[outcome.action.reason] += 1
         if self.journal is not None:
             if records or failed:
                 self.journal.write(records, failed)
@@ -380,6 +472,36 @@ class Engine:
             sha256=outcome.record.sha256 if outcome.record is not None else None,
         )
 
+    def _differ_for_certain(self) -> bool:
+        """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
+        if self._two_places is None:
+            self.job.flow.waiting_for = self.job.target
+            tried = partial(self._sides.one_place, source_loses=self.options.delete_source)
+            reason = self._apart(partial(self._outage().run, tried))
+            self._two_places = reason is None
+            if reason is not None:
+                self.report.refused.append(reason)
+        return self._two_places
+
+    def _removed(
+        self, remove: Callable[[list[T]], list[Removed]], batch: list[T], name: Callable[[T], str]
+    ) -> list[Removed]:
+        """What *remove* came to, with those tried again for which the connection failed."""
+
+        def removed() -> list[Removed]:
+            outage = self._outage()
+            tries = outage.tries()
+            left = {name(item): item for item in batch}
+            found: dict[str, Exception | None] = {}
+            while True:
+                found.update(outage.run(partial(remove, list(left.values()))))
+                left = {key: item for key, item in left.items() if is_retryable(found[key])}
+                alone = len(left) < len(found) or len(left) == 1
+                if not left or not tries.wait(cast(Exception, found[next(iter(left))]), alone=alone):
+                    return list(found.items())
+
+        return self._apart(removed)
+
     def _delete(self, extras: Spool) -> None:
         """Remove from the target what the source does not have."""
         extras.complete()
@@ -389,10 +511,12 @@ class Engine:
         if reason is not None:
             self.report.refused.append(reason)
             return
+        if extras.count and not self._differ_for_certain():
+            return
         self.job.flow.waiting_for = self.job.target
         for batch in deletion.batches(extras):
-            removed = partial(deletion.remove, self.job, self.job.target, batch, self.options.trash)
-            for identifier, error in self._apart(removed):
+            remove = partial(deletion.remove, self.job, self.job.target, trash=self.options.trash)
+            for identifier, error in self._removed(remove, batch, str):
                 if error is not None:
                     self._fail(identifier, error)
                     continue
@@ -404,19 +528,26 @@ class Engine:
         """Remove from the source what this run knows to be verified on the target."""
         assert self.journal is not None
         for batch in self.journal.confirmed(JOURNAL_PAGE):
+            if not self._differ_for_certain():
+                return
             if self.options.flush:
                 self.job.flow.waiting_for = self.job.target
-                self._apart(self.job.target.flush)
+                self._apart(partial(self._outage().run, self.job.target.flush))
             self.journal.harden()
             self.job.flow.waiting_for = self.job.source
             gone = []
-            for identifier, error in self._apart(partial(deletion.remove_verified, self.job, batch)):
+            kept: list[tuple[str, Exception]] = []
+            remove = partial(deletion.remove_verified, self.job)
+            for identifier, error in self._removed(remove, batch, lambda record: record.identifier):
                 if error is not None:
                     self._fail(identifier, error)
+                    kept.append((identifier, error))
                     continue
                 gone.append(identifier)
                 self._events.emit("object", identifier=identifier, action="delete/verified")
             self.journal.source_deleted(gone)
+            # What is not there any more as it was verified is in no manifest, and is looked at anew by the next run.
+            self.journal.write((), [item for item in kept if isinstance(item[1], PreconditionFailedError)])
             self.report.source_deleted += len(gone)
 
 

@@ -20,6 +20,7 @@ class Flow:
         self.waiting_for: StorageBackend | None = None
         self._sizes: dict[str, int] = {}
         self._asked: dict[str, StorageBackend] = {}
+        self._unreachable: dict[object, tuple[float, str]] = {}
 
     @property
     def bytes(self) -> int:
@@ -43,6 +44,22 @@ class Flow:
     def answered(self, key: str) -> None:
         """Say that the work called *key* waits for nobody."""
         self._asked.pop(key, None)
+
+    def unreachable(self, key: object, location: str | None, since: float) -> None:
+        """Say that the work called *key* waits, since then (`time.monotonic()`), for what it cannot reach."""
+        if location is not None:
+            self._unreachable[key] = since, host_of(location)
+
+    def there_again(self, key: object) -> None:
+        """Say that it has reached it."""
+        self._unreachable.pop(key, None)
+
+    def outage(self) -> tuple[str, float] | None:
+        """Who cannot be reached, by name, and since when; None if nobody is waited for."""
+        found = tuple(self._unreachable.values())
+        if not found:
+            return None
+        return " and ".join(dict.fromkeys(host for _, host in found)), min(since for since, _ in found)
 
     def hosts(self) -> str:
         """Who is waited for, by name; "" if nobody is."""

@@ -10,15 +10,36 @@ from storage_backend.errors import ConfigurationError
 LEAST_MAX_DELETE = 100  # objects; below this, a tenth of the target is too easily reached by ordinary change
 
 
-def check_pair(source: StorageBackend, target: StorageBackend) -> None:
-    """Refuse a source and target of which one holds the other.
+def check_pair(source: StorageBackend, target: StorageBackend, *, deletes: bool = False) -> None:
+    """Refuse a source and target of which one holds the other: by their locations, inodes, and the backends within wrappers.
+
+    Args:
+        source: the one.
+        target: the other.
+        deletes: objects are to be deleted. Two places behind one backend, of which only one is on the other side, are then refused too.
 
     Raises:
         ConfigurationError: they are the same place, or one lies inside the other.
     """
+    one, other = location_of(source), location_of(target)
     if source is target:
-        raise _same(location_of(source))
-    check_locations(location_of(source), location_of(target))
+        raise _same(one)
+    check_locations(one, other)
+    ours, theirs = tuple(source._places()), tuple(target._places())
+    if max(len(ours), len(theirs)) > 1 and not deletes:
+        return
+    for here in ours:
+        for there in theirs:
+            if here[-1] == there[-1]:
+                raise _same(one if one == other else f"{one} and {other}")
+            if here[-1] in there:
+                raise ConfigurationError(
+                    f"the target {other} lies inside the source {one}", parameter="target"
+                )
+            if there[-1] in here:
+                raise ConfigurationError(
+                    f"the source {one} lies inside the target {other}", parameter="source"
+                )
 
 
 def check_locations(one: str, other: str) -> None:

@@ -8,12 +8,13 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TypeAlias
 
 from storage_backend import identifiers
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     AccessDeniedError,
     ConfigurationError,
@@ -21,21 +22,30 @@ from storage_backend.errors import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.files import StagedFile, state_directory, write_file
+from storage_backend.files import StagedFile, state_directory
 from storage_backend.paths import expanded
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.planning import Record
 
 FORMAT = "1"
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
+_SCHEMA = (
+    "CREATE TABLE IF NOT EXISTS meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    """
 CREATE TABLE IF NOT EXISTS objects (
     identifier BLOB PRIMARY KEY, state TEXT NOT NULL, run INTEGER NOT NULL,
     source_size INTEGER, source_modified INTEGER, source_etag TEXT, source_proves INTEGER,
     target_size INTEGER, target_modified INTEGER, target_etag TEXT, target_proves INTEGER,
     sha256 TEXT, attempts INTEGER NOT NULL DEFAULT 0, error TEXT
-) WITHOUT ROWID;
-"""
+) WITHOUT ROWID
+""",
+)
+_TABLES = {
+    "meta": ["key", "value"],
+    "objects": [
+        "identifier", "state", "run", "source_size", "source_modified", "source_etag", "source_proves", "target_size",
+        "target_modified", "target_etag", "target_proves", "sha256", "attempts", "error",
+    ],
+}  # fmt: skip
 _VERIFIED = """
 INSERT INTO objects VALUES (?, 'verified', ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, NULL)
 ON CONFLICT (identifier) DO UPDATE SET state = 'verified', run = excluded.run,
@@ -90,12 +100,15 @@ class Journal:
     def __init__(self, path: str | os.PathLike[str], source: str, target: str) -> None:
         self.path = Path(expanded(path)).absolute()
         with self._translated():
+            self._refuse_foreign()
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            locked_before = Path(f"{self.path}.lock").exists()
             self._lock = self._acquire()
             try:
-                self._connection = self._connect()
-                self._prepare(source, target)
+                self._connection = self._connect(source, target)
             except BaseException:
+                if not locked_before:
+                    Path(f"{self.path}.lock").unlink(missing_ok=True)
                 os.close(self._lock)
                 raise
 
@@ -128,7 +141,7 @@ class Journal:
     def records(self) -> Iterator[Record]:
         """What is verified, ascending by identifier, as it was when the iteration began. For use in one thread."""
         with self._translated():
-            connection = self._connect()
+            connection = self._opened()
             try:
                 for row in connection.execute(
                     f"SELECT {_COLUMNS} FROM objects WHERE state = 'verified' ORDER BY identifier"  # noqa: S608 - a constant
@@ -207,21 +220,23 @@ class Journal:
     def write_manifest(self, path: str | os.PathLike[str]) -> int:
         """Write identifier, size and sha256 of every verified object, one JSON object a line; return their number."""
         count = 0
+
+        def fill(staged: StagedFile) -> None:
+            nonlocal count
+            for identifier, size, digest in self._verified():
+                count += 1
+                entry = {"identifier": identifiers.decode(identifier), "size": size, "sha256": digest}
+                staged.write(json.dumps(entry).encode() + b"\n")
+
+        write_file(path, fill)
+        return count
+
+    def _verified(self) -> Iterator[tuple[bytes, int, str]]:
         with self._translated():
-            rows = self._connection.execute(
+            yield from self._connection.execute(
                 "SELECT identifier, target_size, sha256 FROM objects"
                 " WHERE state IN ('verified', 'source deleted') ORDER BY identifier"
             )
-
-            def fill(staged: StagedFile) -> None:
-                nonlocal count
-                for identifier, size, digest in rows:
-                    count += 1
-                    entry = {"identifier": identifiers.decode(identifier), "size": size, "sha256": digest}
-                    staged.write(json.dumps(entry).encode() + b"\n")
-
-            write_file(path, fill)
-        return count
 
     def _acquire(self) -> int:
         while True:
@@ -242,32 +257,81 @@ class Journal:
                 ) from None
             os.close(lock)
 
-    def _connect(self) -> sqlite3.Connection:
+    def _refuse_foreign(self) -> None:
+        """Refuse a file that is another's, by its bytes alone: SQLite would make files beside it, and write into it when they go."""
+        try:
+            if not self.path.stat().st_size:
+                return
+        except FileNotFoundError:
+            return
+        try:
+            with closing(
+                sqlite3.connect(f"{self.path.as_uri()}?mode=ro&immutable=1", uri=True)
+            ) as connection:
+                self._check(connection)
+        except sqlite3.DatabaseError:
+            # Of one that was killed, a part may be in its log only.
+            if not Path(f"{self.path}-wal").exists():
+                raise
+
+    def _check(self, connection: sqlite3.Connection) -> None:
+        """Refuse a database that has other tables than ours.
+
+        Raises:
+            ConfigurationError: it has.
+        """
+        tables = {
+            name: [column[1] for column in connection.execute(f"PRAGMA table_info({name!r})")]
+            for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
+            if isinstance(name, str)
+        }
+        if tables and tables != _TABLES:
+            raise ConfigurationError(
+                f"{self.path} is no usable journal (it is another database, which was not touched): give another path",
+                parameter="journal",
+            )
+
+    def _opened(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self.path, isolation_level=None, timeout=60, check_same_thread=False)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
+        try:
+            self._check(connection)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
+    def _connect(self, source: str, target: str) -> sqlite3.Connection:
+        self._connection = self._opened()
+        try:
+            with self._transaction():
+                self._prepare(source, target)
+        except BaseException:
+            self._connection.close()
+            raise
+        return self._connection
+
     def _prepare(self, source: str, target: str) -> None:
-        self._connection.executescript(_SCHEMA)
-        with self._transaction():
-            meta = dict(self._connection.execute("SELECT key, value FROM meta"))
-            if meta.get("format", FORMAT) != FORMAT:
-                raise ConfigurationError(
-                    f"the journal {self.path} has format {meta['format']}; this version reads {FORMAT}",
-                    parameter="journal",
-                )
-            pair = (meta.get("source", source), meta.get("target", target))
-            if pair != (source, target):
-                raise ConfigurationError(
-                    f"the journal {self.path} belongs to {pair[0]} -> {pair[1]}, not to {source} -> {target}",
-                    parameter="journal",
-                )
-            self._run = int(meta.get("run", "0")) + 1
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?, ?)",
-                [("format", FORMAT), ("source", source), ("target", target), ("run", str(self._run))],
+        for statement in _SCHEMA:
+            self._connection.execute(statement)
+        meta = dict(self._connection.execute("SELECT key, value FROM meta"))
+        if meta.get("format", FORMAT) != FORMAT:
+            raise ConfigurationError(
+                f"the journal {self.path} has format {meta['format']}; this version reads {FORMAT}",
+                parameter="journal",
             )
+        pair = (meta.get("source", source), meta.get("target", target))
+        if pair != (source, target):
+            raise ConfigurationError(
+                f"the journal {self.path} belongs to {pair[0]} -> {pair[1]}, not to {source} -> {target}",
+                parameter="journal",
+            )
+        self._run = int(meta.get("run", "0")) + 1
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+            [("format", FORMAT), ("source", source), ("target", target), ("run", str(self._run))],
+        )
 
     def _update(self, statement: str, rows: Iterable[tuple[object, ...]]) -> None:
         with self._transaction():

@@ -25,16 +25,21 @@ class TransferOptions:
         exclude: no object that matches one of these globs. What is out of scope is never deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
             "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.
-        delete: remove from the target what the source does not have, after everything else succeeded.
+        checksum: compare the content of all objects that have the same size on both sides, whatever their times and the journal say;
+            where the target shows an MD5 of what it stored, with that.
+        delete: remove from the target what the source does not have, after everything else succeeded, and once the two sides are
+            proven to be different places.
         max_delete: refuse to delete more objects than this. None stands for the larger of 100 and 10 % of the target.
         trash: a prefix on the target; what would be deleted is moved beneath it.
-        delete_source: (migrate) remove from the source what is verified on the target.
+        delete_source: (migrate) remove from the source what is verified on the target, after the same proof.
         flush: (migrate) with `delete_source`, make the target's writes survive power loss first.
         journal: (migrate) path of the journal; None stands for one named after the pair of locations, in
             `$XDG_STATE_HOME/storage-backend`.
         manifest: (migrate) path of a file to write: identifier, size and sha256 of every verified object, as JSON lines.
         one_way: (verify) objects that only the target has are no difference.
         dry_run: plan, and do nothing.
+        retry_for: seconds that a side which cannot be reached is waited for, with growing pauses, before what needs it fails; counted
+            anew once something works. 0 tries once more at the end, and that is all.
         workers: how many batches or large objects are under way at once.
         batch_objects: the most objects in a batch.
         batch_bytes: the most bytes in a batch; a larger object is streamed by itself.
@@ -45,6 +50,7 @@ class TransferOptions:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     verify: Verification | None = None
+    checksum: bool = False
     delete: bool = False
     max_delete: int | None = None
     trash: str | None = None
@@ -54,6 +60,7 @@ class TransferOptions:
     manifest: str | os.PathLike[str] | None = None
     one_way: bool = False
     dry_run: bool = False
+    retry_for: float = 60.0
     workers: int = 4
     batch_objects: int = 256
     batch_bytes: int = 4 << 20
@@ -65,6 +72,10 @@ class TransferOptions:
                 raise ConfigurationError(
                     f"{name} must be at least 1, not {getattr(self, name)}", parameter=name
                 )
+        if not self.retry_for >= 0:
+            raise ConfigurationError(
+                f"retry_for must not be negative: {self.retry_for}", parameter="retry_for"
+            )
         if self.max_delete is not None and self.max_delete < 0:
             raise ConfigurationError(
                 f"max_delete must not be negative: {self.max_delete}", parameter="max_delete"
@@ -94,13 +105,25 @@ class TransferOptions:
 
     def in_scope(self, identifier: str) -> bool:
         """Whether the transfer concerns *identifier*."""
+        return self._included(identifier) and not self._excluded(identifier)
+
+    def concerns(self, name: str) -> bool:
+        """Whether the transfer concerns what is listed as *name*, which may be no identifier.
+
+        Empty segments do not count for the patterns, which cannot name them; what ends in "/" lies beneath that name.
+        """
+        spellings = {name, "/".join(filter(None, name.split("/"))) + ("/\0" if name.endswith("/") else "")}
+        return any(map(self._included, spellings)) and not any(map(self._excluded, spellings))
+
+    def _included(self, identifier: str) -> bool:
         if self.pattern is not None and not identifiers.glob(self.pattern).matches(identifier):
             return False
-        if self.include and not any(
+        return not self.include or any(
             identifiers.glob(pattern).matches(identifier) for pattern in self.include
-        ):
-            return False
-        return not any(identifiers.glob(pattern).matches(identifier) for pattern in self.exclude)
+        )
+
+    def _excluded(self, identifier: str) -> bool:
+        return any(identifiers.glob(pattern).matches(identifier) for pattern in self.exclude)
 
     @property
     def everything(self) -> bool:

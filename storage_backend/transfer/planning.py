@@ -22,8 +22,9 @@ class Action(NamedTuple):
     Attributes:
         identifier: the object.
         kind: "copy", "skip", "delete", or "compare": read both sides, then skip or copy.
-        reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, not-older, journal,
-            checksum; compare: recent (it may have changed within the clock's tick), unproven (nothing shows it); delete: extra.
+        reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, journal, checksum; compare:
+            recent (it may have changed within the clock's tick), not-newer (the target shows when it was stored, which is
+            later: the content may be another all the same), unproven (nothing shows it), asked (by `checksum`); delete: extra.
         source: what the source's scan shows, if it has the object.
         target: what the target's scan shows, if it has the object.
         looked: `time.time()` when the scans showed it; 0 for what is skipped.
@@ -50,12 +51,14 @@ class Rules:
         keeps_time: the target stores the source's time, so that another time there means another object.
         keeps: whether it stores a certain time; some are beyond what a store has.
         timed: the source tells times, so that one that it cannot tell may be any.
+        content: nothing is skipped by size, time or journal: content is compared always.
     """
 
     prove: bool = False
     keeps_time: bool = False
     keeps: Callable[[datetime], bool] = bool
     timed: bool = False
+    content: bool = False
 
 
 class Record(NamedTuple):
@@ -92,7 +95,7 @@ def merge(
         if other is None or (
             one is not None
             and one.identifier != other.identifier
-            and _before(one.identifier, other.identifier)
+            and comes_before(one.identifier, other.identifier)
         ):
             assert one is not None
             yield one, None
@@ -108,7 +111,7 @@ def merge(
 
 def _after(last: ObjectInfo, info: ObjectInfo | None, side: str) -> ObjectInfo | None:
     """*info*, which the *side* lists after *last*."""
-    if info is not None and not _before(last.identifier, info.identifier):
+    if info is not None and not comes_before(last.identifier, info.identifier):
         raise StorageError(
             f"the {side} lists {info.identifier!r} after {last.identifier!r}: out of order, so the plan would be wrong",
             identifier=info.identifier,
@@ -139,7 +142,7 @@ def actions(
             # What most objects of most runs are, decided without arithmetic on their times.
             if (
                 record is None
-                and not rules.prove
+                and not (rules.prove or rules.content)
                 and one.sha256 is None
                 and one.modified is not None
                 and one.modified == other.modified
@@ -164,6 +167,8 @@ def decide(
     """Whether the target's object is the source's, and how that is known."""
     if source.size is not None and target.size is not None and source.size != target.size:
         return "copy", "size"
+    if rules.content:
+        return "compare", "asked"
     if record is not None and _journal_holds(record, source, target):
         return "skip", "journal"
     if source.sha256 is not None and target.sha256 is not None and not rules.prove:
@@ -192,7 +197,7 @@ def _decide_by_time(
         return "compare", "unproven"
     if same:
         return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
-    return ("copy", "time") if rules.keeps_time else ("skip", "not-older")
+    return ("copy", "time") if rules.keeps_time else ("compare", "not-newer")
 
 
 def _settled(looked: float) -> datetime:
@@ -209,7 +214,7 @@ def _journal_holds(record: Record, source: ObjectInfo, target: ObjectInfo) -> bo
     )
 
 
-def _before(one: str, other: str) -> bool:
+def comes_before(one: str, other: str) -> bool:
     """Whether *one* comes first by its encoded bytes."""
     if one.isascii() and other.isascii():
         return one < other
@@ -225,7 +230,7 @@ class _Lookup:
 
     def find(self, identifier: str) -> Record | None:
         while self._next is not None and self._next.identifier != identifier:
-            if not _before(self._next.identifier, identifier):
+            if not comes_before(self._next.identifier, identifier):
                 return None
             self._next = next(self._records, None)
         return self._next

@@ -22,9 +22,9 @@ class TransferReport:
         planned_bytes: their bytes, as far as known.
         plan_complete: whether both sides were listed to their ends.
         copied: objects stored on the target.
-        compared: objects whose bytes were compared on both sides without copying.
+        compared: objects that had to be compared by more than what the listings show, and were the same.
         verified: objects of this run whose digest on the target is that of the source.
-        skipped: reason -> objects that needed no copy.
+        skipped: reason -> objects that needed no copy; "folder-marker": empty entries whose names end in "/", which are none.
         would: (dry run) action, as "copy/missing" -> objects.
         deleted: objects removed from the target, or moved to its trash.
         source_deleted: objects removed from the source.

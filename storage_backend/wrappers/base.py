@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer, override
@@ -22,6 +23,7 @@ from storage_backend.base import (
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage
 from storage_backend.streams import Content, plain
 
 
@@ -111,6 +113,31 @@ class Wrapper(StorageBackend):
     @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         return self.backend._digests(identifiers)
+
+    @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        return self.backend._md5_in(info)
+
+    @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        return self.backend._kept_times(identifiers)
+
+    @property
+    @override
+    def _near(self) -> bool:
+        return self.backend._near
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        return self.backend._own_paths()
+
+    @override
+    def _tidy(self) -> int:
+        return self.backend._tidy()
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.backend._places(prefix)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

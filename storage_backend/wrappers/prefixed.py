@@ -6,13 +6,14 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime
 from types import TracebackType
 from typing import Any, BinaryIO, Literal, Self, cast
-from urllib.parse import quote
 
 from typing_extensions import override
 
 from storage_backend import identifiers as names
+from storage_backend import locations
 from storage_backend.base import (
     Identifiers,
     Item,
@@ -33,6 +34,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import ObjectInfo
+from storage_backend.lineage import Lineage
 from storage_backend.streams import Content, Moved, Writer, plain
 from storage_backend.wrappers.base import Wrapper, WriterSink
 
@@ -175,6 +177,17 @@ class PrefixedStorage(Wrapper):
                 yield _named(found, batch.named(found.identifier))
 
     @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for name, modified in self.backend._kept_times([self._beneath + name for name in identifiers]):
+                yield batch.named(name), modified
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.backend._places(self._beneath + prefix if prefix else self.prefix)
+
+    @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
         batch = _Batch(self._beneath)
         with batch:
@@ -283,8 +296,7 @@ class PrefixedStorage(Wrapper):
     @property
     @override
     def location(self) -> str:
-        inner = location_of(self.backend)
-        return f"{inner}{'/' if '#' in inner else '#'}{quote(self.prefix, errors='surrogateescape')}"
+        return locations.beneath(location_of(self.backend), self.prefix)
 
     def _joined(self, identifier: str) -> str:
         return _join(self._beneath, identifier)

@@ -26,7 +26,7 @@ from storage_backend.base import (
     unsupported,
 )
 from storage_backend.counted import Progress, read_counted, write_counted
-from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError
+from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError, StorageError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
     CHUNK,
@@ -101,6 +101,10 @@ class RecodingWrapper(Wrapper):
     def _seen(self, identifier: str) -> ObjectInfo | None:
         found: object = self.backend._seen(identifier)
         return self._shown(found) if isinstance(found, ObjectInfo) else None
+
+    @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        return None  # it would be that of the stored bytes
 
     @override
     def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -212,7 +216,7 @@ class RecodingWrapper(Wrapper):
         with self.backend.open(identifier) as stored:
             blocks = self._blocks(identifier, stored)
             if blocks is not None:
-                return blocks.span(start, end)
+                return self._span_of(identifier, blocks, start, end)
             stored.seek(start)
             return read_all(stored) if end is None else read_up_to(stored, end - start)
 
@@ -225,7 +229,19 @@ class RecodingWrapper(Wrapper):
 
     def _decode(self, identifier: str, stored: bytes) -> bytes:
         blocks = self._blocks(identifier, io.BytesIO(stored))
-        return stored if blocks is None else blocks.span(0)
+        return stored if blocks is None else self._span_of(identifier, blocks, 0, None)
+
+    def _span_of(self, identifier: str, blocks: Blocks, start: int, end: int | None) -> bytes:
+        try:
+            return blocks.span(start, end)
+        except MemoryError:
+            size = (blocks.size if end is None else min(end, blocks.size)) - start
+            where = location_of(self.backend)
+            raise StorageError(
+                f"{identifier!r} in {where}: {size:,} bytes do not fit into memory; read it by open() or download()",
+                identifier=identifier,
+                backend=where,
+            ) from None
 
     def _fault(self, identifier: str) -> Fault:
         where = location_of(self.backend)

@@ -7,8 +7,8 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -31,6 +31,23 @@ def query(url: str, statement: str, *parameters: object) -> list[tuple[Any, ...]
     with psycopg.connect(conninfo, autocommit=True) as session:
         cursor = session.execute(statement.replace("?", "%b").encode(), parameters or None)
         return list(cursor.fetchall()) if cursor.description else []
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What is asked of databases meanwhile, by whomever."""
+    from sqlalchemy import Engine, event
+
+    asked: list[str] = []
+
+    def note(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        asked.append(statement)
+
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        yield asked
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
 
 
 def rows(url: str) -> dict[str, int]:

@@ -181,6 +181,44 @@ def test_delete_and_move_act_on_the_symlink(storage: LocalStorage, base: Path, o
     assert untouched(outside)
 
 
+@pytest.mark.parametrize(
+    ("text", "dest"),
+    [
+        ("d/file", "renamed"),
+        ("d/file", "other/deep/renamed"),
+        ("d/file", "d/file"),  # what it leads to
+        ("chain", "other/renamed"),
+        ("chain", "chain"),  # what is on the way
+        ("d/file", "back"),  # what leads through it
+        ("{base}/d/file", "other/renamed"),
+        ("{base}/chain", "chain"),
+        ("linked/file", "other/renamed"),
+        ("linked/file", "linked/renamed"),
+    ],
+)
+def test_moved_symlink_leads_where_it_did(storage: LocalStorage, base: Path, text: str, dest: str) -> None:
+    storage.write("d/file", INSIDE)
+    (base / "chain").symlink_to("d/file")
+    (base / "linked").symlink_to("d")
+    (base / "back").symlink_to("link")
+    (base / "link").symlink_to(text.format(base=base))
+    assert storage.move("link", dest) is True
+    assert storage.read(dest) == storage.read("d/file") == INSIDE
+    assert not storage.exists("link")
+    assert not (base / "link").is_symlink()
+    if dest != "d/file":
+        assert (base / dest).is_symlink()
+    assert not list(base.rglob(".~sb-*"))
+
+
+def test_file_moved_onto_a_symlink_to_it_replaces_it(storage: LocalStorage, base: Path) -> None:
+    storage.write("d/file", INSIDE)
+    (base / "link").symlink_to("d/file")
+    storage.move("d/file", "link")
+    assert storage.read("link") == INSIDE
+    assert storage.list() == ["link"]
+
+
 def test_symlink_that_stays_beneath_reads_as_its_target(storage: LocalStorage, base: Path) -> None:
     storage.write("sub/deep/file", INSIDE)
     (base / "relative").symlink_to("sub/deep/file")

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -336,11 +337,26 @@ class TestNoRegularFiles:
     def test_hard_link_is_another_name_of_the_same_file(self, any_way: LocalStorage, base: Path) -> None:
         any_way.write("a", b"1")
         os.link(base / "a", base / "b")
-        any_way.move("a", "b")
-        assert any_way.read("a") == any_way.read("b") == b"1"
         any_way.copy("a", "b")
         any_way.write("a", b"2")
         assert any_way.read("b") == b"1"
+
+    @pytest.mark.parametrize("dest", ["b", "d/b"])
+    def test_move_onto_a_hard_link_leaves_that_name_alone(
+        self, any_way: LocalStorage, base: Path, dest: str
+    ) -> None:
+        any_way.write("a", b"1")
+        (base / "d").mkdir()
+        os.link(base / "a", base / "third")
+        os.link(base / "a", base / dest)
+        assert any_way.move("a", dest) is True
+        assert any_way.list() == sorted([dest, "third"])
+        assert any_way.read(dest) == b"1"
+        assert any_way.move("third", dest) is True
+        assert any_way.list() == [dest]
+        assert any_way.move(dest, dest) is True
+        assert any_way.read(dest) == b"1"
+        assert all_names(base) == sorted({dest, "d"})
 
 
 class TestModesAndTimes:
@@ -558,6 +574,24 @@ class TestInterruptedWrites:
             storage.write_stream("a", source.as_binary(), verify=True)
         assert storage.read("a") == b"old"
         assert entries(base) == ["a"]
+
+    def test_file_system_that_gives_nothing_by_the_descriptor_that_wrote(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As a mount of rclone's without a cache, on which this was tried: a file is there once it was closed."""
+        really = os.open
+
+        def for_writing_only(path: Any, flags: int, *arguments: Any, **keywords: Any) -> int:
+            if flags & os.O_CREAT and flags & os.O_RDWR:
+                flags = flags & ~os.O_RDWR | os.O_WRONLY
+            return really(path, flags, *arguments, **keywords)
+
+        monkeypatch.setattr(os, "open", for_writing_only)
+        storage = NamingStorage(base)
+        for content in (b"new", b"", bytes(range(256)) * 4096):
+            assert storage.write_stream("d/a", io.BytesIO(content), verify=True)
+            assert storage.read("d/a") == content
+            assert entries(base / "d") == ["a"]
 
     def test_file_that_grows_while_it_is_copied_is_noticed(
         self, storage: LocalStorage, base: Path, monkeypatch: pytest.MonkeyPatch

@@ -251,20 +251,24 @@ def test_no_more_is_remembered_than_is_under_way(
     openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
-    remembered: list[int] = []
-    add = packing._Packer.add
+    held = most = 0
 
-    def noted(packer: packing._Packer, item: packing.Write) -> bool:
-        began = add(packer, item)
-        remembered.append(len(packer._busy))
-        return began
+    class Content(bytes):
+        def __init__(self, _: bytes) -> None:
+            nonlocal held, most
+            held += 1
+            most = max(most, held)
 
-    monkeypatch.setattr(packing._Packer, "add", noted)
+        def __del__(self) -> None:
+            nonlocal held
+            held -= 1
+
     given = items(20 * packing.FEWEST)
     with closing(storage_at(openssh_place)) as backend:
-        assert backend.write_many(given.items()) == len(given)
+        assert backend.write_many((name, Content(content)) for name, content in given.items()) == len(given)
     assert told.done == 20
-    assert max(remembered) <= (packing.GROUPS + 1) * packing.FEWEST
+    assert held == 0
+    assert packing.FEWEST <= most <= (packing.GROUPS + 1) * packing.FEWEST
 
 
 def test_source_that_raises_leaves_whole_objects_only(

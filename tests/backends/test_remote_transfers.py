@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,9 +19,10 @@ from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
-from storage_backend.errors import NoEndpointError, SourceChangedError
+from storage_backend.errors import NoEndpointError, QuotaExceededError, SourceChangedError
 from storage_backend.identifiers import RESERVED
 from storage_backend.testing.subject import same
+from tests.backends.local_ways import small_disk
 from tests.ssh_pairs import Pair, pair
 
 if TYPE_CHECKING:
@@ -364,3 +366,29 @@ class TestLong:
             with (tmp_path / "back").open("rb") as file:
                 assert hashlib.file_digest(file, "sha256").hexdigest() == digest.hexdigest()
         assert ways.first.accepted == 1
+
+
+@pytest.mark.parametrize("size", [1000, 9 * MIB], ids=["small", "resumable"])
+def test_a_link_stays_a_pipe_is_written_to_and_a_full_disk_named(
+    ways: Pair, tmp_path: Path, size: int
+) -> None:
+    content = content_of(size)
+    (ways.place.local / "big").write_bytes(content)
+    (tmp_path / "link").symlink_to("there")
+    os.mkfifo(tmp_path / "fifo")
+    got: list[bytes] = []
+    with ways.storage() as storage:
+        storage.download("big", tmp_path / "link")
+        reader = threading.Thread(target=lambda: got.append((tmp_path / "fifo").read_bytes()), daemon=True)
+        reader.start()
+        storage.download("big", tmp_path / "fifo")
+        reader.join()
+        with small_disk(tmp_path / "disk") as disk:
+            (disk / "taken").write_bytes(bytes((1 << 20) - (64 << 10)))
+            if size > MIB:
+                with pytest.raises(QuotaExceededError, match=rf"no space left for this user: {disk}/big\Z"):
+                    storage.download("big", disk / "big")
+    assert (tmp_path / "link").is_symlink()
+    assert same((tmp_path / "there").read_bytes(), content)
+    assert same(got[0], content)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["disk", "fifo", "link", "there"]

@@ -7,10 +7,11 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from storage_backend import BatchError, NotFoundError
+from storage_backend import AccessDeniedError, BatchError, NotFoundError
 from storage_backend.backends.s3 import S3Storage, batches
 from storage_backend.testing.subject import content_of, same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
+from tests.s3_server_faults import reply
 
 
 @pytest.fixture
@@ -82,3 +83,26 @@ def test_abandoned_batch_leaves_nothing_under_way(server: S3Server, storage: S3S
     count = len(server.actions)
     assert storage.read("000") == b"000"
     assert len(server.actions) == count + 1
+
+
+@pytest.mark.parametrize("status", [501, 405])
+@pytest.mark.parametrize("own", [True, False])
+def test_a_service_without_batches_of_deletes_is_asked_once(
+    server: S3Server, storage: S3Storage, status: int, own: bool
+) -> None:
+    names = [f"{number:03}" for number in range(50)]
+    for name in names:
+        server.put("bucket", name, b"")
+    server.faults.add(reply(status, "NotImplemented"), "DeleteObjects", times=None)
+    server.faults.add(reply(404, "NoSuchKey"), "DeleteObject", key="gone", times=None)  # as Google answers
+    server.deny(["s3:DeleteObject"], "kept")
+    server.put("bucket", "kept", b"")
+    if not own:
+        storage = S3Storage("bucket", client=storage.client)
+    assert storage.delete_many(["gone", *names[:30]]) == 31
+    with pytest.raises(BatchError) as caught:
+        storage.delete_many([*names[30:], "kept", "a\vb"])
+    assert {name: type(error) for name, error in caught.value.failures.items()} == {"kept": AccessDeniedError}
+    assert list(server.objects("bucket")) == ["kept"]
+    assert [record.operation for record in server.actions].count("DeleteObjects") == 1
+    assert storage.delete_many(["again"]) == 1

@@ -657,8 +657,9 @@ class TestCopied:
         text = COPIED.replace(AMAZON, namespace).replace("CopyObjectResult", root)
         assert parse_copied(text.encode()) == "d41d8cd98f00b204e9800998ecf8427e"
 
-    def test_copy_without_etag(self) -> None:
-        assert parse_copied(b"<CopyObjectResult/>") is None
+    def test_copy_without_etag_is_an_error(self) -> None:
+        with pytest.raises(DocumentError, match="a copy with its ETag"):
+            parse_copied(b"<CopyObjectResult/>")
 
     def test_answer_to_something_else_is_an_error(self) -> None:
         with pytest.raises(DocumentError, match="expected CopyObjectResult or CopyPartResult"):

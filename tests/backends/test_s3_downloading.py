@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from storage_backend import IntegrityError, SourceChangedError, UnavailableError
+from storage_backend import IntegrityError, QuotaExceededError, SourceChangedError, UnavailableError
 from storage_backend.backends.s3 import S3Storage, downloading
 from storage_backend.testing.subject import content_of, same
 from tests import s3_server_faults as faults
+from tests.backends.local_ways import small_disk
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 SIZE = (8 << 20) + 12_345
@@ -160,3 +162,29 @@ def test_interrupt_waits_for_the_helpers(
         monkeypatch.undo()
         storage.download("a", tmp_path / "file")
     assert same((tmp_path / "file").read_bytes(), content_of(SIZE))
+
+
+def test_a_link_stays_and_a_pipe_gets_all_once(server: S3Server, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "fifo")
+    with storage_at(server) as storage:
+        storage.write("a", content_of(SIZE))
+        storage.download("a", tmp_path / "link")
+        got: list[bytes] = []
+        reader = threading.Thread(target=lambda: got.append((tmp_path / "fifo").read_bytes()), daemon=True)
+        reader.start()
+        # The first answer breaks off; the pipe must not have the beginning twice.
+        server.faults.add(faults.reset("response_body", after=PIECE // 2), "GetObject", nth=1)
+        storage.download("a", tmp_path / "fifo")
+        reader.join()
+    assert (tmp_path / "link").is_symlink()
+    assert same((tmp_path / "file").read_bytes(), content_of(SIZE))
+    assert same(got[0], content_of(SIZE))
+
+
+def test_a_full_disk_is_not_the_buckets(server: S3Server, tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk, storage_at(server) as storage:
+        storage.write("a", content_of(SIZE))
+        with pytest.raises(QuotaExceededError, match=rf"no space left for this user: {disk}/file\Z"):
+            storage.download("a", disk / "file")
+        assert list(disk.iterdir()) == []

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from storage_backend import InvalidIdentifierError, ObjectInfo, StorageError
+from storage_backend import (
+    InvalidIdentifierError,
+    LocalStorage,
+    MemoryStorage,
+    ObjectInfo,
+    PrefixedStorage,
+    StorageError,
+    migrate,
+    sync,
+)
 from storage_backend.backends.s3 import S3Storage, listing
 from storage_backend.backends.s3.documents import Entry, Page
+from storage_backend.base import FolderMarkerError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 
@@ -92,13 +104,68 @@ def test_keys_that_are_no_identifiers_are_told(server: S3Server) -> None:
     with storage_at(server, "p") as storage:
         assert [info.identifier for info in storage.scan(on_skip=skipped.append)] == ["a", "z"]
         assert sorted(str(error.identifier) for error in skipped) == sorted(
-            ("p/a//b", "p/a/", "p/", "p//x", "p/../x", "p/.", "p/.~sb-1")
+            ("a//b", "a/", "", "/x", "../x", ".", ".~sb-1")
         )
         assert all(isinstance(error, InvalidIdentifierError) for error in skipped)
+        markers = {error.identifier for error in skipped if isinstance(error, FolderMarkerError)}
+        assert markers == {"", "a/"}
         skipped.clear()
         level = list(storage._scan_level(on_skip=skipped.append))
     assert [entry if isinstance(entry, str) else entry.identifier for entry in level] == ["a", "a/", "z"]
     assert skipped
+
+
+def test_markers_of_folders_are_told_once(server: S3Server, caplog: pytest.LogCaptureFixture) -> None:
+    for key in ("p/", "p/a/", "p/a/b", "p/c/", "p/d//", "p/full/"):
+        server.put("bucket", key, b"content" if key in {"p/a/b", "p/full/"} else b"")
+    with storage_at(server, "p") as storage, caplog.at_level(logging.INFO, "storage_backend"):
+        assert storage.list() == ["a/b"]
+        told = [(record.levelname, record.getMessage()) for record in caplog.records]
+        assert [level for level, _ in told] == ["INFO", "WARNING"]
+        assert "'p/'" in told[0][1]
+        assert "'p/full/'" in told[1][1]
+        caplog.clear()
+        assert storage.list("a/*") == ["a/b"]
+        assert [record.levelname for record in caplog.records] == ["INFO"]
+
+
+def test_sync_passes_over_markers_of_folders(server: S3Server, tmp_path: Path) -> None:
+    for key in ("p/", "p/photos/", "p/empty/"):
+        server.put("bucket", key, b"")
+    server.put("bucket", "p/photos/a.jpg", b"a")
+    target = LocalStorage(tmp_path)
+    target.write("extra", b"")
+    with storage_at(server, "p") as storage:
+        report = sync(storage, target, delete=True)
+        assert report.ok
+        assert report.skipped["folder-marker"] == 3
+        assert (report.copied, report.deleted, target.list()) == (1, 1, ["photos/a.jpg"])
+        assert sync(storage, target, exclude=["photos/**"]).skipped == {"folder-marker": 2}
+        assert migrate(PrefixedStorage(storage, "photos"), MemoryStorage(), journal=tmp_path / "journal").ok
+
+
+@pytest.mark.parametrize(
+    ("key", "exclude"),
+    [
+        ("photos/", "photos/**"),
+        ("photos/", "photos/*"),
+        ("a//b.jpg", "**/*.jpg"),
+        ("a//b.jpg", "a/**"),
+        ("a//b.jpg", "a/b.*"),
+        ("../x", "*/x"),
+        ("a/.~sb-x", "**/.~sb-*"),
+    ],
+)
+def test_filters_reach_what_is_no_object(server: S3Server, tmp_path: Path, key: str, exclude: str) -> None:
+    server.put("bucket", f"p/{key}", b"content")
+    server.put("bucket", "p/other", b"")
+    target = LocalStorage(tmp_path)
+    with storage_at(server, "p") as storage:
+        report = sync(storage, target, delete=True)
+        assert (list(report.failed), report.ok, report.copied) == ([key], False, 1)
+        assert sync(storage, target, delete=True, exclude=[exclude]).ok
+        assert sync(storage, target, include=["other"]).ok
+        assert not sync(storage, target, exclude=["c/**"]).ok
 
 
 def test_what_a_page_should_not_have_is_passed_over() -> None:

@@ -381,12 +381,15 @@ def test_upload_left_behind_does_not_stop_who_may_not_touch_it(
     assert len(server.uploads("bucket")) == (0 if resumed or ABORT not in forbidden else 1)
 
 
-def test_copy_in_parts_needs_get_and_put(server: S3Server, make: Make) -> None:
+def test_copy_in_parts_needs_get_and_put(
+    server: S3Server, make: Make, caplog: pytest.LogCaptureFixture
+) -> None:
     server.settings.copy_limit = 6 * MIB
     server.put("bucket", "x", bytes(LARGE))
     server.allow_only({GET, PUT})
     make(multipart_threshold=5 * MIB).copy("x", "new")
-    assert server.used() == {GET, PUT}
+    assert server.used() == {GET, PUT, "s3:GetObjectTagging"}
+    assert "has no tags" in caplog.text
     assert same(server.stored("bucket", "new").body, bytes(LARGE))
 
 

@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, parse_qsl, urlsplit
 
 import boto3
 import pytest
@@ -27,6 +27,7 @@ from storage_backend.config import open_storage
 from storage_backend.errors import AuthenticationError, ConfigurationError, NotFoundError
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
+from tests.backends.test_s3_answers import boto3_client
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_store import Settings as Limits
 from tests.s3_servers import BucketPlace
@@ -594,6 +595,154 @@ class TestCredentialsThatEnd:
         assert source.given == ["token/1", "token/2"]
 
 
+class TestCredentialsThatChange:
+    """Of a file or a variable, that somebody else renews."""
+
+    @staticmethod
+    def known(server: S3Server, number: int) -> tuple[str, str, str]:
+        key, secret, token = f"AKID{number}", f"secret/{number}", f"token/{number}"
+        server.credentials.secrets[key] = secret
+        server.credentials.tokens[key] = token
+        return key, secret, token
+
+    @pytest.fixture(params=["default profile", "another profile", "variables", "references"])
+    def place(
+        self,
+        request: pytest.FixtureRequest,
+        server: S3Server,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> tuple[Callable[[int], None], Callable[[], S3Storage]]:
+        """Puts credentials of a number there; and makes a storage that uses what is there."""
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        path = tmp_path / "rotated"
+        monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(path))
+        profile = {"default profile": "default", "another profile": "other"}.get(request.param)
+        options: dict[str, Any] = {"profile": "other"} if profile == "other" else {}
+        if request.param == "references":
+            options = {
+                "access_key": "env:A",
+                "secret_key": "env:B",
+                "session_token": f"file:{tmp_path / 'token'}",
+            }
+
+        def put(number: int) -> None:
+            key, secret, token = self.known(server, number)
+            if profile is not None:
+                path.write_text(
+                    f"[{profile}]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+                    f"aws_session_token = {token}\n"
+                )
+                return
+            names = ("A", "B") if options else ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+            monkeypatch.setenv(names[0], key)
+            monkeypatch.setenv(names[1], secret)
+            monkeypatch.setenv("AWS_SESSION_TOKEN", token)
+            (tmp_path / "token").write_text(token)
+
+        def make() -> S3Storage:
+            return S3Storage(
+                "bucket",
+                endpoint_url=server.url,
+                region="us-east-1",
+                multipart_threshold=5 * MIB,
+                multipart_chunk_size=5 * MIB,
+                **options,
+            )
+
+        return put, make
+
+    def test_a_new_storage_has_the_new_ones(
+        self, server: S3Server, place: tuple[Callable[[int], None], Callable[[], S3Storage]]
+    ) -> None:
+        put, make = place
+        for number in (1, 2):
+            put(number)
+            with make() as storage:
+                assert storage.read("x") == b"hello"
+        assert [record.headers["x-amz-security-token"] for record in server.actions] == ["token/1", "token/2"]
+
+    @pytest.mark.parametrize("end", ["expired", "replaced"])
+    def test_a_running_one_looks_again(
+        self, server: S3Server, place: tuple[Callable[[int], None], Callable[[], S3Storage]], end: str
+    ) -> None:
+        put, make = place
+        put(1)
+        with make() as storage:
+            runs: list[Callable[[], object]] = [
+                lambda: storage.read("x"),
+                lambda: storage.exists("x"),
+                lambda: storage.write_stream("large", io.BytesIO(bytes(6 * MIB))),
+                storage.abort_incomplete_uploads,
+                lambda: list(storage.read_many(["x"] * 20)),
+            ]
+            for number, run in enumerate(runs, 2):
+                run()
+                if end == "expired":
+                    server.expired.add(f"token/{number - 1}")
+                else:
+                    del server.credentials.secrets[f"AKID{number - 1}"]
+                put(number)
+                server.actions.clear()
+                run()
+                assert {record.headers["x-amz-security-token"] for record in server.actions} == {
+                    f"token/{number}"
+                }
+            # What is still the same is looked at once, and told.
+            server.expired.add(f"token/{len(runs) + 1}")
+            server.rejected.clear()
+            with pytest.raises(AuthenticationError, match="renew the credentials"):
+                storage.read("x")
+            assert server.rejected == ["ExpiredToken"]
+
+    def test_what_the_default_session_was_told_counts(
+        self, server: S3Server, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        key, secret, token = self.known(server, 7)
+        monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)
+        boto3.setup_default_session(
+            aws_access_key_id=key,
+            aws_secret_access_key=secret,
+            aws_session_token=token,
+            region_name="us-east-1",
+        )
+        with S3Storage("bucket", endpoint_url=server.url) as storage:
+            assert storage.read("x") == b"hello"
+        assert server.actions[-1].headers["x-amz-security-token"] == token
+
+
+class TestCredentialsThatCannotBeSent:
+    @pytest.mark.parametrize("name", ["access_key", "secret_key", "session_token"])
+    @pytest.mark.parametrize("how", ["itself", "variable", "file", "found by boto3"])
+    def test_the_parameter_is_named(
+        self, server: S3Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, how: str
+    ) -> None:
+        values = {"access_key": ACCESS_KEY, "secret_key": SECRET_KEY, "session_token": "token"}
+        values[name] += "\nmore"
+        options: dict[str, Any] = dict(values)
+        if how == "variable":
+            monkeypatch.setenv("V", values[name])
+            options[name] = "env:V"
+        elif how == "file":
+            (tmp_path / "secret").write_text(f"{values[name]}\n")
+            options[name] = f"file:{tmp_path / 'secret'}"
+        elif how == "found by boto3":
+            options = {}
+            for parameter, value in values.items():
+                variable = {"access_key": "AWS_ACCESS_KEY_ID", "secret_key": "AWS_SECRET_ACCESS_KEY"}
+                monkeypatch.setenv(variable.get(parameter, "AWS_SESSION_TOKEN"), value)
+        runs: list[Callable[[S3Storage], object]] = [
+            lambda storage: storage.read("x"),
+            lambda storage: storage.abort_incomplete_uploads(),
+            lambda storage: storage.get_url("x"),
+        ]
+        for run in runs:
+            with pytest.raises(ConfigurationError, match="line feed") as caught:
+                run(S3Storage("bucket", endpoint_url=server.url, region="us-east-1", **options))
+            assert caught.value.parameter == name
+            assert "more" not in str(caught.value)
+
+
 class TestURL:
     @staticmethod
     def fetch(url: str, method: str = "GET", content: bytes | None = None) -> bytes:
@@ -621,6 +770,30 @@ class TestURL:
     def test_get_and_put_of_moto(self, moto_bucket: BucketPlace, name: str) -> None:
         with storage_at(moto_bucket, "a/b") as storage:
             self.check(storage, name)
+
+    @pytest.mark.parametrize("own", [True, False])
+    def test_that_of_a_requester_who_pays_needs_no_header(
+        self, server: S3Server, make: Make, own: bool
+    ) -> None:
+        storage = make("a", request_payer="requester")
+        if not own:
+            client = boto3_client(server)
+            storage = S3Storage("bucket", "a", client=client, request_payer="requester")
+        self.check(storage, "y z")
+        query = parse_qs(urlsplit(storage.get_url("y z")).query)
+        assert query["x-amz-request-payer"] == ["requester"]
+        assert query["X-Amz-SignedHeaders"] == ["host"]
+        assert {
+            record.query.get("x-amz-request-payer")
+            for record in server.actions
+            if not record.headers.get("authorization")
+        } == {"requester"}
+        if not own:
+            # What the caller does with this client is as before.
+            url = client.generate_presigned_url(
+                "get_object", {"Bucket": "bucket", "Key": "x", "RequestPayer": "requester"}
+            )
+            assert "x-amz-request-payer" in parse_qs(urlsplit(url).query)["X-Amz-SignedHeaders"][0]
 
     def test_one_is_not_the_other(self, make: Make) -> None:
         with pytest.raises(urllib.error.HTTPError, match="403"):
@@ -690,6 +863,52 @@ class TestCopies:
         with pytest.raises(NotFoundError):
             target.copy_from(make("from", bucket="other"), "absent")
         assert "GetObject" not in {record.operation for record in server.actions}
+
+    @pytest.mark.parametrize("verb", ["copy", "move", "copy_from"])
+    @pytest.mark.parametrize("own", [True, False])
+    def test_in_parts_brings_along_all_that_one_request_would(
+        self, server: S3Server, make: Make, limits: Limits, verb: str, own: bool
+    ) -> None:
+        headers = {
+            "content-type": "text/plain",
+            "cache-control": "max-age=60",
+            "content-disposition": 'attachment; filename="a.txt"',
+            "content-encoding": "gzip",
+            "content-language": "de",
+            "expires": "Wed, 21 Oct 2026 07:28:00 GMT",
+            "x-amz-meta-mtime": "1.5",
+            "x-amz-tagging": "project=a%20b&owner=%C3%A4",
+        }
+        server.put("bucket", "large", bytes(7 * MIB), {**headers, "x-amz-storage-class": "STANDARD_IA"})
+        options: dict[str, Any] = {"multipart_threshold": 5 * MIB, "multipart_chunk_size": 5 * MIB}
+        if own:
+            storage = make(**options)
+        else:
+            client = make().client
+            storage = S3Storage("bucket", client=client, **options)
+        if verb == "copy_from":
+            assert storage.copy_from(storage, "large", "new")
+        else:
+            assert getattr(storage, verb)("large", "new")
+        stored = server.stored("bucket", "new")
+        assert len(stored.body) == 7 * MIB
+        assert stored.etag.endswith("-2")
+        found = dict(stored.headers)
+        assert found.pop("x-amz-storage-class") == "STANDARD_IA"
+        assert dict(parse_qsl(found.pop("x-amz-tagging"))) == {"project": "a b", "owner": "ä"}
+        del headers["x-amz-tagging"]
+        assert found == headers
+
+    def test_in_parts_says_what_it_cannot_bring_along(
+        self, server: S3Server, make: Make, limits: Limits, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        server.put("bucket", "large", bytes(7 * MIB), {"expires": "0", "cache-control": "no-cache"})
+        storage = make(multipart_threshold=5 * MIB, multipart_chunk_size=5 * MIB, storage_class="GLACIER")
+        assert storage.copy("large", "new")
+        assert "Expires: '0'" in caplog.text
+        headers = server.stored("bucket", "new").headers
+        assert headers["cache-control"] == "no-cache"
+        assert headers["x-amz-storage-class"] == "GLACIER"  # the caller's comes first
 
     def test_between_two_services_is_refused(self, server: S3Server, make: Make) -> None:
         with S3Server() as other:

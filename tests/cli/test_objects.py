@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from storage_backend import IntegrityError, LocalStorage, MemoryStorage, open_storage
 from storage_backend.cli import places
+from tests.backends.local_ways import small_disk
 from tests.cli.conftest import Program
 
 ALL = bytes(range(256)) * 5000  # some chunks
@@ -78,6 +80,56 @@ def test_get(program: Program, database: str, tmp_path: Path, monkeypatch: pytes
     assert program("get", f"{database}#a", "-").out == ALL
     assert program("get", f"{database}#gone", "got").code == 3
     assert Path("got").read_bytes() == ALL
+
+
+def test_get_onto_what_is_no_regular_file(
+    process: Program, program: Program, database: str, tmp_path: Path
+) -> None:
+    """As cp does: a link stays, and pipes and open files are written to."""
+    (tmp_path / "link").symlink_to("there")
+    assert program("get", f"{database}#a", tmp_path / "link").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "there").read_bytes() == ALL
+    assert process("get", f"{database}#a", "/dev/stdout") == (0, ALL, "")
+    with (tmp_path / "log").open("wb") as log:
+        log.write(b"before,")
+        log.flush()
+        command = [sys.executable, "-m", "storage_backend", "get", f"{database}#d/b", "/dev/stdout"]
+        subprocess.run(command, check=True, stdout=log)
+        log.write(b",after")
+    assert (tmp_path / "log").read_bytes() == b"before,b,after"
+    command = ["bash", "-c", '"$@" >(cat > out); wait $!', "bash", *command[:-1]]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    assert (tmp_path / "out").read_bytes() == b"b"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
+def test_a_full_disk_is_told_of_the_file_that_does_not_fit(
+    program: Program, database: str, source: Path, tmp_path: Path
+) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        for command in (
+            ("get", f"{database}#a", disk / "got"),
+            ("get", source / "a", disk / "got"),
+        ):
+            result = program(*command)
+            assert (result.code, result.err) == (
+                7,
+                f"storage-backend: no space left for this user: {disk}/got\n",
+            )
+        with (disk / "filler").open("wb", buffering=0) as filler, suppress(OSError):
+            while filler.write(bytes(4096)):
+                pass
+        result = program("migrate", "--manifest", disk / "manifest", source, tmp_path / "new")
+        assert (result.code, result.err) == (
+            7,
+            f"storage-backend: no space left for this user: {disk}/manifest\n",
+        )
+        assert [path.name for path in disk.iterdir()] == ["filler"]
+    (tmp_path / "link").symlink_to("there")
+    assert program("migrate", "--manifest", tmp_path / "link", source, tmp_path / "new").code == 0
+    assert (tmp_path / "link").is_symlink()
+    assert len((tmp_path / "there").read_text().splitlines()) == 3
 
 
 def test_put(program: Program, source: Path, tmp_path: Path) -> None:

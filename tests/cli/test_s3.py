@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from storage_backend import open_storage
 from tests.cli.conftest import Program
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -130,3 +131,19 @@ def test_missing_bucket_is_a_missing_place(program: Program, server: S3Server, f
     assert result.code == 3
     assert "nowhere" in result.err
     assert program("cat", "s3://bucket/").code == 2
+
+
+def test_each_key_is_removed_by_its_own_location(program: Program, server: S3Server) -> None:
+    names = ["100%.txt", "100%25.txt", "picture #1.jpg", "what?.txt", "a+b", "~"]
+    with open_storage("s3://bucket") as storage:
+        for name in names:
+            storage.write(name, b"1")
+        left = set(names)
+        for name in names:
+            assert program("rm", storage.get_path(name)).code == 0
+            left.remove(name)
+            assert set(server.objects("bucket")) == left
+        storage.write("picture /1.jpg", b"1")
+        for location in ("s3://bucket/picture #1.jpg", "s3://bucket/picture /1%.jpg"):
+            assert program("rm", location).code == 2
+        assert storage.list() == ["picture /1.jpg"]

@@ -112,3 +112,17 @@ def test_wrong_location_is_told(
 def test_missing_place_is_told(program: Program, at: Callable[[str], str]) -> None:
     for command in (("ls", at("/gone")), ("cat", at("/gone")), ("sync", at("/gone"), "memory:")):
         assert program(*command).code == 3
+
+
+def test_names_that_are_not_utf8(
+    program: Program, at: Callable[[str], str], openssh_place: SSHPlace, tmp_path: Path
+) -> None:
+    (tmp_path / "\udcff").write_bytes(CONTENT)
+    for spelt in ("\udce9/\udcff", "%E9/%FE"):  # raw on the command line, or as the listings print it
+        assert program("put", tmp_path / "\udcff", at(f"/{spelt}")).code == 0
+        assert program("cat", at(f"/{spelt}")).out == CONTENT
+    assert sorted(path.name for path in (openssh_place.local / "\udce9").iterdir()) == ["\udcfe", "\udcff"]
+    assert program("ls", "-0", at("/\udce9")).out == b"\xfe\0\xff\0"
+    found = program("find", at("/")).lines
+    assert len(found) == 2
+    assert program("rm", *found).code == 0

@@ -397,7 +397,7 @@ def test_a_listing_that_breaks_is_raised_after_what_was_planned_is_done() -> Non
 
     target = memory({"zzz/extra": b""})
     with pytest.raises(UnavailableError, match="lost the server"):
-        sync(Breaking(memory(SMALL)), target, delete=True)
+        sync(Breaking(memory(SMALL)), target, delete=True, retry_for=0)
     assert target.exists("zzz/extra")
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 import sqlite3
 import subprocess
 import sys
@@ -6,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import ConfigurationError, UnavailableError
+from storage_backend import (
+    ConfigurationError,
+    DatabaseStorage,
+    MemoryStorage,
+    UnavailableError,
+    migrate,
+)
 from storage_backend.transfer.fingerprint import Fingerprint
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.planning import Record
@@ -111,3 +118,78 @@ def test_each_pair_has_its_own_journal_beside_the_users_state(
     with pytest.raises(ConfigurationError, match="give journal"):
         default_path("MemoryStorage", PAIR[1])
     assert not [*tmp_path.iterdir()]
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - no paths are wanted
+
+
+def database(path: Path, *statements: str) -> None:
+    connection = sqlite3.connect(path)
+    for statement in statements:
+        connection.execute(statement)
+    connection.commit()
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "statements",
+    [
+        ["CREATE TABLE mine (x)", "INSERT INTO mine VALUES (1)"],
+        ["PRAGMA journal_mode = WAL", "CREATE TABLE meta (key, value)"],
+        ["CREATE TABLE meta (key TEXT, value TEXT)", "CREATE TABLE objects (identifier BLOB)"],
+        ["CREATE VIEW v AS SELECT 1"],
+    ],
+)
+def test_another_database_is_refused_and_not_touched(tmp_path: Path, statements: list[str]) -> None:
+    path = tmp_path / "theirs.db"
+    database(path, *statements)
+    content, before = path.read_bytes(), descriptors()
+    for _ in range(3):
+        with pytest.raises(ConfigurationError, match="no usable journal"):
+            Journal(path, *PAIR)
+    assert path.read_bytes() == content
+    assert [found.name for found in tmp_path.iterdir()] == ["theirs.db"]
+    assert descriptors() == before
+
+
+@pytest.mark.parametrize("exists", [True, False])
+@pytest.mark.parametrize("name", ["journal", "manifest"])
+@pytest.mark.parametrize("side", ["source", "target"])
+def test_a_side_itself_is_neither_journal_nor_manifest(
+    exists: bool, name: str, side: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "box.db"
+    (tmp_path / "link.db").symlink_to(path)
+    box, other = DatabaseStorage(f"sqlite:///{path}"), MemoryStorage()
+    if exists:
+        box.write("a", b"1")
+        box.close()
+    files = {found.name: found.read_bytes() for found in tmp_path.iterdir() if found.exists()}
+    pair = (box, other) if side == "source" else (other, box)
+    before = descriptors()
+    for given in (path, tmp_path / "link.db"):
+        with pytest.raises(ConfigurationError, match=r"itself|no usable journal"):
+            migrate(*pair, **{"journal": tmp_path / "j.db", name: given})  # type: ignore[arg-type]  # a path
+    assert {found.name: found.read_bytes() for found in tmp_path.iterdir() if found.exists()} == files
+    assert descriptors() == before
+
+
+def test_the_journal_is_not_the_manifest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is the journal"):
+        migrate(MemoryStorage(), MemoryStorage(), journal=tmp_path / "j.db", manifest=tmp_path / "j.db")
+
+
+def test_an_empty_file_and_what_was_killed_at_its_beginning_become_a_journal(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    database(tmp_path / "begun", "PRAGMA journal_mode = WAL")
+    for name in ("empty", "begun"):
+        Journal(tmp_path / name, *PAIR).close()
+    # All is in the log yet.
+    program = (
+        "import os, signal; from storage_backend.transfer.journal import Journal;"
+        f"Journal({str(tmp_path / 'k.db')!r}, *{PAIR!r}); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=False)
+    assert (tmp_path / "k.db-wal").stat().st_size
+    Journal(tmp_path / "k.db", *PAIR).close()

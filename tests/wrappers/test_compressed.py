@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ from storage_backend import (
     NotFoundError,
     ObjectInfo,
     SourceChangedError,
+    StorageError,
     UnsupportedOperationError,
     sync,
 )
@@ -657,3 +659,53 @@ except MissingClientError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
     assert "storage-backend[compression]" in done.stdout
+
+
+def test_what_is_larger_than_asked_for_is_read_in_no_way(tmp_path: Path) -> None:
+    store = MemoryStorage()
+    CompressedStorage(store).write_stream("bomb", io.BytesIO(bytes(40 * BLOCK)))
+    CompressedStorage(store).write("fits", bytes(3 * BLOCK))
+    assert store.size("bomb") < BLOCK
+    storage = CompressedStorage(store, max_object_size=3 * BLOCK)
+    readings: list[Callable[[], object]] = [
+        lambda: storage.read("bomb"),
+        lambda: [*storage.read_many(["bomb"])],
+        lambda: storage.read_range("bomb", 0, 1),
+        lambda: storage.open("bomb"),
+        lambda: storage.download("bomb", tmp_path / "file"),
+        lambda: storage.checksum("bomb"),
+    ]
+    for read in readings:
+        with pytest.raises(StorageError, match="max_object_size"):
+            read()
+    assert storage.read("fits") == bytes(3 * BLOCK)
+    assert storage.size("bomb") == 40 * BLOCK
+    with pytest.raises(ConfigurationError, match="max_object_size"):
+        CompressedStorage(store, max_object_size=-1)
+
+
+READS_A_BOMB = """
+import io, resource, sys
+from storage_backend import CompressedStorage, MemoryStorage, StorageError
+
+storage = CompressedStorage(MemoryStorage())
+class Zeros:
+    left = 160
+    def read(self, size):
+        self.left -= 1
+        return bytes(1 << 20) if self.left >= 0 else b""
+storage.write_stream("bomb", Zeros())
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (96 << 20),) * 2)
+for read in (lambda: storage.read("bomb"), lambda: storage.read_range("bomb", 1)):
+    try:
+        read()
+    except StorageError as error:
+        print("memory" in str(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_what_does_not_fit_into_memory_is_an_error_of_ours() -> None:
+    found = subprocess.run([sys.executable, "-c", READS_A_BOMB], capture_output=True, text=True, check=False)
+    assert found.stdout.split() == ["True"] * 2, found.stderr

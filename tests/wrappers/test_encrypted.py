@@ -895,3 +895,15 @@ for call in (lambda: storage.write("a", b""), lambda: storage.read("b")):
     stored = encrypted_by_hand("b", b"", key=bytes(32)).hex()
     done = subprocess.run([sys.executable, "-c", program, stored], check=True, capture_output=True, text=True)
     assert len(re.findall(r"pip install cryptography$", done.stdout, re.MULTILINE)) == 2
+
+
+@pytest.mark.parametrize("key", [OLD, OLD.hex(), base64.b64encode(OLD).decode(), OLD.hex().upper()])
+def test_swapped_keys_are_refused_without_being_shown(key: bytes | str) -> None:
+    with pytest.raises(ConfigurationError, match=r"not \{key: id\}") as caught:
+        EncryptedStorage(MemoryStorage(), KEY, keys={key: id_by_hand(OLD).hex()})  # type: ignore[dict-item]  # what is tested
+    error: BaseException | None = caught.value
+    while error is not None:
+        for shown in (str(error), repr(error), repr(vars(error))):
+            assert str(key) not in shown
+            assert repr(key) not in shown
+        error = error.__cause__ or error.__context__

@@ -299,11 +299,16 @@ def test_paths_and_urls_are_those_of_the_side_that_has_the_object(tmp_path: Path
     primary, secondary = LocalStorage(tmp_path / "one"), LocalStorage(tmp_path / "two")
     primary.write("a", b"1")
     secondary.write("b", b"2")
-    for write_to, absent in (("primary", primary), ("secondary", secondary), ("both", primary)):
+    for write_to in ("primary", "secondary", "both"):
         storage = FallbackStorage(primary, secondary, write_to)
         assert storage.get_path("a") == primary.get_path("a")
         assert storage.get_path("b") == secondary.get_path("b")
-        assert storage.get_path("none") == absent.get_path("none")
+        for pair in (storage, PrefixedStorage(FallbackStorage(MemoryStorage(), storage), "d")):
+            with pytest.raises(NotFoundError, match="not found in primary or secondary") as caught:
+                pair.get_path("none")
+            assert caught.value.identifier == "none"
+        with pytest.raises(InvalidIdentifierError):
+            storage.get_path("../a")
         assert storage.get_url("b") == secondary.get_url("b")
     with pytest.raises(UnsupportedOperationError):
         FallbackStorage(primary, MemoryStorage()).get_url("a")

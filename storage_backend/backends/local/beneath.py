@@ -62,12 +62,15 @@ class Beneath:
         base: absolute and free of symlinks, "." and "..".
         openat2: use openat2(2) where the kernel has it.
         make: creates the directory, which is missing: called by the first `make_parent`, and nothing is beneath it until then.
+
+    Attributes:
+        base: as given.
     """
 
     def __init__(
         self, base: bytes, *, openat2: bool = True, make: Callable[[], object] | None = None
     ) -> None:
-        self._base = base
+        self.base = base
         self._make_base = make
         self._slashed = base.rstrip(b"/") + b"/"
         self._openat2 = openat2 and sys.platform == "linux"
@@ -81,16 +84,16 @@ class Beneath:
             ConfigurationError: something else is in its place.
         """
         try:
-            return os.open(self._base, flags)
+            return os.open(self.base, flags)
         except FileNotFoundError:
             if self._make_base is not None:
                 raise
             raise BaseDirectoryNotFoundError(
-                f"base directory {os.fsdecode(self._base)!r} does not exist any more"
+                f"base directory {os.fsdecode(self.base)!r} does not exist any more"
             ) from None
         except NotADirectoryError:
             raise ConfigurationError(
-                f"base directory {os.fsdecode(self._base)!r} is not a directory any more",
+                f"base directory {os.fsdecode(self.base)!r} is not a directory any more",
                 parameter="base_dir",
             ) from None
 
@@ -251,7 +254,7 @@ class Beneath:
     def _relative(self, target: bytes, path: bytes) -> bytes:
         """An absolute symlink's target as a path beneath the base. Only a hint: it is walked as carefully as any other."""
         real = os.path.realpath(target)
-        if real == self._base:
+        if real == self.base:
             return b"."
         if not real.startswith(self._slashed):
             raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)

@@ -16,8 +16,10 @@ from storage_backend.backends.local.beneath import LIST, Beneath
 from storage_backend.backends.local.errors import Mapped
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
-from storage_backend.files import StagedFile, copy_descriptor, entry_mode
+from storage_backend.files import StagedFile, copy_descriptor, entry_facts
+from storage_backend.owners import temporary_name
 from storage_backend.streams import CHUNK, Moved, new_digest
+from storage_backend.unsized import told_size
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
@@ -88,7 +90,7 @@ class Staging:
             copied = copy_descriptor(source, self._file.fd, moved)
             after = os.fstat(source)
             os.utime(self._file.fd, ns=(before.st_atime_ns, before.st_mtime_ns))
-        if (before.st_mtime_ns, before.st_size, copied) != (
+        if told_size(before) is not None and (before.st_mtime_ns, before.st_size, copied) != (
             after.st_mtime_ns,
             after.st_size,
             after.st_size,
@@ -110,9 +112,17 @@ class Staging:
         digest = new_digest("sha256")
         position = 0
         with self._mapped:
-            while chunk := os.pread(self._file.fd, CHUNK, position):
-                digest.update(chunk)
-                position += len(chunk)
+            if not os.fstat(self._file.fd).st_size:
+                return (
+                    digest.hexdigest()
+                )  # of nothing; some file systems have no file before there is something in it
+            fd = self._file.reopen()
+            try:
+                while chunk := os.pread(fd, CHUNK, position):
+                    digest.update(chunk)
+                    position += len(chunk)
+            finally:
+                os.close(fd)
         return digest.hexdigest()
 
     def publish(self) -> None:
@@ -171,7 +181,7 @@ class Staging:
 
 
 def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durable: bool) -> None:
-    """Give the entry *name* of *directory* the place *path*, in place of what was there.
+    """Give the entry *name* of *directory* the place *path*, in place of what was there; also of another name of the same file.
 
     Raises:
         OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
@@ -180,8 +190,15 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
     for more in _ATTEMPTS:
         to, to_name, grown = beneath.make_parent(path)
         try:
-            entry_mode(to, to_name)  # devices are not replaced
-            os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to)
+            there = entry_facts(to, to_name)  # devices are not replaced
+            if (
+                there is not None
+                and there.st_nlink > 1
+                and _is_other_name(there, directory, name, to, to_name)
+            ):
+                _remove_name(there, directory, name, to, to_name)
+            else:
+                os.rename(name, to_name, src_dir_fd=directory, dst_dir_fd=to)
         except IsADirectoryError:
             if not more:
                 raise
@@ -199,6 +216,40 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
             return
         finally:
             os.close(to)
+
+
+def _is_other_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> bool:
+    """Whether two entries, of which the second is *there*, are names of one file: then rename(2) does nothing."""
+    here = entry_facts(directory, name)
+    if here is None or stat.S_ISDIR(here.st_mode) or not os.path.samestat(here, there):
+        return False
+    if not os.path.samestat(os.fstat(directory), os.fstat(to)):
+        return True
+    # Where case makes no difference, two names may be one entry.
+    listed = os.open(".", LIST, dir_fd=to)
+    try:
+        with os.scandir(listed) as entries:
+            names = {os.fsencode(entry.name) for entry in entries}
+    finally:
+        os.close(listed)
+    return name in names and to_name in names
+
+
+def _remove_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> None:
+    """Remove one of two names of the file *there*; if it is another's by now, that one is renamed."""
+    aside = os.fsencode(temporary_name())
+    os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
+    if os.path.samestat(os.stat(aside, dir_fd=directory, follow_symlinks=False), there) and _is_there(
+        there, to, to_name
+    ):
+        os.unlink(aside, dir_fd=directory)
+    else:
+        os.rename(aside, to_name, src_dir_fd=directory, dst_dir_fd=to)
+
+
+def _is_there(facts: os.stat_result, directory: int, name: bytes) -> bool:
+    found = entry_facts(directory, name)
+    return found is not None and os.path.samestat(found, facts)
 
 
 def _is_directory(directory: int, name: bytes | str) -> bool:
@@ -237,14 +288,15 @@ def _descend_bare(directory: int, name: bytes | str, *, remove: bool) -> None:
         os.rmdir(name, dir_fd=directory)
 
 
-def check_entry(directory: int, name: bytes) -> None:
-    """Refuse an entry that is neither a file nor a symlink.
+def check_entry(directory: int, name: bytes) -> os.stat_result:
+    """What is known of an entry, which must be a file or a symlink.
 
     Raises:
         OSError: with ENOENT, there is none; with EISDIR or ENXIO, it is something else.
     """
-    mode = entry_mode(directory, name)
-    if mode is None:
+    facts = entry_facts(directory, name)
+    if facts is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
-    if stat.S_ISDIR(mode):
+    if stat.S_ISDIR(facts.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    return facts

@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import stat
 import sys
+import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -19,10 +21,12 @@ from typing_extensions import Buffer, override
 from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, READ, Beneath
 from storage_backend.backends.local.errors import Mapped, translate
+from storage_backend.backends.local.links import move_link
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
 from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     ConfigurationError,
@@ -30,10 +34,13 @@ from storage_backend.errors import (
     NotAFileError,
     NotFoundError,
     SourceChangedError,
+    StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import copy_descriptor, open_source, write_file
+from storage_backend.files import copy_descriptor, open_source
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, lineage
+from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
 from storage_backend.streams import (
     CHUNK,
@@ -50,9 +57,11 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
 EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic
+_SPOOLED = 8 << 20  # bytes in memory of a file whose size is not told
 _BUFFER = 64 << 10  # bytes; larger reads pass the buffer by
 
 
@@ -60,8 +69,9 @@ class LocalStorage(StorageBackend):
     """The files beneath one directory, on Linux and macOS.
 
     Nothing outside the directory is ever read, listed or written, whatever symlinks there are or come to be. A symlink
-    that stays beneath it reads as its target; write, move and delete act on the symlink itself. Writes are atomic;
-    a file that is overwritten keeps its mode. `delete` leaves directories alone: they may be a mount point, or someone's
+    that stays beneath it reads as its target; write, move and delete act on the symlink itself, and one that is moved leads
+    to the same object. Writes are atomic; a file that is overwritten keeps its mode, ACL, extended attributes and, where we may
+    give it those, owner and group. `delete` leaves directories alone: they may be a mount point, or someone's
     own with a mode and an owner that we could not give back; a write removes an empty one that is in its way.
 
     Args:
@@ -94,6 +104,7 @@ class LocalStorage(StorageBackend):
         self._durable = durable
         self._location = self.base_dir.as_uri()
         self._prefix = str(self.base_dir).rstrip("/") + "/"
+        self._left: set[str] = set()  # files with temporary names that a listing has shown
         self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
 
     def __repr__(self) -> str:
@@ -114,8 +125,8 @@ class LocalStorage(StorageBackend):
             fd = self._beneath.open(self._native(identifier), READ)
             try:
                 size = _regular(os.fstat(fd)).st_size
-                # One byte more shows the end in the same call.
-                content = os.read(fd, size + 1)
+                # One byte more shows the end in the same call. Some files of the kernel are given by the first call or not at all.
+                content = os.read(fd, size + 1 if size else _BUFFER)
                 return content if len(content) == size else _read_on(fd, content)
             finally:
                 os.close(fd)
@@ -163,7 +174,17 @@ class LocalStorage(StorageBackend):
 
     @override
     def size(self, identifier: str) -> int:
-        return self._regular_facts(identifier).st_size
+        size = told_size(self._regular_facts(identifier))
+        if size is not None:
+            return size
+        with self._opened(identifier) as reader:
+            if not reader.read(1):
+                return 0
+        raise StorageError(
+            f"the file system does not tell the size of {identifier!r} in {self._location}: only reading it does",
+            identifier=identifier,
+            backend=self._location,
+        )
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
@@ -181,9 +202,15 @@ class LocalStorage(StorageBackend):
         with Mapped(source_id, self._location):
             directory, name = self._beneath.parent(source)
             try:
-                check_entry(directory, name)
-                if source != dest:
-                    rename(self._beneath, directory, name, dest, durable=self._durable)
+                facts = check_entry(directory, name)
+                if source == dest:
+                    return True
+                if stat.S_ISLNK(facts.st_mode):
+                    if move_link(self._beneath, self._beneath.base, source, dest, durable=self._durable):
+                        return True
+                    if self.exists(source_id):
+                        raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+                rename(self._beneath, directory, name, dest, durable=self._durable)
             except OSError as error:
                 if error.errno != errno.EXDEV:
                     raise
@@ -255,13 +282,23 @@ class LocalStorage(StorageBackend):
             writer = Writer(staging)
             weakref.finalize(writer, staging.discard)  # collected unclosed
             return cast(BinaryIO, writer)
-        return io.BufferedReader(self._opened(identifier), _BUFFER)
+        reader = self._opened(identifier)
+        if told_size(os.fstat(reader.fileno())) is not None:
+            return io.BufferedReader(reader, _BUFFER)
+        # Where it ends is known once it has been read; and the next read may give something else.
+        with reader:
+            spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 - it is the caller's
+            shutil.copyfileobj(reader, spool)
+        spool.seek(0)
+        return cast(BinaryIO, spool)
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         with self._opened(identifier) as reader, Mapped(identifier, self._location):
-            size = os.fstat(reader.fileno()).st_size
+            size = told_size(os.fstat(reader.fileno()))
+            if size is None:
+                return super().read_range(identifier, start, end)
             end = size if end is None else min(end, size)
             pieces = []
             while start < end:
@@ -352,8 +389,35 @@ class LocalStorage(StorageBackend):
 
     @property
     @override
+    def _near(self) -> bool:
+        return True
+
+    @property
+    @override
     def location(self) -> str:
         return self._location
+
+    @override
+    def _tidy(self) -> int:
+        left, self._left = self._left, set()
+        removed = 0
+        for path in left:
+            if not is_abandoned(path.rpartition("/")[2]):
+                continue
+            with Mapped(None, self._location):
+                directory, name = self._beneath.parent(identifiers.encode(path))
+                try:
+                    os.unlink(name, dir_fd=directory)
+                    removed += 1
+                except FileNotFoundError:
+                    pass
+                finally:
+                    os.close(directory)
+        return removed
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        yield lineage(self.base_dir / prefix)
 
     def _native(self, identifier: str) -> bytes:
         """The path beneath the base directory."""
@@ -413,7 +477,7 @@ class LocalStorage(StorageBackend):
         def may_enter(path: str) -> bool:
             return enter(path) and (_short(path) or self._valid(f"{path}/x", on_skip))
 
-        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location):
+        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location, self._left):
             if _short(directory.path, max(map(len, names))):
                 yield directory, names, regular
             elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:
@@ -557,13 +621,14 @@ def _regular(facts: os.stat_result) -> os.stat_result:
 
 def _info(identifier: str, facts: os.stat_result) -> ObjectInfo:
     seconds = facts.st_mtime
+    size = told_size(facts)
     if 0 <= seconds < EXACT_SECONDS:
-        return ObjectInfo(identifier, facts.st_size, datetime.fromtimestamp(seconds, UTC))
+        return ObjectInfo(identifier, size, datetime.fromtimestamp(seconds, UTC))
     try:
         modified: datetime | None = EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
     except OverflowError:  # file systems count further than years have digits
         modified = None
-    return ObjectInfo(identifier, facts.st_size, modified)
+    return ObjectInfo(identifier, size, modified)
 
 
 def _read_on(fd: int, start: bytes) -> bytes:

@@ -35,11 +35,14 @@ class Directory:
 
     __slots__ = ("_steps", "fd", "path")
 
-    def __init__(self, path: str, fd: int, first: str = "") -> None:
+    def __init__(self, path: str, fd: int, first: str = "", left: set[str] | None = None) -> None:
         self.path = path
         self.fd = fd
         try:
-            self._steps = _steps(*_entries(fd, first))
+            temporary: set[str] = set()
+            self._steps = _steps(*_entries(fd, first, temporary))
+            if left is not None:
+                left.update(path + name for name in temporary)
         except BaseException:
             os.close(fd)
             raise
@@ -58,7 +61,9 @@ class Directory:
 Run: TypeAlias = tuple[Directory, list[str], bool]
 
 
-def walk(beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str) -> Iterator[Run]:
+def walk(
+    beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str, left: set[str] | None = None
+) -> Iterator[Run]:
     """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
 
     No symlink to a directory is followed, and at no time are more than a few dozen descriptors open. What vanishes
@@ -69,6 +74,7 @@ def walk(beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str) 
         stem: a literal prefix.
         enter: whether to walk a directory, given its path without a "/" at the end.
         where: the root's location, for errors.
+        left: takes the paths of files with temporary names.
 
     Yields:
         A directory, names of consecutive entries in it, and whether these were regular files when it was listed.
@@ -82,7 +88,7 @@ def walk(beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str) 
         with Mapped(start or None, where):
             fd = _descend(beneath, start) if start or not slash else None
             if fd is not None:
-                stack.append(Directory(start + slash, fd, first))
+                stack.append(Directory(start + slash, fd, first, left))
         while stack:
             here = stack[-1]
             if here.fd < 0:
@@ -101,7 +107,7 @@ def walk(beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str) 
                 with Mapped(path, where):
                     fd = _inner(here.fd, identifiers.encode(found))
                     if fd is not None:
-                        stack.append(Directory(path + "/", fd))
+                        stack.append(Directory(path + "/", fd, left=left))
                 if len(stack) > KEEP_OPEN:
                     stack[-KEEP_OPEN - 1].close()
     finally:
@@ -146,11 +152,11 @@ def _inner(directory: int, name: bytes) -> int | None:
         raise
 
 
-def _entries(fd: int, first: str) -> tuple[list[str], set[str]]:
+def _entries(fd: int, first: str, left: set[str]) -> tuple[list[str], set[str]]:
     """The names in a directory that begin with *first*, in order, those of directories with a "/" at their end.
 
     Returns:
-        The names, and which of them are neither regular files nor directories.
+        The names, and which of them are neither regular files nor directories. Files with temporary names go to *left*.
     """
     names: list[str] = []
     odd: set[str] = set()
@@ -172,7 +178,9 @@ def _entries(fd: int, first: str) -> tuple[list[str], set[str]]:
     # Temporary names stand together.
     low = bisect_left(names, RESERVED)
     high = bisect_left(names, _AFTER_RESERVED)
-    del names[low:high]
+    if low < high:
+        left.update(name for name in names[low:high] if name[-1] != "/")
+        del names[low:high]
     return names, odd
 
 

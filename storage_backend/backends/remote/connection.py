@@ -26,7 +26,7 @@ from storage_backend.backends.remote.settings import Endpoint, Settings
 from storage_backend.backends.remote.shell import Shell
 from storage_backend.backends.remote.unpacking import Member, Unpacked, Unpacker
 from storage_backend.errors import FATAL, AlreadyExistsError, ConfigurationError, StorageError
-from storage_backend.files import temporary_name
+from storage_backend.owners import temporary_name
 
 if TYPE_CHECKING:
     import paramiko
@@ -200,7 +200,7 @@ class Connection:
             dated: whether their times are kept.
             digests: whether their SHA-256 is wanted; they come in any case the first time, as proof.
         """
-        listing = temporary_name().encode()
+        listing = self.operations.temporary + b"list" + os.urandom(6).hex().encode()
 
         def unpack(shell: Shell, first: bool) -> Sequence[Unpacked]:
             with self._unpacker(shell) as unpacker:

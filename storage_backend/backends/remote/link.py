@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 LOSSES = 4  # how many connections one operation may lose before it gives up
+MOST_LEFT = 100_000  # paths that are remembered; a server may tell of names without end
 FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between looks whether a preferred endpoint is back
 
 
@@ -34,6 +35,10 @@ class Link:
         where: the backend's location, for errors.
         must_exist: whether a base directory that is missing is an error, at the first connection.
         clock: seconds, monotonic.
+
+    Attributes:
+        left: paths, beneath the base directory, of files with temporary names that a listing has shown.
+        lost: what the temporary names of connections began with that were lost.
     """
 
     def __init__(
@@ -50,6 +55,8 @@ class Link:
         self._base_dir = base_dir
         self._where = where
         self._clock = clock
+        self.left: set[bytes] = set()
+        self.lost: set[bytes] = set()
         self._renew()
         _links().add(self)
 
@@ -99,9 +106,15 @@ class Link:
             finally:
                 connection.release()
 
+    def note_left(self, path: bytes) -> None:
+        """Remember a file with a temporary name."""
+        if len(self.left) < MOST_LEFT:
+            self.left.add(path)
+
     def lose(self, connection: Connection, error: LostError) -> None:
         """Take note that *connection* has failed."""
         logger.warning("%s: lost the connection to %s: %s", self._where, connection.endpoint, error)
+        self.lost.add(connection.operations.temporary)
         with self._open.lock:
             if self._open.current is connection:
                 self._open.current = None

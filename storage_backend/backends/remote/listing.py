@@ -46,12 +46,15 @@ class Listed(NamedTuple):
         )
 
 
-def found(connection: Connection, prefix: bytes, *, details: bool) -> Iterator[Listed]:
+def found(
+    connection: Connection, prefix: bytes, left: Callable[[bytes], object], *, details: bool
+) -> Iterator[Listed]:
     """The same as `walk` into every directory, by the server's own `find`.
 
     Args:
         connection: whose shell has `find`.
         prefix: literal bytes.
+        left: is given each path of a file with a temporary name, with *details*.
         details: whether the attributes of objects are wanted. Otherwise what is no object is left out.
 
     Raises:
@@ -78,7 +81,9 @@ def found(connection: Connection, prefix: bytes, *, details: bool) -> Iterator[L
                     raise _disordered(connection, entry.path)
                 previous = entry.path
                 path = before + entry.path
-                if path.startswith(prefix):
+                if _RESERVED in entry.path and posixpath.basename(entry.path).startswith(_RESERVED):
+                    left(path)
+                elif path.startswith(prefix):
                     yield Listed(path, _attributes(connection, path, entry))
     except NotFoundError:
         return
@@ -126,7 +131,11 @@ def _attributes(connection: Connection, path: bytes, entry: Found) -> Attributes
 
 
 def walk(
-    connection: Connection, prefix: bytes, enter: Callable[[bytes], bool], where: str
+    connection: Connection,
+    prefix: bytes,
+    enter: Callable[[bytes], bool],
+    where: str,
+    left: Callable[[bytes], object] = bool,
 ) -> Iterator[Listed]:
     """All that is no directory and begins with *prefix*, ascending by path.
 
@@ -135,11 +144,12 @@ def walk(
         prefix: literal bytes.
         enter: is asked of each directory by its path, without "/" at the end, whether to go in.
         where: the backend's location, for errors.
+        left: is given each path of a file with a temporary name.
 
     Raises:
         StorageError: a directory cannot be read.
     """
-    walked = _Walk(connection, prefix, enter, where)
+    walked = _Walk(connection, prefix, enter, where, left)
     start = prefix.rpartition(b"/")[0]
     return walked.inside(start, _read_all(connection, [start], where)[start])
 
@@ -151,6 +161,7 @@ class _Walk(NamedTuple):
     prefix: bytes
     enter: Callable[[bytes], bool]
     where: str
+    left: Callable[[bytes], object]
 
     def inside(self, directory: bytes, entries: Sequence[Entry]) -> Iterator[Listed]:
         """What is beneath *directory*, which has *entries*."""
@@ -159,6 +170,8 @@ class _Walk(NamedTuple):
         for entry in entries:
             path = before + _segment(entry.name)
             if entry.name.startswith(_RESERVED):
+                if not _is_directory(entry):
+                    self.left(path)
                 continue
             if _is_directory(entry):
                 if (path + b"/").startswith(self.prefix) or self.prefix.startswith(path + b"/"):
@@ -285,6 +298,16 @@ def cleanup(connection: Connection, age: float, where: str) -> int:
                 elif (seconds := known(entry.attributes.modified)) is None or seconds <= limit:
                     removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))
     return removed
+
+
+def remove_all(connection: Connection, paths: Sequence[bytes]) -> int:
+    """Remove files, there or not; how many were removed."""
+
+    def failed(path: bytes, error: Exception) -> None:
+        _ = path, error
+
+    steps = ((path, _remove(posixpath.join(connection.base, path))) for path in paths)
+    return sum(count for _, count in connection.session.run_many(steps, AHEAD, failed))
 
 
 def _remove(path: bytes) -> Steps[int]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from urllib.parse import quote
-
+from storage_backend import locations
 from storage_backend.backends.remote.settings import Settings
 
 
@@ -16,4 +15,7 @@ def location_for(settings: Settings, base_dir: str) -> str:
     path = (
         base_dir if base_dir.startswith("/") else f"/{base_dir}" if base_dir[:1] == "~" else f"/~/{base_dir}"
     )
-    return f"ssh://{quote(settings.user, safe='')}@{hosts}{quote(path, safe='/~', errors='surrogateescape')}"
+    written = locations.quoted(path, safe="/~")
+    if base_dir == "/~" or base_dir.startswith("/~/"):
+        written = f"/%7E{written[2:]}"  # a directory of that name in the root
+    return f"ssh://{locations.quoted(settings.user, safe='')}@{hosts}{written}"

@@ -36,7 +36,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import temporary_name
+from storage_backend.owners import temporary_name
 from storage_backend.streams import check_digest, sha256
 
 T = TypeVar("T")
@@ -94,6 +94,9 @@ class Operations:
         link: likewise, a second name for a file; False where there is something of that name.
         non_atomic: whether a file may be moved aside before its successor takes its place.
         warn: is called before that.
+
+    Attributes:
+        temporary: what all temporary names of this connection begin with.
     """
 
     def __init__(
@@ -109,7 +112,7 @@ class Operations:
         self._session = session
         self._where = where
         # Random once, then counted: the kernel takes its time for each random number, and a batch has thousands of names.
-        self._temporary = f"{temporary_name()}-".encode()
+        self.temporary = f"{temporary_name()}-".encode()
         self._names = itertools.count()
         self._move = move
         self._link = link
@@ -665,7 +668,7 @@ class Operations:
         return replace(staged, new=found)
 
     def _name(self) -> bytes:
-        return self._temporary + b"%d" % next(self._names)
+        return self.temporary + b"%d" % next(self._names)
 
     @property
     def _sets_aside(self) -> bool:

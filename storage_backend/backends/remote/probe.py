@@ -180,7 +180,7 @@ def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
         ]
 
     return Facts(
-        find=_paths(answers.get(b"find"), FIELDS) == sorted([_ODD, b"b", b"c/d", b"l"]),
+        find=_paths(answers.get(b"find"), FIELDS) == sorted([_ODD, b"b", b"c/.~sb-x", b"c/d", b"l"]),
         find_names=_paths(answers.get(b"find_names"), 1) == sorted([_ODD, b"b", b"c/d", b"l"]),
         copy=gave("copy", b"%d\n" % len(_CONTENT)) and gave("copied", b"%b %d\n" % (mode, len(_CONTENT))),
         rename=gave("rename", b"") and gave("renamed", _CONTENT),

@@ -53,7 +53,7 @@ _FSTAT = b"stat -L -c %d:%i:%s:%.9Y /dev/stdin <&3"
 _FIND = b"""
 enter "$1"
 exec 4<&0
-{ find . -mindepth 1 -ignore_readdir_race -name '.~sb-*' -prune -o %b
+{ find . -mindepth 1 -ignore_readdir_race -name '.~sb-*' -prune %b
   printf '\\n%%s %%d\\n' "$2" "$?" >&2; } | sort %b &
 s=$!
 w=
@@ -64,9 +64,10 @@ r=$?
 exit "$r"
 """
 # The kind of a link is printed, not tested: -xtype makes an error of a link to itself.
-FIND_NAMES = _FAIL + _FIND % (b"-type f -printf 'f%P\\0' -o -type l -printf '%Y%P\\0'", b"-s -z -k1.2")
+FIND_NAMES = _FAIL + _FIND % (b"-o -type f -printf 'f%P\\0' -o -type l -printf '%Y%P\\0'", b"-s -z -k1.2")
 # Fields of fixed width come first and the order begins after them, so that any byte may be in a path.
-FIND = _FAIL + _FIND % (b"! -type d -printf '%y%Y%20s%23T@%P\\0'", b"-s -z -k1.46")
+_DETAILS = b"! -type d -printf '%y%Y%20s%23T@%P\\0'"
+FIND = _FAIL + _FIND % (_DETAILS + b" -o " + _DETAILS, b"-s -z -k1.46")  # temporary names beside the others
 
 # FILE NEW: a copy with the same time of last change and the mode of a new file.
 COPY = (

@@ -79,7 +79,7 @@ class Shell:
         return self._find(finding.names, scripts.FIND_NAMES, directory)
 
     def find(self, directory: bytes) -> Iterator[Found]:
-        """As `find_names`, with details, and of all that is there but directories."""
+        """As `find_names`, with details, and of all that is there but directories: also of files with temporary names."""
         return self._find(finding.entries, scripts.FIND, directory)
 
     def copy(self, source: bytes, target: bytes) -> int:

@@ -45,6 +45,7 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
@@ -422,6 +423,22 @@ class RemoteStorage(StorageBackend):
     def _seen(self, identifier: str) -> ObjectInfo | None:
         return self._objects.sightings.take(identifier)
 
+    @override
+    def _tidy(self) -> int:
+        link = self._link
+        lost = tuple(link.lost)
+        if lost:  # since the last listing, maybe
+            for _ in self.scan():
+                pass
+        left = [
+            path
+            for path in sorted(link.left)
+            if (name := path.rpartition(b"/")[2]).startswith(lost) or is_abandoned(os.fsdecode(name))
+        ]
+        link.left.clear()
+        link.lost.difference_update(lost)
+        return link.run(None, lambda connection: listing.remove_all(connection, left)) if left else 0
+
     @property
     @override
     def capabilities(self) -> Capability:
@@ -502,9 +519,9 @@ class RemoteStorage(StorageBackend):
                     return
                 by_shell = use_shell and (connection.facts.find if details else connection.facts.find_names)
                 entries = (
-                    listing.found(connection, start, details=details)
+                    listing.found(connection, start, self._link.note_left, details=details)
                     if by_shell
-                    else listing.walk(connection, start, may_enter, self._location)
+                    else listing.walk(connection, start, may_enter, self._location, self._link.note_left)
                 )
                 for entry in entries:
                     if last is not None and entry.path <= last:

@@ -17,11 +17,13 @@ from storage_backend.backends.remote.operations import Place, Staged, beside, in
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
+from storage_backend.destinations import destination, told_of, write_file
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, modified_of, open_source, write_file
+from storage_backend.files import StagedFile, modified_of, open_source, take_over
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
+from storage_backend.unsized import told_size
 
 RESUMABLE = 8 << 20  # bytes; smaller files are sent again
 PIECE = 1 << 20
@@ -43,17 +45,23 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
         digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
         moved: is told of the bytes as they arrive, and first of those that were there.
     """
-    if file.size < RESUMABLE or file.facts.modified is None:
+    place = destination(path)
+    if place is None or file.size < RESUMABLE or file.facts.modified is None:
         write_file(path, lambda staged: _fill(staged, file, moved))
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = _partial_name("download", key, str(file.size), str(file.facts.modified))
-    partial = path.parent / name
+    with told_of(place):
+        if not _resumed(file, key, place, digest, moved):
+            write_file(place, lambda staged: _fill(staged, file, moved))
+
+
+def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str | None], moved: Moved) -> bool:
+    """Gather the object beside *place*; False, and nothing was done, if another process does so just now."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    partial = place.parent / _partial_name("download", key, str(file.size), str(file.facts.modified))
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not _locked(fd) or not _is_at(partial, fd):
-            write_file(path, lambda staged: _fill(staged, file, moved))
-            return
+            return False
         size = os.fstat(fd).st_size
         resumed = max(size - AGAIN, 0) if size <= file.size else 0
         try:
@@ -65,12 +73,13 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
             partial.unlink()
             raise
         with suppress(FileNotFoundError):
-            mode = path.lstat().st_mode
-            if stat.S_ISREG(mode):
-                os.fchmod(fd, mode & 0o777)
-        partial.replace(path)
+            facts = place.lstat()
+            if stat.S_ISREG(facts.st_mode):
+                take_over(fd, None, str(place), facts)
+        partial.replace(place)
     finally:
         os.close(fd)
+    return True
 
 
 def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, moved: Moved) -> bool:
@@ -85,7 +94,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
         regular = stat.S_ISREG(facts.st_mode)
         # The lock is for others that send the same file to the same place: they take another temporary name.
         if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
-            info = ObjectInfo(place.identifier, facts.st_size if regular else None, modified)
+            info = ObjectInfo(place.identifier, told_size(facts), modified)
             return storage.write_stream(place.identifier, counting(reader, moved), info=info)
         name = _partial_name(
             "upload",

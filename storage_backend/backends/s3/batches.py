@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import TypeAlias
 
-from storage_backend.backends.s3.documents import RefusedInside, can_be_xml
-from storage_backend.backends.s3.errors import translate
+from storage_backend.backends.s3.documents import Refused, RefusedInside, can_be_xml
+from storage_backend.backends.s3.errors import refusal_of, translate
 from storage_backend.backends.s3.objects import Objects
 from storage_backend.backends.s3.workers import Answers
 from storage_backend.base import Identifiers, Item
@@ -197,22 +197,75 @@ def _delete(objects: Objects, batch: Identifiers, failures: Failures) -> None:
         with failures.of(identifier):
             keys[objects.key(identifier)] = identifier
     together = [key for key in keys if can_be_xml(key)]
+    refused = _delete_together(objects, together, keys, failures)
+    if refused is None:
+        together, refused = [], {}
+    for key, why in refused.items():
+        identifier = keys.get(key, key)
+        with failures.of(identifier):
+            raise translate(RefusedInside(why), identifier, objects.location, "delete")
+    _delete_singly(objects, keys.keys() - set(together), keys, failures)
+
+
+def _delete_together(
+    objects: Objects, together: Sequence[str], keys: Mapping[str, str], failures: Failures
+) -> Mapping[str, Refused] | None:
+    """Delete by one request: the keys that were not deleted, and why; None if the service has no such request."""
+    if not together:
+        return {}
+    if objects.deletes_singly:
+        return None
     try:
         with objects.mapped("delete", None):
-            refused = objects.calls.delete_batch(together) if together else {}
+            try:
+                return objects.calls.delete_batch(together)
+            except Exception as error:
+                refusal = refusal_of(error)
+                if refusal is None or refusal.status not in {405, 501}:
+                    raise
+                # Google's; from now on it is not asked again.
+                objects.deletes_singly = True
+                return None
     except FATAL:
         raise
     except StorageError as error:
         # None of them is known to be gone; the batches after this one may fare better.
         failures.errors.update(dict.fromkeys((keys[key] for key in together), error))
-        refused = {}
-    for key, why in refused.items():
-        identifier = keys.get(key, key)
-        with failures.of(identifier):
-            raise translate(RefusedInside(why), identifier, objects.location, "delete")
-    for key in keys.keys() - set(together):
-        with failures.of(keys[key]), objects.mapped("delete", keys[key]):
-            objects.calls.delete(key)
+        return {}
+
+
+def _delete_singly(
+    objects: Objects, alone: Iterable[str], keys: Mapping[str, str], failures: Failures
+) -> None:
+    """Delete each by a request of its own, several at a time."""
+
+    def delete(key: str) -> None:
+        with objects.mapped("delete", keys[key]):
+            try:
+                objects.calls.delete(key)
+            except Exception as error:
+                refusal = refusal_of(error)
+                # Google's answer for what is gone already; Amazon has none.
+                if refusal is None or refusal.code != "NoSuchKey":
+                    raise
+
+    answers: Answers[str, None] = Answers(objects.workers, delete)
+
+    def take() -> None:
+        key, _, error = answers.take()
+        with failures.of(keys[key]):
+            if error is not None:
+                raise error
+
+    try:
+        for key in alone:
+            while answers.pending >= objects.settings.max_concurrency:
+                take()
+            answers.ask(key)
+        while answers.pending:
+            take()
+    finally:
+        answers.settle()
 
 
 class _Window:

@@ -15,6 +15,16 @@ from typing_extensions import Buffer
 from storage_backend.backends.s3.documents import Page, Refused
 from storage_backend.backends.s3.http import FilePart
 
+CARRIED: Mapping[str, str] = {
+    "cache-control": "CacheControl",
+    "content-disposition": "ContentDisposition",
+    "content-encoding": "ContentEncoding",
+    "content-language": "ContentLanguage",
+    "expires": "Expires",
+    "x-amz-storage-class": "StorageClass",
+}
+"""Headers of an object besides type and metadata, and boto3's names of them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -29,6 +39,7 @@ class Facts:
         digests: algorithm -> base64, only of the whole object.
         encryption: "aws:kms" and the like; then the etag is no MD5.
         metadata: the user's own, by lower-case names.
+        carried: what a copy brings along besides type and metadata, in boto3's names (CacheControl, StorageClass, ...).
     """
 
     size: int | None = None
@@ -39,6 +50,7 @@ class Facts:
     digests: Mapping[str, str] = field(default_factory=dict)
     encryption: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    carried: Mapping[str, str] = field(default_factory=dict)
 
 
 class Body(Protocol):

@@ -4,29 +4,49 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
-from storage_backend.backends.s3.calls import Body, Facts, Got
-from storage_backend.backends.s3.documents import Entry, Page, Refused, etag_of
+from storage_backend.backends.s3.answers import FIRST, MOST_ERROR, told
+from storage_backend.backends.s3.calls import CARRIED, Body, Facts, Got
+from storage_backend.backends.s3.clients import is_botocore, is_stubbed
+from storage_backend.backends.s3.documents import (
+    DocumentError,
+    Entry,
+    Page,
+    Refused,
+    RefusedInside,
+    etag_of,
+    parse_error,
+    unexpected,
+)
 from storage_backend.backends.s3.http import FilePart
+from storage_backend.backends.s3.mending import payer_in_query
+from storage_backend.backends.s3.paging import Trail
 from storage_backend.streams import position_after
 
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
 class ClientCalls:
-    """Requests by a client's own methods. What is no botocore client (a mock) may leave out any field of an answer.
+    """Requests by a client's own methods.
+
+    botocore takes any page that can be parsed for an answer of S3, so what an answer must have is looked for here. What is
+    no botocore client (a mock), or has a Stubber, may leave out any field of an answer.
 
     Args:
         client: with boto3's methods.
         bucket: its name.
         payer: "requester", or None.
+        ours: whether the client was made here, with `payer_in_query` among its handlers.
     """
 
-    def __init__(self, client: Any, bucket: str, payer: str | None = None) -> None:
+    def __init__(self, client: Any, bucket: str, payer: str | None = None, *, ours: bool = False) -> None:
         self.client = client
+        self._ours = ours
         self._bucket = {"Bucket": bucket}
         if payer is not None:
             self._bucket["RequestPayer"] = payer
@@ -35,31 +55,57 @@ class ClientCalls:
         """GetObject."""
         answer = self.client.get_object(**self._bucket, Key=key, **parameters)
         length = _kind(answer, "ContentLength", int)
-        start, whole = _bounds(_kind(answer, "ContentRange", str), length)
-        facts = _facts(answer, size=whole)
-        return Got(facts, start, length, cast(Body, answer["Body"]))
+        content_range = _kind(answer, "ContentRange", str)
+        try:
+            self._check(answer, "ETag", "an object with an ETag")
+            partial = content_range is not None or _status(answer) == 206
+            if "Range" not in parameters and self._strict and partial:
+                _refuse(answer, "the whole object")
+            # The end of the connection may come at any time, and is no end of a body.
+            if length is None and self._strict and "transfer-encoding" not in _headers(answer):
+                _refuse(answer, "Content-Length, or a body in chunks")
+            start, whole = _bounds(content_range, length)
+            if whole is None and self._strict and parameters.get("Range") != FIRST:
+                whole = self._told(key, parameters, answer)
+        except DocumentError as error:
+            with closing(answer["Body"]) as body:
+                refused = parse_error(body.read(MOST_ERROR))
+            raise error if refused is None else RefusedInside(refused) from None
+        except BaseException:
+            answer["Body"].close()
+            raise
+        return Got(_facts(answer, size=whole), start, length, cast(Body, answer["Body"]))
 
     def head(self, key: str, **parameters: Any) -> Facts:
         """HeadObject."""
-        return _facts(self.client.head_object(**self._bucket, Key=key, **parameters))
+        answer = self.client.head_object(**self._bucket, Key=key, **parameters)
+        return _facts(self._check(answer, "ETag", "an ETag"))
 
     def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """PutObject."""
         with _sent(body) as content:
-            return _facts(self.client.put_object(**self._bucket, Key=key, Body=content, **parameters))
+            answer = self.client.put_object(**self._bucket, Key=key, Body=content, **parameters)
+        return _facts(self._check(answer, "ETag", "an ETag"))
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        self.client.delete_object(**self._bucket, Key=key, **parameters)
+        answer = self.client.delete_object(**self._bucket, Key=key, **parameters)
+        if self._strict and not _is_removal(_status(answer), _headers(answer)):
+            _refuse(answer, "status 204")
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
         """DeleteObjects."""
-        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": True}
+        # What is not quiet names each key, and no other page does.
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self._strict}
         answer = self.client.delete_objects(**self._bucket, Delete=objects)
-        return {
+        refused = {
             error["Key"]: Refused(str(error.get("Code", "")), str(error.get("Message", "")), None, {})
             for error in _items(answer, "Errors")
         }
+        named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
+        if self._strict and not named.issuperset(keys):
+            _refuse(answer, "each key deleted or refused")
+        return refused
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
@@ -69,32 +115,38 @@ class ClientCalls:
         answer = self.client.list_objects_v2(
             **self._bucket, Prefix=prefix, **{name: value for name, value in optional.items() if value}
         )
+        self._check(answer, "IsTruncated", "IsTruncated, true or false")
+        more = answer.get("IsTruncated") is True
+        if more:
+            self._check(answer, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
         return Page(
             [_entry(found) for found in _items(answer, "Contents")],
             [found["Prefix"] for found in _items(answer, "CommonPrefixes")],
-            _kind(answer, "NextContinuationToken", str) if answer.get("IsTruncated") is True else None,
+            _kind(answer, "NextContinuationToken", str) if more else None,
         )
 
     def copy(self, key: str, source: str, **parameters: Any) -> Facts:
         """CopyObject."""
         answer = self.client.copy_object(**self._bucket, Key=key, CopySource=_source(source), **parameters)
-        return _facts(answer.get("CopyObjectResult") or {})
+        return _facts(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
 
     def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """UploadPart."""
         with _sent(body) as content:
-            return _facts(self.client.upload_part(**self._bucket, Key=key, Body=content, **parameters))
+            answer = self.client.upload_part(**self._bucket, Key=key, Body=content, **parameters)
+        return _facts(self._check(answer, "ETag", "an ETag"))
 
     def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
         """UploadPartCopy."""
         answer = self.client.upload_part_copy(
             **self._bucket, Key=key, CopySource=_source(source), **parameters
         )
-        return _facts(answer.get("CopyPartResult") or {})
+        return _facts(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
 
     def create_upload(self, key: str, **parameters: Any) -> str:
         """CreateMultipartUpload; the upload's id."""
-        return str(self.client.create_multipart_upload(**self._bucket, Key=key, **parameters)["UploadId"])
+        answer = self.client.create_multipart_upload(**self._bucket, Key=key, **parameters)
+        return str(_needed(answer, "UploadId"))
 
     def complete_upload(
         self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], **parameters: Any
@@ -103,7 +155,7 @@ class ClientCalls:
         answer = self.client.complete_multipart_upload(
             **self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": list(parts)}, **parameters
         )
-        return _facts(answer)
+        return _facts(self._check(answer, "ETag", "an object with an ETag"))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
@@ -113,27 +165,41 @@ class ClientCalls:
         """ListParts: number -> size in bytes and etag."""
         found: dict[int, tuple[int, str]] = {}
         marker: dict[str, Any] = {}
+        trail = Trail()
         while True:
             answer = self.client.list_parts(**self._bucket, Key=key, UploadId=upload_id, **marker)
+            before = len(found)
             for part in _items(answer, "Parts"):
-                found[part["PartNumber"]] = (part["Size"], etag_of(part["ETag"]) or "")
+                etag = etag_of(_needed(part, "ETag"))
+                found[_needed(part, "PartNumber")] = (_needed(part, "Size"), etag or "")
             if answer.get("IsTruncated") is not True:
                 return found
-            marker = {"PartNumberMarker": answer["NextPartNumberMarker"]}
+            marker = {"PartNumberMarker": _needed(answer, "NextPartNumberMarker")}
+            trail.follow(marker, new=len(found) > before)
 
     def uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
         """ListMultipartUploads: key, upload id and beginning of each unfinished one."""
         marker: dict[str, Any] = {}
+        trail = Trail()
         while True:
             answer = self.client.list_multipart_uploads(**self._bucket, Prefix=prefix, **marker)
-            for upload in _items(answer, "Uploads"):
-                yield upload["Key"], upload["UploadId"], upload["Initiated"]
+            uploads = _items(answer, "Uploads")
+            for upload in uploads:
+                yield _needed(upload, "Key"), _needed(upload, "UploadId"), _needed(upload, "Initiated")
             if answer.get("IsTruncated") is not True:
                 return
             marker = {
-                "KeyMarker": answer["NextKeyMarker"],
+                "KeyMarker": _needed(answer, "NextKeyMarker"),
                 "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
             }
+            trail.follow(marker, new=bool(uploads))
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """GetObjectTagging, of an object in any bucket."""
+        answer = self.client.get_object_tagging(**self._bucket | {"Bucket": bucket}, Key=key)
+        if "TagSet" not in answer:
+            _refuse(answer, "TagSet")
+        return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(answer, "TagSet")}
 
     def create_bucket(self) -> None:
         """CreateBucket, in the client's region."""
@@ -146,11 +212,73 @@ class ClientCalls:
 
     def presigned(self, method: str, key: str, expires_in: int, **parameters: Any) -> str:
         """A URL for *method*, "get_object" or "put_object"; no I/O."""
-        return str(
-            self.client.generate_presigned_url(
-                method, Params={**self._bucket, "Key": key, **parameters}, ExpiresIn=expires_in
+        with self._payer_in_query():
+            return str(
+                self.client.generate_presigned_url(
+                    method, Params={**self._bucket, "Key": key, **parameters}, ExpiresIn=expires_in
+                )
             )
-        )
+
+    @contextmanager
+    def _payer_in_query(self) -> Iterator[None]:
+        if self._ours or "RequestPayer" not in self._bucket or not self._strict:
+            yield
+            return
+        thread = threading.get_ident()
+
+        def move(**keywords: Any) -> None:
+            if threading.get_ident() == thread:
+                payer_in_query(**keywords)
+
+        # Not for good: whoever has this client may send the header that its URLs ask for.
+        self.client.meta.events.register("before-sign.s3", move)
+        try:
+            yield
+        finally:
+            self.client.meta.events.unregister("before-sign.s3", move)
+
+    def _told(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
+        same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}
+        etag = etag_of(_kind(answer, "ETag", str))
+        return told(etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same))
+
+    @property
+    def _strict(self) -> bool:
+        return is_botocore(self.client) and not is_stubbed(self.client)
+
+    def _check(self, answer: Any, field: str, expected: str) -> Any:
+        """*answer*, which must have *field*."""
+        if self._strict and answer.get(field) in {None, ""}:
+            _refuse(answer, expected)
+        return answer
+
+
+def _needed(answer: Any, field: str) -> Any:
+    found = answer.get(field)
+    if found is None:
+        _refuse(answer, field)
+    return found
+
+
+def _refuse(answer: Any, expected: str) -> NoReturn:
+    kind = _headers(answer).get("content-type", "no Content-Type")
+    raise unexpected(expected, f"status {_status(answer) or 200}, {kind}")
+
+
+def _is_removal(status: int, headers: Mapping[str, str]) -> bool:
+    # S3 itself says 204; "200 OK" without a body could be anybody's.
+    empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    return status == 204 or (empty and any(name.startswith("x-amz-") for name in headers))
+
+
+def _status(answer: Any) -> int:
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else 0
+
+
+def _headers(answer: Any) -> Mapping[str, str]:
+    found = answer.get("ResponseMetadata", {}).get("HTTPHeaders")
+    return found if isinstance(found, dict) else {}
 
 
 def _facts(answer: Any, size: int | None = None) -> Facts:
@@ -171,6 +299,12 @@ def _facts(answer: Any, size: int | None = None) -> Facts:
         digests=digests,
         encryption=_kind(answer, "ServerSideEncryption", str),
         metadata=metadata if isinstance(metadata, dict) else {},
+        # Of Expires as it came: "0" and the like are no dates, and mean something all the same.
+        carried={
+            name: value
+            for name in CARRIED.values()
+            if (value := _kind(answer, "ExpiresString" if name == "Expires" else name, str)) is not None
+        },
     )
 
 
@@ -205,7 +339,10 @@ def _bounds(content_range: str | None, length: int | None) -> tuple[int, int | N
     if content_range is None:
         return 0, length
     span, _, whole = content_range.removeprefix("bytes ").partition("/")
-    return int(span.partition("-")[0]), int(whole) if whole.isdecimal() else None
+    first = span.partition("-")[0]
+    if not first.isdecimal():
+        raise unexpected("Content-Range, bytes first-last/size", content_range)
+    return int(first), int(whole) if whole.isdecimal() else None
 
 
 def _source(source: str) -> dict[str, str]:

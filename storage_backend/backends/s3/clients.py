@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from storage_backend.backends.s3.documents import MOST_DOCUMENT, too_long
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import MissingClientError
 from storage_backend.paths import expanded
@@ -45,10 +48,9 @@ _OURS = re.compile(
 
 
 def made(settings: Settings, region: str | None) -> Any:
-    """A client: boto3's own, or one of a session where credentials or a profile are given."""
+    """A client, of a session of its own: that of boto3 itself would go on with the credentials that it found first."""
     try:
         import boto3
-        import botocore.session
         from botocore import UNSIGNED
         from botocore.config import Config
     except ModuleNotFoundError as error:
@@ -83,18 +85,88 @@ def made(settings: Settings, region: str | None) -> Any:
         "verify": expanded(settings.ca_bundle),
     }
     keywords = {name: value for name, value in given.items() if value is not None}
-    if settings.access_key is None and settings.profile is None:
-        return boto3.client("s3", config=Config(**options), **keywords)
-    core = botocore.session.Session(profile=settings.profile)
-    core.register_component("data_loader", _models(core.get_config_variable("data_path")))
-    session = boto3.Session(
-        botocore_session=core,
-        aws_access_key_id=_value(settings.access_key),
-        aws_secret_access_key=_value(settings.secret_key),
-        aws_session_token=_value(settings.session_token),
-        profile_name=settings.profile,
+    if settings.access_key is None and settings.profile is None and module_of(boto3.client) != "boto3":
+        return boto3.client("s3", config=Config(**options), **keywords)  # somebody's who has replaced it
+    session = boto3.Session(botocore_session=_session(settings), profile_name=settings.profile)
+    return _limited(session.client("s3", config=Config(**options), **keywords))
+
+
+def credentials_now(settings: Settings) -> Any:
+    """The credentials that a client made at this moment would have, botocore's; None without any."""
+    return _session(settings).get_credentials()
+
+
+def _session(settings: Settings) -> Any:
+    """A new session of botocore, with all that a default session of boto3's was told (`boto3.setup_default_session`)."""
+    import boto3
+    import botocore.session
+    from botocore.handlers import BUILTIN_HANDLERS
+
+    default = getattr(boto3.DEFAULT_SESSION, "_session", None)
+    told = {} if default is None or settings.profile is not None else default.instance_variables()
+    core = botocore.session.Session(
+        event_hooks=copy.copy(_hooks(len(BUILTIN_HANDLERS))),
+        include_builtin_handlers=False,
+        profile=settings.profile or told.pop("profile", None),
     )
-    return session.client("s3", config=Config(**options), **keywords)
+    for name, value in told.items():
+        core.set_config_variable(name, value)
+    core.register_component("data_loader", _models(core.get_config_variable("data_path")))
+    found = getattr(default, "_credentials", None)
+    if settings.access_key is not None:
+        given = (settings.access_key, settings.secret_key, settings.session_token)
+        core.set_credentials(*map(_value, given))
+    elif settings.profile is None and found is not None and found.method == "explicit":
+        core.set_credentials(found.access_key, found.secret_key, found.token)
+    return core
+
+
+def _limited(client: Any) -> Any:
+    """*client*, reading at most `MOST_DOCUMENT` bytes of each answer that is not an object's content: itself it reads all."""
+    session = getattr(getattr(client, "_endpoint", None), "http_session", None)
+    if session is not None:
+        session.send = partial(_send_limited, session.send)
+    return client
+
+
+def _send_limited(send: Callable[[Any], Any], request: Any) -> Any:
+    is_content = request.stream_output
+    request.stream_output = True  # else `send` reads all of it
+    answer = send(request)
+    if not is_content or answer.status_code >= 300:
+        answer._content = _content_of(answer)
+    return answer
+
+
+def _content_of(answer: Any) -> bytes:
+    """What `AWSResponse.content` reads, with the errors of `URLLib3Session.send`."""
+    from botocore.exceptions import HTTPClientError, ReadTimeoutError
+    from urllib3.exceptions import HTTPError
+    from urllib3.exceptions import ReadTimeoutError as LateError
+
+    content = bytearray()
+    try:
+        for piece in answer.raw.stream():
+            content += piece
+            if len(content) > MOST_DOCUMENT:
+                answer.raw.close()
+                raise too_long(content)
+    except LateError as error:
+        raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
+    except HTTPError as error:
+        raise HTTPClientError(error=error) from error
+    return bytes(content)
+
+
+@cache
+def _hooks(count: int) -> Any:  # noqa: ARG001 - moto appends its own when it is imported
+    """The handlers of a new session, of which botocore has *count*: to register them is half of what a session costs."""
+    from botocore.hooks import HierarchicalEmitter
+    from botocore.session import Session
+
+    hooks = HierarchicalEmitter()
+    Session(event_hooks=hooks)
+    return hooks
 
 
 class _Paths(list[str]):

@@ -6,9 +6,11 @@ import logging
 import re
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from storage_backend.backends.s3 import digests
 from storage_backend.backends.s3.calls import Facts
+from storage_backend.backends.s3.documents import http_date, unexpected
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.target import Target
@@ -46,11 +48,7 @@ def copy(target: Target, source: str, look: Callable[[], Facts], if_match: str |
 def _in_parts(target: Target, source: str, facts: Facts) -> None:
     assert facts.size is not None
     rare = target.service.rare
-    # What a plain copy would bring along by itself.
-    kept: dict[str, Any] = {"Metadata": dict(facts.metadata)}
-    if facts.content_type is not None:
-        kept["ContentType"] = facts.content_type
-    upload_id = rare.create_upload(target.key, **kept | dict(target.parameters))
+    upload_id = rare.create_upload(target.key, **_carried(target, source, facts) | dict(target.parameters))
     answers: Answers[tuple[int, int, int], dict[str, Any]] = Answers(
         target.workers, lambda part: _part(target, source, facts, upload_id, part)
     )
@@ -89,6 +87,35 @@ def _in_parts(target: Target, source: str, facts: Facts) -> None:
         raise
 
 
+def _carried(target: Target, source: str, facts: Facts) -> dict[str, Any]:
+    """What a plain copy would bring along by itself, and the storage class."""
+    carried: dict[str, Any] = {"Metadata": dict(facts.metadata), **facts.carried}
+    if facts.content_type is not None:
+        carried["ContentType"] = facts.content_type
+    if "Expires" in carried and http_date(carried["Expires"]) is None:
+        logger.warning("the copy %r has no Expires: %r is no date", target.key, carried.pop("Expires"))
+    tags = _tags(target, source)
+    if tags:
+        carried["Tagging"] = urlencode(tags)
+    return carried
+
+
+def _tags(target: Target, source: str) -> dict[str, str]:
+    if not target.service.explains:  # a mock expects what it expects
+        return {}
+    bucket, _, key = source.partition("/")
+    try:
+        return target.service.rare.tags(bucket, key)
+    except Exception as error:
+        refusal = refusal_of(error)
+        if refusal is None or refusal.status not in {400, 403, 404, 405, 501}:
+            raise
+        # A service without tags, or no right to read them: most objects have none.
+        if refusal.status == 403:
+            logger.warning("the copy %r has no tags: those of its source may not be read", target.key)
+        return {}
+
+
 def _complete(target: Target, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
     try:
         target.service.rare.complete_upload(target.key, upload_id, parts)
@@ -121,4 +148,6 @@ def _part(
         CopySourceRange=f"bytes={start}-{end - 1}",
         **pinned,
     )
+    if copied.etag is None:
+        raise unexpected("a part with an ETag that is not weak", "none")
     return {"PartNumber": number, "ETag": f'"{copied.etag}"'}

@@ -14,6 +14,8 @@ from typing import Final
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
+# Bytes of a document: the 1,000 keys of a page have 3 KiB each at most, percent-encoded.
+MOST_DOCUMENT = 8 << 20
 SHOWN = 200  # characters of an unexpected document that an error shows
 
 _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
@@ -130,20 +132,23 @@ def parse_deleted(body: bytes) -> dict[str, Refused]:
             refused = _refused(child)
             key = refused.fields.get("Key")
             if not key:
-                raise _unexpected("Error with Key", child)
+                raise unexpected("Error with Key", child)
             failures[key] = refused
     return failures
 
 
 def parse_copied(body: bytes) -> str | None:
-    """The etag of what CopyObject or UploadPartCopy made; None if there is none, or a weak one.
+    """The etag of what CopyObject or UploadPartCopy made; None if it is a weak one.
 
     Raises:
-        DocumentError: it is no answer to either.
+        DocumentError: it is no answer to either, or has no etag.
         RefusedInside: the copy failed after the service had begun to answer with success ("CopyObject", API Reference).
     """
     root = _rooted(_tree(_text(body)), "CopyObjectResult", "CopyPartResult")
-    return etag_of(_fields(root, _COPIED).get("ETag"))
+    fields = _fields(root, _COPIED)
+    if not fields.get("ETag"):
+        raise unexpected("a copy with its ETag", root)
+    return etag_of(fields["ETag"])
 
 
 def delete_request(keys: Iterable[str]) -> bytes:
@@ -191,7 +196,7 @@ def moment_of(text: str) -> datetime:
             found = found.replace(tzinfo=UTC)
         return found.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
-        raise _unexpected("moment in ISO 8601", text) from None
+        raise unexpected("moment in ISO 8601", text) from None
 
 
 def http_date(text: str) -> datetime | None:
@@ -271,7 +276,7 @@ def _any_page(root: ET.Element) -> Page:
             case "Contents":
                 fields = _fields(child, _LISTED)
                 if not fields.get("Key"):
-                    raise _unexpected("Contents with Key", child)
+                    raise unexpected("Contents with Key", child)
                 keys.append(fields["Key"])
                 modified = fields.get("LastModified")
                 etag = etag_of(fields.get("ETag"))
@@ -279,7 +284,7 @@ def _any_page(root: ET.Element) -> Page:
             case "CommonPrefixes":
                 prefix = _fields(child, _PREFIX).get("Prefix")
                 if not prefix:
-                    raise _unexpected("CommonPrefixes with Prefix", child)
+                    raise unexpected("CommonPrefixes with Prefix", child)
                 prefixes.append(prefix)
     if _is_encoded(root):
         keys, prefixes = _decoded(keys), _decoded(prefixes)
@@ -290,7 +295,7 @@ def _any_page(root: ET.Element) -> Page:
 def _size(fields: Mapping[str, str], element: ET.Element) -> int:
     digits = fields.get("Size", "").strip(_BLANK)
     if not (digits.isascii() and digits.isdecimal() and len(digits) <= 19):
-        raise _unexpected("Contents with Size, a number", element)
+        raise unexpected("Contents with Size, a number", element)
     return int(digits)
 
 
@@ -303,10 +308,10 @@ def _token(root: ET.Element) -> str | None:
         case "true" | "1":
             token = fields.get("NextContinuationToken")
             if not token:
-                raise _unexpected("NextContinuationToken, as IsTruncated is true", root)
+                raise unexpected("NextContinuationToken, as IsTruncated is true", root)
             return token
         case _:
-            raise _unexpected("IsTruncated, true or false", root)
+            raise unexpected("IsTruncated, true or false", root)
 
 
 def _is_encoded(root: ET.Element) -> bool:
@@ -330,7 +335,7 @@ def _decoded(texts: list[str]) -> list[str]:
         # Another count means that a key has a line feed.
         return found if len(found) == len(texts) else [decoded(text) for text in texts]
     except UnicodeDecodeError as error:
-        raise _unexpected("keys in UTF-8", str(error.object)) from None
+        raise unexpected("keys in UTF-8", str(error.object)) from None
 
 
 def _refused(error: ET.Element) -> Refused:
@@ -339,7 +344,7 @@ def _refused(error: ET.Element) -> Refused:
         fields.setdefault(_local(child), child.text or "")
     code = fields.pop("Code", "").strip(_BLANK)
     if not code:
-        raise _unexpected("Error with Code", error)
+        raise unexpected("Error with Code", error)
     message = fields.pop("Message", "")
     region = fields.pop("Region", "").strip(_BLANK)
     return Refused(code, message, region or None, fields)
@@ -352,7 +357,7 @@ def _rooted(root: ET.Element, *names: str) -> ET.Element:
         return root
     if name == "Error":
         raise RefusedInside(_refused(root))
-    raise _unexpected(" or ".join(names), root)
+    raise unexpected(" or ".join(names), root)
 
 
 def _fields(element: ET.Element, names: frozenset[str]) -> dict[str, str]:
@@ -362,7 +367,7 @@ def _fields(element: ET.Element, names: frozenset[str]) -> dict[str, str]:
         name = child.tag.rpartition("}")[2]  # _local, without the call: eight of them an entry
         if name in names:
             if name in found or len(child):
-                raise _unexpected(f"one plain {name}", element)
+                raise unexpected(f"one plain {name}", element)
             found[name] = child.text or ""
     return found
 
@@ -376,24 +381,32 @@ def _text(body: bytes) -> str:
     try:
         return body.lstrip(_BLANK.encode()).decode()
     except UnicodeDecodeError:
-        raise _unexpected("XML in UTF-8", body[: SHOWN * 4].decode(errors="replace")) from None
+        raise unexpected("XML in UTF-8", body[: SHOWN * 4].decode(errors="replace")) from None
 
 
 def _tree(text: str) -> ET.Element:
     """The root of a document that declares nothing: entities are how a small one becomes a huge one, or reads files."""
     # expat takes "<" and NUL for UTF-16, in which a declaration would be spelled otherwise.
     if "\0" in text or "<!DOCTYPE" in text or "<!ENTITY" in text:
-        raise _unexpected("XML without declarations", text)
+        raise unexpected("XML without declarations", text)
     try:
         return ET.fromstring(text)  # noqa: S314 - there are no entities
     except ET.ParseError as error:
-        raise _unexpected(f"whole XML ({error})", text) from None
+        raise unexpected(f"whole XML ({error})", text) from None
 
 
-def _unexpected(expected: str, found: str | ET.Element) -> DocumentError:
+def unexpected(expected: str, found: str | ET.Element) -> DocumentError:
+    """The error for an answer that shows *found* where *expected* was due."""
     text = found if isinstance(found, str) else _sketch(found)
     more = "..." if len(text) > SHOWN else ""
     return DocumentError(f"expected {expected}, but there came {text[:SHOWN]!r}{more}")
+
+
+def too_long(body: bytes | bytearray) -> DocumentError:
+    """The error for an answer of which *body*, more than `MOST_DOCUMENT` bytes, was read."""
+    return unexpected(
+        f"a document of at most {MOST_DOCUMENT:,} bytes", body[: SHOWN * 4].decode(errors="replace")
+    )
 
 
 def _sketch(element: ET.Element) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from storage_backend.backends.s3.documents import DocumentError, Refused, RefusedInside
 from storage_backend.backends.s3.http import FileChangedError
@@ -39,6 +40,7 @@ class RefusalError(Exception):
         attempts: requests made.
         content_range: of an answer to a range that cannot be had.
         server_time: the service's clock, in seconds of Unix; None if the answer does not say.
+        redirected: where the answer sends us instead.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class RefusalError(Exception):
         attempts: int = 1,
         content_range: str | None = None,
         server_time: float | None = None,
+        redirected: str | None = None,
     ) -> None:
         super().__init__(f"{status} {code}: {message}")
         self.status = status
@@ -62,6 +65,7 @@ class RefusalError(Exception):
         self.attempts = attempts
         self.content_range = content_range
         self.server_time = server_time
+        self.redirected = redirected
 
     @classmethod
     def inside(cls, refused: Refused, status: int = 200) -> RefusalError:
@@ -176,7 +180,10 @@ BY_STATUS: Mapping[int, Rule] = {
     507: _FULL,
 }
 DAMAGED = frozenset(code for code, rule in BY_CODE.items() if rule is _DAMAGED)
-STALE_CREDENTIALS = frozenset(code for code, rule in BY_CODE.items() if rule is _EXPIRED)
+# Of a key that was replaced, the old one is unknown in the end.
+STALE_CREDENTIALS = frozenset(code for code, rule in BY_CODE.items() if rule is _EXPIRED) | {
+    "InvalidAccessKeyId"
+}
 WRONG_CLOCK = frozenset(code for code, rule in BY_CODE.items() if rule is _CLOCK)
 
 
@@ -206,6 +213,7 @@ def refusal_of(error: Exception) -> RefusalError | None:
             attempts=error.attempts,
             content_range=error.content_range,
             server_time=error.server_time,
+            redirected=error.redirected,
         )
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict) or "Error" not in answer:
@@ -225,6 +233,7 @@ def refusal_of(error: Exception) -> RefusalError | None:
         retry_after=seconds_of(headers.get("retry-after")),
         attempts=about.get("RetryAttempts", 0) + 1,
         content_range=headers.get("content-range"),
+        redirected=headers.get("location"),
     )
 
 
@@ -265,7 +274,11 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str =
     if isinstance(error, FileChangedError):
         return SourceChangedError(f"cannot {on} in {where}: {error}; nothing was stored", **fields)
     if isinstance(error, DocumentError):
-        return StorageError(f"cannot {on} in {where}: not an answer of S3: {error}", **fields)
+        return StorageError(
+            f"cannot {on} in {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            "answers in the service's place",
+            **fields,
+        )
     return _of_network(error, on, where, fields)
 
 
@@ -273,6 +286,8 @@ def _of_refusal(error: RefusalError, on: str, where: str, fields: dict[str, Any]
     rule = rule_of(error.status, error.code)
     if rule.kind is NotFoundError and fields["identifier"] is not None:
         return NotFoundError(f"no object {fields['identifier']!r} in {where}", **fields)
+    if 300 <= error.status < 400 and error.redirected and not error.region and not error.code:
+        return _of_redirect(error.status, error.redirected, on, where, fields)
     words = f"{error.code or f'HTTP status {error.status}'}{f' ({error.message})' if error.message else ''}"
     if rule is _REGION and error.region:
         advice = f"the bucket is in region {error.region}; set region={error.region!r}"
@@ -284,6 +299,19 @@ def _of_refusal(error: RefusalError, on: str, where: str, fields: dict[str, Any]
     if issubclass(rule.kind, RateLimitedError):
         fields["retry_after"] = error.retry_after
     return rule.kind(message, **fields)
+
+
+def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+    parts = urlsplit(location)
+    # A query may hold a signature, and what stands before "@" is a password.
+    host = parts.netloc.rpartition("@")[2]
+    shown = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
+    advice = f'set endpoint_url="{parts.scheme}://{host}"' if host else "check endpoint_url"
+    return ConfigurationError(
+        f"cannot {on} in {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
+        parameter="endpoint_url",
+        **fields,
+    )
 
 
 # botocore's exceptions by name, so that nothing here imports it: they are raised only where it is loaded already.

@@ -1,6 +1,7 @@
 """Mending: of what boto3's own requests are refused for, a wrong clock and keys that ended early are put right.
 
-boto3 does neither: it signs by the clock of this machine, and renews keys only by the time that they announce.
+boto3 does neither: it signs by the clock of this machine, and renews keys only by the time that they announce. And its URLs for
+a bucket whose requester pays ask for a header, which a plain client does not send.
 """
 
 from __future__ import annotations
@@ -54,6 +55,7 @@ class Mender:
         client.meta.events.register_first("needs-retry.s3", self.stay)
         client.meta.events.register("needs-retry.s3", self.try_again)
         client.meta.events.register("before-send.s3", self.sign_again)
+        client.meta.events.register("before-sign.s3", payer_in_query)
 
     @staticmethod
     def stay(response: Any = None, request_dict: Any = None, **_: object) -> None:
@@ -109,6 +111,14 @@ class Mender:
         for name in ("authorization", "x-amz-date", "x-amz-content-sha256", "x-amz-security-token"):
             if name in headers:
                 request.headers[name] = headers[name]
+
+
+def payer_in_query(request: Any = None, signature_version: str = "", **_: object) -> None:
+    """A handler of "before-sign": have a URL carry who pays ("Downloading objects from Requester Pays buckets", S3 User Guide)."""
+    name = "x-amz-request-payer"
+    if "v4-query" in str(signature_version) and name in request.headers:
+        request.params[name] = request.headers[name]
+        del request.headers[name]
 
 
 def _text(value: Any) -> str:

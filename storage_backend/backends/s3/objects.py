@@ -56,6 +56,7 @@ class Objects:
         records: of unfinished uploads.
         receipts: what listings will show of the objects last written.
         sightings: what reads saw.
+        deletes_singly: the service has shown that it deletes no batches.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -67,6 +68,7 @@ class Objects:
         self.records = Records(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
         self.sightings = Sightings()
+        self.deletes_singly = False
         self._ensured = not settings.create_bucket
 
     def close(self) -> None:

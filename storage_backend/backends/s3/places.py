@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from storage_backend.backends.s3.clients import emitter, module_of
+from storage_backend.backends.s3.clients import credentials_now, emitter, module_of
 from storage_backend.backends.s3.mending import SCOPE
 from storage_backend.backends.s3.pool import Pool
-from storage_backend.backends.s3.settings import Settings
+from storage_backend.backends.s3.settings import Settings, check_sendable
 from storage_backend.backends.s3.signing import Keys, Signer
 from storage_backend.backends.s3.wire import Place
 from storage_backend.errors import ConfigurationError
@@ -32,11 +32,11 @@ def place_of(client: Any, settings: Settings) -> Place | None:
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     verify = getattr(session, "_verify", None)
     tls = parts.scheme == "https"
-    credentials = credentials_of(client)
+    signs = credentials_of(client) is not None
     unknown = (tls and not verify and not isinstance(verify, str)) or getattr(session, "_cert_file", None)
-    if unknown or (credentials is None and not settings.anonymous) or _proxied(client, request.url):
+    if unknown or (not signs and not settings.anonymous) or _proxied(client, request.url):
         return None
-    source = Source(credentials)
+    source = Source(client, settings)
     host = parts.hostname or ""
     port = parts.port or (443 if tls else 80)
     return Place(
@@ -130,30 +130,48 @@ class Source:
     """The credentials of a client.
 
     Args:
-        credentials: botocore's.
+        client: botocore's, made for *settings*.
+        settings: of the storage.
     """
 
-    def __init__(self, credentials: Any) -> None:
-        self._credentials = credentials
+    def __init__(self, client: Any, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
         self._used = threading.local()
+        self._lock = threading.Lock()
 
     def keys(self) -> Keys:
-        """Those of this moment. What is about to expire is renewed, once for all threads."""
-        frozen = self._used.frozen = self._credentials.get_frozen_credentials()
+        """Those of this moment. What is about to expire is renewed, once for all threads.
+
+        Raises:
+            ConfigurationError: one cannot be sent.
+        """
+        frozen = self._used.frozen = credentials_of(self._client).get_frozen_credentials()
+        check_sendable("access_key", frozen.access_key)
+        check_sendable("secret_key", frozen.secret_key)
+        check_sendable("session_token", frozen.token)
         return Keys(frozen.access_key, frozen.secret_key, frozen.token)
 
     def refresh(self) -> bool:
-        """Get new ones although those that this thread used do not look expired; whether there are others now."""
-        renew = getattr(self._credentials, "_protected_refresh", None)
-        lock = getattr(self._credentials, "_refresh_lock", None)
-        if renew is None or lock is None:
-            return False
-        before = getattr(self._used, "frozen", None) or self._credentials.get_frozen_credentials()
-        with lock:
+        """Get new ones although those that this thread used do not look expired; whether there are others now.
+
+        What does not renew itself is looked up again, where it was found: files and variables change under a program.
+        """
+        credentials = credentials_of(self._client)
+        before = getattr(self._used, "frozen", None) or credentials.get_frozen_credentials()
+        renew = getattr(credentials, "_protected_refresh", None)
+        with getattr(credentials, "_refresh_lock", None) or self._lock:
             # Not by get_frozen_credentials, which takes the lock itself when the end is near.
-            if getattr(self._credentials, "_frozen_credentials", before) == before:
-                renew(is_mandatory=True)
-        return bool(self._credentials.get_frozen_credentials() != before)
+            if renew is not None:
+                if getattr(credentials, "_frozen_credentials", before) == before:
+                    renew(is_mandatory=True)
+            elif credentials_of(self._client).get_frozen_credentials() == before:
+                given = getattr(credentials, "method", None) == "explicit"
+                if not given or self._settings.access_key is not None:
+                    # As a whole, since others read them meanwhile.
+                    found = credentials_now(self._settings)
+                    self._client._request_signer._credentials = found or credentials
+        return bool(credentials_of(self._client).get_frozen_credentials() != before)
 
 
 def _emit(client: Any) -> Callable[..., Any] | None:

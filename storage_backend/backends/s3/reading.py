@@ -23,6 +23,7 @@ from storage_backend.streams import CHUNK, position_after
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
 AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
 AHEAD_MOST = 16 << 20
+GROWTH_FIRST = 64 << 20  # bytes that are allocated before they have come
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +124,26 @@ def read_whole(wanted: Wanted) -> bytes:
         content = reader.readall()
     wanted.saw(reader.facts)
     return content
+
+
+def _body_of(wanted: Wanted, got: Got) -> bytes:
+    """All of a body whose length is unknown; what breaks off is begun anew."""
+    for tries in range(1, wanted.settings.attempts + 1):
+        try:
+            return got.body.read()
+        except Exception as error:  # noqa: BLE001 - raised as ours
+            found = wanted.error(error)
+            try:
+                if not found.retryable or tries == wanted.settings.attempts:
+                    found.attempts = tries
+                    _raise(found, error)
+            finally:
+                del found
+        finally:
+            got.body.close()
+        wanted.settings.sleep(retries.pause(tries))
+        got = wanted.get()
+    raise AssertionError("the last try returns or raises")
 
 
 def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
@@ -255,8 +276,8 @@ class Pinned(io.RawIOBase):
             self._got = wanted.get()
             facts = self._got.facts
             if facts.size is None:
-                # Not an answer of S3, which always tells: a stand-in's.
-                self._kept = self._got.body.read()
+                # Not an answer of S3, which always tells: a stand-in's, or that of a proxy that sends all in chunks.
+                self._kept = _body_of(wanted, self._got)
                 facts = Facts(size=len(self._kept))
                 self._got = Got(facts, 0, len(self._kept), io.BytesIO(self._kept))
         assert facts.size is not None
@@ -326,11 +347,16 @@ class Pinned(io.RawIOBase):
     @override
     def readall(self) -> bytes:
         self._check_open()
-        content = bytearray(max(0, self.size - self._position))
-        with memoryview(content) as view:
-            done = 0
-            while done < len(content):
-                done += self.readinto(view[done:])
+        left = max(0, self.size - self._position)
+        content = bytearray(min(left, GROWTH_FIRST))
+        done = 0
+        while done < left:
+            if done == len(content):
+                # As it comes: the size is what an answer claims.
+                content += bytes(min(left, 2 * done) - done)
+            with memoryview(content) as view:
+                while done < len(content):
+                    done += self.readinto(view[done:])
         return bytes(content)
 
     @override

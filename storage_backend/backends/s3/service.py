@@ -107,7 +107,7 @@ class Service:
     def _opened(self) -> _State:
         settings = self._settings
         client = settings.client if settings.client is not None else self._made(self._region)
-        state = _State(os.getpid(), client, ClientCalls(client, settings.bucket, settings.request_payer))
+        state = _State(os.getpid(), client, self._rare(client))
         state.vouches = is_amazon(client)
         # botocore's objects refer to each other, so that their connections would wait for the collector.
         state.finalizer = weakref.finalize(self, _let_go, state, ours=settings.client is None)
@@ -129,10 +129,16 @@ class Service:
 
         return Wire(place, self._settings, moved, self._skew)
 
+    def _rare(self, client: Any) -> ClientCalls:
+        settings = self._settings
+        return ClientCalls(client, settings.bucket, settings.request_payer, ours=settings.client is None)
+
     def _made(self, region: str | None) -> Any:
         client = made(self._settings, region)
         if is_botocore(client) and not self._settings.anonymous:
-            source = Source(credentials_of(client))
+            if credentials_of(client) is not None:
+                Source(client, self._settings).keys()  # they can be sent, or the parameter is named
+            source = Source(client, self._settings)
             Mender(self._skew, self._settings.clock, source.keys, source.refresh).register(client)
         return client
 
@@ -143,7 +149,7 @@ class Service:
             if region != getattr(state.client.meta, "region_name", None):
                 self._region = region
                 state.client = self._made(region)
-                state.rare = ClientCalls(state.client, self._settings.bucket, self._settings.request_payer)
+                state.rare = self._rare(state.client)
             place = place_of(state.client, self._settings)
             state.handlers = handlers_of(state.client)
             return place

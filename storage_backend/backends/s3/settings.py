@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlsplit
 
+from storage_backend import locations
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
@@ -115,9 +116,10 @@ class Settings:
             "profile": self.profile,
             "anonymous": "true" if self.anonymous else None,
         }
-        query = urlencode({name: value for name, value in parameters.items() if value is not None}, safe=":/")
-        path = quote(self.prefix.removesuffix("/"))
-        return f"s3://{quote(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
+        given = {name: value for name, value in parameters.items() if value is not None}
+        query = locations.parameters_as_text(given, safe=":/")
+        path = locations.quoted(self.prefix.removesuffix("/"))
+        return f"s3://{locations.quoted(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
 
     def object_parameters(self) -> Mapping[str, str]:
         """What each new object is given, in boto3's names."""
@@ -179,11 +181,25 @@ def secret(name: str, value: str | None) -> Secret | None:
     """The secret that *value* means.
 
     Raises:
-        ConfigurationError: it is no text.
+        ConfigurationError: it is no text, or cannot be sent.
     """
     if value is not None and not isinstance(value, str):
         raise _wrong(name, "it is no text")
-    return Secret.given(name, value)
+    found = Secret.given(name, value)
+    if found is not None and found.literal:
+        check_sendable(name, found.text)
+    return found
+
+
+def check_sendable(name: str, credential: str | None) -> None:
+    """Check that a credential can stand in a header, as what was read or pasted with its line's end cannot.
+
+    Raises:
+        ConfigurationError: it cannot.
+    """
+    if credential and not (credential.isascii() and credential.isprintable()):
+        kind = "a line feed" if "\n" in credential else "a character that no credential has"
+        raise _wrong(name, f"there is {kind} in it")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:

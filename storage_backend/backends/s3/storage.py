@@ -15,8 +15,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers
-from storage_backend.backends.s3 import batches, downloading, listing, uploading
+from storage_backend import identifiers, locations
+from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
 from storage_backend.backends.s3.errors import refusal_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
@@ -30,6 +30,7 @@ from storage_backend.base import (
     digest_of,
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -39,7 +40,7 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source, write_file
+from storage_backend.files import modified_of, open_source
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
@@ -54,6 +55,7 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
+from storage_backend.unsized import told_size
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +75,8 @@ class S3Storage(StorageBackend):
         region: without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the bucket answers.
         endpoint_url: of another service than Amazon's, "https://host:port".
         access_key: with *secret_key* and perhaps *session_token*, each itself, "env:NAME" or "file:PATH". Without them
-            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them.
+            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. What is refused as expired
+            or unknown is looked up once more where it was found.
         secret_key: given as itself, this object cannot be pickled.
         session_token: as *secret_key*.
         profile: of ~/.aws/config.
@@ -87,7 +90,7 @@ class S3Storage(StorageBackend):
         storage_class: of new objects, such as "STANDARD_IA".
         server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
-        request_payer: "requester" of a bucket where that is asked for.
+        request_payer: "requester" of a bucket where that is asked for; the URLs of `get_url` carry it.
         content_type: of new objects; guessed from the name if None. That of `ObjectInfo` comes first.
         acl: of new objects, a canned one, such as "bucket-owner-full-control".
         accelerate: use the bucket's acceleration endpoint.
@@ -273,7 +276,8 @@ class S3Storage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return f"s3://{self.bucket}/{self._objects.key(identifier)}"
+        """`s3://bucket/prefix/identifier`, where "%", "#" and "?" are percent-encoded, as in every URL."""
+        return f"s3://{self.bucket}/{locations.escaped(self._objects.key(identifier))}"
 
     @override
     def size(self, identifier: str) -> int:
@@ -495,7 +499,7 @@ class S3Storage(StorageBackend):
         key = self._objects.key(identifier)
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, facts.st_size, modified_of(facts))
+            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
                 known = info if stat.S_ISREG(facts.st_mode) else None
                 return self.write_stream(identifier, counting(reader, moved), info=known)
@@ -650,6 +654,19 @@ class S3Storage(StorageBackend):
     @override
     def _receipt(self, identifier: str) -> ObjectInfo | None:
         return self._objects.receipts.pop(identifier, None)
+
+    @override
+    def _md5_in(self, info: ObjectInfo) -> str | None:
+        # Of an object encrypted with a key of its own it is something else, which then is no other object's MD5.
+        return info.etag if info.etag is not None and re.fullmatch("[0-9a-f]{32}", info.etag) else None
+
+    @override
+    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        return looking.kept_times(self._objects, identifiers)
+
+    @override
+    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return looking.stat_many(self._objects, self.stat, identifiers)
 
     @override
     def _seen(self, identifier: str) -> ObjectInfo | None:

@@ -9,13 +9,14 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, Protocol
+from functools import cache, partial
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.s3 import retries
+from storage_backend.backends.s3 import answers, retries
+from storage_backend.backends.s3.answers import Answer
 from storage_backend.backends.s3.calls import Facts, Got
 from storage_backend.backends.s3.digests import Running
 from storage_backend.backends.s3.documents import (
@@ -25,10 +26,8 @@ from storage_backend.backends.s3.documents import (
     RefusedInside,
     delete_request,
     etag_of,
-    http_date,
     parse_copied,
     parse_deleted,
-    parse_error,
     parse_page,
 )
 from storage_backend.backends.s3.errors import (
@@ -38,7 +37,6 @@ from storage_backend.backends.s3.errors import (
     RefusalError,
     UnreachableError,
     is_transient,
-    seconds_of,
 )
 from storage_backend.backends.s3.http import FileChangedError, FilePart, StaleError
 from storage_backend.backends.s3.mending import Skew
@@ -46,8 +44,9 @@ from storage_backend.backends.s3.pool import Pool
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
 
+T = TypeVar("T")
+
 USER_AGENT = "storage-backend"
-MOST_ERROR = 64 << 10  # bytes of an error document that are read
 DAMAGED_TRIES = 3  # of what comes damaged at the other end; more often it is no chance
 SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
 _EMPTY = hashlib.sha256(b"").hexdigest()
@@ -72,7 +71,6 @@ _HEADERS: Mapping[str, str] = {
 }
 _QUERY: Mapping[str, str] = {"PartNumber": "partNumber", "UploadId": "uploadId", "VersionId": "versionId"}
 _META = "x-amz-meta-"
-_DIGESTS = {f"x-amz-checksum-{name}": name for name in ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")}
 
 
 @dataclass(frozen=True)
@@ -104,19 +102,6 @@ class Place:
     origin: str
 
 
-class _Answer(Protocol):
-    """What a `http.Response` has, and `_Canned` too."""
-
-    status: int
-    headers: dict[str, str]
-    length: int | None
-
-    def read(self, size: int = -1, /) -> bytes: ...
-    def readinto(self, buffer: Buffer, /) -> int: ...
-    def close(self) -> None: ...
-    def drain(self, at_most: int) -> bool: ...
-
-
 class Wire:
     """The `Calls` of a plain client, several times faster than its own.
 
@@ -142,59 +127,46 @@ class Wire:
 
     def get(self, key: str, **parameters: Any) -> Got:
         """GetObject."""
-        if "Range" not in parameters:
+        ranged = "Range" in parameters
+        if not ranged:
             parameters["ChecksumMode"] = "ENABLED"
-        answer = self._send("GetObject", "GET", key, parameters)
-        start, whole = 0, answer.length
-        # Some services send a range with status 200.
-        content_range = answer.headers.get("content-range")
-        if content_range is not None or answer.status == 206:
-            span, _, total = (content_range or "").removeprefix("bytes ").partition("/")
-            first = span.partition("-")[0]
-            if not first.isdecimal():
-                answer.close()
-                raise RefusalError(answer.status, "", "a range without Content-Range")
-            start, whole = int(first), int(total) if total.isdecimal() else None
-        elif whole is None:
-            whole = self._looked_up(key, parameters, answer)
-        facts = _facts(answer.headers, whole, whole_answer=content_range is None)
+        take = partial(answers.begun, ranged=ranged)
+        answer, start, whole = self._send(take, "GetObject", "GET", key, parameters)
+        if whole is None and parameters.get("Range") != answers.FIRST:
+            whole = self._told(key, parameters, answer)
+        facts = answers.facts_of(answer.headers, whole, whole="content-range" not in answer.headers)
         return Got(facts, start, answer.length, answer)
 
     def head(self, key: str, **parameters: Any) -> Facts:
         """HeadObject."""
-        answer = self._send("HeadObject", "HEAD", key, parameters)
-        headers = answer.headers
-        answer.close()
-        length = headers.get("content-length", "")
-        return _facts(headers, int(length) if length.isdecimal() else None)
+        return self._send(answers.looked, "HeadObject", "HEAD", key, parameters)
 
     def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """PutObject."""
-        return self._done("PutObject", key, parameters, body)
+        return self._send(answers.stored, "PutObject", "PUT", key, parameters, body)
 
     def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """UploadPart."""
-        return self._done("UploadPart", key, parameters, body)
+        return self._send(answers.stored, "UploadPart", "PUT", key, parameters, body)
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        _finish(self._send("DeleteObject", "DELETE", key, parameters))
+        self._send(answers.removed, "DeleteObject", "DELETE", key, parameters)
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
         """DeleteObjects."""
         body = delete_request(keys)
         md5 = Running("md5")
         md5.update(body)
-        found: dict[str, Refused] = self._send(
+        return self._send(
+            answers.document(parse_deleted),
             "DeleteObjects",
             "POST",
             None,
             {"ContentMD5": md5.base64("md5")},
             body,
             [("delete", "")],
-            parse=parse_deleted,
         )
-        return found
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
@@ -207,8 +179,7 @@ class Wire:
             query.append(("continuation-token", token))
         if limit is not None:
             query.append(("max-keys", str(limit)))
-        found: Page = self._send("ListObjectsV2", "GET", None, {}, b"", query, parse=parse_page)
-        return found
+        return self._send(answers.document(parse_page), "ListObjectsV2", "GET", None, {}, b"", query)
 
     def copy(self, key: str, source: str, **parameters: Any) -> Facts:
         """CopyObject."""
@@ -218,31 +189,26 @@ class Wire:
         """UploadPartCopy."""
         return self._copied("UploadPartCopy", key, source, parameters)
 
-    def _looked_up(self, key: str, parameters: Mapping[str, Any], answer: _Answer) -> int | None:
-        """The size of an object whose answer does not tell it: then nothing else shows that a body was cut short."""
+    def _told(self, key: str, parameters: Mapping[str, Any], answer: Answer) -> int | None:
+        same = {name: parameters[name] for name in _QUERY if name in parameters}
         try:
-            facts = self.head(key, **{name: parameters[name] for name in _QUERY if name in parameters})
-            if facts.etag != etag_of(answer.headers.get("etag")):
-                raise UnreachableError(
-                    ConnectionError("an answer of unknown length, and the object changed"), 1
-                )
+            return answers.told(
+                etag_of(answer.headers.get("etag")),
+                lambda: self.head(key, **same),
+                lambda: self.get(key, Range=answers.FIRST, **same),
+            )
         except BaseException:
             answer.close()
             raise
-        return facts.size
-
-    def _done(self, operation: str, key: str, parameters: Mapping[str, Any], body: Any) -> Facts:
-        answer = self._send(operation, "PUT", key, parameters, body)
-        headers = answer.headers
-        _finish(answer)
-        return _facts(headers, None)
 
     def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> Facts:
         extra = {"x-amz-copy-source": quote(f"/{source}", safe="/-_.~")}
-        return Facts(etag=self._send(operation, "PUT", key, parameters, b"", (), extra, parse_copied))
+        take = answers.document(parse_copied)
+        return Facts(etag=self._send(take, operation, "PUT", key, parameters, b"", (), extra))
 
     def _send(  # noqa: PLR0917 - the parts of a request in the order in which they are sent
         self,
+        take: Callable[[Answer], T],
         operation: str,
         method: str,
         key: str | None,
@@ -250,11 +216,11 @@ class Wire:
         body: bytes | memoryview | FilePart = b"",
         query: Sequence[tuple[str, str]] = (),
         extra: Mapping[str, str] | None = None,
-        parse: Callable[[bytes], Any] | None = None,
-    ) -> Any:
+    ) -> T:
         """Send the request until it succeeds, as often as its failures allow.
 
         Args:
+            take: reads a success, which may turn out to be none (a 200 with an error in it); what it gives is returned.
             operation: its name in the API.
             method: of HTTP.
             key: of the object; None for a request about the bucket.
@@ -262,10 +228,6 @@ class Wire:
             body: can be sent again.
             query: further pairs, unencoded.
             extra: further headers.
-            parse: reads a success that may turn out to be none (a 200 with an error in it); its result is returned.
-
-        Returns:
-            The answer, a success whose body has not been read; or what *parse* gave.
 
         Raises:
             RefusalError: S3 refuses.
@@ -281,10 +243,8 @@ class Wire:
             try:
                 answer = self._once(place, operation, method, key, tail, dict(headers), body)
                 if answer.status < 300:
-                    if parse is None:
-                        return answer
-                    return parse(_whole(answer))
-                refusal = _refusal(answer, method)
+                    return take(answer)
+                refusal = answers.refusal(answer, method)
             except StaleError as error:
                 # The server had closed the connection before the request came: it costs no try.
                 stale += 1
@@ -297,7 +257,7 @@ class Wire:
             except FileChangedError:
                 raise
             except DocumentError as error:
-                # A body in chunks that somebody on the way cut short looks whole.
+                # A body in chunks that somebody on the way cut short looks whole, and a proxy may speak for the service.
                 if tries >= min(DAMAGED_TRIES, self._settings.attempts):
                     error.attempts = tries
                     raise
@@ -330,7 +290,7 @@ class Wire:
         query: str,
         headers: dict[str, str],
         body: bytes | memoryview | FilePart,
-    ) -> _Answer:
+    ) -> Answer:
         path = place.root + quote_key(key) if key is not None else place.root.removesuffix("/") or "/"
         headers["host"] = place.host
         if place.signer is not None:
@@ -415,71 +375,6 @@ def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *,
     return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
 
 
-def _facts(headers: Mapping[str, str], size: int | None, *, whole_answer: bool = True) -> Facts:
-    digests = {}
-    metadata = {}
-    for name, value in headers.items():
-        if name.startswith("x-amz-"):
-            if name in _DIGESTS:
-                digests[_DIGESTS[name]] = value
-            elif name.startswith(_META):
-                metadata[name.removeprefix(_META)] = value
-    if digests and (not whole_answer or headers.get("x-amz-checksum-type") == "COMPOSITE"):
-        digests = {}
-    modified = headers.get("last-modified")
-    return Facts(
-        size=size,
-        modified=None if modified is None else http_date(modified),
-        etag=etag_of(headers.get("etag")),
-        content_type=headers.get("content-type"),
-        version_id=headers.get("x-amz-version-id"),
-        # "value-N" is of the parts' checksums ("Checking object integrity", S3 User Guide).
-        digests={name: value for name, value in digests.items() if "-" not in value},
-        encryption=headers.get("x-amz-server-side-encryption"),
-        metadata=metadata,
-    )
-
-
-def _refusal(answer: _Answer, method: str) -> RefusalError:
-    """The error of an answer; its connection is let go of."""
-    headers = answer.headers
-    try:
-        body = b"" if method == "HEAD" else answer.read(MOST_ERROR)
-        answer.drain(MOST_ERROR)
-    except OSError:
-        body = b""  # the status alone says enough
-    finally:
-        answer.close()
-    refused = parse_error(body)
-    date = http_date(headers["date"]) if "date" in headers else None
-    return RefusalError(
-        answer.status,
-        refused.code if refused else "",
-        refused.message if refused else "",
-        region=headers.get("x-amz-bucket-region") or (refused.region if refused else None),
-        retry_after=seconds_of(headers.get("retry-after")),
-        content_range=headers.get("content-range"),
-        server_time=None if date is None else date.timestamp(),
-    )
-
-
-def _whole(answer: _Answer) -> bytes:
-    try:
-        return answer.read()
-    finally:
-        answer.close()
-
-
-def _finish(answer: _Answer) -> None:
-    """Read an answer to its end, so that its connection can be used again. It was a success, whatever becomes of that."""
-    try:
-        answer.drain(MOST_ERROR)
-    except OSError:
-        pass
-    finally:
-        answer.close()
-
-
 def _canned(  # noqa: PLR0917 - as _send
     place: Place,
     operation: str,
@@ -487,7 +382,7 @@ def _canned(  # noqa: PLR0917 - as _send
     target: str,
     headers: Mapping[str, str],
     body: bytes | memoryview | FilePart,
-) -> _Answer | None:
+) -> Answer | None:
     """The answer of a "before-send" handler, if any gives one."""
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 

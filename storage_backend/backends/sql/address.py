@@ -106,7 +106,9 @@ def _sqlite(url: str, password: str | None) -> Address:
 def _postgresql(url: str, password: str | None) -> Address:
     try:
         parts = urlsplit(url)
-        query = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        # In a URL of ours "+" is "+", as libpq has it; in that of a form it is a space.
+        asked = parts.query.replace("+", "%2B")
+        query = parse_qsl(asked, keep_blank_values=True, strict_parsing=bool(asked))
     except ValueError:
         raise _wrong("it is not of the form postgresql://USER@HOST:PORT/NAME?PARAMETER=VALUE") from None
     if "#" in url:
@@ -131,7 +133,7 @@ def _postgresql(url: str, password: str | None) -> Address:
     netloc = f"{quote(unquote(user))}@{hosts}" if user else hosts
     location = f"postgresql://{netloc}/{quote(name, safe='')}"
     if query:
-        location += f"?{urlencode(query, safe='/')}"
+        location += f"?{urlencode(query, safe='/', quote_via=quote)}"
     # In a URL, "env:" is a part of the password.
     inlined = Secret("password", unquote(inline), literal=True) if has_password else None
     return Address("postgresql", location, "", parameters, inlined or Secret.given("password", password))

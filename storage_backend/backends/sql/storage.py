@@ -6,11 +6,10 @@ import io
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
-from urllib.parse import quote
 
 from typing_extensions import override
 
-from storage_backend import identifiers
+from storage_backend import identifiers, locations
 from storage_backend.backends.sql import batch, listing, moving, reading
 from storage_backend.backends.sql.address import parse
 from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
@@ -33,6 +32,7 @@ from storage_backend.errors import (
     PreconditionFailedError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage, lineage, within
 from storage_backend.secrets import refuse_pickle
 from storage_backend.sightings import Sightings
 from storage_backend.streams import (
@@ -139,7 +139,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"{self.location}#{quote(identifier)}"
+        return locations.beneath(self.location, identifier)
 
     @override
     def size(self, identifier: str) -> int:
@@ -301,10 +301,22 @@ class DatabaseStorage(StorageBackend):
     def location(self) -> str:
         return self._address.location
 
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        if self._address.path:
+            yield within(lineage(self._address.path), prefix)
+        else:
+            yield from super()._places(prefix)
+
     @property
     @override
     def keeps_modified(self) -> bool:
         return True
+
+    @property
+    @override
+    def _near(self) -> bool:
+        return bool(self._address.path)
 
     @override
     def close(self) -> None:

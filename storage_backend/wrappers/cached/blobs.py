@@ -41,7 +41,7 @@ from storage_backend.wrappers.cached.engine import (
     TooLargeError,
     key_of,
 )
-from storage_backend.wrappers.cached.entry import Entry, Found, entry_of, found_in, renewed
+from storage_backend.wrappers.cached.entry import Checked, Entry, Found, entry_of, found_in, renewed
 from storage_backend.wrappers.cached.folders import remove, remove_some, whole
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
@@ -62,13 +62,19 @@ _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
 class _Known(NamedTuple):
-    """A file that was read before, so that its record need not be read again."""
+    """A file that was read before, so that its record need not be read again.
+
+    Attributes:
+        time: of its last change, which whoever writes to it cannot keep as it was.
+        checked: when its content was compared with its checksum.
+    """
 
     path: str
     inode: int
     time: float
     length: int
     entry: Entry
+    checked: Checked
 
 
 class Blobs:
@@ -145,16 +151,19 @@ class Blobs:
         if (
             known is not None
             and known.inode == facts.st_ino
-            and known.time == facts.st_mtime
+            and known.time == facts.st_ctime
             and known.length == facts.st_size
             and known.entry.label == key.label
         ):
-            return Found(fd, known.entry)
-        found = found_in(fd, key.label, facts.st_size)
+            return Found(fd, known.entry, b"", known.checked)
+        checked = Checked(facts.st_ctime)
+        found = found_in(fd, key.label, facts.st_size, checked)
         if found is not None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[name] = _Known(path, facts.st_ino, facts.st_mtime, facts.st_size, found.entry)
+            self._known[name] = _Known(
+                path, facts.st_ino, facts.st_ctime, facts.st_size, found.entry, checked
+            )
         return found
 
     def hit(self, key: Key, size: int) -> None:

@@ -40,7 +40,7 @@ from storage_backend.wrappers.cached.engine import (
     TooLargeError,
     key_of,
 )
-from storage_backend.wrappers.cached.entry import Entry, Found, packed, renewed_tail, unpacked
+from storage_backend.wrappers.cached.entry import Checked, Entry, Found, packed, renewed_tail, unpacked
 from storage_backend.wrappers.cached.folders import fetched, remove
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
@@ -53,6 +53,7 @@ FORMAT = "diskcache.1"
 _TIMEOUT = 60.0  # seconds that SQLite waits for another's transaction
 _REMEMBERED = 86_400.0  # seconds that a generation is kept; a fetch that takes longer might not be refused
 _NO_LIMIT = 1 << 62  # bytes
+_KNOWN = 10_000  # entries whose comparisons are remembered
 _COUNTERS = struct.Struct("<5Q")
 
 
@@ -84,6 +85,7 @@ class DiskCache:
     _open: _Open | None
     _finalizer: weakref.finalize[..., DiskCache]  # of the open files
     _torn: bool
+    _checks: dict[str, tuple[tuple[int, int, int, float], Checked]]  # of files that were found, by names
 
     def __init__(self, directory: str, limit: int | None, warn: Callable[[Exception], object]) -> None:
         self.directory = directory
@@ -100,11 +102,17 @@ class DiskCache:
         if reader is None:
             return None
         with reader:
-            size = os.fstat(reader.fileno()).st_size
-            entry = unpacked(tag, size + len(tag)) if isinstance(tag, bytes) else None
+            facts = os.fstat(reader.fileno())
+            entry = unpacked(tag, facts.st_size + len(tag)) if isinstance(tag, bytes) else None
             if entry is None or entry.label != key.label:
                 return None
-            return Found(os.dup(reader.fileno()), entry)
+            file = (entry.stamp, entry.crc, facts.st_ino, facts.st_ctime)
+            known = self._checks.get(key.name)
+            if known is None or known[0] != file:
+                if len(self._checks) >= _KNOWN:
+                    self._checks.clear()
+                known = self._checks[key.name] = file, Checked(facts.st_ctime)
+            return Found(os.dup(reader.fileno()), entry, b"", known[1])
 
     def hit(self, key: Key, size: int) -> None:
         """Count a hit; python-diskcache notes the use by itself."""
@@ -343,6 +351,7 @@ class DiskCache:
         self._counts = [0] * len(Counters())
         self._open = None
         self._torn = False
+        self._checks = {}
 
     def _begin_in_child(self) -> None:
         opened, torn = self._open, self._torn

@@ -23,13 +23,14 @@ import io
 import math
 import os
 import struct
+import time
 import zlib
 from typing import BinaryIO, NamedTuple
 
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
-from storage_backend.streams import position_after
+from storage_backend.streams import CHUNK, position_after
 
 MAGIC = b"sb-blob1"
 _RECORD = struct.Struct("<8sQddQHHBI")
@@ -40,6 +41,9 @@ LONGEST_ETAG = 4 << 10  # bytes; a longer one is not kept, and the object read a
 _SMALL = 64 << 10  # bytes; read by one call, with the record
 _TAIL = 2 << 10  # bytes, which nearly every label, etag and record fit into
 _BUFFER = 64 << 10  # bytes of a reader: the file is at hand, and who seeks needs no more
+GOOD_FOR = 60.0  # seconds that a comparison counts for `content`
+_NEVER = -math.inf
+_TICK = 0.1  # seconds; the times of files advance in steps of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
 
 
@@ -122,6 +126,10 @@ class CutError(UnavailableError):
     """A cached file became shorter while it was open."""
 
 
+class DamagedError(UnavailableError):
+    """A cached file has other bytes than were stored."""
+
+
 class NeedMoreError(Exception):
     """A longer tail is needed.
 
@@ -134,6 +142,29 @@ class NeedMoreError(Exception):
         self.size = size
 
 
+class Checked:
+    """When this process has last compared the content of one file with its checksum.
+
+    Args:
+        written: when the file was last written to, in seconds since the epoch.
+
+    Attributes:
+        good_until: what `time.monotonic` must not have passed for the content to be taken for right once more.
+    """
+
+    __slots__ = ("_written", "good_until")
+
+    def __init__(self, written: float) -> None:
+        self._written = written
+        self.good_until = _NEVER
+
+    def mark(self) -> None:
+        """It was compared, and is right."""
+        # What is written to in the same tick of the clock looks like the same file.
+        if time.time() - self._written > _TICK:
+            self.good_until = time.monotonic() + GOOD_FOR
+
+
 class Found:
     """A cached content, held open: whoever has one closes it, or takes a reader that does.
 
@@ -141,33 +172,64 @@ class Found:
         fd: of the file; this owns it.
         entry: at its end.
         head: the beginning of the file, if it was read already.
+        checked: of the file; None if this process has just written it.
     """
 
-    __slots__ = ("_fd", "_head", "entry")
+    __slots__ = ("_checked", "_fd", "_head", "entry")
 
-    def __init__(self, fd: int, entry: Entry, head: bytes = b"") -> None:
+    def __init__(self, fd: int, entry: Entry, head: bytes = b"", checked: Checked | None = None) -> None:
         self._fd = fd
         self.entry = entry
         self._head = head
+        self._checked = checked
 
     def content(self) -> bytes:
-        """All of it.
+        """All of it, compared with its checksum if that was not done in the last minute.
 
         Raises:
-            OSError: it cannot be read, or (CutError) is shorter than it was.
+            OSError: it cannot be read, is shorter than it was (CutError), or not what was stored (DamagedError).
         """
         size = self.entry.size
         if self._head:
-            return self._head[:size]
-        found = os.pread(self._fd, min(size, _READ_MOST), 0)
-        return found if len(found) == size else _pread(self._fd, size, 0, found)
+            found = self._head[:size]
+        else:
+            found = os.pread(self._fd, min(size, _READ_MOST), 0)
+            if len(found) != size:
+                found = _pread(self._fd, size, 0, found)
+        checked = self._checked
+        if checked is not None and checked.good_until < time.monotonic():
+            self._compare(zlib.crc32(found))
+        return found
+
+    def check(self) -> None:
+        """Compare the content with its checksum, if this process has not yet; in bounded memory.
+
+        Raises:
+            OSError: see `content`.
+        """
+        checked = self._checked
+        if checked is None or checked.good_until != _NEVER:
+            return
+        crc = position = 0
+        while position < self.entry.size:
+            piece = _pread(self._fd, min(CHUNK, self.entry.size - position), position)
+            crc = zlib.crc32(piece, crc)
+            position += len(piece)
+        self._compare(crc)
+
+    def _compare(self, crc: int) -> None:
+        if crc != self.entry.crc:
+            raise DamagedError("a cached file has other bytes than were stored")
+        if self._checked is not None:
+            self._checked.mark()
 
     def piece(self, start: int, end: int | None) -> bytes:
         """The bytes of [start, end), clamped.
 
         Raises:
-            OSError: it cannot be read, or (CutError) is shorter than it was.
+            OSError: see `content`.
         """
+        self.check()
         size = self.entry.size
         end = size if end is None else min(end, size)
         if start >= end:
@@ -191,7 +253,7 @@ class Found:
             os.close(fd)
 
 
-def found_in(fd: int, label: bytes, length: int) -> Found | None:
+def found_in(fd: int, label: bytes, length: int, checked: Checked) -> Found | None:
     """The content in an open file of *length* bytes, which this takes over; None (and the file closed) if it is not whole, or another's."""
     try:
         if length <= _SMALL:
@@ -206,7 +268,7 @@ def found_in(fd: int, label: bytes, length: int) -> Found | None:
     if entry is None or entry.label != label:
         os.close(fd)
         return None
-    return Found(fd, entry, head)
+    return Found(fd, entry, head, checked)
 
 
 def entry_of(fd: int) -> Entry | None:

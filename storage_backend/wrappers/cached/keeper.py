@@ -28,7 +28,6 @@ from storage_backend.errors import (
 )
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
-from storage_backend.wrappers.base import Wrapper
 from storage_backend.wrappers.cached.batch import Batch, Piece, publish
 from storage_backend.wrappers.cached.complaints import Complaints
 from storage_backend.wrappers.cached.engine import Change as Changing
@@ -36,7 +35,7 @@ from storage_backend.wrappers.cached.engine import Engine, Key, Offer, Staged, T
 from storage_backend.wrappers.cached.entry import Entry, Found
 from storage_backend.wrappers.cached.flights import Flights
 from storage_backend.wrappers.cached.members import EXPIRED, MISSES
-from storage_backend.wrappers.recoding import RecodingWrapper
+from storage_backend.wrappers.cached.namespaces import namespace_of
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +58,8 @@ class Policy:
         revalidate: see CachedStorage.
         stale_if_error: seconds after its expiry that an entry may stand in.
         clock: seconds since the epoch; None for `time.time`.
+        namespace: tells the backend from others; None where its location does.
+        token: of the CachedStorage and its pickled copies.
     """
 
     limit: int | None
@@ -66,6 +67,8 @@ class Policy:
     revalidate: bool | None
     stale_if_error: float | None
     clock: Callable[[], float] | None
+    namespace: str | None
+    token: str
 
 
 class Moment(NamedTuple):
@@ -108,13 +111,12 @@ class Keeper:
         self._stamps = itertools.count(int.from_bytes(os.urandom(5)) << 24)
         self._location = location_of(backend)
         self.warn = Complaints(directory, self._location).log
-        # Locations that are no URLs, of users' classes, do not tell one store from another.
-        where = self._location if "://" in self._location else ""
-        self._namespace = f"{where}{_recodings(backend)}\0".encode("utf-8", "surrogateescape")
+        namespace = namespace_of(backend, str(directory), policy.namespace, policy.token)
+        self._namespace = f"{namespace}\0".encode("utf-8", "surrogateescape")
         self._keys: dict[str, Key] = {}  # of identifiers, since to make one takes as long as to open a file
         self._compares = policy.revalidate is not False
         # A local file is read as fast as it is looked at.
-        self._reads_again = policy.revalidate is None and where.startswith("file:")
+        self._reads_again = policy.revalidate is None and self._location.startswith("file:")
         self._clock = _machine_time if policy.clock is None else policy.clock
         # The engine is given nothing of this object's own: in a cycle, its files would stay open until the collector comes.
         self.engine = _engine(engine, directory, policy.limit, self._clock, self.warn)
@@ -213,14 +215,37 @@ class Keeper:
             return None
 
     def content(self, found: Found) -> bytes | None:
-        """The content, and the entry is closed; None if it cannot be read."""
+        """The content, and the entry is closed; None if it cannot be read, or is damaged: then it is dropped."""
         try:
             return found.content()
         except OSError as error:
-            self.warn(error)
+            self.lose(found, error)
             return None
         finally:
             found.close()
+
+    def piece(self, found: Found, start: int, end: int | None) -> bytes | None:
+        """The bytes of [start, end); None as of `content`."""
+        try:
+            return found.piece(start, end)
+        except OSError as error:
+            self.lose(found, error)
+            return None
+
+    def whole(self, found: Found) -> Found | None:
+        """The entry itself; None, and closed, as of `content`."""
+        try:
+            found.check()
+        except OSError as error:
+            self.lose(found, error)
+            found.close()
+            return None
+        return found
+
+    def lose(self, found: Found, error: OSError) -> None:
+        """Log why an entry cannot be given, and drop it, so that the backend is read."""
+        self.warn(error)
+        self.safely(self.engine.drop, key_of(found.entry.label), found.entry.stamp)
 
     def cached(self, key: Key) -> bytes | None:
         """The content, if it is there and fresh: a hit."""
@@ -668,16 +693,6 @@ def _size_of(reader: BinaryIO) -> int | None:
     except (OSError, AttributeError):
         return None
     return size
-
-
-def _recodings(backend: StorageBackend) -> str:
-    """What makes other bytes of those at a location, on the way to the cache."""
-    found = ""
-    while isinstance(backend, Wrapper):
-        if isinstance(backend, RecodingWrapper):
-            found += f" {type(backend).__name__}"
-        backend = backend.backend
-    return found
 
 
 def _engine(

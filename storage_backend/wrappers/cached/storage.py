@@ -14,8 +14,9 @@ from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
 from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
-from storage_backend.files import StagedFile, copy_descriptor, write_file
+from storage_backend.files import StagedFile, copy_descriptor
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
 from storage_backend.streams import Content, Writer, check_range, plain
@@ -43,7 +44,8 @@ class CachedStorage(Wrapper):
 
     Args:
         backend: what is cached.
-        cache_dir: a directory on a local disk, created when first used. Several backends may share one, if their locations are URLs.
+        cache_dir: a directory on a local disk, created when first used. Several backends may share one, if their locations are URLs,
+            or each has a *namespace*.
         max_cache_size_mb: content kept at most, in MiB; None for any amount, 0 for nothing. The least recently used goes
             first, and what is larger than the limit is not kept.
         ttl_seconds: how long an entry is good, from its fetch; None for ever, 0 not without asking.
@@ -53,12 +55,15 @@ class CachedStorage(Wrapper):
             each fetch, too. False: never.
         stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
         clock: gives seconds since the epoch; None for `time.time`.
+        namespace: tells this backend from others in the directory. Without it, its location does, if that is a URL; if not, its
+            class and what its `get_path` gives, and of those that agree in both a second object is refused.
 
     Attributes:
         backend: as given.
         cache_dir: as a Path, with "~" expanded.
         max_cache_size_mb: as given.
         ttl_seconds: as given.
+        namespace: as given.
 
     Raises:
         ConfigurationError: a parameter is wrong, or the directory is of another format.
@@ -75,6 +80,7 @@ class CachedStorage(Wrapper):
         revalidate: bool | None = None,
         stale_if_error: float | None = None,
         clock: Callable[[], float] | None = None,
+        namespace: str | None = None,
     ) -> None:
         super().__init__(backend)
         self.cache_dir = _expanded(cache_dir)
@@ -86,6 +92,10 @@ class CachedStorage(Wrapper):
         if clock is not None and not callable(clock):
             raise ConfigurationError(f"clock: {clock!r} cannot be called", parameter="clock")
         self._clock = clock
+        if namespace is not None and not isinstance(namespace, str):
+            raise ConfigurationError(f"namespace: {namespace!r} is no text", parameter="namespace")
+        self.namespace = namespace
+        self._token = os.urandom(8).hex()
         self._begin()
 
     @override
@@ -147,10 +157,12 @@ class CachedStorage(Wrapper):
         found = self._keeper.find(key)
         if found is not None:
             if not found.entry.note and self._keeper.is_fresh(found.entry):
-                self._keeper.hit(key, found.entry.size)
-                return found.reader()
-            found.close()
-        given = self._keeper.missed(identifier, key, found, _itself, self._keeper.streamed)
+                if self._keeper.whole(found) is not None:
+                    self._keeper.hit(key, found.entry.size)
+                    return found.reader()
+            else:
+                found.close()
+        given = self._keeper.missed(identifier, key, found, self._keeper.whole, self._keeper.streamed)
         return given.reader() if isinstance(given, Found) else given
 
     @override
@@ -160,14 +172,14 @@ class CachedStorage(Wrapper):
         found = self._keeper.find(key)
         try:
             if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
-                piece = self._keeper.safely(found.piece, start, end)
+                piece = self._keeper.piece(found, start, end)
                 if piece is not None:
                     self._keeper.hit(key, len(piece))
                     return piece
             if Capability.RANGES not in capabilities_of(self.backend) or not self._keeper.limit_allows(1):
                 return self.read(identifier)[start:end]
             if found is not None and not found.entry.note and self._still_good(identifier, key, found):
-                piece = self._keeper.safely(found.piece, start, end)
+                piece = self._keeper.piece(found, start, end)
                 if piece is not None:
                     self._keeper.hit(key, len(piece))
                     return piece
@@ -248,22 +260,22 @@ class CachedStorage(Wrapper):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         key = self._keeper.key(identifier)
         found = self._keeper.find(key)
-        given: Found | BinaryIO
+        given: Found | BinaryIO | None = None
         if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
-            self._keeper.hit(key, found.entry.size)
-            given = found
-        else:
-            if found is not None:
-                found.close()
-            given = self._keeper.missed(identifier, key, found, _itself, self._keeper.streamed)
+            given = self._keeper.whole(found)
+            if given is not None:
+                self._keeper.hit(key, found.entry.size)
+        elif found is not None:
+            found.close()
+        if given is None:
+            given = self._keeper.missed(identifier, key, found, self._keeper.whole, self._keeper.streamed)
         if not isinstance(given, Found):
             with given:
                 return download_from(given, path)
         try:
             write_file(path, lambda staged: _copy(given, staged))
         except CutError as error:
-            self._keeper.warn(error)
-            self._keeper.safely(self._keeper.engine.drop, key, given.entry.stamp)
+            self._keeper.lose(given, error)
             return self.backend.download(identifier, path)
         finally:
             given.close()
@@ -283,6 +295,11 @@ class CachedStorage(Wrapper):
     def replace(self, identifier: str, content: Content, etag: str) -> str:
         with self._keeper.changing([identifier]):
             return self.backend.replace(identifier, content, etag)
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        yield self.cache_dir
+        yield from super()._own_paths()
 
     @override
     def close(self) -> None:
@@ -395,7 +412,9 @@ class CachedStorage(Wrapper):
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"backend", "cache_dir", "max_cache_size_mb", "ttl_seconds", "engine", "revalidate"}
-        return {name: self.__dict__[name] for name in (*kept, "stale_if_error", "_clock")}
+        return {
+            name: self.__dict__[name] for name in (*kept, "stale_if_error", "namespace", "_clock", "_token")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -408,6 +427,8 @@ class CachedStorage(Wrapper):
             revalidate=self.revalidate,
             stale_if_error=self.stale_if_error,
             clock=self._clock,
+            namespace=self.namespace,
+            token=self._token,
         )
         self._keeper = Keeper(self.backend, self.cache_dir, self.engine, policy)
 
@@ -466,10 +487,6 @@ def _checked_choice(name: str, value: bool | None) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise ConfigurationError(f"{name}: {value!r} is neither True, False nor None", parameter=name)
     return value
-
-
-def _itself(found: Found) -> Found:
-    return found
 
 
 def _identifier(item: Item) -> str:

@@ -11,7 +11,7 @@ from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend, info_of
-from storage_backend.errors import ConfigurationError, SourceChangedError
+from storage_backend.errors import ConfigurationError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, plain
 from storage_backend.wrappers.compressed import frames
@@ -50,16 +50,21 @@ class CompressedStorage(RecodingWrapper):
     Args:
         backend: the backend within.
         level: of compression: 1 to 22, 0 for zstd's own choice, negative for less and faster.
+        max_object_size: bytes of the largest content that is decompressed, in whatever way it is read; None sets no limit.
+            What others have written may be small where it is stored, and larger than a memory or a disk.
 
     Attributes:
         backend: the backend within.
         level: as given.
+        max_object_size: as given.
 
     Raises:
-        ConfigurationError: there is no such level.
+        ConfigurationError: there is no such level, or the limit is negative.
     """
 
-    def __init__(self, backend: StorageBackend, level: int = 3) -> None:
+    def __init__(
+        self, backend: StorageBackend, level: int = 3, *, max_object_size: int | None = None
+    ) -> None:
         super().__init__(backend)
         if not isinstance(level, int) or isinstance(level, bool):
             raise TypeError(f"level must be an int, not {type(level).__name__}")
@@ -67,7 +72,12 @@ class CompressedStorage(RecodingWrapper):
             raise ConfigurationError(
                 f"level must be from {LEVELS[0]} to {LEVELS[-1]}, not {level}", parameter="level"
             )
+        if max_object_size is not None and max_object_size < 0:
+            raise ConfigurationError(
+                f"max_object_size must not be negative: {max_object_size}", parameter="max_object_size"
+            )
         self.level = level
+        self.max_object_size = max_object_size
 
     @override
     def size(self, identifier: str) -> int:
@@ -134,7 +144,15 @@ class CompressedStorage(RecodingWrapper):
 
     @override
     def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks | None:
-        return frames.blocks_of(stored, self._fault(identifier))
+        blocks = frames.blocks_of(stored, self._fault(identifier))
+        if blocks is not None and self.max_object_size is not None and blocks.size > self.max_object_size:
+            raise StorageError(
+                f"{identifier!r} in {self.location} has {blocks.size:,} bytes of content, and max_object_size is "
+                f"{self.max_object_size:,}",
+                identifier=identifier,
+                backend=self.location,
+            )
+        return blocks
 
     @override
     def _shown(self, info: ObjectInfo) -> ObjectInfo:

@@ -35,8 +35,10 @@ class Keyring:
         self._others: dict[str, _Key] = {}
         for name, key in (others or {}).items():
             if not isinstance(name, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * ID_SIZE}}}", name):
+                # Not shown: where the two are swapped, it is the key.
                 raise ConfigurationError(
-                    f"keys: {name!r} is no key id, which has {2 * ID_SIZE} lower-case hex digits",
+                    f"keys: a name in it is no key id, which has {2 * ID_SIZE} lower-case hex digits; it is {{id: key}}, not "
+                    "{key: id}",
                     parameter="keys",
                 )
             self._others[name] = _Key("keys", key, name)

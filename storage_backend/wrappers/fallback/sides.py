@@ -42,6 +42,7 @@ class Sides:
         primary, secondary, write_to, on_error: as `FallbackStorage` was given them.
         strayed: what was written to the secondary because the primary was out of reach: there is what counts.
         torn: a write to both of these may have reached one: what readers see is what counts.
+        differ: the two are proven not to be one place.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Sides:
         self.on_error = on_error
         self.strayed: set[str] = set()
         self.torn: set[str] = set()
+        self.differ = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "strayed": set(self.strayed), "torn": set(self.torn)}
@@ -95,7 +97,8 @@ class Sides:
     def check(self, identifier: str) -> None:
         """Refuse a name before anything is written, if a side would."""
         for side in self.both:
-            side.get_path(identifier)
+            with suppress(FileNotFoundError):  # a pair in a pair, of which neither has it yet
+                side.get_path(identifier)
 
     def forget(self, identifier: str) -> None:
         """Both sides agree on this one, or readers see what they should."""

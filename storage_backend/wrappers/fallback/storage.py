@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
@@ -31,6 +32,8 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.lineage import Lineage
+from storage_backend.markers import refuse_one_object
 from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.repair import RepairReport, copied, differ
@@ -155,7 +158,16 @@ class FallbackStorage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        return (self._sides.side_with(identifier) or self._sides.target).get_path(identifier)
+        """The path on the side that holds the object; which that is is looked up.
+
+        Raises:
+            NotFoundError: neither does.
+        """
+        side = self._sides.side_with(identifier)
+        if side is None:
+            self._sides.target.get_path(identifier)  # which says what is wrong with the name
+            raise self._sides.absence(identifier, [])
+        return side.get_path(identifier)
 
     @override
     def size(self, identifier: str) -> int:
@@ -264,6 +276,20 @@ class FallbackStorage(StorageBackend):
             self.secondary._scan_level(prefix, on_skip=on_skip),
             self._sides.secondary_is_first,
         )
+
+    @override
+    def _own_paths(self) -> Iterator[Path]:
+        yield from self.primary._own_paths()
+        yield from self.secondary._own_paths()
+
+    @override
+    def _tidy(self) -> int:
+        return self.primary._tidy() + self.secondary._tidy()
+
+    @override
+    def _places(self, prefix: str = "") -> Iterator[Lineage]:
+        yield from self.primary._places(prefix)
+        yield from self.secondary._places(prefix)
 
     @override
     def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
@@ -402,6 +428,7 @@ class FallbackStorage(StorageBackend):
             True.
 
         Raises:
+            ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in primary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
@@ -427,6 +454,7 @@ class FallbackStorage(StorageBackend):
             True.
 
         Raises:
+            ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in secondary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
@@ -495,6 +523,9 @@ class FallbackStorage(StorageBackend):
                 backend=self.location,
             ) from error
         if delete:
+            if not self._sides.differ:
+                refuse_one_object(source, identifier, target, identifier)
+                self._sides.differ = True
             source.delete(identifier)
         return True
 

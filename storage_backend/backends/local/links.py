@@ -1,0 +1,81 @@
+"""Moving a symbolic link, so that what it leads to is found at the new place too."""
+
+from __future__ import annotations
+
+import os
+import stat
+from contextlib import suppress
+
+from storage_backend.backends.local.beneath import Beneath
+from storage_backend.backends.local.staging import rename
+from storage_backend.owners import temporary_name
+
+
+def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, durable: bool) -> bool:
+    """Give the symlink *source* the place *dest*, if it leads to a file beneath the base directory, and still does there.
+
+    Args:
+        beneath: the root.
+        base: its path.
+        source: a path beneath it.
+        dest: another.
+        durable: as of `rename`.
+
+    Returns:
+        Whether that was done; if not, it leads nowhere, or is to be copied.
+    """
+    try:
+        facts = beneath.stat(source)
+    except OSError:
+        return False
+    if not stat.S_ISREG(facts.st_mode):
+        return False
+    directory, name = beneath.parent(source)
+    try:
+        if not _is_file(beneath, dest, facts):
+            # To the file itself: what is on the way to it may be about to be replaced.
+            file = os.path.realpath(os.path.join(base, source))
+            above = os.path.realpath(os.path.join(base, os.path.dirname(dest)))
+            text = os.readlink(name, dir_fd=directory)
+            if not _leads(base, source, dest, text, facts):
+                text = os.path.relpath(file, above)
+            aside = os.fsencode(temporary_name())
+            os.symlink(text, aside, dir_fd=directory)
+            try:
+                rename(beneath, directory, aside, dest, durable=durable)
+            finally:
+                with suppress(FileNotFoundError):
+                    os.unlink(aside, dir_fd=directory)
+            try:
+                if not os.path.samestat(beneath.stat(dest), facts):
+                    return False
+            except OSError:
+                return False
+        os.unlink(name, dir_fd=directory)
+    finally:
+        os.close(directory)
+    return True
+
+
+def _is_file(beneath: Beneath, path: bytes, facts: os.stat_result) -> bool:
+    """Whether *path* is a name of the very file, and no link to it."""
+    try:
+        directory, name = beneath.parent(path)
+    except OSError:
+        return False
+    try:
+        return os.path.samestat(os.stat(name, dir_fd=directory, follow_symlinks=False), facts)
+    except OSError:
+        return False
+    finally:
+        os.close(directory)
+
+
+def _leads(base: bytes, source: bytes, dest: bytes, text: bytes, facts: os.stat_result) -> bool:
+    """Whether a link with that text leads from both places to the file, with no other link at its end."""
+    if not text.startswith(b"/") and os.path.dirname(source) != os.path.dirname(dest):
+        return False
+    try:
+        return os.path.samestat(os.lstat(os.path.join(base, os.path.dirname(source), text)), facts)
+    except OSError:
+        return False

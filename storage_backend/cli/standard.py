@@ -1,0 +1,143 @@
+"""The three standard streams, as they are found: open, closed, without a reader, on a full disk, or not waiting."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import io
+import os
+import select
+import stat
+import sys
+from typing import BinaryIO, Protocol, TextIO
+
+from typing_extensions import Buffer, override
+
+from storage_backend.cli.exits import Exit
+
+BUFFER = 64 << 10  # bytes
+_NAMES = ("standard input", "standard output", "standard error")
+
+
+class OutputError(OSError):
+    """Standard output cannot be written. Of what the program works on, nothing is known to be wrong.
+
+    Attributes:
+        code: the exit code, if this ends the program.
+        unwanted: whether nobody waits for what could not be written: the stream is closed, or its reader or terminal gone.
+    """
+
+    def __init__(self, number: int, error: OSError) -> None:
+        super().__init__(f"cannot write to {_NAMES[number]}: {_reason(error)}")
+        # Not through the constructor, which would choose another class by it.
+        self.errno = error.errno
+        gone = error.errno == errno.EIO and stat.S_ISCHR(
+            os.fstat(number).st_mode
+        )  # a terminal that was closed
+        self.unwanted = gone or error.errno in {errno.EBADF, errno.EPIPE}
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+        self.code = (
+            Exit.BROKEN_PIPE if error.errno == errno.EPIPE else Exit.FATAL if full else Exit.SOME_FAILED
+        )
+
+
+def _reason(error: OSError) -> str | None:
+    return "it is closed" if error.errno == errno.EBADF else error.strerror
+
+
+class Stream(io.FileIO):
+    """A standard stream. It waits where somebody who has the same pipe or terminal made it non-blocking.
+
+    Args:
+        number: 0, 1 or 2.
+
+    Attributes:
+        lossy: whether what cannot be written is dropped, with all that comes after it; else it raises.
+        lost: why something was dropped.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number, "wb" if number else "rb", closefd=False)
+        self.lossy = False
+        self.lost: OutputError | None = None
+
+    @override
+    def write(self, data: Buffer, /) -> int:
+        if self.lost is None:
+            try:
+                return self._patiently(super().write, data, select.POLLOUT)
+            except OSError as error:
+                failure = OutputError(self.fileno(), error)
+                if not self.lossy:
+                    raise failure from error
+                self.lost = failure
+        return memoryview(data).nbytes
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        try:
+            return self._patiently(super().readinto, buffer, select.POLLIN)
+        except OSError as error:
+            raise OSError(f"cannot read {_NAMES[self.fileno()]}: {_reason(error)}") from error
+
+    def _patiently(self, call: _Call, data: Buffer, event: int) -> int:
+        while (done := call(data)) is None:
+            ready = select.poll()
+            ready.register(self.fileno(), event)
+            ready.poll()
+        return done
+
+
+class _Call(Protocol):
+    def __call__(self, data: Buffer, /) -> int | None: ...
+
+
+def take_streams() -> None:
+    """Put a `Stream` behind sys.stdin, sys.stdout and sys.stderr each. What cannot be written to the last is dropped.
+
+    A descriptor that is closed is taken first: else the next file or connection would have its number, and get what is
+    written for people. It stays as good as closed: to read from it, or to write to it, is an EBADF.
+    """
+    for number, wrong_way in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, wrong_way), True)  # the lowest that is free is this one
+    sys.stdin = _text(io.BufferedReader(Stream(0), BUFFER), sys.stdin)
+    sys.stdout = _text(io.BufferedWriter(Stream(1), BUFFER), sys.stdout)
+    errors = Stream(2)
+    errors.lossy = True
+    sys.stderr = _text(io.BufferedWriter(errors, BUFFER), sys.stderr)
+    sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
+
+
+def _text(stream: BinaryIO, old: TextIO | None) -> io.TextIOWrapper:
+    """*stream* as text, in the encoding that Python chose for *old*."""
+    encoding, errors = ("utf-8", "surrogateescape") if old is None else (old.encoding, old.errors)
+    return io.TextIOWrapper(stream, encoding, errors, line_buffering=stream.isatty())
+
+
+def outlive_output(*, if_closed: bool = False) -> None:
+    """Have the running command go on when nothing can be written to standard output: its work is not what it prints.
+
+    Args:
+        if_closed: only when that was closed from the start.
+    """
+    stream = _output()
+    if stream is not None and not (if_closed and _is_writable(stream)):
+        stream.lossy = True
+
+
+def lost_output() -> OutputError | None:
+    """Why output that somebody waits for could not be written, and was dropped; None if there is none."""
+    stream = _output()
+    return None if stream is None or stream.lost is None or stream.lost.unwanted else stream.lost
+
+
+def _output() -> Stream | None:
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    return raw if isinstance(raw, Stream) else None
+
+
+def _is_writable(stream: Stream) -> bool:
+    return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY

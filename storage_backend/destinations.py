@@ -1,0 +1,142 @@
+"""Destinations: a file of this machine that is written at a path, whole or not at all, whatever is there."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from storage_backend.errors import QuotaExceededError, StorageError
+from storage_backend.files import StagedFile
+from storage_backend.owners import temporary_name
+from storage_backend.paths import expanded
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_MOST_LINKS = 40  # followed one after the other, as by Linux (path_resolution(7))
+_CHUNK = 256 << 10  # bytes
+
+
+def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
+    """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
+
+    A symbolic link stays, and what it leads to is written. What is no regular file (a pipe, a device, an open descriptor as
+    /dev/stdout) stays too: it is given the content once that is whole, from a temporary file.
+
+    Args:
+        path: of the file to be.
+        fill: writes it.
+
+    Raises:
+        QuotaExceededError: there is no space left for the file.
+        OSError: of the path; *fill*'s own are raised as they are.
+    """
+    place = destination(path)
+    if place is None:
+        _write_through(path, fill)
+        return
+    with told_of(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        directory = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        staged = StagedFile(directory, place.name)
+    try:
+        with told_of(place, full_only=True):
+            fill(staged)
+        with told_of(place):
+            staged.publish()
+    finally:
+        staged.discard()
+
+
+def destination(path: str | os.PathLike[str]) -> Path | None:
+    """Where the file that *path* names is, or will be, behind all symbolic links; None if it is there and no regular file."""
+    place, descriptor = _followed(expanded(path))
+    if descriptor is not None:
+        return None
+    try:
+        mode = os.stat(place).st_mode  # noqa: PTH116 - a str
+    except OSError:  # it is not there, or whoever writes it will hear of it
+        return Path(place)
+    return Path(place) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
+
+
+def _followed(path: str) -> tuple[str, int | None]:
+    """The end of the symbolic links that begin at *path*; and which descriptor of this process it is, if it is one's name."""
+    descriptors = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
+    for _ in range(_MOST_LINKS):
+        above, name = os.path.split(Path(path))
+        above = os.path.realpath(above or ".")
+        path = os.path.join(above, name)  # noqa: PTH118 - a Path would resolve nothing, and costs more
+        if above in descriptors and name.isdecimal():
+            return path, int(name)
+        try:
+            path = os.path.join(above, os.readlink(path))  # noqa: PTH115, PTH118
+        except OSError:  # it is no link, or not there
+            return path, None
+    raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
+
+
+def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
+    """Give the content to what is at *path*. An attempt that fails has given nothing."""
+    import tempfile
+
+    waiting = tempfile.gettempdir()
+    with told_of(waiting):
+        staged = StagedFile(os.open(waiting, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), temporary_name())
+    try:
+        with told_of(waiting, full_only=True):
+            fill(staged)
+        with told_of(path):
+            place, descriptor = _followed(expanded(path))
+            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
+            out = os.open(place, flags) if descriptor is None else os.dup(descriptor)
+            try:
+                os.lseek(staged.fd, 0, os.SEEK_SET)
+                while chunk := os.read(staged.fd, _CHUNK):
+                    _write_patiently(out, chunk)
+            finally:
+                os.close(out)
+    finally:
+        staged.discard()
+
+
+def _write_patiently(fd: int, data: bytes) -> None:
+    """Write all of *data*, also where somebody who has the same pipe or terminal made it non-blocking."""
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            ready = select.poll()
+            ready.register(fd, select.POLLOUT)
+            ready.poll()
+
+
+@contextmanager
+def told_of(path: str | os.PathLike[str], *, full_only: bool = False) -> Iterator[None]:
+    """Has the system's errors name *path*, a file of this machine: else they would pass for those of a backend.
+
+    Args:
+        path: the file that the body writes.
+        full_only: the body does other things too, so only what can come of nothing but writing is taken for the file's.
+
+    Raises:
+        QuotaExceededError: there is no space left.
+        OSError: the others, as what the system's number means.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in _FULL:
+            ours = QuotaExceededError(f"no space left for this user: {os.fspath(path)}")
+            ours.errno = error.errno
+            raise ours from error
+        named = os.fsdecode(error.filename or "")
+        if full_only or (named and os.fspath(path).startswith(named)):  # it, or a directory on its way
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -1,0 +1,60 @@
+"""Owners: the process that a temporary name belongs to, and whether it has ended without removing it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import re
+from pathlib import Path
+
+from storage_backend.identifiers import RESERVED
+
+_NAME = re.compile(
+    rf"{re.escape(RESERVED)}([0-9a-f]{{8}})([0-9a-f]{{8}})([0-9a-f]{{8}})[0-9a-f]{{12}}(-\d+)?"
+)
+_NOWHERE = "0" * 8
+
+
+def temporary_name() -> str:
+    """A name that no object can have and no other process will choose; it tells whose it is."""
+    return f"{RESERVED}{_owner(os.getpid())}{os.urandom(6).hex()}"
+
+
+def is_abandoned(name: str) -> bool:
+    """Whether *name* is a temporary one of a process of this machine that has ended.
+
+    Of another machine's, container's or earlier boot's it cannot be told, and the answer is False.
+    """
+    found = _NAME.fullmatch(name)
+    if found is None or found[1] == _NOWHERE or found[1] != _machine():
+        return False
+    # A zombie has its number still, and a process that may not be looked at has one, too.
+    started = _started(int(found[2], 16))
+    return started != found[3] and (started is not None or not Path(f"/proc/{int(found[2], 16)}").exists())
+
+
+@functools.lru_cache(maxsize=1)
+def _owner(pid: int) -> str:
+    """24 hexadecimal digits. A forked child has its own."""
+    return f"{_machine()}{pid:08x}{_started(pid) or _NOWHERE}"
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells this boot, and this container's processes, from all others; zeros where nothing does."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - of what the link stands for
+    except OSError:
+        return _NOWHERE
+    return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:8]
+
+
+def _started(pid: int) -> str | None:
+    """When a process was started, in clock ticks since the boot (proc_pid_stat(5), starttime); None if there is none of that number."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+        return f"{int(fields[19]) & 0xFFFFFFFF:08x}"
+    except (OSError, IndexError, ValueError):
+        return None
