@@ -550,6 +550,27 @@ def test_pipe_is_no_object(openssh_place: SSHPlace) -> None:
                 backend.write("fifo", b"x")
 
 
+def test_file_that_has_content_and_no_size_is_read_or_refused_but_never_empty(
+    openssh_place: SSHPlace,
+) -> None:
+    for backend in (
+        RemoteStorage(openssh_place.config(), "/proc/self"),  # type: ignore[arg-type]  # a dictionary of any values
+        RemoteStorage(openssh_place.config(shell="never"), "/proc/self"),  # type: ignore[arg-type]
+    ):
+        with backend:
+            assert backend.size("status") == 0
+            assert backend.read("status").startswith(b"Name:")
+            found = dict(backend.read_many(["status"] * 100))  # as a tar stream, where there is a shell
+            assert found["status"].startswith(b"Name:")
+            for act in (
+                lambda: backend.open("status"),  # noqa: B023 - called at once
+                lambda: backend.read_range("status", 0, 5),  # noqa: B023
+                lambda: backend.copy("status", "x"),  # noqa: B023
+            ):
+                with pytest.raises(StorageError, match="does not tell the size"):
+                    act()
+
+
 def test_times_that_sftp_cannot_have_are_not_kept_and_a_second_sync_has_nothing_to_do(
     openssh_place: SSHPlace, tmp_path: Path
 ) -> None:

@@ -139,10 +139,13 @@ class Operations:
         """A handle to read the object by, and its attributes; *look* as for `read`."""
         handle, _ = yield from self._opened(place, look=look)
         try:
-            found = yield from self._facts_of(handle, place)
-            if found.size is None:
+            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, 1)]
+            with self._mapped(place):
+                found = self.regular(packets.attributes_in(first), place)
+            # Files of procfs, sysfs and some of FUSE have none and say so; their content is made when they are read.
+            if found.size is None or (found.size == 0 and packets.has_data(second)):
                 raise StorageError(
-                    f"the server does not tell the size of {place.identifier!r} in {self._where}",
+                    f"the server does not tell the size of {place.identifier!r} in {self._where}: only `read` takes what there is",
                     identifier=place.identifier,
                     backend=self._where,
                 )
