@@ -79,6 +79,7 @@ class Lies:
         sizes: that were told of files during the operation.
         unsized: how often none was told.
         told: how often each was.
+        sessions: that are not at their ends.
         quiet: whether silence is among them.
         extensions: that the servers announce.
     """
@@ -90,6 +91,7 @@ class Lies:
     sizes: set[int] = field(default_factory=set)
     unsized: int = 0
     told: Counter[str] = field(default_factory=Counter)
+    sessions: set[Any] = field(default_factory=set)
     at_work: bool = True
 
 
@@ -101,6 +103,14 @@ class Liar(FolderSpeaker):
         self.lies = lies
         self.extensions = lies.extensions
         self._held: list[bytes] = []
+
+    @override
+    def start_subsystem(self, name: str, transport: Any, channel: Any) -> None:
+        self.lies.sessions.add(self)
+        try:
+            super().start_subsystem(name, transport, channel)
+        finally:
+            self.lies.sessions.discard(self)
 
     @override
     def reply(self, kind: int, request: int, body: bytes) -> bytes | None:
@@ -470,12 +480,20 @@ class Run:
         """What there is once the server has done what it was asked, and what was moved aside is back."""
         self.lies.at_work = False
         try:
+            self.quiet()
             self.backend.cleanup()
         finally:
             self.lies.at_work = True
         return self.disk.objects()
 
+    def quiet(self) -> None:
+        """Wait until servers whose connections were lost have done what had arrived."""
+        deadline = time.monotonic() + LONGEST
+        while len(self.lies.sessions) > 1 and time.monotonic() < deadline:
+            time.sleep(0.001)
+
     def step(self) -> None:
+        self.quiet()
         self.lies.sizes.clear()
         self.lies.unsized = 0
         verb = self.random.choice(
