@@ -109,11 +109,14 @@ class Speaker(paramiko.SubsystemHandler):  # type: ignore[misc]  # paramiko has 
             channel.sendall(said)
             while True:
                 body = self._exactly(int.from_bytes(self._exactly(4)))
-                answer = self._answers.get(body[0])
-                request, rest = int.from_bytes(body[1:5]), body[5:]
-                reply = answer(self, request, rest) if answer else self.honest(body[0], request, rest)
+                reply = self.reply(body[0], int.from_bytes(body[1:5]), body[5:])
                 if reply is not None:
                     channel.sendall(reply)
+
+    def reply(self, kind: int, request: int, body: bytes) -> bytes | None:
+        """What is sent; None for nothing."""
+        answer = self._answers.get(kind)
+        return answer(self, request, body) if answer else self.honest(kind, request, body)
 
     def honest(self, kind: int, request: int, body: bytes) -> bytes:
         """What a server would say that has the file."""
@@ -291,9 +294,12 @@ class Welcome(paramiko.ServerInterface):  # type: ignore[misc]  # paramiko has n
 
 
 class Hostile:
-    """An SSH server in this process, whose SFTP is a *speaker*, made with *arguments* for each session."""
+    """An SSH server in this process, whose SFTP is a *speaker*, made with *arguments* for each session; *name* is what it calls itself."""
 
-    def __init__(self, key: Path, speaker: Callable[..., Speaker], *arguments: Any) -> None:
+    def __init__(
+        self, key: Path, speaker: Callable[..., Speaker], *arguments: Any, name: str = "paramiko"
+    ) -> None:
+        self._name = name
         self._key = paramiko.PKey.from_path(key)
         self._handler = (speaker, *arguments)
         self._transports: list[Any] = []
@@ -312,6 +318,7 @@ class Hostile:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             self.connections += 1
             transport = paramiko.Transport(connection)
+            transport.local_version = f"SSH-2.0-{self._name}"
             transport.add_server_key(self._key)
             transport.set_subsystem_handler("sftp", *self._handler)
             self._transports.append(transport)

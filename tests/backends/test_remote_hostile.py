@@ -328,6 +328,16 @@ def test_file_of_unknown_size_is_read_whole_or_refused(serve: Serve) -> None:
     backend = serve({FSTAT: replied(lambda request: packet(ATTRS, request, facts))})
     assert backend.read("a") == CONTENT
     assert list(backend.read_many(["a"])) == [("a", CONTENT)]
+    cut = serve(
+        {
+            FSTAT: replied(lambda request: packet(ATTRS, request, facts)),
+            READ: lambda _speaker, request, body: (
+                status(request, EOF) if body[-5] else packet(DATA, request, text(CONTENT[:9]))
+            ),
+        }
+    )
+    with pytest.raises(SourceChangedError, match=r"after 9 of 4,096 bytes"):
+        cut.read("a")
     for way in (
         lambda: backend.open("a").read(),
         lambda: backend.read_range("a", 0, 3),

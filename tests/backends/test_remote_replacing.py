@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage_backend.backends.remote import RemoteStorage
-from storage_backend.backends.remote.packets import FAILURE, RENAME, Fields
+from storage_backend.backends.remote.packets import FAILURE, OK, RENAME, Fields
 from storage_backend.errors import StorageError, UnavailableError
 from tests.sftp_speaker import Answer, BareFolderSpeaker, Hostile, Speaker, status
 from tests.ssh_servers import make_key
@@ -201,6 +201,40 @@ def test_overwrite_over_a_connection_that_is_lost_is_done_on_the_next(serve: Ser
     backend.close()
     assert found(root) == {"d/a": NEW, "d/other": b"other"}
     assert names_in(root) == {"d", "a", "other"}
+
+
+def test_overwrite_whose_acknowledgement_is_lost_stays(serve: Serve, root: Path) -> None:
+    same_size = OLD[::-1]
+    broken: list[bytes] = []
+
+    def after(speaker: Speaker, request: int, body: bytes) -> bytes:
+        said = speaker.honest(RENAME, request, body)
+        fields = Fields(body)
+        if said == status(request, OK) and [fields.string(), fields.string()][1] == b"/d/a" and not broken:
+            broken.append(said)
+            speaker.channel.get_transport().close()
+            raise EOFError
+        return said
+
+    backend = serve({RENAME: after})
+    backend.write("d/a", same_size)
+    assert broken
+    backend.close()
+    assert found(root) == {"d/a": same_size, "d/other": b"other"}
+    assert names_in(root) == {"d", "a", "other"}
+
+
+def test_of_old_files_the_one_that_was_moved_last_comes_back(serve: Serve, root: Path) -> None:
+    killed(serve, root)
+    (root / "d" / "a").write_bytes(NEW)
+    killed_again = serve({RENAME: upon_renaming(Killer())})
+    with pytest.raises(UnavailableError):
+        killed_again.move("d/other", "d/a")
+    killed_again.close()
+    assert {NEW, b"other"} <= set(found(root).values())
+    assert "d/a" not in found(root)
+    serve().cleanup(0)
+    assert found(root) == {"d/a": NEW, "d/other": b"other"}
 
 
 def test_of_writers_of_one_object_at_once_one_wins_and_none_loses_it(serve: Serve, root: Path) -> None:

@@ -199,7 +199,7 @@ def _file(path: bytes, chosen: random.Random) -> None:
     with open(path, "wb") as file:
         file.write(chosen.randbytes(chosen.choice((0, 1, 100, 5000))))
     os.chmod(path, chosen.choice((0o600, 0o644, 0o755)))
-    second = chosen.choice((0, 1, 1_000_000_000, 1_700_000_000, (1 << 32) - 1))
+    second = chosen.choice((0, 1, 1_000_000_000, 1_700_000_000, (1 << 31) - 1))
     os.utime(path, ns=(0, second * 10**9 + chosen.choice((0, 1, 500_000_000, 999_000_000))))
 
 
@@ -448,13 +448,14 @@ def test_time_with_all_its_nanoseconds_is_rounded_down(openssh_place: SSHPlace) 
     path = openssh_place.local / "a"
     path.write_bytes(b"x")
     with both(openssh_place) as pair:
-        for second in (1, 1_700_000_000, (1 << 32) - 1, -1, 1 << 32, (1 << 32) + 7):
+        for second in (1, 1_700_000_000, (1 << 31) - 1, 1 << 31, (1 << 32) - 1, -1, 1 << 32, (1 << 32) + 7):
             os.utime(path, ns=(0, second * 10**9 + 999_999_999))
             for backend in pair:
                 (info,) = backend.scan()
                 assert info.modified == backend.stat("a").modified
-                if 0 <= second < 1 << 32:
-                    assert info.modified == datetime.fromtimestamp(second, UTC)
+                if second < 1 << 32:  # from 2**31 on it may be of before 1970
+                    known = 0 <= second < 1 << 31
+                    assert info.modified == (datetime.fromtimestamp(second, UTC) if known else None)
 
 
 @pytest.fixture
@@ -547,6 +548,27 @@ def test_pipe_is_no_object(openssh_place: SSHPlace) -> None:
                 backend.move("fifo", "b")
             with pytest.raises(NotAFileError):
                 backend.write("fifo", b"x")
+
+
+def test_file_that_has_content_and_no_size_is_read_or_refused_but_never_empty(
+    openssh_place: SSHPlace,
+) -> None:
+    for backend in (
+        RemoteStorage(openssh_place.config(), "/proc/self"),  # type: ignore[arg-type]  # a dictionary of any values
+        RemoteStorage(openssh_place.config(shell="never"), "/proc/self"),  # type: ignore[arg-type]
+    ):
+        with backend:
+            assert backend.size("status") == 0
+            assert backend.read("status").startswith(b"Name:")
+            found = dict(backend.read_many(["status"] * 100))  # as a tar stream, where there is a shell
+            assert found["status"].startswith(b"Name:")
+            for act in (
+                lambda: backend.open("status"),  # noqa: B023 - called at once
+                lambda: backend.read_range("status", 0, 5),  # noqa: B023
+                lambda: backend.copy("status", "x"),  # noqa: B023
+            ):
+                with pytest.raises(StorageError, match="does not tell the size"):
+                    act()
 
 
 def test_times_that_sftp_cannot_have_are_not_kept_and_a_second_sync_has_nothing_to_do(

@@ -46,7 +46,8 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
         # From the end, and each let go of as it is given.
         while contents:
             place, content = group.pop(), contents.pop()
-            if content is None:
+            if not content:
+                # Or a file that says of itself that it is empty, as those of procfs do, and tar believes it.
                 missing.append(place)
             else:
                 yield place, content

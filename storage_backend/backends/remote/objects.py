@@ -20,6 +20,7 @@ from storage_backend.backends.remote.packets import Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.session import Steps
 from storage_backend.backends.remote.writing import Upload
+from storage_backend.base import not_found
 from storage_backend.errors import NotFoundError, UnavailableError
 from storage_backend.info import ObjectInfo
 from storage_backend.sightings import Sightings
@@ -167,11 +168,16 @@ class Objects:
             nonlocal tried
             at = connection.at(place)
             again, tried = tried, True
+            operations = connection.operations
             try:
-                connection.run(connection.operations.publish(staged, at))
+                if again:
+                    connection.run(operations.heal(at))
+                    if connection.run(operations.entry(staged.temporary)) is None:
+                        raise not_found(place.identifier, self.where)
+                connection.run(operations.publish(staged, at))
             except NotFoundError as error:
                 # The server we lost may have renamed it, even just now.
-                found = connection.run(connection.operations.entry(at.path)) if again else None
+                found = connection.run(operations.entry(at.path)) if again else None
                 if found is not None and found.size == size:
                     return
                 raise UnavailableError(

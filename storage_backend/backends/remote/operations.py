@@ -139,10 +139,13 @@ class Operations:
         """A handle to read the object by, and its attributes; *look* as for `read`."""
         handle, _ = yield from self._opened(place, look=look)
         try:
-            found = yield from self._facts_of(handle, place)
-            if found.size is None:
+            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, 1)]
+            with self._mapped(place):
+                found = self.regular(packets.attributes_in(first), place)
+            # Files of procfs, sysfs and some of FUSE have none and say so; their content is made when they are read.
+            if found.size is None or (found.size == 0 and packets.has_data(second)):
                 raise StorageError(
-                    f"the server does not tell the size of {place.identifier!r} in {self._where}",
+                    f"the server does not tell the size of {place.identifier!r} in {self._where}: only `read` takes what there is",
                     identifier=place.identifier,
                     backend=self._where,
                 )
@@ -161,14 +164,18 @@ class Operations:
         """
         handle, seen = yield from self._opened(place, look=look)
         length = self._session.read_length
+        # Otherwise there was an exchange between the look and the opening, in which much may happen.
+        at_once = self._session.wakes and not look and seen is not None
         try:
-            if seen is None:
+            if seen is None or not at_once:
                 first, second = yield [
                     packets.path(packets.FSTAT, handle),
                     packets.reading(handle, 0, length),
                 ]
                 with self._mapped(place):
                     found = self.regular(packets.attributes_in(first), place)
+                if found.size is None and seen is not None:
+                    found = found._replace(size=seen.size)
             else:
                 found = seen
                 (second,) = yield [packets.reading(handle, 0, length)]
@@ -178,14 +185,14 @@ class Operations:
             # A piece of the very size is the whole; other sizes are of a file that grows, or of a server that gives less
             # than it has, and only its word proves the end. So it is where another file may have been looked at than opened,
             # if the piece may be cut.
-            while pieces[-1] and (size != found.size or (seen is not None and len(pieces[-1]) == length)):
+            while pieces[-1] and (size != found.size or (at_once and len(pieces[-1]) == length)):
                 if max(size, found.size or 0) > most:
                     return None, found
                 (reply,) = yield [packets.reading(handle, size, length)]
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
-            if seen is not None and size != found.size:
+            if at_once and size != found.size:
                 found = yield from self._facts_of(handle, place)
             if found.size is not None and size < found.size:
                 # Cut short meanwhile; or a file system or server that ends early.
@@ -195,20 +202,21 @@ class Operations:
             self.let_go(handle)
 
     def _opened(self, place: Place, *, look: bool) -> Steps[tuple[bytes, Attributes | None]]:
-        """A handle to read by, and what was seen of the object right before, if that costs nothing."""
+        """A handle to read by, and what was seen of the object right before."""
         opening = packets.opening(place.path, FOR_READING)
-        beside = self._session.wakes and not look
-        if beside:
+        seen: Attributes | None = None
+        looked: Reply | None = None
+        if self._session.wakes and not look:
             looked, reply = yield [packets.path(packets.STAT, place.path), opening]
         else:
-            yield from self.facts(place)
+            seen = yield from self.facts(place)
             (reply,) = yield [opening]
         try:
             handle = packets.handle_in(reply)
         except StatusError as error:
             raise (yield from self._why_unreadable(error, place)) from error
-        if not beside:
-            return handle, None
+        if looked is None:
+            return handle, seen
         try:
             seen = _if_there(looked)
             return handle, None if seen is None else self.regular(seen, place)

@@ -239,6 +239,11 @@ def data_in(reply: Reply, most: int) -> bytes:
     raise error or ProtocolError(f"the SFTP server answered with a packet of type {kind} instead of data")
 
 
+def has_data(reply: Reply) -> bool:
+    """Whether a reply to a READ of one byte gives it."""
+    return reply[0] == DATA and bool(data_in(reply, 1))
+
+
 def attributes_in(reply: Reply) -> Attributes:
     """The attributes that a reply gives."""
     return expect(reply, ATTRS).attributes()

@@ -1,15 +1,16 @@
 """Replacing: a file takes another's name on a server that renames over nothing, which is moved aside in the meantime.
 
-It lies at `.~sb-old/TOKEN/NAME` in its own directory, and TOKEN is one writer's in one attempt. Whoever finds it can tell what
-has become of that: if something has the name, it is newer; if nothing has, the writer was broken off or is about to go on, and
-the old file goes back. A writer that is still there then finds the name taken, and begins anew. So of the old and the new file
-one is always there, under its name or beside it.
+It lies at `.~sb-old/TOKEN/NAME` in its own directory, and TOKEN, which begins with the time, is one writer's in one attempt. Whoever
+finds it can tell what has become of that: if something has the name, it is newer; if nothing has, the writer was broken off or is
+about to go on, and the old file goes back, of several the one that was moved last. A writer that is still there then finds the
+name taken, and begins anew. So of the old and the new file one is always there, under its name or beside it.
 """
 
 from __future__ import annotations
 
 import posixpath
 import stat
+import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
@@ -44,7 +45,7 @@ def replace(
     """Give *source* the name *path*, in place of the file there; if that fails, the old one has it again.
 
     Args:
-        source: of the same file system.
+        source: of the same file system; known to be there, or another's new file would be moved aside for nothing.
         path: of a file, or of nothing by now.
         token: gives a name that nothing has.
         names: lists a directory.
@@ -56,7 +57,7 @@ def replace(
     top = aside(path)
     reasons = 0
     for more in reversed(range(_TRIES)):
-        mine = posixpath.join(top, token())
+        mine = posixpath.join(top, b"%016x-%b" % (time.time_ns(), token()))
         kept = posixpath.join(mine, posixpath.basename(path))
         # All at once, so that nothing has the name for as short as can be.
         replies = yield [
@@ -104,7 +105,7 @@ def heal(directory: bytes, names: Names) -> Steps[int]:
     """
     removed = 0
     top = posixpath.join(directory, ASIDE)
-    for token in (yield from _inside(top, names)):
+    for token in sorted((yield from _inside(top, names)), reverse=True):
         mine = posixpath.join(top, token)
         for name in (yield from _inside(mine, names)):
             kept, path = posixpath.join(mine, name), posixpath.join(directory, name)
