@@ -12,7 +12,6 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -26,9 +25,8 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, write_file
+from storage_backend.files import StagedFile, open_to_read, write_file
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.paths import expanded
 from storage_backend.streams import (
     Content,
     Moved,
@@ -282,7 +280,7 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with Path(expanded(path)).open("rb") as reader:
+        with open_to_read(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             info = ObjectInfo(identifier, told_size(facts), modified)
@@ -422,7 +420,7 @@ class StorageBackend(ABC):
         Raises:
             FileNotFoundError: there is no such file.
         """
-        with Path(expanded(path)).open("rb") as reader:
+        with open_to_read(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             return self.write_stream(

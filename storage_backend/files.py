@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import io
 import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
-from typing_extensions import Buffer
+from typing_extensions import Buffer, override
 
 from storage_backend.errors import ConfigurationError
 from storage_backend.identifiers import RESERVED
@@ -34,6 +36,8 @@ _NO_KERNEL_COPY = {
 }
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
+_WRITER_WITHIN = 1.0  # seconds
+_WRITER_STEP = 0.02
 _HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
@@ -389,11 +393,11 @@ def _copied_by_kernel(
 def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
     """Runs of a file from its position on: whether it is a hole that the copy can have too, and how long it is."""
     facts = os.fstat(source)
-    position = os.lseek(source, 0, os.SEEK_CUR) if stat.S_ISREG(facts.st_mode) else 0
-    sparse = facts.st_blocks * 512 < facts.st_size - position and stat.S_ISREG(os.fstat(target).st_mode)
-    if not (sparse and hasattr(os, "SEEK_HOLE")):
+    sparse = facts.st_blocks * 512 < facts.st_size and stat.S_ISREG(facts.st_mode)
+    if not (sparse and hasattr(os, "SEEK_HOLE") and stat.S_ISREG(os.fstat(target).st_mode)):
         yield False, sys.maxsize
         return
+    position = os.lseek(source, 0, os.SEEK_CUR)
     while position < facts.st_size:
         try:
             data = os.lseek(source, position, os.SEEK_DATA)
@@ -413,6 +417,63 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
 def _is_zeros(data: Buffer) -> bool:
     view = memoryview(data).cast("B")
     return not (view[0] or view[-1]) and view == bytes(len(view))
+
+
+def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
+    """The file at *path*, open for reading; of a pipe, a writer is waited for no longer than a second.
+
+    Raises:
+        OSError: as of `open`; with ENXIO, *path* is a pipe that nobody writes to.
+    """
+    # Without O_NONBLOCK, a pipe that nobody writes to would be waited for, for ever.
+    fd = os.open(expanded(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+        begun = _first(fd, path) if stat.S_ISFIFO(mode) else b""
+        os.set_blocking(fd, True)
+    except BaseException:
+        os.close(fd)
+        raise
+    return io.BufferedReader(_Begun(fd, begun) if begun else io.FileIO(fd))
+
+
+def _first(fd: int, path: str | os.PathLike[str]) -> bytes:
+    """The first bytes of a pipe, if there are any yet; somebody writes to it."""
+    deadline = time.monotonic() + _WRITER_WITHIN
+    while True:
+        try:
+            begun = os.read(fd, _CHUNK)
+        except BlockingIOError:  # there is a writer
+            return b""
+        if begun:
+            return begun
+        if time.monotonic() >= deadline:
+            raise OSError(errno.ENXIO, "a pipe that nobody writes to", os.fspath(path))
+        time.sleep(_WRITER_STEP)
+
+
+class _Begun(io.FileIO):
+    """A pipe of which the first bytes have been read."""
+
+    def __init__(self, fd: int, begun: bytes) -> None:
+        super().__init__(fd)
+        self._begun = begun
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        if not self._begun:
+            return super().readinto(buffer)
+        view = memoryview(buffer).cast("B")
+        given, self._begun = self._begun[: len(view)], self._begun[len(view) :]
+        view[: len(given)] = given
+        return len(given)
+
+    @override
+    def readall(self) -> bytes:
+        begun, self._begun = self._begun, b""
+        return begun + super().readall()
 
 
 def replaced_by(path: str | os.PathLike[str]) -> Path | None:

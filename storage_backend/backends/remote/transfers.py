@@ -11,7 +11,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, cast
 
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.objects import Objects
@@ -20,7 +19,7 @@ from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, replaced_by, take_over, write_file
+from storage_backend.files import StagedFile, open_to_read, replaced_by, take_over, write_file
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
@@ -84,14 +83,14 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
     A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
     transfer that was broken off goes on there. *moved* is told of the bytes as they leave, and first of those that were there.
     """
-    with path.open("rb") as reader:
+    with open_to_read(path) as reader:
         facts = os.fstat(reader.fileno())
         modified = datetime.fromtimestamp(facts.st_mtime, UTC)
         regular = stat.S_ISREG(facts.st_mode)
         # The lock is for others that send the same file to the same place: they take another temporary name.
         if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
             info = ObjectInfo(place.identifier, told_size(facts), modified)
-            return storage.write_stream(place.identifier, counting(cast(BinaryIO, reader), moved), info=info)
+            return storage.write_stream(place.identifier, counting(reader, moved), info=info)
         name = _partial_name(
             "upload",
             socket.gethostname(),

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
@@ -40,9 +39,8 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import write_file
+from storage_backend.files import open_to_read, write_file
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.paths import expanded
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
@@ -497,7 +495,7 @@ class S3Storage(StorageBackend):
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
-        with Path(expanded(path)).open("rb") as reader:
+        with open_to_read(path) as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, told_size(facts), datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
