@@ -25,7 +25,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, open_to_read, write_file
+from storage_backend.files import StagedFile, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import (
     Content,
@@ -280,7 +280,7 @@ class StorageBackend(ABC):
 
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with open_to_read(path) as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             info = ObjectInfo(identifier, told_size(facts), modified)
@@ -412,15 +412,16 @@ class StorageBackend(ABC):
             return download_from(reader, path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        """Store a local file as the object.
+        """Store a local file as the object, or what a pipe gives that is open already, as /dev/stdin.
 
         Returns:
             True.
 
         Raises:
             FileNotFoundError: there is no such file.
+            NotAFileError: it is a named pipe, to which nobody may ever write.
         """
-        with open_to_read(path) as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
             modified = datetime.fromtimestamp(facts.st_mtime, UTC)
             return self.write_stream(

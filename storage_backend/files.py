@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import io
 import os
 import stat
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from typing_extensions import Buffer, override
+from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError
+from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.identifiers import RESERVED
 from storage_backend.paths import expanded
 
@@ -36,10 +34,10 @@ _NO_KERNEL_COPY = {
 }
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
-_WRITER_WITHIN = 1.0  # seconds
-_WRITER_STEP = 0.02
 _HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
+# Where a pipe has a path that somebody has opened already.
+_OPENED = ("/dev/fd/", "/dev/std", "/proc/")
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
@@ -76,6 +74,39 @@ def cache_directory() -> Path:
 def temporary_name() -> str:
     """A name that no object can have and no other process will choose."""
     return f"{RESERVED}{os.urandom(12).hex()}"
+
+
+def open_source(path: str | os.PathLike[str]) -> BinaryIO:
+    """A reader of a local file that is to be stored.
+
+    Of pipes only those are read that are open already (`/dev/stdin`, a shell's `<(...)`): to open another waits for
+    somebody who writes to it, maybe for ever.
+
+    Raises:
+        NotAFileError: it is a named pipe.
+        OSError: it cannot be opened.
+    """
+    whole = expanded(path)
+
+    def look(mode: int) -> None:
+        if stat.S_ISFIFO(mode) and not whole.startswith(_OPENED):
+            raise NotAFileError(
+                f"Not a regular file: {whole!r} is a named pipe; open it yourself and store what it gives, by write_stream or "
+                "by the command `put` with the path /dev/stdin"
+            )
+
+    def opened(name: str, flags: int) -> int:
+        look(os.stat(name).st_mode)  # noqa: PTH116 - stays text
+        return os.open(name, flags | os.O_NONBLOCK)
+
+    reader = open(whole, "rb", opener=opened)  # noqa: SIM115 - stays text; the caller closes it
+    try:
+        look(os.fstat(reader.fileno()).st_mode)
+        os.set_blocking(reader.fileno(), True)
+    except BaseException:
+        reader.close()
+        raise
+    return reader
 
 
 class StagedFile:
@@ -417,63 +448,6 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
 def _is_zeros(data: Buffer) -> bool:
     view = memoryview(data).cast("B")
     return not (view[0] or view[-1]) and view == bytes(len(view))
-
-
-def open_to_read(path: str | os.PathLike[str]) -> BinaryIO:
-    """The file at *path*, open for reading; of a pipe, a writer is waited for no longer than a second.
-
-    Raises:
-        OSError: as of `open`; with ENXIO, *path* is a pipe that nobody writes to.
-    """
-    # Without O_NONBLOCK, a pipe that nobody writes to would be waited for, for ever.
-    fd = os.open(expanded(path), os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISDIR(mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
-        begun = _first(fd, path) if stat.S_ISFIFO(mode) else b""
-        os.set_blocking(fd, True)
-    except BaseException:
-        os.close(fd)
-        raise
-    return io.BufferedReader(_Begun(fd, begun) if begun else io.FileIO(fd))
-
-
-def _first(fd: int, path: str | os.PathLike[str]) -> bytes:
-    """The first bytes of a pipe, if there are any yet; somebody writes to it."""
-    deadline = time.monotonic() + _WRITER_WITHIN
-    while True:
-        try:
-            begun = os.read(fd, _CHUNK)
-        except BlockingIOError:  # there is a writer
-            return b""
-        if begun:
-            return begun
-        if time.monotonic() >= deadline:
-            raise OSError(errno.ENXIO, "a pipe that nobody writes to", os.fspath(path))
-        time.sleep(_WRITER_STEP)
-
-
-class _Begun(io.FileIO):
-    """A pipe of which the first bytes have been read."""
-
-    def __init__(self, fd: int, begun: bytes) -> None:
-        super().__init__(fd)
-        self._begun = begun
-
-    @override
-    def readinto(self, buffer: Buffer, /) -> int:
-        if not self._begun:
-            return super().readinto(buffer)
-        view = memoryview(buffer).cast("B")
-        given, self._begun = self._begun[: len(view)], self._begun[len(view) :]
-        view[: len(given)] = given
-        return len(given)
-
-    @override
-    def readall(self) -> bytes:
-        begun, self._begun = self._begun, b""
-        return begun + super().readall()
 
 
 def replaced_by(path: str | os.PathLike[str]) -> Path | None:

@@ -36,7 +36,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import copy_descriptor, open_to_read, write_file
+from storage_backend.files import copy_descriptor, open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
 from storage_backend.streams import (
@@ -329,7 +329,7 @@ class LocalStorage(StorageBackend):
     def _upload_counted(
         self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None
     ) -> bool:
-        with open_to_read(path) as reader:
+        with open_source(path) as reader:
             if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 with self._staging(identifier) as staging:
                     staging.copy_from(reader.fileno(), moved)

@@ -19,7 +19,7 @@ from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, open_to_read, replaced_by, take_over, write_file
+from storage_backend.files import StagedFile, open_source, replaced_by, take_over, write_file
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
@@ -83,7 +83,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
     A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
     transfer that was broken off goes on there. *moved* is told of the bytes as they leave, and first of those that were there.
     """
-    with open_to_read(path) as reader:
+    with open_source(path) as reader:
         facts = os.fstat(reader.fileno())
         modified = datetime.fromtimestamp(facts.st_mtime, UTC)
         regular = stat.S_ISREG(facts.st_mode)

@@ -39,7 +39,7 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import open_to_read, write_file
+from storage_backend.files import open_source, write_file
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
@@ -495,7 +495,7 @@ class S3Storage(StorageBackend):
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
-        with open_to_read(path) as reader:
+        with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
             info = ObjectInfo(identifier, told_size(facts), datetime.fromtimestamp(facts.st_mtime, UTC))
             if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
