@@ -454,11 +454,15 @@ def replaced_by(path: str | os.PathLike[str]) -> Path | None:
     """The path of the file that one written to *path* replaces, or is to be: links are followed.
 
     None if there is none, since a pipe or a terminal is there, which takes the bytes as they are.
+
+    Raises:
+        OSError: a link may not be followed, or leads in a circle.
     """
     place = Path(expanded(path))
     try:
+        # The kernel's word counts: links of others in /tmp are not followed (proc_sys_fs(5), protected_symlinks).
         mode = place.stat().st_mode
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         mode = stat.S_IFREG
     if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
         return None

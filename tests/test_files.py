@@ -310,6 +310,23 @@ class TestLinksAndPipes:
             assert (tmp_path / name).read_bytes() == b"new"
         assert names(tmp_path / "d") == ["file", "later"]
 
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes links of others")
+    def test_a_trap_in_a_directory_of_all_is_not_followed(self, tmp_path: Path) -> None:
+        guarded = Path("/proc/sys/fs/protected_symlinks")
+        if not guarded.exists() or guarded.read_text().strip() != "1":
+            pytest.skip("the kernel does not guard links here")
+        (tmp_path / "mine").write_bytes(b"mine")
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        for name, leads_to in {"trap": "../mine", "later": "../not there"}.items():
+            (shared / name).symlink_to(leads_to)
+            os.chown(shared / name, 1234, 1234, follow_symlinks=False)
+            with pytest.raises(PermissionError):
+                write_file(shared / name, lambda staged: staged.write(b"theirs"))
+        assert names(tmp_path) == ["mine", "shared"]
+        assert (tmp_path / "mine").read_bytes() == b"mine"
+
     def test_a_pipe_gets_the_bytes(self, tmp_path: Path) -> None:
         os.mkfifo(tmp_path / "pipe")
         (tmp_path / "link").symlink_to("pipe")
