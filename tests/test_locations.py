@@ -154,6 +154,23 @@ def test_what_may_be_read_in_two_ways_is_refused(location: str, spelling: str) -
 
 
 @pytest.mark.quick
+def test_a_file_with_a_hash_is_not_mistaken_for_a_name_in_another(tmp_path: Path) -> None:
+    (tmp_path / "picture ").mkdir()
+    (tmp_path / "picture " / "1.jpg").write_bytes(b"another")
+    location = f"file://{tmp_path}/picture #1.jpg"
+    assert split_location(location)[1] == "1.jpg"
+    (tmp_path / "picture #1.jpg").write_bytes(b"it")
+    (tmp_path / "x#1.db").write_bytes(b"")
+    for ambiguous in (location, f"sqlite:///{tmp_path}/x#1.db"):
+        with pytest.raises(ConfigurationError, match="%231"):
+            open_storage(ambiguous)
+        with pytest.raises(ConfigurationError, match="%231"):
+            split_location(ambiguous)
+    base, name = split_location(location.replace("#", "%23"))
+    assert open_storage(base).read(name) == b"it"
+
+
+@pytest.mark.quick
 def test_a_plus_is_a_plus(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     with open_storage(f"cached+file://{tmp_path}/data?cache_dir={tmp_path}/a+b") as storage:
