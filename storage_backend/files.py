@@ -34,7 +34,6 @@ _NO_KERNEL_COPY = {
 }
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
-_HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 # Where a pipe has a path that somebody has opened already.
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
@@ -142,12 +141,8 @@ class StagedFile:
             raise
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*; a hole where it is nothing but zeros."""
+        """Append all of *data*."""
         size = memoryview(data).nbytes
-        if size >= _HOLE and _is_zeros(data):
-            os.ftruncate(self.fd, os.lseek(self.fd, size, os.SEEK_CUR))
-            self.size += size
-            return
         written = os.write(self.fd, data)
         while written < size:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
@@ -443,11 +438,6 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
         if end > data:
             yield False, end - data
         position = end
-
-
-def _is_zeros(data: Buffer) -> bool:
-    view = memoryview(data).cast("B")
-    return not (view[0] or view[-1]) and view == bytes(len(view))
 
 
 def replaced_by(path: str | os.PathLike[str]) -> Path | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage_backend import (
@@ -74,6 +74,7 @@ PLACES: dict[str, Callable[[], StorageBackend]] = {
 def test_the_location_of_every_object_is_its_own(place: str) -> None:
     storage = PLACES[place]()
 
+    @settings(max_examples=40, deadline=None)
     @given(IDENTIFIERS)
     @example("100%.txt")
     @example("100%25.txt")
@@ -100,6 +101,7 @@ def test_the_location_of_every_object_is_its_own(place: str) -> None:
 def test_what_get_path_gives_names_that_object(place: str) -> None:
     storage = PLACES[place]()
 
+    @settings(max_examples=40, deadline=None)
     @given(IDENTIFIERS)
     @example("100%25.txt")
     @example("a/what?region=x")
@@ -113,6 +115,7 @@ def test_what_get_path_gives_names_that_object(place: str) -> None:
 
 
 @pytest.mark.quick
+@settings(max_examples=40, deadline=None)
 @given(IDENTIFIERS)
 def test_get_path_of_memory_names_the_object(identifier: str) -> None:
     assert split_location(MemoryStorage().get_path(identifier)) == ("memory:", identifier)
