@@ -268,6 +268,12 @@ def _url(text: str, scheme: str, end: int) -> Url:
                 'there are two "#" in the URL; the one that is part of a name is written %23',
                 parameter="location",
             )
+        whole = f"{slash}{path}#{fragment}"
+        if hash_sign and scheme in {"file", "sqlite"} and _is_there(whole[scheme == "sqlite" :]):
+            raise ConfigurationError(
+                f'there is a file whose name has this "#"; write {f"{start}%23{fragment}"!r} for it',
+                parameter="location",
+            )
         if hash_sign and locations.is_name(rest):
             raise ConfigurationError(
                 f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
@@ -282,6 +288,12 @@ def _url(text: str, scheme: str, end: int) -> Url:
         parameters=locations.parameters_in(query),
         fragment=fragment if hash_sign else None,
     )
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is anything at the path that a part of a URL spells."""
+    name = locations.unquoted(path)
+    return "\0" not in name and os.path.lexists(expanded(name))
 
 
 _CACHED = "cached+"

@@ -7,7 +7,7 @@ import os
 import select
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage_backend.errors import QuotaExceededError, StorageError
@@ -52,7 +52,14 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
 
 
 def destination(path: str | os.PathLike[str]) -> Path | None:
-    """Where the file that *path* names is, or will be, behind all symbolic links; None if it is there and no regular file."""
+    """Where the file that *path* names is, or will be, behind all symbolic links; None if it is there and no regular file.
+
+    Raises:
+        OSError: a link may not be followed, or leads in a circle.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError):
+        # The kernel's word counts: links of others in /tmp are not followed (proc_sys_fs(5), protected_symlinks).
+        os.stat(expanded(path))  # noqa: PTH116 - a str
     place, descriptor = _followed(expanded(path))
     if descriptor is not None:
         return None

@@ -35,7 +35,6 @@ _NO_KERNEL_COPY = {
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
 _TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
-_HOLE = 64 << 10  # bytes of zeros that are worth a hole
 _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 # Where a pipe has a path that somebody has opened already.
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
@@ -146,12 +145,8 @@ class StagedFile:
             raise
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*; a hole where it is nothing but zeros."""
+        """Append all of *data*."""
         size = memoryview(data).nbytes
-        if size >= _HOLE and _is_zeros(data):
-            os.ftruncate(self.fd, os.lseek(self.fd, size, os.SEEK_CUR))
-            self.size += size
-            return
         written = os.write(self.fd, data)
         while written < size:
             written += os.write(self.fd, memoryview(data).cast("B")[written:])
@@ -443,11 +438,11 @@ def _copied_by_kernel(
 def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
     """Runs of a file from its position on: whether it is a hole that the copy can have too, and how long it is."""
     facts = os.fstat(source)
-    position = os.lseek(source, 0, os.SEEK_CUR) if stat.S_ISREG(facts.st_mode) else 0
-    sparse = facts.st_blocks * 512 < facts.st_size - position and stat.S_ISREG(os.fstat(target).st_mode)
-    if not (sparse and hasattr(os, "SEEK_HOLE")):
+    sparse = facts.st_blocks * 512 < facts.st_size and stat.S_ISREG(facts.st_mode)
+    if not (sparse and hasattr(os, "SEEK_HOLE") and stat.S_ISREG(os.fstat(target).st_mode)):
         yield False, sys.maxsize
         return
+    position = os.lseek(source, 0, os.SEEK_CUR)
     while position < facts.st_size:
         try:
             data = os.lseek(source, position, os.SEEK_DATA)
@@ -462,8 +457,3 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
         if end > data:
             yield False, end - data
         position = end
-
-
-def _is_zeros(data: Buffer) -> bool:
-    view = memoryview(data).cast("B")
-    return not (view[0] or view[-1]) and view == bytes(len(view))

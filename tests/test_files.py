@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import LocalStorage, MemoryStorage, StorageBackend, sync
+from storage_backend import LocalStorage, MemoryStorage, StorageBackend
 from storage_backend.destinations import write_file
 from storage_backend.errors import NotAFileError, QuotaExceededError
 from storage_backend.files import StagedFile, copy_descriptor, state_directory
@@ -443,6 +443,25 @@ class TestWhatAnOverwriteKeeps:
             assert (facts.st_gid, facts.st_mode & 0o777) == (NOBODY, 0o644)
 
 
+class TestGuardedLinks:
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes links of others")
+    def test_a_trap_in_a_directory_of_all_is_not_followed(self, tmp_path: Path) -> None:
+        guarded = Path("/proc/sys/fs/protected_symlinks")
+        if not guarded.exists() or guarded.read_text().strip() != "1":
+            pytest.skip("the kernel does not guard links here")
+        (tmp_path / "mine").write_bytes(b"mine")
+        shared = tmp_path / "shared"
+        shared.mkdir()
+        shared.chmod(0o1777)
+        for name, leads_to in {"trap": "../mine", "later": "../not there"}.items():
+            (shared / name).symlink_to(leads_to)
+            os.chown(shared / name, 1234, 1234, follow_symlinks=False)
+            with pytest.raises(PermissionError):
+                write_file(shared / name, lambda staged: staged.write(b"theirs"))
+        assert names(tmp_path) == ["mine", "shared"]
+        assert (tmp_path / "mine").read_bytes() == b"mine"
+
+
 class TestHoles:
     SIZE = 64 << 20
 
@@ -464,10 +483,7 @@ class TestHoles:
         storage.copy("source/sparse", "copied")
         storage.upload(sparse, "uploaded")
         storage.download("source/sparse", tmp_path / "downloaded")
-        with storage.open("source/sparse") as reader:
-            storage.write_stream("streamed", reader, verify=True)
-        sync(LocalStorage(sparse.parent), LocalStorage(tmp_path / "synced"))
-        for name in ("copied", "uploaded", "downloaded", "streamed", "synced/sparse"):
+        for name in ("copied", "uploaded", "downloaded"):
             path = tmp_path / name
             assert path.stat().st_size == self.SIZE
             assert path.stat().st_blocks * 512 < self.SIZE // 8, name

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from storage_backend import (
@@ -74,6 +74,7 @@ PLACES: dict[str, Callable[[], StorageBackend]] = {
 def test_the_location_of_every_object_is_its_own(place: str) -> None:
     storage = PLACES[place]()
 
+    @settings(max_examples=40, deadline=None)
     @given(IDENTIFIERS)
     @example("100%.txt")
     @example("100%25.txt")
@@ -100,6 +101,7 @@ def test_the_location_of_every_object_is_its_own(place: str) -> None:
 def test_what_get_path_gives_names_that_object(place: str) -> None:
     storage = PLACES[place]()
 
+    @settings(max_examples=40, deadline=None)
     @given(IDENTIFIERS)
     @example("100%25.txt")
     @example("a/what?region=x")
@@ -113,6 +115,7 @@ def test_what_get_path_gives_names_that_object(place: str) -> None:
 
 
 @pytest.mark.quick
+@settings(max_examples=40, deadline=None)
 @given(IDENTIFIERS)
 def test_get_path_of_memory_names_the_object(identifier: str) -> None:
     assert split_location(MemoryStorage().get_path(identifier)) == ("memory:", identifier)
@@ -151,6 +154,23 @@ def test_what_may_be_read_in_two_ways_is_refused(location: str, spelling: str) -
         use()
     assert spelling in str(caught.value)
     assert "s3cr3t" not in str(caught.value)
+
+
+@pytest.mark.quick
+def test_a_file_with_a_hash_is_not_mistaken_for_a_name_in_another(tmp_path: Path) -> None:
+    (tmp_path / "picture ").mkdir()
+    (tmp_path / "picture " / "1.jpg").write_bytes(b"another")
+    location = f"file://{tmp_path}/picture #1.jpg"
+    assert split_location(location)[1] == "1.jpg"
+    (tmp_path / "picture #1.jpg").write_bytes(b"it")
+    (tmp_path / "x#1.db").write_bytes(b"")
+    for ambiguous in (location, f"sqlite:///{tmp_path}/x#1.db"):
+        with pytest.raises(ConfigurationError, match="%231"):
+            open_storage(ambiguous)
+        with pytest.raises(ConfigurationError, match="%231"):
+            split_location(ambiguous)
+    base, name = split_location(location.replace("#", "%23"))
+    assert open_storage(base).read(name) == b"it"
 
 
 @pytest.mark.quick

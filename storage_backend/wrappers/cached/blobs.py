@@ -57,7 +57,8 @@ _TRASH = 1_000  # files removed at an opening, and a few at each publication, so
 _TRASH_MORE = 16
 _TRASH_CLEARED = 10_000  # files that whoever clears removes
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
-_READING = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe in its place is damage, not to be waited for
+# Whatever somebody has put in a file's place: a pipe is not waited for.
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
@@ -357,7 +358,7 @@ class Blobs:
         """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
         offset, data = renewed(found.entry, fetched)
         try:
-            fd = os.open(self._path(key.name), os.O_WRONLY | os.O_CLOEXEC)
+            fd = os.open(self._path(key.name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
@@ -559,7 +560,7 @@ class Blobs:
             except OSError:
                 continue
             try:
-                entry = None if not stat.S_ISREG(os.fstat(fd).st_mode) else entry_of(fd)
+                entry = entry_of(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
             finally:
                 os.close(fd)
             if entry is None or key_of(entry.label).name != name:
@@ -583,9 +584,11 @@ class Blobs:
 
     def _changed(self) -> str:
         try:
-            return Path(f"{self.directory}/changed").read_text(encoding="ascii", errors="replace")
+            fd = os.open(f"{self.directory}/changed", _READING)
         except FileNotFoundError:
             return ""
+        with open(fd, encoding="ascii", errors="replace") as file:
+            return file.read()
 
     def _note_change(self) -> None:
         """See to it that after a loss of power it is known that objects were changed: what was unlinked may be back then."""
@@ -593,9 +596,10 @@ class Blobs:
             return
         boot = _boot()
         if self._changed() != boot:
-            fd = os.open(
-                f"{self.directory}/changed", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666
-            )
+            path = f"{self.directory}/changed"
+            if not os.path.isfile(path):
+                remove(path)
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
             try:
                 os.write(fd, boot.encode())
                 os.fsync(fd)

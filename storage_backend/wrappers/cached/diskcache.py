@@ -12,6 +12,7 @@ by one that refuses.
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import os
@@ -556,6 +557,9 @@ def _disk() -> Any:
                 raise ValueError("a pickled value is not loaded")
             if filename is not None and (filename.startswith("/") or ".." in filename.split("/")):
                 raise ValueError(f"a value's file is outside of the cache: {filename!r}")
+            if filename is not None and not os.path.isfile(f"{self._directory}/{filename}"):
+                # Not opened: a pipe in its place would be waited for.
+                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), filename)
             return super().fetch(mode, filename, value, read)
 
     return PlainDisk

@@ -18,11 +18,11 @@ from storage_backend.wrappers.cached.entry import Entry, entry_of
 def whole(path: str, name: str) -> Entry | Literal[False] | None:
     """The entry in a file, all of it read and compared; False if it is damaged, None if there is no file."""
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
     try:
-        entry = None if not stat.S_ISREG(os.fstat(fd).st_mode) else entry_of(fd)
+        entry = entry_of(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None
         if entry is None or key_of(entry.label).name != name:
             return False
         crc = at = 0

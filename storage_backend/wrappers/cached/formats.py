@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from storage_backend.errors import ConfigurationError
@@ -72,7 +73,9 @@ def mark_format(directory: str, known: str) -> None:
         ConfigurationError: it is of another.
     """
     check_format(directory, known)
-    os.close(os.open(f"{directory}/{_MARK}{known}", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+    with suppress(FileExistsError):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+        os.close(os.open(f"{directory}/{_MARK}{known}", flags, 0o666))
 
 
 def formats_in(directory: str) -> list[str]:

@@ -120,7 +120,8 @@ def others(folder: str, token: str) -> Iterator[Counters]:
 
 def _read(path: str) -> Counters:
     try:
-        with open(path, "rb") as reader:
+        # A pipe is not waited for.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as reader:
             data = reader.read(_COUNTERS.size)
     except OSError:
         return Counters()

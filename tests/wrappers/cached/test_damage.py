@@ -78,6 +78,27 @@ def test_a_flipped_byte_is_never_given(
     cached.close()
 
 
+def test_a_pipe_in_the_place_of_content_is_not_waited_for(
+    make: Callable[[StorageBackend], CachedStorage], tmp_path: Path
+) -> None:
+    content = os.urandom(100)
+    backend = MemoryStorage()
+    backend.write("a", content)
+    with make(backend) as cached:
+        cached.read("a")
+        (path,) = [
+            path
+            for path in (tmp_path / "cache").rglob("*")
+            if path.is_file() and path.read_bytes()[:100] == content
+        ]
+        path.unlink()
+        os.mkfifo(path)
+        for _ in range(2):
+            assert cached.read("a") == content
+            with cached.open("a") as reader:
+                assert reader.read() == content
+
+
 def test_a_flipped_byte_of_a_block_is_never_given(
     make: Callable[[StorageBackend], CachedStorage], tmp_path: Path
 ) -> None:

@@ -122,6 +122,16 @@ def blobs_are_directories(directory: Path) -> None:
         path.mkdir()
 
 
+def pipe_for(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def blobs_are_pipes(directory: Path) -> None:
+    for path in blobs(directory):
+        pipe_for(path)
+
+
 def changes_of_nobody(directory: Path) -> None:
     """Of what is there, and of what is none."""
     changing = directory / "changing"
@@ -143,6 +153,10 @@ DAMAGES: list[Callable[[Path], object]] = [
     blobs_flipped,
     blobs_exchanged,
     blobs_are_directories,
+    blobs_are_pipes,
+    lambda directory: os.mkfifo(directory / "changed"),
+    lambda directory: pipe_for(directory / "queue"),
+    lambda directory: pipe_for(directory / "format.1"),
     shutil.rmtree,
     lambda directory: shutil.rmtree(directory / "blobs"),
     lambda directory: shutil.rmtree(directory / "staging"),
