@@ -21,6 +21,7 @@ from storage_backend import (
     IntegrityError,
     NotFoundError,
     QuotaExceededError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
@@ -208,6 +209,71 @@ def test_unreadable_file_and_read_only_directory_are_denied(shared: Path) -> Non
     as_nobody(lambda: refused(opened(shared / "new.db"), AccessDeniedError))
     with opened(place) as storage:
         assert storage.read("a") == b"old"
+
+
+def test_what_may_not_be_written_to_can_be_read(shared: Path) -> None:
+    """On a medium without the right to write, SQLite itself cannot make the files that it needs beside a database."""
+    place = shared / "objects.db"
+    with opened(place) as storage:
+        storage.write("a", BIG)
+        storage.write("d/b", b"old")
+    place.chmod(0o444)
+    shared.chmod(0o555)
+    reading, writing = os.pipe()
+    changed, change = os.pipe()
+
+    def work() -> None:
+        with opened(place, create_if_missing=False) as theirs:
+            assert theirs.list() == ["a", "d/b"]
+            assert theirs.read("d/b") == b"old"
+            assert theirs.stat("a").size == len(BIG)
+            with theirs.open("a") as reader:
+                assert reader.read(1000) == BIG[:1000]
+                # Its owner goes on: what is read from now on is what is there.
+                os.write(writing, b"1")
+                os.read(changed, 1)
+                with pytest.raises((UnavailableError, NotFoundError, SourceChangedError)):
+                    reader.read()
+            assert theirs.read("a") == b"new"
+            assert theirs.read("d/b") == b"old"
+            os.write(writing, b"1")
+            os.read(changed, 1)
+            assert theirs.list() == ["a", "c", "d/b"]
+            refused(theirs, AccessDeniedError, "write", "stream", "delete")
+
+    def own() -> None:
+        os.read(reading, 1)
+        for name, content in (("a", b"new"), ("c", b"3")):
+            with opened(place) as storage:
+                storage.write(name, content)
+            os.write(change, b"1")
+            if name == "a":
+                os.read(reading, 1)
+
+    owner = threading.Thread(target=own, daemon=True)
+    owner.start()
+    as_nobody(work)
+    owner.join()
+    for descriptor in (reading, writing, changed, change):
+        os.close(descriptor)
+    assert sorted(path.name for path in shared.iterdir()) == ["objects.db"]
+
+
+def test_unfinished_writing_is_not_passed_over(shared: Path) -> None:
+    """What is in the -wal of a writer that has died counts: without the files beside, or the right to make them, it is denied."""
+    place = shared / "objects.db"
+    with opened(place) as storage:
+        storage.write("a", b"old")
+        shutil.copy(place, shared / "copy.db")
+        shutil.copy(f"{place}-wal", shared / "copy.db-wal")
+    shared.chmod(0o555)
+
+    def work() -> None:
+        with opened(shared / "copy.db", create_if_missing=False) as theirs:
+            refused(theirs, AccessDeniedError, "read", "list")
+
+    as_nobody(work)
+    assert opened(shared / "copy.db").read("a") == b"old"
 
 
 @pytest.fixture

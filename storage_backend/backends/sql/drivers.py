@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 from storage_backend.backends.sql import schema
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
 
 CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL; the URL's connect_timeout takes precedence
+
+# What SQLite answers where it may not make or write the files that it needs beside a database.
+_UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+
+Stillness: TypeAlias = tuple[int, int, int, int]
 
 # A peer that vanished is noticed within about a minute, not two hours (libpq's own default is the kernel's).
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
@@ -42,31 +48,68 @@ def synchronous(settings: Settings) -> str:
     return "FULL" if settings.durable else "NORMAL"
 
 
-def sqlite_dial(address: Address, settings: Settings) -> Callable[[], sqlite3.Connection]:
-    """What opens a connection to the SQLite file."""
-    mode = "rwc" if settings.create_if_missing else "rw"
-    uri = f"file:{quote(os.fsencode(address.path))}?mode={mode}"
+def sqlite_dial(
+    address: Address, settings: Settings, still: Callable[[Stillness | None], object]
+) -> Callable[[], sqlite3.Connection]:
+    """What opens a connection to the SQLite file.
+
+    Where the file or its directory may not be written to, it is opened to be read; where SQLite needs files beside it even
+    for that, and there are none, as one that nobody writes to ("immutable", in "Uniform Resource Identifiers" of SQLite's
+    documentation). *still* is told by what that would be noticed, or None.
+    """
+    uri = f"file:{quote(os.fsencode(address.path))}?mode="
 
     def dial() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            uri,
-            uri=True,
-            timeout=settings.timeout_seconds,
-            isolation_level=None,  # transactions begin where we say so, and as we say
-            check_same_thread=False,  # the pool gives a connection to one thread at a time
-        )
         try:
-            connection.execute(f"PRAGMA synchronous = {synchronous(settings)}")
-            connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites what is deleted
-            connection.execute("PRAGMA cell_size_check = ON")  # notice damage before following it
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-        except BaseException:
-            connection.close()
-            raise
+            connection = _connected(f"{uri}{'rwc' if settings.create_if_missing else 'rw'}", settings)
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF not in _UNWRITABLE or (seen := stillness(address.path)) is None:
+                raise
+            connection = _connected(f"{uri}ro&immutable=1", settings)
+            still(seen)
+        else:
+            still(None)
         return connection
 
     return dial
+
+
+def _connected(uri: str, settings: Settings) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri,
+        uri=True,
+        timeout=settings.timeout_seconds,
+        isolation_level=None,  # transactions begin where we say so, and as we say
+        check_same_thread=False,  # the pool gives a connection to one thread at a time
+    )
+    try:
+        connection.execute(
+            f"PRAGMA synchronous = {synchronous(settings)}"
+        )  # the first that looks at the file
+        connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites what is deleted
+        connection.execute("PRAGMA cell_size_check = ON")  # notice damage before following it
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def stillness(path: str) -> Stillness | None:
+    """What changes when somebody writes to an SQLite file; None if somebody does, or has died over it.
+
+    A writer has a file beside it, whose end it is that the file itself is written to.
+    """
+    try:
+        if any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal")):  # noqa: PTH110
+            return None
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
