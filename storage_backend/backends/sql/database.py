@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from storage_backend.backends.sql import schema
 from storage_backend.backends.sql.address import Address
 from storage_backend.backends.sql.catalog import Catalog
-from storage_backend.backends.sql.drivers import Settings, synchronous
+from storage_backend.backends.sql.drivers import Settings, is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
@@ -194,6 +194,19 @@ class Database:
             guard().add(session)
         return session
 
+    def _within(
+        self, connection: Connection, begin: str | None, work: Callable[[Connection], Result]
+    ) -> Result:
+        if begin is None:
+            return work(connection)
+        # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
+        connection.exec_driver_sql(begin)
+        if is_pooled(connection) and "lock_timeout" not in self.address.parameters.get("options", ""):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout(self.settings)}")
+        result = work(connection)
+        connection.commit()
+        return result
+
     def _attempt(
         self,
         work: Callable[[Connection], Result],
@@ -210,7 +223,7 @@ class Database:
                     with session.empty() as connection:
                         return work(connection)
                 with session.connection() as connection:
-                    return _within(connection, begin, work)
+                    return self._within(connection, begin, work)
             except SQLAlchemyError as error:
                 if attempt < _tries(error):
                     if not _is_dead(error):
@@ -221,16 +234,6 @@ class Database:
                 failure = translate(error, self.address, identifier)
                 failure.attempts = attempt
                 raise failure from error
-
-
-def _within(connection: Connection, begin: str | None, work: Callable[[Connection], Result]) -> Result:
-    if begin is None:
-        return work(connection)
-    # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
-    connection.exec_driver_sql(begin)
-    result = work(connection)
-    connection.commit()
-    return result
 
 
 def _tries(error: SQLAlchemyError) -> int:

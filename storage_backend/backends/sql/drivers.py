@@ -136,6 +136,7 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
     def dial() -> psycopg.Connection[Any]:
         parameters: dict[str, Any] = {
             "connect_timeout": str(CONNECT_TIMEOUT),
+            "client_encoding": "UTF8",  # of a database in SQL_ASCII, text would be bytes
             **_KEEPALIVE,
             **address.parameters,
         }
@@ -143,11 +144,28 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
             parameters["password"] = address.password.value()
         connection = psycopg.connect(autocommit=True, cursor_factory=BinaryCursor, **parameters)
         opened.add(connection)
-        if "lock_timeout" not in address.parameters.get("options", ""):
-            connection.execute(f"SET lock_timeout = {round(settings.timeout_seconds * 1000)}")
+        ours = "lock_timeout" not in address.parameters.get("options", "")
+        limit = f"set_config('lock_timeout', '{lock_timeout(settings)}', false)" if ours else "''"
+        found = connection.execute(
+            f"SELECT CASE pg_backend_pid() WHEN {connection.info.backend_pid} THEN {limit} END"
+        ).fetchone()
+        if found == (None,):
+            # A proxy (pgbouncer, ...), which may have another session of the server do each transaction: what is prepared
+            # or set in one is not there in the next, but in somebody else's.
+            connection.prepare_threshold = None
         return connection
 
     return dial
+
+
+def lock_timeout(settings: Settings) -> int:
+    """How many milliseconds a transaction of PostgreSQL waits for others."""
+    return round(settings.timeout_seconds * 1000)
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether each transaction may have another session of the server."""
+    return getattr(connection.connection.dbapi_connection, "prepare_threshold", 0) is None
 
 
 def identity(path: str) -> tuple[int, int]:
