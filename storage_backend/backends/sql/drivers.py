@@ -24,7 +24,12 @@ if TYPE_CHECKING:
 CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL; the URL's connect_timeout takes precedence
 
 # What SQLite answers where it may not make or write the files that it needs beside a database.
-_UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM}
+_UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
+_UNWRITABLE_TOO = {  # extended codes
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
 
 Stillness: TypeAlias = tuple[int, int, int, int]
 
@@ -53,7 +58,7 @@ def sqlite_dial(
 ) -> Callable[[], sqlite3.Connection]:
     """What opens a connection to the SQLite file.
 
-    Where the file or its directory may not be written to, it is opened to be read; where SQLite needs files beside it even
+    Where the file or its directory may not be written to, or the disk is full, it is opened to be read; where SQLite needs files beside it even
     for that, and there are none, as one that nobody writes to ("immutable", in "Uniform Resource Identifiers" of SQLite's
     documentation). *still* is told by what that would be noticed, or None.
     """
@@ -63,7 +68,11 @@ def sqlite_dial(
         try:
             connection = _connected(f"{uri}{'rwc' if settings.create_if_missing else 'rw'}", settings)
         except sqlite3.OperationalError as error:
-            if error.sqlite_errorcode & 0xFF not in _UNWRITABLE or (seen := stillness(address.path)) is None:
+            code = error.sqlite_errorcode
+            if code & 0xFF not in _UNWRITABLE and code not in _UNWRITABLE_TOO:
+                raise
+            seen = stillness(address.path)
+            if seen is None:
                 raise
             connection = _connected(f"{uri}ro&immutable=1", settings)
             still(seen)
@@ -102,7 +111,7 @@ def stillness(path: str) -> Stillness | None:
     A writer has a file beside it, whose end it is that the file itself is written to.
     """
     try:
-        if any(os.path.exists(f"{path}{suffix}") for suffix in ("-wal", "-journal")):  # noqa: PTH110
+        if any(size_of(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
             return None
         found = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -175,6 +184,20 @@ def identity(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (found.st_dev, found.st_ino)
+
+
+def free_bytes(path: str) -> int:
+    """How many bytes this user may add to the disk of an SQLite file."""
+    found = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - on the way of each write
+    return found.f_bavail * found.f_frsize
+
+
+def size_of(path: str) -> int:
+    """The size of a file in bytes; 0 if it is not there."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return 0
 
 
 def refuse_single_byte(address: Address) -> None:

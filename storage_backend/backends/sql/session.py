@@ -183,6 +183,11 @@ class Session:
                 backend=where,
             )
 
+    def forget_stillness(self) -> None:
+        """Before a write: what could not be written to may be by now."""
+        if self._still is not None:
+            self.close()
+
     def _is_still(self) -> bool:
         return self._still is None or drivers.stillness(self.address.path) == self._still
 
