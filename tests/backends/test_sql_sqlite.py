@@ -268,9 +268,12 @@ def test_unfinished_writing_is_not_passed_over(shared: Path) -> None:
         shutil.copy(f"{place}-wal", shared / "copy.db-wal")
     shared.chmod(0o555)
 
+    (shared.parent / "link.db").symlink_to(shared / "copy.db")
+
     def work() -> None:
-        with opened(shared / "copy.db", create_if_missing=False) as theirs:
-            refused(theirs, AccessDeniedError, "read", "list")
+        for name in (shared / "copy.db", shared.parent / "link.db"):
+            with opened(name, create_if_missing=False) as theirs:
+                refused(theirs, AccessDeniedError, "read", "list")
 
     as_nobody(work)
     assert opened(shared / "copy.db").read("a") == b"old"

@@ -259,6 +259,19 @@ def test_names_are_quoted_on_a_terminal_only(
     assert json.loads(process("ls", "--json", tmp_path).out.splitlines()[-1])["identifier"] == "\udcff"
 
 
+@pytest.mark.parametrize("verb", ["find", "checksum -r", "tree", "plan", "verify"])
+def test_no_name_does_anything_to_a_terminal(environment: dict[str, str], tmp_path: Path, verb: str) -> None:
+    (tmp_path / "place").mkdir()
+    for name in ("esc\x1b[5m", "c1\x9b5m", "bidi\u202e", "bell\x07", "back\r"):
+        (tmp_path / "place" / name).write_text(name)
+    (tmp_path / "place" / "link\x1b[5m").symlink_to("/etc/passwd")  # complained of
+    other = ["memory:"] if verb in {"plan", "verify"} else []
+    _, shown = on_a_terminal(environment, *verb.split(), tmp_path / "place", *other)
+    assert "esc\\x1b[5m" in shown
+    assert not re.search("\x1b\\[5m|\x9b|\u202e|\x07|\r(?!\n)", shown.replace("\x1b[", ""))
+    assert "\x1b[5m" not in shown
+
+
 def test_rm_r_asks_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).touch()

@@ -10,7 +10,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
@@ -134,14 +134,19 @@ class Database:
         with self._session().turn():
             self._attempt(work, None, None)
 
+    @cached_property
+    def _real_path(self) -> str:
+        """Of an SQLite file: its log is beside what a link leads to."""
+        return os.path.realpath(self.address.path)
+
     def _keep_room(self, size: int, identifier: str | None) -> None:
         """See to it that SQLite's log has room, now and for deleting later: what is deleted is written there, too."""
-        place = self.address.path
+        place = self._real_path
         try:
             free, log = drivers.free_bytes(place), drivers.size_of(f"{place}-wal")
         except OSError:  # SQLite will say what is wrong
             return
-        if free >= 2 * size + log + ROOM:
+        if free is None or free >= 2 * size + log + ROOM:
             return
 
         def empty_log(connection: Connection) -> int:
@@ -153,7 +158,7 @@ class Database:
         except StorageError as error:
             logger.debug("the log stays as long as it is: %s", error)
             reusable = 0
-        if size and drivers.free_bytes(place) < size + max(0, size - reusable) + ROOM:
+        if size and (drivers.free_bytes(place) or 0) < size + max(0, size - reusable) + ROOM:
             raise QuotaExceededError(
                 f"{self.address.location}: the disk is full but for the room that deleting takes; nothing was changed",
                 identifier=identifier,

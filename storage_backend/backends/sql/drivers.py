@@ -110,6 +110,7 @@ def stillness(path: str) -> Stillness | None:
 
     A writer has a file beside it, whose end it is that the file itself is written to.
     """
+    path = os.path.realpath(path)  # SQLite has them beside the file that a link leads to
     try:
         if any(size_of(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
             return None
@@ -186,10 +187,12 @@ def identity(path: str) -> tuple[int, int]:
     return (found.st_dev, found.st_ino)
 
 
-def free_bytes(path: str) -> int:
-    """How many bytes this user may add to the disk of an SQLite file."""
+def free_bytes(path: str) -> int | None:
+    """How many bytes this user may add to the disk of an SQLite file; None if the file system does not say."""
     found = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - on the way of each write
-    return found.f_bavail * found.f_frsize
+    if not found.f_blocks:
+        return None
+    return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
 
 
 def size_of(path: str) -> int:
