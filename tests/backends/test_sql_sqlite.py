@@ -266,12 +266,12 @@ def test_unfinished_writing_is_not_passed_over(shared: Path) -> None:
         storage.write("a", b"old")
         shutil.copy(place, shared / "copy.db")
         shutil.copy(f"{place}-wal", shared / "copy.db-wal")
+    (shared / "links").mkdir()
+    (shared / "links" / "copy.db").symlink_to(shared / "copy.db")
     shared.chmod(0o555)
 
-    (shared.parent / "link.db").symlink_to(shared / "copy.db")
-
     def work() -> None:
-        for name in (shared / "copy.db", shared.parent / "link.db"):
+        for name in (shared / "copy.db", shared / "links" / "copy.db"):
             with opened(name, create_if_missing=False) as theirs:
                 refused(theirs, AccessDeniedError, "read", "list")
 
