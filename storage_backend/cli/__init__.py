@@ -30,6 +30,7 @@ _M_ARENA_MAX = -8  # malloc.h of glibc
 # The commands of each module of this package.
 _COMMANDS = {
     "caches": ("cache",),
+    "compact": ("compact",),
     "diff": ("diff",),
     "find": ("find",),
     "listing": ("checksum", "ls", "stat"),

@@ -176,6 +176,9 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         if as_json:
             lines.record({"name": name, "algorithm": algorithm, "digest": digest})
             return
+        if lines.quotes:
+            lines.name(name, before=f"{digest}  ")
+            return
         # As coreutils do, so that a line is a line ("cksum output modes", GNU Coreutils).
         safe = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         lines.text(f"{'' if safe == name else chr(92)}{digest}  {safe}")

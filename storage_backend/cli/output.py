@@ -70,24 +70,27 @@ class Lines:
 
     Args:
         null: end lines with a NUL, quote and colour nothing.
+
+    Attributes:
+        quotes: whether a name that could do something to a terminal is quoted.
     """
 
     def __init__(self, *, null: bool = False) -> None:
         self._stream = sys.stdout.buffer
         self._live = sys.stdout.isatty()
         self._end = b"\0" if null else b"\n"
-        self._quote = self._live and not null
+        self.quotes = self._live and not null
         self._colour = not null and _in_colour(self._live)
 
     def name(self, name: str, before: str = "", after: str = "") -> None:
         """A line with *name* in it; one that ends in "/" is a folder's."""
-        shown = quoted(name) if self._quote else name
+        shown = quoted(name) if self.quotes else name
         self._put(f"{before}{self._painted(shown, _FOLDER) if name.endswith('/') else shown}{after}")
 
     def difference(self, word: str, name: str) -> None:
         """A line that says how *name* differs."""
         colour = _DIFFERENCES.get(word, _CHANGED)
-        self._put(f"{self._painted(f'{word:<8}', colour)} {quoted(name) if self._quote else name}")
+        self._put(f"{self._painted(f'{word:<8}', colour)} {quoted(name) if self.quotes else name}")
 
     def text(self, text: str) -> None:
         """A line of ours."""

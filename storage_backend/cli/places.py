@@ -108,7 +108,8 @@ def _is_folder(storage: StorageBackend, identifier: str) -> bool:
         try:
             storage.stat(identifier)
         except IsADirectoryError:
-            return True
+            # Of a device or a pipe that is said, too.
+            return not location_of(storage).startswith("file:") or Path(storage.get_path(identifier)).is_dir()
         except FileNotFoundError:
             flat = Capability.DIRECTORIES not in capabilities_of(storage)
             return flat and next(iter(storage.scan(f"{identifier}/")), None) is not None

@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -21,6 +21,7 @@ from storage_backend import (
     IntegrityError,
     NotFoundError,
     QuotaExceededError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
@@ -210,6 +211,74 @@ def test_unreadable_file_and_read_only_directory_are_denied(shared: Path) -> Non
         assert storage.read("a") == b"old"
 
 
+def test_what_may_not_be_written_to_can_be_read(shared: Path) -> None:
+    """On a medium without the right to write, SQLite itself cannot make the files that it needs beside a database."""
+    place = shared / "objects.db"
+    with opened(place) as storage:
+        storage.write("a", BIG)
+        storage.write("d/b", b"old")
+    place.chmod(0o444)
+    shared.chmod(0o555)
+    reading, writing = os.pipe()
+    changed, change = os.pipe()
+
+    def work() -> None:
+        with opened(place, create_if_missing=False) as theirs:
+            assert theirs.list() == ["a", "d/b"]
+            assert theirs.read("d/b") == b"old"
+            assert theirs.stat("a").size == len(BIG)
+            with theirs.open("a") as reader:
+                assert reader.read(1000) == BIG[:1000]
+                # Its owner goes on: what is read from now on is what is there.
+                os.write(writing, b"1")
+                os.read(changed, 1)
+                with pytest.raises((UnavailableError, NotFoundError, SourceChangedError)):
+                    reader.read()
+            assert theirs.read("a") == b"new"
+            assert theirs.read("d/b") == b"old"
+            os.write(writing, b"1")
+            os.read(changed, 1)
+            assert theirs.list() == ["a", "c", "d/b"]
+            refused(theirs, AccessDeniedError, "write", "stream", "delete")
+
+    def own() -> None:
+        os.read(reading, 1)
+        for name, content in (("a", b"new"), ("c", b"3")):
+            with opened(place) as storage:
+                storage.write(name, content)
+            os.write(change, b"1")
+            if name == "a":
+                os.read(reading, 1)
+
+    owner = threading.Thread(target=own, daemon=True)
+    owner.start()
+    as_nobody(work)
+    owner.join()
+    for descriptor in (reading, writing, changed, change):
+        os.close(descriptor)
+    assert sorted(path.name for path in shared.iterdir()) == ["objects.db"]
+
+
+def test_unfinished_writing_is_not_passed_over(shared: Path) -> None:
+    """What is in the -wal of a writer that has died counts: without the files beside, or the right to make them, it is denied."""
+    place = shared / "objects.db"
+    with opened(place) as storage:
+        storage.write("a", b"old")
+        shutil.copy(place, shared / "copy.db")
+        shutil.copy(f"{place}-wal", shared / "copy.db-wal")
+    (shared / "links").mkdir()
+    (shared / "links" / "copy.db").symlink_to(shared / "copy.db")
+    shared.chmod(0o555)
+
+    def work() -> None:
+        for name in (shared / "copy.db", shared / "links" / "copy.db"):
+            with opened(name, create_if_missing=False) as theirs:
+                refused(theirs, AccessDeniedError, "read", "list")
+
+    as_nobody(work)
+    assert opened(shared / "copy.db").read("a") == b"old"
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 8 MiB."""
@@ -248,6 +317,76 @@ def test_full_disk_keeps_the_old_object(small_disk: Path) -> None:
         assert (storage.read("a"), storage.read("b")) == (b"new", b"other")
         assert query(place, "SELECT count(*) FROM sb_unpublished") == [(0,)]
         assert query(place, "SELECT count(*) FROM sb_chunks") == [(2,)]
+    assert query(place, "PRAGMA integrity_check") == [("ok",)]
+
+
+@pytest.mark.parametrize("size", [20_000, 2_000_000])
+def test_on_a_full_disk_objects_can_be_deleted(small_disk: Path, size: int) -> None:
+    place = small_disk / "objects.db"
+    names: list[str] = []
+
+    def fill(storage: DatabaseStorage) -> None:
+        while True:
+            storage.write(f"{len(names)}", os.urandom(size))
+            names.append(f"{len(names)}")
+
+    for _ in range(2):  # also when it is opened again
+        with opened(place) as storage, pytest.raises(QuotaExceededError, match="room that deleting takes"):
+            fill(storage)
+    assert len(names) * size > 5 << 20
+    with opened(place) as storage:
+        kept = names.pop()
+        content = storage.read(kept)
+        for name in names:
+            assert storage.delete(name)
+        assert storage.list() == [kept]
+        storage.write("new", bytes(size))
+        assert storage.read(kept) == content
+        assert storage.delete("new")
+        if size > 1 << 20:  # what is left does not fit twice more, and stays as it is
+            with pytest.raises(QuotaExceededError):
+                storage.compact()
+            assert storage.read(kept) == content
+        else:
+            assert storage.compact()
+            assert place.stat().st_size < 1 << 20
+    assert query(place, "PRAGMA integrity_check") == [("ok",)]
+
+
+def test_on_a_disk_that_others_have_filled_objects_can_be_read(small_disk: Path) -> None:
+    place = small_disk / "objects.db"
+    with opened(place) as storage:
+        storage.write("a", b"1")
+    with (small_disk / "others").open("wb", buffering=0) as others, suppress(OSError):
+        while others.write(bytes(4096)):
+            pass
+    with opened(place) as storage:
+        assert storage.list() == ["a"]
+        assert storage.read("a") == b"1"
+        with pytest.raises(QuotaExceededError):
+            storage.write("b", b"2")
+        with pytest.raises(QuotaExceededError):
+            storage.delete("a")
+        (small_disk / "others").unlink()
+        storage.write("b", b"2")
+        assert storage.delete("a")
+        assert storage.list() == ["b"]
+
+
+def test_compact_gives_the_space_of_what_was_deleted_back(place: Path) -> None:
+    with opened(place) as storage, opened(place) as other:
+        storage.write("a", b"1")
+        for number in range(3):
+            storage.write(f"{number}", BIG)
+        with other.open("0") as reader:
+            assert reader.read(10) == BIG[:10]
+            storage.delete_many(["1", "2"])
+            assert place.stat().st_size + Path(f"{place}-wal").stat().st_size > 3 * len(BIG)
+            assert storage.compact()
+            assert reader.read() == BIG[10:]
+        assert (other.read("a"), other.list()) == (b"1", ["0", "a"])
+        assert storage.compact()
+        assert place.stat().st_size < len(BIG) + (1 << 20)
     assert query(place, "PRAGMA integrity_check") == [("ok",)]
 
 

@@ -103,6 +103,20 @@ def test_get_onto_what_is_no_regular_file(
     assert (tmp_path / "out").read_bytes() == b"b"
 
 
+@pytest.mark.parametrize("command", ["cat fifo", "put a fifo", "cp a fifo", "rm fifo", "stat fifo"])
+def test_what_is_neither_object_nor_folder_is_called_so(
+    program: Program, source: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    monkeypatch.chdir(source)
+    os.mkfifo("fifo")
+    result = program(*command.split())
+    assert (result.code, result.err) == (
+        2,
+        f"storage-backend: Not a regular file: 'fifo' in {source.as_uri()}\n",
+    )
+    assert Path("fifo").is_fifo()
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can mount a small disk")
 def test_a_full_disk_is_told_of_the_file_that_does_not_fit(
     program: Program, database: str, source: Path, tmp_path: Path

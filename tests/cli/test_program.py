@@ -26,6 +26,7 @@ VERBS = [
     "cache stats",
     "cat",
     "checksum",
+    "compact",
     "cp",
     "diff",
     "du",
@@ -130,6 +131,7 @@ def test_the_console_script_is_the_same_program() -> None:
         (["checksum", "-a", "nonsense", "memory:#x"], "unknown algorithm 'nonsense'"),
         (["get", "-r", "memory:"], "needs the PATH"),
         (["put", "-r", "-", "memory:"], "needs the PATH"),
+        (["compact", "memory:"], "is no database"),
         (["put", "/", "memory:"], "is a directory"),
         (["sync", "memory:", "memory:", "--workers", "0"], "--workers"),
         (["sync", "memory:", "memory:", "--pattern", "../x"], "outside base directory"),
@@ -255,6 +257,19 @@ def test_names_are_quoted_on_a_terminal_only(
     raw = process("ls", "-0", tmp_path).out
     assert sorted(raw.split(b"\0")[:-1]) == sorted(os.fsencode(name) for name in names)
     assert json.loads(process("ls", "--json", tmp_path).out.splitlines()[-1])["identifier"] == "\udcff"
+
+
+@pytest.mark.parametrize("verb", ["find", "checksum -r", "tree", "plan", "verify"])
+def test_no_name_does_anything_to_a_terminal(environment: dict[str, str], tmp_path: Path, verb: str) -> None:
+    (tmp_path / "place").mkdir()
+    for name in ("esc\x1b[5m", "c1\x9b5m", "bidi\u202e", "bell\x07", "back\r"):
+        (tmp_path / "place" / name).write_text(name)
+    (tmp_path / "place" / "link\x1b[5m").symlink_to("/etc/passwd")  # complained of
+    other = ["memory:"] if verb in {"plan", "verify"} else []
+    _, shown = on_a_terminal(environment, *verb.split(), tmp_path / "place", *other)
+    assert "esc\\x1b[5m" in shown
+    assert not re.search("\x1b\\[5m|\x9b|\u202e|\x07|\r(?!\n)", shown.replace("\x1b[", ""))
+    assert "\x1b[5m" not in shown
 
 
 def test_rm_r_asks_on_a_terminal(environment: dict[str, str], tmp_path: Path) -> None:

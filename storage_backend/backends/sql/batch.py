@@ -176,7 +176,7 @@ class Writing:
             return (catalog.put(connection, good) if good else False) or garbage, wrong
 
         self._database.sweep_now_and_then()
-        garbage, wrong = self._database.transact(work)
+        garbage, wrong = self._database.transact(work, size=sum(len(each.content) for each in batch))
         self._failures.errors.update(wrong)
         self.stored += sum(pending.times for pending in batch if pending.identifier not in wrong)
         if garbage:

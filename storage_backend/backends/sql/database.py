@@ -10,20 +10,20 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable
-from functools import partial
+from functools import cached_property, partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from storage_backend.backends.sql import schema
+from storage_backend.backends.sql import drivers, schema
 from storage_backend.backends.sql.address import Address
 from storage_backend.backends.sql.catalog import Catalog
-from storage_backend.backends.sql.drivers import Settings, synchronous
+from storage_backend.backends.sql.drivers import Settings, is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
-from storage_backend.errors import StorageError
+from storage_backend.errors import QuotaExceededError, StorageError, UnsupportedOperationError
 from storage_backend.forks import guard
 from storage_backend.threads import attend, patience
 
@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 
 TRIES = 8  # of a transaction that others got in the way of
 LONGEST_PAUSE = 0.2  # seconds between two of them
+ROOM = 512 << 10  # bytes of an SQLite file's disk that only deleting may use; it takes some pages at a time
 RECONNECTS = 2  # tries when a connection turns out to be dead; the whole pool is then dropped
 
 # Serialisation failure, deadlock, and a name that another transaction inserted meanwhile ("PostgreSQL Error Codes").
@@ -67,14 +68,27 @@ class Database:
         begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
         return self._attempt(work, begin[self.address.dialect], identifier, reads=True)
 
-    def transact(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
+    def transact(
+        self, work: Callable[[Connection], Result], identifier: str | None = None, *, size: int = 0
+    ) -> Result:
         """Run *work* in a transaction that writes.
 
         It is run again if another transaction was in the way or the connection was dead, also when the
         acknowledgement of its commit was lost: then it finds what it did.
+
+        Args:
+            work: what to do.
+            identifier: the object concerned, if any.
+            size: bytes of contents that it stores.
+
+        Raises:
+            QuotaExceededError: they would leave no room on the disk for deleting anything.
         """
         begin = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED"}
         with self._session().turn():
+            if self.address.dialect == "sqlite":
+                self._session().forget_stillness()
+                self._keep_room(size, identifier)
             return self._attempt(work, begin[self.address.dialect], identifier)
 
     def flush(self) -> None:
@@ -98,6 +112,58 @@ class Database:
 
         with self._session().turn():
             self._attempt(sync, None, None)
+
+    def compact(self) -> None:
+        """Give the space of what was deleted back to the disk.
+
+        Raises:
+            UnsupportedOperationError: it is a server, which does so itself.
+        """
+        if self.address.dialect != "sqlite":
+            raise UnsupportedOperationError(
+                f"{self.address.location}: the server reuses the space of what was deleted by itself (autovacuum); its owner "
+                "gives it back with VACUUM FULL",
+                backend=self.address.location,
+            )
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql("VACUUM")
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+
+        self.sweep(self.settings.stale_seconds)
+        with self._session().turn():
+            self._attempt(work, None, None)
+
+    @cached_property
+    def _real_path(self) -> str:
+        """Of an SQLite file: its log is beside what a link leads to."""
+        return os.path.realpath(self.address.path)
+
+    def _keep_room(self, size: int, identifier: str | None) -> None:
+        """See to it that SQLite's log has room, now and for deleting later: what is deleted is written there, too."""
+        place = self._real_path
+        try:
+            free, log = drivers.free_bytes(place), drivers.size_of(f"{place}-wal")
+        except OSError:  # SQLite will say what is wrong
+            return
+        if free is None or free >= 2 * size + log + ROOM:
+            return
+
+        def empty_log(connection: Connection) -> int:
+            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
+            return int(connection.exec_driver_sql("PRAGMA freelist_count").scalar_one()) * schema.PAGE_SIZE
+
+        try:
+            reusable = self._attempt(empty_log, None, identifier)
+        except StorageError as error:
+            logger.debug("the log stays as long as it is: %s", error)
+            reusable = 0
+        if size and (drivers.free_bytes(place) or 0) < size + max(0, size - reusable) + ROOM:
+            raise QuotaExceededError(
+                f"{self.address.location}: the disk is full but for the room that deleting takes; nothing was changed",
+                identifier=identifier,
+                backend=self.address.location,
+            )
 
     @property
     def heart(self) -> Heart:
@@ -194,6 +260,19 @@ class Database:
             guard().add(session)
         return session
 
+    def _within(
+        self, connection: Connection, begin: str | None, work: Callable[[Connection], Result]
+    ) -> Result:
+        if begin is None:
+            return work(connection)
+        # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
+        connection.exec_driver_sql(begin)
+        if is_pooled(connection) and "lock_timeout" not in self.address.parameters.get("options", ""):
+            connection.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout(self.settings)}")
+        result = work(connection)
+        connection.commit()
+        return result
+
     def _attempt(
         self,
         work: Callable[[Connection], Result],
@@ -210,7 +289,7 @@ class Database:
                     with session.empty() as connection:
                         return work(connection)
                 with session.connection() as connection:
-                    return _within(connection, begin, work)
+                    return self._within(connection, begin, work)
             except SQLAlchemyError as error:
                 if attempt < _tries(error):
                     if not _is_dead(error):
@@ -221,16 +300,6 @@ class Database:
                 failure = translate(error, self.address, identifier)
                 failure.attempts = attempt
                 raise failure from error
-
-
-def _within(connection: Connection, begin: str | None, work: Callable[[Connection], Result]) -> Result:
-    if begin is None:
-        return work(connection)
-    # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
-    connection.exec_driver_sql(begin)
-    result = work(connection)
-    connection.commit()
-    return result
 
 
 def _tries(error: SQLAlchemyError) -> int:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import time
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
 
 from storage_backend.backends.sql import schema
@@ -21,6 +22,16 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
 
 CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL; the URL's connect_timeout takes precedence
+
+# What SQLite answers where it may not make or write the files that it needs beside a database.
+_UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
+_UNWRITABLE_TOO = {  # extended codes
+    sqlite3.SQLITE_IOERR_SHMOPEN,
+    sqlite3.SQLITE_IOERR_SHMSIZE,
+    sqlite3.SQLITE_IOERR_SHMMAP,
+}
+
+Stillness: TypeAlias = tuple[int, int, int, int]
 
 # A peer that vanished is noticed within about a minute, not two hours (libpq's own default is the kernel's).
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
@@ -42,31 +53,73 @@ def synchronous(settings: Settings) -> str:
     return "FULL" if settings.durable else "NORMAL"
 
 
-def sqlite_dial(address: Address, settings: Settings) -> Callable[[], sqlite3.Connection]:
-    """What opens a connection to the SQLite file."""
-    mode = "rwc" if settings.create_if_missing else "rw"
-    uri = f"file:{quote(os.fsencode(address.path))}?mode={mode}"
+def sqlite_dial(
+    address: Address, settings: Settings, still: Callable[[Stillness | None], object]
+) -> Callable[[], sqlite3.Connection]:
+    """What opens a connection to the SQLite file.
+
+    Where the file or its directory may not be written to, or the disk is full, it is opened to be read; where SQLite needs files beside it even
+    for that, and there are none, as one that nobody writes to ("immutable", in "Uniform Resource Identifiers" of SQLite's
+    documentation). *still* is told by what that would be noticed, or None.
+    """
+    uri = f"file:{quote(os.fsencode(address.path))}?mode="
 
     def dial() -> sqlite3.Connection:
-        connection = sqlite3.connect(
-            uri,
-            uri=True,
-            timeout=settings.timeout_seconds,
-            isolation_level=None,  # transactions begin where we say so, and as we say
-            check_same_thread=False,  # the pool gives a connection to one thread at a time
-        )
         try:
-            connection.execute(f"PRAGMA synchronous = {synchronous(settings)}")
-            connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites what is deleted
-            connection.execute("PRAGMA cell_size_check = ON")  # notice damage before following it
-            connection.execute("PRAGMA trusted_schema = OFF")
-            connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
-        except BaseException:
-            connection.close()
-            raise
+            connection = _connected(f"{uri}{'rwc' if settings.create_if_missing else 'rw'}", settings)
+        except sqlite3.OperationalError as error:
+            code = error.sqlite_errorcode
+            if code & 0xFF not in _UNWRITABLE and code not in _UNWRITABLE_TOO:
+                raise
+            seen = stillness(address.path)
+            if seen is None:
+                raise
+            connection = _connected(f"{uri}ro&immutable=1", settings)
+            still(seen)
+        else:
+            still(None)
         return connection
 
     return dial
+
+
+def _connected(uri: str, settings: Settings) -> sqlite3.Connection:
+    connection = sqlite3.connect(
+        uri,
+        uri=True,
+        timeout=settings.timeout_seconds,
+        isolation_level=None,  # transactions begin where we say so, and as we say
+        check_same_thread=False,  # the pool gives a connection to one thread at a time
+    )
+    try:
+        connection.execute(
+            f"PRAGMA synchronous = {synchronous(settings)}"
+        )  # the first that looks at the file
+        connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites what is deleted
+        connection.execute("PRAGMA cell_size_check = ON")  # notice damage before following it
+        connection.execute("PRAGMA trusted_schema = OFF")
+        connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def stillness(path: str) -> Stillness | None:
+    """What changes when somebody writes to an SQLite file; None if somebody does, or has died over it.
+
+    A writer has a file beside it, whose end it is that the file itself is written to.
+    """
+    path = os.path.realpath(path)  # SQLite has them beside the file that a link leads to
+    try:
+        if any(size_of(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
+            return None
+        found = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    if not stat.S_ISREG(found.st_mode):
+        return None
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
 def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
@@ -93,6 +146,7 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
     def dial() -> psycopg.Connection[Any]:
         parameters: dict[str, Any] = {
             "connect_timeout": str(CONNECT_TIMEOUT),
+            "client_encoding": "UTF8",  # of a database in SQL_ASCII, text would be bytes
             **_KEEPALIVE,
             **address.parameters,
         }
@@ -100,11 +154,28 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
             parameters["password"] = address.password.value()
         connection = psycopg.connect(autocommit=True, cursor_factory=BinaryCursor, **parameters)
         opened.add(connection)
-        if "lock_timeout" not in address.parameters.get("options", ""):
-            connection.execute(f"SET lock_timeout = {round(settings.timeout_seconds * 1000)}")
+        ours = "lock_timeout" not in address.parameters.get("options", "")
+        limit = f"set_config('lock_timeout', '{lock_timeout(settings)}', false)" if ours else "''"
+        found = connection.execute(
+            f"SELECT CASE pg_backend_pid() WHEN {connection.info.backend_pid} THEN {limit} END"
+        ).fetchone()
+        if found == (None,):
+            # A proxy (pgbouncer, ...), which may have another session of the server do each transaction: what is prepared
+            # or set in one is not there in the next, but in somebody else's.
+            connection.prepare_threshold = None
         return connection
 
     return dial
+
+
+def lock_timeout(settings: Settings) -> int:
+    """How many milliseconds a transaction of PostgreSQL waits for others."""
+    return round(settings.timeout_seconds * 1000)
+
+
+def is_pooled(connection: Connection) -> bool:
+    """Whether each transaction may have another session of the server."""
+    return getattr(connection.connection.dbapi_connection, "prepare_threshold", 0) is None
 
 
 def identity(path: str) -> tuple[int, int]:
@@ -114,6 +185,22 @@ def identity(path: str) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (found.st_dev, found.st_ino)
+
+
+def free_bytes(path: str) -> int | None:
+    """How many bytes this user may add to the disk of an SQLite file; None if the file system does not say."""
+    found = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - on the way of each write
+    if not found.f_blocks:
+        return None
+    return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
+
+
+def size_of(path: str) -> int:
+    """The size of a file in bytes; 0 if it is not there."""
+    try:
+        return os.stat(path).st_size  # noqa: PTH116
+    except FileNotFoundError:
+        return 0
 
 
 def refuse_single_byte(address: Address) -> None:

@@ -113,6 +113,8 @@ def _of_sqlite(code: int, path: str) -> tuple[type[StorageError], str]:
         if _is_full(path):
             return _SQLITE[sqlite3.SQLITE_FULL]
         return StorageError, "the disk cannot be read or written"
+    if primary == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK) and _is_full(path):
+        return _SQLITE[sqlite3.SQLITE_FULL]  # it was opened to be read
     if primary == sqlite3.SQLITE_CANTOPEN:
         return _of_path(path)
     return _SQLITE.get(primary, (StorageError, ""))

@@ -44,6 +44,7 @@ class Session:
         self._users = 0
         self._closed = False
         self._place: tuple[int, int] | None = None  # of SQLite's file, while it is open
+        self._still: drivers.Stillness | None = None  # of one that is read as if nobody could write to it
         self._raw: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @contextmanager
@@ -54,12 +55,15 @@ class Session:
                 self._gate.wait()
             self._users += 1
         try:
+            if not self._is_still():
+                self.close()
             engine = self._opened()
             self._check_place()
             pool = engine.pool
             try:
                 with engine.connect() as connection:
                     yield connection
+                self._check_still()
             finally:
                 if engine.pool is not pool:
                     pool.dispose()  # closed meanwhile, but for this connection
@@ -179,10 +183,30 @@ class Session:
                 backend=where,
             )
 
+    def forget_stillness(self) -> None:
+        """Before a write: what could not be written to may be by now."""
+        if self._still is not None:
+            self.close()
+
+    def _is_still(self) -> bool:
+        return self._still is None or drivers.stillness(self.address.path) == self._still
+
+    def _check_still(self) -> None:
+        """What was read while somebody wrote may be of before and after."""
+        if not self._is_still():
+            where = self.address.location
+            raise UnavailableError(
+                f"{where}: it was written to while it was read without the right to write; try again",
+                backend=where,
+            )
+
+    def _note_still(self, seen: drivers.Stillness | None) -> None:
+        self._still = seen
+
     def _make(self) -> Engine:
         sqlite = self.address.dialect == "sqlite"
         dial = (
-            drivers.sqlite_dial(self.address, self.settings)
+            drivers.sqlite_dial(self.address, self.settings, self._note_still)
             if sqlite
             else drivers.postgresql_dial(self.address, self.settings, self._raw)
         )

@@ -335,6 +335,21 @@ class DatabaseStorage(StorageBackend):
         age = self._settings["stale_seconds"] if older_than_seconds is None else older_than_seconds
         return self._database.sweep(age)
 
+    def compact(self) -> bool:
+        """Give the space of what was deleted back to the disk; until then, later objects use it.
+
+        An SQLite file is written anew, which takes room for two more of what is left in it, and others wait meanwhile.
+
+        Returns:
+            True.
+
+        Raises:
+            QuotaExceededError: there is no room for that. Nothing was changed.
+            UnsupportedOperationError: it is PostgreSQL, which does so itself.
+        """
+        self._database.compact()
+        return True
+
     @property
     def _database(self) -> Database:
         found = self.__dict__.get("_opened")

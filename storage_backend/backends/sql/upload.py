@@ -101,7 +101,7 @@ class Upload:
                 check_stored(self._identifier, entry.sha256, found)
             return flip(connection, entry)
 
-        garbage = self._database.transact(work, self._identifier)
+        garbage = self._database.transact(work, self._identifier, size=len(last))
         self._done()
         if garbage:
             self._database.collect()
@@ -123,7 +123,8 @@ class Upload:
                 return catalog.copy_chunks(connection, source.version, self.version, first, stop)
 
             self._begin()
-            if self._database.transact(work, self._identifier) < stop - first:
+            size = (stop - first) * source.chunk_size
+            if self._database.transact(work, self._identifier, size=size) < stop - first:
                 return False
             self._inserted = stop
         self.size = source.size
@@ -146,7 +147,7 @@ class Upload:
             self._database.catalog.insert_chunks(connection, [(self.version, self._inserted, data)])
 
         self._begin()
-        self._database.transact(work, self._identifier)
+        self._database.transact(work, self._identifier, size=len(data))
         self._inserted += 1
 
     def _begin(self) -> None:
