@@ -141,7 +141,7 @@ def fall_silent(proxy: Proxy, process: Process) -> None:
 def ssh_url(place: SSHPlace, port: int, folder: str = "/x") -> str:
     parameters = {
         "key_filename": place.key_filename,
-        "known_hosts": place.known_hosts,
+        "known_hosts": f"{place.known_hosts}-{port}",  # of this test alone
         "agent": "false",
         "host_key_policy": "accept-new",
     }

@@ -75,8 +75,10 @@ def nothing_was_deleted(pair: Pair, tmp_path: Path) -> str:
 
 def remote(place: SSHPlace, host: str, base: str | Path) -> RemoteStorage:
     port = place.port
-    # "localhost" has no line among the known hosts.
-    config = place.config(endpoints=[[host, port]], host_key_policy="accept-new")
+    # "localhost" has no line among the known hosts, which other tests have too.
+    config = place.config(
+        endpoints=[[host, port]], host_key_policy="accept-new", known_hosts=f"{place.known_hosts}-{host}"
+    )
     return RemoteStorage(cast(SSHConfig, config), str(base))
 
 
