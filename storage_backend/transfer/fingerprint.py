@@ -62,8 +62,8 @@ def is_racy(modified: int, looked: float) -> bool:
 
 
 def is_kept_everywhere(moment: int) -> bool:
-    """Whether every store that keeps times can hold this one: file systems and protocols have 31 bits of seconds at least."""
-    return 0 <= moment < (1 << 31) * 1_000_000
+    """Whether every store that keeps times can hold this one: FAT begins in 1980, and much ends with 31 bits of seconds."""
+    return 315_619_200 * 1_000_000 <= moment < (1 << 31) * 1_000_000
 
 
 def same_time(one: int, other: int) -> bool:
