@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from contextlib import suppress
@@ -14,12 +16,16 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 
 from typing_extensions import override
 
+with suppress(RuntimeError):
+    # Client libraries import it when they are first used, and it cannot be imported once the main thread has ended.
+    import concurrent.futures.thread  # noqa: F401
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
 GRACE_SECONDS = 2.0  # that an interrupted caller waits for what is under way
 
-_Task: TypeAlias = Callable[[], None]
+Task: TypeAlias = Callable[[], None]
 
 
 def patience() -> float | None:
@@ -43,14 +49,106 @@ def attend(call: Callable[[], object], name: str) -> None:
         finally:
             done.set()
 
-    threading.Thread(target=run, name=name, daemon=True).start()
+    if beside(run, name) is None:
+        run()
     done.wait(GRACE_SECONDS)
 
 
-class DaemonPool(Executor):
-    """Runs calls in up to *workers* threads, as ThreadPoolExecutor does, but its threads keep no process alive.
+def beside(call: Callable[[], object], name: str) -> threading.Thread | None:
+    """A thread that runs *call* and keeps no process alive; None if none can be started any more, since the interpreter is about to end.
 
-    The interpreter joins those of a ThreadPoolExecutor at its exit, however long a server is silent.
+    Raises:
+        RuntimeError: the system has no thread to spare.
+    """
+    thread = threading.Thread(target=call, name=name, daemon=True)
+    try:
+        thread.start()
+    except RuntimeError as error:
+        if not _is_late(error):
+            raise
+        return None
+    return thread
+
+
+class Crew:
+    """Up to so many threads, started as they are needed, that do one task after the other and keep no process alive.
+
+    The interpreter joins those of concurrent.futures at its exit, however long a server is silent, and has them do nothing any more
+    from then on: in an `atexit` handler, or a thread that outlives the main one. Handing over costs them several times as much, too.
+
+    Since Python 3.12 no thread can be started once the interpreter is about to end: then the caller does the task itself.
+
+    Args:
+        name: of the threads.
+
+    Attributes:
+        pid: of the process whose threads they are.
+        threads: those that were started.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.pid = os.getpid()
+        self.threads: list[threading.Thread] = []
+        self._name = name
+        self._tasks: SimpleQueue[Task | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        self._idle = threading.Semaphore(0)
+        self._finalizer = weakref.finalize(self, self._tasks.put, None)
+        # The tasks that wait at the end of the program are nobody's any more.
+        self._finalizer.atexit = False
+
+    def run(self, task: Task, most: int) -> None:
+        """Have a thread, of at most *most*, run *task*, which must not raise, nor wait for another task.
+
+        Raises:
+            RuntimeError: the system has no thread to spare.
+        """
+        if not self._idle.acquire(blocking=False) and not self._grow(most):
+            task()
+            return
+        self._tasks.put(task)
+
+    def dismiss(self) -> None:
+        """Let the threads end once all that they were given is done."""
+        self._finalizer()
+
+    def _grow(self, most: int) -> bool:
+        """Start another thread, if there may be one more; whether there are any."""
+        with self._lock:
+            if len(self.threads) >= most:
+                return True
+            thread = threading.Thread(
+                target=_work, args=(self._tasks, self._idle), name=self._name, daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # If the system has no thread to spare, those that are there do it all, if any are.
+                if not self.threads and not _is_late(error):
+                    raise
+            else:
+                self.threads.append(thread)
+            return bool(self.threads)
+
+
+def _is_late(error: RuntimeError) -> bool:
+    """Whether a thread was refused because the interpreter is about to end ("can't create new thread at interpreter shutdown")."""
+    return "shutdown" in str(error)
+
+
+def _work(tasks: SimpleQueue[Task | None], idle: threading.Semaphore) -> None:
+    while True:
+        task = tasks.get()
+        if task is None:
+            tasks.put(None)  # for the next one
+            return
+        task()
+        del task
+        idle.release()
+
+
+class DaemonPool(Executor):
+    """Runs calls in the threads of a `Crew`, as ThreadPoolExecutor does in its own.
 
     Used as a context manager it waits for what is under way: to its end, and after an interrupt `GRACE_SECONDS`.
 
@@ -61,10 +159,7 @@ class DaemonPool(Executor):
 
     def __init__(self, workers: int, name: str) -> None:
         self._workers = workers
-        self._name = name
-        self._tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._idle = threading.Semaphore(0)
-        self._threads: list[threading.Thread] = []
+        self._crew = Crew(name)
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
 
@@ -75,7 +170,7 @@ class DaemonPool(Executor):
         limit = patience()
         self.shutdown(wait=False, cancel_futures=limit is not None)
         deadline = Deadline(limit)
-        for thread in self._threads:
+        for thread in self._crew.threads:
             thread.join(deadline.left)
 
     @override
@@ -95,9 +190,7 @@ class DaemonPool(Executor):
         with self._lock:
             self._pending.add(future)
         future.add_done_callback(self._forget)
-        self._tasks.put(task)
-        if not self._idle.acquire(blocking=False):
-            self._grow()
+        self._crew.run(task, self._workers)
         return future
 
     @override
@@ -108,40 +201,14 @@ class DaemonPool(Executor):
                 pending = list(self._pending)
             for future in pending:
                 future.cancel()
-        self._tasks.put(None)
+        self._crew.dismiss()
         if wait:
-            for thread in self._threads:
+            for thread in self._crew.threads:
                 thread.join()
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:
             self._pending.discard(future)
-
-    def _grow(self) -> None:
-        if len(self._threads) < self._workers:
-            thread = threading.Thread(
-                target=_work, args=(self._tasks, self._idle), name=self._name, daemon=True
-            )
-            try:
-                thread.start()
-            except RuntimeError:
-                # The system has no thread to spare, or the interpreter ends, which some of 3.12 start none for: those that are
-                # there do it all, or else the caller.
-                if not self._threads and (task := self._tasks.get()) is not None:
-                    task()
-            else:
-                self._threads.append(thread)
-
-
-def _work(tasks: SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
-    while True:
-        task = tasks.get()
-        if task is None:
-            tasks.put(None)  # for the next one
-            return
-        task()
-        del task
-        idle.release()
 
 
 class Deadline:

@@ -119,7 +119,8 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 
     The same is what has the same size and time. Where TARGET does not show the time of a source that is not newer than what it stored
     (S3 does not in its listings), it is the same if TARGET tells that time of it, or an MD5 that is the source's; else both are read.
-    A source without times is compared by size. With --checksum, content alone counts. One object that fails does not stop the rest.
+    So are objects of a time before 1970, after 2037 or in the future that TARGET shows another of. A source without times is compared by
+    size. With --checksum, content alone counts. One object that fails does not stop the rest.
 
     \b
     Examples:

@@ -13,7 +13,7 @@ from storage_backend.base import StorageBackend, capabilities_of, info_of
 from storage_backend.errors import BatchError, IntegrityError, SourceChangedError, StorageError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
-from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.fingerprint import Fingerprint, is_kept_everywhere, microseconds
 from storage_backend.transfer.flow import Flow
 from storage_backend.transfer.options import Verification
 from storage_backend.transfer.planning import Action, Record
@@ -82,7 +82,10 @@ class Job:
         Raises:
             IntegrityError: it has another size.
         """
-        if self.verification != "size" and (self.keeps_time or not self.journalled):
+        kept = (
+            self.keeps_time and info.modified is not None and is_kept_everywhere(microseconds(info.modified))
+        )
+        if self.verification != "size" and (kept or not self.journalled):
             return ObjectInfo(info.identifier, size, info.modified)
         receipt: object = self.target._receipt(info.identifier)
         found = receipt if isinstance(receipt, ObjectInfo) else self.target.stat(info.identifier)

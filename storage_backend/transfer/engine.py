@@ -7,31 +7,28 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from functools import partial
 from typing import Any, TypeAlias, TypeVar, cast
 
 from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
 from storage_backend.errors import (
     FATAL,
     IntegrityError,
-    PreconditionFailedError,
     SourceChangedError,
     StorageError,
     is_retryable,
 )
 from storage_backend.info import ObjectInfo
-from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, patience
-from storage_backend.transfer import deletion
+from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience
 from storage_backend.transfer.batches import copy_batch
 from storage_backend.transfer.comparison import compare_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
-from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.journal import Journal
 from storage_backend.transfer.options import TransferOptions, Verb
 from storage_backend.transfer.outages import FIRST_CONTACT, Outage
 from storage_backend.transfer.own import own_names, own_paths
 from storage_backend.transfer.planning import Action, Record, Rules, actions, comes_before, merge
 from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
+from storage_backend.transfer.removal import Removal
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.sides import Sides
 from storage_backend.transfer.spool import Spool
@@ -41,8 +38,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 Unit: TypeAlias = list[Action]
-
-JOURNAL_PAGE = 1000  # objects deleted from the source between two syncs
 
 
 class Engine:
@@ -61,22 +56,21 @@ class Engine:
         self.journal = journal
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
         self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
-        self._sides = Sides(source, target, options.stem)
+        self.sides = Sides(source, target, options.stem)
         own = own_paths(source, target, None if journal is None else journal.path, options.manifest)
-        for side in (self._sides.source, self._sides.target):
+        for side in (self.sides.source, self.sides.target):
             side.left_out = own_names(side.backend, own)
-        self._working = self._outage()
-        self._events = Emitter(options.on_event)
+        self._working = self.outage()
+        self.events = Emitter(options.on_event)
         self._pace = Pace()
         self._silence = Silence()
         self._shown_bytes = 0
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
-        self._two_places: bool | None = None
         self._last_marker = ""
-        self._source_count = 0
-        self._target_count = 0
+        self.source_count = 0
+        self.target_count = 0
 
     def run(self) -> TransferReport:
         """Do it all.
@@ -87,19 +81,19 @@ class Engine:
             KeyboardInterrupt: within about two seconds, however silent a server is. What was under way was dropped; what
                 was being published that moment may be published, whole, and the next run finds it.
         """
-        self._events.emit("start", verb=self.verb, source=self.report.source, target=self.report.target)
+        self.events.emit("start", verb=self.verb, source=self.report.source, target=self.report.target)
         error = None
         try:
-            with self._events.ticking(self._progress):
+            with self.events.ticking(self._progress):
                 self._run()
         except BaseException as caught:
             error = f"{type(caught).__name__}: {caught}" if str(caught) else type(caught).__name__
             raise
         finally:
             self.report.seconds = self.report.elapsed
-            self._events.progress(self._progress, force=True)
-            self._events.emit("end", **self.report.as_dict(), error=error)
-            self._events.close()
+            self.events.progress(self._progress, force=True)
+            self.events.emit("end", **self.report.as_dict(), error=error)
+            self.events.close()
         return self.report
 
     def plan(self) -> Iterator[Action]:
@@ -110,6 +104,7 @@ class Engine:
             keeps=self.job.target._keeps,
             timed=self.job.source.keeps_modified is True,
             content=self.options.checksum,
+            stored_time=not self.job.keeps_time,
         )
         records = self.journal.records() if self.journal is not None else None
         for action in actions(self._pairs(), rules, records=records):
@@ -122,12 +117,12 @@ class Engine:
         found = self.report.progress()
         flow = self.job.flow
         self._shown_bytes = max(self._shown_bytes, found["bytes"] + flow.bytes)
-        found |= {"plan_complete": self.planned, "listed": self._source_count, "bytes": self._shown_bytes}
+        found |= {"plan_complete": self.planned, "listed": self.source_count, "bytes": self._shown_bytes}
         found |= self._pace.of(
             found["seconds"], self._shown_bytes, found["done"], found["planned_bytes"], found["planned"]
         )
         found["deleted"] = self.report.deleted + self.report.source_deleted
-        mark = flow.moves, self._source_count, self._target_count, found["done"], found["deleted"]
+        mark = flow.moves, self.source_count, self.target_count, found["done"], found["deleted"]
         waiting = self._silence.lasting(mark, found["seconds"])
         if self.report.seconds is not None:
             return found
@@ -150,14 +145,15 @@ class Engine:
             self.report.plan_complete = True
             again, self._again = self._again, []
             self._work(self._units(iter(again)), self._unit)
+            removal = Removal(self)
             if with_extras:
-                self._delete(extras)
+                removal.of_extras(extras)
             if self.options.delete_source and not self.options.dry_run:
-                self._delete_source()
+                removal.of_sources()
             if self.journal is not None and self.options.manifest is not None:
                 self.journal.write_manifest(self.options.manifest)
             if self.verb != "verify" and not self.options.dry_run:
-                self._apart(self._tidy_up)
+                self.apart(self._tidy_up)
         except BaseException:
             self._wind_up(planner)
             raise
@@ -167,7 +163,7 @@ class Engine:
 
     def _tidy_up(self) -> None:
         """Remove what broken runs left on the target, if this one succeeded, and markers on either side."""
-        self._sides.clear()
+        self.sides.clear()
         if self.report.failed:
             return
         try:
@@ -192,12 +188,11 @@ class Engine:
         for future in wait(self._pending, deadline.left).done:
             if not future.cancelled() and future.exception() is None:
                 self._record(future.result())
-        if planner.is_alive():  # it only reads
-            planner.join(GRACE_SECONDS if limit is None else deadline.left)
+        planner.join(GRACE_SECONDS if limit is None else deadline.left)  # it only reads
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
         """What both sides show, with the sizes that both sides need."""
-        one, other = self._sides.source, self._sides.target
+        one, other = self.sides.source, self.sides.target
         source = one.watched(self._listed(self.job.source, on_skip=self._on_skip), other)
         target = other.watched(self._listed(self.job.target), one)
         in_scope = self.options.in_scope
@@ -209,9 +204,9 @@ class Engine:
             target = (info for info in target if in_scope(info.identifier))
         for ours, theirs in merge(source, target):
             if ours is not None:
-                self._source_count += 1
+                self.source_count += 1
             if theirs is not None:
-                self._target_count += 1
+                self.target_count += 1
             # Only a scan that knows no sizes costs a second look, and only where the size matters.
             if ours is not None and ours.size is None:
                 yield (
@@ -270,16 +265,18 @@ class Engine:
                 self._last_marker = name
                 self.report.skipped["folder-marker"] += 1
         elif name not in self.report.failed:
-            self._fail(name, error)
+            self.fail(name, error)
 
-    def _outage(self) -> Outage:
-        source = self._sides.source
+    def outage(self) -> Outage:
+        """For one kind of work with both sides."""
+        source = self.sides.source
         return Outage(self.job, self.options.retry_for, known=lambda: source.first)
 
-    def _fail(self, identifier: str, error: Exception) -> None:
+    def fail(self, identifier: str, error: Exception) -> None:
+        """Take note that an object failed."""
         error.__traceback__ = None  # it would keep the frames, and the bytes in them, until the end
         self.report.failed[identifier] = error
-        self._events.emit("object", identifier=identifier, action="failed", error=str(error))
+        self.events.emit("object", identifier=identifier, action="failed", error=str(error))
 
     def sort_out(self, spool: Spool, extras: Spool) -> None:
         """Plan to the end: count what is skipped, spool what needs work."""
@@ -296,7 +293,7 @@ class Engine:
             elif self.options.dry_run:
                 self.report.would[str(action)] += 1
                 if action.kind != "skip":
-                    self._events.emit("object", identifier=action.identifier, action=str(action))
+                    self.events.emit("object", identifier=action.identifier, action=str(action))
             elif action.kind == "delete":
                 extras.put(action)
             else:
@@ -325,7 +322,7 @@ class Engine:
 
     def _differ(self, identifier: str, reason: str) -> None:
         self.report.differences[identifier] = reason
-        self._events.emit("object", identifier=identifier, action=f"differs/{reason}")
+        self.events.emit("object", identifier=identifier, action=f"differs/{reason}")
 
     def _units(self, planned: Iterable[Action | None]) -> Iterator[Unit | None]:
         """Batches of small objects of one kind, larger objects by themselves; None when there is nothing to do yet."""
@@ -406,9 +403,9 @@ class Engine:
         for future in wait(self._pending, seconds, FIRST_COMPLETED).done:
             self._pending.discard(future)
             self._record(future.result())
-        self._events.progress(self._progress)
+        self.events.progress(self._progress)
 
-    def _apart(self, call: Callable[[], T]) -> T:
+    def apart(self, call: Callable[[], T]) -> T:
         """What *call* gives, made by a thread: here, a silent server could hold up an interrupt."""
         with DaemonPool(1, "storage-transfer") as pool:
             try:
@@ -461,10 +458,10 @@ class Engine:
             is_retryable(error) or isinstance(error, SourceChangedError)
         ):
             self._again.append(action)
-        self._fail(action.identifier, error)
+        self.fail(action.identifier, error)
 
     def _tell(self, outcome: Outcome) -> None:
-        self._events.emit(
+        self.events.emit(
             "object",
             identifier=outcome.action.identifier,
             action=f"copy/{outcome.action.reason}",
@@ -472,96 +469,29 @@ class Engine:
             sha256=outcome.record.sha256 if outcome.record is not None else None,
         )
 
-    def _differ_for_certain(self) -> bool:
-        """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
-        if self._two_places is None:
-            self.job.flow.waiting_for = self.job.target
-            tried = partial(self._sides.one_place, source_loses=self.options.delete_source)
-            reason = self._apart(partial(self._outage().run, tried))
-            self._two_places = reason is None
-            if reason is not None:
-                self.report.refused.append(reason)
-        return self._two_places
 
-    def _removed(
-        self, remove: Callable[[list[T]], list[Removed]], batch: list[T], name: Callable[[T], str]
-    ) -> list[Removed]:
-        """What *remove* came to, with those tried again for which the connection failed."""
-
-        def removed() -> list[Removed]:
-            outage = self._outage()
-            tries = outage.tries()
-            left = {name(item): item for item in batch}
-            found: dict[str, Exception | None] = {}
-            while True:
-                found.update(outage.run(partial(remove, list(left.values()))))
-                left = {key: item for key, item in left.items() if is_retryable(found[key])}
-                alone = len(left) < len(found) or len(left) == 1
-                if not left or not tries.wait(cast(Exception, found[next(iter(left))]), alone=alone):
-                    return list(found.items())
-
-        return self._apart(removed)
-
-    def _delete(self, extras: Spool) -> None:
-        """Remove from the target what the source does not have."""
-        extras.complete()
-        reason = deletion.refusal(
-            self.options, self.report, extras.count, self._source_count, self._target_count
-        )
-        if reason is not None:
-            self.report.refused.append(reason)
-            return
-        if extras.count and not self._differ_for_certain():
-            return
-        self.job.flow.waiting_for = self.job.target
-        for batch in deletion.batches(extras):
-            remove = partial(deletion.remove, self.job, self.job.target, trash=self.options.trash)
-            for identifier, error in self._removed(remove, batch, str):
-                if error is not None:
-                    self._fail(identifier, error)
-                    continue
-                self.report.deleted += 1
-                self._events.emit("object", identifier=identifier, action="delete/extra")
-        self.job.flow.waiting_for = None
-
-    def _delete_source(self) -> None:
-        """Remove from the source what this run knows to be verified on the target."""
-        assert self.journal is not None
-        for batch in self.journal.confirmed(JOURNAL_PAGE):
-            if not self._differ_for_certain():
-                return
-            if self.options.flush:
-                self.job.flow.waiting_for = self.job.target
-                self._apart(partial(self._outage().run, self.job.target.flush))
-            self.journal.harden()
-            self.job.flow.waiting_for = self.job.source
-            gone = []
-            kept: list[tuple[str, Exception]] = []
-            remove = partial(deletion.remove_verified, self.job)
-            for identifier, error in self._removed(remove, batch, lambda record: record.identifier):
-                if error is not None:
-                    self._fail(identifier, error)
-                    kept.append((identifier, error))
-                    continue
-                gone.append(identifier)
-                self._events.emit("object", identifier=identifier, action="delete/verified")
-            self.journal.source_deleted(gone)
-            # What is not there any more as it was verified is in no manifest, and is looked at anew by the next run.
-            self.journal.write((), [item for item in kept if isinstance(item[1], PreconditionFailedError)])
-            self.report.source_deleted += len(gone)
-
-
-class _Planner(threading.Thread):
-    """Lists both sides ahead of the work."""
+class _Planner:
+    """Lists both sides ahead of the work, in a thread of its own."""
 
     def __init__(self, engine: Engine, spool: Spool, extras: Spool) -> None:
-        super().__init__(name="storage-planner", daemon=True)
         self._engine = engine
         self._spool = spool
         self._extras = extras
+        self._thread: threading.Thread | None = None
         self.error: BaseException | None = None
 
-    def run(self) -> None:
+    def start(self) -> None:
+        """Begin; where no thread can be started, plan to the end first."""
+        self._thread = beside(self._run, "storage-planner")
+        if self._thread is None:
+            self._run()
+
+    def join(self, seconds: float | None = None) -> None:
+        """Return when it is done, or that much later."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
         """Plan to the end, and keep what goes wrong for the thread that waits."""
         try:
             self._engine.sort_out(self._spool, self._extras)

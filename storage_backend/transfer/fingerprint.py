@@ -61,6 +61,11 @@ def is_racy(modified: int, looked: float) -> bool:
     return modified > (looked - RACY_SECONDS) * 1_000_000
 
 
+def is_kept_everywhere(moment: int) -> bool:
+    """Whether every store that keeps times can hold this one: file systems and protocols have 31 bits of seconds at least."""
+    return 0 <= moment < (1 << 31) * 1_000_000
+
+
 def same_time(one: int, other: int) -> bool:
     """Whether two times in microseconds agree within the coarser precision of the two."""
     return one == other or abs(one - other) < max(_precision(one), _precision(other))

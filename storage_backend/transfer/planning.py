@@ -11,7 +11,14 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 from storage_backend import identifiers
 from storage_backend.errors import StorageError
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.fingerprint import RACY_SECONDS, Fingerprint, is_racy, microseconds, same_time
+from storage_backend.transfer.fingerprint import (
+    RACY_SECONDS,
+    Fingerprint,
+    is_kept_everywhere,
+    is_racy,
+    microseconds,
+    same_time,
+)
 
 ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
 
@@ -52,6 +59,7 @@ class Rules:
         keeps: whether it stores a certain time; some are beyond what a store has.
         timed: the source tells times, so that one that it cannot tell may be any.
         content: nothing is skipped by size, time or journal: content is compared always.
+        stored_time: the times that the target shows are those of the writes there: one that is the source's is so by chance.
     """
 
     prove: bool = False
@@ -59,6 +67,7 @@ class Rules:
     keeps: Callable[[datetime], bool] = bool
     timed: bool = False
     content: bool = False
+    stored_time: bool = False
 
 
 class Record(NamedTuple):
@@ -142,7 +151,7 @@ def actions(
             # What most objects of most runs are, decided without arithmetic on their times.
             if (
                 record is None
-                and not (rules.prove or rules.content)
+                and not (rules.prove or rules.content or rules.stored_time)
                 and one.sha256 is None
                 and one.modified is not None
                 and one.modified == other.modified
@@ -188,16 +197,22 @@ def _decide_by_time(
         microseconds(cast(datetime, source.modified)),
         microseconds(cast(datetime, target.modified)),
     )
-    same = same_time(changed, stored)
-    if rules.keeps_time and not same and not rules.keeps(cast(datetime, source.modified)):
-        return "compare", "unproven"  # the target's is the time of its writing, whatever the source's is
+    same = same_time(changed, stored) and not rules.stored_time
+    # Another time tells of another content only where the target could have shown this one, and it is none of the future.
+    tells = (
+        is_kept_everywhere(changed)
+        and changed <= (looked + RACY_SECONDS) * 1_000_000
+        and (not rules.keeps_time or rules.keeps(cast(datetime, source.modified)))
+    )
     if changed > stored and not same:
-        return "copy", "newer"
+        return ("copy", "newer") if tells else ("compare", "unproven")
     if rules.prove or source.size is None or target.size is None:
         return "compare", "unproven"
     if same:
         return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
-    return ("copy", "time") if rules.keeps_time else ("compare", "not-newer")
+    if rules.keeps_time:
+        return ("copy", "time") if tells else ("compare", "unproven")
+    return "compare", "not-newer"
 
 
 def _settled(looked: float) -> datetime:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from storage_backend.threads import beside
+
 Kind: TypeAlias = Literal["start", "object", "progress", "end"]
 
 INTERVAL = 0.2  # seconds between two "progress" events
@@ -149,10 +151,10 @@ class Emitter:
                     self._error = error
                     return
 
-        thread = threading.Thread(target=tick, name="storage-progress", daemon=True)
-        thread.start()
+        thread = beside(tick, "storage-progress")
         try:
             yield
         finally:
             ended.set()
-            thread.join()
+            if thread is not None:
+                thread.join()

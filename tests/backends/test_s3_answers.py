@@ -236,3 +236,26 @@ def test_a_redirect_names_where_it_leads(
     assert 'endpoint_url="https://storage.example"' in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["<Size>x</Size>", "<Size/>", "<Size>1</Size><LastModified>never</LastModified>"],
+)
+def test_an_entry_that_cannot_be_read_is_an_error_of_ours(site: Site, field: str) -> None:
+    text = f"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a</Key>{field}</Contents></ListBucketResult>"
+    answer = Response(200, {"Content-Type": "application/xml"}, text.encode())
+    site.server.faults.add(alter(lambda _: answer), "ListObjectsV2", times=None)
+    with pytest.raises(StorageError, match="not an answer of S3"):
+        site.storage.list()
+
+
+def test_a_client_that_is_sent_in_a_circle_is_an_error_of_ours(
+    server: S3Server, storages: dict[str, S3Storage]
+) -> None:
+    server.faults.clear()
+    server.create_bucket(BUCKET)
+    page = Response(301, {"Location": server.url}, b"<html/>")
+    server.faults.add(alter(lambda _: page), times=None)
+    with pytest.raises(StorageError):
+        storages["client"].read("old")

@@ -102,3 +102,17 @@ def test_the_end_of_the_connection_is_not_the_end_of_a_body(site: Site, tmp_path
     for do, _ in VERBS.values():
         with pytest.raises(StorageError):
             do(site.storage, tmp_path)
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000])
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_body_that_goes_on_after_the_size_that_was_told_is_not_the_object(
+    site: Site, verb: str, size: int, tmp_path: Path
+) -> None:
+    site.server.put(BUCKET, "old", CONTENT)
+    chunked = alter(lambda response: replace(response, chunked=True), ranges=False)
+    site.server.faults.add(chunked, "GetObject", times=None)
+    short = alter(lambda response: replace(response, body=response.body[:size]))
+    site.server.faults.add(short, "HeadObject", times=None)
+    with pytest.raises(StorageError):
+        VERBS[verb][0](site.storage, tmp_path)

@@ -16,6 +16,7 @@ from storage_backend.backends.remote.dialing import dial
 from storage_backend.backends.remote.errors import LostError, unreachable
 from storage_backend.backends.remote.settings import Endpoint, Settings
 from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
+from storage_backend.threads import beside
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,8 @@ class Link:
             finally:
                 self._growing = False
 
-        threading.Thread(target=grow, name="storage-backend-grow", daemon=True).start()
+        if beside(grow, "storage-backend-grow") is None:
+            self._growing = False
         return best
 
     def _look_for_better(self, current: Connection) -> None:
@@ -246,7 +248,8 @@ class Link:
                     self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
                     self._next_look = self._clock() + self._pause
 
-        threading.Thread(target=look, name="storage-backend-look", daemon=True).start()
+        if beside(look, "storage-backend-look") is None:
+            self._looking = False
 
     def _return(self, current: Connection) -> bool:
         """Go back to an endpoint listed before *current*'s, if one works. What is under way ends on the old connection."""

@@ -28,6 +28,7 @@ from storage_backend.backends.s3.mending import payer_in_query
 from storage_backend.backends.s3.paging import Trail
 from storage_backend.streams import position_after
 
+SIZES = 10**18  # bytes; what is larger is no size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
@@ -53,7 +54,7 @@ class ClientCalls:
 
     def get(self, key: str, **parameters: Any) -> Got:
         """GetObject."""
-        answer = self.client.get_object(**self._bucket, Key=key, **parameters)
+        answer = self._call("get_object", **self._bucket, Key=key, **parameters)
         length = _kind(answer, "ContentLength", int)
         content_range = _kind(answer, "ContentRange", str)
         try:
@@ -78,18 +79,18 @@ class ClientCalls:
 
     def head(self, key: str, **parameters: Any) -> Facts:
         """HeadObject."""
-        answer = self.client.head_object(**self._bucket, Key=key, **parameters)
+        answer = self._call("head_object", **self._bucket, Key=key, **parameters)
         return _facts(self._check(answer, "ETag", "an ETag"))
 
     def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """PutObject."""
         with _sent(body) as content:
-            answer = self.client.put_object(**self._bucket, Key=key, Body=content, **parameters)
+            answer = self._call("put_object", **self._bucket, Key=key, Body=content, **parameters)
         return _facts(self._check(answer, "ETag", "an ETag"))
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        answer = self.client.delete_object(**self._bucket, Key=key, **parameters)
+        answer = self._call("delete_object", **self._bucket, Key=key, **parameters)
         if self._strict and not _is_removal(_status(answer), _headers(answer)):
             _refuse(answer, "status 204")
 
@@ -97,9 +98,11 @@ class ClientCalls:
         """DeleteObjects."""
         # What is not quiet names each key, and no other page does.
         objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self._strict}
-        answer = self.client.delete_objects(**self._bucket, Delete=objects)
+        answer = self._call("delete_objects", **self._bucket, Delete=objects)
         refused = {
-            error["Key"]: Refused(str(error.get("Code", "")), str(error.get("Message", "")), None, {})
+            _needed(error, "Key"): Refused(
+                str(error.get("Code", "")), str(error.get("Message", "")), None, {}
+            )
             for error in _items(answer, "Errors")
         }
         named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
@@ -112,8 +115,11 @@ class ClientCalls:
     ) -> Page:
         """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
         optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
-        answer = self.client.list_objects_v2(
-            **self._bucket, Prefix=prefix, **{name: value for name, value in optional.items() if value}
+        answer = self._call(
+            "list_objects_v2",
+            **self._bucket,
+            Prefix=prefix,
+            **{name: value for name, value in optional.items() if value},
         )
         self._check(answer, "IsTruncated", "IsTruncated, true or false")
         more = answer.get("IsTruncated") is True
@@ -121,45 +127,50 @@ class ClientCalls:
             self._check(answer, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
         return Page(
             [_entry(found) for found in _items(answer, "Contents")],
-            [found["Prefix"] for found in _items(answer, "CommonPrefixes")],
+            [_needed(found, "Prefix") for found in _items(answer, "CommonPrefixes")],
             _kind(answer, "NextContinuationToken", str) if more else None,
         )
 
     def copy(self, key: str, source: str, **parameters: Any) -> Facts:
         """CopyObject."""
-        answer = self.client.copy_object(**self._bucket, Key=key, CopySource=_source(source), **parameters)
+        answer = self._call("copy_object", **self._bucket, Key=key, CopySource=_source(source), **parameters)
         return _facts(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
 
     def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
         """UploadPart."""
         with _sent(body) as content:
-            answer = self.client.upload_part(**self._bucket, Key=key, Body=content, **parameters)
+            answer = self._call("upload_part", **self._bucket, Key=key, Body=content, **parameters)
         return _facts(self._check(answer, "ETag", "an ETag"))
 
     def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
         """UploadPartCopy."""
-        answer = self.client.upload_part_copy(
-            **self._bucket, Key=key, CopySource=_source(source), **parameters
+        answer = self._call(
+            "upload_part_copy", **self._bucket, Key=key, CopySource=_source(source), **parameters
         )
         return _facts(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
 
     def create_upload(self, key: str, **parameters: Any) -> str:
         """CreateMultipartUpload; the upload's id."""
-        answer = self.client.create_multipart_upload(**self._bucket, Key=key, **parameters)
+        answer = self._call("create_multipart_upload", **self._bucket, Key=key, **parameters)
         return str(_needed(answer, "UploadId"))
 
     def complete_upload(
         self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], **parameters: Any
     ) -> Facts:
         """CompleteMultipartUpload; *parts* have PartNumber and ETag."""
-        answer = self.client.complete_multipart_upload(
-            **self._bucket, Key=key, UploadId=upload_id, MultipartUpload={"Parts": list(parts)}, **parameters
+        answer = self._call(
+            "complete_multipart_upload",
+            **self._bucket,
+            Key=key,
+            UploadId=upload_id,
+            MultipartUpload={"Parts": list(parts)},
+            **parameters,
         )
         return _facts(self._check(answer, "ETag", "an object with an ETag"))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
-        self.client.abort_multipart_upload(**self._bucket, Key=key, UploadId=upload_id)
+        self._call("abort_multipart_upload", **self._bucket, Key=key, UploadId=upload_id)
 
     def parts(self, key: str, upload_id: str) -> dict[int, tuple[int, str]]:
         """ListParts: number -> size in bytes and etag."""
@@ -167,7 +178,7 @@ class ClientCalls:
         marker: dict[str, Any] = {}
         trail = Trail()
         while True:
-            answer = self.client.list_parts(**self._bucket, Key=key, UploadId=upload_id, **marker)
+            answer = self._call("list_parts", **self._bucket, Key=key, UploadId=upload_id, **marker)
             before = len(found)
             for part in _items(answer, "Parts"):
                 etag = etag_of(_needed(part, "ETag"))
@@ -182,7 +193,7 @@ class ClientCalls:
         marker: dict[str, Any] = {}
         trail = Trail()
         while True:
-            answer = self.client.list_multipart_uploads(**self._bucket, Prefix=prefix, **marker)
+            answer = self._call("list_multipart_uploads", **self._bucket, Prefix=prefix, **marker)
             uploads = _items(answer, "Uploads")
             for upload in uploads:
                 yield _needed(upload, "Key"), _needed(upload, "UploadId"), _needed(upload, "Initiated")
@@ -196,7 +207,7 @@ class ClientCalls:
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
         """GetObjectTagging, of an object in any bucket."""
-        answer = self.client.get_object_tagging(**self._bucket | {"Bucket": bucket}, Key=key)
+        answer = self._call("get_object_tagging", **self._bucket | {"Bucket": bucket}, Key=key)
         if "TagSet" not in answer:
             _refuse(answer, "TagSet")
         return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(answer, "TagSet")}
@@ -208,7 +219,7 @@ class ClientCalls:
         # "us-east-1" must not be named ("CreateBucket", Amazon S3 API Reference); "aws-global" is no region.
         if isinstance(region, str) and region not in {"us-east-1", "aws-global"}:
             place["CreateBucketConfiguration"] = {"LocationConstraint": region}
-        self.client.create_bucket(**place)
+        self._call("create_bucket", **place)
 
     def presigned(self, method: str, key: str, expires_in: int, **parameters: Any) -> str:
         """A URL for *method*, "get_object" or "put_object"; no I/O."""
@@ -241,6 +252,17 @@ class ClientCalls:
         same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}
         etag = etag_of(_kind(answer, "ETag", str))
         return told(etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same))
+
+    def _call(self, method: str, **parameters: Any) -> Any:
+        """The answer that the client gives; where it cannot make sense of one, botocore raises whatever comes."""
+        try:
+            return getattr(self.client, method)(**parameters)
+        except DocumentError:
+            raise
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            if not self._strict:
+                raise
+            raise unexpected("an answer that botocore can read", str(error)) from error
 
     @property
     def _strict(self) -> bool:
@@ -311,7 +333,7 @@ def _facts(answer: Any, size: int | None = None) -> Facts:
 def _entry(found: Mapping[str, Any]) -> Entry:
     modified = found.get("LastModified")
     return Entry(
-        found["Key"],
+        _needed(found, "Key"),
         _kind(found, "Size", int),
         _second(modified) if isinstance(modified, datetime) else None,
         etag_of(found.get("ETag")),
@@ -324,8 +346,10 @@ def _second(moment: datetime) -> datetime:
 
 
 def _kind(answer: Any, field: str, kind: type) -> Any:
-    """A field of an answer; None if it is absent or, from a mock, of another kind."""
+    """A field of an answer; None if it is absent, of another kind (from a mock), or a number that no size is."""
     found = answer.get(field)
+    if isinstance(found, int) and not 0 <= found < SIZES:
+        return None
     return found if isinstance(found, kind) else None
 
 
@@ -342,7 +366,7 @@ def _bounds(content_range: str | None, length: int | None) -> tuple[int, int | N
     first = span.partition("-")[0]
     if not first.isdecimal():
         raise unexpected("Content-Range, bytes first-last/size", content_range)
-    return int(first), int(whole) if whole.isdecimal() else None
+    return int(first), int(whole) if whole.isdecimal() and int(whole) < SIZES else None
 
 
 def _source(source: str) -> dict[str, str]:

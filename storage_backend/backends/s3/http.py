@@ -35,6 +35,8 @@ from storage_backend.backends.s3.messages import (
 from storage_backend.unforked import unforked
 
 HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
+TINY = 64  # bytes of a chunk, which costs more than its content
+TINY_MOST = 100_000  # such chunks of one body
 INFORMATIONAL_LIMIT = 16  # 1xx responses before the final one
 RECEIVE = 64 << 10  # bytes asked for where a head or a chunk's frame is expected
 PIECE = 256 << 10  # bytes sent or received at a time; larger objects leave the allocator's cache
@@ -395,7 +397,7 @@ class Response:
     """
 
     __slots__ = (
-        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_give_back", "_reusable"),
+        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_give_back", "_reusable", "_tiny"),
         *("done", "headers", "length", "status"),
     )
 
@@ -411,6 +413,7 @@ class Response:
         # Bytes to come of the body, or of the present chunk; -1: no chunk has begun; endless where closing is the end.
         self._left = -1 if self._chunked else sys.maxsize if self.length is None else self.length
         self._ended = False
+        self._tiny = 0  # chunks so far of less than TINY bytes
         self._give_back: Callable[[Connection, bool], None] | None = None  # a pool's
         self._connection: Connection | None = connection
         if self._left == 0:
@@ -504,6 +507,9 @@ class Response:
         if found is None:
             raise ProtocolError(f"{connection._origin} sent a malformed chunk size: {line[:40]!r}")
         self._left = int(found[1], 16)
+        self._tiny += self._left < TINY
+        if self._tiny > TINY_MOST:
+            raise ProtocolError(f"{connection._origin} sent more than {TINY_MOST:,} chunks of a few bytes")
         if self._left > 0:
             return True
         allowed = HEAD_LIMIT

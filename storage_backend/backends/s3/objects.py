@@ -17,7 +17,7 @@ from typing import Any
 from storage_backend import identifiers
 from storage_backend.backends.s3 import copying, uploading
 from storage_backend.backends.s3.calls import Calls, Facts
-from storage_backend.backends.s3.errors import is_foreign, is_transient, refusal_of, translate
+from storage_backend.backends.s3.errors import is_foreign, is_transient, refusal_of, rule_of, translate
 from storage_backend.backends.s3.reading import Pinned, Wanted
 from storage_backend.backends.s3.records import Records
 from storage_backend.backends.s3.service import Service
@@ -28,6 +28,8 @@ from storage_backend.errors import (
     BucketNotFoundError,
     IntegrityError,
     InvalidIdentifierError,
+    NotFoundError,
+    PreconditionFailedError,
     StorageError,
 )
 from storage_backend.files import state_directory
@@ -38,6 +40,7 @@ from storage_backend.streams import CHUNK, Content, check_arrived, check_digest,
 logger = logging.getLogger(__name__)
 
 RECEIPTS = 10_000  # writes that are remembered until somebody asks how they show
+NO_MATCH = (PreconditionFailedError, NotFoundError)  # a condition does not hold
 MARK = "storage-backend-write"  # of the metadata of conditional writes
 
 
@@ -265,7 +268,9 @@ class Objects:
                 return uploading.put_stream(target, reader, None, lambda _: None)
             except Exception as error:
                 refusal = refusal_of(error)
-                if refusal is None or refusal.status not in {404, 412} or refusal.attempts == 1:
+                if refusal is None or refusal.attempts == 1:
+                    raise
+                if not issubclass(rule_of(refusal.status, refusal.code).kind, NO_MATCH):
                     raise
                 facts = self.calls.head(key)
                 if facts.metadata.get(MARK) != mark:

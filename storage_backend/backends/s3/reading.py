@@ -290,6 +290,8 @@ class Pinned(io.RawIOBase):
         self._failure: StorageError | None = None
         self._algorithm = checked_algorithm(facts) if not self._branch else None
         self._digest = digests.Running(self._algorithm) if self._algorithm else None
+        if self._got is not None and self._got.length is None and not self.size:
+            self._check_end(self._got)
 
     @override
     def readable(self) -> bool:
@@ -336,6 +338,8 @@ class Pinned(io.RawIOBase):
         if self._digest is not None and self._position != self._at:
             self._digest = None  # not read from one end to the other
         count = self._read(view)
+        if self._got is not None and self._got.length is None and self._position + count == self.size:
+            self._check_end(self._got)
         if self._digest is not None:
             self._digest.update(view[:count])
             if self._position + count == self.size:
@@ -463,6 +467,17 @@ class Pinned(io.RawIOBase):
                 raise self._wanted.broken("the answer ends early")
             gap -= count
             self._at += count
+
+    def _check_end(self, got: Got) -> None:
+        """A body whose length its answer does not tell ends where the object does, of which another answer told the size."""
+        try:
+            more = got.body.read(1)
+        except Exception as error:  # noqa: BLE001 - raised as ours
+            self._drop()
+            _raise(self._wanted.error(error), error)
+        if more:
+            self._drop()
+            raise self._wanted.broken(f"it goes on after its size, {self.size:,} bytes")
 
     def _check(self) -> None:
         assert self._digest is not None

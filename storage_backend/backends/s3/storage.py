@@ -17,7 +17,7 @@ from typing_extensions import override
 
 from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
-from storage_backend.backends.s3.errors import refusal_of
+from storage_backend.backends.s3.errors import refusal_of, rule_of
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
 from storage_backend.backends.s3.settings import MIB, Settings, secret
@@ -36,6 +36,7 @@ from storage_backend.errors import (
     ConfigurationError,
     IntegrityError,
     InvalidIdentifierError,
+    NotFoundError,
     PreconditionFailedError,
     SourceChangedError,
     StorageError,
@@ -355,12 +356,9 @@ class S3Storage(StorageBackend):
             except Exception as error:
                 # The answer to a first try was lost: with a condition the second finds nothing, because of ourselves.
                 refusal = refusal_of(error)
-                if (
-                    refusal is None
-                    or refusal.attempts == 1
-                    or refusal.status != 404
-                    or refusal.code == "NoSuchBucket"
-                ):
+                if refusal is None or refusal.attempts == 1:
+                    raise
+                if rule_of(refusal.status, refusal.code).kind is not NotFoundError:
                     raise
         return True
 

@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import os
 import threading
-import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Generic, TypeAlias, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
-from storage_backend.threads import Deadline, patience
+from storage_backend.threads import Crew, Deadline, Task, patience
 
 T = TypeVar("T")
 R = TypeVar("R")
 
-_Task: TypeAlias = Callable[[], None]
+_NAME = "storage-backend-s3"
 
 
 class Workers:
     """Up to *count* threads, started as they are needed. A forked child starts its own.
-
-    concurrent.futures would do the same at several times the cost of handing over, which counts at thousands of requests
-    a second.
 
     Args:
         count: how many.
@@ -30,65 +26,20 @@ class Workers:
 
     def __init__(self, count: int) -> None:
         self.count = count
-        self._crew = _Crew()
+        self._crew = Crew(_NAME)
 
-    def run(self, task: _Task) -> None:
+    def run(self, task: Task) -> None:
         """Have a thread run *task*, which must not raise, nor wait for another task."""
         crew = self._crew
         if crew.pid != os.getpid():
-            crew = self._crew = _Crew()
+            crew = self._crew = Crew(_NAME)
         crew.run(task, self.count)
 
     def close(self) -> None:
         """Let the threads end once they are done."""
-        crew, self._crew = self._crew, _Crew()
+        crew, self._crew = self._crew, Crew(_NAME)
         if crew.pid == os.getpid():
-            crew.finalizer()
-
-
-class _Crew:
-    def __init__(self) -> None:
-        self.pid = os.getpid()
-        self.tasks: SimpleQueue[_Task | None] = SimpleQueue()
-        self._lock = threading.Lock()
-        self._threads = 0
-        self._idle = threading.Semaphore(0)
-        self.finalizer = weakref.finalize(self, _dismiss, self.tasks)
-        # The tasks that wait at the end of the program are nobody's any more.
-        self.finalizer.atexit = False
-
-    def run(self, task: _Task, most: int) -> None:
-        if not self._idle.acquire(blocking=False):
-            with self._lock:
-                start = self._threads < most
-                self._threads += start
-            if start:
-                try:
-                    threading.Thread(
-                        target=_work, args=(self.tasks, self._idle), daemon=True, name="storage-backend-s3"
-                    ).start()
-                except RuntimeError:
-                    # The system has no thread to spare: those that are there do it all, if any are.
-                    with self._lock:
-                        self._threads -= 1
-                        if not self._threads:
-                            raise
-        self.tasks.put(task)
-
-
-def _work(tasks: SimpleQueue[_Task | None], idle: threading.Semaphore) -> None:
-    while True:
-        task = tasks.get()
-        if task is None:
-            tasks.put(None)  # for the next one
-            return
-        task()
-        del task
-        idle.release()
-
-
-def _dismiss(tasks: SimpleQueue[_Task | None]) -> None:
-    tasks.put(None)
+            crew.dismiss()
 
 
 class Answers(Generic[T, R]):

@@ -9,6 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from storage_backend.errors import StorageError
+from storage_backend.threads import beside
 
 if TYPE_CHECKING:
     from storage_backend.backends.sql.database import Database
@@ -38,8 +39,7 @@ class Heart:
         with self._lock:
             self._live.add(version)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="storage-backend-heart", daemon=True)
-                self._thread.start()
+                self._thread = beside(self._beat, "storage-backend-heart")
 
     def remove(self, version: bytes) -> None:
         """This upload is done."""
