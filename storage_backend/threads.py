@@ -110,7 +110,9 @@ class Crew:
 
     def dismiss(self) -> None:
         """Let the threads end once all that they were given is done."""
-        self._finalizer()
+        # Not by calling it: once the program's finalizers have run, in an atexit handler that comes after, it does nothing.
+        if self._finalizer.detach() is not None:
+            self._tasks.put(None)
 
     def _grow(self, most: int) -> bool:
         """Start another thread, if there may be one more; whether there are any."""
