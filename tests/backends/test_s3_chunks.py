@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -114,5 +116,21 @@ def test_a_body_that_goes_on_after_the_size_that_was_told_is_not_the_object(
     site.server.faults.add(chunked, "GetObject", times=None)
     short = alter(lambda response: replace(response, body=response.body[:size]))
     site.server.faults.add(short, "HeadObject", times=None)
+    with pytest.raises(StorageError):
+        VERBS[verb][0](site.storage, tmp_path)
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "read_range"])
+def test_what_is_said_to_be_empty_is_compared_with_its_checksum(
+    site: Site, verb: str, tmp_path: Path
+) -> None:
+    crc32 = base64.b64encode(zlib.crc32(CONTENT).to_bytes(4)).decode()
+    empty = alter(
+        lambda response: replace(
+            response, body=b"", headers={**response.headers, "x-amz-checksum-crc32": crc32}
+        )
+    )
+    site.server.put(BUCKET, "old", CONTENT)
+    site.server.faults.add(empty, times=None)
     with pytest.raises(StorageError):
         VERBS[verb][0](site.storage, tmp_path)

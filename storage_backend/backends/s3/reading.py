@@ -290,8 +290,13 @@ class Pinned(io.RawIOBase):
         self._failure: StorageError | None = None
         self._algorithm = checked_algorithm(facts) if not self._branch else None
         self._digest = digests.Running(self._algorithm) if self._algorithm else None
-        if self._got is not None and self._got.length is None and not self.size:
-            self._check_end(self._got)
+        if self._got is not None and not self.size:
+            # Nothing will be read, and what is said to be empty need not be.
+            if self._got.length is None:
+                self._check_end(self._got)
+            if self._digest is not None:
+                self._drop()
+                self._check()
 
     @override
     def readable(self) -> bool:
