@@ -2,7 +2,8 @@
 
 OpenSSL takes locks in key exchanges, signatures, handshakes and while it loads certificates, and Python lets other threads run
 meanwhile. A child that is forked then has those locks held for ever, and hangs in its first key exchange (seen with cryptography
-50 and OpenSSL 4.0, and with Python's ssl and OpenSSL 3.0: once in some hundred forks). So whoever forks waits for these steps.
+50 and OpenSSL 4.0, and with Python's ssl and OpenSSL 3.0: once in some hundred forks). A module has a lock while it is imported, for
+which the child waits for ever too. So whoever forks waits for these steps.
 """
 
 from __future__ import annotations

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from storage_backend.errors import MissingClientError
+from storage_backend.unforked import unforked
 
 
 def ssh_library() -> Any:
@@ -14,7 +16,14 @@ def ssh_library() -> Any:
         MissingClientError: it is not installed.
     """
     try:
+        _load()
         import paramiko
     except ImportError as error:
         raise MissingClientError(f"RemoteStorage needs paramiko ({error}): pip install paramiko") from error
     return paramiko
+
+
+@functools.cache
+def _load() -> None:
+    with unforked():
+        import paramiko  # noqa: F401

@@ -152,8 +152,10 @@ def _content_of(answer: Any) -> bytes:
                 answer.raw.close()
                 raise too_long(content)
     except LateError as error:
+        answer.raw.close()
         raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
     except HTTPError as error:
+        answer.raw.close()
         raise HTTPClientError(error=error) from error
     return bytes(content)
 

@@ -23,6 +23,7 @@ from storage_backend.backends.s3.places import Source, credentials_of, place_of
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.wire import Place, Wire
 from storage_backend.forks import inherited
+from storage_backend.unforked import unforked
 
 
 @dataclass(eq=False)
@@ -134,7 +135,8 @@ class Service:
         return ClientCalls(client, settings.bucket, settings.request_payer, ours=settings.client is None)
 
     def _made(self, region: str | None) -> Any:
-        client = made(self._settings, region)
+        with unforked():  # it imports boto3
+            client = made(self._settings, region)
         if is_botocore(client) and not self._settings.anonymous:
             if credentials_of(client) is not None:
                 Source(client, self._settings).keys()  # they can be sent, or the parameter is named
@@ -148,8 +150,10 @@ class Service:
             state = self._now()
             if region != getattr(state.client.meta, "region_name", None):
                 self._region = region
+                replaced = state.client
                 state.client = self._made(region)
                 state.rare = self._rare(state.client)
+                _close(replaced, ours=self._settings.client is None)
             place = place_of(state.client, self._settings)
             state.handlers = handlers_of(state.client)
             return place
@@ -162,6 +166,11 @@ def _let_go(state: _State, *, ours: bool) -> None:
         return
     if state.wire is not None:
         state.wire.close()
-    close = getattr(state.client, "close", None)
+    _close(state.client, ours=ours)
+
+
+def _close(client: Any, *, ours: bool) -> None:
+    """Close what *client* has open that nobody uses just now; what is in use is closed when it is given back."""
+    close = getattr(client, "close", None)
     if ours and callable(close):
         close()

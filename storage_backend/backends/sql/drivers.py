@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 from storage_backend.backends.sql import schema
 from storage_backend.errors import ConfigurationError, MissingClientError
+from storage_backend.unforked import unforked
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -129,7 +130,8 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
         MissingClientError: psycopg is not installed.
     """
     try:
-        import psycopg
+        with unforked():
+            import psycopg
     except ImportError as error:
         raise MissingClientError(
             f"{address.location} needs psycopg ({error}): pip install 'storage-backend[sql]'",
