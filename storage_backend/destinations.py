@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,6 +19,7 @@ from storage_backend.paths import expanded
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_LINKS = 40  # followed one after the other, as by Linux (path_resolution(7))
 _CHUNK = 256 << 10  # bytes
+READER_PATIENCE = 60.0  # seconds that somebody has to open the other end of a pipe
 
 
 def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
@@ -32,7 +34,7 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
 
     Raises:
         QuotaExceededError: there is no space left for the file.
-        OSError: of the path; *fill*'s own are raised as they are.
+        OSError: of the path, or with ENXIO of a pipe that nobody reads; *fill*'s own are raised as they are.
     """
     place = destination(path)
     if place is None:
@@ -98,8 +100,7 @@ def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], ob
             fill(staged)
         with told_of(path):
             place, descriptor = _followed(expanded(path))
-            flags = os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY
-            out = os.open(place, flags) if descriptor is None else os.dup(descriptor)
+            out = _opened(place) if descriptor is None else os.dup(descriptor)
             try:
                 os.lseek(staged.fd, 0, os.SEEK_SET)
                 while chunk := os.read(staged.fd, _CHUNK):
@@ -108,6 +109,23 @@ def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], ob
                 os.close(out)
     finally:
         staged.discard()
+
+
+def _opened(path: str) -> int:
+    """A descriptor to write to a pipe or device; a pipe's reader is waited for, as `cp` does, though not for ever."""
+    late = time.monotonic() + READER_PATIENCE
+    while True:
+        try:
+            # Without O_NONBLOCK, a pipe that nobody reads would be waited for in the kernel, whatever the time.
+            return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116 - a str
+                raise
+            if time.monotonic() > late:
+                raise OSError(
+                    errno.ENXIO, f"nobody has read this pipe for {READER_PATIENCE:g} s", path
+                ) from None
+        time.sleep(0.02)
 
 
 def _write_patiently(fd: int, data: bytes) -> None:

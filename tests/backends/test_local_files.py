@@ -39,6 +39,7 @@ from storage_backend import (
     StorageError,
     UnavailableError,
     UnsupportedOperationError,
+    destinations,
 )
 from storage_backend.backends.local.errors import translate
 from storage_backend.backends.local.storage import refuse_platform
@@ -994,8 +995,9 @@ class TestErrors:
         assert any_way.read("a") == b"old"
 
     def test_download_says_what_is_wrong_with_its_own_path(
-        self, storage: LocalStorage, tmp_path: Path
+        self, storage: LocalStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(destinations, "READER_PATIENCE", 0.1)
         storage.write("a", b"1")
         os.mkfifo(tmp_path / "pipe")
         for place in (tmp_path / "pipe", tmp_path):
