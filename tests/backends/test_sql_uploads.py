@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import cast
 
 import pytest
@@ -15,9 +16,11 @@ import pytest
 from storage_backend import (
     BatchError,
     IntegrityError,
+    MemoryStorage,
     ObjectInfo,
     UnavailableError,
     UnsupportedOperationError,
+    sync,
 )
 from storage_backend.backends.sql import DatabaseStorage, catalog
 from storage_backend.backends.sql.database import Database
@@ -149,6 +152,26 @@ def test_killed_stream_leaves_the_old_object_and_is_swept(database_url: str) -> 
             other.write("c", b"1")
         assert is_clean(database_url)
         assert storage.read("a") == BIG
+
+
+def test_a_transfer_that_succeeds_removes_what_killed_ones_left(database_url: str) -> None:
+    if not Path("/proc/self/stat").exists():
+        pytest.skip("which processes live is known from /proc, which is Linux's")
+    with DatabaseStorage(database_url) as storage:
+        storage.write("a", BIG)
+        with program(STREAM, database_url) as alive:
+            assert line_of(alive.stdout) == "half"
+            with program(STREAM, database_url) as killed:
+                assert line_of(killed.stdout) == "half"
+                killed.kill()
+            assert rows(database_url)["unpublished"] == 2
+            source = MemoryStorage()
+            source.write("b", b"1")
+            assert sync(source, storage).ok
+            assert rows(database_url)["unpublished"] == 1
+            alive.communicate("go on\n")
+        assert storage.read("a") == b"new" * 700_000
+        assert is_clean(database_url)
 
 
 def test_sweeping_takes_what_is_old_enough(database_url: str) -> None:

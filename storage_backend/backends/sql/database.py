@@ -9,17 +9,19 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property, partial
 from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from storage_backend import owners
 from storage_backend.backends.sql import drivers, schema
 from storage_backend.backends.sql.address import Address
 from storage_backend.backends.sql.catalog import Catalog
 from storage_backend.backends.sql.drivers import Settings, is_pooled, lock_timeout, synchronous
+from storage_backend.backends.sql.entry import tag_of
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.heart import Heart
 from storage_backend.backends.sql.session import Session, inherited
@@ -184,7 +186,15 @@ class Database:
         """
         # Beats are whole seconds of the database's clock: a difference of n says that more than n - 1 have passed.
         seconds = math.ceil(age) + 1 if age > 0 else 0
-        versions = self.run(lambda connection: self.catalog.stale(connection, seconds))
+        return self._clear(self.run(lambda connection: self.catalog.stale(connection, seconds)), seconds)
+
+    def sweep_abandoned(self) -> int:
+        """Delete the chunks that uploads of this machine's processes left that have ended; how many uploads there were."""
+        versions = self.run(lambda connection: self.catalog.stale(connection, 0))
+        living = owners.living() if versions else frozenset()
+        return self._clear([each for each in versions if owners.is_abandoned_tag(tag_of(each), living)], 0)
+
+    def _clear(self, versions: Iterable[bytes], seconds: int) -> int:
         condemned = [
             version
             for version in versions

@@ -302,6 +302,10 @@ class DatabaseStorage(StorageBackend):
         return self._address.location
 
     @override
+    def _tidy(self) -> int:
+        return self._database.sweep_abandoned()
+
+    @override
     def _places(self, prefix: str = "") -> Iterator[Lineage]:
         if self._address.path:
             yield within(lineage(self._address.path), prefix)
