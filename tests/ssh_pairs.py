@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from storage_backend.backends.remote.storage import RemoteStorage
+from storage_backend import RemoteStorage
 from storage_backend.identifiers import RESERVED
 from tests.ssh_proxy import Direction, Proxy
 from tests.ssh_servers import SSHPlace

@@ -14,6 +14,7 @@ from storage_backend import (
     CachedStorage,
     ConfigurationError,
     DatabaseStorage,
+    LocalStorage,
     MemoryStorage,
     PrefixedStorage,
     S3Storage,
@@ -21,7 +22,6 @@ from storage_backend import (
     StorageError,
     open_storage,
 )
-from storage_backend.backends.local import LocalStorage
 from storage_backend.config import has_password, locations_in, redacted, split_location
 
 pytestmark = pytest.mark.quick

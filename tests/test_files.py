@@ -15,11 +15,16 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import LocalStorage, MemoryStorage, StorageBackend
+from storage_backend import (
+    CachedStorage,
+    LocalStorage,
+    MemoryStorage,
+    NotAFileError,
+    QuotaExceededError,
+    StorageBackend,
+)
 from storage_backend.destinations import write_file
-from storage_backend.errors import NotAFileError, QuotaExceededError
 from storage_backend.files import StagedFile, copy_descriptor, state_directory
-from storage_backend.wrappers.cached import CachedStorage
 from tests.backends.local_ways import NOBODY, as_nobody, small_disk
 from tests.seven import Seven
 

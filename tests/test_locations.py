@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from storage_backend import (
     ConfigurationError,
     DatabaseStorage,
+    LocalStorage,
     MemoryStorage,
     PrefixedStorage,
     RemoteStorage,
@@ -21,7 +22,6 @@ from storage_backend import (
     StorageBackend,
     open_storage,
 )
-from storage_backend.backends.local import LocalStorage
 from storage_backend.config import SCHEMES, locations_in, parse_location, split_location
 from storage_backend.identifiers import is_valid
 from tests.cli.conftest import Program

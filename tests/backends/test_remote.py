@@ -16,9 +16,7 @@ from unittest.mock import MagicMock
 import pytest
 from typing_extensions import override
 
-from storage_backend.backends.remote import RemoteStorage
-from storage_backend.errors import BatchError, UnsupportedOperationError
-from storage_backend.info import Capability
+from storage_backend import BatchError, Capability, RemoteStorage, UnsupportedOperationError
 from storage_backend.testing import (
     ConformanceSuite,
     Deleting,

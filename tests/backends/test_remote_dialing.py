@@ -27,16 +27,11 @@ from cryptography.hazmat.primitives.asymmetric import dsa, ec, ed25519, rsa
 from paramiko.common import AUTH_FAILED, AUTH_PARTIALLY_SUCCESSFUL, AUTH_SUCCESSFUL
 from typing_extensions import override
 
+from storage_backend import AuthenticationError, ConfigurationError, MissingClientError, NoEndpointError
 from storage_backend.backends.remote.dialing import Dialed, dial
 from storage_backend.backends.remote.settings import read_settings
 from storage_backend.backends.remote.transports import CIPHER, Limits
-from storage_backend.errors import (
-    AuthenticationError,
-    ConfigurationError,
-    MissingClientError,
-    NoEndpointError,
-    is_retryable,
-)
+from storage_backend.errors import is_retryable
 from tests.conftest import unavailable
 from tests.servers import PATIENCE, ServerUnavailableError, program
 from tests.ssh_proxy import BlackHole, Proxy

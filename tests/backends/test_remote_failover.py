@@ -19,18 +19,18 @@ from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
-from storage_backend.backends.remote.link import FIRST_LOOK, LONGEST_LOOK, Link
-from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
-from storage_backend.backends.remote.settings import read_settings
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.errors import (
+from storage_backend import (
     NoEndpointError,
     NotFoundError,
+    RemoteStorage,
     SourceChangedError,
     StorageError,
     UnavailableError,
 )
+from storage_backend.backends.remote.link import FIRST_LOOK, LONGEST_LOOK, Link
+from storage_backend.backends.remote.objects import Objects
+from storage_backend.backends.remote.operations import Place
+from storage_backend.backends.remote.settings import read_settings
 from storage_backend.testing.subject import same
 from tests.ssh_pairs import Pair, pair
 from tests.ssh_proxy import BlackHole, Direction

@@ -17,6 +17,17 @@ from typing import Any
 import paramiko
 import pytest
 
+from storage_backend import (
+    BatchError,
+    CachedStorage,
+    IntegrityError,
+    InvalidIdentifierError,
+    RemoteStorage,
+    SourceChangedError,
+    StorageError,
+    StorageTimeoutError,
+    UnavailableError,
+)
 from storage_backend.backends.remote import objects, operations
 from storage_backend.backends.remote.packets import (
     ATTRS,
@@ -39,18 +50,7 @@ from storage_backend.backends.remote.packets import (
     WRITE,
     text,
 )
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.errors import (
-    BatchError,
-    IntegrityError,
-    InvalidIdentifierError,
-    SourceChangedError,
-    StorageError,
-    StorageTimeoutError,
-    UnavailableError,
-)
 from storage_backend.testing.subject import same
-from storage_backend.wrappers.cached import CachedStorage
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.sftp_speaker import (

@@ -17,6 +17,7 @@ from typing import Any
 import paramiko
 import pytest
 
+from storage_backend import AuthenticationError, ConfigurationError
 from storage_backend.backends.remote.hostkeys import (
     HostKeyPolicy,
     entry_name,
@@ -25,7 +26,6 @@ from storage_backend.backends.remote.hostkeys import (
     remember,
 )
 from storage_backend.backends.remote.settings import Endpoint, read_settings
-from storage_backend.errors import AuthenticationError, ConfigurationError
 from tests.servers import program
 from tests.ssh_servers import make_key
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.remote import RemoteStorage
+from storage_backend import RemoteStorage
 from tests.ssh_servers import SSHPlace
 
 SERVERS = ["openssh_place", "internal_sftp_place", "asyncssh_place", "paramiko_sftp_place"]

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from storage_backend.backends.remote import RemoteStorage, connection
+from storage_backend import RemoteStorage, StorageError
+from storage_backend.backends.remote import connection
 from storage_backend.backends.remote.memory import REMEMBERED, Memory
 from storage_backend.backends.remote.probe import Facts, probe
-from storage_backend.errors import StorageError
 from tests.tiers import few
 
 if TYPE_CHECKING:

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.errors import (
+from storage_backend import (
     BatchError,
     ConfigurationError,
     InvalidIdentifierError,
     NotFoundError,
+    RemoteStorage,
     StorageError,
 )
 from storage_backend.identifiers import decode, encode, is_valid

@@ -21,22 +21,22 @@ from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
-from storage_backend.backends.remote import fetching, objects, packing
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.settings import SSHConfig
-from storage_backend.backends.remote.shell import Shell
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.backends.remote.unpacking import Unpacker
-from storage_backend.errors import (
+from storage_backend import (
     AlreadyExistsError,
     BatchError,
     IntegrityError,
     InvalidIdentifierError,
     NotAFileError,
     NotFoundError,
+    ObjectInfo,
     QuotaExceededError,
+    RemoteStorage,
 )
-from storage_backend.info import ObjectInfo
+from storage_backend.backends.remote import fetching, objects, packing
+from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.settings import SSHConfig
+from storage_backend.backends.remote.shell import Shell
+from storage_backend.backends.remote.unpacking import Unpacker
 from storage_backend.testing import Subject
 from storage_backend.testing.subject import everything, same
 from storage_backend.testing.topics.batches import Batches

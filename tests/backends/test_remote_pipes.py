@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.remote import RemoteStorage
-from storage_backend.errors import BatchError, NotAFileError
+from storage_backend import BatchError, NotAFileError, RemoteStorage
 from tests.ssh_servers import SSHPlace
 
 SILENCE = 60.0  # seconds after which a connection is given up

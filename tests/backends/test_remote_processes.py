@@ -25,8 +25,7 @@ from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.errors import ConfigurationError
+from storage_backend import ConfigurationError, RemoteStorage
 from storage_backend.testing.subject import same
 from tests.ssh_pairs import Pair, pair
 

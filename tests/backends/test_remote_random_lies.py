@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
-from storage_backend.backends.remote import RemoteStorage
+from storage_backend import RemoteStorage, StorageError
 from storage_backend.backends.remote.packets import (
     ATTRS,
     DATA,
@@ -46,7 +46,6 @@ from storage_backend.backends.remote.packets import (
     Fields,
     text,
 )
-from storage_backend.errors import StorageError
 from storage_backend.identifiers import is_valid
 from tests.sftp_speaker import (
     DIRECTORY,

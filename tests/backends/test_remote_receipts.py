@@ -10,10 +10,9 @@ from typing import cast
 import pytest
 from typing_extensions import override
 
-from storage_backend import LocalStorage, RemoteStorage, sync
+from storage_backend import LocalStorage, ObjectInfo, RemoteStorage, sync
 from storage_backend.backends.remote import objects
 from storage_backend.backends.remote.settings import SSHConfig
-from storage_backend.info import ObjectInfo
 from tests.ssh_servers import SSHPlace
 
 LONG_AGO = datetime(2020, 5, 17, 12, 30, tzinfo=UTC)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from storage_backend import ConfigurationError, MissingClientError
 from storage_backend.backends.remote.settings import Endpoint, Settings, SSHConfig, read_settings
-from storage_backend.errors import ConfigurationError, MissingClientError
 
 pytestmark = pytest.mark.quick
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from storage_backend import IntegrityError
 from storage_backend.backends.remote.tarstream import BLOCK, TooLargeError, archive, length, members
-from storage_backend.errors import IntegrityError
 from storage_backend.testing.subject import same
 
 LIMIT = 1 << 20

@@ -26,18 +26,20 @@ from typing import Any
 
 import pytest
 
-from storage_backend import LocalStorage, PrefixedStorage, sync
-from storage_backend.backends.remote.storage import RemoteStorage
-from storage_backend.base import StorageBackend
-from storage_backend.errors import (
+from storage_backend import (
     AccessDeniedError,
     InvalidIdentifierError,
+    LocalStorage,
     NotAFileError,
     NotFoundError,
+    ObjectInfo,
+    PrefixedStorage,
+    RemoteStorage,
+    StorageBackend,
     StorageError,
+    sync,
 )
 from storage_backend.identifiers import decode, encode
-from storage_backend.info import ObjectInfo
 from storage_backend.testing.subject import same
 from tests.conftest import unavailable
 from tests.ssh_servers import OpenSSH, SSHPlace, sftp_server

@@ -19,14 +19,14 @@ from tests.tiers import few
 
 pytest.importorskip("paramiko")
 
-from storage_backend.errors import NoEndpointError, QuotaExceededError, SourceChangedError
+from storage_backend import NoEndpointError, QuotaExceededError, SourceChangedError
 from storage_backend.identifiers import RESERVED
 from storage_backend.testing.subject import same
 from tests.backends.local_ways import small_disk
 from tests.ssh_pairs import Pair, pair
 
 if TYPE_CHECKING:
-    from storage_backend.backends.remote.storage import RemoteStorage
+    from storage_backend import RemoteStorage
     from tests.ssh_servers import SSHPlace
 
 MIB = 1 << 20

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import S3Storage
 from storage_backend.testing import (
     AwkwardIdentifiers,
     Conditions,

@@ -7,8 +7,8 @@ from collections.abc import Generator, Iterator
 
 import pytest
 
-from storage_backend import AccessDeniedError, BatchError, NotFoundError
-from storage_backend.backends.s3 import S3Storage, batches
+from storage_backend import AccessDeniedError, BatchError, NotFoundError, S3Storage
+from storage_backend.backends.s3 import batches
 from storage_backend.testing.subject import content_of, same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import reply

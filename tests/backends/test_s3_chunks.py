@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import StorageError, UnavailableError
+from storage_backend import S3Storage, StorageError, UnavailableError
 from tests.backends.test_s3_answers import BUCKET, Site, server, site, storages
 from tests.s3_server_faults import Fault, alter, raw
 from tests.s3_server_wire import Request

@@ -23,12 +23,12 @@ from botocore.loaders import JSONFileLoader
 from botocore.response import StreamingBody
 from botocore.stub import Stubber
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import (
+from storage_backend import (
     AccessDeniedError,
     ConfigurationError,
     NotFoundError,
     PreconditionFailedError,
+    S3Storage,
     StorageError,
 )
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

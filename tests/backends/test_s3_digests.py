@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from storage_backend import ConfigurationError
 from storage_backend.backends.s3.digests import Running, crc32_combined, known, multipart_etag
-from storage_backend.errors import ConfigurationError
 
 pytestmark = pytest.mark.quick
 

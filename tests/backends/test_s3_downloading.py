@@ -10,8 +10,14 @@ from typing import Any
 
 import pytest
 
-from storage_backend import IntegrityError, QuotaExceededError, SourceChangedError, UnavailableError
-from storage_backend.backends.s3 import S3Storage, downloading
+from storage_backend import (
+    IntegrityError,
+    QuotaExceededError,
+    S3Storage,
+    SourceChangedError,
+    UnavailableError,
+)
+from storage_backend.backends.s3 import downloading
 from storage_backend.testing.subject import content_of, same
 from tests import s3_server_faults as faults
 from tests.backends.local_ways import small_disk

@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import StorageError
+from storage_backend import S3Storage, StorageError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_faults import alter, raw
 from tests.s3_server_wire import Response

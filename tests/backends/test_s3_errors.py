@@ -19,10 +19,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.backends.s3.settings import MIB
-from storage_backend.backends.s3.wire import Wire
-from storage_backend.errors import (
+from storage_backend import (
     AccessDeniedError,
     AuthenticationError,
     BatchError,
@@ -30,9 +27,12 @@ from storage_backend.errors import (
     ConfigurationError,
     InvalidIdentifierError,
     NotFoundError,
+    S3Storage,
     StorageError,
     UnavailableError,
 )
+from storage_backend.backends.s3.settings import MIB
+from storage_backend.backends.s3.wire import Wire
 from storage_backend.testing.subject import same
 from tests.backends.test_s3_http import Authority
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

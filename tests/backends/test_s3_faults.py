@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import (
+from storage_backend import (
     BatchError,
     IntegrityError,
     PreconditionFailedError,
     RateLimitedError,
+    S3Storage,
     SourceChangedError,
     StorageError,
     StorageTimeoutError,

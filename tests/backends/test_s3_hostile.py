@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from typing_extensions import override
 
+from storage_backend import BatchError, PreconditionFailedError, StorageError
 from storage_backend.backends.s3 import retries
-from storage_backend.errors import BatchError, PreconditionFailedError, StorageError
 from tests.backends.test_s3_random_faults import BUCKET, GONE, MIB, SEED, Workload, digest, storage_of
 from tests.s3_server import S3Server
 from tests.s3_server_lies import Liar

@@ -14,11 +14,12 @@ from storage_backend import (
     MemoryStorage,
     ObjectInfo,
     PrefixedStorage,
+    S3Storage,
     StorageError,
     migrate,
     sync,
 )
-from storage_backend.backends.s3 import S3Storage, listing
+from storage_backend.backends.s3 import listing
 from storage_backend.backends.s3.documents import Entry, Page
 from storage_backend.base import FolderMarkerError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.backends.s3.settings import MIB
-from storage_backend.errors import (
+from storage_backend import (
     AccessDeniedError,
     AuthenticationError,
     BatchError,
     BucketNotFoundError,
     NotFoundError,
     PreconditionFailedError,
+    S3Storage,
 )
+from storage_backend.backends.s3.settings import MIB
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

@@ -22,9 +22,8 @@ from typing import cast
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import ConfigurationError, S3Storage
 from storage_backend.backends.s3.settings import MIB
-from storage_backend.errors import ConfigurationError
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import (
+from storage_backend import (
     BatchError,
     IntegrityError,
     NotFoundError,
     PreconditionFailedError,
     RateLimitedError,
+    S3Storage,
     SourceChangedError,
     StorageError,
     StorageTimeoutError,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import S3Storage
 from storage_backend.backends.s3.settings import MIB
 from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

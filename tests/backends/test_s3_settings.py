@@ -21,10 +21,8 @@ from urllib.parse import parse_qs, parse_qsl, urlsplit
 import boto3
 import pytest
 
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import AuthenticationError, ConfigurationError, NotFoundError, S3Storage, open_storage
 from storage_backend.backends.s3.settings import MIB
-from storage_backend.config import open_storage
-from storage_backend.errors import AuthenticationError, ConfigurationError, NotFoundError
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.backends.test_s3_answers import boto3_client

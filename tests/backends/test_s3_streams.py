@@ -22,15 +22,16 @@ from typing import BinaryIO, cast
 
 import pytest
 
-from storage_backend import ObjectInfo
-from storage_backend.backends.s3 import S3Storage, multipart
-from storage_backend.backends.s3.settings import MIB, PARTS_MOST, part_size
-from storage_backend.errors import (
+from storage_backend import (
     IntegrityError,
     NotFoundError,
+    ObjectInfo,
+    S3Storage,
     SourceChangedError,
     UnsupportedOperationError,
 )
+from storage_backend.backends.s3 import multipart
+from storage_backend.backends.s3.settings import MIB, PARTS_MOST, part_size
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

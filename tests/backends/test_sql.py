@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import DatabaseStorage
 from storage_backend.testing import ConformanceSuite, Pickling, Processes, Replacing, Subject, Threads
 from tests.conftest import unavailable
 from tests.topics import ObjectTopics

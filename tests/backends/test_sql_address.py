@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import ConfigurationError
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import ConfigurationError, DatabaseStorage
 from storage_backend.backends.sql.address import parse
 
 pytestmark = pytest.mark.quick

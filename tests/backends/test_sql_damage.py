@@ -6,8 +6,7 @@ import os
 
 import pytest
 
-from storage_backend import BatchError, Capability, IntegrityError, SourceChangedError
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import BatchError, Capability, DatabaseStorage, IntegrityError, SourceChangedError
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from tests.backends.sql_samples import query
 

@@ -10,8 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from storage_backend import InvalidIdentifierError, MemoryStorage, StorageError
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import DatabaseStorage, InvalidIdentifierError, MemoryStorage, StorageError
 from storage_backend.backends.sql import listing as module
 from tests.backends.sql_samples import query, statements
 

@@ -18,8 +18,7 @@ pytest.importorskip("psycopg")
 
 import psycopg
 
-from storage_backend import StorageTimeoutError
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import DatabaseStorage, StorageTimeoutError
 from tests.servers import end_with_parent, free_port
 
 if TYPE_CHECKING:

@@ -20,13 +20,13 @@ from storage_backend import (
     AuthenticationError,
     BatchError,
     ConfigurationError,
+    DatabaseStorage,
     MissingClientError,
     NotFoundError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from storage_backend.testing.topics.processes import in_child
 from tests.backends.sql_samples import is_clean, line_of, program, query, rows, until

@@ -12,8 +12,7 @@ from typing import cast
 
 import pytest
 
-from storage_backend import PreconditionFailedError, SourceChangedError
-from storage_backend.backends.sql import DatabaseStorage
+from storage_backend import DatabaseStorage, PreconditionFailedError, SourceChangedError
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from storage_backend.testing.topics.replacing import close_race, together
 from tests.backends.sql_samples import is_clean, line_of, program, rows

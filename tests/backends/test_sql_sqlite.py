@@ -18,6 +18,7 @@ import pytest
 from storage_backend import (
     AccessDeniedError,
     ConfigurationError,
+    DatabaseStorage,
     IntegrityError,
     NotFoundError,
     QuotaExceededError,
@@ -26,7 +27,6 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.backends.sql import DatabaseStorage
 from storage_backend.testing.topics.processes import in_child
 
 NOBODY = 65534

@@ -15,6 +15,7 @@ import pytest
 
 from storage_backend import (
     BatchError,
+    DatabaseStorage,
     IntegrityError,
     MemoryStorage,
     ObjectInfo,
@@ -22,7 +23,7 @@ from storage_backend import (
     UnsupportedOperationError,
     sync,
 )
-from storage_backend.backends.sql import DatabaseStorage, catalog
+from storage_backend.backends.sql import catalog
 from storage_backend.backends.sql.database import Database
 from storage_backend.backends.sql.entry import CHUNK_SIZE
 from storage_backend.testing import Source, SourceBrokeError

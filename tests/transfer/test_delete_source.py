@@ -13,18 +13,18 @@ from typing import cast
 import pytest
 
 from storage_backend import (
+    AccessDeniedError,
     Capability,
     DatabaseStorage,
     LocalStorage,
     MemoryStorage,
     ObjectInfo,
     RemoteStorage,
+    S3Storage,
     StorageBackend,
     migrate,
 )
 from storage_backend.backends.remote import SSHConfig
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import AccessDeniedError
 from storage_backend.wrappers.base import Wrapper
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.seven import Careless

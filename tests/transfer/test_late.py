@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import DatabaseStorage, LocalStorage, migrate, sync
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import DatabaseStorage, LocalStorage, S3Storage, migrate, sync
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.ssh_servers import SSHPlace
 from tests.transfer.samples import contents, memory

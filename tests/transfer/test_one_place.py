@@ -13,6 +13,7 @@ from typing import TypeAlias, cast
 import pytest
 
 from storage_backend import (
+    AccessDeniedError,
     CachedStorage,
     ConfigurationError,
     DatabaseStorage,
@@ -23,14 +24,13 @@ from storage_backend import (
     ReadOnlyStorage,
     RemoteStorage,
     RetryingStorage,
+    S3Storage,
     StorageBackend,
     TransferReport,
     migrate,
     sync,
 )
 from storage_backend.backends.remote import SSHConfig
-from storage_backend.backends.s3 import S3Storage
-from storage_backend.errors import AccessDeniedError
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.base import Wrapper
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server

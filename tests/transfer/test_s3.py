@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend import migrate, sync, verify
-from storage_backend.backends.s3 import S3Storage
+from storage_backend import S3Storage, migrate, sync, verify
 from storage_backend.testing.subject import same
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_servers import BucketPlace

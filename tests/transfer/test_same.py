@@ -16,13 +16,13 @@ from storage_backend import (
     MemoryStorage,
     ObjectInfo,
     PrefixedStorage,
+    S3Storage,
     StorageBackend,
     migrate,
     plan,
     sync,
     verify,
 )
-from storage_backend.backends.s3 import S3Storage
 from storage_backend.wrappers.base import Wrapper
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.transfer.samples import OLD, contents, later, memory, put

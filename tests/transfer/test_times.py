@@ -19,12 +19,12 @@ from storage_backend import (
     MemoryStorage,
     ObjectInfo,
     RemoteStorage,
+    S3Storage,
     StorageBackend,
     migrate,
     sync,
 )
 from storage_backend.backends.remote import SSHConfig
-from storage_backend.backends.s3 import S3Storage
 from storage_backend.wrappers.base import Wrapper
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.seven import Seven

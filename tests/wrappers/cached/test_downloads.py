@@ -13,13 +13,13 @@ import pytest
 
 from storage_backend import (
     CachedStorage,
+    Capability,
     LocalStorage,
     MemoryStorage,
     NotFoundError,
     StorageBackend,
     UnavailableError,
 )
-from storage_backend.info import Capability
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
 from storage_backend.wrappers.cached import keeper
