@@ -17,6 +17,7 @@ from typing import Any, BinaryIO, cast
 
 import pytest
 
+from storage_backend import ObjectInfo
 from storage_backend.backends.s3 import S3Storage
 from storage_backend.errors import (
     BatchError,
@@ -556,6 +557,9 @@ def test_a_stall_ends_in_a_second_try(site: Site) -> None:
         site.server.faults.add(stall(3.0), "PutObject")
         assert storage.write("old", SMALL)
         assert same(site.objects, {"old": SMALL})
+        site.server.faults.add(stall(3.0, "applied"), "UploadPart", nth=2)  # the service has the part twice
+        assert storage.write_stream("new", reader_of(LARGE), info=ObjectInfo("new", len(LARGE)), verify=True)
+        assert same(site.objects, {"old": SMALL, "new": LARGE})
         site.server.faults.add(stall(3.0), "GetObject", times=None)
         with pytest.raises(StorageTimeoutError) as caught:
             storage.read("old")
