@@ -60,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(leaks)
     # Both tiers write tens of thousands of small files, and sync most of them: they waited for the disk half of their time.
     if "TMPDIR" not in os.environ:
-        needed = (14 if config.getoption("--soak") else 4) << 30  # the soak tier moves an object of 3 GiB
+        needed = (10 if config.getoption("--soak") else 4) << 30  # the soak tier moves an object of 2 GiB
         os.environ["TMPDIR"] = tempfile.tempdir = fast_place(needed)
     # A shell has what it starts in the background ignore Ctrl-C, and so would all that the tests start.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -20,6 +20,7 @@ import pytest
 from storage_backend import (
     BatchError,
     IntegrityError,
+    ObjectInfo,
     PreconditionFailedError,
     RateLimitedError,
     S3Storage,
@@ -556,6 +557,9 @@ def test_a_stall_ends_in_a_second_try(site: Site) -> None:
         site.server.faults.add(stall(3.0), "PutObject")
         assert storage.write("old", SMALL)
         assert same(site.objects, {"old": SMALL})
+        site.server.faults.add(stall(3.0, "applied"), "UploadPart", nth=2)  # the service has the part twice
+        assert storage.write_stream("new", reader_of(LARGE), info=ObjectInfo("new", len(LARGE)), verify=True)
+        assert same(site.objects, {"old": SMALL, "new": LARGE})
         site.server.faults.add(stall(3.0), "GetObject", times=None)
         with pytest.raises(StorageTimeoutError) as caught:
             storage.read("old")

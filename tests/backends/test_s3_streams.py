@@ -618,7 +618,12 @@ from storage_backend import ObjectInfo
 from storage_backend.backends.s3 import S3Storage
 
 url, bucket, access_key, secret_key, way, path, size = sys.argv[1:]
-storage = S3Storage(bucket, endpoint_url=url, region="us-east-1", access_key=access_key, secret_key=secret_key)
+# rclone 1.75 writes the parts in their order, and the request that has begun to write is answered only once no part waits:
+# often at the end of the upload. If we give up on it and send that part again, rclone takes it, but refuses the completion
+# (InvalidPart) while the first request still writes. boto3 meets the same (rclone's issue 9616).
+storage = S3Storage(
+    bucket, endpoint_url=url, region="us-east-1", access_key=access_key, secret_key=secret_key, io_timeout=600.0
+)
 
 def peak():
     return int(re.search(r"VmHWM:\\s+(\\d+)", pathlib.Path("/proc/self/status").read_text())[1]) << 10
@@ -686,10 +691,9 @@ def digest_of(path: Path) -> str:
 
 
 @pytest.mark.soak
-def test_a_large_object_goes_up_and_down_in_little_memory(
-    rclone_bucket: BucketPlace, tmp_path: Path, soak: bool
-) -> None:
-    size = (3 << 30) if soak else 48 * MIB
+def test_a_large_object_goes_up_and_down_in_little_memory(rclone_bucket: BucketPlace, tmp_path: Path) -> None:
+    # Files have offsets, which must go beyond 2 GiB; a stream has none, and what would be held of it shows before.
+    size, streamed = (2 << 30) + 3 * MIB, 300 * MIB
     source, back = tmp_path / "source", tmp_path / "back"
     block = bytearray(LARGE[:MIB])
     with source.open("wb") as writer:
@@ -702,12 +706,9 @@ def test_a_large_object_goes_up_and_down_in_little_memory(
     taken["download"] = above_idle(rclone_bucket, "download", back)
     assert digest_of(back) == expected
     back.unlink()
-    taken["reader"] = above_idle(rclone_bucket, "reader", back)
-    assert back.read_text() == expected
-    back.unlink()
     for way in ("write_stream", "unknown", "writer"):
-        taken[way] = above_idle(rclone_bucket, way, source, size)
-        above_idle(rclone_bucket, "reader", back)
+        taken[way] = above_idle(rclone_bucket, way, source, streamed)
+        taken["reader"] = max(taken.get("reader", 0), above_idle(rclone_bucket, "reader", back))
         assert back.read_text() == source.read_text()
     print({way: f"{value / MIB:.1f} MiB" for way, value in taken.items()})
     # A writer's buffer grows by itself, so it is larger than what is in it.
