@@ -715,7 +715,7 @@ class WithDiskCache(Model):
 
 
 def examples(soak: bool, few: int) -> int:
-    return few * 30 if soak else few
+    return few * 10 if soak else few
 
 
 def test_nothing_is_given_that_was_not_there_lately(soak: bool) -> None:
