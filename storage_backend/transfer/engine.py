@@ -68,7 +68,7 @@ class Engine:
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
         self._pending: set[Future[list[Outcome]]] = set()
-        self._last_marker = ""
+        self._last_marker: str | None = None
         self.source_count = 0
         self.target_count = 0
 
@@ -261,8 +261,9 @@ class Engine:
             return
         # A listing that is begun anew tells of all again.
         if isinstance(error, FolderMarkerError):
-            if name > self._last_marker:
-                self._last_marker = name
+            at = error.identifier or ""  # listings ascend
+            if self._last_marker is None or at > self._last_marker:
+                self._last_marker = at
                 self.report.skipped["folder-marker"] += 1
         elif name not in self.report.failed:
             self.fail(name, error)
