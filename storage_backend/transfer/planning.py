@@ -197,14 +197,15 @@ def _decide_by_time(
         microseconds(cast(datetime, source.modified)),
         microseconds(cast(datetime, target.modified)),
     )
-    same = same_time(changed, stored) and not rules.stored_time
+    near = same_time(changed, stored)
+    same = near and not rules.stored_time
     # Another time tells of another content only where the target could have shown this one, and it is none of the future.
     tells = (
         is_kept_everywhere(changed)
         and changed <= (looked + RACY_SECONDS) * 1_000_000
         and (not rules.keeps_time or rules.keeps(cast(datetime, source.modified)))
     )
-    if changed > stored and not same:
+    if changed > stored and not near:
         return ("copy", "newer") if tells else ("compare", "unproven")
     if rules.prove or source.size is None or target.size is None:
         return "compare", "unproven"
