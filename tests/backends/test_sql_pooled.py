@@ -19,6 +19,7 @@ pytest.importorskip("psycopg")
 import psycopg
 
 from storage_backend import DatabaseStorage, StorageTimeoutError
+from tests.conftest import unavailable
 from tests.servers import end_with_parent, free_port
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def pooled(postgresql: PostgreSQL, postgresql_url: str, tmp_path: Path) -> Itera
     """The URL of an empty database behind pgbouncer, which has two sessions for all its clients."""
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if program is None:
-        pytest.skip("pgbouncer is not installed: apt-get install pgbouncer")
+        unavailable("pgbouncer is not installed: apt-get install pgbouncer")
     port = free_port()
     name = postgresql_url.partition("?")[0].rpartition("/")[2]
     (tmp_path / "settings").write_text(
