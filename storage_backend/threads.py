@@ -8,7 +8,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from contextlib import suppress
 from queue import SimpleQueue
 from types import TracebackType
@@ -24,6 +24,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 GRACE_SECONDS = 2.0  # that an interrupted caller waits for what is under way
+_STEP = 0.5  # seconds between two looks at signals
 
 Task: TypeAlias = Callable[[], None]
 
@@ -147,6 +148,16 @@ def _work(tasks: SimpleQueue[Task | None], idle: threading.Semaphore) -> None:
         task()
         del task
         idle.release()
+
+
+def result_of(future: Future[T]) -> T:
+    """What *future* gives, waited for in steps.
+
+    An interrupt that comes between Python's last look at signals and the wait of the system does not end that wait; the next look does.
+    """
+    while not wait([future], _STEP).done:
+        pass
+    return future.result()
 
 
 class DaemonPool(Executor):

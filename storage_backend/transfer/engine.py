@@ -18,7 +18,7 @@ from storage_backend.errors import (
     is_retryable,
 )
 from storage_backend.info import ObjectInfo
-from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience
+from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience, result_of
 from storage_backend.transfer.batches import copy_batch
 from storage_backend.transfer.comparison import compare_batch
 from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
@@ -394,13 +394,15 @@ class Engine:
             for unit in units:
                 if unit is not None:
                     self._pending.add(pool.submit(work, unit))
-                self._collect(None if len(self._pending) >= 2 * self.options.workers else 0)
+                self._collect(0)
+                while len(self._pending) >= 2 * self.options.workers:
+                    self._collect(INTERVAL)
             while self._pending:
                 self._collect(INTERVAL)
         finally:
             pool.shutdown(wait=not self._pending)
 
-    def _collect(self, seconds: float | None) -> None:
+    def _collect(self, seconds: float) -> None:
         for future in wait(self._pending, seconds, FIRST_COMPLETED).done:
             self._pending.discard(future)
             self._record(future.result())
@@ -410,7 +412,7 @@ class Engine:
         """What *call* gives, made by a thread: here, a silent server could hold up an interrupt."""
         with DaemonPool(1, "storage-transfer") as pool:
             try:
-                return pool.submit(call).result()
+                return result_of(pool.submit(call))
             except BaseException:
                 self.job.stop.set()
                 raise

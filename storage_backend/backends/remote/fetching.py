@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from storage_backend.backends.remote.objects import Objects
 from storage_backend.backends.remote.operations import Place
-from storage_backend.threads import DaemonPool
+from storage_backend.threads import DaemonPool, result_of
 
 FEWEST = 64  # objects that are worth a command
 OBJECTS, BYTES = (
@@ -82,4 +82,4 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
 def _waited(
     group: list[Place], future: Future[list[bytes | None] | None]
 ) -> tuple[list[Place], list[bytes | None] | None]:
-    return group, future.result()
+    return group, result_of(future)

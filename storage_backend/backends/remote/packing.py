@@ -21,7 +21,7 @@ from storage_backend.backends.remote.session import Steps
 from storage_backend.backends.remote.unpacking import Member, Unpacked
 from storage_backend.errors import Failures
 from storage_backend.streams import check_digest, sha256
-from storage_backend.threads import DaemonPool
+from storage_backend.threads import DaemonPool, result_of
 
 FEWEST = 64  # objects that are worth a command
 OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command
@@ -131,7 +131,7 @@ class _Packer:
 
     def _wait(self) -> None:
         group, future = self._under_way.popleft()
-        self._end(group, *future.result())
+        self._end(group, *result_of(future))
 
     def _end(self, group: Group, stored: int, left: Group) -> None:
         self._stored += stored
