@@ -132,18 +132,23 @@ def _body_of(wanted: Wanted, got: Got) -> bytes:
         try:
             return got.body.read()
         except Exception as error:  # noqa: BLE001 - raised as ours
-            found = wanted.error(error)
-            try:
-                if not found.retryable or tries == wanted.settings.attempts:
-                    found.attempts = tries
-                    _raise(found, error)
-            finally:
-                del found
+            _raise_unless_tried_again(wanted, error, tries)
         finally:
             got.body.close()
         wanted.settings.sleep(retries.pause(tries))
         got = wanted.get()
     raise AssertionError("the last try returns or raises")
+
+
+def _raise_unless_tried_again(wanted: Wanted, error: Exception, tries: int) -> None:
+    """Raise *error* as ours if it is not one that may pass, or the tries are used up."""
+    found = wanted.error(error)
+    try:
+        if not found.retryable or tries == wanted.settings.attempts:
+            found.attempts = tries
+            _raise(found, error)
+    finally:
+        del found  # its traceback leads to this frame
 
 
 def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
@@ -166,13 +171,7 @@ def read_span(wanted: Wanted, start: int, end: int | None) -> bytes:
         try:
             content = _sliced(wanted, got, start, end)
         except Exception as error:  # noqa: BLE001 - raised as ours
-            found = wanted.error(error)
-            try:
-                if not found.retryable or tries == wanted.settings.attempts:
-                    found.attempts = tries
-                    _raise(found, error)
-            finally:
-                del found
+            _raise_unless_tried_again(wanted, error, tries)
             wanted.settings.sleep(retries.pause(tries))
             continue
         finally:
