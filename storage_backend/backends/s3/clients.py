@@ -149,14 +149,14 @@ def _content_of(answer: Any) -> bytes:
         for piece in answer.raw.stream():
             content += piece
             if len(content) > MOST_DOCUMENT:
-                answer.raw.close()
                 raise too_long(content)
-    except LateError as error:
+    except BaseException as error:
         answer.raw.close()
-        raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
-    except HTTPError as error:
-        answer.raw.close()
-        raise HTTPClientError(error=error) from error
+        if isinstance(error, LateError):
+            raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
+        if isinstance(error, HTTPError):
+            raise HTTPClientError(error=error) from error
+        raise
     return bytes(content)
 
 
