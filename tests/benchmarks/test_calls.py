@@ -15,7 +15,10 @@ def test_calls_of_local_and_cached_operations_are_counted(tmp_path: Path) -> Non
     for numbers in measured.values():
         assert 0 < numbers["files"] - 1 <= numbers["moves"] < numbers["calls"]
     assert measured["cached hit"]["calls"] < measured["cached miss"]["calls"]
-    assert calls.measure(tmp_path / "again", servers=False) == measured
+    # A miss or a write may find the cache's own thread at work; these find nobody.
+    again = calls.measure(tmp_path / "again", servers=False)
+    for name in ("local read", "local write", "cached hit"):
+        assert again[name] == measured[name]
 
 
 def test_page_is_made_from_the_measurements() -> None:
