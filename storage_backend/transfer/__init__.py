@@ -9,11 +9,11 @@ from typing import Any
 from storage_backend.base import StorageBackend, capabilities_of, location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import Capability
-from storage_backend.transfer.engine import Engine
-from storage_backend.transfer.guards import check_pair
+from storage_backend.transfer.engine import TransferEngine
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.options import TransferOptions, options_from
-from storage_backend.transfer.own import check_apart
+from storage_backend.transfer.overlap import check_pair
+from storage_backend.transfer.own_files import check_apart
 from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import Event
 from storage_backend.transfer.report import TransferReport
@@ -55,7 +55,7 @@ def sync(
         if getattr(chosen, name):
             raise ConfigurationError(f"{name} is migrate's", parameter=name)
     check_pair(source, target, deletes=chosen.delete)
-    return Engine("sync", source, target, chosen).run()
+    return TransferEngine("sync", source, target, chosen).run()
 
 
 def migrate(
@@ -89,9 +89,9 @@ def migrate(
     path = chosen.journal if chosen.journal is not None else default_path(*where)
     check_apart(source, target, path, chosen.manifest)
     if chosen.dry_run and not Path(path).exists():
-        return Engine("migrate", source, target, chosen).run()
+        return TransferEngine("migrate", source, target, chosen).run()
     with Journal(path, *where) as journal:
-        return Engine("migrate", source, target, chosen, journal).run()
+        return TransferEngine("migrate", source, target, chosen, journal).run()
 
 
 def verify(
@@ -116,7 +116,7 @@ def verify(
         if getattr(chosen, name):
             hint = '; verify="digest" compares content' if name == "checksum" else ""
             raise ConfigurationError(f"verify changes nothing, so it has no {name}{hint}", parameter=name)
-    return Engine("verify", source, target, chosen).run()
+    return TransferEngine("verify", source, target, chosen).run()
 
 
 def plan(
@@ -136,4 +136,4 @@ def plan(
     """
     chosen = options_from(options, keywords)
     check_pair(source, target, deletes=chosen.delete)
-    return Engine("sync", source, target, chosen).plan()
+    return TransferEngine("sync", source, target, chosen).plan()

@@ -11,10 +11,10 @@ from storage_backend.base import Item
 from storage_backend.errors import FATAL, BatchError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import sha256
-from storage_backend.transfer.copier import (
+from storage_backend.transfer.copying import (
     InterruptedTransferError,
-    Job,
     Outcome,
+    TransferJob,
     copy_one,
     expected,
     verified_record,
@@ -26,13 +26,13 @@ LOOKED_AT_BYTES = 4 << 20  # bytes of them that are held meanwhile
 NEAR = 100e-6  # seconds; what takes no longer for an object is work of this process, not waiting
 
 
-def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:
+def copy_batch(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
     """Copy small objects: one read_many into one write_many. What changed meanwhile is streamed by itself.
 
     Raises:
         StorageError: a fatal one; any other is in its object's outcome.
     """
-    batch = _Batch(job, actions)
+    batch = _BatchReader(job, actions)
     failures: dict[str, Exception] = {}
     broken: Exception | None = None
     try:
@@ -54,10 +54,10 @@ def copy_batch(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     ]
 
 
-class _Batch:
+class _BatchReader:
     """The items of one batch, and what became of each while it was read."""
 
-    def __init__(self, job: Job, actions: Sequence[Action]) -> None:
+    def __init__(self, job: TransferJob, actions: Sequence[Action]) -> None:
         self.job = job
         self.key = actions[0].identifier
         self.looked = time.time()
@@ -81,15 +81,15 @@ class _Batch:
         to get it back takes longer than the call.
         """
         with self.job.turn if self.job.near else nullcontext():
-            self.job.flow.ask(self.key, self.job.source)
+            self.job.in_flight.ask(self.key, self.job.source)
             began = time.perf_counter()
             group = next(groups, None)
             if group is None:
-                self.job.flow.ask(self.key, self.job.target)
+                self.job.in_flight.ask(self.key, self.job.target)
                 return None
             found = self._checked(group)
             self.job.near = time.perf_counter() - began < NEAR * len(group)
-            self.job.flow.ask(self.key, self.job.target)
+            self.job.in_flight.ask(self.key, self.job.target)
             return found
 
     def _checked(self, group: list[tuple[ObjectInfo, bytes]]) -> list[Item]:
@@ -112,7 +112,7 @@ class _Batch:
                 raise InterruptedTransferError
             action = self.actions.get(identifier)
             if action is not None:
-                self.job.flow.moved(identifier, len(content))
+                self.job.in_flight.moved(identifier, len(content))
                 yield cast(ObjectInfo, action.source), content
 
 
@@ -136,7 +136,7 @@ def _groups(items: Iterator[tuple[ObjectInfo, bytes]]) -> Iterator[list[tuple[Ob
         raise broken
 
 
-def _outcome(job: Job, action: Action, batch: _Batch, error: Exception | None) -> Outcome:
+def _outcome(job: TransferJob, action: Action, batch: _BatchReader, error: Exception | None) -> Outcome:
     if error is not None:
         return Outcome(action, error=error)
     try:

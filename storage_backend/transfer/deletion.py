@@ -8,12 +8,12 @@ from typing import NamedTuple, TypeAlias, TypeVar
 from storage_backend.base import StorageBackend, info_of
 from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.comparison import digests_of
-from storage_backend.transfer.copier import InterruptedTransferError, Job
+from storage_backend.transfer.copying import InterruptedTransferError, TransferJob
+from storage_backend.transfer.digest_comparison import digests_of
 from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.guards import most_deletes
 from storage_backend.transfer.options import TransferOptions
-from storage_backend.transfer.planning import Record
+from storage_backend.transfer.overlap import most_deletes
+from storage_backend.transfer.planning import JournalRecord
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
 
@@ -53,7 +53,9 @@ def batches(extras: Spool) -> Iterator[list[str]]:
         yield batch
 
 
-def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | None = None) -> list[Removed]:
+def remove(
+    job: TransferJob, backend: StorageBackend, batch: list[str], trash: str | None = None
+) -> list[Removed]:
     """Delete objects, or move them beneath *trash*.
 
     Raises:
@@ -78,7 +80,7 @@ def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | Non
     return [(identifier, failures.get(identifier)) for identifier in batch]
 
 
-def remove_verified(job: Job, batch: list[Record]) -> list[Removed]:
+def remove_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Removed]:
     """Delete from the source those objects that are still what was read, and that the target still has as they were verified.
 
     Both sides are asked again, the target last.
@@ -94,20 +96,22 @@ def remove_verified(job: Job, batch: list[Record]) -> list[Removed]:
     return [*kept.items(), *remove(job, job.source, sure)]
 
 
-class _Side(NamedTuple):
+class _SideCheck(NamedTuple):
     """One side of a transfer, and how to ask for it."""
 
-    backend: Callable[[Job], StorageBackend]
-    recorded: Callable[[Record], tuple[Fingerprint, bool]]
+    backend: Callable[[TransferJob], StorageBackend]
+    recorded: Callable[[JournalRecord], tuple[Fingerprint, bool]]
     absent: Callable[[str], Exception | None]
     changed: Callable[[str], Exception]
 
 
-def _not_as_recorded(job: Job, side: _Side, batch: list[Record]) -> Iterator[tuple[str, Exception | None]]:
+def _not_as_recorded(
+    job: TransferJob, side: _SideCheck, batch: list[JournalRecord]
+) -> Iterator[tuple[str, Exception | None]]:
     """Which objects are not what *side* showed when they were verified, and what to say of each."""
     backend = side.backend(job)
     looks = _looks(job, backend, [record.identifier for record in batch])
-    doubtful: dict[str, tuple[Record, ObjectInfo]] = {}
+    doubtful: dict[str, tuple[JournalRecord, ObjectInfo]] = {}
     for record in batch:
         name, shown = record.identifier, looks[record.identifier]
         fingerprint, proves = side.recorded(record)
@@ -134,7 +138,9 @@ def _not_as_recorded(job: Job, side: _Side, batch: list[Record]) -> Iterator[tup
             yield name, side.changed(name)
 
 
-def _looks(job: Job, backend: StorageBackend, names: list[str]) -> dict[str, ObjectInfo | Exception | None]:
+def _looks(
+    job: TransferJob, backend: StorageBackend, names: list[str]
+) -> dict[str, ObjectInfo | Exception | None]:
     """What *backend* shows of each object now; None for one that is not there, and the error where that cannot be told."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
@@ -178,15 +184,15 @@ def _overwritten(identifier: str) -> PreconditionFailedError:
     )
 
 
-_SOURCE = _Side(
+_SOURCE = _SideCheck(
     lambda job: job.source, lambda record: (record.source, record.source_proves), lambda _: None, _changed
 )
-_TARGET = _Side(
+_TARGET = _SideCheck(
     lambda job: job.target, lambda record: (record.target, record.target_proves), _lost, _overwritten
 )
 
 
-def _while_wanted(job: Job, items: Iterable[T]) -> Iterator[T]:
+def _while_wanted(job: TransferJob, items: Iterable[T]) -> Iterator[T]:
     """The same, until the transfer is told to stop."""
     for item in items:
         if job.stop.is_set():

@@ -1,4 +1,4 @@
-"""Engine: runs a plan on a bounded pool, collects what fails, and tries that again at the end."""
+"""TransferEngine: runs a plan on a bounded pool, collects what fails, and tries that again at the end."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ from storage_backend.errors import (
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience, result_of
 from storage_backend.transfer.batches import copy_batch
-from storage_backend.transfer.comparison import compare_batch
-from storage_backend.transfer.copier import InterruptedTransferError, Job, Outcome, copy_one
+from storage_backend.transfer.copying import InterruptedTransferError, Outcome, TransferJob, copy_one
+from storage_backend.transfer.digest_comparison import compare_batch
 from storage_backend.transfer.journal import Journal
+from storage_backend.transfer.marker_probe import SidePair
 from storage_backend.transfer.options import TransferOptions, Verb
-from storage_backend.transfer.outages import FIRST_CONTACT, Outage
-from storage_backend.transfer.own import own_names, own_paths
-from storage_backend.transfer.planning import Action, Record, Rules, actions, comes_before, merge
-from storage_backend.transfer.progress import INTERVAL, Emitter, Pace, Silence
+from storage_backend.transfer.own_files import own_names, own_paths
+from storage_backend.transfer.planning import (
+    Action,
+    ComparisonRules,
+    JournalRecord,
+    actions,
+    comes_before,
+    merge,
+)
+from storage_backend.transfer.progress import INTERVAL, EventEmitter, RateEstimator, StallDetector
 from storage_backend.transfer.removal import Removal
 from storage_backend.transfer.report import TransferReport
-from storage_backend.transfer.sides import Sides
+from storage_backend.transfer.retry_budget import FIRST_CONTACT, RetryBudget
 from storage_backend.transfer.spool import Spool
 
 logger = logging.getLogger(__name__)
@@ -40,7 +47,7 @@ T = TypeVar("T")
 Unit: TypeAlias = list[Action]
 
 
-class Engine:
+class TransferEngine:
     """One run of `sync`, `migrate` or `verify`."""
 
     def __init__(
@@ -55,15 +62,15 @@ class Engine:
         self.options = options
         self.journal = journal
         self.report = TransferReport(verb, location_of(source), location_of(target), dry_run=options.dry_run)
-        self.job = Job(source, target, options.verification(verb), journalled=journal is not None)
-        self.sides = Sides(source, target, options.stem)
+        self.job = TransferJob(source, target, options.verification(verb), journalled=journal is not None)
+        self.sides = SidePair(source, target, options.stem)
         own = own_paths(source, target, None if journal is None else journal.path, options.manifest)
         for side in (self.sides.source, self.sides.target):
             side.left_out = own_names(side.backend, own)
-        self._working = self.outage()
-        self.events = Emitter(options.on_event)
-        self._pace = Pace()
-        self._silence = Silence()
+        self._working = self.retry_budget()
+        self.events = EventEmitter(options.on_event)
+        self._pace = RateEstimator()
+        self._silence = StallDetector()
         self._shown_bytes = 0
         self.planned = False  # to the end; the report says so once all of it was tried
         self._again: list[Action] = []
@@ -98,7 +105,7 @@ class Engine:
 
     def plan(self) -> Iterator[Action]:
         """What would be done, in order; nothing is touched."""
-        rules = Rules(
+        rules = ComparisonRules(
             prove=self.verb == "migrate",
             keeps_time=self.job.keeps_time,
             keeps=self.job.target._keeps,
@@ -115,7 +122,7 @@ class Engine:
         """The fields of a "progress" event."""
         # The report first: what is settled meanwhile is then missed once, and not counted twice.
         found = self.report.progress()
-        flow = self.job.flow
+        flow = self.job.in_flight
         self._shown_bytes = max(self._shown_bytes, found["bytes"] + flow.bytes)
         found |= {"plan_complete": self.planned, "listed": self.source_count, "bytes": self._shown_bytes}
         found |= self._pace.of(
@@ -220,9 +227,9 @@ class Engine:
 
     def _listed(self, backend: StorageBackend, **keywords: Any) -> Iterator[ObjectInfo]:
         """What *backend* lists; it is known when that is waited for."""
-        flow = self.job.flow
-        outage = Outage(self.job, self.options.retry_for, at_first=FIRST_CONTACT)
-        tries = outage.tries()
+        flow = self.job.in_flight
+        budget = RetryBudget(self.job, self.options.retry_for, at_first=FIRST_CONTACT)
+        attempts = budget.attempts()
         last: str | None = None
         flow.waiting_for = backend
         while True:
@@ -234,15 +241,15 @@ class Engine:
                         if not comes_before(known, info.identifier):
                             continue
                         known = None
-                        tries = outage.tries()
+                        attempts = budget.attempts()
                     last = info.identifier
-                    outage.worked()
+                    budget.worked()
                     flow.waiting_for = None
                     yield info
                     flow.waiting_for = backend
                 break
             except Exception as error:
-                if not (is_retryable(error) and tries.wait(error)):
+                if not (is_retryable(error) and attempts.wait(error)):
                     raise
         flow.waiting_for = None
 
@@ -268,10 +275,10 @@ class Engine:
         elif name not in self.report.failed:
             self.fail(name, error)
 
-    def outage(self) -> Outage:
+    def retry_budget(self) -> RetryBudget:
         """For one kind of work with both sides."""
         source = self.sides.source
-        return Outage(self.job, self.options.retry_for, known=lambda: source.first)
+        return RetryBudget(self.job, self.options.retry_for, known=lambda: source.first)
 
     def fail(self, identifier: str, error: Exception) -> None:
         """Take note that an object failed."""
@@ -355,18 +362,18 @@ class Engine:
 
     def _unit(self, unit: Unit) -> list[Outcome]:
         """The work on one unit; runs in a worker."""
-        tries = self._working.tries()
+        attempts = self._working.attempts()
         done: list[Outcome] = []
         while True:
             try:
                 outcomes = self._outcomes(unit)
             finally:
-                self.job.flow.answered(unit[0].identifier)
+                self.job.in_flight.answered(unit[0].identifier)
             broken = [outcome for outcome in outcomes if is_retryable(outcome.error)]
             if len(broken) < len(outcomes):
                 self._working.worked()
             alone = len(broken) < len(outcomes) or len(broken) == 1
-            if not broken or not tries.wait(cast(Exception, broken[0].error), alone=alone or bool(done)):
+            if not broken or not attempts.wait(cast(Exception, broken[0].error), alone=alone or bool(done)):
                 return done + outcomes
             done += [outcome for outcome in outcomes if not is_retryable(outcome.error)]
             unit = [outcome.action for outcome in broken]
@@ -419,12 +426,12 @@ class Engine:
 
     def _record(self, outcomes: list[Outcome]) -> None:
         """Count, tell and journal what a unit came to."""
-        records: list[Record] = []
+        records: list[JournalRecord] = []
         failed: list[tuple[str, Exception]] = []
         confirmed: list[str] = []
         for outcome in outcomes:
             identifier = outcome.action.identifier
-            self.job.flow.settle(identifier)
+            self.job.in_flight.settle(identifier)
             if outcome.error is not None:
                 self._record_failure(outcome, outcome.error)
                 if identifier in self.report.failed:
@@ -476,7 +483,7 @@ class Engine:
 class _Planner:
     """Lists both sides ahead of the work, in a thread of its own."""
 
-    def __init__(self, engine: Engine, spool: Spool, extras: Spool) -> None:
+    def __init__(self, engine: TransferEngine, spool: Spool, extras: Spool) -> None:
         self._engine = engine
         self._spool = spool
         self._extras = extras

@@ -25,7 +25,7 @@ from storage_backend.errors import (
 from storage_backend.files import StagedFile, state_directory
 from storage_backend.paths import expanded
 from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.planning import Record
+from storage_backend.transfer.planning import JournalRecord
 
 FORMAT = "1"
 _SCHEMA = (
@@ -138,7 +138,7 @@ class Journal:
                 self.path.unlink()
                 Path(f"{self.path}.lock").unlink()
 
-    def records(self) -> Iterator[Record]:
+    def records(self) -> Iterator[JournalRecord]:
         """What is verified, ascending by identifier, as it was when the iteration began. For use in one thread."""
         with self._translated():
             connection = self._opened()
@@ -150,7 +150,7 @@ class Journal:
             finally:
                 connection.close()
 
-    def confirmed(self, count: int) -> Iterator[list[Record]]:
+    def confirmed(self, count: int) -> Iterator[list[JournalRecord]]:
         """What this run knows to be verified on the target, in batches of *count*."""
         last = b""
         while True:
@@ -165,7 +165,7 @@ class Journal:
             last = rows[-1][0]
             yield [_record(row) for row in rows]
 
-    def write(self, verified: Iterable[Record], failed: Iterable[tuple[str, Exception]] = ()) -> None:
+    def write(self, verified: Iterable[JournalRecord], failed: Iterable[tuple[str, Exception]] = ()) -> None:
         """Record what is verified and what failed, together."""
         with self._transaction():
             self._connection.executemany(
@@ -383,8 +383,8 @@ def _key(identifier: str) -> bytes:
         return identifier.encode("utf-8", "surrogatepass")
 
 
-def _record(row: _Row) -> Record:
-    return Record(
+def _record(row: _Row) -> JournalRecord:
+    return JournalRecord(
         identifiers.decode(row[0]),
         Fingerprint(row[1], row[2], row[3]),
         bool(row[4]),

@@ -49,7 +49,7 @@ class Action(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class ComparisonRules:
     """What counts as the same.
 
     Attributes:
@@ -70,7 +70,7 @@ class Rules:
     stored_time: bool = False
 
 
-class Record(NamedTuple):
+class JournalRecord(NamedTuple):
     """What the journal knows of an object that was verified.
 
     Attributes:
@@ -130,9 +130,9 @@ def _after(last: ObjectInfo, info: ObjectInfo | None, side: str) -> ObjectInfo |
 
 def actions(
     pairs: Iterable[tuple[ObjectInfo | None, ObjectInfo | None]],
-    rules: Rules,
+    rules: ComparisonRules,
     *,
-    records: Iterator[Record] | None = None,
+    records: Iterator[JournalRecord] | None = None,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Action]:
     """The action for each pair.
@@ -143,7 +143,7 @@ def actions(
         records: the journal's, ascending by identifier as the pairs are.
         clock: gives the time of looking.
     """
-    journal = _Lookup(iter(()) if records is None else records)
+    journal = _JournalLookup(iter(()) if records is None else records)
     settled = _settled(clock())
     for one, other in pairs:
         if one is not None and other is not None:
@@ -171,7 +171,11 @@ def actions(
 
 
 def decide(
-    source: ObjectInfo, target: ObjectInfo, rules: Rules, record: Record | None, looked: float
+    source: ObjectInfo,
+    target: ObjectInfo,
+    rules: ComparisonRules,
+    record: JournalRecord | None,
+    looked: float,
 ) -> tuple[ActionKind, str]:
     """Whether the target's object is the source's, and how that is known."""
     if source.size is not None and target.size is not None and source.size != target.size:
@@ -191,7 +195,7 @@ def decide(
 
 
 def _decide_by_time(
-    source: ObjectInfo, target: ObjectInfo, rules: Rules, looked: float
+    source: ObjectInfo, target: ObjectInfo, rules: ComparisonRules, looked: float
 ) -> tuple[ActionKind, str]:
     changed, stored = (
         microseconds(cast(datetime, source.modified)),
@@ -221,7 +225,7 @@ def _settled(looked: float) -> datetime:
     return datetime.fromtimestamp(looked - RACY_SECONDS, UTC)
 
 
-def _journal_holds(record: Record, source: ObjectInfo, target: ObjectInfo) -> bool:
+def _journal_holds(record: JournalRecord, source: ObjectInfo, target: ObjectInfo) -> bool:
     return (
         record.source_proves
         and record.target_proves
@@ -237,14 +241,14 @@ def comes_before(one: str, other: str) -> bool:
     return identifiers.encode(one) < identifiers.encode(other)
 
 
-class _Lookup:
+class _JournalLookup:
     """Finds records for identifiers that are asked for in ascending order."""
 
-    def __init__(self, records: Iterator[Record]) -> None:
+    def __init__(self, records: Iterator[JournalRecord]) -> None:
         self._records = records
         self._next = next(records, None)
 
-    def find(self, identifier: str) -> Record | None:
+    def find(self, identifier: str) -> JournalRecord | None:
         while self._next is not None and self._next.identifier != identifier:
             if not comes_before(self._next.identifier, identifier):
                 return None

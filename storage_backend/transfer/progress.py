@@ -46,7 +46,7 @@ class Event:
         return {"event": self.kind, **self.fields}
 
 
-class Pace:
+class RateEstimator:
     """How fast it goes, and how long what is left will take, by the last seconds."""
 
     def __init__(self) -> None:
@@ -77,7 +77,7 @@ class Pace:
         return found
 
 
-class Silence:
+class StallDetector:
     """How long nothing has arrived."""
 
     def __init__(self) -> None:
@@ -97,7 +97,7 @@ class Silence:
         return lasted if lasted >= SILENCE else 0.0
 
 
-class Emitter:
+class EventEmitter:
     """Hands events on, one at a time, and limits how often progress is told."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:

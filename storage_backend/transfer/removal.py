@@ -12,7 +12,7 @@ from storage_backend.transfer.deletion import Removed
 from storage_backend.transfer.spool import Spool
 
 if TYPE_CHECKING:
-    from storage_backend.transfer.engine import Engine
+    from storage_backend.transfer.engine import TransferEngine
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ class Removal:
         engine: of the run, which has done all else.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: TransferEngine) -> None:
         self._engine = engine
         self._job = engine.job
         self._options = engine.options
@@ -44,7 +44,7 @@ class Removal:
             return
         if extras.count and not self._differ_for_certain():
             return
-        self._job.flow.waiting_for = self._job.target
+        self._job.in_flight.waiting_for = self._job.target
         for batch in deletion.batches(extras):
             remove = partial(deletion.remove, self._job, self._job.target, trash=self._options.trash)
             for identifier, error in self._removed(remove, batch, str):
@@ -53,7 +53,7 @@ class Removal:
                     continue
                 self._report.deleted += 1
                 self._engine.events.emit("object", identifier=identifier, action="delete/extra")
-        self._job.flow.waiting_for = None
+        self._job.in_flight.waiting_for = None
 
     def of_sources(self) -> None:
         """Remove from the source what this run knows to be verified on the target."""
@@ -63,10 +63,10 @@ class Removal:
             if not self._differ_for_certain():
                 return
             if self._options.flush:
-                self._job.flow.waiting_for = self._job.target
-                self._engine.apart(partial(self._engine.outage().run, self._job.target.flush))
+                self._job.in_flight.waiting_for = self._job.target
+                self._engine.apart(partial(self._engine.retry_budget().run, self._job.target.flush))
             journal.harden()
-            self._job.flow.waiting_for = self._job.source
+            self._job.in_flight.waiting_for = self._job.source
             gone = []
             lost: list[tuple[str, Exception]] = []
             remove = partial(deletion.remove_verified, self._job)
@@ -88,9 +88,9 @@ class Removal:
     def _differ_for_certain(self) -> bool:
         """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
         if self._two_places is None:
-            self._job.flow.waiting_for = self._job.target
+            self._job.in_flight.waiting_for = self._job.target
             tried = partial(self._engine.sides.one_place, source_loses=self._options.delete_source)
-            reason = self._engine.apart(partial(self._engine.outage().run, tried))
+            reason = self._engine.apart(partial(self._engine.retry_budget().run, tried))
             self._two_places = reason is None
             if reason is not None:
                 self._report.refused.append(reason)
@@ -102,15 +102,15 @@ class Removal:
         """What *remove* came to, with those tried again for which the connection failed."""
 
         def removed() -> list[Removed]:
-            outage = self._engine.outage()
-            tries = outage.tries()
+            budget = self._engine.retry_budget()
+            attempts = budget.attempts()
             left = {name(item): item for item in batch}
             found: dict[str, Exception | None] = {}
             while True:
-                found.update(outage.run(partial(remove, list(left.values()))))
+                found.update(budget.run(partial(remove, list(left.values()))))
                 left = {key: item for key, item in left.items() if is_retryable(found[key])}
                 alone = len(left) < len(found) or len(left) == 1
-                if not left or not tries.wait(cast(Exception, found[next(iter(left))]), alone=alone):
+                if not left or not attempts.wait(cast(Exception, found[next(iter(left))]), alone=alone):
                     return list(found.items())
 
         return self._engine.apart(removed)

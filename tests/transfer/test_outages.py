@@ -92,8 +92,8 @@ class Away(Wrapper):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage_backend.transfer.outages.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("storage_backend.transfer.outages.LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr("storage_backend.transfer.retry_budget.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("storage_backend.transfer.retry_budget.LONGEST_PAUSE", 0.002)
 
 
 @pytest.mark.parametrize("side", ["source", "target"])

@@ -12,10 +12,10 @@ from storage_backend.errors import FATAL, BatchError, IntegrityError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import sha256
 from storage_backend.transfer.batches import copy_batch
-from storage_backend.transfer.copier import (
+from storage_backend.transfer.copying import (
     InterruptedTransferError,
-    Job,
     Outcome,
+    TransferJob,
     copy_one,
     verified_record,
 )
@@ -25,7 +25,7 @@ from storage_backend.transfer.planning import Action
 READ_FIRST = 1 << 20  # bytes; a near file of that size is read sooner than a server answers
 
 
-def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
+def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
     """Compare digests on both sides.
 
     Args:
@@ -61,7 +61,7 @@ def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -
     return outcomes
 
 
-def _at_sight(job: Job, actions: Sequence[Action]) -> list[Outcome]:
+def _at_sight(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
     """What becomes of those that can be told apart, or not, without reading the target."""
     shown = {action.identifier: job.target._md5_in(cast(ObjectInfo, action.target)) for action in actions}
     same: dict[str, str] = {}
@@ -80,7 +80,7 @@ def _at_sight(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     # What has another MD5 may be the same still: encrypted with a key of its own, it has none to show.
     dated = {a.identifier: a for a in actions if a.reason == "not-newer" and a.identifier not in same}
     if dated:
-        job.flow.ask(actions[0].identifier, job.target)
+        job.in_flight.ask(actions[0].identifier, job.target)
         for name, modified in job.target._kept_times(list(dated)):
             changed = microseconds(cast(datetime, cast(ObjectInfo, dated[name].source).modified))
             if same_time(changed, microseconds(modified)) and not is_racy(changed, dated[name].looked):
@@ -106,7 +106,7 @@ def _at_sight(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     return found + (copy_batch(job, differ) if differ else [])
 
 
-def _copied(job: Job, action: Action) -> list[Outcome]:
+def _copied(job: TransferJob, action: Action) -> list[Outcome]:
     try:
         return [copy_one(job, action)]
     except (*FATAL, InterruptedTransferError):
@@ -115,7 +115,7 @@ def _copied(job: Job, action: Action) -> list[Outcome]:
         return [Outcome(action, error=error)]
 
 
-def _md5(job: Job, info: ObjectInfo) -> str | None:
+def _md5(job: TransferJob, info: ObjectInfo) -> str | None:
     """The MD5 of a source's object; None where it cannot be had, which the comparison of digests will tell."""
     if job.stop.is_set():
         raise InterruptedTransferError
@@ -131,7 +131,7 @@ Digest: TypeAlias = tuple[int | None, str] | Exception
 
 
 def _compared(
-    job: Job, action: Action, ours: Digest, theirs: Digest, *, looked: float, repair: bool
+    job: TransferJob, action: Action, ours: Digest, theirs: Digest, *, looked: float, repair: bool
 ) -> Outcome:
     action = action._replace(reason="checksum")
     if isinstance(ours, Exception):
@@ -149,15 +149,15 @@ def _compared(
     raise IntegrityError(f"{action.identifier!r}: the two sides differ", identifier=action.identifier)
 
 
-def digests_of(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, Digest]:
+def digests_of(job: TransferJob, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, Digest]:
     """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
-    job.flow.ask(infos[0].identifier, backend)
+    job.in_flight.ask(infos[0].identifier, backend)
     found: dict[str, Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
         sizes = {info.identifier: info.size for info in infos}
         for identifier, digest in backend._digests(sizes):
             found[identifier] = (sizes[identifier], digest)
-            job.flow.moves += 1
+            job.in_flight.moves += 1
     elif len(infos) > 1:
         by_name = {info.identifier: info for info in infos}
         try:
@@ -175,13 +175,13 @@ def digests_of(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -
     return found
 
 
-def _half(job: Job, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
+def _half(job: TransferJob, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
     """Count *size* bytes read of an object that is read on both sides, on the source first."""
     before = 0 if backend is job.source else info.size or 0
-    job.flow.moved(info.identifier, (before + size) // 2)
+    job.in_flight.moved(info.identifier, (before + size) // 2)
 
 
-def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> Digest:
+def _digest(job: TransferJob, backend: StorageBackend, info: ObjectInfo) -> Digest:
     if job.stop.is_set():
         raise InterruptedTransferError
     size = 0

@@ -1,4 +1,4 @@
-"""Sides: whether source and target are different places, which is proven before anything is deleted.
+"""SidePair: whether source and target are different places, which is proven before anything is deleted.
 
 Locations, inodes and instances tell some pairs that are one place (see `guards`), and none that are two: a server may be this
 machine, a folder may be mounted twice. So a marker with a fresh name is written on one side and looked for on the other.
@@ -17,7 +17,7 @@ from storage_backend.info import ObjectInfo
 MANY = 100  # places inside a side where the other one may be; with more it is listed again, while a marker is there
 
 
-class Side:
+class ListedSide:
     """One of the two, as its listing shows it.
 
     Attributes:
@@ -35,7 +35,7 @@ class Side:
         self._own = own
         self._folders: list[str] = []
 
-    def watched(self, infos: Iterable[ObjectInfo], other: Side) -> Iterator[ObjectInfo]:
+    def watched(self, infos: Iterable[ObjectInfo], other: ListedSide) -> Iterator[ObjectInfo]:
         """The same without markers and what is left out; where *other* may lie inside this side is noted on the way."""
         end: str | None = None
         for info in infos:
@@ -54,14 +54,14 @@ class Side:
                 self._folders.append(name[: 1 - len(end)])
             yield info
 
-    def folders(self, other: Side) -> list[str] | None:
+    def folders(self, other: ListedSide) -> list[str] | None:
         """Where in this side, each with its "/", *other* may be, as far as names tell; None for too many."""
         end = f"/{other.first}"
         first = [self.first[: 1 - len(end)]] if self.first is not None and self.first.endswith(end) else []
         return [*first, *self._folders] if len(self._folders) <= MANY else None
 
 
-class Sides:
+class SidePair:
     """A source and a target.
 
     Args:
@@ -73,7 +73,9 @@ class Sides:
     def __init__(self, source: StorageBackend, target: StorageBackend, stem: str) -> None:
         pair = f"{location_of(source)}\0{location_of(target)}".encode("utf-8", "surrogateescape")
         self._pair = hashlib.sha256(pair).hexdigest()[:24]
-        self.source, self.target = (Side(backend, markers.STEM + self._pair) for backend in (source, target))
+        self.source, self.target = (
+            ListedSide(backend, markers.STEM + self._pair) for backend in (source, target)
+        )
         self._folder = stem[: stem.rfind("/") + 1]
 
     def one_place(self, *, source_loses: bool) -> str | None:
@@ -103,19 +105,19 @@ class Sides:
         above = [self._folder[: at + 1] for at, letter in enumerate(self._folder) if letter == "/"]
         return ["", *above]
 
-    def _inside(self, outer: Side, inner: Side) -> bool:
+    def _inside(self, outer: ListedSide, inner: ListedSide) -> bool:
         """Whether *inner* may lie inside *outer*, by names: then all of its objects show there beneath some folder."""
         sure = self._looks_for(inner, outer) == self._exact
         return not sure or (inner.first is not None and not inner.backend.exists(inner.first))
 
-    def _looks_for(self, home: Side, away: Side) -> list[str] | None:
+    def _looks_for(self, home: ListedSide, away: ListedSide) -> list[str] | None:
         """Before which names a marker of *home* may show in *away*; None for anywhere."""
         if home.first is None:
             return self._exact
         folders = away.folders(home)
         return None if folders is None else self._exact + folders
 
-    def _shows(self, home: Side, away: Side) -> str | None:
+    def _shows(self, home: ListedSide, away: ListedSide) -> str | None:
         """Why the two may be one place; None if what is written to *home* does not show in *away*."""
         here, there = location_of(home.backend), location_of(away.backend)
         marker = markers.fresh(self._folder, self._pair)

@@ -1,4 +1,4 @@
-"""Flow: how far the objects under way have come, and which side is waited for."""
+"""InFlight: how far the objects under way have come, and which side is waited for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 from storage_backend.base import StorageBackend, location_of
 
 
-class Flow:
+class InFlight:
     """Bytes of objects that are not settled yet. Used from many threads; each step is one operation of a dict, so without a lock.
 
     Attributes:

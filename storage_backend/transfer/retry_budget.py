@@ -1,4 +1,4 @@
-"""Outage: how long a side that cannot be reached is waited for."""
+"""RetryBudget: how long a side that cannot be reached is waited for."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from storage_backend.errors import is_retryable
-from storage_backend.transfer.copier import InterruptedTransferError, Job
+from storage_backend.transfer.copying import InterruptedTransferError, TransferJob
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ FIRST_CONTACT = 5.0  # seconds for a side that nothing was heard of: its name ma
 TURNS = 2  # further tries of one object while all else works: then it is not the connection
 
 
-class Outage:
+class RetryBudget:
     """The connection failures of one kind of work. Used from many threads.
 
     Args:
@@ -30,7 +30,7 @@ class Outage:
 
     def __init__(
         self,
-        job: Job,
+        job: TransferJob,
         retry_for: float,
         *,
         at_first: float | None = None,
@@ -48,24 +48,24 @@ class Outage:
         self._successes += 1
         if self._since is not None:
             self._since = None
-            self._job.flow.there_again(self)
+            self._job.in_flight.there_again(self)
 
     def run(self, call: Callable[[], T]) -> T:
         """What *call* gives, tried again while it fails for the connection."""
-        tries = self.tries()
+        attempts = self.attempts()
         while True:
             try:
                 found = call()
             except Exception as error:
-                if not (is_retryable(error) and tries.wait(error)):
+                if not (is_retryable(error) and attempts.wait(error)):
                     raise
             else:
                 self.worked()
                 return found
 
-    def tries(self) -> Tries:
-        """The tries of one piece of work."""
-        return Tries(self)
+    def attempts(self) -> RetryAttempts:
+        """The attempts at one piece of work."""
+        return RetryAttempts(self)
 
     def wait(self, error: Exception, number: int) -> bool:
         """Wait before another try; False if it has gone on for too long.
@@ -80,8 +80,7 @@ class Outage:
         left = since + (self._retry_for if self._successes else self._at_first) - now
         if left <= 0:
             return False
-        self._job.outages = True
-        self._job.flow.unreachable(self, getattr(error, "backend", None), since)
+        self._job.in_flight.unreachable(self, getattr(error, "backend", None), since)
         # Not all at the same instant: a server that comes back has others to serve, too.
         pause = min(FIRST_PAUSE * 2 ** min(number, 10), LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
         asked_for = getattr(error, "retry_after", None)
@@ -109,28 +108,28 @@ class Outage:
         return self._successes
 
 
-class Tries:
+class RetryAttempts:
     """How often one piece of work was tried, and whether it is worth another try."""
 
-    def __init__(self, outage: Outage) -> None:
-        self._outage = outage
+    def __init__(self, budget: RetryBudget) -> None:
+        self._budget = budget
         self._number = 0
         self._turns = 0
-        self._seen = outage.successes
+        self._seen = budget.successes
 
     def wait(self, error: Exception, *, alone: bool = False) -> bool:
-        """As `Outage.wait`; False also if it failed several times while others went on.
+        """As `RetryBudget.wait`; False also if it failed several times while others went on.
 
         Args:
             error: what it failed with.
             alone: others that were tried with it did not fail, or there were none: it may be at fault itself, which is so if both
                 sides answer otherwise.
         """
-        others = self._outage.successes != self._seen
-        if others or (alone and self._outage.both_answer()):
+        others = self._budget.successes != self._seen
+        if others or (alone and self._budget.both_answer()):
             self._turns += 1
             if self._turns > TURNS:
                 return False
-        self._seen = self._outage.successes
+        self._seen = self._budget.successes
         self._number += 1
-        return self._outage.wait(error, self._number - 1)
+        return self._budget.wait(error, self._number - 1)

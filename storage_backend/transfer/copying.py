@@ -14,9 +14,9 @@ from storage_backend.errors import BatchError, IntegrityError, SourceChangedErro
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.transfer.fingerprint import Fingerprint, is_kept_everywhere, microseconds
-from storage_backend.transfer.flow import Flow
+from storage_backend.transfer.in_flight import InFlight
 from storage_backend.transfer.options import Verification
-from storage_backend.transfer.planning import Action, Record
+from storage_backend.transfer.planning import Action, JournalRecord
 
 
 class InterruptedTransferError(Exception):
@@ -24,7 +24,7 @@ class InterruptedTransferError(Exception):
 
 
 @dataclass(slots=True)
-class Job:
+class TransferJob:
     """What all units of one transfer share. Used from many threads.
 
     Attributes:
@@ -37,8 +37,7 @@ class Job:
         keeps_time: the target keeps the source's time, so that its fingerprint is known without asking.
         turn: held while a batch is read from a source that is near.
         near: whether the source last gave an object within microseconds.
-        flow: how far what is under way has come.
-        outages: whether a connection failed.
+        in_flight: how far what is under way has come.
     """
 
     source: StorageBackend
@@ -50,8 +49,7 @@ class Job:
     keeps_time: bool = False
     turn: threading.Lock = field(default_factory=threading.Lock)
     near: bool = False
-    flow: Flow = field(default_factory=Flow)
-    outages: bool = False
+    in_flight: InFlight = field(default_factory=InFlight)
 
     def __post_init__(self) -> None:
         self.keeps_time = self.target.keeps_modified is True
@@ -112,7 +110,7 @@ class Outcome(NamedTuple):
     action: Action
     copied: bool = False
     size: int = 0
-    record: Record | None = None
+    record: JournalRecord | None = None
     error: Exception | None = None
 
 
@@ -130,7 +128,7 @@ class PinnedReader:
         info: what the source showed.
     """
 
-    def __init__(self, reader: BinaryIO, job: Job, info: ObjectInfo) -> None:
+    def __init__(self, reader: BinaryIO, job: TransferJob, info: ObjectInfo) -> None:
         self._reader = reader
         self._job = job
         self._info = info
@@ -145,7 +143,7 @@ class PinnedReader:
         """
         if self._job.stop.is_set():
             raise InterruptedTransferError
-        flow = self._job.flow
+        flow = self._job.in_flight
         flow.ask(self._info.identifier, self._job.source)
         chunk = self._reader.read(size)
         flow.ask(self._info.identifier, self._job.target)
@@ -165,7 +163,7 @@ def changed(identifier: str) -> SourceChangedError:
     )
 
 
-def copy_one(job: Job, action: Action) -> Outcome:
+def copy_one(job: TransferJob, action: Action) -> Outcome:
     """Stream one object to the target. If it changed since it was planned, it is tried once more as it now is.
 
     Raises:
@@ -182,7 +180,7 @@ def copy_one(job: Job, action: Action) -> Outcome:
                 raise
         return _stream(job, replace_source(action, fresh))
     finally:
-        job.flow.answered(action.identifier)
+        job.in_flight.answered(action.identifier)
 
 
 def replace_source(action: Action, info: ObjectInfo) -> Action:
@@ -199,7 +197,7 @@ def expected(info: ObjectInfo, sha256: str | None = None) -> ObjectInfo:
 
 def verified_record(
     action: Action, size: int | None, sha256: str, shown: ObjectInfo, looked: float
-) -> Record:
+) -> JournalRecord:
     """The journal's record of an object whose digest is the same on both sides.
 
     Args:
@@ -211,19 +209,19 @@ def verified_record(
     """
     source = Fingerprint.of(cast(ObjectInfo, action.source))._replace(size=size)
     target = Fingerprint.of(shown)
-    return Record(
+    return JournalRecord(
         action.identifier, source, source.proves(looked), target, target.proves(time.time()), sha256
     )
 
 
-def _stream(job: Job, action: Action) -> Outcome:
+def _stream(job: TransferJob, action: Action) -> Outcome:
     info = cast(ObjectInfo, action.source)
     looked = time.time() if job.may_tear else action.looked
-    job.flow.ask(info.identifier, job.source)
+    job.in_flight.ask(info.identifier, job.source)
     with job.source.open(info.identifier) as reader:
         source = HashingReader(cast(BinaryIO, PinnedReader(reader, job, info)))
         verify = job.verification == "digest"
-        job.flow.ask(info.identifier, job.target)
+        job.in_flight.ask(info.identifier, job.target)
         if (
             job.target.write_stream(
                 info.identifier, cast(BinaryIO, source), info=expected(info), verify=verify
