@@ -1,61 +1,161 @@
-"""Removing: extras from the target, and from the source what is proven to have arrived."""
+"""Deletion: the last phase of a transfer. Removes extras from the target, and from the source what is verified on the target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias, TypeVar
+from functools import partial
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from storage_backend.base import StorageBackend, info_of
-from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
+from storage_backend.errors import (
+    FATAL,
+    BatchError,
+    PreconditionFailedError,
+    SourceChangedError,
+    is_retryable,
+)
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.copying import InterruptedTransferError, TransferJob
 from storage_backend.transfer.digest_comparison import digests_of
-from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.options import TransferOptions
-from storage_backend.transfer.overlap import most_deletes
-from storage_backend.transfer.planning import JournalRecord
-from storage_backend.transfer.report import TransferReport
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
+from storage_backend.transfer.job import InterruptedTransferError, TransferJob
+from storage_backend.transfer.retry_budget import RetryBudget
 from storage_backend.transfer.spool import Spool
 
 T = TypeVar("T")
 
-BATCH = 1000  # identifiers
+DELETED_AT_ONCE = (
+    1000  # objects in a request to the target; and objects of the source between two syncs of the journal
+)
+LEAST_MAX_DELETE = 100  # objects; ordinary change easily exceeds a tenth of a smaller target
 
-Removed: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not removed
+Deleted: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not deleted
 
 
-def refusal(
-    options: TransferOptions, report: TransferReport, extras: int, source_objects: int, target_objects: int
-) -> str | None:
-    """Why nothing may be deleted from the target, or None."""
+class Deletion:
+    """Deletes what one transfer is to delete, after all else succeeded.
+
+    Nothing is deleted before a marker has proven that the two sides are different places.
+    """
+
+    def __init__(self, job: TransferJob) -> None:
+        self._job = job
+        self._two_places: bool | None = None
+
+    def delete_extras(self, extras: Spool) -> None:
+        """Remove from the target what the source does not have."""
+        extras.complete()
+        reason = _refusal(self._job, extras.count)
+        if reason is not None:
+            self._job.report.refused.append(reason)
+            return
+        if extras.count and not self._differ_for_certain():
+            return
+        self._job.in_flight.waiting_for = self._job.target
+        for batch in _batches(extras):
+            remove = partial(_delete, self._job, self._job.target, trash=self._job.options.trash)
+            for identifier, error in self._deleted(remove, batch, str):
+                if error is not None:
+                    self._job.fail(identifier, error)
+                    continue
+                self._job.report.deleted += 1
+                self._job.events.emit("object", identifier=identifier, action="delete/extra")
+        self._job.in_flight.waiting_for = None
+
+    def delete_sources(self) -> None:
+        """Remove from the source what this run knows to be verified on the target."""
+        journal = self._job.journal
+        assert journal is not None
+        for batch in journal.confirmed(DELETED_AT_ONCE):
+            if not self._differ_for_certain():
+                return
+            if self._job.options.flush:
+                self._job.in_flight.waiting_for = self._job.target
+                self._job.apart(partial(RetryBudget(self._job).run, self._job.target.flush))
+            journal.harden()
+            self._job.in_flight.waiting_for = self._job.source
+            gone = []
+            lost: list[tuple[str, Exception]] = []
+            remove = partial(_delete_verified, self._job)
+            for identifier, error in self._deleted(remove, batch, lambda record: record.identifier):
+                if error is not None:
+                    self._job.fail(identifier, error)
+                    if isinstance(error, PreconditionFailedError) and not isinstance(
+                        error, SourceChangedError
+                    ):
+                        lost.append((identifier, error))
+                    continue
+                gone.append(identifier)
+                self._job.events.emit("object", identifier=identifier, action="delete/verified")
+            journal.source_deleted(gone)
+            # What the target has not any more as it was verified is in no manifest, and is looked at anew by the next run.
+            journal.write((), lost)
+            self._job.report.source_deleted += len(gone)
+
+    def _differ_for_certain(self) -> bool:
+        """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
+        if self._two_places is None:
+            self._job.in_flight.waiting_for = self._job.target
+            tried = partial(self._job.sides.one_place, source_loses=self._job.options.delete_source)
+            reason = self._job.apart(partial(RetryBudget(self._job).run, tried))
+            self._two_places = reason is None
+            if reason is not None:
+                self._job.report.refused.append(reason)
+        return self._two_places
+
+    def _deleted(
+        self, remove: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
+    ) -> list[Deleted]:
+        """What *remove* came to, with those tried again for which the connection failed."""
+
+        def removed() -> list[Deleted]:
+            budget = RetryBudget(self._job)
+            attempts = budget.attempts()
+            left = {name(item): item for item in batch}
+            found: dict[str, Exception | None] = {}
+            while True:
+                found.update(budget.run(partial(remove, list(left.values()))))
+                left = {key: item for key, item in left.items() if is_retryable(found[key])}
+                alone = len(left) < len(found) or len(left) == 1
+                if not left or not attempts.wait(cast(Exception, found[next(iter(left))]), alone=alone):
+                    return list(found.items())
+
+        return self._job.apart(removed)
+
+
+def _refusal(job: TransferJob, extras: int) -> str | None:
+    """Why the extras may not be deleted from the target, or None."""
     if extras == 0:
         return None
-    if report.failed:
-        return f"nothing was deleted: {len(report.failed):,} objects failed, so {extras:,} extras were kept"
-    if source_objects == 0:
+    if job.report.failed:
+        return (
+            f"nothing was deleted: {len(job.report.failed):,} objects failed, so {extras:,} extras were kept"
+        )
+    if job.sides.source.count == 0:
         return f"nothing was deleted: the source is empty, and {extras:,} objects would have gone"
-    limit = most_deletes(options.max_delete, target_objects)
+    limit = job.options.max_delete
+    if limit is None:
+        limit = max(LEAST_MAX_DELETE, job.sides.target.count // 10)
     if extras > limit:
         return f"nothing was deleted: {extras:,} objects are more than max_delete={limit:,}"
     return None
 
 
-def batches(extras: Spool) -> Iterator[list[str]]:
+def _batches(extras: Spool) -> Iterator[list[str]]:
     """The identifiers of a complete spool."""
     batch: list[str] = []
     for action in extras.take(0):
         assert action is not None
         batch.append(action.identifier)
-        if len(batch) == BATCH:
+        if len(batch) == DELETED_AT_ONCE:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def remove(
+def _delete(
     job: TransferJob, backend: StorageBackend, batch: list[str], trash: str | None = None
-) -> list[Removed]:
+) -> list[Deleted]:
     """Delete objects, or move them beneath *trash*.
 
     Raises:
@@ -80,7 +180,7 @@ def remove(
     return [(identifier, failures.get(identifier)) for identifier in batch]
 
 
-def remove_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Removed]:
+def _delete_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Deleted]:
     """Delete from the source those objects that are still what was read, and that the target still has as they were verified.
 
     Both sides are asked again, the target last.
@@ -93,7 +193,7 @@ def remove_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Remove
         standing = [record for record in batch if record.identifier not in kept]
         kept.update(_not_as_recorded(job, side, standing))
     sure = [record.identifier for record in batch if record.identifier not in kept]
-    return [*kept.items(), *remove(job, job.source, sure)]
+    return [*kept.items(), *_delete(job, job.source, sure)]
 
 
 class _SideCheck(NamedTuple):

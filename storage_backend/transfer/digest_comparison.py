@@ -11,15 +11,9 @@ from storage_backend.base import StorageBackend, capabilities_of
 from storage_backend.errors import FATAL, BatchError, IntegrityError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import sha256
-from storage_backend.transfer.batches import copy_batch
-from storage_backend.transfer.copying import (
-    InterruptedTransferError,
-    Outcome,
-    TransferJob,
-    copy_one,
-    verified_record,
-)
-from storage_backend.transfer.fingerprint import is_racy, microseconds, same_time
+from storage_backend.transfer.copying import copy_each, copy_one
+from storage_backend.transfer.fingerprint import JournalRecord, is_racy, microseconds, same_time
+from storage_backend.transfer.job import InterruptedTransferError, Outcome, TransferJob
 from storage_backend.transfer.planning import Action
 
 READ_FIRST = 1 << 20  # bytes; a near file of that size is read sooner than a server answers
@@ -34,7 +28,7 @@ def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool =
         repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
     """
     # A journal wants a SHA-256, and verify its own look at the bytes.
-    outcomes = _at_sight(job, actions) if repair and not job.journalled else []
+    outcomes = _at_sight(job, actions) if repair and job.journal is None else []
     known = {outcome.action.identifier for outcome in outcomes}
     actions = [action for action in actions if action.identifier not in known]
     if not actions:
@@ -101,18 +95,7 @@ def _at_sight(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
         for action in actions
         if action.identifier in same
     ]
-    if len(differ) == 1:
-        return found + _copied(job, differ[0])
-    return found + (copy_batch(job, differ) if differ else [])
-
-
-def _copied(job: TransferJob, action: Action) -> list[Outcome]:
-    try:
-        return [copy_one(job, action)]
-    except (*FATAL, InterruptedTransferError):
-        raise
-    except Exception as error:  # noqa: BLE001 - it is this object's outcome
-        return [Outcome(action, error=error)]
+    return found + copy_each(job, differ)
 
 
 def _md5(job: TransferJob, info: ObjectInfo) -> str | None:
@@ -142,7 +125,13 @@ def _compared(
         raise theirs
     still = not job.may_tear or job.is_still(cast(ObjectInfo, action.source))
     if still and not isinstance(theirs, Exception) and digest == theirs[1]:
-        record = verified_record(action, size, digest, cast(ObjectInfo, action.target), looked)
+        record = JournalRecord.verified(
+            cast(ObjectInfo, action.source),
+            cast(ObjectInfo, action.target),
+            size=size,
+            sha256=digest,
+            looked=looked,
+        )
         return Outcome(action, size=size or 0, record=record)
     if repair:
         return copy_one(job, action._replace(kind="copy"))

@@ -1,7 +1,8 @@
-"""Fingerprint: what shows, without reading it, that an object is the one that was seen before."""
+"""Fingerprint: size, time and etag, which show without a read that an object has not changed; JournalRecord: two of them."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 
@@ -45,6 +46,51 @@ class Fingerprint(NamedTuple):
         if self.size is None or self.modified is None or info.modified is None:
             return False
         return same_time(self.modified, microseconds(info.modified))
+
+
+class JournalRecord(NamedTuple):
+    """What the journal knows of an object that was verified.
+
+    Attributes:
+        identifier: the object.
+        source: the fingerprint of what was read.
+        source_proves: whether the source is unchanged if it shows that fingerprint again.
+        target: the fingerprint of what was stored.
+        target_proves: the same for the target.
+        sha256: of both.
+    """
+
+    identifier: str
+    source: Fingerprint
+    source_proves: bool
+    target: Fingerprint
+    target_proves: bool
+    sha256: str
+
+    @classmethod
+    def verified(
+        cls, source: ObjectInfo, target: ObjectInfo, *, size: int | None, sha256: str, looked: float
+    ) -> Self:
+        """The record of an object whose digest is the same on both sides.
+
+        Args:
+            source: as it was read.
+            target: as it was stored.
+            size: bytes read.
+            sha256: of both.
+            looked: `time.time()` before the source was read.
+        """
+        one, other = Fingerprint.of(source)._replace(size=size), Fingerprint.of(target)
+        return cls(source.identifier, one, one.proves(looked), other, other.proves(time.time()), sha256)
+
+    def holds(self, source: ObjectInfo, target: ObjectInfo) -> bool:
+        """Whether the listings prove that both sides are unchanged."""
+        return (
+            self.source_proves
+            and self.target_proves
+            and self.source.shown_by(source)
+            and self.target.shown_by(target)
+        )
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

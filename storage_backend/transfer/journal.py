@@ -24,8 +24,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, state_directory
 from storage_backend.paths import expanded
-from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.planning import JournalRecord
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 
 FORMAT = "1"
 _SCHEMA = (

@@ -23,6 +23,7 @@ class ListedSide:
     Attributes:
         backend: the side.
         first: the first object that it lists.
+        count: objects listed so far that the transfer concerns.
         strays: markers of this pair that a killed run left behind.
         left_out: identifiers of files, and of folders with all in them, that are none of the side's objects.
     """
@@ -31,6 +32,7 @@ class ListedSide:
         self.backend = backend
         self.left_out: frozenset[str] = frozenset()
         self.first: str | None = None
+        self.count = 0
         self.strays: list[str] = []
         self._own = own
         self._folders: list[str] = []

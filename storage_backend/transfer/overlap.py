@@ -7,8 +7,6 @@ from urllib.parse import unquote, urlsplit
 from storage_backend.base import StorageBackend, location_of
 from storage_backend.errors import ConfigurationError
 
-LEAST_MAX_DELETE = 100  # objects; below this, a tenth of the target is too easily reached by ordinary change
-
 
 def check_pair(source: StorageBackend, target: StorageBackend, *, deletes: bool = False) -> None:
     """Refuse a source and target of which one holds the other: by their locations, inodes, and the backends within wrappers.
@@ -61,11 +59,6 @@ def check_locations(one: str, other: str) -> None:
 
 def _same(location: str) -> ConfigurationError:
     return ConfigurationError(f"source and target are the same place: {location}", parameter="target")
-
-
-def most_deletes(limit: int | None, target_objects: int) -> int:
-    """How many objects may be deleted from a target of *target_objects*."""
-    return max(LEAST_MAX_DELETE, target_objects // 10) if limit is None else limit
 
 
 def _place(location: str) -> tuple[str, tuple[str, ...]] | None:

@@ -1,26 +1,16 @@
-"""Two sorted scans -> actions with reasons. Pure: no I/O of its own, and nothing is held per object."""
+"""Merges two sorted listings into actions. Pure: it does no I/O of its own, and holds nothing per object."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Literal, NamedTuple, TypeAlias, cast
+from typing import NamedTuple
 
 from storage_backend import identifiers
 from storage_backend.errors import StorageError
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.fingerprint import (
-    RACY_SECONDS,
-    Fingerprint,
-    is_kept_everywhere,
-    is_racy,
-    microseconds,
-    same_time,
-)
-
-ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
+from storage_backend.transfer.fingerprint import JournalRecord
+from storage_backend.transfer.unchanged import ActionKind, ComparisonRules, decide, settled
 
 
 class Action(NamedTuple):
@@ -46,48 +36,6 @@ class Action(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.kind}/{self.reason}"
-
-
-@dataclass(frozen=True, slots=True)
-class ComparisonRules:
-    """What counts as the same.
-
-    Attributes:
-        prove: nothing is skipped on the word of size and time alone (migrate, verify): the journal has its digest, or
-            the digests are compared.
-        keeps_time: the target stores the source's time, so that another time there means another object.
-        keeps: whether it stores a certain time; some are beyond what a store has.
-        timed: the source tells times, so that one that it cannot tell may be any.
-        content: nothing is skipped by size, time or journal: content is compared always.
-        stored_time: the times that the target shows are those of the writes there: one that is the source's is so by chance.
-    """
-
-    prove: bool = False
-    keeps_time: bool = False
-    keeps: Callable[[datetime], bool] = bool
-    timed: bool = False
-    content: bool = False
-    stored_time: bool = False
-
-
-class JournalRecord(NamedTuple):
-    """What the journal knows of an object that was verified.
-
-    Attributes:
-        identifier: the object.
-        source: the fingerprint of what was read.
-        source_proves: whether the source showing it again means "unchanged".
-        target: the fingerprint of what was stored.
-        target_proves: the same for the target.
-        sha256: of both.
-    """
-
-    identifier: str
-    source: Fingerprint
-    source_proves: bool
-    target: Fingerprint
-    target_proves: bool
-    sha256: str
 
 
 def merge(
@@ -143,22 +91,23 @@ def actions(
         records: the journal's, ascending by identifier as the pairs are.
         clock: gives the time of looking.
     """
-    journal = _JournalLookup(iter(()) if records is None else records)
-    settled = _settled(clock())
+    journal = _JournalLookup(records or iter(()))
+    safe_before = settled(clock())
+    time_suffices = rules.time_suffices
     for one, other in pairs:
         if one is not None and other is not None:
             record = journal.find(one.identifier)
-            # What most objects of most runs are, decided without arithmetic on their times.
+            # Most objects of most runs; decided without arithmetic on their times.
             if (
                 record is None
-                and not (rules.prove or rules.content or rules.stored_time)
+                and time_suffices
                 and one.sha256 is None
                 and one.modified is not None
                 and one.modified == other.modified
             ):
-                if one.modified >= settled:
-                    settled = _settled(clock())
-                if one.size is not None and one.size == other.size and one.modified < settled:
+                if one.modified >= safe_before:
+                    safe_before = settled(clock())
+                if one.size is not None and one.size == other.size and one.modified < safe_before:
                     yield Action(one.identifier, "skip", "same-size-and-time", one, other, 0.0)
                     continue
             looked = clock()
@@ -168,70 +117,6 @@ def actions(
             yield Action(one.identifier, "copy", "missing", one, None, clock())
         elif other is not None:
             yield Action(other.identifier, "delete", "extra", None, other, clock())
-
-
-def decide(
-    source: ObjectInfo,
-    target: ObjectInfo,
-    rules: ComparisonRules,
-    record: JournalRecord | None,
-    looked: float,
-) -> tuple[ActionKind, str]:
-    """Whether the target's object is the source's, and how that is known."""
-    if source.size is not None and target.size is not None and source.size != target.size:
-        return "copy", "size"
-    if rules.content:
-        return "compare", "asked"
-    if record is not None and _journal_holds(record, source, target):
-        return "skip", "journal"
-    if source.sha256 is not None and target.sha256 is not None and not rules.prove:
-        return ("skip" if source.sha256 == target.sha256 else "copy"), "checksum"
-    if source.modified is not None and target.modified is not None:
-        return _decide_by_time(source, target, rules, looked)
-    unproven = rules.prove or rules.timed or source.modified is not None
-    if unproven or source.size is None or target.size is None:
-        return "compare", "unproven"
-    return "skip", "same-size-only"
-
-
-def _decide_by_time(
-    source: ObjectInfo, target: ObjectInfo, rules: ComparisonRules, looked: float
-) -> tuple[ActionKind, str]:
-    changed, stored = (
-        microseconds(cast(datetime, source.modified)),
-        microseconds(cast(datetime, target.modified)),
-    )
-    near = same_time(changed, stored)
-    same = near and not rules.stored_time
-    # Another time tells of another content only where the target could have shown this one, and it is none of the future.
-    tells = (
-        is_kept_everywhere(changed)
-        and changed <= (looked + RACY_SECONDS) * 1_000_000
-        and (not rules.keeps_time or rules.keeps(cast(datetime, source.modified)))
-    )
-    if changed > stored and not near:
-        return ("copy", "newer") if tells else ("compare", "unproven")
-    if rules.prove or source.size is None or target.size is None:
-        return "compare", "unproven"
-    if same:
-        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
-    if rules.keeps_time:
-        return ("copy", "time") if tells else ("compare", "unproven")
-    return "compare", "not-newer"
-
-
-def _settled(looked: float) -> datetime:
-    """Before this, a time that is seen at *looked* hides no later write."""
-    return datetime.fromtimestamp(looked - RACY_SECONDS, UTC)
-
-
-def _journal_holds(record: JournalRecord, source: ObjectInfo, target: ObjectInfo) -> bool:
-    return (
-        record.source_proves
-        and record.target_proves
-        and record.source.shown_by(source)
-        and record.target.shown_by(target)
-    )
 
 
 def comes_before(one: str, other: str) -> bool:

@@ -1,4 +1,4 @@
-"""RetryBudget: how long a side that cannot be reached is waited for."""
+"""RetryBudget: for how long work is tried again, with backoff, while a side cannot be reached."""
 
 from __future__ import annotations
 
@@ -8,50 +8,42 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from storage_backend.errors import is_retryable
-from storage_backend.transfer.copying import InterruptedTransferError, TransferJob
+from storage_backend.transfer.job import InterruptedTransferError, TransferJob
 
 T = TypeVar("T")
 
 FIRST_PAUSE = 0.2  # seconds; each further one is twice as long
-LONGEST_PAUSE = 5.0
-FIRST_CONTACT = 5.0  # seconds for a side that nothing was heard of: its name may be mistyped
-TURNS = 2  # further tries of one object while all else works: then it is not the connection
+LONGEST_PAUSE = 5.0  # seconds
+FIRST_CONTACT = 5.0  # seconds for a side that never answered: its name may be mistyped
+MORE_ATTEMPTS = 2  # at one object while all others work: then the connection is not at fault
 
 
 class RetryBudget:
-    """The connection failures of one kind of work. Used from many threads.
+    """The time that one kind of work may wait for a side that cannot be reached. Used from many threads.
+
+    It is `retry_for` seconds from the first failure, and full again after any success.
 
     Args:
-        job: of which *stop* ends all waiting.
-        retry_for: seconds without any success, after which a failure is final.
-        at_first: the same before the first success; as *retry_for* if it is not given.
-        known: gives an identifier that both sides can be asked for, if there is one.
+        job: the transfer; *stop* of it ends all waiting.
+        at_first: the seconds until the first success, where that is less.
     """
 
-    def __init__(
-        self,
-        job: TransferJob,
-        retry_for: float,
-        *,
-        at_first: float | None = None,
-        known: Callable[[], str | None] = lambda: None,
-    ) -> None:
-        self._known = known
+    def __init__(self, job: TransferJob, *, at_first: float | None = None) -> None:
         self._job = job
-        self._retry_for = retry_for
-        self._at_first = retry_for if at_first is None else min(at_first, retry_for)
+        self._retry_for = job.options.retry_for
+        self._at_first = self._retry_for if at_first is None else min(at_first, self._retry_for)
         self._since: float | None = None
-        self._successes = 0
+        self.successes = 0
 
     def worked(self) -> None:
-        """Take note that the sides are there."""
-        self._successes += 1
+        """Note a success."""
+        self.successes += 1
         if self._since is not None:
             self._since = None
             self._job.in_flight.there_again(self)
 
     def run(self, call: Callable[[], T]) -> T:
-        """What *call* gives, tried again while it fails for the connection."""
+        """The result of *call*, tried again while the connection fails."""
         attempts = self.attempts()
         while True:
             try:
@@ -64,11 +56,11 @@ class RetryBudget:
                 return found
 
     def attempts(self) -> RetryAttempts:
-        """The attempts at one piece of work."""
+        """A count of the attempts at one piece of work."""
         return RetryAttempts(self)
 
     def wait(self, error: Exception, number: int) -> bool:
-        """Wait before another try; False if it has gone on for too long.
+        """Wait before attempt *number*; False once the budget is spent.
 
         Raises:
             InterruptedTransferError: the transfer is to stop.
@@ -77,11 +69,11 @@ class RetryBudget:
         since = self._since
         if since is None:
             since = self._since = now
-        left = since + (self._retry_for if self._successes else self._at_first) - now
+        left = since + (self._retry_for if self.successes else self._at_first) - now
         if left <= 0:
             return False
         self._job.in_flight.unreachable(self, getattr(error, "backend", None), since)
-        # Not all at the same instant: a server that comes back has others to serve, too.
+        # Jitter: a server that comes back is not asked by all clients at once.
         pause = min(FIRST_PAUSE * 2 ** min(number, 10), LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
         asked_for = getattr(error, "retry_after", None)
         if isinstance(asked_for, int | float):
@@ -91,8 +83,8 @@ class RetryBudget:
         return True
 
     def both_answer(self) -> bool:
-        """Whether the sides answer when they are asked for some object."""
-        identifier = self._known()
+        """Whether both sides answer a request for some object."""
+        identifier = self._job.sides.source.first
         if identifier is None:
             return False
         try:
@@ -102,33 +94,27 @@ class RetryBudget:
             return not is_retryable(error)
         return True
 
-    @property
-    def successes(self) -> int:
-        """How often something worked."""
-        return self._successes
-
 
 class RetryAttempts:
-    """How often one piece of work was tried, and whether it is worth another try."""
+    """Counts the attempts at one piece of work, and decides whether another one is worth it."""
 
     def __init__(self, budget: RetryBudget) -> None:
         self._budget = budget
         self._number = 0
-        self._turns = 0
+        self._failed_alone = 0
         self._seen = budget.successes
 
     def wait(self, error: Exception, *, alone: bool = False) -> bool:
-        """As `RetryBudget.wait`; False also if it failed several times while others went on.
+        """As `RetryBudget.wait`; False also if the work failed several times while others succeeded.
 
         Args:
             error: what it failed with.
-            alone: others that were tried with it did not fail, or there were none: it may be at fault itself, which is so if both
-                sides answer otherwise.
+            alone: no other work failed with it, so it may be at fault itself: it is if both sides answer another request.
         """
         others = self._budget.successes != self._seen
         if others or (alone and self._budget.both_answer()):
-            self._turns += 1
-            if self._turns > TURNS:
+            self._failed_alone += 1
+            if self._failed_alone > MORE_ATTEMPTS:
                 return False
         self._seen = self._budget.successes
         self._number += 1

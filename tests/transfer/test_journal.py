@@ -14,9 +14,8 @@ from storage_backend import (
     UnavailableError,
     migrate,
 )
-from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 from storage_backend.transfer.journal import Journal, default_path
-from storage_backend.transfer.planning import JournalRecord
 
 pytestmark = pytest.mark.quick
 

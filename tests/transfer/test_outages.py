@@ -160,7 +160,7 @@ def test_what_always_fails_does_not_hold_up_the_rest() -> None:
 
 
 def test_a_side_that_nothing_was_heard_of_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage_backend.transfer.engine.FIRST_CONTACT", 0.05)
+    monkeypatch.setattr("storage_backend.transfer.listing.FIRST_CONTACT", 0.05)
     target = FaultyStorage(MemoryStorage())
     target.fail("scan", nth=1, times=None, error=NoEndpointError("no such host"))
     with pytest.raises(NoEndpointError):

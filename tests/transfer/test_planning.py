@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from storage_backend import ObjectInfo, StorageError
 from storage_backend.identifiers import encode
-from storage_backend.transfer.fingerprint import Fingerprint, microseconds, same_time
-from storage_backend.transfer.planning import ComparisonRules, JournalRecord, actions, decide, merge
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord, microseconds, same_time
+from storage_backend.transfer.planning import actions, merge
+from storage_backend.transfer.unchanged import ComparisonRules, decide
 from tests.transfer.samples import OLD, later
 
 pytestmark = pytest.mark.quick
