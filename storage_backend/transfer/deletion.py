@@ -42,7 +42,7 @@ class Deletion:
         self._two_places: bool | None = None
 
     def delete_extras(self, extras: Spool) -> None:
-        """Remove from the target what the source does not have."""
+        """Delete from the target what the source does not have."""
         extras.complete()
         reason = _refusal(self._job, extras.count)
         if reason is not None:
@@ -62,7 +62,7 @@ class Deletion:
         self._job.in_flight.waiting_for = None
 
     def delete_sources(self) -> None:
-        """Remove from the source what this run knows to be verified on the target."""
+        """Delete from the source the objects that this run knows to be verified on the target."""
         journal = self._job.journal
         assert journal is not None
         for batch in journal.confirmed(DELETED_AT_ONCE):
@@ -87,12 +87,12 @@ class Deletion:
                 gone.append(identifier)
                 self._job.events.emit("object", identifier=identifier, action="delete/verified")
             journal.source_deleted(gone)
-            # What the target has not any more as it was verified is in no manifest, and is looked at anew by the next run.
+            # As failed, these are not in the manifest, and the next run copies them again.
             journal.write((), lost)
             self._job.report.source_deleted += len(gone)
 
     def _differ_for_certain(self) -> bool:
-        """Whether the two sides are proven to be different places; tried once, and if not, the report says why."""
+        """Whether the two sides are proven to be different places. Tried once; if they are not, the report says why."""
         if self._two_places is None:
             self._job.in_flight.waiting_for = self._job.target
             tried = partial(self._job.sides.one_place, source_loses=self._job.options.delete_source)
@@ -105,7 +105,7 @@ class Deletion:
     def _deleted(
         self, remove: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
     ) -> list[Deleted]:
-        """What *remove* came to, with those tried again for which the connection failed."""
+        """The results of *remove* for a batch, tried again for those objects for which the connection failed."""
 
         def removed() -> list[Deleted]:
             budget = RetryBudget(self._job)
@@ -141,7 +141,7 @@ def _refusal(job: TransferJob, extras: int) -> str | None:
 
 
 def _batches(extras: Spool) -> Iterator[list[str]]:
-    """The identifiers of a complete spool."""
+    """The identifiers in a complete spool, in batches."""
     batch: list[str] = []
     for action in extras.take(0):
         assert action is not None
@@ -172,7 +172,7 @@ def _delete(
             try:
                 backend.move(identifier, f"{trash.removesuffix('/')}/{identifier}")
             except FileNotFoundError:
-                continue  # gone already, as `delete_many` has it; also by a move whose answer was lost
+                continue  # it is gone, maybe by a move whose response was lost
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - reported under its identifier
@@ -181,7 +181,7 @@ def _delete(
 
 
 def _delete_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Deleted]:
-    """Delete from the source those objects that are still what was read, and that the target still has as they were verified.
+    """Delete source objects that are unchanged since they were read, and of which the target's copy is unchanged since it was verified.
 
     Both sides are asked again, the target last.
 
@@ -197,7 +197,14 @@ def _delete_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Delet
 
 
 class _SideCheck(NamedTuple):
-    """One side of a transfer, and how to ask for it."""
+    """How to check one side against the journal.
+
+    Attributes:
+        backend: the side of a job.
+        recorded: the side's fingerprint in a record, and whether it proves "unchanged".
+        absent: the error for an object that is gone; None where that is as good as deleted.
+        changed: the error for an object that is another one now.
+    """
 
     backend: Callable[[TransferJob], StorageBackend]
     recorded: Callable[[JournalRecord], tuple[Fingerprint, bool]]
@@ -208,12 +215,12 @@ class _SideCheck(NamedTuple):
 def _not_as_recorded(
     job: TransferJob, side: _SideCheck, batch: list[JournalRecord]
 ) -> Iterator[tuple[str, Exception | None]]:
-    """Which objects are not what *side* showed when they were verified, and what to say of each."""
+    """The objects that changed on *side* since they were verified, each with its error."""
     backend = side.backend(job)
-    looks = _looks(job, backend, [record.identifier for record in batch])
+    infos = _stats(job, backend, [record.identifier for record in batch])
     doubtful: dict[str, tuple[JournalRecord, ObjectInfo]] = {}
     for record in batch:
-        name, shown = record.identifier, looks[record.identifier]
+        name, shown = record.identifier, infos[record.identifier]
         fingerprint, proves = side.recorded(record)
         if shown is None:
             yield name, side.absent(name)
@@ -222,7 +229,7 @@ def _not_as_recorded(
         elif fingerprint.shown_by(shown):
             if not proves:
                 doubtful[name] = record, shown
-        # A backend that shows neither time nor etag cannot say it any other way.
+        # The size alone proves nothing: without time and etag, digests decide.
         elif fingerprint.modified is None and fingerprint.etag is None and fingerprint.size == shown.size:
             doubtful[name] = record, shown
         else:
@@ -238,10 +245,10 @@ def _not_as_recorded(
             yield name, side.changed(name)
 
 
-def _looks(
+def _stats(
     job: TransferJob, backend: StorageBackend, names: list[str]
 ) -> dict[str, ObjectInfo | Exception | None]:
-    """What *backend* shows of each object now; None for one that is not there, and the error where that cannot be told."""
+    """The ObjectInfo of each object now; None for one that is absent, or the error of its stat."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
         for info in backend._stat_many(_while_wanted(job, names)):
@@ -250,7 +257,7 @@ def _looks(
         found.update(error.failures)
     except (*FATAL, InterruptedTransferError):
         raise
-    except Exception:  # noqa: BLE001 - of one object, maybe: the others are asked by themselves
+    except Exception:  # noqa: BLE001 - it may be one object's: ask for each by itself
         for name in _while_wanted(job, [name for name in names if found[name] is None]):
             try:
                 found[name] = info_of(backend.stat(name), name)
@@ -293,7 +300,7 @@ _TARGET = _SideCheck(
 
 
 def _while_wanted(job: TransferJob, items: Iterable[T]) -> Iterator[T]:
-    """The same, until the transfer is told to stop."""
+    """The items, until the transfer is told to stop."""
     for item in items:
         if job.stop.is_set():
             raise InterruptedTransferError

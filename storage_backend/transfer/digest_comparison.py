@@ -1,4 +1,4 @@
-"""Objects of the same size on both sides: are they the same, by what the target keeps of them, or by their digests?"""
+"""Compares objects of the same size by content: by MD5s or times that the target keeps, else by SHA-256 of both sides."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from storage_backend.transfer.fingerprint import JournalRecord, is_racy, microse
 from storage_backend.transfer.job import InterruptedTransferError, Outcome, TransferJob
 from storage_backend.transfer.planning import Action
 
-READ_FIRST = 1 << 20  # bytes; a near file of that size is read sooner than a server answers
+READ_FIRST = 1 << 20  # bytes; a local file of that size is read in less time than a server takes to answer
 
 
 def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
-    """Compare digests on both sides.
+    """Compare content on both sides.
 
     Args:
         job: the transfer.
         actions: of objects that both sides have.
         repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
     """
-    # A journal wants a SHA-256, and verify its own look at the bytes.
-    outcomes = _at_sight(job, actions) if repair and job.journal is None else []
+    # A journal needs SHA-256, and verify reads the bytes itself.
+    outcomes = _without_reading_target(job, actions) if repair and job.journal is None else []
     known = {outcome.action.identifier for outcome in outcomes}
     actions = [action for action in actions if action.identifier not in known]
     if not actions:
@@ -55,8 +55,8 @@ def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool =
     return outcomes
 
 
-def _at_sight(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
-    """What becomes of those that can be told apart, or not, without reading the target."""
+def _without_reading_target(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
+    """The outcomes of those objects for which MD5s in the listing, or times that the target keeps, decide."""
     shown = {action.identifier: job.target._md5_in(cast(ObjectInfo, action.target)) for action in actions}
     same: dict[str, str] = {}
     own: dict[str, str | None] = {}
@@ -71,7 +71,7 @@ def _at_sight(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
             own[name] = _md5(job, info)
         if own.get(name) == shown[name]:
             same[name] = "checksum"
-    # What has another MD5 may be the same still: encrypted with a key of its own, it has none to show.
+    # Another MD5 proves nothing yet: with server-side encryption by a key of its own, an ETag is no MD5 of the content.
     dated = {a.identifier: a for a in actions if a.reason == "not-newer" and a.identifier not in same}
     if dated:
         job.in_flight.ask(actions[0].identifier, job.target)
@@ -99,14 +99,14 @@ def _at_sight(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
 
 
 def _md5(job: TransferJob, info: ObjectInfo) -> str | None:
-    """The MD5 of a source's object; None where it cannot be had, which the comparison of digests will tell."""
+    """The MD5 of a source object; None if it fails: then the SHA-256s are compared, which raises the error."""
     if job.stop.is_set():
         raise InterruptedTransferError
     try:
         return job.source.checksum(info.identifier, "md5")
     except FATAL:
         raise
-    except Exception:  # noqa: BLE001 - as above
+    except Exception:  # noqa: BLE001 - see the docstring
         return None
 
 
@@ -120,7 +120,7 @@ def _compared(
     if isinstance(ours, Exception):
         raise ours
     size, digest = ours
-    # What cannot be read back whole is not what was stored; any other failure says nothing about the bytes.
+    # An object that is gone or broken differs; any other error says nothing about its bytes.
     if isinstance(theirs, Exception) and not isinstance(theirs, IntegrityError | FileNotFoundError):
         raise theirs
     still = not job.may_tear or job.is_still(cast(ObjectInfo, action.source))
@@ -139,7 +139,7 @@ def _compared(
 
 
 def digests_of(job: TransferJob, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, Digest]:
-    """Size and SHA-256 of each object, or why it has none; the smaller of the work: by the store, in a batch, or one by one."""
+    """Size and SHA-256 of each object, or its error: computed by the store if it can, else read in a batch or one by one."""
     job.in_flight.ask(infos[0].identifier, backend)
     found: dict[str, Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
@@ -155,7 +155,7 @@ def digests_of(job: TransferJob, backend: StorageBackend, infos: Sequence[Object
                     raise InterruptedTransferError
                 found[identifier] = (len(content), sha256(content))
                 if identifier in by_name:
-                    _half(job, backend, by_name[identifier], len(content))
+                    _count_half(job, backend, by_name[identifier], len(content))
         except BatchError as error:
             found.update(error.failures)
     for info in infos:
@@ -164,8 +164,8 @@ def digests_of(job: TransferJob, backend: StorageBackend, infos: Sequence[Object
     return found
 
 
-def _half(job: TransferJob, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
-    """Count *size* bytes read of an object that is read on both sides, on the source first."""
+def _count_half(job: TransferJob, backend: StorageBackend, info: ObjectInfo, size: int) -> None:
+    """Count *size* bytes of an object for the progress, half of them: it is read on both sides, on the source first."""
     before = 0 if backend is job.source else info.size or 0
     job.in_flight.moved(info.identifier, (before + size) // 2)
 
@@ -178,7 +178,7 @@ def _digest(job: TransferJob, backend: StorageBackend, info: ObjectInfo) -> Dige
     def moved(more: int) -> None:
         nonlocal size
         size += more
-        _half(job, backend, info, size)
+        _count_half(job, backend, info, size)
 
     try:
         return info.size, backend._checksum_counted(info.identifier, "sha256", moved)

@@ -1,7 +1,8 @@
-"""SidePair: whether source and target are different places, which is proven before anything is deleted.
+"""SidePair: proves that source and target are different places, before anything is deleted.
 
-Locations, inodes and instances tell some pairs that are one place (see `guards`), and none that are two: a server may be this
-machine, a folder may be mounted twice. So a marker with a fresh name is written on one side and looked for on the other.
+`overlap` finds some pairs that are one place by their locations. It cannot prove that two are different: a server may be this
+machine, and a folder may be mounted twice. So a marker, a small object with a new name, is written on one side and looked for on
+the other.
 """
 
 from __future__ import annotations
@@ -14,18 +15,18 @@ from storage_backend.base import StorageBackend, location_of
 from storage_backend.errors import FATAL, is_retryable
 from storage_backend.info import ObjectInfo
 
-MANY = 100  # places inside a side where the other one may be; with more it is listed again, while a marker is there
+MANY = 100  # folders of one side in which the other may be; with more of them the side is listed again, with the marker in it
 
 
 class ListedSide:
-    """One of the two, as its listing shows it.
+    """One side, and what its listing showed.
 
     Attributes:
         backend: the side.
         first: the first object that it lists.
         count: objects listed so far that the transfer concerns.
         strays: markers of this pair that a killed run left behind.
-        left_out: identifiers of files, and of folders with all in them, that are none of the side's objects.
+        left_out: identifiers of files and folders that are not listed: the transfer's own.
     """
 
     def __init__(self, backend: StorageBackend, own: str) -> None:
@@ -38,7 +39,7 @@ class ListedSide:
         self._folders: list[str] = []
 
     def watched(self, infos: Iterable[ObjectInfo], other: ListedSide) -> Iterator[ObjectInfo]:
-        """The same without markers and what is left out; where *other* may lie inside this side is noted on the way."""
+        """The listing without markers and `left_out`. Notes the folders in which *other* may be: they end with its first object."""
         end: str | None = None
         for info in infos:
             name = info.identifier
@@ -57,19 +58,19 @@ class ListedSide:
             yield info
 
     def folders(self, other: ListedSide) -> list[str] | None:
-        """Where in this side, each with its "/", *other* may be, as far as names tell; None for too many."""
+        """The folders of this side, each with its "/", in which *other* may be by the names; None for too many."""
         end = f"/{other.first}"
         first = [self.first[: 1 - len(end)]] if self.first is not None and self.first.endswith(end) else []
         return [*first, *self._folders] if len(self._folders) <= MANY else None
 
 
 class SidePair:
-    """A source and a target.
+    """The source and the target of a transfer.
 
     Args:
-        source: the one.
-        target: the other.
-        stem: the literal prefix of what is listed of either.
+        source: read from.
+        target: written to.
+        stem: the literal prefix with which both are listed.
     """
 
     def __init__(self, source: StorageBackend, target: StorageBackend, stem: str) -> None:
@@ -81,11 +82,11 @@ class SidePair:
         self._folder = stem[: stem.rfind("/") + 1]
 
     def one_place(self, *, source_loses: bool) -> str | None:
-        """Why nothing may be deleted: what is written on one side shows on the other, or that cannot be told; None if they differ.
+        """Why nothing may be deleted: the sides are one place, or it cannot be proven that they are not. None if they are different.
 
         Args:
-            source_loses: it is the source's objects that would be deleted. Else it is the target's, and nothing is written to the
-                source unless names make it look as if it lay inside the target.
+            source_loses: the source's objects are to be deleted. Else the target's are, and a marker is written to the source only
+                if the source may lie inside the target by the names.
 
         Raises:
             StorageError: a side is out of reach, or refuses everything.
@@ -96,24 +97,24 @@ class SidePair:
         return reason and f"nothing was deleted: {reason}"
 
     def clear(self) -> None:
-        """Remove the markers that a killed run left behind."""
+        """Delete the markers that a killed run left on either side."""
         for side in (self.source, self.target):
             for name in side.strays:
                 markers.remove(side.backend, name)
 
     @property
     def _exact(self) -> list[str]:
-        """Where a marker shows if both are the same place, or the pattern's folders make it look so."""
+        """The prefixes that a marker may get though neither side lies inside the other: none, or a folder of the pattern."""
         above = [self._folder[: at + 1] for at, letter in enumerate(self._folder) if letter == "/"]
         return ["", *above]
 
     def _inside(self, outer: ListedSide, inner: ListedSide) -> bool:
-        """Whether *inner* may lie inside *outer*, by names: then all of its objects show there beneath some folder."""
+        """Whether *inner* may lie inside *outer* by the names: then *outer* shows all its objects beneath some folder."""
         sure = self._looks_for(inner, outer) == self._exact
         return not sure or (inner.first is not None and not inner.backend.exists(inner.first))
 
     def _looks_for(self, home: ListedSide, away: ListedSide) -> list[str] | None:
-        """Before which names a marker of *home* may show in *away*; None for anywhere."""
+        """The prefixes with which *away* may show a marker of *home*; None for any."""
         if home.first is None:
             return self._exact
         folders = away.folders(home)
@@ -124,7 +125,7 @@ class SidePair:
         here, there = location_of(home.backend), location_of(away.backend)
         marker = markers.fresh(self._folder, self._pair)
         try:
-            # By the first object of *home* it was found where *away* may hold it: it must have been there all the time.
+            # The folders were found by the first object of *home*. If that is gone, they prove nothing.
             before = self._looks_for(home, away)
             if home.first is not None and not home.backend.exists(home.first):
                 before = None
@@ -152,7 +153,7 @@ class SidePair:
 
 
 def _above(identifier: str) -> Iterator[str]:
-    """An identifier, and each of those that it would be beneath."""
+    """An identifier, and all folders above it."""
     while identifier:
         yield identifier
         identifier = identifier.rpartition("/")[0]

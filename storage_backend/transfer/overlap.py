@@ -1,4 +1,4 @@
-"""What is refused before anything is touched: pairs that would feed on themselves, and deletes without measure."""
+"""Refuses a source and target that overlap: the same place, or one inside the other, by what their locations show."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from storage_backend.errors import ConfigurationError
 
 
 def check_pair(source: StorageBackend, target: StorageBackend, *, deletes: bool = False) -> None:
-    """Refuse a source and target of which one holds the other: by their locations, inodes, and the backends within wrappers.
+    """Refuse a source and target that overlap, by their locations, inodes, and the backends within wrappers.
 
     Args:
-        source: the one.
-        target: the other.
-        deletes: objects are to be deleted. Two places behind one backend, of which only one is on the other side, are then refused too.
+        source: read from.
+        target: written to.
+        deletes: objects are to be deleted. Then a wrapper over several backends is refused if one of them overlaps.
 
     Raises:
         ConfigurationError: they are the same place, or one lies inside the other.
@@ -62,11 +62,11 @@ def _same(location: str) -> ConfigurationError:
 
 
 def _place(location: str) -> tuple[str, tuple[str, ...]] | None:
-    """What tells two places apart: the host, and the path on it with the prefix inside; None for no lasting place."""
+    """The host of a location, and the segments of its path and prefix; None for a location that is no URL."""
     if "://" not in location:
         return None
     url = urlsplit(location)
-    # A database file lies among the files of a folder: without a host, the scheme makes no difference.
+    # Without a host the scheme makes no difference: a database file may lie inside a folder.
     host = f"{url.scheme}://{url.netloc}" if url.netloc else ""
     query = [f"?{url.query}"] if url.query else []
     return host, (*_segments(url.path), *query, *_segments(url.fragment))

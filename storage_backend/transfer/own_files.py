@@ -1,4 +1,4 @@
-"""Our own files inside a side: what a transfer works with is none of its objects."""
+"""Excludes the files that transfers themselves use (journals, manifests, caches) from the objects of a side."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def own_paths(
     journal: str | os.PathLike[str] | None,
     manifest: str | os.PathLike[str] | None,
 ) -> list[Path]:
-    """The files and folders that a transfer works with, and those that others of this user do."""
+    """The files and folders that this transfer, its backends and wrappers use."""
     found = [*source._own_paths(), *target._own_paths()]
     if journal is not None:
         found += [Path(f"{expanded(journal)}{end}") for end in _OF_A_JOURNAL]
@@ -36,7 +36,7 @@ def check_apart(
     journal: str | os.PathLike[str],
     manifest: str | os.PathLike[str] | None,
 ) -> None:
-    """Refuse a journal or manifest that is a side's own file, or that are one.
+    """Refuse a journal or manifest that is itself the root of a side, or a manifest that is the journal or a cache.
 
     Raises:
         ConfigurationError: they are.
@@ -56,17 +56,17 @@ def check_apart(
 
 
 def own_names(backend: StorageBackend, paths: Iterable[Path]) -> frozenset[str]:
-    """Under which identifiers *backend* shows any of *paths*; for a folder, that of the folder.
+    """The identifiers under which *backend* would list *paths*; for a folder, that of the folder.
 
     Raises:
-        ConfigurationError: it shows nothing else.
+        ConfigurationError: the backend's root is one of them.
     """
     found = _names(backend, paths)
     if "" in found:
-        raise ConfigurationError(f"{location_of(backend)} is what this transfer itself works with")
+        raise ConfigurationError(f"{location_of(backend)} is a file or folder that this transfer itself uses")
     try:
         return found | (_names(backend, [state_directory()]) - {""})
-    except ConfigurationError:  # no home, and so nothing is there
+    except ConfigurationError:  # no home directory, so no state directory
         return found
 
 
@@ -74,7 +74,7 @@ def _names(backend: StorageBackend, paths: Iterable[Path]) -> frozenset[str]:
     places = {place[-1] for place in backend._places()}
     found = set()
     for path in paths:
-        # Of a link, the name that is given, and the file that it leads to.
+        # A symbolic link has two names: its own, and that of the file it leads to.
         for name in {os.path.realpath(path), os.path.join(os.path.realpath(path.parent), path.name)}:  # noqa: PTH118
             segments = [segment for segment in name.split("/") if segment]
             above = lineage(os.path.dirname(name))  # noqa: PTH120 - a str

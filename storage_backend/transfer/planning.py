@@ -20,8 +20,8 @@ class Action(NamedTuple):
         identifier: the object.
         kind: "copy", "skip", "delete", or "compare": read both sides, then skip or copy.
         reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, journal, checksum; compare:
-            recent (it may have changed within the clock's tick), not-newer (the target shows when it was stored, which is
-            later: the content may be another all the same), unproven (nothing shows it), asked (by `checksum`); delete: extra.
+            recent (it may have changed within the clock's tick), not-newer (the target shows only when it was stored, which is
+            later than the source's time), unproven (no time, etag or journal decides), asked (by `checksum`); delete: extra.
         source: what the source's scan shows, if it has the object.
         target: what the target's scan shows, if it has the object.
         looked: `time.time()` when the scans showed it; 0 for what is skipped.
@@ -41,7 +41,7 @@ class Action(NamedTuple):
 def merge(
     source: Iterable[ObjectInfo], target: Iterable[ObjectInfo]
 ) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
-    """Pairs of what both sides show under one identifier, ascending.
+    """The two listings side by side: pairs of the same identifier, ascending; None for a side that lacks it.
 
     Raises:
         StorageError: a side is out of order, so that pairs would be missed.
@@ -87,9 +87,9 @@ def actions(
 
     Args:
         pairs: as `merge` gives them, with the sizes completed.
-        rules: what counts as the same.
+        rules: what counts as unchanged.
         records: the journal's, ascending by identifier as the pairs are.
-        clock: gives the time of looking.
+        clock: tells the time of day.
     """
     journal = _JournalLookup(records or iter(()))
     safe_before = settled(clock())
