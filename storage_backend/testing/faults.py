@@ -267,8 +267,13 @@ class FaultyStorage(Wrapper):
         return faults.end(cut.items(found) if cut else found)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        return one_level(self.scan(prefix, on_skip=on_skip), prefix)
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        faults = self._begin("scan_level", prefix)
+        return faults.end(one_level(self.scan(prefix, on_skip=on_skip), prefix))
+
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self._run("stat_many", super().stat_many, identifiers)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

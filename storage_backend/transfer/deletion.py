@@ -138,7 +138,7 @@ def _looks(job: Job, backend: StorageBackend, names: list[str]) -> dict[str, Obj
     """What *backend* shows of each object now; None for one that is not there, and the error where that cannot be told."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
-        for info in backend._stat_many(_while_wanted(job, names)):
+        for info in backend.stat_many(_while_wanted(job, names)):
             found[info.identifier] = info
     except BatchError as error:
         found.update(error.failures)

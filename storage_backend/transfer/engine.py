@@ -17,6 +17,7 @@ from storage_backend.errors import (
     StorageError,
     is_retryable,
 )
+from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience, result_of
 from storage_backend.transfer.batches import copy_batch
@@ -101,7 +102,7 @@ class Engine:
         rules = Rules(
             prove=self.verb == "migrate",
             keeps_time=self.job.keeps_time,
-            keeps=self.job.target._keeps,
+            keeps=hooks_of(self.job.target).keeps_time,
             timed=self.job.source.keeps_modified is True,
             content=self.options.checksum,
             stored_time=not self.job.keeps_time,
@@ -167,7 +168,7 @@ class Engine:
         if self.report.failed:
             return
         try:
-            count = self.job.target._tidy()
+            count = hooks_of(self.job.target).tidy()
         except Exception as error:  # noqa: BLE001 - the transfer itself is done
             logger.warning("%s is not tidied up: %s", self.report.target, error)
         else:

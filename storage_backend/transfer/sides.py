@@ -159,4 +159,4 @@ def _seen(backend: StorageBackend, marker: str, before: list[str] | None) -> str
     if before is None:
         return next((info.identifier for info in backend.scan() if info.identifier.endswith(marker)), None)
     names = dict.fromkeys(folder + marker for folder in before)
-    return next((info.identifier for info in backend._stat_many(names)), None)
+    return next((info.identifier for info in backend.stat_many(names)), None)

@@ -20,7 +20,6 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
-    digest_of,
     not_found,
     one_level,
 )
@@ -31,6 +30,7 @@ from storage_backend.errors import (
     MissingClientError,
     PreconditionFailedError,
 )
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, lineage, within
 from storage_backend.secrets import refuse_pickle
@@ -169,7 +169,7 @@ class DatabaseStorage(StorageBackend):
         return listing.scan(self._database, prefix, on_skip)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         return one_level(listing.scan(self._database, prefix, on_skip, prefix.count("/") + 1), prefix)
 
     @override
@@ -188,10 +188,6 @@ class DatabaseStorage(StorageBackend):
         content, entry = reading.read_range(self._database, identifier, start, end)
         self._sightings.note(entry.info(identifier))
         return content
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._sightings.take(identifier)
 
     @override
     def read_many(
@@ -271,10 +267,9 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        return self._checksum_counted(identifier, algorithm, unwatched)
+        return self._checksum(identifier, algorithm, unwatched)
 
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+    def _checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         if algorithm != "sha256":
             return digest_of(self, identifier, algorithm, moved)
         return reading.checksum(self._database, identifier, moved)
@@ -301,17 +296,6 @@ class DatabaseStorage(StorageBackend):
     def location(self) -> str:
         return self._address.location
 
-    @override
-    def _tidy(self) -> int:
-        return self._database.sweep_abandoned()
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        if self._address.path:
-            yield within(lineage(self._address.path), prefix)
-        else:
-            yield from super()._places(prefix)
-
     @property
     @override
     def keeps_modified(self) -> bool:
@@ -319,8 +303,8 @@ class DatabaseStorage(StorageBackend):
 
     @property
     @override
-    def _near(self) -> bool:
-        return bool(self._address.path)
+    def hooks(self) -> Hooks:
+        return _DatabaseHooks(self)
 
     @override
     def close(self) -> None:
@@ -405,6 +389,34 @@ class DatabaseStorage(StorageBackend):
 
 class _TakenError(Exception):
     """There is such an object already."""
+
+
+class _DatabaseHooks(Hooks):
+    def __init__(self, storage: DatabaseStorage) -> None:
+        super().__init__(storage)
+        self._storage = storage
+        self._file = storage._address.path
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        return self._storage._sightings.take(identifier)
+
+    @property
+    @override
+    def is_near(self) -> bool:
+        return bool(self._file)
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return iter([within(lineage(self._file), prefix)]) if self._file else super().places(prefix)
+
+    @override
+    def tidy(self) -> int:
+        return self._storage._database.sweep_abandoned()
+
+    @override
+    def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        return self._storage._checksum(identifier, algorithm, moved)
 
 
 def _reader(content: Content) -> BinaryIO:

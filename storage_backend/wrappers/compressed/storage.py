@@ -107,8 +107,8 @@ class CompressedStorage(RecodingWrapper):
         return outer_info(found, self.size(identifier))
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return StorageBackend._stat_many(self, identifiers)
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return StorageBackend.stat_many(self, identifiers)
 
     @override
     def write_stream(

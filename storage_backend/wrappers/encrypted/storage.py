@@ -132,8 +132,8 @@ class EncryptedStorage(RecodingWrapper):
         return self._shown(info_of(self.backend.stat(identifier), identifier))
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return map(self._shown, self.backend._stat_many(identifiers))
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self._shown, self.backend.stat_many(identifiers))
 
     @override
     def write_stream(

@@ -19,7 +19,6 @@ from storage_backend.base import (
     OnSkip,
     StorageBackend,
     check_mode,
-    download_from,
     info_of,
 )
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
@@ -32,9 +31,10 @@ from storage_backend.errors import (
     StorageError,
     is_retryable,
 )
+from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Content, SpooledSink, Writer, plain
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
 from storage_backend.wrappers.retrying.tries import Policy, Tries, proves_nothing_done
 from storage_backend.wrappers.sources import GROUP_ITEMS, Source, grouped, name_of, sliced
@@ -199,22 +199,18 @@ class RetryingStorage(Wrapper):
         )
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         heard = None if on_skip is None else _Skips(on_skip)
         return self._resumed(
             prefix,
             heard,
-            lambda: self.backend._scan_level(prefix, on_skip=heard),
+            lambda: self.backend.scan_level(prefix, on_skip=heard),
             lambda found: found if isinstance(found, str) else found.identifier,
         )
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return self._rest("stat", identifiers, self.backend._stat_many, lambda info: info.identifier)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        return self._rest("checksum", identifiers, self.backend._digests, lambda found: found[0])
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self._rest("stat", identifiers, self.backend.stat_many, lambda info: info.identifier)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -301,6 +297,11 @@ class RetryingStorage(Wrapper):
     @override
     def flush(self) -> bool:
         return self._run("flush", None, self.backend.flush)
+
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return _RetryingHooks(self)
 
     def _tries(self, method: str, about: str | None) -> Tries:
         return Tries(self._policy, method, about, self.location)
@@ -489,6 +490,16 @@ class RetryingStorage(Wrapper):
                 tries.failed(error)
             else:
                 return
+
+
+class _RetryingHooks(WrapperHooks):
+    def __init__(self, storage: RetryingStorage) -> None:
+        super().__init__(storage)
+        self._rest = storage._rest
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return self._rest("checksum", identifiers, self.inner.sha256_many, lambda found: found[0])
 
 
 _NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
