@@ -7,17 +7,16 @@ but the seven: `write` is given plain bytes, `list` is called without a pattern,
 from __future__ import annotations
 
 import io
-import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from datetime import datetime
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, info_of, location_of, store
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -28,21 +27,20 @@ from storage_backend.errors import (
 )
 from storage_backend.hooks import Hooks, digest_of, download_from, upload_from
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip, one_level, report_skip
 from storage_backend.streams import (
     Content,
     SpooledSink,
     Writer,
     check_arrived,
     check_digest,
+    check_mode,
     check_range,
     read_all,
     sha256,
 )
 
-logger = logging.getLogger(__name__)
-
 Identifiers: TypeAlias = list[str]  # inside the class, `list` is a method
-OnSkip: TypeAlias = Callable[[StorageError], object]
 Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
@@ -479,28 +477,6 @@ class StorageBackend(ABC):
         self.close()
 
 
-def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
-    """Call `write` of a class that may be a user's: None is taken as done, False as a failure.
-
-    Raises:
-        StorageError: it returned False.
-    """
-    if backend.write(identifier, content) is False:
-        where = location_of(backend)
-        raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
-    return True
-
-
-def matching(backend: StorageBackend, pattern: str | None) -> Identifiers:
-    """What `list` must give, also from a class that may be a user's with its own idea of patterns, order or type."""
-    # By getattr: the class of a mock has no methods.
-    if getattr(type(backend), "scan", None) is not StorageBackend.scan:
-        return backend.list(pattern)
-    glob = identifiers.glob(pattern) if pattern is not None else None
-    found = (info.identifier for info in StorageBackend.scan(backend, glob.stem if glob else ""))
-    return [identifier for identifier in found if glob is None or glob.matches(identifier)]
-
-
 def unsupported(backend: StorageBackend, method: str, identifier: str | None) -> UnsupportedOperationError:
     """The error for a method that *backend* has no correct way to do."""
     where = location_of(backend)
@@ -510,67 +486,3 @@ def unsupported(backend: StorageBackend, method: str, identifier: str | None) ->
 def not_found(identifier: str, where: str) -> NotFoundError:
     """The error for an object that is absent."""
     return NotFoundError(f"no object {identifier!r} in {where}", identifier=identifier, backend=where)
-
-
-def one_level(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo | str]:
-    """Of objects in order beneath *prefix*: those of the first level, and the others once as "name/"."""
-    last = None
-    for info in infos:
-        name, slash, _ = info.identifier[len(prefix) :].partition("/")
-        if not slash:
-            yield info
-        elif name != last:
-            last = name
-            yield f"{prefix}{name}/"
-
-
-def check_mode(mode: str) -> None:
-    """Refuse a mode that `open` does not have.
-
-    Raises:
-        ValueError: it is neither "rb" nor "wb".
-    """
-    if mode not in {"rb", "wb"}:
-        raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
-
-
-class FolderMarkerError(InvalidIdentifierError):
-    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
-
-
-def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:
-    """Tell *on_skip*, or the log, of an entry that is no object."""
-    if on_skip is None:
-        logger.warning("skipped in %s: %s", where, error)
-        return
-    on_skip(error if isinstance(error, StorageError) else InvalidIdentifierError(str(error), backend=where))
-
-
-def capabilities_of(backend: StorageBackend) -> Capability:
-    """The backend's capabilities; none if it does not say, as a mock does not."""
-    value: object = backend.capabilities
-    return value if isinstance(value, Capability) else Capability(0)
-
-
-def location_of(backend: StorageBackend) -> str:
-    """The backend's location; its class's name if it does not say, as a mock does not."""
-    value: object = backend.location
-    return value if isinstance(value, str) else type(backend).__name__
-
-
-def info_of(value: object, identifier: str) -> ObjectInfo:
-    """What a backend's `stat` or `scan` gave, with fields of a wrong type taken as unknown."""
-
-    def field(name: str, kind: type) -> object:
-        found = getattr(value, name, None)
-        return found if isinstance(found, kind) and not isinstance(found, bool) else None
-
-    modified = cast("datetime | None", field("modified", datetime))
-    return ObjectInfo(
-        identifier,
-        size=cast("int | None", field("size", int)),
-        modified=modified if modified is not None and modified.tzinfo is not None else None,
-        etag=cast("str | None", field("etag", str)),
-        sha256=cast("str | None", field("sha256", str)),
-        content_type=cast("str | None", field("content_type", str)),
-    )

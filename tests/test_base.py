@@ -32,7 +32,7 @@ from storage_backend import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.base import capabilities_of, info_of, location_of, matching, store
+from storage_backend.defensive import capabilities_of, info_of, location_of, matching, store
 from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper

@@ -25,6 +25,7 @@ FLOORS = {
     "forks": 1,
     "threads": 1,
     "unforked": 1,
+    "scanning": 1.5,
     "streams": 1.5,
     "counted": 1.5,
     "defensive": 1.7,

@@ -12,10 +12,11 @@ from typing import Any, BinaryIO
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.base import Identifiers, OnSkip, StorageBackend, not_found
+from storage_backend.base import Identifiers, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import (
     Content,
     check_arrived,

@@ -7,12 +7,13 @@ from functools import partial
 
 import click
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
 from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
 from storage_backend.cli.places import Sources, place_at
 from storage_backend.cli.units import shown_size, size_width
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo

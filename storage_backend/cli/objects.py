@@ -16,13 +16,14 @@ from typing import BinaryIO
 import click
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
 from storage_backend.cli.standard import outlive_output
 from storage_backend.cli.transfer import synchronize, synchronize_places
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo

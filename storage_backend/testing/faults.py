@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend, one_level
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import UnavailableError
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import OnSkip, one_level
 from storage_backend.streams import Content, Writer, plain
 from storage_backend.testing.cuts import Cut, CutSink
 from storage_backend.wrappers.base import Wrapper

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeAlias, cast
 
-from storage_backend.base import StorageBackend, capabilities_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of
 from storage_backend.errors import FATAL, BatchError, IntegrityError
 from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from storage_backend.base import StorageBackend, capabilities_of, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of
 from storage_backend.errors import BatchError, IntegrityError, SourceChangedError, StorageError
 from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.transfer.comparison import digests_of

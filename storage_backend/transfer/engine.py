@@ -9,16 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeAlias, TypeVar, cast
 
-from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
-from storage_backend.errors import (
-    FATAL,
-    IntegrityError,
-    SourceChangedError,
-    StorageError,
-    is_retryable,
-)
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of, location_of
+from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
 from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import FolderMarkerError
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience, result_of
 from storage_backend.transfer.batches import copy_batch
 from storage_backend.transfer.comparison import compare_batch

@@ -11,20 +11,13 @@ from typing import BinaryIO, Literal
 
 from typing_extensions import Buffer, override
 
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, location_of, matching, store
 from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, plain
 
 

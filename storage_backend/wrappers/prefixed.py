@@ -14,18 +14,9 @@ from typing_extensions import override
 
 from storage_backend import identifiers as names
 from storage_backend import locations
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    info_of,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import info_of, location_of, matching, store
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -36,7 +27,8 @@ from storage_backend.errors import (
 from storage_backend.hooks import Hooks
 from storage_backend.info import ObjectInfo
 from storage_backend.lineage import Lineage
-from storage_backend.streams import Content, Moved, Writer, plain
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, Moved, Writer, check_mode, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 
 

@@ -13,26 +13,19 @@ from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    check_mode,
-    info_of,
-    location_of,
-    store,
-    unsupported,
-)
+from storage_backend.base import Item, StorageBackend, unsupported
 from storage_backend.counted import Progress, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, info_of, location_of, store
 from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError, StorageError
 from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import (
     CHUNK,
     Content,
     Moved,
     check_arrived,
+    check_mode,
     check_range,
     chunks,
     new_digest,

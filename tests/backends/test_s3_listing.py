@@ -21,7 +21,7 @@ from storage_backend import (
 )
 from storage_backend.backends.s3 import listing
 from storage_backend.backends.s3.documents import Entry, Page
-from storage_backend.base import FolderMarkerError
+from storage_backend.scanning import FolderMarkerError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 

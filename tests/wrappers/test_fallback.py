@@ -39,7 +39,8 @@ from storage_backend import (
     UnavailableError,
     UnsupportedOperationError,
 )
-from storage_backend.base import Item, OnSkip
+from storage_backend.base import Item
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Source, Subject
 from storage_backend.wrappers.fallback import RepairReport

@@ -32,7 +32,8 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.base import Item, OnSkip
+from storage_backend.base import Item
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Source, Subject
 from tests.seven import Careless

@@ -26,7 +26,7 @@ from storage_backend.backends.local.links import move_link
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
-from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
+from storage_backend.base import Identifiers, StorageBackend
 from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
@@ -43,6 +43,7 @@ from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
+from storage_backend.scanning import OnSkip, report_skip
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -51,6 +52,7 @@ from storage_backend.streams import (
     Writer,
     check_arrived,
     check_digest,
+    check_mode,
     check_range,
     chunks,
     counting,

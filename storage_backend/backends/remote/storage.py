@@ -27,15 +27,7 @@ from storage_backend.backends.remote.packets import HARDLINK, Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.settings import SSHConfig, read_settings
 from storage_backend.backends.remote.sinks import RemoteSink
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    report_skip,
-    unsupported,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend, unsupported
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
@@ -48,12 +40,14 @@ from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
+from storage_backend.scanning import OnSkip, report_skip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
     Content,
     Moved,
     Writer,
+    check_mode,
     check_range,
     new_digest,
     plain,

@@ -22,13 +22,7 @@ from storage_backend.backends.s3.hooks import S3Hooks
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
 from storage_backend.backends.s3.settings import MIB, Settings, secret
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.destinations import write_file
 from storage_backend.errors import (
@@ -44,12 +38,14 @@ from storage_backend.errors import (
 from storage_backend.files import modified_of, open_source
 from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
     Moved,
     Writer,
     check_arrived,
+    check_mode,
     check_range,
     counting,
     hashing,

@@ -14,15 +14,7 @@ from storage_backend.backends.sql import batch, listing, moving, reading
 from storage_backend.backends.sql.address import parse
 from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
 from storage_backend.backends.sql.upload import Flip, HashingSink, Upload
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    not_found,
-    one_level,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend, not_found
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
@@ -33,6 +25,7 @@ from storage_backend.errors import (
 from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage, lineage, within
+from storage_backend.scanning import OnSkip, one_level
 from storage_backend.secrets import refuse_pickle
 from storage_backend.sightings import Sightings
 from storage_backend.streams import (
@@ -40,6 +33,7 @@ from storage_backend.streams import (
     Moved,
     Writer,
     check_arrived,
+    check_mode,
     check_range,
     chunks,
     hashing,

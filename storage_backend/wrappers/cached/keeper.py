@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, capabilities_of, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of, location_of
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,

@@ -8,7 +8,8 @@ import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.hooks import hooks_of
 from storage_backend.wrappers.base import Wrapper

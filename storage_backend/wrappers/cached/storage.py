@@ -12,15 +12,16 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, store
+from storage_backend.base import Item, StorageBackend
 from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor
 from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
-from storage_backend.streams import Content, Writer, check_range, plain
+from storage_backend.streams import Content, Writer, check_mode, check_range, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 from storage_backend.wrappers.cached import ranges
 from storage_backend.wrappers.cached.engine import Findings, Key

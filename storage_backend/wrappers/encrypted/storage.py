@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content, Writer, plain
 from storage_backend.wrappers.encrypted import chunks

@@ -13,18 +13,9 @@ from typing import BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    check_mode,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, location_of, matching, store
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -36,7 +27,8 @@ from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
 from storage_backend.markers import refuse_one_object
-from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, plain
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.repair import RepairReport, copied, differ
 from storage_backend.wrappers.fallback.sides import ABSENT, NO_PLACE, Absences, Sides

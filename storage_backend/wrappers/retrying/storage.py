@@ -13,15 +13,9 @@ from typing import BinaryIO, Literal, TypeAlias, TypeVar, cast
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    info_of,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import info_of, overrides
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     BatchError,
@@ -33,7 +27,8 @@ from storage_backend.errors import (
 )
 from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import Content, SpooledSink, Writer, plain
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
 from storage_backend.wrappers.retrying.tries import Policy, Tries, proves_nothing_done
@@ -266,7 +261,7 @@ class RetryingStorage(Wrapper):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        if getattr(type(self.backend), "download", None) is StorageBackend.download:
+        if not overrides(self.backend, "download"):
             # It would open a reader and begin from the start; ours goes on.
             with self.open(identifier) as reader:
                 return download_from(reader, path)
@@ -345,7 +340,7 @@ class RetryingStorage(Wrapper):
             return None
 
     def _opened(self, identifier: str) -> BinaryIO:
-        if getattr(type(self.backend), "open", None) is StorageBackend.open:
+        if not overrides(self.backend, "open"):
             return self.backend.open(identifier)  # all of it, in memory
         pin = Pin.of(self.backend, identifier, self._clock)
         stream = self.backend.open(identifier)
