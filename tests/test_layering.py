@@ -18,7 +18,7 @@ FLOORS = {
     "secrets": 1,
     "locations": 1,
     "unsized": 1,
-    "sightings": 1.5,
+    "last_seen": 1.5,
     "files": 1.5,
     "destinations": 1.6,
     "owners": 1.2,

@@ -29,7 +29,7 @@ class RemoteHooks(Hooks):
 
     @override
     def last_read(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.sightings.take(identifier)
+        return self._objects.last_seen.take(identifier)
 
     @override
     def last_written(self, identifier: str) -> ObjectInfo | None:

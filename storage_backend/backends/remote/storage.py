@@ -309,7 +309,7 @@ class RemoteStorage(StorageBackend):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         place = self._place(identifier)
-        self._objects.sightings.note(None)
+        self._objects.last_seen.note(None)
         with self._opened(place) as file:
             content = file.read_exactly(start, file.size if end is None else end)
         self._objects.saw(place, file.facts)

@@ -24,10 +24,10 @@ from storage_backend.errors import (
 )
 from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.last_seen import LastSeen
 from storage_backend.lineage import Lineage, lineage, within
 from storage_backend.scanning import OnSkip, one_level
 from storage_backend.secrets import refuse_pickle
-from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     Content,
     Moved,
@@ -83,7 +83,7 @@ class DatabaseStorage(StorageBackend):
         stale_seconds: float = 3600.0,
     ) -> None:
         self._address = parse(url, password)
-        self._sightings = Sightings()
+        self._last_seen = LastSeen()
         self._settings: dict[str, Any] = {
             "create_if_missing": create_if_missing,
             "durable": durable,
@@ -98,7 +98,7 @@ class DatabaseStorage(StorageBackend):
     def __getstate__(self) -> dict[str, Any]:
         advice = 'PGPASSWORD, .pgpass, password="env:NAME" or password="file:PATH"'
         refuse_pickle(self.location, self._address.password, advice=advice)
-        return {"_address": self._address, "_settings": self._settings, "_sightings": self._sightings}
+        return {"_address": self._address, "_settings": self._settings, "_last_seen": self._last_seen}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -112,7 +112,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def read(self, identifier: str) -> bytes:
         content, entry = reading.read(self._database, identifier)
-        self._sightings.note(entry.info(identifier))
+        self._last_seen.note(entry.info(identifier))
         return content
 
     @override
@@ -171,7 +171,7 @@ class DatabaseStorage(StorageBackend):
         check_mode(mode)
         if mode == "rb":
             reader, entry = reading.open_reader(self._database, identifier)
-            self._sightings.note(entry.info(identifier))
+            self._last_seen.note(entry.info(identifier))
             return reader
         identifiers.check(identifier)
         return cast(BinaryIO, Writer(HashingSink(Upload(self._database, identifier), self._put)))
@@ -180,7 +180,7 @@ class DatabaseStorage(StorageBackend):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         content, entry = reading.read_range(self._database, identifier, start, end)
-        self._sightings.note(entry.info(identifier))
+        self._last_seen.note(entry.info(identifier))
         return content
 
     @override
@@ -393,7 +393,7 @@ class _DatabaseHooks(Hooks):
 
     @override
     def last_read(self, identifier: str) -> ObjectInfo | None:
-        return self._storage._sightings.take(identifier)
+        return self._storage._last_seen.take(identifier)
 
     @property
     @override
