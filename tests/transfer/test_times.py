@@ -59,8 +59,8 @@ class Clamping(Wrapper):
     def stat(self, identifier: str) -> ObjectInfo:
         return self._shown(super().stat(identifier))
 
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return map(self._shown, super()._stat_many(identifiers))
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self._shown, super().stat_many(identifiers))
 
     def scan(self, prefix: str = "", **_: object) -> Iterator[ObjectInfo]:
         return map(self._shown, super().scan(prefix))
