@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import NamedTuple, TypeAlias, TypeVar, cast
 
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.errors import (
     FATAL,
     BatchError,
@@ -251,7 +252,7 @@ def _stats(
     """The ObjectInfo of each object now; None for one that is absent, or the error of its stat."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
-        for info in backend._stat_many(_while_wanted(job, names)):
+        for info in backend.stat_many(_while_wanted(job, names)):
             found[info.identifier] = info
     except BatchError as error:
         found.update(error.failures)

@@ -9,6 +9,7 @@ from typing import Any
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import IntegrityError, SourceChangedError, is_retryable
+from storage_backend.hooks import hooks_of
 from storage_backend.threads import GRACE_SECONDS, Deadline, patience
 from storage_backend.transfer.deletion import Deletion
 from storage_backend.transfer.fingerprint import JournalRecord
@@ -118,7 +119,7 @@ class TransferEngine:
         if self.report.failed:
             return
         try:
-            count = self._job.target._tidy()
+            count = hooks_of(self._job.target).tidy()
         except Exception as error:  # noqa: BLE001 - the transfer itself is done
             logger.warning("%s is not tidied up: %s", self.report.target, error)
         else:

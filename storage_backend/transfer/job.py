@@ -7,8 +7,10 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import NamedTuple, TypeVar
 
-from storage_backend.base import StorageBackend, capabilities_of, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of, location_of
 from storage_backend.errors import BatchError, IntegrityError
+from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.threads import DaemonPool, result_of
 from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord, is_kept_everywhere, microseconds
@@ -90,7 +92,7 @@ class TransferJob:
         found = set()
         # An object whose stat fails counts as changed. It is then copied by itself, which raises the error.
         with suppress(BatchError):
-            for shown in self.source._stat_many(then):
+            for shown in self.source.stat_many(then):
                 info = then.get(shown.identifier)
                 if info is not None and Fingerprint.of(shown) == Fingerprint.of(info):
                     found.add(shown.identifier)
@@ -107,8 +109,7 @@ class TransferJob:
         )
         if self.verification != "size" and (kept or self.journal is None):
             return ObjectInfo(info.identifier, size, info.modified)
-        receipt: object = self.target._receipt(info.identifier)
-        found = receipt if isinstance(receipt, ObjectInfo) else self.target.stat(info.identifier)
+        found = hooks_of(self.target).last_written(info.identifier) or self.target.stat(info.identifier)
         shown = info_of(found, info.identifier)
         if shown.size is not None and shown.size != size:
             raise IntegrityError(

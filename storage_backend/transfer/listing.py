@@ -7,9 +7,12 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from storage_backend.base import FolderMarkerError, StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.errors import StorageError, is_retryable
+from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import FolderMarkerError
 from storage_backend.threads import beside
 from storage_backend.transfer.job import TransferJob
 from storage_backend.transfer.planning import Action, actions, comes_before, merge
@@ -68,7 +71,7 @@ class Planner:
         rules = ComparisonRules(
             prove=job.verb == "migrate",
             keeps_time=job.keeps_time,
-            keeps=job.target._keeps,
+            keeps=hooks_of(job.target).keeps_time,
             timed=job.source.keeps_modified is True,
             content=job.options.checksum,
             stored_time=not job.keeps_time,
