@@ -1,4 +1,4 @@
-"""The classes and fields of errors."""
+"""Errors: their classes, fields and messages."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from storage_backend.testing.subject import Subject, Topic, fill
 
 
 class ErrorClasses(Topic):
-    """Errors are ours, and the built-in ones too; they say what, on what and where, and they pickle."""
+    """Errors are StorageErrors and the matching built-in errors, name operation, object and location, and pickle."""
 
     def raised(self, subject: Subject, backend: StorageBackend) -> Iterator[tuple[str, StorageError]]:
-        """The errors for an absent object, each with what raised it."""
+        """The errors for an absent object, with the name of the method that raised each."""
         calls: dict[str, Callable[[str], Any]] = {
             "read": backend.read,
             "size": backend.size,

@@ -1,4 +1,4 @@
-"""Identifiers: those that are awkward, those that are invalid, and those that name directories."""
+"""Identifiers: awkward ones, invalid ones, and those that name directories."""
 
 from __future__ import annotations
 
@@ -115,10 +115,10 @@ AWKWARD = (
     *("😀", "\U0010ffff", "\uffff", "\ud7ff", "\ue000", "👩‍👩‍👧/👍🏽"),
     *("None", "null", "0", "01", "1e3", "true", "NaN", "manifest.json", "__init__.py", "index"),
 )
-"""All valid; each is an object of its own and round-trips everywhere."""
+"""Valid identifiers. Each names an object of its own and comes back unchanged from every store."""
 
 TWINS = (("case", "CASE", "Case"), ("\u00e9x", "e\u0301x"), ("stra\u00dfe", "strasse"), ("\u212a", "K", "k"))
-"""Alike to a person, or after folding or normalising; different objects."""
+"""Pairs that are equal after case folding or normalisation; they name different objects."""
 
 OUTSIDE = ("..", "../a", "a/..", "a/../b", "a/../../b", "/", "/a", "/etc/passwd", "//a", "/../a")
 """Refused with "outside base directory" in the message."""
@@ -129,11 +129,11 @@ INVALID = (
     *(".~sb-", ".~sb-a", "a/.~sb-b", ".~sb-a/b"),
     *("\ud800", "a\udfffb", "\udcc3\udca9", "x" * 1025, "é" * 513, "a/" * 512 + "a"),
 )
-"""Refused before any I/O: what has no encoding, a second spelling of what has, what is too long; 1,025 bytes each."""
+"""Identifiers that are refused before any I/O: no encoding, a second spelling of another, too long; 1,025 bytes each."""
 
 
 class AwkwardIdentifiers(Topic):
-    """Every valid identifier is an ordinary one."""
+    """All valid identifiers work alike."""
 
     def test_awkward_identifiers_round_trip(self, subject: Subject, backend: StorageBackend) -> None:
         awkward = awkward_names(subject)
@@ -199,7 +199,7 @@ class AwkwardIdentifiers(Topic):
     ) -> None:
         certain = ["s" * 200, "é" * 100, "/".join(["d" * 100] * 5)]
         fill(backend, *certain)
-        # 255 bytes are a file name's limit, 1,024 an identifier's; a prefix counts too.
+        # The limit of a file name is 255 bytes, of an identifier 1,024; a prefix counts too.
         for name in (
             "n" * 255,
             "n" * 256,
@@ -232,10 +232,10 @@ class AwkwardIdentifiers(Topic):
 
 
 class InvalidIdentifiers(Topic):
-    """Refused by every method, before any I/O; never repaired."""
+    """Every method refuses invalid identifiers before any I/O, and never repairs them."""
 
     def calls(self, backend: StorageBackend, folder: Path) -> dict[str, Callable[[str], Any]]:
-        """Each method, called with an identifier in each of its places."""
+        """Calls of all methods, with the identifier as each of their arguments."""
         fresh = folder / "upload"
         fresh.write_bytes(b"upload")
         return {
@@ -285,7 +285,7 @@ class InvalidIdentifiers(Topic):
                 except UnsupportedOperationError:
                     if method not in {"create", "replace", "get_url"}:
                         wrong.append((method, name, "unsupported"))
-                except Exception as error:  # noqa: BLE001 - told below, with all the others
+                except Exception as error:  # noqa: BLE001 - reported below with the others
                     wrong.append((method, name, repr(error)))
                 else:
                     wrong.append((method, name, repr(answer)))
@@ -319,7 +319,7 @@ class InvalidIdentifiers(Topic):
 
 
 class Directories(Topic):
-    """What an identifier is that others are beneath."""
+    """An identifier with objects beneath it."""
 
     def test_objects_beneath_an_object(self, subject: Subject, backend: StorageBackend) -> None:
         fill(backend, "a", "folder/x")
@@ -441,7 +441,7 @@ def awkward_names(subject: Subject) -> list[str]:
 
 
 def _unread(content: bytes = b"") -> Any:
-    """A source that must not be read, unless it has content."""
+    """A source that must not be read, unless content is given."""
 
     def watch() -> None:
         assert content, "the source of a refused write was read"
