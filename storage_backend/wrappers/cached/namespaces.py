@@ -69,7 +69,7 @@ def _described(leaf: StorageBackend) -> str:
     )
 
 
-class _Claim(NamedTuple):
+class DirectoryClaim(NamedTuple):
     """The use of a directory by one object.
 
     Attributes:
@@ -82,12 +82,12 @@ class _Claim(NamedTuple):
 
 
 # Of this process: which objects live, and so could be in each other's way, only the process knows.
-_claims: dict[tuple[str, str], _Claim] = {}
+_claims: dict[tuple[str, str], DirectoryClaim] = {}
 
 
 def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> None:
     key = (os.path.realpath(directory), namespace)
-    ours = _Claim(token, weakref.ref(leaf))
+    ours = DirectoryClaim(token, weakref.ref(leaf))
     claim = _claims.setdefault(key, ours)
     claimant = claim.leaf()
     if claimant is None:
