@@ -209,6 +209,16 @@ def check_digest(identifier: str, expected: str | None, found: str, what: str) -
         )
 
 
+def check_mode(mode: str) -> None:
+    """Refuse a mode that `open` does not have.
+
+    Raises:
+        ValueError: it is neither "rb" nor "wb".
+    """
+    if mode not in {"rb", "wb"}:
+        raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
 def check_range(start: int, end: int | None) -> None:
     """Refuse a negative bound.
 

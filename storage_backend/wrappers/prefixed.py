@@ -14,18 +14,9 @@ from typing_extensions import override
 
 from storage_backend import identifiers as names
 from storage_backend import locations
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    info_of,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import info_of, location_of, matching, store
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -33,10 +24,12 @@ from storage_backend.errors import (
     InvalidIdentifierError,
     StorageError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.info import ObjectInfo
 from storage_backend.lineage import Lineage
-from storage_backend.streams import Content, Moved, Writer, plain
-from storage_backend.wrappers.base import Wrapper, WriterSink
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, Moved, Writer, check_mode, plain
+from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 
 
 class PrefixedStorage(Wrapper):
@@ -149,50 +142,23 @@ class PrefixedStorage(Wrapper):
                     yield _named(info, info.identifier[len(self._beneath) :])
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         batch = _Batch(self._beneath)
         inner = None if on_skip is None else batch.reporting(on_skip)
         with batch:
-            for found in self.backend._scan_level(self._beneath + prefix, on_skip=inner):
+            for found in self.backend.scan_level(self._beneath + prefix, on_skip=inner):
                 if isinstance(found, str):
                     yield batch.named(found)
                 else:
                     yield _named(found, batch.named(found.identifier))
 
     @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        found = self.backend._receipt(self._beneath + identifier)
-        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        found = self.backend._seen(self._beneath + identifier)
-        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         batch = _Batch(self._beneath)
         with batch:
-            for found in self.backend._stat_many([self._beneath + name for name in identifiers]):
+            for found in self.backend.stat_many(batch.joined(identifiers)):
                 yield _named(found, batch.named(found.identifier))
-
-    @override
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        batch = _Batch(self._beneath)
-        with batch:
-            for name, modified in self.backend._kept_times([self._beneath + name for name in identifiers]):
-                yield batch.named(name), modified
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        return self.backend._places(self._beneath + prefix if prefix else self.prefix)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        batch = _Batch(self._beneath)
-        with batch:
-            for joined, digest in self.backend._digests([self._beneath + name for name in identifiers]):
-                yield batch.named(joined), digest
+        batch.raise_any("look at", self.location)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -259,21 +225,6 @@ class PrefixedStorage(Wrapper):
             return self.backend.upload(path, joined)
 
     @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        with self._errors(identifier) as joined:
-            return self.backend._download_counted(joined, path, moved)
-
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        with self._errors(identifier) as joined:
-            return self.backend._upload_counted(path, joined, moved)
-
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        with self._errors(identifier) as joined:
-            return self.backend._checksum_counted(joined, algorithm, moved)
-
-    @override
     def create(self, identifier: str, content: Content) -> bool:
         with self._errors(identifier) as joined:
             return self.backend.create(joined, content)
@@ -298,12 +249,68 @@ class PrefixedStorage(Wrapper):
     def location(self) -> str:
         return locations.beneath(location_of(self.backend), self.prefix)
 
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return _PrefixedHooks(self)
+
     def _joined(self, identifier: str) -> str:
         return _join(self._beneath, identifier)
 
     def _errors(self, identifier: str) -> _Errors:
         """Gives the name there; errors about it leave as errors about *identifier*."""
         return _Errors({self._joined(identifier): identifier})
+
+
+class _PrefixedHooks(WrapperHooks):
+    def __init__(self, storage: PrefixedStorage) -> None:
+        super().__init__(storage)
+        self._beneath = storage._beneath
+        self._prefix = storage.prefix
+        self._errors = storage._errors
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_read(self._beneath + identifier)
+        return found and _named(found, identifier)
+
+    @override
+    def last_written(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_written(self._beneath + identifier)
+        return found and _named(found, identifier)
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for joined, digest in self.inner.sha256_many([self._beneath + name for name in identifiers]):
+                yield batch.named(joined), digest
+
+    @override
+    def kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        batch = _Batch(self._beneath)
+        with batch:
+            for joined, modified in self.inner.kept_times([self._beneath + name for name in identifiers]):
+                yield batch.named(joined), modified
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.inner.places(self._beneath + prefix if prefix else self._prefix)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.inner.download(joined, path, moved)
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.inner.upload(path, joined, moved)
+
+    @override
+    def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        with self._errors(identifier) as joined:
+            return self.inner.checksum(joined, algorithm, moved)
 
 
 def _join(beneath: str, identifier: str) -> str:

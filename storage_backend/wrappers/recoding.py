@@ -13,26 +13,19 @@ from typing import Any, BinaryIO, Literal, Protocol, Self, TypeVar, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    check_mode,
-    digest_of,
-    info_of,
-    location_of,
-    store,
-    unsupported,
-)
+from storage_backend.base import Item, StorageBackend, unsupported
 from storage_backend.counted import Progress, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, info_of, location_of, store
 from storage_backend.errors import BatchError, Failures, IntegrityError, SourceChangedError, StorageError
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import (
     CHUNK,
     Content,
     Moved,
     check_arrived,
+    check_mode,
     check_range,
     chunks,
     new_digest,
@@ -41,7 +34,7 @@ from storage_backend.streams import (
     read_all,
     sha256,
 )
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.base import Wrapper, WrapperHooks
 
 T = TypeVar("T")
 
@@ -88,27 +81,9 @@ class RecodingWrapper(Wrapper):
         return map(self._shown, self.backend.scan(prefix, on_skip=on_skip))
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        for found in self.backend._scan_level(prefix, on_skip=on_skip):
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        for found in self.backend.scan_level(prefix, on_skip=on_skip):
             yield found if isinstance(found, str) else self._shown(found)
-
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        found: object = self.backend._receipt(identifier)
-        return self._shown(found) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        found: object = self.backend._seen(identifier)
-        return self._shown(found) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _md5_in(self, info: ObjectInfo) -> str | None:
-        return None  # it would be that of the stored bytes
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        return StorageBackend._digests(self, identifiers)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -187,10 +162,6 @@ class RecodingWrapper(Wrapper):
         return StorageBackend.checksum(self, identifier, algorithm)
 
     @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        return digest_of(self, identifier, algorithm, moved)
-
-    @override
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:
         raise unsupported(self, "get_url", identifier)
 
@@ -198,6 +169,11 @@ class RecodingWrapper(Wrapper):
     @override
     def capabilities(self) -> Capability:
         return capabilities_of(self.backend) & ~(Capability.URL | Capability.CHECKSUM)
+
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return _RecodingHooks(self)
 
     def _opened(self, identifier: str) -> BinaryIO:
         stored = self.backend.open(identifier)
@@ -252,6 +228,36 @@ class RecodingWrapper(Wrapper):
             )
 
         return fault
+
+
+class _RecodingHooks(WrapperHooks):
+    """Passes on what is true of the content; the MD5 and SHA-256 of the store are those of the stored bytes."""
+
+    def __init__(self, storage: RecodingWrapper) -> None:
+        super().__init__(storage)
+        self._shown = storage._shown
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_read(identifier)
+        return found and self._shown(found)
+
+    @override
+    def last_written(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_written(identifier)
+        return found and self._shown(found)
+
+    @override
+    def md5_in(self, info: ObjectInfo) -> str | None:
+        return None
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return iter(())
+
+    @override
+    def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        return digest_of(self.backend, identifier, algorithm, moved)
 
 
 class Encoder(Protocol):

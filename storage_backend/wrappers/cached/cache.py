@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, capabilities_of, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of, location_of
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -26,6 +27,7 @@ from storage_backend.errors import (
     StorageError,
     is_retryable,
 )
+from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
 from storage_backend.wrappers.cached.cache_warnings import CacheWarnings
@@ -578,15 +580,13 @@ class ObjectCache:
 
     def seen(self, identifier: str) -> ObjectInfo | None:
         """What the backend saw of the object that this thread has just read."""
-        found: object = self.backend._seen(identifier)
-        return found if isinstance(found, ObjectInfo) else None
+        return hooks_of(self.backend).last_read(identifier)
 
     def written(self, identifier: str) -> ObjectInfo | None:
         """What the backend tells of the object that was just written."""
         if not self._compares or self._policy.ttl is None:
             return None
-        found: object = self.backend._receipt(identifier)
-        return found if isinstance(found, ObjectInfo) else None
+        return hooks_of(self.backend).last_written(identifier)
 
     def _looked(self, identifier: str) -> ObjectInfo | None:
         """What the object is before it is read; only where that was asked for."""

@@ -11,7 +11,7 @@ import struct
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from storage_backend.base import info_of
+from storage_backend.defensive import info_of
 from storage_backend.errors import SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.cached.cache import ObjectCache, RequestTime

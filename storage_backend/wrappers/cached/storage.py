@@ -12,15 +12,17 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
+from storage_backend.base import Item, StorageBackend
 from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor
+from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
-from storage_backend.streams import Content, Writer, check_range, plain
-from storage_backend.wrappers.base import Wrapper, WriterSink
+from storage_backend.streams import Content, Writer, check_mode, check_range, plain
+from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 from storage_backend.wrappers.cached import ranges
 from storage_backend.wrappers.cached.cache import CachePolicy, ObjectCache
 from storage_backend.wrappers.cached.engine import CacheKey, CheckReport
@@ -296,10 +298,10 @@ class CachedStorage(Wrapper):
         with self._cache.changing([identifier]):
             return self.backend.replace(identifier, content, etag)
 
+    @property
     @override
-    def _own_paths(self) -> Iterator[Path]:
-        yield self.cache_dir
-        yield from super()._own_paths()
+    def hooks(self) -> Hooks:
+        return _CachedHooks(self)
 
     @override
     def close(self) -> None:
@@ -487,6 +489,17 @@ def _checked_choice(name: str, value: bool | None) -> bool | None:
     if value is not None and not isinstance(value, bool):
         raise ConfigurationError(f"{name}: {value!r} is neither True, False nor None", parameter=name)
     return value
+
+
+class _CachedHooks(WrapperHooks):
+    def __init__(self, storage: CachedStorage) -> None:
+        super().__init__(storage)
+        self._cache_dir = storage.cache_dir
+
+    @override
+    def own_paths(self) -> Iterator[Path]:
+        yield self._cache_dir
+        yield from super().own_paths()
 
 
 def _identifier(item: Item) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
-from storage_backend.base import StorageBackend, capabilities_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     BucketNotFoundError,

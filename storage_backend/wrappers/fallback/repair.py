@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import Failures, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import HashingReader

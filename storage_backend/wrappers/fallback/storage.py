@@ -6,24 +6,16 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    check_mode,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, location_of, matching, store
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -31,10 +23,12 @@ from storage_backend.errors import (
     PreconditionFailedError,
     UnsupportedOperationError,
 )
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
 from storage_backend.markers import refuse_one_object
-from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, plain
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.merged_scans import union
 from storage_backend.wrappers.fallback.pair import ABSENT, NO_PLACE, Absences, FallbackPair
@@ -277,35 +271,21 @@ class FallbackStorage(StorageBackend):
         )
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         return union(
-            self.primary._scan_level(prefix, on_skip=on_skip),
-            self.secondary._scan_level(prefix, on_skip=on_skip),
+            self.primary.scan_level(prefix, on_skip=on_skip),
+            self.secondary.scan_level(prefix, on_skip=on_skip),
             self._pair.secondary_is_first,
         )
 
     @override
-    def _own_paths(self) -> Iterator[Path]:
-        yield from self.primary._own_paths()
-        yield from self.secondary._own_paths()
-
-    @override
-    def _tidy(self) -> int:
-        return self.primary._tidy() + self.secondary._tidy()
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        yield from self.primary._places(prefix)
-        yield from self.secondary._places(prefix)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         if self.on_error == "fallback":
-            yield from super()._stat_many(identifiers)
+            yield from super().stat_many(identifiers)
             return
         pending = dict.fromkeys(identifiers)
         for side in self._pair.order(None):
-            for info in side._stat_many([*pending]):
+            for info in side.stat_many([*pending]):
                 pending.pop(info.identifier, None)
                 yield info
 
@@ -413,9 +393,10 @@ class FallbackStorage(StorageBackend):
     def keeps_modified(self) -> bool:
         return self.primary.keeps_modified is True and self.secondary.keeps_modified is True
 
+    @property
     @override
-    def _keeps(self, modified: datetime) -> bool:
-        return self.primary._keeps(modified) and self.secondary._keeps(modified)
+    def hooks(self) -> Hooks:
+        return _FallbackHooks(self)
 
     @override
     def close(self) -> None:
@@ -519,6 +500,28 @@ class FallbackStorage(StorageBackend):
             identifier=identifier,
             backend=self.location,
         )
+
+
+class _FallbackHooks(Hooks):
+    def __init__(self, storage: FallbackStorage) -> None:
+        super().__init__(storage)
+        self._sides = hooks_of(storage.primary), hooks_of(storage.secondary)
+
+    @override
+    def keeps_time(self, modified: datetime) -> bool:
+        return all(side.keeps_time(modified) for side in self._sides)
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return chain.from_iterable(side.places(prefix) for side in self._sides)
+
+    @override
+    def own_paths(self) -> Iterator[Path]:
+        return chain.from_iterable(side.own_paths() for side in self._sides)
+
+    @override
+    def tidy(self) -> int:
+        return sum(side.tidy() for side in self._sides)
 
 
 def _check_word(parameter: str, word: object, known: tuple[str, ...]) -> None:

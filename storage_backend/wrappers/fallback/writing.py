@@ -10,7 +10,8 @@ from typing import BinaryIO, TypeAlias, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Item, StorageBackend, info_of, location_of
+from storage_backend.base import Item, StorageBackend
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError, StorageError
 from storage_backend.streams import SPOOL, HashingReader, chunks
 from storage_backend.wrappers.fallback.pair import FallbackPair

@@ -7,7 +7,7 @@ import io
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -20,6 +20,7 @@ from storage_backend import (
     StorageBackend,
     UnavailableError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
 from storage_backend.wrappers.cached import cache
@@ -216,8 +217,14 @@ def test_what_was_downloaded_is_renewed_by_what_it_was(tmp_path: Path) -> None:
             self.saw = self.stat(identifier)
             return super().open(identifier, mode)
 
-        def _seen(self, identifier: str) -> Any:
-            saw, self.saw = self.saw, None
+        @property
+        def hooks(self) -> Hooks:
+            return Saw(self)
+
+    class Saw(Hooks):
+        def last_read(self, identifier: str) -> Any:
+            telling = cast(Telling, self.backend)
+            saw, telling.saw = telling.saw, None
             return saw
 
     memory = Telling()

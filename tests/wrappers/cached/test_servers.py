@@ -96,12 +96,12 @@ def test_a_look_of_before_is_not_taken_for_that_of_a_read(telling: StorageBacken
     written(telling, "b", b"second")
     telling.read("a")
     telling.read("b")
-    assert telling._seen("a") is None
+    assert telling.hooks.last_read("a") is None
     telling.open("a").close()
-    seen = telling._seen("a")
+    seen = telling.hooks.last_read("a")
     assert seen is not None
     assert seen.size == 5
-    assert telling._seen("a") is None
+    assert telling.hooks.last_read("a") is None
 
 
 def test_ranges_of_a_large_object_are_fetched_as_blocks(telling: StorageBackend, tmp_path: Path) -> None:
