@@ -33,6 +33,7 @@ FLOORS = {
     "base": 2,
     "markers": 2.2,
     "wrappers.base": 2.5,
+    "wrappers.blocks": 2.5,
     "wrappers.recoding": 2.6,
     "wrappers.sources": 2.5,
     "backends": 3,
