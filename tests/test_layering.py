@@ -24,7 +24,6 @@ FLOORS = {
     "owners": 1.2,
     "forks": 1,
     "threads": 1,
-    "unforked": 1,
     "scanning": 1.5,
     "streams": 1.5,
     "counted": 1.5,
