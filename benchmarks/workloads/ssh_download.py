@@ -127,9 +127,10 @@ def doubled(scale: Scale) -> int:
 WORKLOAD = Workload(
     title="Download a large file over SSH",
     what=(
-        "{double_large} into a file; OpenSSH's sshd on this machine. Files of ours, rsync and rclone appear whole or not at "
-        "all. Programs are measured from start to end, so with their dialling; libraries have dialled before. ssh has its "
-        "default cipher and the one that ours prefers."
+        "{double_large} into a file, from OpenSSH's sshd on this machine. Files of ours, rsync and "
+        "rclone appear whole or not at all. Programs are timed from start to end, with their "
+        "connection; libraries are connected before. ssh has its default cipher, and the default "
+        "cipher of ours."
     ),
     contenders=(
         contender(DOWNLOAD, ours, doubled, module="paramiko"),

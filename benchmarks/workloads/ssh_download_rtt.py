@@ -15,8 +15,9 @@ def halved(scale: Scale) -> int:
 WORKLOAD = Workload(
     title="Download a large file over SSH at 20 ms",
     what=(
-        "{half_large}; as `ssh-download`, with a relay that adds 20 ms to a round trip. The relay ends TCP on both sides, so "
-        "that TCP's own start is not slowed: what waits is SSH. Programs dial within their time, in seven round trips or so."
+        "{half_large}; as `ssh-download`, with a relay that adds 20 ms to each round trip. The relay "
+        "terminates TCP on both sides, so TCP's slow start is not delayed: only SSH waits. Programs "
+        "connect within their time, in about seven round trips."
     ),
     contenders=(
         contender(of.DOWNLOAD, of.ours, halved, module="paramiko"),

@@ -150,9 +150,10 @@ def workload(
 
 
 SAID = (
-    "Times are per file; OpenSSH's sshd on this machine{away}. Who copies into a folder also lists the source; files of ours, rsync "
-    'and rclone appear whole or not at all. Programs are measured from start to end. "1 in N": that contender has one in N '
-    "of the files, since it would take too long for all."
+    "Times are per file; OpenSSH's sshd on this machine{away}. Contenders that copy into a folder "
+    "also list the source; files of ours, rsync and rclone appear whole or not at all. Programs are "
+    'timed from start to end. "1 in N": the contender has one in N of the files, because all would '
+    "take too long."
 )
 
 WORKLOAD = workload(

@@ -1,4 +1,4 @@
-"""Read 5,000 small files on a server that has SFTP and nothing else."""
+"""Read 5,000 small files on an SFTP-only server."""
 
 from __future__ import annotations
 

@@ -71,10 +71,11 @@ def fsspec(place: Place, source: Path, copy: Path) -> Pass:
 WORKLOAD = Workload(
     title="Upload a large file over SSH",
     what=(
-        "{double_large}; OpenSSH's sshd on this machine. Ours, rsync and rclone write under another name and rename. Programs are "
-        "measured from start to end, so with their dialling; libraries have dialled before. rclone compares the MD5 of "
-        "both files afterwards. ssh has its default cipher and the one that ours prefers. smart_open is left out: it was "
-        "not done after four minutes."
+        "{double_large}; OpenSSH's sshd on this machine. Ours, rsync and rclone write to a temporary "
+        "name and rename. Programs are timed from start to end, with their connection; libraries are "
+        "connected before. rclone compares the MD5 of both files afterwards. ssh has its default "
+        "cipher, and the default cipher of ours. smart_open is left out: it took more than four "
+        "minutes."
     ),
     contenders=(
         contender(UPLOAD, ours, doubled, module="paramiko"),

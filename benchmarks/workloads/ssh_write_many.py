@@ -60,7 +60,7 @@ def rclone(place: Place, *, shell: bool = True) -> Pass:
 
 
 def with_directories(place: Place) -> list[tuple[str, bytes]]:
-    """Path and content of each object, for those who do not make directories: these are made beforehand."""
+    """Path and content of each object, for contenders that do not make directories: these exist already."""
     found = [(f"{place.scratch}/{COPY}/{name}", content) for name, content in items(place)]
     for directory in {os.path.dirname(path) for path, _ in found}:
         os.makedirs(directory)
@@ -126,10 +126,11 @@ def workload(
 
 
 SAID = (
-    "Times are per file; OpenSSH's sshd on this machine{away}. Ours, rsync, rclone and asyncssh write under another name and rename. "
-    "asyncssh and fsspec find the directories made. Who copies a folder reads it, and rclone and sync() look at what "
-    "the target has. Programs are measured from start to end. rclone compares the MD5 of each file afterwards. "
-    '"1 in N": that contender has one in N of the files, since it would take too long for all.'
+    "Times are per file; OpenSSH's sshd on this machine{away}. Ours, rsync, rclone and asyncssh write"
+    " to a temporary name and rename. For asyncssh and fsspec the directories exist already. "
+    "Contenders that copy a folder also read it; rclone and sync() also list the target. Programs are"
+    ' timed from start to end. rclone compares the MD5 of each file afterwards. "1 in N": the '
+    "contender has one in N of the files, because all would take too long."
 )
 
 WORKLOAD = workload(

@@ -1,4 +1,4 @@
-"""Write 5,000 small files on a server that has SFTP and nothing else."""
+"""Write 5,000 small files on an SFTP-only server."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ def rclone(place: Place) -> Pass:
 
 WORKLOAD = Workload(
     title="Write {half_batch:,} files of 4 KiB, SFTP only",
-    what="As `ssh-write-many`, on an sftp-only server, and nobody asks for a shell, so rclone compares nothing afterwards.",
+    what="As `ssh-write-many`, on an SFTP-only server. No contender uses a shell, so rclone compares "
+    "nothing afterwards.",
     contenders=(
         Contender(of.WRITE, ours, module="paramiko"),
         Contender(of.SYNC, our_sync, module="paramiko"),
