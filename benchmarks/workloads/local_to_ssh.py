@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import data, ssh
 from benchmarks.harness import MEBIBYTE, Comparison, Contender, Pass, Place, Scale, Workload, expect
 from benchmarks.servers import OPENSSH_20_MS
-from benchmarks.workloads.ssh_read_many import slow, with_part
+from benchmarks.workloads.ssh_many import slow, with_part
 
 MIGRATE = "migrate(), verified"
 SYNC = 'sync(verify="digest")'

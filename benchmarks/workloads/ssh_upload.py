@@ -10,7 +10,7 @@ from benchmarks.harness import MEBIBYTE, Comparison, Pass, Place, Workload
 from benchmarks.servers import OPENSSH
 from benchmarks.workloads.ssh_download import check, contender, doubled, setup
 
-UPLOAD = "upload()"
+LARGE = "upload()"
 CAT = "ssh cat"
 CAT_GCM = f"ssh cat, {ssh.CIPHER}"
 SCP = "scp"
@@ -78,7 +78,7 @@ WORKLOAD = Workload(
         "minutes."
     ),
     contenders=(
-        contender(UPLOAD, ours, doubled, module="paramiko"),
+        contender(LARGE, ours, doubled, module="paramiko"),
         contender(CAT, cat, doubled, program="ssh"),
         contender(CAT_GCM, cat_gcm, doubled, program="ssh"),
         contender(SCP, scp, doubled, program="scp"),
@@ -93,10 +93,10 @@ WORKLOAD = Workload(
     check=check(doubled),
     rounds=3,
     comparisons=(
-        Comparison(UPLOAD, CAT, 0.45),
-        Comparison(UPLOAD, RCLONE, 1.0),
-        *(Comparison(UPLOAD, other) for other in (CAT_GCM, SCP, RSYNC, SFTP, ASYNCSSH, PARAMIKO, FSSPEC)),
+        Comparison(LARGE, CAT, 0.45),
+        Comparison(LARGE, RCLONE, 1.0),
+        *(Comparison(LARGE, other) for other in (CAT_GCM, SCP, RSYNC, SFTP, ASYNCSSH, PARAMIKO, FSSPEC)),
     ),
-    growth={UPLOAD: 32 * MEBIBYTE},
+    growth={LARGE: 32 * MEBIBYTE},
     server=OPENSSH,
 )
