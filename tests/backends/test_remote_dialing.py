@@ -29,8 +29,8 @@ from typing_extensions import override
 
 from storage_backend import AuthenticationError, ConfigurationError, MissingClientError, NoEndpointError
 from storage_backend.backends.remote.dialing import Dialed, dial
+from storage_backend.backends.remote.paramiko_transport import CIPHER, DialTimeouts
 from storage_backend.backends.remote.settings import read_settings
-from storage_backend.backends.remote.transports import CIPHER, Limits
 from storage_backend.errors import is_retryable
 from tests.conftest import unavailable
 from tests.servers import PATIENCE, ServerUnavailableError, program
@@ -39,7 +39,7 @@ from tests.ssh_servers import OpenSSH, SSHPlace, make_key
 from tests.tiers import few
 
 WHERE = "ssh://ann@nas/~"
-QUICK = Limits(connect=2.0, banner=0.3, negotiation=2.0, authentication=2.0)
+QUICK = DialTimeouts(connect=2.0, banner=0.3, negotiation=2.0, authentication=2.0)
 LONG = 3600.0  # a stagger that no test waits for
 
 
@@ -812,7 +812,7 @@ def test_authentication_has_an_end(
         return int(AUTH_FAILED)
 
     hanging = door(answer)
-    error = refused(hanging.config(password="x"), limits=Limits(60.0, 60.0, 60.0, 0.3))
+    error = refused(hanging.config(password="x"), limits=DialTimeouts(60.0, 60.0, 60.0, 0.3))
     go_on.set()
     assert "authentication took longer than 0.3 s" in str(error)
     assert not isinstance(error, AuthenticationError)

@@ -27,10 +27,10 @@ from storage_backend import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.backends.remote.link import FIRST_LOOK, LONGEST_LOOK, Link
+from storage_backend.backends.remote.failover import FIRST_LOOK, LONGEST_LOOK, Failover
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
 from storage_backend.backends.remote.settings import read_settings
+from storage_backend.backends.remote.sftp_operations import RemotePath
 from storage_backend.testing.subject import same
 from tests.ssh_pairs import Pair, pair
 from tests.ssh_proxy import BlackHole, Direction
@@ -553,12 +553,12 @@ class TestFirstComesBack:
     def test_it_is_used_again_after_a_while(self, ways: Pair, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.CRITICAL)
         now = [0.0]
-        link = Link(read_settings(ways.config()), ways.place.base, "there", clock=lambda: now[0])
+        link = Failover(read_settings(ways.config()), ways.place.base, "there", clock=lambda: now[0])
         objects = Objects(link, "there")
         (ways.place.local / "a").write_bytes(b"1")
 
         def port_after_a_read() -> int:
-            objects.facts(Place("a", b"a"))
+            objects.facts(RemotePath("a", b"a"))
             for thread in threading.enumerate():
                 if thread.name == "storage-backend-look":
                     thread.join()

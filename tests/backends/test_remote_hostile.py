@@ -28,8 +28,8 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.backends.remote import objects, operations
-from storage_backend.backends.remote.packets import (
+from storage_backend.backends.remote import objects, sftp_operations
+from storage_backend.backends.remote.sftp_packets import (
     ATTRS,
     CLOSE,
     DATA,
@@ -441,7 +441,7 @@ def test_listing_that_repeats_for_ever_is_refused(serve: Serve) -> None:
 
 
 def test_listing_without_end_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "MOST_NAMES", 5_000)
+    monkeypatch.setattr(sftp_operations, "MOST_NAMES", 5_000)
 
     def act(_speaker: Speaker, request: int, _body: bytes) -> bytes:
         return names(request, *((b"%d-%d" % (request, index), attributes()) for index in range(100)))

@@ -7,15 +7,15 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from storage_backend.backends.remote import fetching, packing
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError
-from storage_backend.backends.remote.link import LOSSES
+from storage_backend.backends.remote import tar_download, tar_upload
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError
+from storage_backend.backends.remote.failover import LOSSES
 from storage_backend.backends.remote.objects import SMALL, Objects
-from storage_backend.backends.remote.operations import Place, Staged, in_seconds
-from storage_backend.backends.remote.packets import Attributes
-from storage_backend.backends.remote.packing import Write
-from storage_backend.backends.remote.session import Steps
+from storage_backend.backends.remote.sftp_operations import RemotePath, StagedUpload, in_seconds
+from storage_backend.backends.remote.sftp_packets import Attributes
+from storage_backend.backends.remote.sftp_session import Steps
+from storage_backend.backends.remote.tar_upload import BatchWrite
 from storage_backend.base import Item
 from storage_backend.errors import Failures, NotFoundError
 from storage_backend.info import ObjectInfo
@@ -23,7 +23,7 @@ from storage_backend.streams import check_arrived, sha256
 
 T = TypeVar("T")
 J = TypeVar("J")
-PlaceOf = Callable[[str], Place]
+PlaceOf = Callable[[str], RemotePath]
 
 BYTES = 32 << 20  # bytes of content under way at a time
 FIRST_READS = 128  # objects that are read side by side before it is known how large they are
@@ -35,10 +35,10 @@ def read_many(
     """Each object with its identifier; see `StorageBackend.read_many`."""
     failures = Failures()
 
-    def singly(source: Iterator[Place]) -> Iterator[tuple[Place, bytes]]:
+    def singly(source: Iterator[RemotePath]) -> Iterator[tuple[RemotePath, bytes]]:
         return _read(objects, source, failures)
 
-    for place, content in fetching.read(objects, _places(place_of, identifiers, failures), singly):
+    for place, content in tar_download.read(objects, _places(place_of, identifiers, failures), singly):
         objects.note_size(len(content))
         yield place.identifier, content
     failures.raise_any("read", where)
@@ -50,10 +50,10 @@ def write_many(
     """Store many objects; see `StorageBackend.write_many`."""
     failures = Failures()
 
-    def singly(source: Iterator[Write]) -> int:
+    def singly(source: Iterator[BatchWrite]) -> int:
         return _written(objects, source, failures)
 
-    stored = packing.write(objects, _writes(place_of, items, failures, verify=verify), failures, singly)
+    stored = tar_upload.write(objects, _writes(place_of, items, failures, verify=verify), failures, singly)
     failures.raise_any("write", where)
     return stored
 
@@ -63,7 +63,7 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
     failures = Failures()
     distinct = set(identifiers)
 
-    def steps(connection: Connection, place: Place) -> Steps[None]:
+    def steps(connection: SSHConnection, place: RemotePath) -> Steps[None]:
         try:
             yield from connection.operations.delete(connection.at(place))
         except NotFoundError:
@@ -78,7 +78,7 @@ def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str],
 
 def facts_of_many(
     objects: Objects, place_of: PlaceOf, identifiers: Iterable[str], where: str
-) -> Iterator[tuple[Place, Attributes]]:
+) -> Iterator[tuple[RemotePath, Attributes]]:
     """The attributes of those objects that are there.
 
     Raises:
@@ -86,7 +86,7 @@ def facts_of_many(
     """
     failures = Failures()
 
-    def steps(connection: Connection, place: Place) -> Steps[Attributes | None]:
+    def steps(connection: SSHConnection, place: RemotePath) -> Steps[Attributes | None]:
         try:
             return (yield from connection.operations.facts(connection.at(place)))
         except NotFoundError:
@@ -99,12 +99,14 @@ def facts_of_many(
     failures.raise_any("look at", where)
 
 
-def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iterator[tuple[Place, bytes]]:
+def _read(
+    objects: Objects, source: Iterator[RemotePath], failures: Failures
+) -> Iterator[tuple[RemotePath, bytes]]:
     """Objects as they come."""
     begun = ended = size = 0
-    tried: set[Place] = set()
+    tried: set[RemotePath] = set()
 
-    def places() -> Iterator[Place | None]:
+    def places() -> Iterator[RemotePath | None]:
         nonlocal begun
         for place in source:
             while begun - ended >= (FIRST_READS if not ended else max(BYTES * ended // max(size, 1), 1)):
@@ -112,14 +114,14 @@ def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iter
             begun += 1
             yield place
 
-    def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
+    def steps(connection: SSHConnection, place: RemotePath) -> Steps[bytes | None]:
         look = place in tried
         tried.add(place)
         content, _ = yield from connection.operations.read(connection.at(place), SMALL, look=look)
         tried.discard(place)
         return content
 
-    def failed(place: Place, error: Exception) -> None:
+    def failed(place: RemotePath, error: Exception) -> None:
         nonlocal ended
         ended += 1
         failures.note(place.identifier, error)
@@ -135,13 +137,13 @@ def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iter
             yield place, content
 
 
-def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
+def _written(objects: Objects, source: Iterator[BatchWrite], failures: Failures) -> int:
     """Store objects as they come; how many."""
-    busy: set[Place] = set()
-    directories = _Directories()
+    busy: set[RemotePath] = set()
+    directories = _BatchDirectories()
     size = stored = 0
 
-    def writes() -> Iterator[Write | None]:
+    def writes() -> Iterator[BatchWrite | None]:
         nonlocal size, stored
         for item in source:
             # Side by side, the same object would end with either content.
@@ -155,7 +157,7 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
             size += len(item.content)
             yield item
 
-    def steps(connection: Connection, item: Write) -> Steps[Staged]:
+    def steps(connection: SSHConnection, item: BatchWrite) -> Steps[StagedUpload]:
         return connection.operations.write(
             connection.at(item.place),
             item.content,
@@ -165,12 +167,12 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
             verify=item.verify,
         )
 
-    def done(item: Write) -> None:
+    def done(item: BatchWrite) -> None:
         nonlocal size
         busy.discard(item.place)
         size -= len(item.content)
 
-    def failed(item: Write, error: Exception) -> None:
+    def failed(item: BatchWrite, error: Exception) -> None:
         done(item)
         failures.note(item.place.identifier, error)
 
@@ -181,14 +183,14 @@ def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> i
     return stored
 
 
-class _Directories:
+class _BatchDirectories:
     """The directories of a batch: each is asked for once, by the first object in it, or all of its objects would miss it."""
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
+        self._connection: SSHConnection | None = None
         self._asked: set[bytes] = set()
 
-    def unknown(self, connection: Connection, place: Place) -> list[bytes]:
+    def unknown(self, connection: SSHConnection, place: RemotePath) -> list[bytes]:
         """Those above *place* that no object before it was in, outer ones first."""
         if self._connection is not connection:
             self._connection, self._asked = connection, set()
@@ -204,7 +206,7 @@ class _Directories:
         return found[::-1]
 
 
-def _large(objects: Objects, item: Write, failures: Failures) -> bool:
+def _large(objects: Objects, item: BatchWrite, failures: Failures) -> bool:
     """Store one object by itself; whether that was done."""
     failures.errors.pop(item.place.identifier, None)
     with failures.of(item.place.identifier):
@@ -216,7 +218,7 @@ def _large(objects: Objects, item: Write, failures: Failures) -> bool:
 def _side_by_side(
     objects: Objects,
     jobs: Iterator[J | None],
-    steps: Callable[[Connection, J], Steps[T]],
+    steps: Callable[[SSHConnection, J], Steps[T]],
     failed: Callable[[J, Exception], None],
 ) -> Iterator[tuple[J, T]]:
     """Carry out jobs, and give their results as they come; what a lost connection left undone is done on the next.
@@ -231,7 +233,7 @@ def _side_by_side(
     left: dict[int, J] = {}
     losses = 0
 
-    def operations(connection: Connection) -> Iterator[tuple[int, Steps[T]] | None]:
+    def operations(connection: SSHConnection) -> Iterator[tuple[int, Steps[T]] | None]:
         for number, job in list(left.items()):
             yield number, steps(connection, job)
         for following in jobs:
@@ -253,7 +255,7 @@ def _side_by_side(
             for number, result in session.run_many(operations(connection), session.at_a_time, fail):
                 losses = 0
                 yield left.pop(number), result
-        except LostError as error:
+        except ConnectionLostError as error:
             losses += 1
             objects.link.give_up(connection, error, losses, LOSSES)
         else:
@@ -262,14 +264,14 @@ def _side_by_side(
             connection.release()
 
 
-def _noted(failures: Failures) -> Callable[[Place, Exception], None]:
-    def failed(place: Place, error: Exception) -> None:
+def _noted(failures: Failures) -> Callable[[RemotePath, Exception], None]:
+    def failed(place: RemotePath, error: Exception) -> None:
         failures.note(place.identifier, error)
 
     return failed
 
 
-def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iterator[Place]:
+def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iterator[RemotePath]:
     for name in names:
         try:
             place = place_of(name)
@@ -279,7 +281,9 @@ def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iter
         yield place
 
 
-def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, verify: bool) -> Iterator[Write]:
+def _writes(
+    place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, verify: bool
+) -> Iterator[BatchWrite]:
     """Those of *items* that can be stored."""
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else None
@@ -294,4 +298,4 @@ def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, ver
         except Exception as error:  # noqa: BLE001 - kept, or raised if it is fatal
             failures.note(identifier, error)
             continue
-        yield Write(place, content, info.modified if info else None, verify, digest)
+        yield BatchWrite(place, content, info.modified if info else None, verify, digest)

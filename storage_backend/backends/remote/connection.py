@@ -1,4 +1,4 @@
-"""Connection: one authenticated connection to one endpoint, with its SFTP session, its shell and its base directory."""
+"""SSHConnection: one authenticated connection to one endpoint, with its SFTP session, its shell and its base directory."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.commands import CommandError
-from storage_backend.backends.remote.errors import LostError, lost, told
+from storage_backend.backends.remote.errors import ConnectionLostError, lost, told
 from storage_backend.backends.remote.library import ssh_library
-from storage_backend.backends.remote.memory import Memory
-from storage_backend.backends.remote.operations import Operations, Place, Staged
-from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
-from storage_backend.backends.remote.probe import LONGEST, Facts
-from storage_backend.backends.remote.public import PublicSession
-from storage_backend.backends.remote.session import Session, Steps
-from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.backends.remote.probe import LONGEST, FeatureCache, ShellFeatures
+from storage_backend.backends.remote.settings import Endpoint, SSHSettings
+from storage_backend.backends.remote.sftp_client_session import SFTPClientSession
+from storage_backend.backends.remote.sftp_operations import Operations, RemotePath, StagedUpload
+from storage_backend.backends.remote.sftp_packets import NO_SUCH_FILE, SFTPProtocolError, StatusError
+from storage_backend.backends.remote.sftp_session import SFTPSession, Steps
 from storage_backend.backends.remote.shell import Shell
-from storage_backend.backends.remote.unpacking import Member, Unpacked, Unpacker
+from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile, Unpacker
 from storage_backend.errors import FATAL, AlreadyExistsError, ConfigurationError, StorageError
 from storage_backend.owners import temporary_name
 
@@ -42,10 +41,10 @@ BULK = 4
 REKEY_BYTES = 1 << 36
 REKEY_PACKETS = 1 << 31
 
-memory = Memory()
+memory = FeatureCache()
 
 
-class Connection:
+class SSHConnection:
     """A live connection. Used by many threads at once.
 
     Args:
@@ -64,11 +63,11 @@ class Connection:
 
     Raises:
         StorageError: the base directory cannot be reached.
-        LostError: the connection failed.
+        ConnectionLostError: the connection failed.
     """
 
     def __init__(
-        self, client: paramiko.SSHClient, endpoint: Endpoint, settings: Settings, base_dir: str, where: str
+        self, client: paramiko.SSHClient, endpoint: Endpoint, settings: SSHSettings, base_dir: str, where: str
     ) -> None:
         self.endpoint = endpoint
         self._end: Callable[[], object] = client.close
@@ -80,7 +79,7 @@ class Connection:
         self._able: dict[str, bool] = {}
         self._unpackers: list[Unpacker] = []  # idle
         self._probing = threading.Lock()
-        self._facts: Facts | None = None
+        self._facts: ShellFeatures | None = None
         self._remembered = False  # the facts are another connection's
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
         if settings.shell == "never":
@@ -92,7 +91,7 @@ class Connection:
         self._users = 0
         self._retired = False
         if self._transport is None:
-            self.session: Session | PublicSession = PublicSession(client.open_sftp())
+            self.session: SFTPSession | SFTPClientSession = SFTPClientSession(client.open_sftp())
         else:
             self._prepare(self._transport, settings)
             self.session = self._sftp(self._transport)
@@ -112,14 +111,14 @@ class Connection:
         return self.session.failure is None and (self._transport is None or bool(self._transport.is_active()))
 
     @property
-    def facts(self) -> Facts:
+    def facts(self) -> ShellFeatures:
         """What the server's shell can do; found out when first asked for."""
         with self._probing:
             if self._facts is None:
-                self._facts = self._learned(self._shell) if self._shell is not None else Facts()
+                self._facts = self._learned(self._shell) if self._shell is not None else ShellFeatures()
             return self._facts
 
-    def _learned(self, shell: Shell) -> Facts:
+    def _learned(self, shell: Shell) -> ShellFeatures:
         known = memory.get(self._server)
         self._remembered = known is not None
         if known is None:
@@ -145,9 +144,9 @@ class Connection:
         """Carry out one operation on files."""
         return self.session.run(steps)
 
-    def at(self, place: Place) -> Place:
+    def at(self, place: RemotePath) -> RemotePath:
         """A place relative to the base directory as an absolute one; one that is absolute stays as it is."""
-        return Place(place.identifier, posixpath.join(self.base, place.path))
+        return RemotePath(place.identifier, posixpath.join(self.base, place.path))
 
     def described_shell(self) -> str:
         """What there is beside SFTP, for people."""
@@ -192,7 +191,9 @@ class Connection:
         """The contents of many small files by the server's tar, as `Shell.pack` gives them; None too if it does not."""
         return self._tried("pack", lambda shell, _: shell.pack(self.base, names, limit))
 
-    def unpack(self, members: Sequence[Member], *, dated: bool, digests: bool) -> Sequence[Unpacked] | None:
+    def unpack(
+        self, members: Sequence[TarMember], *, dated: bool, digests: bool
+    ) -> Sequence[UnpackedFile] | None:
         """Write many small files by the server's tar; None if it does not, and then none of them is there.
 
         Args:
@@ -202,14 +203,14 @@ class Connection:
         """
         listing = self.operations.temporary + b"list" + os.urandom(6).hex().encode()
 
-        def unpack(shell: Shell, first: bool) -> Sequence[Unpacked]:
+        def unpack(shell: Shell, first: bool) -> Sequence[UnpackedFile]:
             with self._unpacker(shell) as unpacker:
                 return unpacker.unpack(members, listing, dated=dated, digests=digests or first)
 
         found = self._tried("unpack", unpack)
         if found is None:
             for path in (listing, listing + b"+", *(member.path for member in members)):
-                self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
+                self.session.post(packets.request(packets.REMOVE, posixpath.join(self.base, path)))
         return found
 
     @contextmanager
@@ -246,10 +247,10 @@ class Connection:
                 found = work(shell, first)
         except FATAL:
             raise
-        except (StorageError, LostError) as error:
+        except (StorageError, ConnectionLostError) as error:
             if first:
                 self._able[fact] = getattr(self.facts, fact)
-            elif isinstance(error, LostError):
+            elif isinstance(error, ConnectionLostError):
                 raise
             # One of many files, or its directory: SFTP tells which.
             logger.info("%s: file by file instead of by tar: %s", self._where, error)
@@ -259,7 +260,7 @@ class Connection:
 
     @contextmanager
     def command(self, identifier: str | None = None) -> Iterator[Shell]:
-        """The shell; what goes wrong with it is an error of ours, or a LostError."""
+        """The shell; what goes wrong with it is an error of ours, or a ConnectionLostError."""
         try:
             yield self.shell
         except StorageError:
@@ -285,7 +286,7 @@ class Connection:
         if self._process == os.getpid() and self.session.failure is None:
             self.operations.let_go(handle)
 
-    def discard(self, staged: Staged) -> None:
+    def discard(self, staged: StagedUpload) -> None:
         """Remove a file under a temporary name, if this process still has the connection."""
         if self._process == os.getpid() and self.session.failure is None:
             self.operations.discard(staged)
@@ -313,7 +314,7 @@ class Connection:
 
     # Setting up
 
-    def _prepare(self, transport: paramiko.Transport, settings: Settings) -> None:
+    def _prepare(self, transport: paramiko.Transport, settings: SSHSettings) -> None:
         if settings.keepalive:
             transport.set_keepalive(max(1, round(settings.keepalive)))
         packetizer = getattr(transport, "packetizer", None)
@@ -321,14 +322,14 @@ class Connection:
             packetizer.REKEY_BYTES = REKEY_BYTES
             packetizer.REKEY_PACKETS = REKEY_PACKETS
 
-    def _sftp(self, transport: paramiko.Transport) -> Session:
+    def _sftp(self, transport: paramiko.Transport) -> SFTPSession:
         try:
             channel = _sftp_channel(transport, self._timeout)
         except Exception as error:
             raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
         # Others may have one process, or thread, for all: what holds it would hold the second session too.
         forks = "OpenSSH" in str(transport.remote_version)
-        return Session(channel, partial(_wake, transport) if forks else None)
+        return SFTPSession(channel, partial(_wake, transport) if forks else None)
 
     def _command_channel(self) -> paramiko.Channel:
         assert self._transport is not None
@@ -411,7 +412,7 @@ def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Cha
 
 def _wake(transport: paramiko.Transport, path: bytes, held: Callable[[], bool]) -> None:
     """Open a pipe to be written, and close it: what waits in another session for that goes on."""
-    session = Session(_sftp_channel(transport, LONGEST))
+    session = SFTPSession(_sftp_channel(transport, LONGEST))
     try:
         if held():
             session.run(_opened(path))
@@ -420,8 +421,8 @@ def _wake(transport: paramiko.Transport, path: bytes, held: Callable[[], bool]) 
 
 
 def _opened(path: bytes) -> Steps[None]:
-    (reply,) = yield [packets.opening(path, packets.FOR_WRITING)]
-    yield [packets.path(packets.CLOSE, packets.handle_in(reply))]
+    (reply,) = yield [packets.open_request(path, packets.FXF_WRITE)]
+    yield [packets.request(packets.CLOSE, packets.handle_in(reply))]
 
 
 def _host_key(transport: paramiko.Transport | None) -> bytes:
@@ -441,15 +442,15 @@ def _limited(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
 
 
 def _real_path(path: bytes) -> Steps[bytes]:
-    (reply,) = yield [packets.path(packets.REALPATH, path)]
+    (reply,) = yield [packets.request(packets.REALPATH, path)]
     entries = packets.entries_in(reply)
     if len(entries) != 1 or not entries[0].name or b"\0" in entries[0].name:
-        raise ProtocolError("the SFTP server does not tell where its home directory is")
+        raise SFTPProtocolError("the SFTP server does not tell where its home directory is")
     return entries[0].name
 
 
 def _found(path: bytes) -> Steps[packets.Attributes | None]:
-    (reply,) = yield [packets.path(packets.STAT, path)]
+    (reply,) = yield [packets.request(packets.STAT, path)]
     try:
         return packets.attributes_in(reply)
     except StatusError as error:
@@ -460,7 +461,7 @@ def _found(path: bytes) -> Steps[packets.Attributes | None]:
 
 def _linking(base: bytes) -> Steps[bool]:
     name = posixpath.join(base, temporary_name().encode())
-    (reply,) = yield [packets.extended(packets.HARDLINK, name, name + b"-")]
+    (reply,) = yield [packets.extended_request(packets.HARDLINK, name, name + b"-")]
     try:
         packets.check(reply)
     except StatusError as error:

@@ -6,8 +6,8 @@ import errno
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.packets import StatusError
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.sftp_packets import StatusError
 from storage_backend.base import not_found
 from storage_backend.errors import (
     AccessDeniedError,
@@ -43,7 +43,7 @@ class ShellError(StorageError):
     """The server's shell or a tool of it failed, or does what it should not; the connection is sound."""
 
 
-class LostError(Exception):
+class ConnectionLostError(Exception):
     """The connection failed while it was used; what was asked last may or may not have been done.
 
     Attributes:
@@ -56,18 +56,20 @@ class LostError(Exception):
 
 
 def lost(error: BaseException) -> BaseException:
-    """What a failed call of the connection means: a LostError, but for what is none of its business."""
+    """What a failed call of the connection means: a ConnectionLostError, but for what is none of its business."""
     if isinstance(error, TimeoutError):
-        return LostError("the server fell silent", timed_out=True)
+        return ConnectionLostError("the server fell silent", timed_out=True)
     if isinstance(error, EOFError):
-        return LostError(str(error) or "the server closed the connection")
+        return ConnectionLostError(str(error) or "the server closed the connection")
     # paramiko's own errors derive from Exception alone, and it is not imported for their sake.
     if isinstance(error, Exception):
-        return LostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        return ConnectionLostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     return error
 
 
-def unreachable(error: LostError, identifier: str | None, where: str, attempts: int) -> StorageError:
+def unreachable(
+    error: ConnectionLostError, identifier: str | None, where: str, attempts: int
+) -> StorageError:
     """The error for an operation that the connection did not live through."""
     what = f"{identifier!r} in {where}" if identifier is not None else where
     kind = StorageTimeoutError if error.timed_out else UnavailableError

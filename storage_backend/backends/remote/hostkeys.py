@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, Settings
+from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, SSHSettings
 from storage_backend.errors import AuthenticationError, ConfigurationError
 from storage_backend.paths import expanded
 
@@ -63,7 +63,7 @@ class HostKeyPolicy:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SSHSettings,
         endpoint: Endpoint,
         *,
         peer: Callable[[], str | None],

@@ -12,13 +12,14 @@ from itertools import islice
 from typing import NamedTuple
 
 from storage_backend import identifiers
-from storage_backend.backends.remote import packets, replacing
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote import non_atomic_overwrite
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.errors import ShellError, translate
-from storage_backend.backends.remote.finding import Found
-from storage_backend.backends.remote.operations import known
-from storage_backend.backends.remote.packets import NO_SUCH_FILE, Attributes, Entry, StatusError
-from storage_backend.backends.remote.session import Steps
+from storage_backend.backends.remote.find_output import FindRecord
+from storage_backend.backends.remote.sftp_operations import known
+from storage_backend.backends.remote.sftp_packets import NO_SUCH_FILE, Attributes, SFTPEntry, StatusError
+from storage_backend.backends.remote.sftp_session import Steps
 from storage_backend.errors import AccessDeniedError, IntegrityError, NotFoundError, StorageError
 from storage_backend.info import ObjectInfo
 
@@ -27,7 +28,7 @@ AHEAD = 32  # directories that are read at a time
 _RESERVED = identifiers.RESERVED.encode()
 
 
-class Listed(NamedTuple):
+class ListedPath(NamedTuple):
     """An entry.
 
     Attributes:
@@ -47,8 +48,8 @@ class Listed(NamedTuple):
 
 
 def found(
-    connection: Connection, prefix: bytes, left: Callable[[bytes], object], *, details: bool
-) -> Iterator[Listed]:
+    connection: SSHConnection, prefix: bytes, left: Callable[[bytes], object], *, details: bool
+) -> Iterator[ListedPath]:
     """The same as `walk` into every directory, by the server's own `find`.
 
     Args:
@@ -74,7 +75,7 @@ def found(
                         raise _disordered(connection, name)
                     previous = name
                     if (path := before + name).startswith(prefix):
-                        yield Listed(path, _REGULAR)
+                        yield ListedPath(path, _REGULAR)
                 return
             for entry in shell.find(directory):
                 if entry.path <= previous:
@@ -84,7 +85,7 @@ def found(
                 if _RESERVED in entry.path and posixpath.basename(entry.path).startswith(_RESERVED):
                     left(path)
                 elif path.startswith(prefix):
-                    yield Listed(path, _attributes(connection, path, entry))
+                    yield ListedPath(path, _attributes(connection, path, entry))
     except NotFoundError:
         return
     except (AccessDeniedError, IntegrityError, ShellError):
@@ -93,13 +94,13 @@ def found(
         raise ShellError(str(error), backend=error.backend) from error
 
 
-def _disordered(connection: Connection, path: bytes) -> IntegrityError:
+def _disordered(connection: SSHConnection, path: bytes) -> IntegrityError:
     return IntegrityError(
         f"the server's find or sort gave {path[:200]!r} out of order at {connection.endpoint}"
     )
 
 
-def is_beneath(connection: Connection, directory: bytes) -> bool:
+def is_beneath(connection: SSHConnection, directory: bytes) -> bool:
     """Whether a walk from the base directory may come to *directory*: by no link, which no walk follows."""
     parts = directory.split(b"/")
     if not directory:
@@ -107,7 +108,7 @@ def is_beneath(connection: Connection, directory: bytes) -> bool:
 
     def steps() -> Steps[bool]:
         above = [posixpath.join(connection.base, *parts[: count + 1]) for count in range(len(parts))]
-        for reply in (yield [packets.path(packets.LSTAT, path) for path in above]):
+        for reply in (yield [packets.request(packets.LSTAT, path) for path in above]):
             try:
                 mode = packets.attributes_in(reply).mode
             except StatusError as error:
@@ -121,7 +122,7 @@ def is_beneath(connection: Connection, directory: bytes) -> bool:
     return connection.run(steps())
 
 
-def _attributes(connection: Connection, path: bytes, entry: Found) -> Attributes | None:
+def _attributes(connection: SSHConnection, path: bytes, entry: FindRecord) -> Attributes | None:
     if entry.kind == b"f":
         # Whole seconds, as SFTP has them: the same object is to have the same time, whoever looks.
         return Attributes(entry.size, stat.S_IFREG, entry.seconds & 0xFFFFFFFF)
@@ -131,12 +132,12 @@ def _attributes(connection: Connection, path: bytes, entry: Found) -> Attributes
 
 
 def walk(
-    connection: Connection,
+    connection: SSHConnection,
     prefix: bytes,
     enter: Callable[[bytes], bool],
     where: str,
     left: Callable[[bytes], object] = bool,
-) -> Iterator[Listed]:
+) -> Iterator[ListedPath]:
     """All that is no directory and begins with *prefix*, ascending by path.
 
     Args:
@@ -157,13 +158,13 @@ def walk(
 class _Walk(NamedTuple):
     """What `walk` was asked for. A recursive function within it would be in a cycle with all that."""
 
-    connection: Connection
+    connection: SSHConnection
     prefix: bytes
     enter: Callable[[bytes], bool]
     where: str
     left: Callable[[bytes], object]
 
-    def inside(self, directory: bytes, entries: Sequence[Entry]) -> Iterator[Listed]:
+    def inside(self, directory: bytes, entries: Sequence[SFTPEntry]) -> Iterator[ListedPath]:
         """What is beneath *directory*, which has *entries*."""
         before = directory + b"/" if directory else b""
         wanted = []
@@ -185,18 +186,20 @@ class _Walk(NamedTuple):
         targets = _targets(self.connection, links) if links else {}
         following = iter(entered)
         chosen = set(entered)
-        ahead: dict[bytes, Sequence[Entry]] = {}
+        ahead: dict[bytes, Sequence[SFTPEntry]] = {}
         for path, entry in wanted:
             name = path[:-1]
             if not _is_directory(entry):
-                yield Listed(path, targets.get(path, entry.attributes))
+                yield ListedPath(path, targets.get(path, entry.attributes))
             elif name in chosen:
                 if name not in ahead:
                     ahead = _read_all(self.connection, [*islice(following, AHEAD)], self.where)
                 yield from self.inside(name, ahead.pop(name))
 
 
-def level(connection: Connection, directory: bytes, where: str) -> Iterator[tuple[bytes, Attributes | None]]:
+def level(
+    connection: SSHConnection, directory: bytes, where: str
+) -> Iterator[tuple[bytes, Attributes | None]]:
     """What is in one directory, ascending, directories as "name/"; of a link, the attributes of what it leads to."""
     entries = _read_all(connection, [directory], where)[directory]
     before = directory + b"/" if directory else b""
@@ -222,15 +225,15 @@ def _segment(name: bytes) -> bytes:
     return name if name and b"/" not in name else b"/" + name
 
 
-def _is_directory(entry: Entry) -> bool:
+def _is_directory(entry: SFTPEntry) -> bool:
     return stat.S_ISDIR(entry.attributes.mode or 0)
 
 
 def _read_all(
-    connection: Connection, directories: Sequence[bytes], where: str
-) -> dict[bytes, Sequence[Entry]]:
+    connection: SSHConnection, directories: Sequence[bytes], where: str
+) -> dict[bytes, Sequence[SFTPEntry]]:
     """The entries of each of *directories*; one that is gone has none."""
-    found: dict[bytes, Sequence[Entry]] = {}
+    found: dict[bytes, Sequence[SFTPEntry]] = {}
 
     def failed(key: bytes, error: Exception) -> None:
         if isinstance(error, StatusError):
@@ -258,7 +261,7 @@ def _unlisted(path: bytes, error: StatusError, where: str) -> StorageError:
     return type(ours)(f"cannot list {name!r}: {ours}", backend=where)
 
 
-def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attributes | None]:
+def _targets(connection: SSHConnection, links: Sequence[bytes]) -> dict[bytes, Attributes | None]:
     """What each of *links* leads to; None for nothing."""
     found: dict[bytes, Attributes | None] = dict.fromkeys(links)
 
@@ -266,14 +269,14 @@ def _targets(connection: Connection, links: Sequence[bytes]) -> dict[bytes, Attr
         _ = key, error
 
     def steps(path: bytes) -> Steps[Attributes | None]:
-        (reply,) = yield [packets.path(packets.STAT, posixpath.join(connection.base, path))]
+        (reply,) = yield [packets.request(packets.STAT, posixpath.join(connection.base, path))]
         return packets.attributes_in(reply)
 
     found.update(connection.session.run_many(((path, steps(path)) for path in links), 256, failed))
     return found
 
 
-def cleanup(connection: Connection, age: float, where: str) -> int:
+def cleanup(connection: SSHConnection, age: float, where: str) -> int:
     """Remove what has a temporary name and has not been written to for so many seconds; how much that was.
 
     What was moved aside for a successor that never came goes back.
@@ -292,15 +295,15 @@ def cleanup(connection: Connection, age: float, where: str) -> int:
                         identifiers.decode(before + _segment(entry.name)), surrogates=True
                     ):
                         pending.append(before + entry.name)
-                elif entry.name == replacing.ASIDE and _is_directory(entry):
+                elif entry.name == non_atomic_overwrite.ASIDE and _is_directory(entry):
                     above = posixpath.join(connection.base, directory) if directory else connection.base
-                    removed += connection.run(replacing.heal(above, connection.operations.names))
+                    removed += connection.run(non_atomic_overwrite.heal(above, connection.operations.names))
                 elif (seconds := known(entry.attributes.modified)) is None or seconds <= limit:
                     removed += connection.run(_remove(posixpath.join(connection.base, before + entry.name)))
     return removed
 
 
-def remove_all(connection: Connection, paths: Sequence[bytes]) -> int:
+def remove_all(connection: SSHConnection, paths: Sequence[bytes]) -> int:
     """Remove files, there or not; how many were removed."""
 
     def failed(path: bytes, error: Exception) -> None:
@@ -312,7 +315,7 @@ def remove_all(connection: Connection, paths: Sequence[bytes]) -> int:
 
 def _remove(path: bytes) -> Steps[int]:
     """Remove a file, or an empty folder; how many were removed."""
-    replies = yield [packets.path(packets.REMOVE, path), packets.path(packets.RMDIR, path)]
+    replies = yield [packets.request(packets.REMOVE, path), packets.request(packets.RMDIR, path)]
     for reply in replies:
         try:
             packets.check(reply)

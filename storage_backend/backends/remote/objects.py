@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterable
 from datetime import datetime
 from typing import BinaryIO, TypeVar, cast
 
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.errors import ShellError
-from storage_backend.backends.remote.link import Link
+from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.listing import info_of
-from storage_backend.backends.remote.operations import Place, Staged, in_seconds
-from storage_backend.backends.remote.packets import Attributes
-from storage_backend.backends.remote.reading import RemoteFile
-from storage_backend.backends.remote.session import Steps
-from storage_backend.backends.remote.writing import Upload
+from storage_backend.backends.remote.remote_file import RemoteFile
+from storage_backend.backends.remote.sftp_operations import RemotePath, StagedUpload, in_seconds
+from storage_backend.backends.remote.sftp_packets import Attributes
+from storage_backend.backends.remote.sftp_session import Steps
+from storage_backend.backends.remote.upload import SFTPUpload
 from storage_backend.base import not_found
 from storage_backend.errors import NotFoundError, UnavailableError
 from storage_backend.info import ObjectInfo
@@ -59,14 +59,14 @@ class Objects:
         mean_size: bytes of an object, as far as batches that were read tell.
     """
 
-    def __init__(self, link: Link, where: str) -> None:
+    def __init__(self, link: Failover, where: str) -> None:
         self.link = link
         self.where = where
         self.receipts: dict[str, Attributes] = {}
         self.sightings = Sightings()
         self.mean_size: float = FIRST_MEAN
 
-    def remember(self, place: Place, staged: Staged) -> None:
+    def remember(self, place: RemotePath, staged: StagedUpload) -> None:
         """Keep what a listing will show of an object that was just published, for whoever asks."""
         # All at once: other threads take from it and add to it in the meantime.
         if len(self.receipts) >= RECEIPTS:
@@ -80,11 +80,11 @@ class Objects:
         """Take the size of an object that was read into account; a single large one does not count for more than a few."""
         self.mean_size += (min(size, 1 << 20) - self.mean_size) / 64
 
-    def facts(self, place: Place) -> Attributes:
+    def facts(self, place: RemotePath) -> Attributes:
         """The attributes of an object."""
         return self._run(place, lambda connection, at: connection.operations.facts(at))
 
-    def read_small(self, place: Place, most: int) -> bytes | None:
+    def read_small(self, place: RemotePath, most: int) -> bytes | None:
         """The whole object; None if it has more than *most* bytes."""
         looks = itertools.count()  # not before the first try
         self.sightings.note(None)
@@ -94,11 +94,11 @@ class Objects:
         self.saw(place, facts)
         return content
 
-    def saw(self, place: Place, facts: Attributes) -> None:
+    def saw(self, place: RemotePath, facts: Attributes) -> None:
         """Note what a read saw."""
         self.sightings.note(info_of(place.identifier, facts))
 
-    def read_whole(self, place: Place) -> bytes:
+    def read_whole(self, place: RemotePath) -> bytes:
         """The whole object, of any size."""
         with RemoteFile(self.link, place, self.where) as file:
             content = file.readall()
@@ -106,7 +106,7 @@ class Objects:
         return content
 
     def write(
-        self, place: Place, content: bytes, modified: datetime | None = None, *, verify: bool = False
+        self, place: RemotePath, content: bytes, modified: datetime | None = None, *, verify: bool = False
     ) -> None:
         """Store an object."""
         if verify or len(content) > SMALL:
@@ -116,7 +116,7 @@ class Objects:
 
     def write_stream(
         self,
-        place: Place,
+        place: RemotePath,
         reader: BinaryIO,
         *,
         info: ObjectInfo | None = None,
@@ -136,14 +136,14 @@ class Objects:
             return
         fresh = True
 
-        def send(connection: Connection) -> tuple[Staged, int]:
+        def send(connection: SSHConnection) -> tuple[StagedUpload, int]:
             nonlocal fresh, source, head
             if not fresh:
                 assert start is not None
                 reader.seek(start)
                 source, head = hashing(reader) if verify else reader, b""
             fresh = False
-            upload = Upload(connection, connection.at(place))
+            upload = SFTPUpload(connection, connection.at(place))
             try:
                 upload.write(head)
                 for piece in chunks(cast(BinaryIO, source)):
@@ -160,11 +160,11 @@ class Objects:
         staged, size = self.link.run(place.identifier, send, again=start is not None)
         self.publish(staged, place, size)
 
-    def publish(self, staged: Staged, place: Place, size: int) -> None:
+    def publish(self, staged: StagedUpload, place: RemotePath, size: int) -> None:
         """Give a staged file its name. One that is gone when we look again has it already."""
         tried = False
 
-        def publish(connection: Connection) -> None:
+        def publish(connection: SSHConnection) -> None:
             nonlocal tried
             at = connection.at(place)
             again, tried = tried, True
@@ -189,7 +189,7 @@ class Objects:
         self.link.run(place.identifier, publish)
         self.remember(place, staged)
 
-    def create(self, place: Place, content: bytes | BinaryIO) -> bool:
+    def create(self, place: RemotePath, content: bytes | BinaryIO) -> bool:
         """Store an object if there is none."""
         spool = content if isinstance(content, bytes) else read_all(content)
         if len(spool) <= SMALL:
@@ -203,11 +203,11 @@ class Objects:
             again=False,
         )
 
-    def delete(self, place: Place) -> None:
+    def delete(self, place: RemotePath) -> None:
         """Remove an object."""
         tried = False
 
-        def delete(connection: Connection) -> None:
+        def delete(connection: SSHConnection) -> None:
             nonlocal tried
             again, tried = tried, True
             try:
@@ -219,11 +219,11 @@ class Objects:
 
         self.link.run(place.identifier, delete)
 
-    def move(self, source: Place, dest: Place) -> bool:
+    def move(self, source: RemotePath, dest: RemotePath) -> bool:
         """Give an object another name; False if it must be copied instead, and nothing was done."""
         tried = False
 
-        def move(connection: Connection) -> bool:
+        def move(connection: SSHConnection) -> bool:
             nonlocal tried
             again, tried = tried, True
             at = connection.at(dest)
@@ -238,10 +238,10 @@ class Objects:
 
         return self.link.run(source.identifier, move)
 
-    def copy(self, source: Place, dest: Place) -> bool:
+    def copy(self, source: RemotePath, dest: RemotePath) -> bool:
         """Copy an object on the server; False if that cannot be done there."""
 
-        def copy(connection: Connection) -> bool:
+        def copy(connection: SSHConnection) -> bool:
             first, second = connection.at(source), connection.at(dest)
             operations = connection.operations
             found = connection.run(operations.facts(first))
@@ -252,7 +252,9 @@ class Objects:
             if not connection.facts.copy:
                 return False
             connection.run(operations.make_directory(posixpath.dirname(second.path), second))
-            staged = Staged(operations.beside(second.path), connection.run(operations.entry(second.path)))
+            staged = StagedUpload(
+                operations.beside(second.path), connection.run(operations.entry(second.path))
+            )
             try:
                 with connection.command(source.identifier) as shell:
                     shell.copy(first.path, staged.temporary)
@@ -272,10 +274,10 @@ class Objects:
 
         return self.link.run(source.identifier, copy)
 
-    def digest(self, place: Place, algorithm: str) -> str | None:
+    def digest(self, place: RemotePath, algorithm: str) -> str | None:
         """The digest of an object, as the server makes it out; None if it cannot, or if reading it costs less."""
 
-        def digest(connection: Connection) -> str | None:
+        def digest(connection: SSHConnection) -> str | None:
             at = connection.at(place)
             found = connection.run(connection.operations.facts(at))
             if (found.size or 0) <= READ_RATHER or algorithm not in connection.facts.digests:
@@ -284,44 +286,44 @@ class Objects:
 
         return self.link.run(place.identifier, digest)
 
-    def staged_digest(self, staged: Staged) -> str | None:
+    def staged_digest(self, staged: StagedUpload) -> str | None:
         """The SHA-256 of a staged file, as the server makes it out; None if it cannot."""
         found = self.link.run(None, lambda connection: self.stored_digests(connection, [staged.temporary]))
         return found.get(staged.temporary)
 
-    def remove(self, staged: Staged) -> None:
+    def remove(self, staged: StagedUpload) -> None:
         """Remove a staged file."""
         self.link.run(None, lambda connection: connection.run(connection.operations.remove(staged.temporary)))
 
-    def digests(self, places: Iterable[Place]) -> dict[Place, str]:
+    def digests(self, places: Iterable[RemotePath]) -> dict[RemotePath, str]:
         """The SHA-256 of those objects that the server digests by itself."""
         wanted = list(places)
 
-        def digests(connection: Connection) -> dict[Place, str]:
+        def digests(connection: SSHConnection) -> dict[RemotePath, str]:
             paths = {connection.at(place).path: place for place in wanted}
             return {paths[path]: digest for path, digest in self.stored_digests(connection, paths).items()}
 
         return self.link.run(None, digests)
 
-    def stored_digest(self, connection: Connection, path: bytes, identifier: str, size: int) -> str:
+    def stored_digest(self, connection: SSHConnection, path: bytes, identifier: str, size: int) -> str:
         """The SHA-256 of a file under a temporary name: as the server makes it out, or of what is read back if that is less."""
         if size > READ_RATHER and "sha256" in connection.facts.digests:
             found = self._digests(connection, [path], "sha256").get(path)
             if found is not None:
                 return found
         digest = new_digest("sha256")
-        with RemoteFile(self.link, Place(identifier, path), self.where) as file:
+        with RemoteFile(self.link, RemotePath(identifier, path), self.where) as file:
             while piece := file.next_piece(CHUNK):
                 digest.update(piece)
         return digest.hexdigest()
 
-    def stored_digests(self, connection: Connection, paths: Iterable[bytes]) -> dict[bytes, str]:
+    def stored_digests(self, connection: SSHConnection, paths: Iterable[bytes]) -> dict[bytes, str]:
         """The SHA-256 of files under temporary names, of as many as the server makes out itself."""
         if "sha256" not in connection.facts.digests:
             return {}
         return self._digests(connection, paths, "sha256")
 
-    def _digests(self, connection: Connection, paths: Iterable[bytes], algorithm: str) -> dict[bytes, str]:
+    def _digests(self, connection: SSHConnection, paths: Iterable[bytes], algorithm: str) -> dict[bytes, str]:
         """What the server's tool tells; nothing of what it fails to tell, which is then read."""
         wanted = list(paths)
         found: dict[bytes, str] = {}
@@ -333,10 +335,12 @@ class Objects:
         form = re.compile(f"[0-9a-f]{{{len(new_digest(algorithm).hexdigest())}}}")
         return {path: digest for path, digest in found.items() if form.fullmatch(digest)}
 
-    def _staged(self, place: Place, content: bytes, modified: datetime | None, digest: str | None) -> Staged:
+    def _staged(
+        self, place: RemotePath, content: bytes, modified: datetime | None, digest: str | None
+    ) -> StagedUpload:
         """A staged file with *content*, verified if there is a digest."""
 
-        def stage(connection: Connection) -> Staged:
+        def stage(connection: SSHConnection) -> StagedUpload:
             staged = connection.run(
                 connection.operations.stage(connection.at(place), content, in_seconds(modified))
             )
@@ -345,8 +349,8 @@ class Objects:
 
         return self.link.run(place.identifier, stage)
 
-    def _sent(self, connection: Connection, place: Place, content: bytes) -> Staged:
-        upload = Upload(connection, connection.at(place))
+    def _sent(self, connection: SSHConnection, place: RemotePath, content: bytes) -> StagedUpload:
+        upload = SFTPUpload(connection, connection.at(place))
         try:
             upload.write(content)
             return upload.finish(None)
@@ -355,7 +359,12 @@ class Objects:
             raise
 
     def _verify(
-        self, connection: Connection, staged: Staged, place: Place, digest: str | None, size: int
+        self,
+        connection: SSHConnection,
+        staged: StagedUpload,
+        place: RemotePath,
+        digest: str | None,
+        size: int,
     ) -> None:
         """Compare a staged file with what was read; one that differs is removed."""
         if digest is None:
@@ -367,7 +376,7 @@ class Objects:
             connection.operations.discard(staged)
             raise
 
-    def _run(self, place: Place, steps: Callable[[Connection, Place], Steps[T]]) -> T:
+    def _run(self, place: RemotePath, steps: Callable[[SSHConnection, RemotePath], Steps[T]]) -> T:
         return self.link.run(
             place.identifier, lambda connection: connection.run(steps(connection, connection.at(place)))
         )

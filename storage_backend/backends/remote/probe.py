@@ -1,4 +1,4 @@
-"""Facts: what a server's shell can do, found out by one command that tries it."""
+"""ShellFeatures: what a server's shell can do, found out by one command that tries it; FeatureCache keeps the results."""
 
 from __future__ import annotations
 
@@ -8,21 +8,23 @@ import re
 import secrets
 import stat
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from storage_backend.backends.remote import scripts, unpacking
+from storage_backend.backends.remote import scripts, tar_unpacker
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
-from storage_backend.backends.remote.finding import FIELDS
-from storage_backend.backends.remote.tarstream import members
-from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.backends.remote.find_output import FIELDS
+from storage_backend.backends.remote.tar_format import members
+from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile
 from storage_backend.errors import IntegrityError
 from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 LONGEST = 5.0  # seconds
+REMEMBERED = 600.0  # seconds
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
@@ -30,13 +32,13 @@ _LISTING = b".~sb-listing"
 _FIRST = "sha256"  # of the algorithms
 _MOST = 1 << 20  # bytes that a probe may print
 _MEMBERS = (  # one whose name fits into a header, and one that does not; for what is there, and for what is not
-    Member(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
-    Member(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
+    TarMember(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
+    TarMember(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
 )
 
 
 @dataclass(frozen=True)
-class Facts:
+class ShellFeatures:
     """Which of the operations of `Shell` work; none by default.
 
     Attributes:
@@ -57,7 +59,7 @@ class Facts:
     whole: bool = field(default=False, compare=False)
 
 
-def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> Facts:
+def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> ShellFeatures:
     """Try each operation in a scratch directory beneath *directory*, or where the server keeps temporary files.
 
     Every failure, a refused channel and a lost connection included, only makes fewer facts.
@@ -69,7 +71,7 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
     """
     token = secrets.token_hex(16).encode()
     script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD, token)
-    request = unpacking.request(_MEMBERS, _LISTING, dated=True, digests=True)
+    request = tar_unpacker.request(_MEMBERS, _LISTING, dated=True, digests=True)
     said = bytearray()
     whole = False
     # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
@@ -93,6 +95,39 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
             answers[name] = output
         output = following
     return _facts(answers, whole)
+
+
+class FeatureCache:
+    """Whole facts by the server that they are of, for a while: to probe takes longer than to connect.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[Hashable, tuple[float, ShellFeatures]] = {}
+        self._warned: set[Hashable] = set()
+
+    def get(self, server: Hashable) -> ShellFeatures | None:
+        """What was found less than `REMEMBERED` seconds ago."""
+        found, facts = self._kept.get(server, (0.0, None))
+        return facts if facts is not None and self._clock() - found < REMEMBERED else None
+
+    def put(self, server: Hashable, facts: ShellFeatures) -> None:
+        """Keep *facts*, if they are whole: a server may have been too busy to answer in time."""
+        if facts.whole:
+            self._kept[server] = (self._clock(), facts)
+
+    def forget(self, server: Hashable) -> None:
+        """Something did not work as it should."""
+        self._kept.pop(server, None)
+
+    def first(self, server: Hashable) -> bool:
+        """Whether this is asked of *server* for the first time: a warning is for once."""
+        known = server in self._warned
+        self._warned.add(server)
+        return not known
 
 
 def _script() -> bytes:
@@ -165,7 +200,7 @@ printf %s "$u" >"$d/o/umask"; tried umask
     return b"".join(lines)
 
 
-def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
+def _facts(answers: Mapping[bytes, bytes], whole: bool) -> ShellFeatures:
     umask = int(answers[b"umask"], 8) if re.fullmatch(rb"[0-7]{1,4}", answers.get(b"umask", b"")) else None
     mode = b"%o" % (0o666 & ~(umask or 0))
 
@@ -179,7 +214,7 @@ def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
             if _is_sum(answers.get(f"{way}-{algorithm}".encode()), algorithm)
         ]
 
-    return Facts(
+    return ShellFeatures(
         find=_paths(answers.get(b"find"), FIELDS) == sorted([_ODD, b"b", b"c/.~sb-x", b"c/d", b"l"]),
         find_names=_paths(answers.get(b"find_names"), 1) == sorted([_ODD, b"b", b"c/d", b"l"]),
         copy=gave("copy", b"%d\n" % len(_CONTENT)) and gave("copied", b"%b %d\n" % (mode, len(_CONTENT))),
@@ -207,12 +242,12 @@ def _is_packed(answer: bytes | None) -> bool:
 def _is_unpacked(answer: bytes | None, mode: int) -> bool:
     try:
         output, end, status = (answer or b"").partition(_LISTING)
-        found = unpacking.unpacked(_MEMBERS, output, digests=True) if end and status == b" 0\n" else []
+        found = tar_unpacker.unpacked(_MEMBERS, output, digests=True) if end and status == b" 0\n" else []
     except CommandError:
         return False
     replaced = found[0].replaced_mode if found else None
     expected = [
-        Unpacked(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
+        UnpackedFile(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
         for member, there in zip(_MEMBERS, (replaced, None), strict=True)
     ]
     return found == expected and replaced is not None and stat.S_ISLNK(replaced)

@@ -1,4 +1,4 @@
-"""SSHConfig: what a RemoteStorage is told about its server. Settings: the same, checked, fit for a pickle."""
+"""SSHConfig: what a RemoteStorage is told about its server. SSHSettings: the same, checked, fit for a pickle."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Required, TypeAlias, cast
 
 from typing_extensions import TypedDict, override
 
+from storage_backend import locations
 from storage_backend.backends.remote.openssh_config import OpenSSHConfig
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
@@ -138,7 +139,7 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class SSHSettings:
     """`SSHConfig`, checked. Paths are as given, "~" and all; it is expanded where they are used.
 
     Attributes:
@@ -163,7 +164,7 @@ class Settings:
     non_atomic_overwrite: bool
 
 
-def read_settings(ssh_config: object) -> Settings:
+def read_settings(ssh_config: object) -> SSHSettings:
     """What *ssh_config*, an `SSHConfig`, says. It is neither changed nor kept.
 
     Raises:
@@ -185,7 +186,7 @@ def read_settings(ssh_config: object) -> Settings:
             port,
             user,
             config,
-            _Given(bool(key_filename), "known_hosts" in given, "host_key_policy" in given),
+            _Overrides(bool(key_filename), "known_hosts" in given, "host_key_policy" in given),
         )
         for host, port in _addresses(given.get("endpoints"))
     )
@@ -193,7 +194,7 @@ def read_settings(ssh_config: object) -> Settings:
     known_hosts = _paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS))
     if policy == "accept-new" and not known_hosts:
         raise _wrong("known_hosts", 'host_key_policy="accept-new" needs a file to write to')
-    return Settings(
+    return SSHSettings(
         user=endpoints[0].user,
         endpoints=endpoints,
         connection_timeout=_seconds(
@@ -212,6 +213,21 @@ def read_settings(ssh_config: object) -> Settings:
         shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
         non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", True)),
     )
+
+
+def location_for(settings: SSHSettings, base_dir: str) -> str:
+    """`ssh://user@host1:22,host2:2222/~/folder`, percent-encoded; "~" stands for the home directory."""
+    hosts = ",".join(
+        f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
+        for endpoint in settings.endpoints
+    )
+    path = (
+        base_dir if base_dir.startswith("/") else f"/{base_dir}" if base_dir[:1] == "~" else f"/~/{base_dir}"
+    )
+    written = locations.quoted(path, safe="/~")
+    if base_dir == "/~" or base_dir.startswith("/~/"):
+        written = f"/%7E{written[2:]}"  # a directory of that name in the root
+    return f"ssh://{locations.quoted(settings.user, safe='')}@{hosts}{written}"
 
 
 def _check_keys(given: Mapping[object, object]) -> None:
@@ -275,7 +291,7 @@ def _openssh_config(value: object) -> OpenSSHConfig | None:
     return OpenSSHConfig.read(expanded(paths[0]))
 
 
-class _Given(NamedTuple):
+class _Overrides(NamedTuple):
     """Which of the keys are given that win over the OpenSSH configuration."""
 
     key_filename: bool
@@ -284,7 +300,7 @@ class _Given(NamedTuple):
 
 
 def _endpoint(
-    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, given: _Given
+    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, given: _Overrides
 ) -> Endpoint:
     if config is None:
         if user is None:
@@ -298,7 +314,7 @@ def _configured(
     port: int | None,
     user: str | None,
     config: OpenSSHConfig,
-    given: _Given,
+    given: _Overrides,
     *,
     path: tuple[str, ...],
     local_user: str | None = None,

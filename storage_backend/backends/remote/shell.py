@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from storage_backend.backends.remote import finding, scripts
+from storage_backend.backends.remote import find_output, scripts
 from storage_backend.backends.remote.commands import KEPT, Command, CommandError, OpenChannel
-from storage_backend.backends.remote.finding import Found
-from storage_backend.backends.remote.probe import LONGEST, Facts, probe
-from storage_backend.backends.remote.tarstream import TooLargeError, members
-from storage_backend.backends.remote.unpacking import Unpacker
+from storage_backend.backends.remote.find_output import FindRecord
+from storage_backend.backends.remote.probe import LONGEST, ShellFeatures, probe
+from storage_backend.backends.remote.tar_format import ArchiveTooLargeError, members
+from storage_backend.backends.remote.tar_unpacker import Unpacker
 from storage_backend.errors import SourceChangedError
 
 Item = TypeVar("Item")
@@ -55,12 +55,14 @@ class Shell:
         facts: of this server, where they are known.
     """
 
-    def __init__(self, open_channel: OpenChannel, io_timeout: float, facts: Facts | None = None) -> None:
+    def __init__(
+        self, open_channel: OpenChannel, io_timeout: float, facts: ShellFeatures | None = None
+    ) -> None:
         self._open_channel = open_channel
         self.io_timeout = io_timeout
-        self.facts = Facts() if facts is None else facts
+        self.facts = ShellFeatures() if facts is None else facts
 
-    def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> Facts:
+    def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> ShellFeatures:
         """Find out what works, in a scratch directory beneath *directory* or the server's for temporary files; never raises.
 
         Args:
@@ -76,11 +78,11 @@ class Shell:
         Names that begin as our temporary ones do are left out, and linked directories are not entered. Closing the iterator
         ends the command.
         """
-        return self._find(finding.names, scripts.FIND_NAMES, directory)
+        return self._find(find_output.names, scripts.FIND_NAMES, directory)
 
-    def find(self, directory: bytes) -> Iterator[Found]:
+    def find(self, directory: bytes) -> Iterator[FindRecord]:
         """As `find_names`, with details, and of all that is there but directories: also of files with temporary names."""
-        return self._find(finding.entries, scripts.FIND, directory)
+        return self._find(find_output.entries, scripts.FIND, directory)
 
     def copy(self, source: bytes, target: bytes) -> int:
         """Copy a file to a new one with the mode of new files and the source's time; its size.
@@ -140,7 +142,7 @@ class Shell:
             try:
                 for at, content in members(command.read, asked, limit):
                     found[at] = content
-            except TooLargeError:
+            except ArchiveTooLargeError:
                 return None
             except EOFError as error:
                 # Either tar failed, or the connection was lost: the status tells which.

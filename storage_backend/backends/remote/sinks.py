@@ -7,11 +7,11 @@ from typing import TypeVar
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError, unreachable
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError, unreachable
 from storage_backend.backends.remote.objects import SMALL, Objects
-from storage_backend.backends.remote.operations import Place
-from storage_backend.backends.remote.writing import Upload
+from storage_backend.backends.remote.sftp_operations import RemotePath
+from storage_backend.backends.remote.upload import SFTPUpload
 
 T = TypeVar("T")
 
@@ -24,12 +24,12 @@ class RemoteSink:
         place: the object.
     """
 
-    def __init__(self, objects: Objects, place: Place) -> None:
+    def __init__(self, objects: Objects, place: RemotePath) -> None:
         self._objects = objects
         self._place = place
         self._pieces: list[bytes] = []
         self._size = 0
-        self._upload: Upload | None = None
+        self._upload: SFTPUpload | None = None
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*.
@@ -63,14 +63,14 @@ class RemoteSink:
         if self._upload is not None:
             self._upload.discard()
 
-    def _begun(self, connection: Connection) -> Upload:
-        return Upload(connection, connection.at(self._place))
+    def _begun(self, connection: SSHConnection) -> SFTPUpload:
+        return SFTPUpload(connection, connection.at(self._place))
 
     def _carefully(self, step: Callable[[], T]) -> T:
         upload = self._upload
         assert upload is not None
         try:
             return step()
-        except LostError as error:
+        except ConnectionLostError as error:
             self._objects.link.lose(upload.connection, error)
             raise unreachable(error, self._place.identifier, self._objects.where, 1) from error

@@ -15,16 +15,15 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers
-from storage_backend.backends.remote import batches, listing, transfers
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError, ShellError
-from storage_backend.backends.remote.link import LOSSES, Link
-from storage_backend.backends.remote.locations import location_for
+from storage_backend.backends.remote import batches, listing, resumable
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError, ShellError
+from storage_backend.backends.remote.failover import LOSSES, Failover
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place, in_seconds
-from storage_backend.backends.remote.packets import HARDLINK, Attributes
-from storage_backend.backends.remote.reading import RemoteFile
-from storage_backend.backends.remote.settings import SSHConfig, read_settings
+from storage_backend.backends.remote.remote_file import RemoteFile
+from storage_backend.backends.remote.settings import SSHConfig, location_for, read_settings
+from storage_backend.backends.remote.sftp_operations import RemotePath, in_seconds
+from storage_backend.backends.remote.sftp_packets import HARDLINK, Attributes
 from storage_backend.backends.remote.sinks import RemoteSink
 from storage_backend.base import (
     Identifiers,
@@ -162,7 +161,7 @@ class RemoteStorage(StorageBackend):
         """
         self._link.prefer()
 
-        def described(connection: Connection) -> str:
+        def described(connection: SSHConnection) -> str:
             there = connection.run(connection.operations.entry(connection.base)) is not None
             base = os.fsdecode(connection.base)
             shell = connection.described_shell()
@@ -282,7 +281,7 @@ class RemoteStorage(StorageBackend):
         if directory is None:
             return
 
-        def found(connection: Connection) -> Sequence[tuple[bytes, Attributes | None]]:
+        def found(connection: SSHConnection) -> Sequence[tuple[bytes, Attributes | None]]:
             if not listing.is_beneath(connection, directory):
                 return ()
             return [*listing.level(connection, directory, self._location)]
@@ -293,7 +292,7 @@ class RemoteStorage(StorageBackend):
                 if self._usable(path[:-1], on_skip) is not None:
                     yield identifiers.decode(path)
                 continue
-            info = self._listed(listing.Listed(path, attributes), on_skip)
+            info = self._listed(listing.ListedPath(path, attributes), on_skip)
             if info is not None:
                 yield info
 
@@ -350,7 +349,7 @@ class RemoteStorage(StorageBackend):
     def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         place = self._place(identifier)
         with self._opened(place) as file:
-            transfers.download(
+            resumable.download(
                 file,
                 f"{self._location}#{identifier}",
                 Path(expanded(path)),
@@ -366,7 +365,7 @@ class RemoteStorage(StorageBackend):
 
     @override
     def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier), moved)
+        return resumable.upload(self, self._objects, Path(expanded(path)), self._place(identifier), moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -401,7 +400,7 @@ class RemoteStorage(StorageBackend):
     def flush(self) -> bool:
         """Return once every write so far survives power loss: everything on the server's file system is stored."""
 
-        def sync(connection: Connection) -> bool:
+        def sync(connection: SSHConnection) -> bool:
             if not connection.facts.sync:
                 return False
             with connection.command() as shell:
@@ -444,7 +443,7 @@ class RemoteStorage(StorageBackend):
     def capabilities(self) -> Capability:
         """What this server can do; it is asked, so this connects."""
 
-        def found(connection: Connection) -> Capability:
+        def found(connection: SSHConnection) -> Capability:
             facts = connection.facts
             flags = Capability.RANGES | Capability.DIRECTORIES
             if (HARDLINK in connection.session.extensions and connection.links) or facts.link:
@@ -479,7 +478,7 @@ class RemoteStorage(StorageBackend):
 
     def _begin(self) -> None:
         """What an instance has that no pickle does."""
-        self._link = Link(
+        self._link = Failover(
             self._settings,
             self.remote_base_dir,
             self._location,
@@ -487,12 +486,12 @@ class RemoteStorage(StorageBackend):
         )
         self._objects = Objects(self._link, self._location)
 
-    def _place(self, identifier: str) -> Place:
+    def _place(self, identifier: str) -> RemotePath:
         """The object and its path beneath the base directory."""
         identifiers.check(identifier, surrogates=True, max_segment_bytes=MAX_NAME)
-        return Place(identifier, identifiers.encode(identifier))
+        return RemotePath(identifier, identifiers.encode(identifier))
 
-    def _opened(self, place: Place) -> RemoteFile:
+    def _opened(self, place: RemotePath) -> RemoteFile:
         return RemoteFile(self._link, place, self._location)
 
     def _walked(
@@ -535,7 +534,7 @@ class RemoteStorage(StorageBackend):
                         yield name, None
                     elif not entry.is_object:
                         self._listed(entry, on_skip)
-            except LostError as error:
+            except ConnectionLostError as error:
                 losses += 1
                 self._link.give_up(connection, error, losses, LOSSES)
             except ShellError as error:
@@ -557,7 +556,7 @@ class RemoteStorage(StorageBackend):
             return None
         return identifier
 
-    def _listed(self, entry: listing.Listed, on_skip: OnSkip | None) -> ObjectInfo | None:
+    def _listed(self, entry: listing.ListedPath, on_skip: OnSkip | None) -> ObjectInfo | None:
         identifier = self._usable(entry.path, on_skip)
         if identifier is None:
             return None

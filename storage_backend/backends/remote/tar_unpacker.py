@@ -9,14 +9,14 @@ from typing import NamedTuple
 
 from storage_backend.backends.remote import scripts
 from storage_backend.backends.remote.commands import Command, CommandError
-from storage_backend.backends.remote.tarstream import archive, length
+from storage_backend.backends.remote.tar_format import archive, length
 
 _RECORD = 128  # bytes; numbers and digests of one file, with room to spare
 _TRIES = 3  # each time more of the directories are there that others make at the same time
 _SUM = re.compile(rb"[0-9a-f]{64}")
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A small file to be written; paths are relative.
 
     Attributes:
@@ -32,7 +32,7 @@ class Member(NamedTuple):
     modified: int
 
 
-class Unpacked(NamedTuple):
+class UnpackedFile(NamedTuple):
     """What the server then has.
 
     Attributes:
@@ -68,8 +68,8 @@ class Unpacker:
         self.waits = True
 
     def unpack(
-        self, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
-    ) -> Sequence[Unpacked]:
+        self, members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool
+    ) -> Sequence[UnpackedFile]:
         """Write small files, all or, after an error, none.
 
         Args:
@@ -91,7 +91,7 @@ class Unpacker:
         return unpacked(members, output, digests=digests)
 
 
-def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
+def request(members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
     """The line and the archive that scripts.UNPACK wants, in pieces."""
     paths = b"".join([b"%b\0" % member.path for member in members])
     targets = b"".join([b"%b\0" % member.target for member in members])
@@ -109,12 +109,12 @@ def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: 
     yield from archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
 
 
-def _longest(members: Sequence[Member]) -> int:
+def _longest(members: Sequence[TarMember]) -> int:
     """The most bytes that scripts.UNPACK may print of *members*."""
     return sum(_RECORD + len(member.path) + len(member.target) for member in members)
 
 
-def unpacked(members: Sequence[Member], output: bytes, *, digests: bool) -> list[Unpacked]:
+def unpacked(members: Sequence[TarMember], output: bytes, *, digests: bool) -> list[UnpackedFile]:
     """What scripts.UNPACK printed, one for each of *members*.
 
     Raises:
@@ -130,7 +130,7 @@ def unpacked(members: Sequence[Member], output: bytes, *, digests: bool) -> list
     try:
         told = [tuple(record.split(b" ")) for record in records[:count]]
         return [
-            Unpacked(
+            UnpackedFile(
                 int(size),
                 int(mode, 16),
                 int(modified),

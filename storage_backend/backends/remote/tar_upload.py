@@ -13,12 +13,12 @@ from concurrent.futures import Future
 from datetime import datetime
 from typing import NamedTuple
 
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.objects import SMALL, Objects
-from storage_backend.backends.remote.operations import Operations, Place, Staged, in_seconds
-from storage_backend.backends.remote.packets import Attributes
-from storage_backend.backends.remote.session import Steps
-from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.backends.remote.sftp_operations import Operations, RemotePath, StagedUpload, in_seconds
+from storage_backend.backends.remote.sftp_packets import Attributes
+from storage_backend.backends.remote.sftp_session import Steps
+from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile
 from storage_backend.errors import Failures
 from storage_backend.streams import check_digest, sha256
 from storage_backend.threads import DaemonPool, result_of
@@ -28,7 +28,7 @@ OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command
 GROUPS = 2  # under way at a time, so that one is sent while another is renamed
 
 
-class Write(NamedTuple):
+class BatchWrite(NamedTuple):
     """An object to be stored.
 
     Attributes:
@@ -39,18 +39,18 @@ class Write(NamedTuple):
         sha256: of *content*, in hexadecimal, where it is known.
     """
 
-    place: Place
+    place: RemotePath
     content: bytes
     modified: datetime | None
     verify: bool
     sha256: str | None = None
 
 
-Group = list[Write]
-Singly = Callable[[Iterator[Write]], int]
+Group = list[BatchWrite]
+Singly = Callable[[Iterator[BatchWrite]], int]
 
 
-def write(objects: Objects, source: Iterator[Write], failures: Failures, singly: Singly) -> int:
+def write(objects: Objects, source: Iterator[BatchWrite], failures: Failures, singly: Singly) -> int:
     """Store objects as they come; how many.
 
     Args:
@@ -80,11 +80,11 @@ class _Packer:
         # A tar keeps the times of all its files or of none.
         self._gathered: dict[bool, Group] = {True: [], False: []}
         self._sizes = {True: 0, False: 0}
-        self._busy: set[Place] = set()  # of objects that are not stored yet
+        self._busy: set[RemotePath] = set()  # of objects that are not stored yet
         self._under_way: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
         self._stored = 0
 
-    def add(self, item: Write) -> bool:
+    def add(self, item: BatchWrite) -> bool:
         """Store an object with the next group of its kind; whether that was begun."""
         if item.place in self._busy:
             # Of a repeated identifier the last wins, so it does not overtake those before.
@@ -124,7 +124,7 @@ class _Packer:
     def _store(self, group: Group, dated: bool) -> tuple[int, Group]:
         """How many of a group were stored, and those that cannot be packed."""
 
-        def store(connection: Connection) -> tuple[int, Group]:
+        def store(connection: SSHConnection) -> tuple[int, Group]:
             return _stored(self._objects, connection, group, self._failures, dated=dated)
 
         return self._objects.link.run(None, store)
@@ -141,12 +141,12 @@ class _Packer:
 
 
 def _stored(
-    objects: Objects, connection: Connection, group: Group, failures: Failures, *, dated: bool
+    objects: Objects, connection: SSHConnection, group: Group, failures: Failures, *, dated: bool
 ) -> tuple[int, Group]:
     operations = connection.operations
     members = [
         # "./": no name is taken for an option, nor "-" for standard input.
-        Member(
+        TarMember(
             b"./" + operations.beside(item.place.path),
             b"./" + item.place.path,
             item.content,
@@ -158,7 +158,7 @@ def _stored(
     if found is None:
         return 0, group
     staged = [
-        Staged(
+        StagedUpload(
             connection.base + member.path[1:],
             None if told.replaced_mode is None else Attributes(None, told.replaced_mode, None),
             Attributes(told.size, told.mode, told.modified),
@@ -170,7 +170,7 @@ def _stored(
 
     def renames() -> Iterator[tuple[int, Steps[None]]]:
         for number, item in enumerate(group):
-            at = Place(item.place.identifier, connection.base + members[number].target[1:])
+            at = RemotePath(item.place.identifier, connection.base + members[number].target[1:])
             yield number, _publishing(operations, at, item, staged[number], found[number])
 
     def failed(number: int, error: Exception) -> None:
@@ -192,7 +192,7 @@ def _stored(
 
 
 def _publishing(
-    operations: Operations, at: Place, item: Write, staged: Staged, told: Unpacked
+    operations: Operations, at: RemotePath, item: BatchWrite, staged: StagedUpload, told: UnpackedFile
 ) -> Steps[None]:
     try:
         operations.check_size(at, told.size, len(item.content))

@@ -1,4 +1,4 @@
-"""Link: the connection in use: dialled when needed, kept through failures, given back to the preferred endpoint."""
+"""Failover: the connection in use: dialled when needed, kept through failures, given back to the preferred endpoint."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import weakref
 from collections.abc import Callable
 from typing import TypeVar
 
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.dialing import dial
-from storage_backend.backends.remote.errors import LostError, unreachable
-from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.backends.remote.errors import ConnectionLostError, unreachable
+from storage_backend.backends.remote.settings import Endpoint, SSHSettings
 from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
 from storage_backend.threads import beside
 
@@ -27,7 +27,7 @@ MOST_LEFT = 100_000  # paths that are remembered; a server may tell of names wit
 FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between looks whether a preferred endpoint is back
 
 
-class Link:
+class Failover:
     """The way to the server.
 
     Args:
@@ -44,7 +44,7 @@ class Link:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SSHSettings,
         base_dir: str,
         where: str,
         *,
@@ -66,7 +66,7 @@ class Link:
         """The endpoint in use; None while there is none."""
         return self._open.current.endpoint if self._open.current is not None else None
 
-    def connection(self) -> Connection:
+    def connection(self) -> SSHConnection:
         """A live connection.
 
         Raises:
@@ -79,7 +79,9 @@ class Link:
             self._look_for_better(current)
         return current if self._settings.max_connections == 1 else self._least_busy(current)
 
-    def run(self, identifier: str | None, operation: Callable[[Connection], T], *, again: bool = True) -> T:
+    def run(
+        self, identifier: str | None, operation: Callable[[SSHConnection], T], *, again: bool = True
+    ) -> T:
         """Do *operation* on a live connection; if that fails meanwhile, on the next one.
 
         Args:
@@ -97,7 +99,7 @@ class Link:
             connection.hold()
             try:
                 return operation(connection)
-            except LostError as error:
+            except ConnectionLostError as error:
                 losses += 1
                 self.give_up(connection, error, losses, LOSSES if again else 1, identifier)
             except BaseException:
@@ -112,7 +114,7 @@ class Link:
         if len(self.left) < MOST_LEFT:
             self.left.add(path)
 
-    def lose(self, connection: Connection, error: LostError) -> None:
+    def lose(self, connection: SSHConnection, error: ConnectionLostError) -> None:
         """Take note that *connection* has failed."""
         logger.warning("%s: lost the connection to %s: %s", self._where, connection.endpoint, error)
         self.lost.add(connection.operations.temporary)
@@ -124,7 +126,12 @@ class Link:
         connection.close()
 
     def give_up(
-        self, connection: Connection, error: LostError, losses: int, most: int, identifier: str | None = None
+        self,
+        connection: SSHConnection,
+        error: ConnectionLostError,
+        losses: int,
+        most: int,
+        identifier: str | None = None,
     ) -> None:
         """Take note that *connection* has failed, and raise if that was often enough.
 
@@ -135,7 +142,7 @@ class Link:
         if losses >= most:
             raise unreachable(error, identifier, self._where, losses) from error
 
-    def prefer(self) -> Connection:
+    def prefer(self) -> SSHConnection:
         """A live connection, to the first endpoint that works now, whichever was in use before."""
         current = self.connection()
         if current.endpoint is not self._settings.endpoints[0]:
@@ -157,8 +164,8 @@ class Link:
 
     def _renew(self) -> None:
         # Those that were left for another one too: what was opened on them may still be read.
-        self._made: weakref.WeakSet[Connection] = weakref.WeakSet()
-        self._open = _Open()
+        self._made: weakref.WeakSet[SSHConnection] = weakref.WeakSet()
+        self._open = _OpenConnections()
         # Readers and writers have this link, too: the connections go with the last of all.
         self._finalizer = weakref.finalize(self, self._open.close)
         self._dialling = threading.Lock()
@@ -167,13 +174,13 @@ class Link:
         self._pause = FIRST_LOOK
         self._next_look = 0.0
 
-    def _connected(self) -> Connection:
+    def _connected(self) -> SSHConnection:
         with self._dialling:
             current = self._open.current
             if current is not None and current.alive:
                 return current
             if current is not None:
-                self.lose(current, current.session.failure or LostError("the server closed it"))
+                self.lose(current, current.session.failure or ConnectionLostError("the server closed it"))
             dialled = self._dial(None)
             if self._must_exist and not dialled.base_exists:
                 dialled.close()
@@ -187,12 +194,12 @@ class Link:
                 self._next_look = self._clock() + self._pause
             return dialled
 
-    def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> Connection:
+    def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> SSHConnection:
         # Not to have this link: the transport's thread has what is called here for as long as it runs.
         settings, base_dir, where = self._settings, self._base_dir, self._where
         dialled = dial(
             settings,
-            lambda client, endpoint: Connection(client, endpoint, settings, base_dir, where),
+            lambda client, endpoint: SSHConnection(client, endpoint, settings, base_dir, where),
             endpoints=endpoints,
             where=where,
         )
@@ -201,7 +208,7 @@ class Link:
         self._made.add(dialled.found)
         return dialled.found
 
-    def _least_busy(self, current: Connection) -> Connection:
+    def _least_busy(self, current: SSHConnection) -> SSHConnection:
         """Of the connections to the endpoint in use, the one with the least to do; if none is idle another is made beside it."""
         with self._open.lock:
             found = [
@@ -231,7 +238,7 @@ class Link:
             self._growing = False
         return best
 
-    def _look_for_better(self, current: Connection) -> None:
+    def _look_for_better(self, current: SSHConnection) -> None:
         """From time to time, and beside what goes on, see whether an endpoint that is listed earlier is back."""
         with self._open.lock:
             if self._looking or self._clock() < self._next_look:
@@ -251,7 +258,7 @@ class Link:
         if beside(look, "storage-backend-look") is None:
             self._looking = False
 
-    def _return(self, current: Connection) -> bool:
+    def _return(self, current: SSHConnection) -> bool:
         """Go back to an endpoint listed before *current*'s, if one works. What is under way ends on the old connection."""
         endpoints = self._settings.endpoints
         earlier = endpoints[: endpoints.index(current.endpoint)]
@@ -278,7 +285,7 @@ class Link:
         return replaced is not None
 
 
-class _Open:
+class _OpenConnections:
     """The connections of a link in one process.
 
     Attributes:
@@ -289,8 +296,8 @@ class _Open:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.current: Connection | None = None
-        self.more: list[Connection] = []
+        self.current: SSHConnection | None = None
+        self.more: list[SSHConnection] = []
 
     def close(self) -> None:
         """Close them all."""
@@ -303,15 +310,15 @@ class _Open:
             connection.close()
 
 
-class _Links:
+class _FailoverRegistry:
     """The links of this process, for a forked child to begin anew; and what it must never collect."""
 
     def __init__(self) -> None:
-        self._members: weakref.WeakSet[Link] = weakref.WeakSet()
-        self.abandoned: list[Connection] = []
+        self._members: weakref.WeakSet[Failover] = weakref.WeakSet()
+        self.abandoned: list[SSHConnection] = []
         os.register_at_fork(after_in_child=self._after_in_child)
 
-    def add(self, link: Link) -> None:
+    def add(self, link: Failover) -> None:
         """Have *link* begin anew in children."""
         self._members.add(link)
 
@@ -321,6 +328,6 @@ class _Links:
 
 
 @functools.cache
-def _links() -> _Links:
+def _links() -> _FailoverRegistry:
     """This process's. Made when first needed, since a hook of `os` cannot be taken back."""
-    return _Links()
+    return _FailoverRegistry()

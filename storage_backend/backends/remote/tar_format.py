@@ -23,7 +23,7 @@ _AFTER_KIND = bytes(100) + b"ustar\x0000" + bytes(247)
 _FIXED_SUM = sum(_AFTER_NAME) + sum(_AFTER_KIND) + 8 * ord(" ")
 
 
-class TooLargeError(IntegrityError):
+class ArchiveTooLargeError(IntegrityError):
     """There is more than the caller holds in memory. It is not the server's fault: nobody told it."""
 
 
@@ -88,10 +88,10 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
     Raises:
         IntegrityError: another member, one twice or out of order, a link, a device, a record that changes the meaning of others,
             a wrong checksum, a bad number.
-        TooLargeError: there are more than *limit* bytes.
+        ArchiveTooLargeError: there are more than *limit* bytes.
         EOFError: the archive ends early.
     """
-    source = _Source(read)
+    source = _ExactReader(read)
     take = source.take
     long_name: bytes | None = None
     at = -1
@@ -117,7 +117,9 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
             at = _claimed(name, asked, at)
             limit -= size
             if limit < 0:
-                raise TooLargeError(f"{name[2:]!r} of {size:,} bytes is more than is to be read in one go")
+                raise ArchiveTooLargeError(
+                    f"{name[2:]!r} of {size:,} bytes is more than is to be read in one go"
+                )
             content = take(size)
             take(-size % BLOCK)
             yield at, content
@@ -170,7 +172,7 @@ def _octal(field: bytes, what: str) -> int:
         raise IntegrityError(f"the server's tar has a header whose {what} is {field!r}") from None
 
 
-class _Source:
+class _ExactReader:
     """Exact amounts out of a stream that comes in pieces."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:

@@ -24,7 +24,7 @@ LOG_CHANNEL = "paramiko.storage_backend"
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
+class DialTimeouts:
     """Seconds that each step may take.
 
     Attributes:
@@ -41,7 +41,7 @@ class Limits:
     authentication: float = 30.0
 
     @classmethod
-    def of(cls, connection_timeout: float) -> Limits:
+    def of(cls, connection_timeout: float) -> DialTimeouts:
         """The limits where TCP has *connection_timeout*, which none of the others falls below."""
         return cls(
             connection_timeout,
@@ -162,12 +162,12 @@ def quiet_log_channel() -> str:
     set up; here failures are raised and told once.
     """
     logger = logging.getLogger(LOG_CHANNEL)
-    if not any(isinstance(known, _Demotion) for known in logger.filters):
-        logger.addFilter(_Demotion())
+    if not any(isinstance(known, _DemoteToDebug) for known in logger.filters):
+        logger.addFilter(_DemoteToDebug())
     return LOG_CHANNEL
 
 
-class _Demotion(logging.Filter):
+class _DemoteToDebug(logging.Filter):
     @override
     def filter(self, record: logging.LogRecord) -> bool:
         if record.levelno > logging.DEBUG:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import TypeAlias
 
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
+from storage_backend.backends.remote.sftp_operations import RemotePath
 from storage_backend.threads import DaemonPool, result_of
 
 FEWEST = 64  # objects that are worth a command
@@ -20,11 +20,11 @@ OBJECTS, BYTES = (
 LIMIT = 32 << 20  # bytes of a group, whatever they turn out to be
 GROUPS = 2  # under way at a time, so that one is sent while another is used
 
-Found: TypeAlias = tuple[Place, bytes]
-Singly = Callable[[Iterator[Place]], Iterator[Found]]
+FindRecord: TypeAlias = tuple[RemotePath, bytes]
+Singly = Callable[[Iterator[RemotePath]], Iterator[FindRecord]]
 
 
-def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[Found]:
+def read(objects: Objects, places: Iterator[RemotePath], singly: Singly) -> Iterator[FindRecord]:
     """The content of each object, in no order.
 
     Args:
@@ -33,11 +33,11 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
         singly: reads what cannot be packed, and tells what cannot be read at all.
     """
 
-    def fetch(group: Sequence[Place]) -> list[bytes | None] | None:
+    def fetch(group: Sequence[RemotePath]) -> list[bytes | None] | None:
         names = [place.path for place in group]
         return objects.link.run(None, lambda connection: connection.pack(names, LIMIT))
 
-    def given(group: list[Place], contents: list[bytes | None] | None) -> Iterator[Found]:
+    def given(group: list[RemotePath], contents: list[bytes | None] | None) -> Iterator[FindRecord]:
         if contents is None:
             objects.mean_size = max(objects.mean_size, LIMIT / len(group))
             yield from singly(iter(group))
@@ -54,7 +54,7 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
         if missing:
             yield from singly(iter(missing))
 
-    under_way: deque[tuple[list[Place], Future[list[bytes | None] | None]]] = deque()
+    under_way: deque[tuple[list[RemotePath], Future[list[bytes | None] | None]]] = deque()
     with DaemonPool(GROUPS, "storage-backend-fetching") as pool:
         try:
             while True:
@@ -80,6 +80,6 @@ def read(objects: Objects, places: Iterator[Place], singly: Singly) -> Iterator[
 
 
 def _waited(
-    group: list[Place], future: Future[list[bytes | None] | None]
-) -> tuple[list[Place], list[bytes | None] | None]:
+    group: list[RemotePath], future: Future[list[bytes | None] | None]
+) -> tuple[list[RemotePath], list[bytes | None] | None]:
     return group, result_of(future)

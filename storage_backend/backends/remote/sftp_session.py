@@ -1,4 +1,4 @@
-"""Session: SFTP requests of many threads over one channel, many at a time, by public calls of paramiko only.
+"""SFTPSession: SFTP requests of many threads over one channel, many at a time, by public calls of paramiko only.
 
 Whoever waits for a reply reads the channel for all that wait, so that a single request costs no switch of threads
 beyond paramiko's own.
@@ -14,9 +14,9 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.errors import LostError, lost
-from storage_backend.backends.remote.packets import MAX_PACKET, Fields, ProtocolError, Reply, Request
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.errors import ConnectionLostError, lost
+from storage_backend.backends.remote.sftp_packets import MAX_PACKET, Fields, Reply, Request, SFTPProtocolError
 from storage_backend.threads import attend
 
 if TYPE_CHECKING:
@@ -37,12 +37,12 @@ OPEN_FILES = 256  # where the server tells no limit; a process has 1,024 descrip
 MOST_OPEN = 1024  # more make nothing faster, up to 100 ms away
 
 
-class Ticket:
+class PendingReply:
     """A request that is under way."""
 
     __slots__ = ("inbox", "reply")
 
-    def __init__(self, inbox: deque[Ticket] | None = None) -> None:
+    def __init__(self, inbox: deque[PendingReply] | None = None) -> None:
         self.reply: Reply | None = None
         self.inbox = inbox
 
@@ -51,7 +51,7 @@ Wake: TypeAlias = "Callable[[bytes, Callable[[], bool]], object]"
 """Opens a pipe at its other end, by another session of the same server, if it still has to be; raises if that cannot be done."""
 
 
-class Session:
+class SFTPSession:
     """An SFTP session.
 
     To open a pipe (mkfifo(3)) holds a server's process, and all that is asked of it, until someone opens the other end. So where
@@ -77,7 +77,7 @@ class Session:
         self._looks: dict[int, tuple[bytes, int]] = {}  # what is looked at, and the number of its opening
         self._process = os.getpid()
         self._numbers = 0
-        self._under_way: dict[int, Ticket | None] = {}
+        self._under_way: dict[int, PendingReply | None] = {}
         self._errands: set[int] = set()  # posted, and to be done by the server
         # Re-entrant: collecting garbage may end steps, which then post something.
         self._sending = threading.RLock()
@@ -89,7 +89,7 @@ class Session:
         self._pieces: list[bytes] = []
         self._gathered = 0
         self._wanted = 4
-        self._failure: LostError | None = None
+        self._failure: ConnectionLostError | None = None
         self.extensions = self._introduced()
         self.read_length = self.write_length = PLAIN_LENGTH
         self.at_a_time = OPEN_FILES
@@ -97,7 +97,7 @@ class Session:
             self._ask_limits()
 
     @property
-    def failure(self) -> LostError | None:
+    def failure(self) -> ConnectionLostError | None:
         """Why the session is of no more use; None as long as it is."""
         return self._failure
 
@@ -129,8 +129,8 @@ class Session:
             most: how many are under way at a time.
             failed: is given the key and the error of each that fails; what it raises ends all.
         """
-        inbox: deque[Ticket] = deque()
-        owners: dict[Ticket, _Task[K, T]] = {}
+        inbox: deque[PendingReply] = deque()
+        owners: dict[PendingReply, _Task[K, T]] = {}
         results: deque[tuple[K, T]] = deque()
         source = iter(operations)
         running = 0
@@ -143,7 +143,7 @@ class Session:
             except StopIteration as stop:
                 results.append((task.key, stop.value))
                 return False
-            except LostError:
+            except ConnectionLostError:
                 raise
             except Exception as error:  # noqa: BLE001 - of this one operation; told to the caller
                 failed(task.key, error)
@@ -187,13 +187,13 @@ class Session:
             # What they remove is not to wait for the next operation.
             self.flush()
 
-    def begin(self, requests: Iterable[Request]) -> list[Ticket]:
+    def begin(self, requests: Iterable[Request]) -> list[PendingReply]:
         """Send requests, all together."""
         tickets = self._queue(requests, None)
         self._flush()
         return tickets
 
-    def wait(self, ticket: Ticket) -> Reply:
+    def wait(self, ticket: PendingReply) -> Reply:
         """The reply to a request."""
         if ticket.reply is None:
             self._wait_for(lambda: ticket.reply is not None)
@@ -210,7 +210,7 @@ class Session:
 
     def flush(self) -> None:
         """Send what was posted, if the session lives."""
-        with suppress(LostError):
+        with suppress(ConnectionLostError):
             self._flush()
 
     def close(self) -> None:
@@ -223,14 +223,14 @@ class Session:
 
     # Sending
 
-    def _queue(self, requests: Iterable[Request], inbox: deque[Ticket] | None) -> list[Ticket]:
+    def _queue(self, requests: Iterable[Request], inbox: deque[PendingReply] | None) -> list[PendingReply]:
         tickets = []
         self._check_process()
         with self._sending:
             self._check()
             look: tuple[bytes, int] | None = None
             for request in requests:
-                ticket = Ticket(inbox)
+                ticket = PendingReply(inbox)
                 tickets.append(ticket)
                 number = self._add(request, ticket)
                 if look is not None and request[0] == packets.OPEN:
@@ -240,7 +240,7 @@ class Session:
                     self._send()
         return tickets
 
-    def _add(self, request: Request, ticket: Ticket | None) -> int:
+    def _add(self, request: Request, ticket: PendingReply | None) -> int:
         number = self._numbers = (self._numbers + 1) & 0xFFFFFFFF
         self._under_way[number] = ticket
         packet = packets.framed(number, request)
@@ -313,7 +313,7 @@ class Session:
             size = int.from_bytes(data[at : at + 4])
             if not 5 <= size <= MAX_PACKET:
                 # What programs print into the stream, a shell's start-up file for one, is not SFTP.
-                raise ProtocolError(
+                raise SFTPProtocolError(
                     f"the SFTP server sent a packet of {size:,} bytes, or something else than SFTP"
                 )
             if end - at < 4 + size:
@@ -328,7 +328,7 @@ class Session:
         try:
             ticket = self._under_way.pop(number)
         except KeyError:
-            raise ProtocolError("the SFTP server answered what nobody asked") from None
+            raise SFTPProtocolError("the SFTP server answered what nobody asked") from None
         if self._looks and (look := self._looks.pop(number, None)) is not None:
             self._looked(*look, (kind, body))
         if ticket is not None:
@@ -348,12 +348,12 @@ class Session:
         """
         try:
             mode = packets.attributes_in(reply).mode
-        except (packets.StatusError, ProtocolError):
+        except (packets.StatusError, SFTPProtocolError):
             return  # the opening will tell
         ticket = self._under_way.get(opening)
         if mode is None or not stat.S_ISFIFO(mode) or ticket is None:
             return
-        held = self._under_way[opening] = Ticket()
+        held = self._under_way[opening] = PendingReply()
 
         def wake() -> None:
             assert self._wake is not None
@@ -366,7 +366,7 @@ class Session:
                 self._fail(EOFError("opening a pipe holds the server up"))
                 self._channel.close()
                 return
-            self.post(packets.path(packets.CLOSE, handle))
+            self.post(packets.request(packets.CLOSE, handle))
             self.flush()
 
         threading.Thread(target=wake, name="storage-backend-wake", daemon=True).start()
@@ -379,18 +379,22 @@ class Session:
         meant = lost(error)
         with self._turn:
             if self._failure is None:
-                self._failure = meant if isinstance(meant, LostError) else LostError("it was interrupted")
+                self._failure = (
+                    meant
+                    if isinstance(meant, ConnectionLostError)
+                    else ConnectionLostError("it was interrupted")
+                )
             self._turn.notify_all()
         return meant
 
     def _check(self) -> None:
         if self._failure is not None:
-            raise LostError(str(self._failure), timed_out=self._failure.timed_out)
+            raise ConnectionLostError(str(self._failure), timed_out=self._failure.timed_out)
 
     def _check_process(self) -> None:
         """Refuse to take part in the parent's session, before any lock that a thread of the parent's may have held."""
         if self._process != os.getpid():
-            raise LostError("the connection is the parent process's")
+            raise ConnectionLostError("the connection is the parent process's")
 
     # The beginning
 
@@ -400,7 +404,7 @@ class Session:
         body = self._exactly(int.from_bytes(self._exactly(4)))
         fields = Fields(body[1:])
         if body[:1] != bytes((packets.VERSION,)) or fields.number() != 3:
-            raise ProtocolError("the server does not speak SFTP version 3")
+            raise SFTPProtocolError("the server does not speak SFTP version 3")
         found = {}
         while fields.left():
             name = fields.string()
@@ -409,7 +413,9 @@ class Session:
 
     def _exactly(self, size: int) -> bytes:
         if not size <= MAX_PACKET:
-            raise ProtocolError("the server does not speak SFTP: a shell's start-up file may print something")
+            raise SFTPProtocolError(
+                "the server does not speak SFTP: a shell's start-up file may print something"
+            )
         data = b""
         while len(data) < size:
             piece = self._channel.recv(size - len(data))
@@ -420,7 +426,7 @@ class Session:
 
     def _ask_limits(self) -> None:
         """Learn how long requests may be (OpenSSH's PROTOCOL, 4.8); 0 is no limit."""
-        reply = self.wait(self.begin([packets.extended(packets.LIMITS)])[0])
+        reply = self.wait(self.begin([packets.extended_request(packets.LIMITS)])[0])
         if reply[0] != packets.EXTENDED_REPLY:
             return
         fields = Fields(reply[1])
@@ -432,7 +438,7 @@ class Session:
 
 
 def _nothing() -> Steps[None]:
-    yield [packets.path(packets.LSTAT, b"/")]
+    yield [packets.request(packets.LSTAT, b"/")]
 
 
 def _length(told: int) -> int:
@@ -448,5 +454,5 @@ class _Task(Generic[K, T]):
     def __init__(self, key: K, steps: Steps[T]) -> None:
         self.key = key
         self.steps = steps
-        self.tickets: list[Ticket] = []
+        self.tickets: list[PendingReply] = []
         self.missing = 0

@@ -1,6 +1,6 @@
-"""PublicSession: the requests of SFTP carried out by the public methods of paramiko's SFTPClient, or of a substitute.
+"""SFTPClientSession: the requests of SFTP carried out by the public methods of paramiko's SFTPClient, or of a substitute.
 
-It is used where there is no transport of paramiko to open a channel on. The operations are the same as of `Session`; each
+It is used where there is no transport of paramiko to open a channel on. The operations are the same as of `SFTPSession`; each
 waits for the one before.
 """
 
@@ -17,10 +17,10 @@ from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.errors import LostError, lost
-from storage_backend.backends.remote.packets import Attributes, Fields, Reply, Request
-from storage_backend.backends.remote.session import PLAIN_LENGTH, Steps
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.errors import ConnectionLostError, lost
+from storage_backend.backends.remote.sftp_packets import Attributes, Fields, Reply, Request
+from storage_backend.backends.remote.sftp_session import PLAIN_LENGTH, Steps
 
 T = TypeVar("T")
 K = TypeVar("K")
@@ -38,8 +38,8 @@ _CODES: Mapping[int | None, int] = MappingProxyType(
 _GONE = (ConnectionError, EOFError, TimeoutError)
 
 
-class PublicSession:
-    """The same as `storage_backend.backends.remote.session.Session`, over an SFTPClient.
+class SFTPClientSession:
+    """The same as `storage_backend.backends.remote.sftp_session.SFTPSession`, over an SFTPClient.
 
     Args:
         client: paramiko's SFTPClient, or what has its public methods.
@@ -50,7 +50,7 @@ class PublicSession:
         self._lock = threading.RLock()
         self._handles: dict[bytes, Any] = {}
         self._numbers = 0
-        self._failure: LostError | None = None
+        self._failure: ConnectionLostError | None = None
         self.read_length = self.write_length = PLAIN_LENGTH
         self.at_a_time = 1
         self.wakes = True  # what a substitute has is opened at once
@@ -58,7 +58,7 @@ class PublicSession:
         self.extensions = {packets.POSIX_RENAME: b"1"} if hasattr(client, "posix_rename") else {}
 
     @property
-    def failure(self) -> LostError | None:
+    def failure(self) -> ConnectionLostError | None:
         """Why the session is of no more use; None as long as it is."""
         return self._failure
 
@@ -80,7 +80,7 @@ class PublicSession:
         most: int,
         failed: Callable[[K, Exception], object],
     ) -> Iterator[tuple[K, T]]:
-        """Carry out operations one by one; see `Session.run_many`."""
+        """Carry out operations one by one; see `SFTPSession.run_many`."""
         _ = most
         for operation in operations:
             if operation is None:
@@ -88,24 +88,24 @@ class PublicSession:
             key, steps = operation
             try:
                 result = self.run(steps)
-            except LostError:
+            except ConnectionLostError:
                 raise
             except Exception as error:  # noqa: BLE001 - of this one operation; told to the caller
                 failed(key, error)
             else:
                 yield key, result
 
-    def begin(self, requests: Iterable[Request]) -> list[_Done]:
+    def begin(self, requests: Iterable[Request]) -> list[_AnsweredRequest]:
         """Carry out requests."""
-        return [_Done(self._reply(request)) for request in requests]
+        return [_AnsweredRequest(self._reply(request)) for request in requests]
 
-    def wait(self, ticket: _Done) -> Reply:
+    def wait(self, ticket: _AnsweredRequest) -> Reply:
         """The reply to a request."""
         return ticket.reply
 
     def post(self, request: Request) -> None:
         """Carry out a request whose outcome does not matter."""
-        with suppress(LostError):
+        with suppress(ConnectionLostError):
             self._reply(request)
 
     def flush(self) -> None:
@@ -113,13 +113,13 @@ class PublicSession:
 
     def close(self) -> None:
         """End the session."""
-        self._failure = self._failure or LostError("the SFTP session was closed")
+        self._failure = self._failure or ConnectionLostError("the SFTP session was closed")
         self._client.close()
 
     def _reply(self, request: Request) -> Reply:
         kind, body = request
         if self._failure is not None:
-            raise LostError(str(self._failure), timed_out=self._failure.timed_out)
+            raise ConnectionLostError(str(self._failure), timed_out=self._failure.timed_out)
         with self._lock:
             try:
                 return self._carry_out(kind, Fields(body))
@@ -127,7 +127,7 @@ class PublicSession:
                 if isinstance(error, EOFError) and kind in {packets.READ, packets.READDIR}:
                     return _status(packets.EOF, "")
                 meant = lost(error)
-                assert isinstance(meant, LostError)
+                assert isinstance(meant, ConnectionLostError)
                 self._failure = meant
                 raise meant from error
             except OSError as error:
@@ -148,8 +148,8 @@ class PublicSession:
             return _attributes(self._handles[first].stat())
         if kind == packets.OPEN:
             flags = fields.number()
-            exclusively = "x" if flags & packets.EXCLUSIVELY else ""
-            plain = "r" if flags & packets.FOR_READING else "w" if flags & packets.CREATING else "r+"
+            exclusively = "x" if flags & packets.FXF_EXCL else ""
+            plain = "r" if flags & packets.FXF_READ else "w" if flags & packets.FXF_CREAT else "r+"
             return self._opened(client.open(_name(first), plain + exclusively + "b"))
         if kind == packets.READ:
             file = self._handles[first]
@@ -163,7 +163,7 @@ class PublicSession:
         elif kind == packets.CLOSE:
             self._handles.pop(first).close()
         elif kind == packets.OPENDIR:
-            return self._opened(_Listing(deque(client.listdir_attr(_name(first)))))
+            return self._opened(_OpenDirectory(deque(client.listdir_attr(_name(first)))))
         elif kind == packets.READDIR:
             listed: Reply = self._handles[first].reply()
             return listed
@@ -206,14 +206,14 @@ class PublicSession:
             target.utime(*given, (wanted.modified, wanted.modified))
 
 
-class _Done:
+class _AnsweredRequest:
     """A request that has been carried out."""
 
     def __init__(self, reply: Reply) -> None:
         self.reply = reply
 
 
-class _Listing:
+class _OpenDirectory:
     """What an open directory still has to tell."""
 
     def __init__(self, entries: deque[Any]) -> None:
@@ -254,7 +254,7 @@ def _attributes(found: Any) -> Reply:
         return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     size, mode, modified = number("st_size"), number("st_mode"), number("st_mtime")
-    known = packets.setting(
+    known = packets.setstat_request(
         0,
         b"",
         size=size,

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Buffer, override
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError, translate, unreachable
-from storage_backend.backends.remote.link import LOSSES, Link
-from storage_backend.backends.remote.operations import Place, changed
-from storage_backend.backends.remote.packets import Attributes, StatusError
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError, translate, unreachable
+from storage_backend.backends.remote.failover import LOSSES, Failover
+from storage_backend.backends.remote.sftp_operations import RemotePath, changed
+from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
 from storage_backend.streams import position_after
 
 if TYPE_CHECKING:
-    from storage_backend.backends.remote.session import Ticket
+    from storage_backend.backends.remote.sftp_session import PendingReply
 
 FIRST_AHEAD = 64 << 10  # bytes asked for at the first read after a seek
 MOST_AHEAD = 2 << 20  # bytes under way at most; the window of a channel, which more would not fit into
@@ -39,8 +39,8 @@ class RemoteFile(io.RawIOBase):
         SourceChangedError: from reads: after a lost connection it was another one, or it was cut short.
     """
 
-    def __init__(self, link: Link, place: Place, where: str) -> None:
-        self._connection: Connection | None = None
+    def __init__(self, link: Failover, place: RemotePath, where: str) -> None:
+        self._connection: SSHConnection | None = None
         self._link = link
         self._place = place
         self._where = where
@@ -100,7 +100,7 @@ class RemoteFile(io.RawIOBase):
         while not self._rest:
             try:
                 self._rest = self._fetched(most)
-            except LostError as error:
+            except ConnectionLostError as error:
                 losses += 1
                 self._lost(error, losses)
         piece, self._rest = self._rest[:most], self._rest[most:]
@@ -125,7 +125,7 @@ class RemoteFile(io.RawIOBase):
             super().close()
             self._let_go()
 
-    def _open(self, connection: Connection) -> Attributes:
+    def _open(self, connection: SSHConnection) -> Attributes:
         look, self._tried = self._tried, True
         self._handle, facts = connection.run(
             connection.operations.open(connection.at(self._place), look=look)
@@ -141,7 +141,7 @@ class RemoteFile(io.RawIOBase):
             connection.let_go(self._handle)
             connection.release()
 
-    def _lost(self, error: LostError, losses: int) -> None:
+    def _lost(self, error: ConnectionLostError, losses: int) -> None:
         """Go on with another connection, if the object is still the same."""
         connection, self._connection = self._connection, None
         self._forget()
@@ -164,7 +164,7 @@ class RemoteFile(io.RawIOBase):
     def _fetched(self, most: int) -> bytes:
         """The next bytes as they come; more is asked for, and the more the longer it goes on."""
         if self._connection is None:
-            raise LostError("the connection was lost before")
+            raise ConnectionLostError("the connection was lost before")
         session = self._connection.session
         if not self._under_way:
             self._asked = self._position
@@ -178,8 +178,8 @@ class RemoteFile(io.RawIOBase):
             sizes.append((self._asked, size))
             self._asked += size
         if sizes:
-            tickets: list[Ticket] | list[Any] = session.begin(
-                packets.reading(self._handle, start, size) for start, size in sizes
+            tickets: list[PendingReply] | list[Any] = session.begin(
+                packets.read_request(self._handle, start, size) for start, size in sizes
             )
             self._under_way += [(*piece, ticket) for piece, ticket in zip(sizes, tickets, strict=True)]
         self._ahead = min(self._ahead * 2, MOST_AHEAD)

@@ -11,20 +11,21 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets, replacing
+from storage_backend.backends.remote import non_atomic_overwrite
+from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.errors import not_a_file, translate
-from storage_backend.backends.remote.packets import (
-    CREATING,
-    EXCLUSIVELY,
+from storage_backend.backends.remote.sftp_packets import (
     FAILURE,
-    FOR_READING,
-    FOR_WRITING,
+    FXF_CREAT,
+    FXF_EXCL,
+    FXF_READ,
+    FXF_WRITE,
     NO_SUCH_FILE,
     UNSUPPORTED,
     Attributes,
-    Entry,
     Reply,
     Request,
+    SFTPEntry,
     StatusError,
 )
 from storage_backend.errors import (
@@ -50,7 +51,7 @@ _TRIES = 8  # how often a directory may be taken away before a write gives up
 _READ_ONLY = 1  # SSH_FXE_STATVFS_ST_RDONLY, OpenSSH's PROTOCOL, 4.4
 
 
-class Place(NamedTuple):
+class RemotePath(NamedTuple):
     """An object's identifier and the path of its file on the server."""
 
     identifier: str
@@ -70,7 +71,7 @@ class Requests(Protocol):
 
 
 @dataclass(frozen=True)
-class Staged:
+class StagedUpload:
     """A whole file under a temporary name.
 
     Attributes:
@@ -123,23 +124,23 @@ class Operations:
         """A new temporary path in the directory of *path*."""
         return beside(path, self._name())
 
-    def facts(self, place: Place) -> Steps[Attributes]:
+    def facts(self, place: RemotePath) -> Steps[Attributes]:
         """The attributes of an object."""
-        (reply,) = yield [packets.path(packets.STAT, place.path)]
+        (reply,) = yield [packets.request(packets.STAT, place.path)]
         with self._mapped(place):
             found = packets.attributes_in(reply)
         return self.regular(found, place)
 
     def entry(self, path: bytes) -> Steps[Attributes | None]:
         """The attributes of what has this name, a link itself and not what it leads to; None if nothing has."""
-        (reply,) = yield [packets.path(packets.LSTAT, path)]
+        (reply,) = yield [packets.request(packets.LSTAT, path)]
         return _if_there(reply)
 
-    def open(self, place: Place, *, look: bool = False) -> Steps[tuple[bytes, Attributes]]:
+    def open(self, place: RemotePath, *, look: bool = False) -> Steps[tuple[bytes, Attributes]]:
         """A handle to read the object by, and its attributes; *look* as for `read`."""
         handle, _ = yield from self._opened(place, look=look)
         try:
-            first, second = yield [packets.path(packets.FSTAT, handle), packets.reading(handle, 0, 1)]
+            first, second = yield [packets.request(packets.FSTAT, handle), packets.read_request(handle, 0, 1)]
             with self._mapped(place):
                 found = self.regular(packets.attributes_in(first), place)
             # Files of procfs, sysfs and some of FUSE have none and say so; their content is made when they are read.
@@ -154,7 +155,9 @@ class Operations:
             raise
         return handle, found
 
-    def read(self, place: Place, most: int, *, look: bool = False) -> Steps[tuple[bytes | None, Attributes]]:
+    def read(
+        self, place: RemotePath, most: int, *, look: bool = False
+    ) -> Steps[tuple[bytes | None, Attributes]]:
         """The whole object, or None instead if it has more than *most* bytes; and its attributes.
 
         Args:
@@ -169,8 +172,8 @@ class Operations:
         try:
             if seen is None or not at_once:
                 first, second = yield [
-                    packets.path(packets.FSTAT, handle),
-                    packets.reading(handle, 0, length),
+                    packets.request(packets.FSTAT, handle),
+                    packets.read_request(handle, 0, length),
                 ]
                 with self._mapped(place):
                     found = self.regular(packets.attributes_in(first), place)
@@ -178,7 +181,7 @@ class Operations:
                     found = found._replace(size=seen.size)
             else:
                 found = seen
-                (second,) = yield [packets.reading(handle, 0, length)]
+                (second,) = yield [packets.read_request(handle, 0, length)]
             with self._mapped(place):
                 pieces = [packets.data_in(second, length)]
             size = len(pieces[0])
@@ -188,7 +191,7 @@ class Operations:
             while pieces[-1] and (size != found.size or (at_once and len(pieces[-1]) == length)):
                 if max(size, found.size or 0) > most:
                     return None, found
-                (reply,) = yield [packets.reading(handle, size, length)]
+                (reply,) = yield [packets.read_request(handle, size, length)]
                 with self._mapped(place):
                     pieces.append(packets.data_in(reply, length))
                 size += len(pieces[-1])
@@ -201,13 +204,13 @@ class Operations:
         finally:
             self.let_go(handle)
 
-    def _opened(self, place: Place, *, look: bool) -> Steps[tuple[bytes, Attributes | None]]:
+    def _opened(self, place: RemotePath, *, look: bool) -> Steps[tuple[bytes, Attributes | None]]:
         """A handle to read by, and what was seen of the object right before."""
-        opening = packets.opening(place.path, FOR_READING)
+        opening = packets.open_request(place.path, FXF_READ)
         seen: Attributes | None = None
         looked: Reply | None = None
         if self._session.wakes and not look:
-            looked, reply = yield [packets.path(packets.STAT, place.path), opening]
+            looked, reply = yield [packets.request(packets.STAT, place.path), opening]
         else:
             seen = yield from self.facts(place)
             (reply,) = yield [opening]
@@ -224,14 +227,14 @@ class Operations:
             self.let_go(handle)
             raise
 
-    def _facts_of(self, handle: bytes, place: Place) -> Steps[Attributes]:
-        (reply,) = yield [packets.path(packets.FSTAT, handle)]
+    def _facts_of(self, handle: bytes, place: RemotePath) -> Steps[Attributes]:
+        (reply,) = yield [packets.request(packets.FSTAT, handle)]
         with self._mapped(place):
             return self.regular(packets.attributes_in(reply), place)
 
     def begin(
-        self, place: Place, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
-    ) -> Steps[tuple[bytes, Staged]]:
+        self, place: RemotePath, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
+    ) -> Steps[tuple[bytes, StagedUpload]]:
         """A handle to write a new file by, beside the place that it is for; directories are made.
 
         Args:
@@ -240,13 +243,17 @@ class Operations:
             ahead: directories that may be missing, outer ones first: to ask for them beforehand costs no exchange.
         """
         temporary = temporary or self.beside(place.path)
-        aside = [packets.path(packets.LSTAT, replacing.aside(place.path))] if self._sets_aside else []
+        aside = (
+            [packets.request(packets.LSTAT, non_atomic_overwrite.aside(place.path))]
+            if self._sets_aside
+            else []
+        )
         for attempt in range(_TRIES):
             *_, first, second = replies = yield [
-                *(packets.making(directory) for directory in (() if attempt else ahead)),
+                *(packets.mkdir_request(directory) for directory in (() if attempt else ahead)),
                 *aside,
-                packets.path(packets.LSTAT, place.path),
-                packets.opening(temporary, FOR_WRITING | CREATING | EXCLUSIVELY),
+                packets.request(packets.LSTAT, place.path),
+                packets.open_request(temporary, FXF_WRITE | FXF_CREAT | FXF_EXCL),
             ]
             try:
                 handle = packets.handle_in(second)
@@ -257,9 +264,9 @@ class Operations:
             else:
                 if aside and _if_there(replies[-3]) is not None:
                     # What a writer that was broken off has left; its object is to be seen as it was.
-                    yield from replacing.heal(posixpath.dirname(place.path), self.names)
-                    (first,) = yield [packets.path(packets.LSTAT, place.path)]
-                return handle, Staged(temporary, _if_there(first))
+                    yield from non_atomic_overwrite.heal(posixpath.dirname(place.path), self.names)
+                    (first,) = yield [packets.request(packets.LSTAT, place.path)]
+                return handle, StagedUpload(temporary, _if_there(first))
         raise StorageError(
             f"{place.identifier!r} in {self._where}: its directory is removed as often as it is made",
             identifier=place.identifier,
@@ -267,18 +274,18 @@ class Operations:
             retryable=True,
         )
 
-    def resume(self, place: Place, temporary: bytes) -> Steps[tuple[bytes, Staged]]:
+    def resume(self, place: RemotePath, temporary: bytes) -> Steps[tuple[bytes, StagedUpload]]:
         """A handle to write on in a file that is there, beside the place that it is for."""
         first, second = yield [
-            packets.path(packets.LSTAT, place.path),
-            packets.opening(temporary, FOR_WRITING),
+            packets.request(packets.LSTAT, place.path),
+            packets.open_request(temporary, FXF_WRITE),
         ]
         with self._mapped(place):
-            return packets.handle_in(second), Staged(temporary, _if_there(first))
+            return packets.handle_in(second), StagedUpload(temporary, _if_there(first))
 
     def remove(self, path: bytes) -> Steps[None]:
         """Remove a file, there or not."""
-        (reply,) = yield [packets.path(packets.REMOVE, path)]
+        (reply,) = yield [packets.request(packets.REMOVE, path)]
         try:
             packets.check(reply)
         except StatusError as error:
@@ -286,27 +293,31 @@ class Operations:
                 raise translate(error, None, self._where) from error
 
     def finish(
-        self, handle: bytes, staged: Staged, place: Place, *, size: int, modified: int | None
-    ) -> Steps[Staged]:
+        self, handle: bytes, staged: StagedUpload, place: RemotePath, *, size: int, modified: int | None
+    ) -> Steps[StagedUpload]:
         """Close the new file, which must have *size* bytes; it has the mode of what it will replace."""
         return (yield from self._write_and_close(handle, staged, place, size=size, modified=modified))
 
-    def keep_mode(self, staged: Staged, place: Place) -> Steps[None]:
+    def keep_mode(self, staged: StagedUpload, place: RemotePath) -> Steps[None]:
         """Give a new file the mode of what it will replace."""
         old = staged.old
         if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
-            (reply,) = yield [packets.setting(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777)]
+            (reply,) = yield [
+                packets.setstat_request(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777)
+            ]
             with self._mapped(place):
                 _check_setting(reply)
 
     def stage(
-        self, place: Place, content: bytes, modified: int | None, ahead: Sequence[bytes] = ()
-    ) -> Steps[Staged]:
+        self, place: RemotePath, content: bytes, modified: int | None, ahead: Sequence[bytes] = ()
+    ) -> Steps[StagedUpload]:
         """A whole new file beside the place that it is for; *ahead* as for `begin`."""
         handle, staged = yield from self.begin(place, ahead=ahead)
         length = self._session.write_length
         view = memoryview(content)
-        writes = [packets.writing(handle, at, view[at : at + length]) for at in range(0, len(view), length)]
+        writes = [
+            packets.write_request(handle, at, view[at : at + length]) for at in range(0, len(view), length)
+        ]
         try:
             return (
                 yield from self._write_and_close(
@@ -319,13 +330,13 @@ class Operations:
 
     def write(
         self,
-        place: Place,
+        place: RemotePath,
         content: bytes,
         modified: int | None,
         ahead: Sequence[bytes] = (),
         *,
         verify: bool = False,
-    ) -> Steps[Staged]:
+    ) -> Steps[StagedUpload]:
         """Store an object, with *verify* only if what the server then has is *content*; *ahead* as for `begin`."""
         staged = yield from self.stage(place, content, modified, ahead)
         if verify:
@@ -333,16 +344,16 @@ class Operations:
         yield from self.publish(staged, place)
         return staged
 
-    def _read_back(self, staged: Staged, place: Place, content: bytes) -> Steps[None]:
+    def _read_back(self, staged: StagedUpload, place: RemotePath, content: bytes) -> Steps[None]:
         try:
-            found, _ = yield from self.read(Place(place.identifier, staged.temporary), len(content))
+            found, _ = yield from self.read(RemotePath(place.identifier, staged.temporary), len(content))
             if found != content:
                 check_digest(place.identifier, sha256(content), sha256(found or b""), "what was stored")
         except BaseException:
             self.discard(staged)
             raise
 
-    def publish(self, staged: Staged, place: Place) -> Steps[None]:
+    def publish(self, staged: StagedUpload, place: RemotePath) -> Steps[None]:
         """Give the new file its name; if that fails it is removed."""
         try:
             old = staged.old
@@ -374,7 +385,7 @@ class Operations:
             self.discard(staged)
             raise
 
-    def create(self, staged: Staged, place: Place) -> Steps[bool]:
+    def create(self, staged: StagedUpload, place: RemotePath) -> Steps[bool]:
         """Give the new file its name if nothing has it; the temporary name is gone afterwards."""
         try:
             for _ in range(_TRIES):
@@ -385,7 +396,7 @@ class Operations:
                     yield from self._make_way(old, place)
                 try:
                     if packets.HARDLINK in self._session.extensions:
-                        request = packets.extended(packets.HARDLINK, staged.temporary, place.path)
+                        request = packets.extended_request(packets.HARDLINK, staged.temporary, place.path)
                         packets.check((yield [request])[0])
                         return True
                     if self._link is None:
@@ -411,24 +422,24 @@ class Operations:
         finally:
             self.discard(staged)
 
-    def delete(self, place: Place) -> Steps[None]:
+    def delete(self, place: RemotePath) -> Steps[None]:
         """Remove an object, or a link."""
-        (reply,) = yield [packets.path(packets.LSTAT, place.path)]
+        (reply,) = yield [packets.request(packets.LSTAT, place.path)]
         if self._sets_aside and _if_there(reply) is None:
             # Or what a killed writer moved aside would come back later.
             yield from self.heal(place)
-            (reply,) = yield [packets.path(packets.LSTAT, place.path)]
+            (reply,) = yield [packets.request(packets.LSTAT, place.path)]
         with self._mapped(place):
             self.entry_of_object(packets.attributes_in(reply), place)
-        (reply,) = yield [packets.path(packets.REMOVE, place.path)]
+        (reply,) = yield [packets.request(packets.REMOVE, place.path)]
         with self._mapped(place):
             packets.check(reply)
 
-    def move(self, source: Place, dest: Place) -> Steps[bool]:
+    def move(self, source: RemotePath, dest: RemotePath) -> Steps[bool]:
         """Give an object another name; False if it is a link that would lead elsewhere then, and nothing was done."""
         first, second = yield [
-            packets.path(packets.LSTAT, source.path),
-            packets.path(packets.LSTAT, dest.path),
+            packets.request(packets.LSTAT, source.path),
+            packets.request(packets.LSTAT, dest.path),
         ]
         with self._mapped(source):
             found = packets.attributes_in(first)
@@ -461,11 +472,11 @@ class Operations:
             backend=self._where,
         )
 
-    def _leads_elsewhere(self, source: Place, dest: Place, old: Attributes | None) -> Steps[bool]:
+    def _leads_elsewhere(self, source: RemotePath, dest: RemotePath, old: Attributes | None) -> Steps[bool]:
         """Whether a link would lead to another object under its new name, or to itself; one that leads nowhere may be renamed."""
         first, second = yield [
-            packets.path(packets.STAT, source.path),
-            packets.path(packets.READLINK, source.path),
+            packets.request(packets.STAT, source.path),
+            packets.request(packets.READLINK, source.path),
         ]
         if _if_there(first) is None:
             return False
@@ -479,7 +490,7 @@ class Operations:
             return True
         return len(targets) != 1 or not targets[0].name.startswith(b"/")
 
-    def _remove_other_name(self, source: Place, dest: Place) -> Steps[None]:
+    def _remove_other_name(self, source: RemotePath, dest: RemotePath) -> Steps[None]:
         """The source's name is to go also if both were names of one file: rename(2) does nothing then.
 
         SFTP tells of no file which it is, but renaming does: under two names of ours, which nobody writes to, the first stays if
@@ -488,27 +499,27 @@ class Operations:
         if packets.HARDLINK not in self._session.extensions or (yield from self.entry(source.path)) is None:
             return
         one, other = self.beside(dest.path), self.beside(dest.path)
-        (reply,) = yield [packets.extended(packets.POSIX_RENAME, source.path, one)]
+        (reply,) = yield [packets.extended_request(packets.POSIX_RENAME, source.path, one)]
         with self._mapped(source):
             packets.check(reply)
-        (reply,) = yield [packets.extended(packets.HARDLINK, dest.path, other)]
+        (reply,) = yield [packets.extended_request(packets.HARDLINK, dest.path, other)]
         if packets.is_ok(reply):
-            (reply,) = yield [packets.extended(packets.POSIX_RENAME, one, other)]
+            (reply,) = yield [packets.extended_request(packets.POSIX_RENAME, one, other)]
             with self._mapped(source):
                 packets.check(reply)
             if (yield from self.entry(one)) is not None:
-                yield [packets.path(packets.REMOVE, one), packets.path(packets.REMOVE, other)]
+                yield [packets.request(packets.REMOVE, one), packets.request(packets.REMOVE, other)]
                 return
             one = other
-        (reply,) = yield [packets.pair(packets.RENAME, one, source.path)]
+        (reply,) = yield [packets.two_path_request(packets.RENAME, one, source.path)]
         if not packets.is_ok(reply):  # there is a still newer one
-            yield [packets.path(packets.REMOVE, one)]
+            yield [packets.request(packets.REMOVE, one)]
 
     def can_copy(self) -> bool:
         """Whether the server copies by itself."""
         return COPY_DATA in self._session.extensions
 
-    def copy(self, source: Place, dest: Place) -> Steps[None]:
+    def copy(self, source: RemotePath, dest: RemotePath) -> Steps[None]:
         """Store the content of an object under another name, on the server."""
         handle, found = yield from self.open(source)
         try:
@@ -528,56 +539,56 @@ class Operations:
             self.let_go(handle)
         yield from self.publish(staged, dest)
 
-    def names(self, path: bytes) -> Steps[list[Entry]]:
+    def names(self, path: bytes) -> Steps[list[SFTPEntry]]:
         """What is in a directory, in any order, each name once.
 
         Raises:
             StatusError: it cannot be read.
-            ProtocolError: the server goes on for ever.
+            SFTPProtocolError: the server goes on for ever.
         """
-        (reply,) = yield [packets.path(packets.OPENDIR, path)]
+        (reply,) = yield [packets.request(packets.OPENDIR, path)]
         try:
             handle = packets.handle_in(reply)
         except StatusError as error:
             if error.code != FAILURE:
                 raise
             # rclone says but this of a file.
-            (reply,) = yield [packets.path(packets.STAT, path)]
+            (reply,) = yield [packets.request(packets.STAT, path)]
             found_there = _if_there(reply)
             if found_there is None or stat.S_ISDIR(found_there.mode or stat.S_IFDIR):
                 raise
             raise StatusError(NO_SUCH_FILE, error.text) from error
         # What is renamed meanwhile may come twice.
-        found: dict[bytes, Entry] = {}
+        found: dict[bytes, SFTPEntry] = {}
         ahead = 2
         told = 0
         try:
             while True:
                 # Most directories are small; of a large one there are more under way each time.
-                for reply in (yield [packets.path(packets.READDIR, handle)] * ahead):
+                for reply in (yield [packets.request(packets.READDIR, handle)] * ahead):
                     entries = packets.entries_in(reply)
                     if not entries:
                         return [entry for entry in found.values() if entry.name not in {b".", b".."}]
                     found.update({entry.name: entry for entry in entries})
                     told += len(entries)
                     if told > 2 * len(found) + _REPEATED or told > MOST_NAMES:
-                        raise packets.ProtocolError(
+                        raise packets.SFTPProtocolError(
                             f"{self._where}: the SFTP server told {told:,} names of a directory, and goes on"
                         )
                 ahead = min(2 * ahead, 16)
         finally:
             self.let_go(handle)
 
-    def make_directory(self, path: bytes, place: Place | None) -> Steps[None]:
+    def make_directory(self, path: bytes, place: RemotePath | None) -> Steps[None]:
         """Make a directory and those above it; it may be there already."""
         pending = [path]
         for _ in range(2 * path.count(b"/") + _TRIES):
             current = pending[-1]
-            (reply,) = yield [packets.making(current)]
+            (reply,) = yield [packets.mkdir_request(current)]
             try:
                 packets.check(reply)
             except StatusError as error:
-                (second,) = yield [packets.path(packets.STAT, current)]
+                (second,) = yield [packets.request(packets.STAT, current)]
                 found = _if_there(second)
                 if found is not None:
                     if not stat.S_ISDIR(found.mode or stat.S_IFDIR):
@@ -602,28 +613,28 @@ class Operations:
             retryable=True,
         )
 
-    def heal(self, place: Place) -> Steps[None]:
+    def heal(self, place: RemotePath) -> Steps[None]:
         """Bring back what an overwrite that was broken off has moved aside, beside *place*."""
         if self._sets_aside:
-            (reply,) = yield [packets.path(packets.LSTAT, replacing.aside(place.path))]
+            (reply,) = yield [packets.request(packets.LSTAT, non_atomic_overwrite.aside(place.path))]
             if _if_there(reply) is not None:
-                yield from replacing.heal(posixpath.dirname(place.path), self.names)
+                yield from non_atomic_overwrite.heal(posixpath.dirname(place.path), self.names)
 
     def let_go(self, handle: bytes) -> None:
         """Close a handle whose closing tells nothing."""
-        self._session.post(packets.path(packets.CLOSE, handle))
+        self._session.post(packets.request(packets.CLOSE, handle))
 
-    def discard(self, staged: Staged) -> None:
+    def discard(self, staged: StagedUpload) -> None:
         """Remove a file under a temporary name."""
-        self._session.post(packets.path(packets.REMOVE, staged.temporary))
+        self._session.post(packets.request(packets.REMOVE, staged.temporary))
 
-    def regular(self, found: Attributes, place: Place) -> Attributes:
+    def regular(self, found: Attributes, place: RemotePath) -> Attributes:
         """*found*, if it is of a regular file; a server that does not say what it is is believed to have only these."""
         if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG}:
             raise not_a_file(place.identifier, self._where)
         return found
 
-    def check_size(self, place: Place, found: int, size: int) -> None:
+    def check_size(self, place: RemotePath, found: int, size: int) -> None:
         """Refuse a new file that has not all bytes, or more."""
         if found != size:
             raise IntegrityError(
@@ -632,7 +643,7 @@ class Operations:
                 backend=self._where,
             )
 
-    def entry_of_object(self, found: Attributes, place: Place) -> None:
+    def entry_of_object(self, found: Attributes, place: RemotePath) -> None:
         """Refuse what is neither a regular file nor a link."""
         if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG, stat.S_IFLNK}:
             raise not_a_file(place.identifier, self._where)
@@ -640,23 +651,23 @@ class Operations:
     def _write_and_close(
         self,
         handle: bytes,
-        staged: Staged,
-        place: Place,
+        staged: StagedUpload,
+        place: RemotePath,
         *,
         size: int,
         modified: int | None,
         writes: Sequence[Request] = (),
-    ) -> Steps[Staged]:
+    ) -> Steps[StagedUpload]:
         # By its name once it is closed: pkg/sftp, which rclone and others serve with, lets all but CLOSE overtake writes, and
         # a file's size and time are not final before.
-        requests = [*writes, packets.path(packets.CLOSE, handle)]
+        requests = [*writes, packets.request(packets.CLOSE, handle)]
         closed = len(requests)
         old = staged.old
         if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
-            requests.append(packets.setting(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777))
+            requests.append(packets.setstat_request(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777))
         if modified is not None:
-            requests.append(packets.setting(packets.SETSTAT, staged.temporary, modified=modified))
-        requests.append(packets.path(packets.STAT, staged.temporary))
+            requests.append(packets.setstat_request(packets.SETSTAT, staged.temporary, modified=modified))
+        requests.append(packets.request(packets.STAT, staged.temporary))
         replies = yield requests
         try:
             for reply in replies[:closed]:
@@ -680,7 +691,7 @@ class Operations:
             self._non_atomic and self._move is None and packets.POSIX_RENAME not in self._session.extensions
         )
 
-    def _rename(self, old_path: bytes, place: Place, old: Attributes | None) -> Steps[None]:
+    def _rename(self, old_path: bytes, place: RemotePath, old: Attributes | None) -> Steps[None]:
         """Rename, replacing what is there.
 
         Raises:
@@ -688,7 +699,7 @@ class Operations:
             UnsupportedOperationError: it cannot replace.
         """
         if packets.POSIX_RENAME in self._session.extensions:
-            (reply,) = yield [packets.extended(packets.POSIX_RENAME, old_path, place.path)]
+            (reply,) = yield [packets.extended_request(packets.POSIX_RENAME, old_path, place.path)]
             try:
                 packets.check(reply)
             except StatusError as error:
@@ -703,7 +714,7 @@ class Operations:
             return
         taken = old is not None
         if not taken:
-            (reply,) = yield [packets.pair(packets.RENAME, old_path, place.path)]
+            (reply,) = yield [packets.two_path_request(packets.RENAME, old_path, place.path)]
             try:
                 packets.check(reply)
             except StatusError:
@@ -720,16 +731,18 @@ class Operations:
                 backend=self._where,
             )
         self._warn()
-        yield from replacing.replace(old_path, place.path, self._name, self.names, self._session.post)
+        yield from non_atomic_overwrite.replace(
+            old_path, place.path, self._name, self.names, self._session.post
+        )
 
-    def _make_way(self, old: Attributes, place: Place) -> Steps[None]:
+    def _make_way(self, old: Attributes, place: RemotePath) -> Steps[None]:
         """Remove a directory without objects that is where the object shall be; refuse to replace another, or a device."""
         if old.mode is not None and stat.S_ISDIR(old.mode):
             yield from self._remove_bare(place)
         else:
             self.entry_of_object(old, place)
 
-    def _remove_bare(self, place: Place) -> Steps[None]:
+    def _remove_bare(self, place: RemotePath) -> Steps[None]:
         """Remove a directory and those in it, if there is nothing else in any of them."""
         bare = [place.path]
         try:
@@ -740,14 +753,14 @@ class Operations:
                         raise self._taken(place, place.path)
                     bare.append(posixpath.join(directory, entry.name))
             for directory in reversed(bare):
-                (reply,) = yield [packets.path(packets.RMDIR, directory)]
+                (reply,) = yield [packets.request(packets.RMDIR, directory)]
                 packets.check(reply)
         except StatusError as error:
             # Someone else may have been faster; the caller tries again.
             if error.code != NO_SUCH_FILE:
                 raise self._taken(place, place.path) from error
 
-    def _taken(self, place: Place | None, path: bytes) -> AlreadyExistsError:
+    def _taken(self, place: RemotePath | None, path: bytes) -> AlreadyExistsError:
         identifier = place.identifier if place else None
         directory = place is not None and place.path == path
         reason = (
@@ -758,21 +771,21 @@ class Operations:
         what = f"{identifier!r} in {self._where}" if identifier is not None else self._where
         return AlreadyExistsError(f"{reason}: {what}", identifier=identifier, backend=self._where)
 
-    def _why_unreadable(self, error: StatusError, place: Place) -> Steps[StorageError]:
+    def _why_unreadable(self, error: StatusError, place: RemotePath) -> Steps[StorageError]:
         """Why a file cannot be opened; a server that opens no directory says but "failure"."""
         if error.code == FAILURE:
-            (reply,) = yield [packets.path(packets.STAT, place.path)]
+            (reply,) = yield [packets.request(packets.STAT, place.path)]
             found = _if_there(reply)
             if found is not None and found.mode is not None and not stat.S_ISREG(found.mode):
                 return not_a_file(place.identifier, self._where)
         return translate(error, place.identifier, self._where)
 
-    def why_unwritable(self, error: StatusError, place: Place) -> Steps[StorageError]:
+    def why_unwritable(self, error: StatusError, place: RemotePath) -> Steps[StorageError]:
         """Why a file cannot be written: OpenSSH says but "failure" where the disk is full or read-only, rclone beneath a file."""
         if error.code == FAILURE:
             above = posixpath.dirname(place.path)
             while len(above) > 1:
-                (reply,) = yield [packets.path(packets.STAT, above)]
+                (reply,) = yield [packets.request(packets.STAT, above)]
                 found = _if_there(reply)
                 if found is not None and not stat.S_ISDIR(found.mode or stat.S_IFDIR):
                     return self._taken(place, above)
@@ -781,7 +794,7 @@ class Operations:
                 above = posixpath.dirname(above)
         if error.code == FAILURE and packets.STATVFS in self._session.extensions:
             for path in (posixpath.dirname(place.path), b"/"):
-                (reply,) = yield [packets.extended(packets.STATVFS, path)]
+                (reply,) = yield [packets.extended_request(packets.STATVFS, path)]
                 if reply[0] != packets.EXTENDED_REPLY:
                     continue
                 fields = packets.Fields(reply[1])
@@ -803,7 +816,7 @@ class Operations:
         return translate(error, place.identifier, self._where)
 
     @contextmanager
-    def _mapped(self, place: Place) -> Iterator[None]:
+    def _mapped(self, place: RemotePath) -> Iterator[None]:
         try:
             yield
         except StatusError as error:
@@ -825,7 +838,7 @@ def known(seconds: int | None) -> int | None:
     return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
 
 
-def changed(place: Place, where: str, how: str = "") -> SourceChangedError:
+def changed(place: RemotePath, where: str, how: str = "") -> SourceChangedError:
     """The error for an object that is not the one any more that was opened."""
     return SourceChangedError(
         f"{place.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",

@@ -17,7 +17,7 @@ STATUS, HANDLE, DATA, NAME, ATTRS = 101, 102, 103, 104, 105
 EXTENDED, EXTENDED_REPLY = 200, 201
 
 # Section 6.3: how a file is opened.
-FOR_READING, FOR_WRITING, APPENDING, CREATING, TRUNCATING, EXCLUSIVELY = 1, 2, 4, 8, 16, 32
+FXF_READ, FXF_WRITE, FXF_APPEND, FXF_CREAT, FXF_TRUNC, FXF_EXCL = 1, 2, 4, 8, 16, 32
 
 # Section 5: which attributes follow.
 _HAS_SIZE, _HAS_OWNER, _HAS_MODE, _HAS_TIMES, _HAS_EXTENDED = 1, 2, 4, 8, 0x80000000
@@ -68,7 +68,7 @@ class StatusError(Exception):
         self.text = text
 
 
-class ProtocolError(IntegrityError):
+class SFTPProtocolError(IntegrityError):
     """The server sent what SFTP does not have at this place."""
 
 
@@ -86,7 +86,7 @@ class Attributes(NamedTuple):
     modified: int | None
 
 
-class Entry(NamedTuple):
+class SFTPEntry(NamedTuple):
     """One name of a directory, with its own attributes (of a link: the link's)."""
 
     name: bytes
@@ -98,12 +98,12 @@ def text(value: bytes) -> bytes:
     return struct.pack(">I", len(value)) + value
 
 
-def path(kind: int, name: bytes) -> Request:
+def request(kind: int, name: bytes) -> Request:
     """A request that has nothing but a path, or a handle."""
     return kind, text(name)
 
 
-def opening(name: bytes, flags: int) -> Request:
+def open_request(name: bytes, flags: int) -> Request:
     """Open a file; one that comes to be has the server's own default mode, 0666 less its umask."""
     return OPEN, b"".join((text(name), struct.pack(">I", flags), _NONE))
 
@@ -113,17 +113,17 @@ def refusal(words: str) -> Reply:
     return STATUS, struct.pack(">I", FAILURE) + text(words.encode())
 
 
-def reading(handle: bytes, offset: int, size: int) -> Request:
+def read_request(handle: bytes, offset: int, size: int) -> Request:
     """Read at most *size* bytes."""
     return READ, text(handle) + struct.pack(">QI", offset, size)
 
 
-def writing(handle: bytes, offset: int, data: bytes | memoryview) -> Request:
+def write_request(handle: bytes, offset: int, data: bytes | memoryview) -> Request:
     """Write *data*."""
     return WRITE, b"".join((text(handle), struct.pack(">QI", offset, len(data)), data))
 
 
-def setting(
+def setstat_request(
     kind: int, target: bytes, *, mode: int | None = None, modified: int | None = None, size: int | None = None
 ) -> Request:
     """Set attributes of a path or handle; a time is that of the last access too, as there is no other way."""
@@ -141,17 +141,17 @@ def setting(
     return kind, b"".join((text(target), struct.pack(">I", flags), body))
 
 
-def making(name: bytes) -> Request:
+def mkdir_request(name: bytes) -> Request:
     """Make a directory, with the server's default mode."""
     return MKDIR, text(name) + _NONE
 
 
-def pair(kind: int, old: bytes, new: bytes) -> Request:
+def two_path_request(kind: int, old: bytes, new: bytes) -> Request:
     """A request that has two paths."""
     return kind, text(old) + text(new)
 
 
-def extended(name: bytes, *values: bytes) -> Request:
+def extended_request(name: bytes, *values: bytes) -> Request:
     """A request that an extension brings, whose values are strings."""
     return EXTENDED, b"".join((text(name), *map(text, values)))
 
@@ -167,11 +167,11 @@ def check(reply: Reply) -> None:
 
     Raises:
         StatusError: another status.
-        ProtocolError: this is no status.
+        SFTPProtocolError: this is no status.
     """
     kind, body = reply
     if kind != STATUS:
-        raise ProtocolError(f"the SFTP server answered with a packet of type {kind} instead of a status")
+        raise SFTPProtocolError(f"the SFTP server answered with a packet of type {kind} instead of a status")
     if not body.startswith(_NONE):
         raise status(body)
 
@@ -180,7 +180,7 @@ def is_ok(reply: Reply) -> bool:
     """Whether it is a status of OK.
 
     Raises:
-        ProtocolError: this is no status.
+        SFTPProtocolError: this is no status.
     """
     try:
         check(reply)
@@ -203,20 +203,20 @@ def expect(reply: Reply, kind: int) -> Fields:
 
     Raises:
         StatusError: the server refuses.
-        ProtocolError: another kind of reply.
+        SFTPProtocolError: another kind of reply.
     """
     if reply[0] == kind:
         return Fields(reply[1])
     if reply[0] == STATUS:
         raise status(reply[1])
-    raise ProtocolError(f"the SFTP server answered with a packet of type {reply[0]} instead of {kind}")
+    raise SFTPProtocolError(f"the SFTP server answered with a packet of type {reply[0]} instead of {kind}")
 
 
 def handle_in(reply: Reply) -> bytes:
     """The handle that a reply gives."""
     handle = expect(reply, HANDLE).string()
     if len(handle) > MAX_HANDLE:
-        raise ProtocolError(f"the SFTP server gave a handle of {len(handle):,} bytes")
+        raise SFTPProtocolError(f"the SFTP server gave a handle of {len(handle):,} bytes")
     return handle
 
 
@@ -224,19 +224,19 @@ def data_in(reply: Reply, most: int) -> bytes:
     """The bytes that a reply to a READ gives; b"" at the end of the file.
 
     Raises:
-        ProtocolError: none, or more than were asked for.
+        SFTPProtocolError: none, or more than were asked for.
     """
     kind, body = reply
     if kind == DATA:
         if 4 < len(body) <= most + 4 and int.from_bytes(body[:4]) == len(body) - 4:
             return body[4:]
-        raise ProtocolError(
+        raise SFTPProtocolError(
             f"the SFTP server answered with {len(body) - 4:,} bytes where {most:,} were asked for"
         )
     error = status(body) if kind == STATUS else None
     if error is not None and error.code == EOF:
         return b""
-    raise error or ProtocolError(f"the SFTP server answered with a packet of type {kind} instead of data")
+    raise error or SFTPProtocolError(f"the SFTP server answered with a packet of type {kind} instead of data")
 
 
 def has_data(reply: Reply) -> bool:
@@ -249,7 +249,7 @@ def attributes_in(reply: Reply) -> Attributes:
     return expect(reply, ATTRS).attributes()
 
 
-def entries_in(reply: Reply) -> list[Entry]:
+def entries_in(reply: Reply) -> list[SFTPEntry]:
     """The names that a reply gives, without "." and ".."; none at the end of the directory."""
     try:
         fields = expect(reply, NAME)
@@ -261,14 +261,14 @@ def entries_in(reply: Reply) -> list[Entry]:
     for _ in range(fields.number()):
         name = fields.string()
         fields.string()  # what `ls -l` would print
-        found.append(Entry(name, fields.attributes()))
+        found.append(SFTPEntry(name, fields.attributes()))
     return found
 
 
 class Fields:
     """Reads the fields of a reply one after the other.
 
-    Each method raises ProtocolError where the packet ends too early.
+    Each method raises SFTPProtocolError where the packet ends too early.
     """
 
     def __init__(self, body: bytes) -> None:
@@ -296,7 +296,7 @@ class Fields:
         flags = self.number()
         size = self.long() if flags & _HAS_SIZE else None
         if size is not None and size >= _MAX_SIZE:
-            raise ProtocolError(f"the SFTP server tells of a file of {size:,} bytes")
+            raise SFTPProtocolError(f"the SFTP server tells of a file of {size:,} bytes")
         if flags & _HAS_OWNER:
             self._take(8)
         mode = self.number() if flags & _HAS_MODE else None
@@ -313,7 +313,7 @@ class Fields:
     def _take(self, size: int) -> bytes:
         end = self._at + size
         if end > len(self._body):
-            raise ProtocolError("the SFTP server sent a packet that is too short for what it says")
+            raise SFTPProtocolError("the SFTP server sent a packet that is too short for what it says")
         piece = self._body[self._at : end]
         self._at = end
         return piece

@@ -14,20 +14,20 @@ import time
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.packets import (
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.sftp_packets import (
     NO_SUCH_FILE,
     PERMISSION_DENIED,
-    Entry,
     Reply,
     Request,
+    SFTPEntry,
     StatusError,
 )
 from storage_backend.identifiers import RESERVED
 
 T = TypeVar("T")
 Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
-Names: TypeAlias = Callable[[bytes], Steps[list[Entry]]]
+Names: TypeAlias = Callable[[bytes], Steps[list[SFTPEntry]]]
 
 ASIDE = f"{RESERVED}old".encode()
 _TRIES = 30  # how often other writers may come in between
@@ -61,27 +61,27 @@ def replace(
         kept = posixpath.join(mine, posixpath.basename(path))
         # All at once, so that nothing has the name for as short as can be.
         replies = yield [
-            packets.making(top),
-            packets.making(mine),
-            packets.pair(packets.RENAME, path, kept),
-            packets.pair(packets.RENAME, source, path),
+            packets.mkdir_request(top),
+            packets.mkdir_request(mine),
+            packets.two_path_request(packets.RENAME, path, kept),
+            packets.two_path_request(packets.RENAME, source, path),
         ]
         stays = _refusal(replies[2])
         moved = stays is None
         refused = _refusal(replies[3])
         if moved and refused is not None:
             # A server need not keep to the order.
-            (reply,) = yield [packets.pair(packets.RENAME, source, path)]
+            (reply,) = yield [packets.two_path_request(packets.RENAME, source, path)]
             refused = _refusal(reply)
         if moved and refused is None:
             for request in (
-                packets.path(packets.REMOVE, kept),
-                packets.path(packets.RMDIR, mine),
-                packets.path(packets.RMDIR, top),
+                packets.request(packets.REMOVE, kept),
+                packets.request(packets.RMDIR, mine),
+                packets.request(packets.RMDIR, top),
             ):
                 post(request)
             return
-        replies = yield [packets.path(packets.LSTAT, source), packets.path(packets.LSTAT, path)]
+        replies = yield [packets.request(packets.LSTAT, source), packets.request(packets.LSTAT, path)]
         ours, theirs = map(_seen, replies)
         # Another writer's, or what an attempt over a connection that was lost has left; or the old file goes back.
         yield from heal(posixpath.dirname(path), names)
@@ -109,15 +109,15 @@ def heal(directory: bytes, names: Names) -> Steps[int]:
         mine = posixpath.join(top, token)
         for name in (yield from _inside(mine, names)):
             kept, path = posixpath.join(mine, name), posixpath.join(directory, name)
-            (reply,) = yield [packets.path(packets.LSTAT, path)]
+            (reply,) = yield [packets.request(packets.LSTAT, path)]
             newer = _seen(reply)
             if isinstance(newer, StatusError) and newer.code == NO_SUCH_FILE:
-                yield [packets.pair(packets.RENAME, kept, path)]
+                yield [packets.two_path_request(packets.RENAME, kept, path)]
             elif _is_file(newer):
-                (reply,) = yield [packets.path(packets.REMOVE, kept)]
+                (reply,) = yield [packets.request(packets.REMOVE, kept)]
                 removed += _refusal(reply) is None
-        yield [packets.path(packets.RMDIR, mine)]
-    yield [packets.path(packets.RMDIR, top)]
+        yield [packets.request(packets.RMDIR, mine)]
+    yield [packets.request(packets.RMDIR, top)]
     return removed
 
 

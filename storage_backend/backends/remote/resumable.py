@@ -11,11 +11,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place, Staged, beside, in_seconds
-from storage_backend.backends.remote.reading import RemoteFile
-from storage_backend.backends.remote.writing import UNDER_WAY, Upload
+from storage_backend.backends.remote.remote_file import RemoteFile
+from storage_backend.backends.remote.sftp_operations import RemotePath, StagedUpload, beside, in_seconds
+from storage_backend.backends.remote.upload import UNDER_WAY, SFTPUpload
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, told_of, write_file
 from storage_backend.errors import SourceChangedError, StorageError
@@ -82,7 +82,7 @@ def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str |
     return True
 
 
-def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, moved: Moved) -> bool:
+def upload(storage: StorageBackend, objects: Objects, path: Path, place: RemotePath, moved: Moved) -> bool:
     """Store a local file as an object, with its time.
 
     A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
@@ -104,9 +104,9 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
             place.identifier,
         )
         fd = reader.fileno()
-        told = _Furthest(moved)
+        told = _ProgressByPosition(moved)
 
-        def send(connection: Connection) -> tuple[Staged, int]:
+        def send(connection: SSHConnection) -> tuple[StagedUpload, int]:
             return _send(connection, fd, facts, connection.at(place), name=name, told=told)
 
         staged, resumed = objects.link.run(place.identifier, send)
@@ -117,7 +117,7 @@ def upload(storage: StorageBackend, objects: Objects, path: Path, place: Place, 
         return True
 
 
-class _Furthest:
+class _ProgressByPosition:
     """Tells of bytes by their position: what is sent again is told once."""
 
     def __init__(self, moved: Moved) -> None:
@@ -131,8 +131,14 @@ class _Furthest:
 
 
 def _send(
-    connection: Connection, fd: int, facts: os.stat_result, at: Place, *, name: str, told: _Furthest
-) -> tuple[Staged, int]:
+    connection: SSHConnection,
+    fd: int,
+    facts: os.stat_result,
+    at: RemotePath,
+    *,
+    name: str,
+    told: _ProgressByPosition,
+) -> tuple[StagedUpload, int]:
     """The staged file, and how much of it was there before."""
     temporary = beside(at.path, name.encode())
     there = connection.run(connection.operations.entry(temporary))
@@ -140,7 +146,7 @@ def _send(
     resumed = max(size - AGAIN, 0) if size <= facts.st_size else 0
     if there is not None and not resumed:
         connection.run(connection.operations.remove(temporary))
-    sending = Upload(connection, at, temporary, resumed)
+    sending = SFTPUpload(connection, at, temporary, resumed)
     try:
         told.reached(resumed)
         while sending.size < facts.st_size:

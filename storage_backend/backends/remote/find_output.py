@@ -14,7 +14,7 @@ _KINDS = frozenset(bytes((letter,)) for letter in b"bcdfpslDLNU?")  # what find'
 FIELDS = 45  # type, type of what a link leads to, size in 20 columns, time in 23: see scripts.FIND
 
 
-class Found(NamedTuple):
+class FindRecord(NamedTuple):
     """A file, directory or other entry.
 
     Attributes:
@@ -44,7 +44,7 @@ def names(command: Command, token: bytes) -> Iterator[bytes]:
                 raise CommandError(0, b"", f"find printed a record that makes no sense: {record[:100]!r}")
 
 
-def entries(command: Command, token: bytes) -> Iterator[Found]:
+def entries(command: Command, token: bytes) -> Iterator[FindRecord]:
     """The entries that scripts.FIND prints.
 
     Raises:
@@ -56,7 +56,7 @@ def entries(command: Command, token: bytes) -> Iterator[Found]:
         for record in records:
             try:
                 modified = record[22:FIELDS]
-                yield Found(
+                yield FindRecord(
                     record[FIELDS:],
                     record[:1],
                     record[1:2],

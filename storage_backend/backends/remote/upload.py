@@ -1,4 +1,4 @@
-"""Upload: a new file on the server, written with many requests under way."""
+"""SFTPUpload: a new file on the server, written with many requests under way."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Any
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.operations import Place, Staged
-from storage_backend.backends.remote.packets import StatusError
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.sftp_operations import RemotePath, StagedUpload
+from storage_backend.backends.remote.sftp_packets import StatusError
 
 # bytes in a request; measured on loopback, twice as fast as requests of 255 KiB
 PIECE = 128 << 10
 UNDER_WAY = 2 << 20  # bytes sent and not confirmed
 
 
-class Upload:
+class SFTPUpload:
     """Writes a file under a temporary name, on one connection.
 
     Args:
@@ -33,7 +33,7 @@ class Upload:
     """
 
     def __init__(
-        self, connection: Connection, place: Place, temporary: bytes | None = None, resumed: int = 0
+        self, connection: SSHConnection, place: RemotePath, temporary: bytes | None = None, resumed: int = 0
     ) -> None:
         self.connection = connection
         self._place = place
@@ -57,12 +57,12 @@ class Upload:
             piece = view[start : start + self._piece]
             while self._unconfirmed + len(piece) > UNDER_WAY:
                 self._confirm()
-            (ticket,) = session.begin([packets.writing(self._handle, self.size, piece)])
+            (ticket,) = session.begin([packets.write_request(self._handle, self.size, piece)])
             self._under_way.append((len(piece), ticket))
             self._unconfirmed += len(piece)
             self.size += len(piece)
 
-    def finish(self, modified: int | None) -> Staged:
+    def finish(self, modified: int | None) -> StagedUpload:
         """Close the file, which is whole on the server then."""
         while self._under_way:
             self._confirm()
