@@ -30,7 +30,8 @@ def probed(monkeypatch: pytest.MonkeyPatch) -> list[ShellFeatures]:
         probed.append(probe(*arguments))
         return probed[-1]
 
-    monkeypatch.setattr(connection, "memory", FeatureCache())
+    cache = FeatureCache()
+    monkeypatch.setattr(connection, "feature_cache", lambda: cache)
     monkeypatch.setattr(PROBE, counted)
     return probed
 
@@ -166,11 +167,11 @@ def test_a_server_that_is_too_busy_for_a_channel_is_not_doubted(
     assert listed(openssh_place) == []
     config: Any = openssh_place.config()
     with RemoteStorage(config, openssh_place.base) as storage:
-        link = storage._link.connection()
-        assert link.facts.whole
+        link = storage._failover.connection()
+        assert link.features.whole
         with pytest.raises(StorageError), link.command():
             raise paramiko.ChannelException(1, "Administratively prohibited")
-        assert link.facts.whole
+        assert link.features.whole
     assert len(probed) == 1
 
 

@@ -32,7 +32,7 @@ from storage_backend import (
     QuotaExceededError,
     RemoteStorage,
 )
-from storage_backend.backends.remote import objects, tar_download, tar_upload
+from storage_backend.backends.remote import sftp_contents, tar_download, tar_upload
 from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.settings import SSHConfig
 from storage_backend.backends.remote.shell import Shell
@@ -108,7 +108,7 @@ class TestBatches(Batches):
 @pytest.mark.parametrize("verify", [False, True])
 def test_objects_are_stored_as_they_are(openssh_place: SSHPlace, told: Told, verify: bool) -> None:
     given = items()
-    given["large"] = os.urandom(objects.SMALL + 1)
+    given["large"] = os.urandom(sftp_contents.SMALL + 1)
     given["long/" + "n" * 200 + "/" + "m" * 255] = b"long"
     with closing(storage_at(openssh_place)) as backend:
         assert backend.write_many(given.items(), verify=verify) == len(given)

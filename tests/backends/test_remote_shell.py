@@ -304,7 +304,7 @@ class TestAwkwardNames:
         assert list(shell.digests(paths, "md5")) == [
             (base + b"/" + name, hashlib.md5(name * 3).hexdigest()) for name in NAMES
         ]
-        shell.facts = ShellFeatures(digests={"md5": False})
+        shell.features = ShellFeatures(digests={"md5": False})
         assert [path for path, _ in shell.digests(paths, "md5")] == paths
         assert list(shell.find_names(base)) == sorted(NAMES)
         assert [found.path for found in shell.find(base)] == sorted(NAMES)
@@ -444,7 +444,7 @@ class TestChanging:
 
     @pytest.mark.parametrize("many", [True, False])
     def test_digests_are_of_regular_files(self, shell: Shell, base: bytes, many: bool) -> None:
-        shell.facts = ShellFeatures(digests=dict.fromkeys(ALGORITHMS, many))
+        shell.features = ShellFeatures(digests=dict.fromkeys(ALGORITHMS, many))
         put(base + b"/a", b"content")
         os.mkdir(base + b"/d")
         os.mkfifo(base + b"/p")

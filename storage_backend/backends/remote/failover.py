@@ -1,4 +1,4 @@
-"""Failover: the connection in use: dialled when needed, kept through failures, given back to the preferred endpoint."""
+"""Failover: chooses the endpoint, keeps the connection in use, repeats operations whose connection is lost, and fails back."""
 
 from __future__ import annotations
 
@@ -9,37 +9,42 @@ import threading
 import time
 import weakref
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Concatenate, ParamSpec, TypeVar
 
 from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.dialing import dial
 from storage_backend.backends.remote.errors import ConnectionLostError, unreachable
+from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
+from storage_backend.backends.remote.sftp_operations import SFTPOperations
+from storage_backend.backends.remote.sftp_packets import Steps
 from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
 from storage_backend.threads import beside
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+P = ParamSpec("P")
 
-LOSSES = 4  # how many connections one operation may lose before it gives up
-MOST_LEFT = 100_000  # paths that are remembered; a server may tell of names without end
-FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between looks whether a preferred endpoint is back
+LOSSES = 4  # how many connections an operation may lose before it fails
+MOST_LEFT = 100_000  # paths that are remembered; a hostile server may send names without end
+FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between attempts to return to a preferred endpoint
 
 
 class Failover:
-    """The way to the server.
+    """The connections to a server.
 
     Args:
         settings: of the backend.
         base_dir: the base directory as configured.
         where: the backend's location, for errors.
-        must_exist: whether a base directory that is missing is an error, at the first connection.
-        clock: seconds, monotonic.
+        must_exist: whether a missing base directory is an error, at the first connection.
+        clock: monotonic seconds.
 
     Attributes:
+        where: as given.
         left: paths, beneath the base directory, of files with temporary names that a listing has shown.
-        lost: what the temporary names of connections began with that were lost.
+        lost: what the temporary names of lost connections begin with.
     """
 
     def __init__(
@@ -54,12 +59,12 @@ class Failover:
         self._must_exist = must_exist
         self._settings = settings
         self._base_dir = base_dir
-        self._where = where
+        self.where = where
         self._clock = clock
         self.left: set[bytes] = set()
         self.lost: set[bytes] = set()
-        self._renew()
-        _links().add(self)
+        self._reset()
+        _registry().add(self)
 
     @property
     def endpoint(self) -> Endpoint | None:
@@ -67,7 +72,7 @@ class Failover:
         return self._open.current.endpoint if self._open.current is not None else None
 
     def connection(self) -> SSHConnection:
-        """A live connection.
+        """A live connection, of the least busy ones where there are several.
 
         Raises:
             NoEndpointError: no endpoint works.
@@ -79,31 +84,61 @@ class Failover:
             self._look_for_better(current)
         return current if self._settings.max_connections == 1 else self._least_busy(current)
 
-    def run(
-        self, identifier: str | None, operation: Callable[[SSHConnection], T], *, again: bool = True
+    def perform(
+        self,
+        operation: Callable[Concatenate[SFTPOperations, RemotePath, P], Steps[T]],
+        path: RemotePath,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> T:
-        """Do *operation* on a live connection; if that fails meanwhile, on the next one.
+        """Carry out an SFTP operation on an object; it may be repeated as it is. Raises as `run`."""
+        return self.run(
+            path.identifier,
+            lambda connection, _: connection.session.run(
+                operation(connection.operations, path, *args, **kwargs)
+            ),
+        )
+
+    def perform_with_attempt(
+        self,
+        operation: Callable[Concatenate[SFTPOperations, RemotePath, int, P], Steps[T]],
+        path: RemotePath,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Carry out an SFTP operation that must know the number of the attempt. Raises as `run`."""
+        return self.run(
+            path.identifier,
+            lambda connection, attempt: connection.session.run(
+                operation(connection.operations, path, attempt, *args, **kwargs)
+            ),
+        )
+
+    def run(
+        self, identifier: str | None, operation: Callable[[SSHConnection, int], T], *, again: bool = True
+    ) -> T:
+        """Call *operation* with a live connection; if that is lost meanwhile, with the next one.
 
         Args:
             identifier: for errors.
-            operation: may be done again from its beginning, if *again*.
-            again: otherwise a lost connection is an error.
+            operation: also gets the number of the attempt, from 0: an earlier one may have taken effect.
+            again: whether it may be repeated; otherwise a lost connection is an error.
 
         Raises:
             NoEndpointError: no endpoint works.
-            UnavailableError: the connection was lost, and the operation may not be done again, or was often enough.
+            UnavailableError: the connection was lost, and the operation may not be repeated, or was often enough.
         """
-        losses = 0
+        attempt = 0
         while True:
             connection = self.connection()
             connection.hold()
             try:
-                return operation(connection)
+                return operation(connection, attempt)
             except ConnectionLostError as error:
-                losses += 1
-                self.give_up(connection, error, losses, LOSSES if again else 1, identifier)
+                attempt += 1
+                self.give_up(connection, error, attempt, LOSSES if again else 1, identifier)
             except BaseException:
-                # What is to be removed is not to wait for the next operation.
+                # Removals that it posted must not wait for the next operation.
                 connection.session.flush()
                 raise
             finally:
@@ -115,8 +150,8 @@ class Failover:
             self.left.add(path)
 
     def lose(self, connection: SSHConnection, error: ConnectionLostError) -> None:
-        """Take note that *connection* has failed."""
-        logger.warning("%s: lost the connection to %s: %s", self._where, connection.endpoint, error)
+        """Close *connection*, which has failed."""
+        logger.warning("%s: lost the connection to %s: %s", self.where, connection.endpoint, error)
         self.lost.add(connection.operations.temporary)
         with self._open.lock:
             if self._open.current is connection:
@@ -130,43 +165,43 @@ class Failover:
         connection: SSHConnection,
         error: ConnectionLostError,
         losses: int,
-        most: int,
+        most: int = LOSSES,
         identifier: str | None = None,
     ) -> None:
-        """Take note that *connection* has failed, and raise if that was often enough.
+        """Close *connection*, which has failed; raise at the last loss.
 
         Raises:
-            UnavailableError: it has happened *most* times; a StorageTimeoutError if the server fell silent.
+            UnavailableError: *losses* has reached *most*; a StorageTimeoutError if the server stopped answering.
         """
         self.lose(connection, error)
         if losses >= most:
-            raise unreachable(error, identifier, self._where, losses) from error
+            raise unreachable(error, identifier, self.where, losses) from error
 
     def prefer(self) -> SSHConnection:
-        """A live connection, to the first endpoint that works now, whichever was in use before."""
+        """A live connection to the first endpoint that works now, whichever was in use before."""
         current = self.connection()
         if current.endpoint is not self._settings.endpoints[0]:
-            self._return(current)
+            self._fail_back(current)
         return self.connection()
 
     def close(self) -> None:
-        """Let go of the connection; the next use dials again."""
+        """Close the connections; the next use dials again."""
         self._open.close()
 
     def after_fork(self) -> None:
-        """In a child: leave the parent's connection alone, and begin anew."""
+        """In a child: leave the parent's connections alone, and start without any."""
         for connection in list(self._made):
-            # Kept for ever: its destructors would write to the parent's connection.
-            _links().abandoned.append(connection)
+            # Kept for ever: paramiko's destructors would write to the parent's connection.
+            _registry().abandoned.append(connection)
             connection.abandon()
         self._finalizer.detach()
-        self._renew()
+        self._reset()
 
-    def _renew(self) -> None:
-        # Those that were left for another one too: what was opened on them may still be read.
+    def _reset(self) -> None:
+        # All connections, also those that are not in use any more: a reader may still have one.
         self._made: weakref.WeakSet[SSHConnection] = weakref.WeakSet()
         self._open = _OpenConnections()
-        # Readers and writers have this link, too: the connections go with the last of all.
+        # Readers and writers refer to this object, too: the connections are closed with the last of all.
         self._finalizer = weakref.finalize(self, self._open.close)
         self._dialling = threading.Lock()
         self._growing = False
@@ -186,7 +221,7 @@ class Failover:
                 dialled.close()
                 raise BaseDirectoryNotFoundError(
                     f"base directory {self._base_dir!r} does not exist at {dialled.endpoint}",
-                    backend=self._where,
+                    backend=self.where,
                 )
             self._must_exist = False
             with self._open.lock:
@@ -195,21 +230,21 @@ class Failover:
             return dialled
 
     def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> SSHConnection:
-        # Not to have this link: the transport's thread has what is called here for as long as it runs.
-        settings, base_dir, where = self._settings, self._base_dir, self._where
+        # The lambda must not refer to self: paramiko's thread keeps it for as long as it runs.
+        settings, base_dir, where = self._settings, self._base_dir, self.where
         dialled = dial(
             settings,
             lambda client, endpoint: SSHConnection(client, endpoint, settings, base_dir, where),
             endpoints=endpoints,
             where=where,
         )
-        # The client alone would leave hosts on the way and proxy commands behind.
+        # Closing the client alone would leave jump hosts and proxy commands behind.
         dialled.found.on_close(dialled.close)
         self._made.add(dialled.found)
         return dialled.found
 
     def _least_busy(self, current: SSHConnection) -> SSHConnection:
-        """Of the connections to the endpoint in use, the one with the least to do; if none is idle another is made beside it."""
+        """The least busy connection to the endpoint in use; if none is idle, another one is made in the background."""
         with self._open.lock:
             found = [
                 current,
@@ -230,7 +265,7 @@ class Failover:
                 if not wanted:
                     another.close()
             except StorageError as error:
-                logger.debug("%s: no further connection: %s", self._where, error)
+                logger.debug("%s: no further connection: %s", self.where, error)
             finally:
                 self._growing = False
 
@@ -239,7 +274,7 @@ class Failover:
         return best
 
     def _look_for_better(self, current: SSHConnection) -> None:
-        """From time to time, and beside what goes on, see whether an endpoint that is listed earlier is back."""
+        """From time to time, in the background, try the endpoints listed before *current*'s."""
         with self._open.lock:
             if self._looking or self._clock() < self._next_look:
                 return
@@ -248,7 +283,7 @@ class Failover:
         def look() -> None:
             returned = False
             try:
-                returned = self._return(current)
+                returned = self._fail_back(current)
             finally:
                 with self._open.lock:
                     self._looking = False
@@ -258,39 +293,37 @@ class Failover:
         if beside(look, "storage-backend-look") is None:
             self._looking = False
 
-    def _return(self, current: SSHConnection) -> bool:
-        """Go back to an endpoint listed before *current*'s, if one works. What is under way ends on the old connection."""
+    def _fail_back(self, current: SSHConnection) -> bool:
+        """Return to an endpoint listed before *current*'s, if one works. Running operations end on the old connection."""
         endpoints = self._settings.endpoints
         earlier = endpoints[: endpoints.index(current.endpoint)]
         try:
             better = self._dial(earlier)
         except StorageError as error:
-            logger.debug("%s: still on %s: %s", self._where, current.endpoint, error)
+            logger.debug("%s: still on %s: %s", self.where, current.endpoint, error)
             return False
         with self._open.lock:
-            if self._open.current is not current:
-                unused, replaced = better, None
-            else:
-                unused, replaced = None, current
+            replaced = self._open.current is current
+            if replaced:
                 self._open.current = better
                 self._pause = FIRST_LOOK
                 old, self._open.more = self._open.more, []
                 for connection in old:
                     connection.retire()
-        if unused is not None:
-            unused.close()
-        if replaced is not None:
-            logger.warning("%s: back on %s", self._where, better.endpoint)
-            replaced.retire()
-        return replaced is not None
+        if not replaced:
+            better.close()
+            return False
+        logger.warning("%s: back on %s", self.where, better.endpoint)
+        current.retire()
+        return True
 
 
 class _OpenConnections:
-    """The connections of a link in one process.
+    """The connections in use.
 
     Attributes:
         lock: of the others.
-        current: the one in use.
+        current: the one whose endpoint is in use.
         more: others to the same endpoint.
     """
 
@@ -311,23 +344,23 @@ class _OpenConnections:
 
 
 class _FailoverRegistry:
-    """The links of this process, for a forked child to begin anew; and what it must never collect."""
+    """All instances of this process, which a forked child resets; and connections that must never be collected."""
 
     def __init__(self) -> None:
         self._members: weakref.WeakSet[Failover] = weakref.WeakSet()
         self.abandoned: list[SSHConnection] = []
         os.register_at_fork(after_in_child=self._after_in_child)
 
-    def add(self, link: Failover) -> None:
-        """Have *link* begin anew in children."""
-        self._members.add(link)
+    def add(self, failover: Failover) -> None:
+        """Reset *failover* in children."""
+        self._members.add(failover)
 
     def _after_in_child(self) -> None:
-        for link in list(self._members):
-            link.after_fork()
+        for failover in list(self._members):
+            failover.after_fork()
 
 
 @functools.cache
-def _links() -> _FailoverRegistry:
-    """This process's. Made when first needed, since a hook of `os` cannot be taken back."""
+def _registry() -> _FailoverRegistry:
+    """This process's. Made when first needed: a hook of `os.register_at_fork` cannot be removed."""
     return _FailoverRegistry()

@@ -1,9 +1,9 @@
-"""Replacing: a file takes another's name on a server that renames over nothing, which is moved aside in the meantime.
+"""Overwrite a file on a server whose RENAME does not replace: the old file is moved aside, and the new one takes its name.
 
-It lies at `.~sb-old/TOKEN/NAME` in its own directory, and TOKEN, which begins with the time, is one writer's in one attempt. Whoever
-finds it can tell what has become of that: if something has the name, it is newer; if nothing has, the writer was broken off or is
-about to go on, and the old file goes back, of several the one that was moved last. A writer that is still there then finds the
-name taken, and begins anew. So of the old and the new file one is always there, under its name or beside it.
+The old file lies at `.~sb-old/TOKEN/NAME` in its own directory. TOKEN begins with the time and belongs to one attempt of one writer.
+Whoever finds such a file can repair: if the name is taken, the file there is newer, and the old one is removed; if it is free, the
+writer was killed or has not finished, and the old file (of several the one moved last) gets its name back. A writer that is still
+there then finds the name taken, and starts again. So the old or the new file exists at any time, under its name or aside.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from __future__ import annotations
 import posixpath
 import stat
 import time
-from collections.abc import Callable, Generator, Sequence
-from typing import TypeAlias, TypeVar
+from collections.abc import Callable
+from typing import TypeAlias
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.sftp_packets import (
@@ -22,34 +22,33 @@ from storage_backend.backends.remote.sftp_packets import (
     Request,
     SFTPEntry,
     StatusError,
+    Steps,
 )
 from storage_backend.identifiers import RESERVED
 
-T = TypeVar("T")
-Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
 Names: TypeAlias = Callable[[bytes], Steps[list[SFTPEntry]]]
 
 ASIDE = f"{RESERVED}old".encode()
-_TRIES = 30  # how often other writers may come in between
-_REFUSALS = 4  # how often a server may refuse although nothing is seen in the way
+_TRIES = 30  # how often other writers may interfere
+_REFUSALS = 4  # how often a server may refuse although nothing is in the way
 
 
 def aside(path: bytes) -> bytes:
-    """Where what is in the way of new files beside *path* is kept; it exists for as long as something is."""
+    """The directory for files moved aside, in the directory of *path*. It exists only while it holds something."""
     return posixpath.join(posixpath.dirname(path), ASIDE)
 
 
 def replace(
     source: bytes, path: bytes, token: Callable[[], bytes], names: Names, post: Callable[[Request], None]
 ) -> Steps[None]:
-    """Give *source* the name *path*, in place of the file there; if that fails, the old one has it again.
+    """Give *source* the name *path*, in place of the file there; if that fails, the old one gets its name back.
 
     Args:
-        source: of the same file system; known to be there, or another's new file would be moved aside for nothing.
+        source: on the same file system; it must exist, or another writer's new file would be moved aside for nothing.
         path: of a file, or of nothing by now.
-        token: gives a name that nothing has.
+        token: returns an unused name.
         names: lists a directory.
-        post: sends a request whose reply nobody waits for.
+        post: sends a request without waiting for its reply.
 
     Raises:
         StatusError: the server refuses.
@@ -59,20 +58,20 @@ def replace(
     for more in reversed(range(_TRIES)):
         mine = posixpath.join(top, b"%016x-%b" % (time.time_ns(), token()))
         kept = posixpath.join(mine, posixpath.basename(path))
-        # All at once, so that nothing has the name for as short as can be.
+        # In one exchange: until the last is done, nothing has the name.
         replies = yield [
             packets.mkdir_request(top),
             packets.mkdir_request(mine),
             packets.two_path_request(packets.RENAME, path, kept),
             packets.two_path_request(packets.RENAME, source, path),
         ]
-        stays = _refusal(replies[2])
+        stays = packets.refusal(replies[2])
         moved = stays is None
-        refused = _refusal(replies[3])
+        refused = packets.refusal(replies[3])
         if moved and refused is not None:
-            # A server need not keep to the order.
+            # A server need not keep the order of requests.
             (reply,) = yield [packets.two_path_request(packets.RENAME, source, path)]
-            refused = _refusal(reply)
+            refused = packets.refusal(reply)
         if moved and refused is None:
             for request in (
                 packets.request(packets.REMOVE, kept),
@@ -82,8 +81,8 @@ def replace(
                 post(request)
             return
         replies = yield [packets.request(packets.LSTAT, source), packets.request(packets.LSTAT, path)]
-        ours, theirs = map(_seen, replies)
-        # Another writer's, or what an attempt over a connection that was lost has left; or the old file goes back.
+        ours, theirs = map(_mode_or_error, replies)
+        # Another writer's leftovers, or those of an attempt on a lost connection; or our own: the old file goes back.
         yield from heal(posixpath.dirname(path), names)
         if refused is None:
             return
@@ -91,61 +90,48 @@ def replace(
             raise ours
         if stays is not None and stays.code == PERMISSION_DENIED:
             raise stays
-        # Nothing in the way: the server has another reason, unless another writer has just moved it.
+        # Nothing is in the way, so the server has another reason, unless another writer has just moved the file.
         reasons += moved and not isinstance(theirs, int)
         if not more or reasons == _REFUSALS or (isinstance(theirs, int) and stat.S_ISDIR(theirs)):
             raise refused
 
 
 def heal(directory: bytes, names: Names) -> Steps[int]:
-    """Give the files that were moved aside in *directory* their names again, or remove those that have a successor.
+    """Give the files that were moved aside in *directory* their names back, or remove those that have a successor.
 
     Returns:
         How many were removed.
     """
     removed = 0
     top = posixpath.join(directory, ASIDE)
-    for token in sorted((yield from _inside(top, names)), reverse=True):
+    for token in sorted((yield from _names_in(top, names)), reverse=True):
         mine = posixpath.join(top, token)
-        for name in (yield from _inside(mine, names)):
+        for name in (yield from _names_in(mine, names)):
             kept, path = posixpath.join(mine, name), posixpath.join(directory, name)
             (reply,) = yield [packets.request(packets.LSTAT, path)]
-            newer = _seen(reply)
-            if isinstance(newer, StatusError) and newer.code == NO_SUCH_FILE:
-                yield [packets.two_path_request(packets.RENAME, kept, path)]
-            elif _is_file(newer):
+            newer = _mode_or_error(reply)
+            if isinstance(newer, StatusError):
+                if newer.code == NO_SUCH_FILE:
+                    yield [packets.two_path_request(packets.RENAME, kept, path)]
+            elif not stat.S_ISDIR(newer):
                 (reply,) = yield [packets.request(packets.REMOVE, kept)]
-                removed += _refusal(reply) is None
+                removed += packets.refusal(reply) is None
         yield [packets.request(packets.RMDIR, mine)]
     yield [packets.request(packets.RMDIR, top)]
     return removed
 
 
-def _inside(directory: bytes, names: Names) -> Steps[list[bytes]]:
+def _names_in(directory: bytes, names: Names) -> Steps[list[bytes]]:
     try:
         found = yield from names(directory)
     except StatusError:
-        return []  # it is gone, or not ours to see
+        return []  # it is gone, or we may not list it
     return [entry.name for entry in found if entry.name and b"/" not in entry.name]
 
 
-def _refusal(reply: Reply) -> StatusError | None:
-    """Why the server did not do it; None if it did."""
-    try:
-        packets.check(reply)
-    except StatusError as error:
-        return error
-    return None
-
-
-def _seen(reply: Reply) -> int | StatusError:
-    """The mode of what has a name, 0 if the server does not tell it; or why it is not seen."""
+def _mode_or_error(reply: Reply) -> int | StatusError:
+    """The mode of a file, 0 if the server does not send it; or why there is none."""
     try:
         return packets.attributes_in(reply).mode or 0
     except StatusError as error:
         return error
-
-
-def _is_file(seen: int | StatusError) -> bool:
-    """Whether something is there that is no directory."""
-    return isinstance(seen, int) and not stat.S_ISDIR(seen)

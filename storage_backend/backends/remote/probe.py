@@ -123,7 +123,7 @@ class FeatureCache:
         """Something did not work as it should."""
         self._kept.pop(server, None)
 
-    def first(self, server: Hashable) -> bool:
+    def first_warning(self, server: Hashable) -> bool:
         """Whether this is asked of *server* for the first time: a warning is for once."""
         known = server in self._warned
         self._warned.add(server)

@@ -1,4 +1,4 @@
-"""Local files to and from the server: large ones go on where a broken transfer ended."""
+"""Transfers of local files: a large one continues where an interrupted one ended."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from storage_backend.backends.remote import server_side
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.objects import Objects
+from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.remote_file import RemoteFile
-from storage_backend.backends.remote.sftp_operations import RemotePath, StagedUpload, beside, in_seconds
-from storage_backend.backends.remote.upload import UNDER_WAY, SFTPUpload
+from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, beside, in_seconds
+from storage_backend.backends.remote.upload import UNDER_WAY, Publish, SFTPUpload
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, told_of, write_file
 from storage_backend.errors import SourceChangedError, StorageError
@@ -25,28 +26,28 @@ from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
 from storage_backend.unsized import told_size
 
-RESUMABLE = 8 << 20  # bytes; smaller files are sent again
+RESUMABLE = 8 << 20  # bytes; smaller files are transferred again
 PIECE = 1 << 20
-# What is transferred again of a partial file: a server may write out of order what is under way at a time, and a machine
-# that loses power its last blocks.
+# bytes at the end of a partial file that are transferred again: a server may write out of order what is under way, and a
+# machine that loses power may lose its last blocks
 AGAIN = 2 * UNDER_WAY
 
 
 def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | None], moved: Moved) -> None:
     """Store an object in a local file, which appears whole or not at all.
 
-    A large one is gathered beside *path* under a temporary name that says which object it is, as of which size and time; a
-    transfer that was broken off goes on there.
+    A large one is collected in the directory of *path*, under a temporary name made of the object, its size and its time; an
+    interrupted transfer continues there.
 
     Args:
         file: the object, open.
         key: which object of which backend that is.
-        path: of the file.
-        digest: gives the object's SHA-256 as the server makes it out, None if it cannot. What was resumed is compared.
-        moved: is told of the bytes as they arrive, and first of those that were there.
+        path: of the local file.
+        digest: returns the object's SHA-256 as computed by the server, None if it cannot; a resumed transfer is compared.
+        moved: called with the number of bytes as they arrive; first with those that were there.
     """
     place = destination(path)
-    if place is None or file.size < RESUMABLE or file.facts.modified is None:
+    if place is None or file.size < RESUMABLE or file.attributes.modified is None:
         write_file(path, lambda staged: _fill(staged, file, moved))
         return
     with told_of(place):
@@ -55,9 +56,9 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
 
 
 def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str | None], moved: Moved) -> bool:
-    """Gather the object beside *place*; False, and nothing was done, if another process does so just now."""
+    """Collect the object next to *place*; False, and nothing was done, if another process does so now."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.parent / _partial_name("download", key, str(file.size), str(file.facts.modified))
+    partial = place.parent / _partial_name("download", key, str(file.size), str(file.attributes.modified))
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
     try:
         if not _locked(fd) or not _is_at(partial, fd):
@@ -73,102 +74,114 @@ def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str |
             partial.unlink()
             raise
         with suppress(FileNotFoundError):
-            facts = place.lstat()
-            if stat.S_ISREG(facts.st_mode):
-                take_over(fd, None, str(place), facts)
+            old = place.lstat()
+            if stat.S_ISREG(old.st_mode):
+                take_over(fd, None, str(place), old)
         partial.replace(place)
     finally:
         os.close(fd)
     return True
 
 
-def upload(storage: StorageBackend, objects: Objects, path: Path, place: RemotePath, moved: Moved) -> bool:
-    """Store a local file as an object, with its time.
+def upload(
+    storage: StorageBackend,
+    failover: Failover,
+    path: Path,
+    target: RemotePath,
+    *,
+    publish: Publish,
+    moved: Moved,
+) -> bool:
+    """Store a local file as an object, with its modification time.
 
-    A large one is gathered beside its place under a temporary name that says which file it is, as of which size and time; a
-    transfer that was broken off goes on there. *moved* is told of the bytes as they leave, and first of those that were there.
+    A large one is collected in the object's directory, under a temporary name made of the file, its size and its time; an
+    interrupted transfer continues there. *moved* is called with the number of bytes as they leave; first with those that were
+    there.
     """
     with open_source(path) as reader:
-        facts = os.fstat(reader.fileno())
-        modified = modified_of(facts)
-        regular = stat.S_ISREG(facts.st_mode)
+        local = os.fstat(reader.fileno())
         # The lock is for others that send the same file to the same place: they take another temporary name.
-        if not regular or facts.st_size < RESUMABLE or not _locked(reader.fileno()):
-            info = ObjectInfo(place.identifier, told_size(facts), modified)
-            return storage.write_stream(place.identifier, counting(reader, moved), info=info)
+        if not stat.S_ISREG(local.st_mode) or local.st_size < RESUMABLE or not _locked(reader.fileno()):
+            info = ObjectInfo(target.identifier, told_size(local), modified_of(local))
+            return storage.write_stream(target.identifier, counting(reader, moved), info=info)
         name = _partial_name(
             "upload",
             socket.gethostname(),
-            *map(str, (facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns)),
+            *map(str, (local.st_dev, local.st_ino, local.st_size, local.st_mtime_ns)),
             storage.location,
-            place.identifier,
+            target.identifier,
         )
         fd = reader.fileno()
-        told = _ProgressByPosition(moved)
+        progress = _ProgressByPosition(moved)
 
-        def send(connection: SSHConnection) -> tuple[StagedUpload, int]:
-            return _send(connection, fd, facts, connection.at(place), name=name, told=told)
+        def send(connection: SSHConnection, _: int) -> tuple[StagedUpload, int]:
+            return _send(connection, fd, local, target, name=name, progress=progress)
 
-        staged, resumed = objects.link.run(place.identifier, send)
-        if resumed and (found := objects.staged_digest(staged)) is not None and found != _digest(fd):
-            objects.remove(staged)
-            staged, _ = objects.link.run(place.identifier, send)
-        objects.publish(staged, place, facts.st_size)
+        def digest(connection: SSHConnection, _: int) -> str | None:
+            return server_side.digests(connection, [staged.temporary]).get(staged.temporary)
+
+        staged, resumed = failover.run(target.identifier, send)
+        if resumed and (found := failover.run(None, digest)) is not None and found != _digest(fd):
+            temporary = staged.temporary
+            failover.run(None, lambda connection, _: connection.run(connection.operations.remove(temporary)))
+            staged, _ = failover.run(target.identifier, send)
+        publish(target, staged, local.st_size)
         return True
 
 
 class _ProgressByPosition:
-    """Tells of bytes by their position: what is sent again is told once."""
+    """Reports progress by position: bytes that are sent again are reported once."""
 
     def __init__(self, moved: Moved) -> None:
         self._moved = moved
-        self._told = 0
+        self._reported = 0
 
     def reached(self, position: int) -> None:
-        if position > self._told:
-            self._moved(position - self._told)
-            self._told = position
+        if position > self._reported:
+            self._moved(position - self._reported)
+            self._reported = position
 
 
 def _send(
     connection: SSHConnection,
     fd: int,
-    facts: os.stat_result,
-    at: RemotePath,
+    local: os.stat_result,
+    target: RemotePath,
     *,
     name: str,
-    told: _ProgressByPosition,
+    progress: _ProgressByPosition,
 ) -> tuple[StagedUpload, int]:
-    """The staged file, and how much of it was there before."""
-    temporary = beside(at.path, name.encode())
-    there = connection.run(connection.operations.entry(temporary))
-    size = there.size or 0 if there is not None else 0
-    resumed = max(size - AGAIN, 0) if size <= facts.st_size else 0
-    if there is not None and not resumed:
-        connection.run(connection.operations.remove(temporary))
-    sending = SFTPUpload(connection, at, temporary, resumed)
+    """The staged upload, and how many of its bytes were there before."""
+    operations = connection.operations
+    temporary = beside(operations.at(target).path, name.encode())
+    partial = connection.run(operations.entry(temporary))
+    size = partial.size or 0 if partial is not None else 0
+    resumed = max(size - AGAIN, 0) if size <= local.st_size else 0
+    if partial is not None and not resumed:
+        connection.run(operations.remove(temporary))
+    sending = SFTPUpload(connection, target, temporary, resumed)
     try:
-        told.reached(resumed)
-        while sending.size < facts.st_size:
+        progress.reached(resumed)
+        while sending.size < local.st_size:
             piece = os.pread(fd, PIECE, sending.size)
             if not piece:
                 break
             sending.write(piece)
-            told.reached(sending.size)
+            progress.reached(sending.size)
         now = os.fstat(fd)
-        if sending.size != facts.st_size or (now.st_size, now.st_mtime_ns) != (
-            facts.st_size,
-            facts.st_mtime_ns,
+        if sending.size != local.st_size or (now.st_size, now.st_mtime_ns) != (
+            local.st_size,
+            local.st_mtime_ns,
         ):
             raise SourceChangedError(
-                f"the file changed while it was sent to {at.identifier!r}", identifier=at.identifier
+                f"the file changed while it was sent to {target.identifier!r}", identifier=target.identifier
             )
-        return sending.finish(in_seconds(modified_of(facts))), resumed
+        return sending.finish(in_seconds(modified_of(local))), resumed
     except (SourceChangedError, StorageError):
         sending.discard()
         raise
     except BaseException:
-        # What has arrived stays for the next time.
+        # What has arrived stays for the next transfer.
         sending.abandon()
         raise
 
@@ -180,7 +193,7 @@ def _fill(staged: StagedFile, file: RemoteFile, moved: Moved) -> None:
 
 
 def _gather(file: RemoteFile, fd: int, start: int, moved: Moved) -> None:
-    """Write the object from *start* on to its place in a local file."""
+    """Write the object from *start* on into a local file."""
     file.seek(start)
     moved(start)
     while piece := file.next_piece(PIECE):
@@ -202,7 +215,7 @@ def _write_at(fd: int, data: bytes, position: int) -> None:
 
 
 def _locked(fd: int) -> bool:
-    """Whether this process has the lock on a file now, which ends with the descriptor; others do without resuming."""
+    """Lock a file until its descriptor is closed; False if another process has the lock."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -211,7 +224,7 @@ def _locked(fd: int) -> bool:
 
 
 def _is_at(path: Path, fd: int) -> bool:
-    """Whether the file is still the one of that name: another process may have finished it just now."""
+    """Whether the file still has that name: another process may have finished it just now."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:

@@ -52,15 +52,15 @@ class Shell:
     Args:
         open_channel: gives a new session channel.
         io_timeout: seconds in which something must move.
-        facts: of this server, where they are known.
+        features: of this server, where they are known.
     """
 
     def __init__(
-        self, open_channel: OpenChannel, io_timeout: float, facts: ShellFeatures | None = None
+        self, open_channel: OpenChannel, io_timeout: float, features: ShellFeatures | None = None
     ) -> None:
         self._open_channel = open_channel
         self.io_timeout = io_timeout
-        self.facts = ShellFeatures() if facts is None else facts
+        self.features = ShellFeatures() if features is None else features
 
     def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> ShellFeatures:
         """Find out what works, in a scratch directory beneath *directory* or the server's for temporary files; never raises.
@@ -69,8 +69,8 @@ class Shell:
             directory: absolute; None for the server's own choice.
             longest: seconds for all of it.
         """
-        self.facts = probe(self._open_channel, directory, longest)
-        return self.facts
+        self.features = probe(self._open_channel, directory, longest)
+        return self.features
 
     def find_names(self, directory: bytes) -> Iterator[bytes]:
         """The paths, relative to *directory*, of regular files and of links to such, ascending by their bytes.
@@ -112,9 +112,9 @@ class Shell:
 
         Args:
             paths: each once.
-            algorithm: one of `facts.digests`.
+            algorithm: one of `features.digests`.
         """
-        script = scripts.DIGESTS if self.facts.digests[algorithm] else scripts.DIGESTS_SINGLY
+        script = scripts.DIGESTS if self.features.digests[algorithm] else scripts.DIGESTS_SINGLY
         command = self._start(script, f"{algorithm}sum".encode(), stdin=_listed(paths))
         with command:
             rest = b""
