@@ -17,8 +17,8 @@ from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.settings import SSHSettings
 from storage_backend.backends.remote.sftp_packets import Fields
 from storage_backend.errors import ConfigurationError
+from storage_backend.forks import no_fork
 from storage_backend.paths import expanded
-from storage_backend.unforked import unforked
 
 AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
 PUBLIC = ".pub"
@@ -51,7 +51,7 @@ class SigningKey:
         # An agent may ask its user first, and computes elsewhere.
         elsewhere = isinstance(self._key, ssh_library().AgentKey)
         try:
-            with nullcontext() if elsewhere else unforked():
+            with nullcontext() if elsewhere else no_fork():
                 return self._key.sign_ssh_data(data, algorithm)
         except Exception as error:
             self.trouble = reason_of(error)
@@ -135,7 +135,7 @@ def load_key(path: str, settings: SSHSettings) -> Any:
         if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
             raise UnusableKeyError("not a file")
         data = Path(private).read_bytes()
-        with unforked():
+        with no_fork():
             key = _read(data, settings)
         certificate = f"{private}{CERTIFICATE}"
         if os.path.exists(certificate):  # noqa: PTH110 - stays text

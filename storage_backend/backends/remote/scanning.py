@@ -12,9 +12,9 @@ from storage_backend.backends.remote.errors import ConnectionLostError, ShellErr
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.listing import MAX_NAME, ListedPath
 from storage_backend.backends.remote.remote_path import RemotePath, info_of
-from storage_backend.base import OnSkip, report_skip
 from storage_backend.errors import InvalidIdentifierError, NotAFileError
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import OnSkip, report_skip
 
 logger = logging.getLogger(__name__)
 

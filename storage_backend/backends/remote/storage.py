@@ -8,17 +8,17 @@ import posixpath
 import weakref
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
 from storage_backend import identifiers
-from storage_backend.backends.remote import batches, listing, resumable, server_side, sftp_moves
+from storage_backend.backends.remote import batches, listing, server_side, sftp_moves
 from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.failover import Failover
+from storage_backend.backends.remote.hooks import RemoteHooks
 from storage_backend.backends.remote.remote_file import RemoteFile
-from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, in_seconds, info_of
+from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, info_of
 from storage_backend.backends.remote.scanning import Scanner
 from storage_backend.backends.remote.settings import SSHConfig, location_for, read_settings
 from storage_backend.backends.remote.sftp_contents import SMALL, read, stat_object
@@ -27,15 +27,7 @@ from storage_backend.backends.remote.sftp_packets import Attributes
 from storage_backend.backends.remote.tar_download import MeanSize
 from storage_backend.backends.remote.tar_upload import BatchWrite
 from storage_backend.backends.remote.upload import RemoteSink, stage_stream
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    digest_of,
-    unsupported,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend, unsupported
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
@@ -44,25 +36,24 @@ from storage_backend.errors import (
     NotFoundError,
     StorageError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.owners import is_abandoned
-from storage_backend.paths import expanded
+from storage_backend.last_seen import LastSeen
+from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
-from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     CHUNK,
     Content,
-    Moved,
     Writer,
+    check_mode,
     check_range,
-    new_digest,
     plain,
     read_all,
     unwatched,
 )
 
 _READ_AT_ONCE = 1 << 20  # bytes; larger objects are read ahead
-RECEIPTS = 10_000  # writes whose attributes are kept until somebody asks for them
+MOST_LAST_WRITTEN = 10_000  # writes whose attributes are kept until somebody asks for them
 
 
 class RemoteStorage(StorageBackend):
@@ -115,7 +106,7 @@ class RemoteStorage(StorageBackend):
         self.connection_timeout = self._settings.connection_timeout
         self.remote_base_dir = remote_base_dir
         self._create_if_missing = create_if_missing
-        self._sightings = Sightings()
+        self._last_seen = LastSeen()
         self._mean_size = MeanSize()
         self._location = location_for(self._settings, remote_base_dir)
         self._begin()
@@ -134,7 +125,7 @@ class RemoteStorage(StorageBackend):
         )
         state = self.__dict__.copy()
         del state["_failover"]
-        del state["_receipts"]
+        del state["_last_written"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -191,13 +182,13 @@ class RemoteStorage(StorageBackend):
     @override
     def read(self, identifier: str) -> bytes:
         path = self._path(identifier)
-        self._sightings.note(None)
+        self._last_seen.note(None)
         content, attributes = self._failover.perform_with_attempt(read, path, _READ_AT_ONCE)
         if content is None:
             with RemoteFile(self._failover, path) as file:
                 content = file.readall()
             attributes = file.attributes
-        self._sightings.note(info_of(identifier, attributes))
+        self._last_seen.note(info_of(identifier, attributes))
         return content
 
     @override
@@ -285,7 +276,7 @@ class RemoteStorage(StorageBackend):
         return (info for _, info in found if info is not None)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         return self._scanner().level(prefix, on_skip)
 
     @override
@@ -294,7 +285,7 @@ class RemoteStorage(StorageBackend):
         path = self._path(identifier)
         if mode == "rb":
             file = RemoteFile(self._failover, path)
-            self._sightings.note(info_of(identifier, file.attributes))
+            self._last_seen.note(info_of(identifier, file.attributes))
             return io.BufferedReader(file, CHUNK)
         sink = RemoteSink(self._failover, path, self._publish)
         writer = Writer(sink)
@@ -305,10 +296,10 @@ class RemoteStorage(StorageBackend):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         path = self._path(identifier)
-        self._sightings.note(None)
+        self._last_seen.note(None)
         with RemoteFile(self._failover, path) as file:
             content = file.read_exactly(start, file.size if end is None else end)
-        self._sightings.note(info_of(identifier, file.attributes))
+        self._last_seen.note(info_of(identifier, file.attributes))
         return content
 
     @override
@@ -337,33 +328,11 @@ class RemoteStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download_counted(identifier, path, unwatched)
-
-    @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        source = self._path(identifier)
-        with RemoteFile(self._failover, source) as file:
-            key = f"{self._location}#{identifier}"
-            resumable.download(
-                file, key, Path(expanded(path)), lambda: self._server_digest(source, "sha256"), moved
-            )
-        self._sightings.note(info_of(identifier, file.attributes))
-        return True
+        return self.hooks.download(identifier, path, unwatched)
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload_counted(path, identifier, unwatched)
-
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        return resumable.upload(
-            self,
-            self._failover,
-            Path(expanded(path)),
-            self._path(identifier),
-            publish=self._publish,
-            moved=moved,
-        )
+        return self.hooks.upload(path, identifier, unwatched)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -382,28 +351,12 @@ class RemoteStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        return self._checksum_counted(identifier, algorithm, unwatched)
+        return self.hooks.checksum(identifier, algorithm, unwatched)
 
     @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        new_digest(algorithm)
-        found = self._server_digest(self._path(identifier), algorithm)
-        return found if found is not None else digest_of(self, identifier, algorithm, moved)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         found = batches.stat_many(self._failover, self._path, identifiers)
         return (info_of(path.identifier, attributes) for path, attributes in found)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        wanted = list(map(self._path, identifiers))
-
-        def digests(connection: SSHConnection, _: int) -> dict[str, str]:
-            names = {connection.operations.at(path).path: path.identifier for path in wanted}
-            return {names[path]: digest for path, digest in server_side.digests(connection, names).items()}
-
-        return iter(self._failover.run(None, digests).items())
 
     @override
     def flush(self) -> bool:
@@ -421,31 +374,6 @@ class RemoteStorage(StorageBackend):
             raise unsupported(self, "flush", None)
         return True
 
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        found = self._receipts.pop(identifier, None)
-        return None if found is None or found.size is None else info_of(identifier, found)
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._sightings.take(identifier)
-
-    @override
-    def _tidy(self) -> int:
-        failover = self._failover
-        lost = tuple(failover.lost)
-        if lost:  # they may have left files since the last listing
-            for _ in self.scan():
-                pass
-        left = [
-            path
-            for path in sorted(failover.left)
-            if (name := path.rpartition(b"/")[2]).startswith(lost) or is_abandoned(os.fsdecode(name))
-        ]
-        failover.left.clear()
-        failover.lost.difference_update(lost)
-        return failover.run(None, lambda connection, _: listing.remove_all(connection, left)) if left else 0
-
     @property
     @override
     def capabilities(self) -> Capability:
@@ -457,9 +385,10 @@ class RemoteStorage(StorageBackend):
     def keeps_modified(self) -> bool:
         return True
 
+    @property
     @override
-    def _keeps(self, modified: datetime) -> bool:
-        return in_seconds(modified) is not None
+    def hooks(self) -> Hooks:
+        return RemoteHooks(self)
 
     @property
     @override
@@ -478,7 +407,7 @@ class RemoteStorage(StorageBackend):
             self._location,
             must_exist=not self._create_if_missing,
         )
-        self._receipts: dict[str, Attributes] = {}
+        self._last_written: dict[str, Attributes] = {}
 
     def _path(self, identifier: str) -> RemotePath:
         """The object with its path beneath the base directory."""
@@ -505,19 +434,14 @@ class RemoteStorage(StorageBackend):
         self._remember(path, staged)
 
     def _remember(self, path: RemotePath, staged: StagedUpload) -> None:
-        """Keep the attributes of an object that was just published, for `_receipt`."""
+        """Keep the attributes of an object that was just published, for `RemoteHooks.last_written`."""
         # Clear all at once: other threads add and remove meanwhile.
-        if len(self._receipts) >= RECEIPTS:
-            self._receipts.clear()
+        if len(self._last_written) >= MOST_LAST_WRITTEN:
+            self._last_written.clear()
         if staged.new is None:
-            self._receipts.pop(path.identifier, None)
+            self._last_written.pop(path.identifier, None)
         else:
-            self._receipts[path.identifier] = staged.new
-
-    def _server_digest(self, path: RemotePath, algorithm: str) -> str | None:
-        return self._failover.run(
-            path.identifier, lambda connection, _: server_side.digest(connection, path, algorithm)
-        )
+            self._last_written[path.identifier] = staged.new
 
     def _scanner(self) -> Scanner:
         return Scanner(self._failover, self._path)
