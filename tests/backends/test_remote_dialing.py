@@ -720,7 +720,7 @@ def test_refusal_says_what_was_tried(
     error = refused(openssh_place.config(key_filename=files, agent=True, password="open sesame"))
     words = str(error)
     assert isinstance(error, AuthenticationError)
-    assert "the server takes publickey" in words
+    assert "the server accepts publickey" in words
     assert "no agent: SSH_AUTH_SOCK is not set" in words
     assert f"key file {wrong}: refused" in words
     assert f"key file {locked}: encrypted, and no passphrase is set" in words
@@ -757,7 +757,7 @@ def test_password_is_used_where_it_is_taken(
     assert opened.tries == [("none", ""), (kind, "open sesame")]
     error = refused(opened.config(password="wrong"))
     assert isinstance(error, AuthenticationError)
-    assert f"the server takes {kind}; tried: the password" in str(error)
+    assert f"the server accepts {kind}; tried: the password" in str(error)
     assert "wrong" not in str(error)
     assert "no password is set" in str(refused(opened.config()))
 
@@ -798,7 +798,7 @@ def test_half_of_what_is_wanted_is_told(
     server = sshd("AuthenticationMethods publickey,password", "PasswordAuthentication yes")
     with server.place() as place:
         words = str(refused(place.config(), check=nothing))
-    assert "the server takes password" in words
+    assert "the server accepts password" in words
     assert "accepted, but not enough by itself; no password is set" in words
 
 

@@ -1,4 +1,4 @@
-"""Authentication: proving to a server who the user is, by what it takes and what there is."""
+"""Authentication: logs in with the keys and passwords that there are, by the methods that the server accepts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from storage_backend.backends.remote.errors import reason_of
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.private_keys import (
     CERTIFICATE,
@@ -20,7 +21,6 @@ from storage_backend.backends.remote.private_keys import (
     UnusableKeyError,
     describe_key,
     load_key,
-    reason_of,
 )
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
 from storage_backend.errors import (
@@ -37,16 +37,15 @@ METHODS = ("publickey", "password", "keyboard-interactive")
 
 @dataclass
 class Authentication:
-    """What `paramiko.SSHClient.connect` is given as `auth_strategy`, for one connection.
+    """The `auth_strategy` of `paramiko.SSHClient.connect`, for one connection.
 
-    Begins with the method "none", as OpenSSH does: a server that asks for nothing is content, and another says what it
-    takes. Then come the key files that were named (as the agent's key, where it holds it), the agent's other keys, the
-    usual key files, and the password. Keys that the caller named come before those of the agent since a server ends the
-    connection after a few tries (MaxAuthTries), and an agent may hold many. Each is tried only where the server takes
-    its method.
+    It begins with the method "none", as OpenSSH does: the server accepts it, or answers with its methods. Then come the named key
+    files (as the agent's key, if the agent has it), the agent's other keys, the default key files, and the password. Named keys
+    come before the agent's since a server ends the connection after a few attempts (MaxAuthTries), and an agent may have many. A
+    key or password is tried only if the server accepts its method.
 
     Args:
-        patience: seconds for all of it.
+        patience: seconds for all attempts together.
         clock: monotonic seconds.
     """
 
@@ -54,7 +53,7 @@ class Authentication:
     endpoint: Endpoint
     patience: float
     clock: Callable[[], float] = time.monotonic
-    _outcomes: list[str] = field(default_factory=list, init=False)  # in words, without secrets
+    _outcomes: list[str] = field(default_factory=list, init=False)  # for messages, without secrets
     _allowed: tuple[str, ...] = field(default=METHODS, init=False)
     _refusals: int = field(default=0, init=False)
     _seen: set[bytes] = field(default_factory=set, init=False)
@@ -63,10 +62,10 @@ class Authentication:
         """Log in on *transport*, a negotiated `paramiko.Transport`.
 
         Returns:
-            nothing in it: the methods that are left to do.
+            an empty list: paramiko expects the methods that remain.
 
         Raises:
-            AuthenticationError: the server takes nothing of what there is. Tells what was tried, and what it takes.
+            AuthenticationError: the server refused all. The message has what was tried, and the server's methods.
             UnavailableError: the connection ended before anything was refused.
             StorageTimeoutError: it took longer than `patience`.
         """
@@ -75,7 +74,7 @@ class Authentication:
         try:
             if self._try(transport, deadline, "none", partial(transport.auth_none, self.endpoint.user)):
                 return []
-            # After a partial success what was passed over may be wanted: once more from the start, each key once.
+            # After a partial success the server may accept other methods: start again, but try each key once.
             while True:
                 before = self._allowed
                 if self._round(transport, deadline, agent):
@@ -138,7 +137,7 @@ class Authentication:
         attempt: Callable[[], Any],
         key: SigningKey | None = None,
     ) -> bool:
-        """Make one attempt; whether it was the last one needed."""
+        """Make one attempt; True if we are logged in."""
         paramiko = ssh_library()
         left = deadline - self.clock()
         if left > 0:
@@ -148,7 +147,7 @@ class Authentication:
             except paramiko.BadAuthenticationType as error:
                 self._allowed = tuple(error.allowed_types)
                 if label != "none":
-                    self._outcomes.append(f"{label}: not taken here")
+                    self._outcomes.append(f"{label}: not accepted here")
             except (paramiko.SSHException, EOFError, OSError) as error:
                 self._note(transport, label, error, key, deadline)
             else:
@@ -162,7 +161,7 @@ class Authentication:
     def _note(
         self, transport: Any, label: str, error: Exception, key: SigningKey | None, deadline: float
     ) -> None:
-        """Note a failure, and raise if nothing more can be tried on this connection."""
+        """Record a failure; raise if nothing more can be tried on this connection."""
         if transport.is_active():
             if self.clock() >= deadline:
                 raise StorageTimeoutError(
@@ -185,7 +184,7 @@ class Authentication:
 
     def _failed(self) -> AuthenticationError:
         return AuthenticationError(
-            f"authentication failed for user {self.endpoint.user!r}: the server takes {', '.join(self._allowed) or 'no method'}"
+            f"authentication failed for user {self.endpoint.user!r}: the server accepts {', '.join(self._allowed) or 'no method'}"
             f"{self._tried()}"
         )
 
@@ -195,7 +194,7 @@ class Authentication:
     # Keys
 
     def _keys(self, transport: Any, agent: KeyAgent) -> Iterator[tuple[str, SigningKey]]:
-        """The keys that have not been tried, the most likely first; what cannot be used is noted."""
+        """The keys that were not tried yet, the likeliest first; records which cannot be used."""
         named = self.settings.key_filename or self.endpoint.key_files
         if self.settings.agent and agent.open() and agent.reason is not None:
             self._outcomes.append(agent.reason)
@@ -229,7 +228,7 @@ class Authentication:
             yield from self._usable(transport, f"agent key {describe_key(held)} of {path}", held)
             return
         if whole.endswith(PUBLIC) and not whole.endswith(CERTIFICATE):
-            # The public half says which key is meant; the other half is the agent's, or lies beside it.
+            # The public half selects a key; its private half is in the agent, or in the file beside it.
             whole = whole.removesuffix(PUBLIC)
             if not os.path.exists(whole):  # noqa: PTH110 - stays text
                 self._outcomes.append(
@@ -244,10 +243,10 @@ class Authentication:
         yield from self._usable(transport, f"key file {path}", key)
 
     def _usable(self, transport: Any, label: str, key: Any) -> Iterator[tuple[str, SigningKey]]:
-        """*key* with its certificate, then without; nothing of it if it was tried before or the server cannot read it."""
+        """*key* with its certificate, then without; neither if it was tried before or the server accepts no such signature."""
         certificate = getattr(key, "public_blob", None)
         if "rsa" in key.get_name() and not _rsa_agreed(transport):
-            self._outcomes.append(f"{label}: the server takes no RSA signature with SHA-2")
+            self._outcomes.append(f"{label}: the server accepts no RSA signature with SHA-2")
             return
         blob = bytes(key.asbytes())
         for public in (None,) if certificate is None else (certificate, None):
@@ -261,11 +260,11 @@ class Authentication:
 
 
 def _request(transport: Any, method: str, *arguments: Any) -> Any:
-    """Make one more request to log in, after `Transport.auth_none`, as *method* of paramiko's handler.
+    """Send one more authentication request, after `Transport.auth_none`, by *method* of paramiko's handler.
 
-    Not `Transport.auth_publickey` and the like: these ask for the service anew each time, upon which some servers end the
-    connection (asyncssh's), and sign in the transport's thread, where an agent's refusal ends it. Nor
-    paramiko.ServiceRequestingTransport: it sleeps for a tenth of a second and may miss a quick answer.
+    Not by `Transport.auth_publickey` and the like: these request the service again each time, upon which some servers (asyncssh)
+    end the connection, and they sign in the transport's thread, which ends if an agent refuses. Nor by
+    paramiko.ServiceRequestingTransport: it sleeps for 0.1 s and may miss a quick reply.
     """
     base: Any = ssh_library().auth_handler.AuthOnlyHandler
     answered = threading.Event()
@@ -277,17 +276,17 @@ def _request(transport: Any, method: str, *arguments: Any) -> Any:
 
         @auth_event.setter
         def auth_event(self, event: object) -> None:
-            """Paramiko sets one after it has sent the request, when the answer may have been there already."""
+            """Ignore paramiko's own: it is set after the request was sent, when the reply may have arrived already."""
 
     handler = transport.auth_handler = Handler(transport)
     return getattr(handler, method)(*arguments)
 
 
 class _InteractiveAnswers:
-    """Answers a server's questions: the first that is not to be shown with the password, others with nothing.
+    """Answers keyboard-interactive prompts: the first that is not echoed with the password, others with nothing.
 
     Attributes:
-        unanswered: the other questions.
+        unanswered: the other prompts.
     """
 
     def __init__(self, password: str) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from storage_backend.backends.remote.authentication import Authentication
+from storage_backend.backends.remote.errors import reason_of
 from storage_backend.backends.remote.hostkeys import HostKeyPolicy
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.paramiko_transport import (
@@ -30,7 +31,7 @@ from storage_backend.errors import (
 
 
 class ClientChain:
-    """The clients and programs that one connection consists of. `connect` is called once."""
+    """The clients of one connection: jump hosts and the endpoint. `connect` is called once."""
 
     def __init__(
         self,
@@ -44,15 +45,13 @@ class ClientChain:
         self._make = make
         self._heard = heard
         self._lock = threading.Lock()
-        self._handle: socket.socket | None = (
-            None  # a second name of the connection, to end it from another thread
-        )
+        self._handle: socket.socket | None = None  # a duplicate, for shutdown from another thread
         self._interrupted = False
         self._closers: list[Callable[[], object]] = []
 
     def connect(self, endpoint: Endpoint) -> Any:
         """A client that is logged in at *endpoint*."""
-        # A password is for the host that it was given for, not for those on the way.
+        # The password is the endpoint's; jump hosts must not get it.
         hop_settings = replace(self._settings, password=None)
         through: Any = None
         for at, hop in enumerate(endpoint.jumps):
@@ -63,20 +62,20 @@ class ClientChain:
         return self._join(endpoint, self._settings, through)
 
     def interrupt(self) -> None:
-        """End the connection from another thread; the one that makes it then closes it."""
+        """Shut the connection down from another thread; the one in `connect` then fails and closes it."""
         with self._lock:
             self._interrupted = True
             self._shut_handle()
 
     def release(self) -> None:
-        """The connection stands: nobody will interrupt it any more."""
+        """The connection is made: it will not be interrupted any more."""
         with self._lock:
             if self._handle is not None:
                 self._handle.close()
                 self._handle = None
 
     def close(self) -> None:
-        """Close all of it, the last first. Idempotent."""
+        """Close all clients, the last first. Idempotent."""
         with self._lock:
             closers, self._closers = self._closers, []
         for closer in reversed(closers):
@@ -93,14 +92,14 @@ class ClientChain:
                     timeout=self._limits.connect + self._limits.banner,
                 )
             except (ssh_library().SSHException, EOFError) as error:
-                raise UnavailableError(f"{hop} does not lead to {target}: {_words(error)}") from error
+                raise UnavailableError(f"{hop} cannot reach {target}: {reason_of(error)}") from error
 
         return open_channel
 
     def _join(self, endpoint: Endpoint, settings: SSHSettings, through: Callable[[], Any] | None) -> Any:
-        """A client that is logged in, over *through* where that is given.
+        """A client that is logged in, over the channel that *through* opens, if it is given.
 
-        A server shows one of several host keys, and which one is pinned is not known beforehand: each kind is asked for.
+        A server sends one of several host keys, and we do not know which one is pinned: each kind is requested in turn.
         """
         refusal: AuthenticationError | None = None
         without: set[str] = set()
@@ -120,7 +119,7 @@ class ClientChain:
                     raise
 
     def _watch(self, sock: socket.socket) -> None:
-        """Note *sock* as what `interrupt` ends."""
+        """Let `interrupt` shut *sock* down."""
         with self._lock:
             if self._handle is not None:
                 self._handle.close()
@@ -135,18 +134,18 @@ class ClientChain:
 
 
 class _ChainedClient:
-    """One client of a link."""
+    """One client of a chain."""
 
     def __init__(
         self,
-        link: ClientChain,
+        chain: ClientChain,
         endpoint: Endpoint,
         settings: SSHSettings,
         through: Callable[[], Any] | None,
         without: set[str],
     ) -> None:
         self.policy = HostKeyPolicy(settings, endpoint, peer=self._peer, without=without)
-        self._link = link
+        self._chain = chain
         self._endpoint = endpoint
         self._settings = settings
         self._through = through
@@ -156,7 +155,7 @@ class _ChainedClient:
         self._program: ProxyCommandSocket | None = None
 
     def connect(self) -> Any:
-        endpoint, limits = self._endpoint, self._link._limits
+        endpoint, limits = self._endpoint, self._chain._limits
         options: dict[str, Any] = {}
         if self._through is not None:
             options["sock"] = self._sock = self._through()
@@ -164,7 +163,7 @@ class _ChainedClient:
             self._program = ProxyCommandSocket(endpoint.proxy_command)
             options["sock"] = self._program.sock
         client = self._client = ssh_library().SSHClient()
-        # A substitute may lack any of these.
+        # A mock may lack any of these.
         _call(client, "set_log_channel", quiet_log_channel())
         _call(client, "set_missing_host_key_policy", self.policy)
         try:
@@ -183,19 +182,19 @@ class _ChainedClient:
             complaint = "" if self._program is None else self._program.complaint()
             if complaint and not isinstance(error, AuthenticationError):
                 raise UnavailableError(
-                    f"{_words(translate_dial_error(error, limits))} (ProxyCommand says: {complaint})"
+                    f"{reason_of(translate_dial_error(error, limits))} (ProxyCommand says: {complaint})"
                 ) from error
             raise
         if self._transport is not None and self._settings.keepalive:
             self._transport.set_keepalive(math.ceil(self._settings.keepalive))
-        with self._link._lock:
-            self._link._closers.append(self.close)
+        with self._chain._lock:
+            self._chain._closers.append(self.close)
         return client
 
     def close(self) -> None:
         with suppress(OSError, EOFError):
             _call(self._client, "close")
-        # A client that gave up before its transport ran leaves the socket open.
+        # A client that failed before its transport ran leaves the socket open.
         for leftover in (self._transport, self._sock, self._program):
             if leftover is not None:
                 with suppress(OSError, EOFError):
@@ -203,22 +202,22 @@ class _ChainedClient:
 
     def _factory(self, sock: Any, **options: Any) -> Any:
         self._sock = sock
-        link = self._link
+        chain = self._chain
         if isinstance(sock, socket.socket):
-            link._watch(sock)
+            chain._watch(sock)
         self._transport = make_transport(
-            transport_class(link._heard, link._limits.negotiation) if link._make is None else link._make,
+            transport_class(chain._heard, chain._limits.negotiation) if chain._make is None else chain._make,
             sock,
             self.policy,
-            heard=link._heard,
-            banner=link._limits.banner,
+            heard=chain._heard,
+            banner=chain._limits.banner,
             io_timeout=self._settings.io_timeout,
             **options,
         )
         return self._transport
 
     def _peer(self) -> str | None:
-        """The address at the other end, where we made the connection ourselves."""
+        """The address of the server; None where a program or another host makes the connection."""
         if (
             self._through is not None
             or self._program is not None
@@ -238,7 +237,7 @@ def _call(client: Any, name: str, *arguments: object) -> None:
 
 @contextmanager
 def _naming(way: str, limits: DialTimeouts) -> Iterator[None]:
-    """Say in an error which host on the way it is about."""
+    """Name the jump host in an error."""
     try:
         yield
     except Exception as error:
@@ -247,16 +246,16 @@ def _naming(way: str, limits: DialTimeouts) -> Iterator[None]:
 
 
 def translate_dial_error(error: BaseException, limits: DialTimeouts) -> BaseException:
-    """Our error for what paramiko, the system or a substitute raised; ours, and what is no Exception, as they are."""
+    """Our error for one of paramiko, of the system or of a mock; others, and what is not an Exception, as they are."""
     if isinstance(error, StorageError) or not isinstance(error, Exception):
         return error
     paramiko = ssh_library()
     kind: type[StorageError] = UnavailableError
-    reason = _words(error)
+    reason = reason_of(error)
     if isinstance(error, paramiko.AuthenticationException | paramiko.BadHostKeyException):
         kind = AuthenticationError
     elif isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        reason = ", ".join(dict.fromkeys(_words(each) for each in error.errors.values()))
+        reason = ", ".join(dict.fromkeys(reason_of(each) for each in error.errors.values()))
     elif isinstance(error, TimeoutError):
         kind, reason = StorageTimeoutError, f"no connection within {limits.connect:g} s"
     elif isinstance(error, EOFError):
@@ -264,7 +263,3 @@ def translate_dial_error(error: BaseException, limits: DialTimeouts) -> BaseExce
     found = kind(reason)
     found.__cause__ = error
     return found
-
-
-def _words(error: BaseException) -> str:
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.commands import CommandError
 from storage_backend.backends.remote.errors import ConnectionLostError, lost, translate_shell_error
-from storage_backend.backends.remote.library import ssh_library
+from storage_backend.backends.remote.library import limited, ssh_library
 from storage_backend.backends.remote.probe import LONGEST, FeatureCache, ShellFeatures
 from storage_backend.backends.remote.remote_path import StagedUpload
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
@@ -421,7 +421,7 @@ def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Cha
     """A channel with the subsystem started; *seconds* limits each step, and each receive and send later."""
     channel = transport.open_session(timeout=seconds)
     channel.settimeout(seconds)
-    with _limited(channel, seconds):
+    with limited(seconds, channel.close):
         channel.invoke_subsystem("sftp")
     return channel
 
@@ -443,18 +443,6 @@ def _open_and_close(path: bytes) -> Steps[None]:
 
 def _host_key(transport: paramiko.Transport | None) -> bytes:
     return b"" if transport is None else bytes(transport.get_remote_server_key().asbytes())
-
-
-@contextmanager
-def _limited(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
-    """Close the channel if the body takes longer: paramiko waits for some replies without a limit."""
-    timer = threading.Timer(seconds, channel.close)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
 
 
 def _real_path(path: bytes) -> Steps[bytes]:

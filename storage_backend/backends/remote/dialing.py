@@ -1,9 +1,8 @@
-"""dial: a connection to the first endpoint that works.
+"""dial: connects to the first endpoint that works, racing several.
 
-Seconds that each step may take, per endpoint: TCP `connection_timeout` for each address, the server's first line at least 5,
-key exchange at least 15, authentication 30 for all methods together, none of them less than `connection_timeout`
-(`storage_backend.backends.remote.paramiko_transport.DialTimeouts` has the reasons). What another host or program lies in front of has
-as much for each.
+Timeouts of the steps, per endpoint: TCP `connection_timeout` for each address, the server's first line at least 5 s, key exchange at
+least 15 s, authentication 30 s for all methods together, none of them less than `connection_timeout`; see
+`storage_backend.backends.remote.paramiko_transport.DialTimeouts` for the reasons. Each jump host has as much again.
 """
 
 from __future__ import annotations
@@ -33,17 +32,17 @@ from storage_backend.errors import (
 
 log = logging.getLogger(__name__)
 
-STAGGER = 0.25  # seconds without a banner after which the next endpoint is tried as well
+STAGGER = 0.25  # seconds without a banner after which the next endpoint is tried too
 IDLE = 3600.0  # seconds to wait for a thread at a time
-SLACK = 5.0  # seconds for what has no limit of its own: names, an agent, a busy machine
+SLACK = 5.0  # seconds for what has no timeout of its own: name resolution, an agent, a busy machine
 
 T = TypeVar("T")
 Check = Callable[[Any, Endpoint], T]
-"""Says what it found on a client that has logged in; raises if the endpoint is of no use."""
+"""Called with a client that has logged in; its result is kept. Raises if the endpoint cannot be used."""
 
 
 class RefusedEverywhereError(NoEndpointError, AuthenticationError):
-    """Each endpoint refused our key or password, or showed a host key that we refuse."""
+    """Each endpoint refused our keys and password, or sent a host key that we refuse."""
 
     default_errno = codes.EACCES
     default_retryable = False
@@ -55,18 +54,18 @@ class Dialed(Generic[T]):
 
     Attributes:
         client: a connected `paramiko.SSHClient`.
-        endpoint: what it is connected to.
-        found: what the check returned.
+        endpoint: where to.
+        found: result of the check.
     """
 
     client: Any
     endpoint: Endpoint
     found: T
-    _link: ClientChain = field(repr=False)
+    _chain: ClientChain = field(repr=False)
 
     def close(self) -> None:
-        """Close the client, and what it goes through. Idempotent."""
-        self._link.close()
+        """Close the client, its jump hosts and programs. Idempotent."""
+        self._chain.close()
 
 
 def dial(
@@ -80,24 +79,24 @@ def dial(
     limits: DialTimeouts | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Dialed[T]:
-    """Connect to the first endpoint that works: it lets the user in, and *check* is content.
+    """Connect to the first endpoint that works: we can log in, and *check* does not raise.
 
-    The next endpoint is tried when the one before it has failed, or beside it when that has been silent for *stagger*
-    seconds. The first that works is taken; the others are given up, and closed even if they succeed later.
+    The next endpoint is tried when the one before it has failed, or in parallel when that has sent nothing for *stagger* seconds.
+    The first that works is used; the others are closed, even if they connect later.
 
     Args:
-        settings: who, where and how.
+        settings: of the backend.
         check: called with the client and its endpoint, in the thread that connected.
-        endpoints: those to try, in this order, instead of the settings'.
+        endpoints: to try in this order, instead of the settings'.
         where: the backend's location, for messages.
         make: makes a transport of a socket and paramiko's options, instead of `transport_class`.
         stagger: seconds.
-        limits: of each step.
+        limits: timeouts of the steps.
         clock: monotonic seconds.
 
     Raises:
-        NoEndpointError: none works; tells the reason of each. If each refuses our credentials, or we its host key, it is
-            an AuthenticationError too. Its cause is the first endpoint's error.
+        NoEndpointError: none works; the message has the reason of each. It is an AuthenticationError too if each refuses our
+            credentials, or we its host key. Its cause is the first endpoint's error.
         MissingClientError: paramiko is not installed.
     """
     ssh_library()
@@ -115,7 +114,7 @@ def dial(
 
 @dataclass
 class _Race(Generic[T]):
-    """The attempts of one dial."""
+    """The attempts of one call of `dial`."""
 
     settings: SSHSettings
     check: Check[T]
@@ -140,14 +139,14 @@ class _Race(Generic[T]):
                 with suppress(queue.Empty):
                     self._events.get(timeout=self._patience(stagger if waiting else math.inf))
                 for attempt in self._attempts:
-                    self._look_at(attempt)
+                    self._settle(attempt)
                     if attempt.dialed is not None:
                         winner = attempt.take()
                         log.debug("%s: connected to %s", self.where, winner.endpoint)
                         self._give_up()
                         return winner
         except BaseException:
-            # Ctrl-C comes at any time.
+            # KeyboardInterrupt may come anywhere.
             self._give_up()
             if winner is not None:
                 winner.close()
@@ -169,7 +168,7 @@ class _Race(Generic[T]):
         return last.error is not None or (not last.heard and self.clock() >= last.started + stagger)
 
     def _patience(self, stagger: float) -> float:
-        """Seconds until something is to be done though nothing has happened."""
+        """Seconds until the next deadline, or until the next endpoint may start."""
         now = self.clock()
         last = self._attempts[-1]
         ends = [
@@ -179,15 +178,15 @@ class _Race(Generic[T]):
             ends.append(last.started + stagger)
         return max(0.0, min([IDLE, *(end - now for end in ends)]))
 
-    def _look_at(self, attempt: _Attempt[T]) -> None:
+    def _settle(self, attempt: _Attempt[T]) -> None:
         if attempt.error is None and not attempt.let_in and self.clock() >= attempt.deadline:
             attempt.abandon()
             attempt.error = StorageTimeoutError(
-                f"nothing came of it within {attempt.deadline - attempt.started:g} s"
+                f"no connection within {attempt.deadline - attempt.started:g} s"
             )
-        if attempt.error is None or attempt.told:
+        if attempt.error is None or attempt.logged:
             return
-        attempt.told = True
+        attempt.logged = True
         if not isinstance(attempt.error, Exception):
             raise attempt.error
         level = logging.WARNING if self._several else logging.DEBUG
@@ -203,14 +202,14 @@ class _Race(Generic[T]):
 
 
 class _Attempt(Generic[T]):
-    """One endpoint, tried by a thread of its own.
+    """One endpoint, tried in a thread of its own.
 
     Attributes:
-        heard: whether the server has said something.
-        let_in: whether it has let the user in.
+        heard: whether the server has sent something.
+        let_in: whether we are logged in.
         dialed: the connection, if it works.
         error: why it does not.
-        told: whether that was logged.
+        logged: whether that was logged.
     """
 
     def __init__(self, race: _Race[T], endpoint: Endpoint, now: float) -> None:
@@ -221,42 +220,42 @@ class _Attempt(Generic[T]):
         self.let_in = False
         self.dialed: Dialed[T] | None = None
         self.error: BaseException | None = None
-        self.told = False
+        self.logged = False
         self._race = race
         self._lock = threading.Lock()
         self._abandoned = False
-        self._link = ClientChain(race.settings, race.limits, race.make, self._hear)
+        self._chain = ClientChain(race.settings, race.limits, race.make, self._hear)
 
     def run(self) -> None:
         race = self._race
         try:
-            client = self._link.connect(self.endpoint)
+            client = self._chain.connect(self.endpoint)
             self.let_in = True
             found = race.check(client, self.endpoint)
-        except BaseException as error:  # noqa: BLE001 - raised, or told, by the thread that dials
-            self._link.close()
+        except BaseException as error:  # noqa: BLE001 - raised or logged by the thread that dials
+            self._chain.close()
             with self._lock:
                 if not self._abandoned:
                     self.error = translate_dial_error(error, race.limits)
         else:
             with self._lock:
                 if not self._abandoned:
-                    self.dialed = Dialed(client, self.endpoint, found, self._link)
+                    self.dialed = Dialed(client, self.endpoint, found, self._chain)
             if self.dialed is None:
-                self._link.close()
+                self._chain.close()
         race._events.put(self)
 
     def take(self) -> Dialed[T]:
-        """The connection, which from now on is the caller's."""
+        """The connection; the caller closes it."""
         assert self.dialed is not None
         with self._lock:
             taken, self.dialed = self.dialed, None
             self._abandoned = True
-            self._link.release()
+            self._chain.release()
         return taken
 
     def abandon(self) -> None:
-        """End it, now or when it has come to its end. Idempotent."""
+        """Close the connection, now or once it is made. Idempotent."""
         with self._lock:
             if self._abandoned:
                 return
@@ -265,7 +264,7 @@ class _Attempt(Generic[T]):
         if done is not None:
             done.close()
         else:
-            self._link.interrupt()
+            self._chain.interrupt()
 
     def _hear(self) -> None:
         self.heard = True

@@ -128,6 +128,11 @@ def translate_shell_error(error: Exception, identifier: str | None, where: str) 
     return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 
+def reason_of(error: BaseException) -> str:
+    """The message of an error of the system or of a library, without its number; its class where it has none."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def not_a_file(identifier: str, where: str) -> NotAFileError:
     """The error for a directory, device or pipe at an object's path."""
     return of_object(NotAFileError, "Not a regular file", identifier, where)

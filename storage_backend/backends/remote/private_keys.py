@@ -12,6 +12,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+from storage_backend.backends.remote.errors import reason_of
 from storage_backend.backends.remote.hostkeys import fingerprint
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.settings import SSHSettings
@@ -27,10 +28,10 @@ _OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
 
 
 class SigningKey:
-    """A key as paramiko signs with it, with or without its certificate.
+    """A key for paramiko to sign with, with or without its certificate.
 
     Attributes:
-        trouble: why it could not sign; then the server was sent nothing.
+        trouble: why it could not sign; nothing was sent to the server then.
     """
 
     def __init__(self, key: Any, public_blob: Any) -> None:
@@ -48,7 +49,7 @@ class SigningKey:
 
     def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
         """Sign *data*; `trouble` says why that failed."""
-        # An agent may ask its user first, and computes elsewhere.
+        # An agent may wait for its user, and does not compute in this process.
         elsewhere = isinstance(self._key, ssh_library().AgentKey)
         try:
             with nullcontext() if elsewhere else no_fork():
@@ -59,13 +60,13 @@ class SigningKey:
 
 
 class KeyAgent:
-    """An SSH agent, asked once.
+    """An SSH agent, connected to once.
 
     Args:
-        place: IdentityAgent: its socket; None for SSH_AUTH_SOCK.
+        place: its socket (IdentityAgent); None for SSH_AUTH_SOCK.
 
     Attributes:
-        keys: that it holds.
+        keys: what it has.
         reason: why there are none.
     """
 
@@ -78,7 +79,7 @@ class KeyAgent:
         self._client: Any = None
 
     def open(self) -> bool:
-        """Ask it for its keys; whether this is the first time."""
+        """List its keys; True the first time."""
         first, self._asked = not self._asked, True
         if first:
             self._ask()
@@ -100,11 +101,11 @@ class KeyAgent:
                 connection.close()
                 raise
         except OSError as error:
-            self.reason = f"no agent at {self._name}={place}: {error.strerror or error}"
+            self.reason = f"no agent at {self._name}={place}: {reason_of(error)}"
             return
         try:
             self._client = paramiko.agent.AgentSSH()
-            # paramiko.Agent knows but the one at SSH_AUTH_SOCK.
+            # paramiko.Agent only connects to SSH_AUTH_SOCK.
             self._client._connect(connection)
             self.keys = tuple(self._client.get_keys())
         except (paramiko.SSHException, OSError) as error:
@@ -113,7 +114,7 @@ class KeyAgent:
             self.reason = None if self.keys else "the agent holds no keys"
 
     def holding(self, path: str) -> Any:
-        """Its key whose public half *path* is or has beside it or within; None if there is none."""
+        """Its key that belongs to the key file *path*; None if there is none."""
         public = _public_half(path) if self.keys else None
         return next((key for key in self.keys if key.get_base64() == public), None)
 
@@ -125,7 +126,7 @@ class KeyAgent:
 
 
 class UnusableKeyError(Exception):
-    """A key file gives no key."""
+    """A key file cannot be used."""
 
 
 def load_key(path: str, settings: SSHSettings) -> Any:
@@ -141,7 +142,7 @@ def load_key(path: str, settings: SSHSettings) -> Any:
         if os.path.exists(certificate):  # noqa: PTH110 - stays text
             key.load_certificate(certificate)
     except OSError as error:
-        raise UnusableKeyError(error.strerror or str(error)) from None
+        raise UnusableKeyError(reason_of(error)) from None
     except UnusableKeyError:
         raise
     except Exception as error:  # parsers of foreign formats raise many kinds
@@ -152,7 +153,7 @@ def load_key(path: str, settings: SSHSettings) -> Any:
 
 
 def _read(data: bytes, settings: SSHSettings) -> Any:
-    """The key that *data* is: OpenSSH's format, PKCS#8 or a kind's own PEM. paramiko reads of these but the first and the last."""
+    """Parse a private key: OpenSSH's format, PKCS#8, or the PEM of RSA and ECDSA. paramiko cannot read PKCS#8."""
     from cryptography.exceptions import UnsupportedAlgorithm
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
@@ -162,7 +163,7 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
     try:
         loaded = load(data, None)
     except (TypeError, ValueError) as error:
-        # Older versions of cryptography say either.
+        # Which of the two depends on the version of cryptography.
         if isinstance(error, ValueError) and "password" not in str(error).lower():
             raise
         if settings.passphrase is None:
@@ -174,7 +175,7 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
         try:
             loaded = load(data, passphrase)
         except UnsupportedAlgorithm as error:
-            raise UnusableKeyError(f"encrypted in a way that is not known here: {reason_of(error)}") from None
+            raise UnusableKeyError(f"encrypted by an unknown method: {reason_of(error)}") from None
         except ValueError:
             raise UnusableKeyError("the passphrase does not open it") from None
     paramiko = ssh_library()
@@ -197,7 +198,7 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
 
 
 def _public_half(path: str) -> str | None:
-    """The public key that belongs to a key file, in base64: from the file itself, if it is one, or beside it, or within it."""
+    """The public key of a key file, in base64: the file itself, or NAME.pub beside it, or the part of a private key that is not encrypted."""
     beside = path if path.endswith(PUBLIC) else f"{path}{PUBLIC}"
     if path.endswith(CERTIFICATE):
         beside = f"{path.removesuffix(CERTIFICATE)}{PUBLIC}"
@@ -221,8 +222,3 @@ def describe_key(key: Any) -> str:
     if isinstance(comment, bytes):
         comment = comment.decode("utf-8", "replace")
     return f"{fingerprint(bytes(key.asbytes()))}{f' ({comment})' if comment else ''}"
-
-
-def reason_of(error: BaseException) -> str:
-    """The message of an error, or its class where it has none."""
-    return str(error) or type(error).__name__

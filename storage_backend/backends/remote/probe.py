@@ -1,4 +1,4 @@
-"""ShellFeatures: what a server's shell can do, found out by one command that tries it; FeatureCache keeps the results."""
+"""ShellFeatures: what a server's shell can do, found out by one command that tries everything; FeatureCache keeps the results."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import io
 import re
 import secrets
 import stat
-import threading
 import time
 from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
@@ -17,6 +16,7 @@ from types import MappingProxyType
 from storage_backend.backends.remote import scripts, tar_unpacker
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
 from storage_backend.backends.remote.find_output import FIELDS
+from storage_backend.backends.remote.library import limited
 from storage_backend.backends.remote.tar_format import members
 from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile
 from storage_backend.errors import IntegrityError
@@ -30,8 +30,8 @@ _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
 _LISTING = b".~sb-listing"
 _FIRST = "sha256"  # of the algorithms
-_MOST = 1 << 20  # bytes that a probe may print
-_MEMBERS = (  # one whose name fits into a header, and one that does not; for what is there, and for what is not
+_MOST = 1 << 20  # bytes that the probe may print
+_MEMBERS = (  # one whose name fits into a tar header, and one that does not; one with a target that exists, and one without
     TarMember(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
     TarMember(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
 )
@@ -39,12 +39,12 @@ _MEMBERS = (  # one whose name fits into a header, and one that does not; for wh
 
 @dataclass(frozen=True)
 class ShellFeatures:
-    """Which of the operations of `Shell` work; none by default.
+    """Which operations of `Shell` work; none by default.
 
     Attributes:
         unpack: with digests or without.
-        digests: algorithm -> whether one process takes many files; else it is one each.
-        whole: all was tried.
+        digests: algorithm -> whether one process digests many files; otherwise each takes a process.
+        whole: whether the probe came to its end.
     """
 
     find: bool = False
@@ -62,30 +62,25 @@ class ShellFeatures:
 def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> ShellFeatures:
     """Try each operation in a scratch directory beneath *directory*, or where the server keeps temporary files.
 
-    Every failure, a refused channel and a lost connection included, only makes fewer facts.
+    Never raises: what fails, including a refused channel and a lost connection, is a feature less.
 
     Args:
-        open_channel: gives a new session channel.
+        open_channel: opens a session channel.
         directory: absolute.
-        longest: seconds for all of it.
+        longest: seconds for the whole probe.
     """
     token = secrets.token_hex(16).encode()
     script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD, token)
     request = tar_unpacker.request(_MEMBERS, _LISTING, dated=True, digests=True)
     said = bytearray()
     whole = False
-    # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
+    # A lost connection, a refusal, output that makes no sense: each means that no more is known.
     with suppress(Exception), Command(open_channel, script, longest, stdin=request, marker=token) as running:
-        watch = threading.Timer(longest, running.close)
-        watch.daemon = True
-        watch.start()
-        try:
+        with limited(longest, running.close):
             while len(said) < _MOST and (piece := running.read(_MOST)):
                 said += piece
-            running.finish()  # the scratch directory is gone then
+            running.finish()  # after this the scratch directory is removed
             whole = True
-        finally:
-            watch.cancel()
     output, *others = bytes(said).split(b"\n%b " % token)
     answers = {}
     for each in others:
@@ -94,11 +89,11 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
         if status == b"0":
             answers[name] = output
         output = following
-    return _facts(answers, whole)
+    return _features(answers, whole)
 
 
 class FeatureCache:
-    """Whole facts by the server that they are of, for a while: to probe takes longer than to connect.
+    """Features of servers, kept for `REMEMBERED` seconds: a probe takes longer than a connection.
 
     Args:
         clock: gives seconds.
@@ -111,29 +106,29 @@ class FeatureCache:
 
     def get(self, server: Hashable) -> ShellFeatures | None:
         """What was found less than `REMEMBERED` seconds ago."""
-        found, facts = self._kept.get(server, (0.0, None))
-        return facts if facts is not None and self._clock() - found < REMEMBERED else None
+        found, features = self._kept.get(server, (0.0, None))
+        return features if features is not None and self._clock() - found < REMEMBERED else None
 
-    def put(self, server: Hashable, facts: ShellFeatures) -> None:
-        """Keep *facts*, if they are whole: a server may have been too busy to answer in time."""
-        if facts.whole:
-            self._kept[server] = (self._clock(), facts)
+    def put(self, server: Hashable, features: ShellFeatures) -> None:
+        """Keep *features* of a probe that came to its end; the server may have been too busy."""
+        if features.whole:
+            self._kept[server] = (self._clock(), features)
 
     def forget(self, server: Hashable) -> None:
-        """Something did not work as it should."""
+        """Drop what is kept: something did not work."""
         self._kept.pop(server, None)
 
     def first_warning(self, server: Hashable) -> bool:
-        """Whether this is asked of *server* for the first time: a warning is for once."""
-        known = server in self._warned
+        """Whether this is the first call for *server*: it is warned about once."""
+        first = server not in self._warned
         self._warned.add(server)
-        return not known
+        return first
 
 
 def _script() -> bytes:
-    """BASE NAME ODD TOKEN: try all, and print what each printed, and then on a line TOKEN, its name and its status.
+    """The script, with arguments BASE NAME ODD TOKEN. For each attempt it prints the output, and a line of TOKEN, name and status.
 
-    To start a process costs a server more than all that these do, so their outputs are printed by few.
+    Outputs are collected in files and printed by a few processes: starting one costs more than all attempts.
     """
     lines = [
         rb"""
@@ -200,7 +195,7 @@ printf %s "$u" >"$d/o/umask"; tried umask
     return b"".join(lines)
 
 
-def _facts(answers: Mapping[bytes, bytes], whole: bool) -> ShellFeatures:
+def _features(answers: Mapping[bytes, bytes], whole: bool) -> ShellFeatures:
     umask = int(answers[b"umask"], 8) if re.fullmatch(rb"[0-7]{1,4}", answers.get(b"umask", b"")) else None
     mode = b"%o" % (0o666 & ~(umask or 0))
 
