@@ -75,12 +75,15 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
     said = bytearray()
     whole = False
     # A lost connection, a refusal, output that makes no sense: each means that no more is known.
-    with suppress(Exception), Command(open_channel, script, longest, stdin=request, marker=token) as running:
-        with limited(longest, running.close):
-            while len(said) < _MOST and (piece := running.read(_MOST)):
-                said += piece
-            running.finish()  # after this the scratch directory is removed
-            whole = True
+    with (
+        suppress(Exception),
+        Command(open_channel, script, longest, stdin=request, marker=token) as running,
+        limited(longest, running.close),
+    ):
+        while len(said) < _MOST and (piece := running.read(_MOST)):
+            said += piece
+        running.finish()  # after this the scratch directory is removed
+        whole = True
     output, *others = bytes(said).split(b"\n%b " % token)
     answers = {}
     for each in others:
