@@ -1,4 +1,4 @@
-"""Tar streams: many small files in one, written for the server's tar and read, without trust, from it."""
+"""Tar archives of small files: written for the server's tar, and parsed from it without trust."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from storage_backend.errors import IntegrityError
 
 BLOCK = 512
-LONGEST_NAME = 8192  # bytes; twice Linux's PATH_MAX, so that no name that a server can open is refused
-GATHERED = 256 << 10  # bytes; what one send is worth
+LONGEST_NAME = 8192  # bytes; twice Linux's PATH_MAX: no server can open a longer one
+GATHERED = 256 << 10  # bytes gathered for one send
 _FETCHED = 256 << 10
 _PADDING = 20 * BLOCK  # GNU tar fills its last record: "blocking factor" in its manual
 _END = bytes(2 * BLOCK)
-_NAME = 100  # bytes; a header has no room for more
+_NAME = 100  # bytes; longest name in a header
 
 # ustar, of POSIX.1-1988 ("pax Interchange Format" in POSIX.1-2017): name 100, mode 8, uid 8, gid 8, size 12, mtime 12,
 # checksum 8, type 1, link 100, magic 8, the rest NUL.
 _AFTER_NAME = b"0000666\x000000000\x000000000\x00"
 _REGULAR, _LONG_NAME = b"0", b"L"
 _AFTER_KIND = bytes(100) + b"ustar\x0000" + bytes(247)
-# The sum itself counts as blanks. Two of its eight bytes are fixed: a NUL and a blank end it.
+# The checksum field itself counts as eight blanks.
 _FIXED_SUM = sum(_AFTER_NAME) + sum(_AFTER_KIND) + 8 * ord(" ")
 
 
-class TooLargeError(IntegrityError):
-    """There is more than the caller holds in memory. It is not the server's fault: nobody told it."""
+class ArchiveTooLargeError(IntegrityError):
+    """The files are larger than the caller's limit, which the server does not know."""
 
 
 def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
-    """A tar archive of regular files, in pieces that are worth a send each.
+    """A tar archive of regular files, in pieces worth a send.
 
     Args:
         files: (path, content of less than 8 GiB, time of last change in seconds since 1970, from 0 to 8**11).
@@ -38,7 +38,7 @@ def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
     for path, content, modified in files:
         size = len(content)
         if len(path) > _NAME:
-            # GNU's way, which others read too: the name is the content of a member before ("Extensions" in GNU tar's manual).
+            # GNU's extension, which others read too: a member before holds the name ("Extensions" in GNU tar's manual).
             pieces += (
                 _header(b"././@LongLink", len(path) + 1, 0, _LONG_NAME),
                 path,
@@ -56,7 +56,7 @@ def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
 
 
 def length(files: Iterable[tuple[bytes, int]]) -> int:
-    """How many bytes `archive` gives of files of these paths and sizes."""
+    """Length of the `archive` of files with these paths and sizes."""
     total = len(_END)
     for path, size in files:
         total += BLOCK + size + -size % BLOCK
@@ -72,15 +72,15 @@ def _header(name: bytes, size: int, modified: int, kind: bytes) -> bytes:
 
 
 def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
-    """The regular files of an archive that a server made of the names that it was asked for.
+    """The regular files of an archive that the server made of the names it was asked for.
 
-    A member may be missing, and what is no regular file is left out. Everything else that was not asked for is refused:
-    the server may be hostile.
+    Members may be missing, and what is not a regular file is left out. Anything that was not asked for is refused: the server
+    may be hostile.
 
     Args:
-        read: gives up to so many bytes, b"" at the end.
-        asked: the names in the order in which the server was given them, with "./" before each.
-        limit: the most bytes of content to take.
+        read: returns up to so many bytes, b"" at the end.
+        asked: the names in the order of the request, with "./" before each.
+        limit: most bytes of content.
 
     Yields:
         (index of the name, content)
@@ -88,16 +88,16 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
     Raises:
         IntegrityError: another member, one twice or out of order, a link, a device, a record that changes the meaning of others,
             a wrong checksum, a bad number.
-        TooLargeError: there are more than *limit* bytes.
+        ArchiveTooLargeError: there are more than *limit* bytes.
         EOFError: the archive ends early.
     """
-    source = _Source(read)
+    source = _ExactReader(read)
     take = source.take
     long_name: bytes | None = None
     at = -1
     while True:
         block = take(BLOCK)
-        # Two thirds of a header are NUL: the sum is taken of what is left without them.
+        # Two thirds of a header are NUL; summing the rest is faster.
         dense = block.translate(None, b"\0")
         if not dense:
             break
@@ -117,12 +117,14 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
             at = _claimed(name, asked, at)
             limit -= size
             if limit < 0:
-                raise TooLargeError(f"{name[2:]!r} of {size:,} bytes is more than is to be read in one go")
+                raise ArchiveTooLargeError(
+                    f"{name[2:]!r} of {size:,} bytes is more than is to be read in one go"
+                )
             content = take(size)
             take(-size % BLOCK)
             yield at, content
         elif kind in {b"3", b"4", b"5", b"6"}:
-            # A device, a directory or a pipe of this name: what was asked for is no regular file.
+            # A device, directory or pipe: not a regular file, so it counts as missing.
             if size:
                 raise IntegrityError(f"the server's tar has a member of type {kind!r} with content")
             at = _claimed(name.rstrip(b"/"), asked, at)
@@ -136,7 +138,7 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
 
 
 def _claimed(name: bytes, asked: Sequence[bytes], last: int) -> int:
-    """The index of *name* after *last*; what is passed over is missing on the server."""
+    """The index of *name* after *last*; names between are missing on the server."""
     for at in range(last + 1, len(asked)):
         if asked[at] == name:
             return at
@@ -161,7 +163,7 @@ def _size(field: bytes) -> int:
 
 def _octal(field: bytes, what: str) -> int:
     digits = field.strip(b" \0")
-    # int() alone would take signs, underscores and blanks.
+    # int() would accept signs, underscores and blanks.
     if not digits.isdigit():
         raise IntegrityError(f"the server's tar has a header whose {what} is {field!r}")
     try:
@@ -170,8 +172,8 @@ def _octal(field: bytes, what: str) -> int:
         raise IntegrityError(f"the server's tar has a header whose {what} is {field!r}") from None
 
 
-class _Source:
-    """Exact amounts out of a stream that comes in pieces."""
+class _ExactReader:
+    """Reads exact numbers of bytes from a stream."""
 
     def __init__(self, read: Callable[[int], bytes]) -> None:
         self._read = read
@@ -198,7 +200,7 @@ class _Source:
         return b"".join(pieces)
 
     def expect_padding(self) -> None:
-        """Read to the end of the stream, where nothing but the padding of a record may be."""
+        """Read to the end of the stream; only the padding of a record may follow."""
         rest = self._piece[self._position :]
         while len(rest) <= _PADDING:
             piece = self._read(_FETCHED)

@@ -1,4 +1,4 @@
-"""Unpacking: archives that a server's tar unpacks, and what it made of them, as scripts.UNPACK tells it."""
+"""Unpacker: sends tar archives to scripts.UNPACK on the server, and parses what it prints."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import NamedTuple
 
 from storage_backend.backends.remote import scripts
 from storage_backend.backends.remote.commands import Command, CommandError
-from storage_backend.backends.remote.tarstream import archive, length
+from storage_backend.backends.remote.tar_format import archive, length
 
-_RECORD = 128  # bytes; numbers and digests of one file, with room to spare
-_TRIES = 3  # each time more of the directories are there that others make at the same time
+_RECORD = 128  # bytes of numbers and digest of one file, with room to spare
+_TRIES = 3  # tar fails if another process makes the same directory; each time fewer are missing
 _SUM = re.compile(rb"[0-9a-f]{64}")
 
 
-class Member(NamedTuple):
+class TarMember(NamedTuple):
     """A small file to be written; paths are relative.
 
     Attributes:
-        path: that nothing has.
-        target: what it is for.
+        path: a name that does not exist.
+        target: the file that it will replace.
         content: all of it.
         modified: seconds since 1970.
     """
@@ -32,15 +32,15 @@ class Member(NamedTuple):
     modified: int
 
 
-class Unpacked(NamedTuple):
-    """What the server then has.
+class UnpackedFile(NamedTuple):
+    """A file that was unpacked.
 
     Attributes:
         size: of the new file, in bytes.
         mode: type and permissions, as `os.stat` has them.
         modified: seconds since 1970.
-        sha256: in hexadecimal; "" where it was not asked for.
-        replaced_mode: of what there is at the target, a link itself and not what it leads to; None if nothing is.
+        sha256: in hexadecimal; "" where it was not requested.
+        replaced_mode: of what exists at the target, of a symlink the link's own; None if there is nothing.
     """
 
     size: int
@@ -51,15 +51,15 @@ class Unpacked(NamedTuple):
 
 
 class Unpacker:
-    """A command of the server's that unpacks one archive after the other. Not for several threads at once.
+    """A command on the server that unpacks one archive after the other. Not thread-safe.
 
     Args:
         command: runs scripts.UNPACK.
-        token: that it was given.
+        token: given to the script.
 
     Attributes:
         command: as given.
-        waits: whether it takes another archive.
+        waits: whether it can take another archive.
     """
 
     def __init__(self, command: Command, token: bytes) -> None:
@@ -68,14 +68,14 @@ class Unpacker:
         self.waits = True
 
     def unpack(
-        self, members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool
-    ) -> Sequence[Unpacked]:
+        self, members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool
+    ) -> Sequence[UnpackedFile]:
         """Write small files, all or, after an error, none.
 
         Args:
             members: their paths are relative to the directory of the command.
-            listing: a relative path that nothing has, nor with a "+" after it.
-            dated: whether their times are kept; else it is that of writing.
+            listing: a relative path that does not exist, nor with a "+" after it.
+            dated: whether their modification times are kept.
             digests: whether their SHA-256 is wanted.
         """
         self.waits = False
@@ -91,8 +91,8 @@ class Unpacker:
         return unpacked(members, output, digests=digests)
 
 
-def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
-    """The line and the archive that scripts.UNPACK wants, in pieces."""
+def request(members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
+    """The line and the archive for scripts.UNPACK, in pieces."""
     paths = b"".join([b"%b\0" % member.path for member in members])
     targets = b"".join([b"%b\0" % member.target for member in members])
     lists = [(listing, paths, 0), (listing + b"+", targets, 0)]
@@ -109,16 +109,16 @@ def request(members: Sequence[Member], listing: bytes, *, dated: bool, digests: 
     yield from archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
 
 
-def _longest(members: Sequence[Member]) -> int:
-    """The most bytes that scripts.UNPACK may print of *members*."""
+def _longest(members: Sequence[TarMember]) -> int:
+    """Most bytes that scripts.UNPACK prints for *members*."""
     return sum(_RECORD + len(member.path) + len(member.target) for member in members)
 
 
-def unpacked(members: Sequence[Member], output: bytes, *, digests: bool) -> list[Unpacked]:
-    """What scripts.UNPACK printed, one for each of *members*.
+def unpacked(members: Sequence[TarMember], output: bytes, *, digests: bool) -> list[UnpackedFile]:
+    """Parse what scripts.UNPACK printed; one file for each of *members*.
 
     Raises:
-        CommandError: it makes no sense.
+        CommandError: it cannot be parsed.
     """
     records = output.split(b"\0")[:-1]
     count = len(members)
@@ -128,23 +128,23 @@ def unpacked(members: Sequence[Member], output: bytes, *, digests: bool) -> list
         for mode, _, path in (record.partition(b" ") for record in records[count + len(sums or ()) :])
     }
     try:
-        told = [tuple(record.split(b" ")) for record in records[:count]]
+        stats = [tuple(record.split(b" ")) for record in records[:count]]
         return [
-            Unpacked(
+            UnpackedFile(
                 int(size),
                 int(mode, 16),
                 int(modified),
                 "" if sums is None else _digest(sums[number], member.path),
                 int(there[member.target], 16) if member.target in there else None,
             )
-            for number, (member, (size, mode, modified)) in enumerate(zip(members, told, strict=True))
+            for number, (member, (size, mode, modified)) in enumerate(zip(members, stats, strict=True))
         ]
     except (IndexError, ValueError) as error:
-        raise CommandError(0, b"", f"what tar and stat said makes no sense: {error}") from error
+        raise CommandError(0, b"", f"the output of tar and stat makes no sense: {error}") from error
 
 
 def _digest(record: bytes, path: bytes) -> str:
-    """What sha256sum says of *path*: its digest, two blanks, its name."""
+    """The digest in a line of sha256sum: digest, two blanks, *path*."""
     if not _SUM.fullmatch(record[:64]) or record[64:66] != b"  " or record[66:] != path:
-        raise ValueError(f"sha256sum says {record[:100]!r} of {path!r}")
+        raise ValueError(f"sha256sum printed {record[:100]!r} for {path!r}")
     return record[:64].decode()

@@ -1,7 +1,7 @@
-"""PublicSession: the requests of SFTP carried out by the public methods of paramiko's SFTPClient, or of a substitute.
+"""SFTPClientSession: carries out SFTP requests by the public methods of an SFTPClient, one after the other.
 
-It is used where there is no transport of paramiko to open a channel on. The operations are the same as of `Session`; each
-waits for the one before.
+Used where paramiko.SSHClient was replaced, as by `unittest.mock.patch("paramiko.SSHClient")` in users' tests: a mock has no
+transport on which `SFTPSession` could open its channel.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.errors import LostError, lost
-from storage_backend.backends.remote.packets import Attributes, Fields, Reply, Request
-from storage_backend.backends.remote.session import PLAIN_LENGTH, Steps
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.errors import ConnectionLostError, lost
+from storage_backend.backends.remote.sftp_packets import Attributes, Fields, Reply, Request, Steps
+from storage_backend.backends.remote.sftp_session import PLAIN_LENGTH, PendingReply, SFTPSession
 
 T = TypeVar("T")
 K = TypeVar("K")
 
-# What paramiko makes of a status (SFTPClient._convert_status), and a substitute over a local disk of its own errors.
+# From the errors that paramiko raises for a status (SFTPClient._convert_status), and those of the local file system.
 _CODES: Mapping[int | None, int] = MappingProxyType(
     {
         errno.ENOENT: packets.NO_SUCH_FILE,
@@ -38,11 +38,14 @@ _CODES: Mapping[int | None, int] = MappingProxyType(
 _GONE = (ConnectionError, EOFError, TimeoutError)
 
 
-class PublicSession:
-    """The same as `storage_backend.backends.remote.session.Session`, over an SFTPClient.
+class SFTPClientSession:
+    """The interface of `SFTPSession` over an SFTPClient.
 
     Args:
-        client: paramiko's SFTPClient, or what has its public methods.
+        client: has the public methods of paramiko's SFTPClient.
+
+    Attributes:
+        failure: why the session cannot be used any more; None as long as it can.
     """
 
     def __init__(self, client: Any) -> None:
@@ -50,17 +53,12 @@ class PublicSession:
         self._lock = threading.RLock()
         self._handles: dict[bytes, Any] = {}
         self._numbers = 0
-        self._failure: LostError | None = None
+        self.failure: ConnectionLostError | None = None
         self.read_length = self.write_length = PLAIN_LENGTH
         self.at_a_time = 1
-        self.wakes = True  # what a substitute has is opened at once
+        self.unblocks_pipes = True  # a mock's files open at once
         # A client does not say what its server announced; the first refusal tells.
         self.extensions = {packets.POSIX_RENAME: b"1"} if hasattr(client, "posix_rename") else {}
-
-    @property
-    def failure(self) -> LostError | None:
-        """Why the session is of no more use; None as long as it is."""
-        return self._failure
 
     def run(self, steps: Steps[T]) -> T:
         """Carry out one operation."""
@@ -80,7 +78,7 @@ class PublicSession:
         most: int,
         failed: Callable[[K, Exception], object],
     ) -> Iterator[tuple[K, T]]:
-        """Carry out operations one by one; see `Session.run_many`."""
+        """Carry out operations one by one; see `SFTPSession.run_many`."""
         _ = most
         for operation in operations:
             if operation is None:
@@ -88,24 +86,29 @@ class PublicSession:
             key, steps = operation
             try:
                 result = self.run(steps)
-            except LostError:
+            except ConnectionLostError:
                 raise
-            except Exception as error:  # noqa: BLE001 - of this one operation; told to the caller
+            except Exception as error:  # noqa: BLE001 - of this one operation; the caller gets it
                 failed(key, error)
             else:
                 yield key, result
 
-    def begin(self, requests: Iterable[Request]) -> list[_Done]:
+    def begin(self, requests: Iterable[Request]) -> list[PendingReply]:
         """Carry out requests."""
-        return [_Done(self._reply(request)) for request in requests]
+        done = []
+        for request in requests:
+            done.append(PendingReply())
+            done[-1].reply = self._reply(request)
+        return done
 
-    def wait(self, ticket: _Done) -> Reply:
+    def wait(self, pending: PendingReply) -> Reply:
         """The reply to a request."""
-        return ticket.reply
+        assert pending.reply is not None
+        return pending.reply
 
     def post(self, request: Request) -> None:
         """Carry out a request whose outcome does not matter."""
-        with suppress(LostError):
+        with suppress(ConnectionLostError):
             self._reply(request)
 
     def flush(self) -> None:
@@ -113,13 +116,13 @@ class PublicSession:
 
     def close(self) -> None:
         """End the session."""
-        self._failure = self._failure or LostError("the SFTP session was closed")
+        self.failure = self.failure or ConnectionLostError("the SFTP session was closed")
         self._client.close()
 
     def _reply(self, request: Request) -> Reply:
         kind, body = request
-        if self._failure is not None:
-            raise LostError(str(self._failure), timed_out=self._failure.timed_out)
+        if self.failure is not None:
+            raise ConnectionLostError(str(self.failure), timed_out=self.failure.timed_out)
         with self._lock:
             try:
                 return self._carry_out(kind, Fields(body))
@@ -127,8 +130,8 @@ class PublicSession:
                 if isinstance(error, EOFError) and kind in {packets.READ, packets.READDIR}:
                     return _status(packets.EOF, "")
                 meant = lost(error)
-                assert isinstance(meant, LostError)
-                self._failure = meant
+                assert isinstance(meant, ConnectionLostError)
+                self.failure = meant
                 raise meant from error
             except OSError as error:
                 unsupported = "unsupported" in str(error).lower()
@@ -148,8 +151,8 @@ class PublicSession:
             return _attributes(self._handles[first].stat())
         if kind == packets.OPEN:
             flags = fields.number()
-            exclusively = "x" if flags & packets.EXCLUSIVELY else ""
-            plain = "r" if flags & packets.FOR_READING else "w" if flags & packets.CREATING else "r+"
+            exclusively = "x" if flags & packets.FXF_EXCL else ""
+            plain = "r" if flags & packets.FXF_READ else "w" if flags & packets.FXF_CREAT else "r+"
             return self._opened(client.open(_name(first), plain + exclusively + "b"))
         if kind == packets.READ:
             file = self._handles[first]
@@ -163,7 +166,7 @@ class PublicSession:
         elif kind == packets.CLOSE:
             self._handles.pop(first).close()
         elif kind == packets.OPENDIR:
-            return self._opened(_Listing(deque(client.listdir_attr(_name(first)))))
+            return self._opened(_OpenDirectory(deque(client.listdir_attr(_name(first)))))
         elif kind == packets.READDIR:
             listed: Reply = self._handles[first].reply()
             return listed
@@ -177,7 +180,7 @@ class PublicSession:
             client.rename(_name(first), _name(fields.string()))
         elif kind == packets.REALPATH:
             found = client.normalize(_name(first))
-            # A mock knows no paths; there, what is relative stays so.
+            # A mock has no paths; a relative one stays relative.
             path = os.fsencode(found) if isinstance(found, str | bytes) else b"."
             none = struct.pack(">I", 0)
             return packets.NAME, b"".join((struct.pack(">I", 1), packets.text(path), none, none))
@@ -206,21 +209,17 @@ class PublicSession:
             target.utime(*given, (wanted.modified, wanted.modified))
 
 
-class _Done:
-    """A request that has been carried out."""
-
-    def __init__(self, reply: Reply) -> None:
-        self.reply = reply
+AnySession: TypeAlias = SFTPSession | SFTPClientSession
 
 
-class _Listing:
-    """What an open directory still has to tell."""
+class _OpenDirectory:
+    """The entries of an open directory that were not read yet."""
 
     def __init__(self, entries: deque[Any]) -> None:
         self._entries = entries
 
     def reply(self) -> Reply:
-        """The next hundred names."""
+        """Up to 100 names."""
         pieces: list[bytes] = []
         while self._entries and len(pieces) < 100:
             entry = self._entries.popleft()
@@ -235,7 +234,7 @@ class _Listing:
 
 
 def _name(path: bytes) -> str | bytes:
-    """The path as text, which is what substitutes expect; paramiko takes what is no UTF-8 as bytes."""
+    """The path as text, which mocks expect; as bytes where it is not UTF-8."""
     try:
         return path.decode()
     except UnicodeDecodeError:
@@ -247,14 +246,14 @@ def _status(code: int, words: str) -> Reply:
 
 
 def _attributes(found: Any) -> Reply:
-    """What `stat` gave, as a reply; a field that is no number is taken as unknown."""
+    """The result of `stat` as a reply; a field that is not a number is omitted: a mock returns mocks."""
 
     def number(name: str) -> int | None:
         value = getattr(found, name, None)
         return int(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
     size, mode, modified = number("st_size"), number("st_mode"), number("st_mtime")
-    known = packets.setting(
+    known = packets.setstat_request(
         0,
         b"",
         size=size,

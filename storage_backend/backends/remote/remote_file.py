@@ -1,58 +1,54 @@
-"""RemoteFile: an object as a seekable raw stream, read ahead, pinned to what was opened, carried over lost connections."""
+"""RemoteFile: an object as a seekable raw stream, read ahead; it continues on another connection if the object is unchanged."""
 
 from __future__ import annotations
 
 import io
 from collections import deque
-from typing import TYPE_CHECKING, Any
 
 from typing_extensions import Buffer, override
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError, translate, unreachable
-from storage_backend.backends.remote.link import LOSSES, Link
-from storage_backend.backends.remote.operations import Place, changed
-from storage_backend.backends.remote.packets import Attributes, StatusError
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError, translate, unreachable
+from storage_backend.backends.remote.failover import LOSSES, Failover
+from storage_backend.backends.remote.remote_path import RemotePath, changed
+from storage_backend.backends.remote.sftp_contents import open_to_read
+from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
+from storage_backend.backends.remote.sftp_session import PendingReply
 from storage_backend.streams import position_after
 
-if TYPE_CHECKING:
-    from storage_backend.backends.remote.session import Ticket
-
 FIRST_AHEAD = 64 << 10  # bytes asked for at the first read after a seek
-MOST_AHEAD = 2 << 20  # bytes under way at most; the window of a channel, which more would not fit into
+MOST_AHEAD = 2 << 20  # bytes under way at most; a channel's window holds no more
 
 
 class RemoteFile(io.RawIOBase):
     """Reads one object as it was when it was opened.
 
     Args:
-        link: the way to the server.
-        place: the object.
-        where: the backend's location, for errors.
+        failover: chooses the connection.
+        path: the object.
 
     Attributes:
-        facts: the object's attributes when it was opened; reading ends at that size.
+        attributes: of the object when it was opened.
+        size: in bytes, at that time; reading ends there.
 
     Raises:
         NotFoundError: there is none.
-        SourceChangedError: from reads: after a lost connection it was another one, or it was cut short.
+        SourceChangedError: from reads: it was cut short, or after a lost connection it was another one.
     """
 
-    def __init__(self, link: Link, place: Place, where: str) -> None:
-        self._connection: Connection | None = None
-        self._link = link
-        self._place = place
-        self._where = where
+    def __init__(self, failover: Failover, path: RemotePath) -> None:
+        self._connection: SSHConnection | None = None
+        self._failover = failover
+        self._path = path
         self._position = 0
         self._ahead = FIRST_AHEAD
-        self._under_way: deque[tuple[int, int, Any]] = deque()
-        self._asked = 0  # up to where is under way
+        self._under_way: deque[tuple[int, PendingReply]] = deque()  # size asked for
+        self._asked = 0  # position after the last request
         self._handle = b""
-        self._rest = b""  # what came and was not taken yet
-        self._tried = False
-        self.facts = link.run(place.identifier, self._open)
-        self.size = self.facts.size or 0
+        self._rest = b""  # received and not returned yet
+        self.attributes = failover.run(path.identifier, self._open)
+        self.size = self.attributes.size or 0
 
     @override
     def readable(self) -> bool:
@@ -91,7 +87,7 @@ class RemoteFile(io.RawIOBase):
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def next_piece(self, most: int) -> bytes:
-        """Some of the bytes that follow, at most *most*; b"" at the end."""
+        """Some of the next bytes, at most *most*; b"" at the end."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
         if self._position >= self.size:
@@ -99,10 +95,10 @@ class RemoteFile(io.RawIOBase):
         losses = 0
         while not self._rest:
             try:
-                self._rest = self._fetched(most)
-            except LostError as error:
+                self._rest = self._fetch(most)
+            except ConnectionLostError as error:
                 losses += 1
-                self._lost(error, losses)
+                self._reopen(error, losses)
         piece, self._rest = self._rest[:most], self._rest[most:]
         self._position += len(piece)
         return piece
@@ -123,76 +119,73 @@ class RemoteFile(io.RawIOBase):
     def close(self) -> None:
         if not self.closed:
             super().close()
-            self._let_go()
+            self._release()
 
-    def _open(self, connection: Connection) -> Attributes:
-        look, self._tried = self._tried, True
-        self._handle, facts = connection.run(
-            connection.operations.open(connection.at(self._place), look=look)
-        )
+    def _open(self, connection: SSHConnection, attempt: int) -> Attributes:
+        self._handle, attributes = connection.run(open_to_read(connection.operations, self._path, attempt))
         connection.hold()
         self._connection = connection
-        return facts
+        return attributes
 
-    def _let_go(self) -> None:
+    def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
             self._forget()
-            connection.let_go(self._handle)
+            connection.close_handle(self._handle)
             connection.release()
 
-    def _lost(self, error: LostError, losses: int) -> None:
-        """Go on with another connection, if the object is still the same."""
+    def _reopen(self, error: ConnectionLostError, losses: int) -> None:
+        """Continue on another connection, if the object is unchanged."""
         connection, self._connection = self._connection, None
         self._forget()
         if connection is not None:
-            self._link.lose(connection, error)
+            self._failover.lose(connection, error)
             connection.release()
         if losses == LOSSES:
-            raise unreachable(error, self._place.identifier, self._where, losses) from error
-        facts = self._link.run(self._place.identifier, self._open)
-        if (facts.size, facts.modified) != (self.facts.size, self.facts.modified):
-            # Or the next read would go on in the other object.
-            self._let_go()
-            raise changed(self._place, self._where) from error
+            raise unreachable(error, self._path.identifier, self._failover.where, losses) from error
+        found = self._failover.run(
+            self._path.identifier, lambda connection, attempt: self._open(connection, attempt + 1)
+        )
+        if (found.size, found.modified) != (self.attributes.size, self.attributes.modified):
+            # Otherwise the next read would continue in the other object.
+            self._release()
+            raise changed(self._path, self._failover.where) from error
 
     def _forget(self) -> None:
         """Drop what was read ahead."""
         self._under_way.clear()
         self._rest = b""
 
-    def _fetched(self, most: int) -> bytes:
-        """The next bytes as they come; more is asked for, and the more the longer it goes on."""
+    def _fetch(self, most: int) -> bytes:
+        """The next bytes as they arrive; the longer the sequential read, the more is requested ahead."""
         if self._connection is None:
-            raise LostError("the connection was lost before")
+            raise ConnectionLostError("the connection was lost before")
         session = self._connection.session
         if not self._under_way:
             self._asked = self._position
-        length = session.read_length
         wanted = max(self._ahead, min(most, MOST_AHEAD))
-        sizes: list[tuple[int, int]] = []
+        requests: list[packets.Request] = []
+        sizes: list[int] = []
         while self._asked < min(self._position + wanted, self.size):
-            size = min(length, self.size - self._asked)
+            size = min(session.read_length, self.size - self._asked)
             if not self._under_way and not sizes:
                 size = min(size, max(wanted, 1))
-            sizes.append((self._asked, size))
+            requests.append(packets.read_request(self._handle, self._asked, size))
+            sizes.append(size)
             self._asked += size
-        if sizes:
-            tickets: list[Ticket] | list[Any] = session.begin(
-                packets.reading(self._handle, start, size) for start, size in sizes
-            )
-            self._under_way += [(*piece, ticket) for piece, ticket in zip(sizes, tickets, strict=True)]
+        if requests:
+            self._under_way += zip(sizes, session.begin(requests), strict=True)
         self._ahead = min(self._ahead * 2, MOST_AHEAD)
-        _, size, ticket = self._under_way.popleft()
+        size, pending = self._under_way.popleft()
         try:
-            data = packets.data_in(session.wait(ticket), size)
+            data = packets.data_in(session.wait(pending), size)
         except StatusError as error:
-            raise translate(error, self._place.identifier, self._where) from error
+            raise translate(error, self._path.identifier, self._failover.where) from error
         if not data:
             how = f"it ended after {self._position:,} of {self.size:,} bytes"
-            raise changed(self._place, self._where, how)
+            raise changed(self._path, self._failover.where, how)
         if len(data) < size:
-            # The server gives less at a time: what is under way does not follow on this.
+            # The server sends less at a time: the other replies do not continue this one.
             self._under_way.clear()
             self._asked = self._position + len(data)
         return data

@@ -1,4 +1,4 @@
-"""ProxyCommandSocket: a connection that a program of the user's makes."""
+"""ProxyCommandSocket: a connection made by a program, as with ProxyCommand of ssh_config(5)."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ import tempfile
 import threading
 from contextlib import suppress
 
-PATIENCE = 2.0  # seconds that the program is given to end
+PATIENCE = 2.0  # seconds to wait for the program after each signal
 
 
 class ProxyCommandSocket:
-    """What ssh_config(5) calls a ProxyCommand, as a real socket.
+    """A running ProxyCommand with a real socket.
 
-    Not paramiko.ProxyCommand, whose `recv` goes round in circles once the program has ended, so that its end is
-    never noticed.
+    Not paramiko.ProxyCommand: its `recv` loops for ever once the program has ended.
 
     Args:
-        command: run by the user's shell as OpenSSH does, by `exec`.
+        command: run by the user's shell with `exec`, as OpenSSH does.
 
     Attributes:
-        sock: the connection.
+        sock: our end of the connection.
 
     Raises:
         OSError: the shell cannot be started.
@@ -36,7 +35,7 @@ class ProxyCommandSocket:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         try:
             with theirs:
-                # A session of its own: Ctrl-C is for us, and ends no connection.
+                # A session of its own: Ctrl-C must not end the program.
                 self._process = subprocess.Popen(  # noqa: S603 - the user's own configuration
                     [os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"],
                     stdin=theirs.fileno(),
@@ -50,7 +49,7 @@ class ProxyCommandSocket:
             raise
 
     def complaint(self) -> str:
-        """The last line that the program wrote to its standard error, "" if there is none."""
+        """The last line of the program's standard error; "" if there is none."""
         with self._lock:
             if self._closed:
                 return ""
