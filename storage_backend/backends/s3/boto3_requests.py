@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
+
+from typing_extensions import override
 
 from storage_backend.backends.s3.boto3_client import is_amazon
 from storage_backend.backends.s3.boto3_handlers import payer_in_query
@@ -28,7 +29,7 @@ from storage_backend.backends.s3.xml_documents import (
     parse_error,
     unexpected,
 )
-from storage_backend.streams import position_after
+from storage_backend.streams import SeekableRaw
 
 SIZES = 10**18  # bytes; what is larger is no size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
@@ -408,30 +409,13 @@ class _sent:  # noqa: N801 - reads as a function
             self._content.close()
 
 
-class _PartReader(io.RawIOBase):
+class _PartReader(SeekableRaw):
     """A seekable reader of a part of a file, by positioned reads, so that many may share the descriptor."""
 
     def __init__(self, part: FilePart) -> None:
+        self.size = part.size
         self._part = part
-        self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._part.size)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._part.size - self._position)]
-        if not view:
-            return 0
-        done = os.preadv(self._part.fd, [view], self._part.offset + self._position)
-        self._position += done
-        return done
+    @override
+    def _read_on(self, most: int) -> bytes:
+        return self._part.read(self._position, most) if self._position < self.size else b""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 from operator import attrgetter
 from typing import Any
@@ -25,9 +25,9 @@ _ATTRIBUTES = (
     "_endpoint.http_session._cert_file",
     _CREDENTIALS,
 )
-_HANDLERS_VERSION = attrgetter(_LOOKUP_CACHE)
-present_credentials = attrgetter(_CREDENTIALS)
-"""As `credentials_of`, of a plain client, and faster."""
+# For every request, functions in C; they raise AttributeError where something is missing.
+quick_handlers_version = attrgetter(_LOOKUP_CACHE)
+quick_credentials_of = attrgetter(_CREDENTIALS)
 
 # The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
 _EVENTS = (
@@ -65,12 +65,12 @@ def is_botocore(client: Any) -> bool:
     return isinstance(client, BaseClient)
 
 
-def handlers_version_of(client: Any) -> Callable[[Any], object]:
-    """A function of the client that gives another object after handlers were added or removed.
-
-    botocore's emitter then replaces its cache. The function is asked before every request, so it is one in C.
-    """
-    return _HANDLERS_VERSION if _has(client, _LOOKUP_CACHE) else _no_version
+def handlers_version(client: Any) -> object:
+    """Another object after handlers were added or removed, since botocore's emitter then replaces its cache."""
+    try:
+        return quick_handlers_version(client)
+    except AttributeError:
+        return None
 
 
 def is_stubbed(client: Any) -> bool:
@@ -128,10 +128,6 @@ def credentials_of(client: Any) -> Any:
 def replace_credentials(client: Any, credentials: Any) -> None:
     """Have *client* sign with other credentials from now on."""
     client._request_signer._credentials = credentials
-
-
-def _no_version(_: Any) -> object:
-    return None
 
 
 def _has(client: Any, path: str) -> bool:

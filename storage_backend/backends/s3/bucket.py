@@ -46,7 +46,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import modified_of, open_source, state_directory
 from storage_backend.info import ObjectInfo
-from storage_backend.sightings import Sightings
+from storage_backend.last_seen import LastSeen
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -83,7 +83,7 @@ class Bucket:
         workers: that send requests side by side.
         records: of unfinished uploads.
         receipts: what listings will show of the objects last written.
-        sightings: what reads saw.
+        last_seen: what reads saw.
         deletes_singly: the service has shown that it has no DeleteObjects.
     """
 
@@ -95,7 +95,7 @@ class Bucket:
         self.workers = Workers(settings.max_concurrency)
         self.records = UploadRecords(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
-        self.sightings = Sightings()
+        self.last_seen = LastSeen()
         self.deletes_singly = False
         self.may_be_missing = settings.create_bucket  # until the first write
         self._parameters = settings.object_parameters()
@@ -184,7 +184,7 @@ class Bucket:
             identifier,
             self.settings,
             version_parameter(version_id),
-            self.sightings,
+            self.last_seen,
         )
 
     # Writing

@@ -17,14 +17,14 @@ from storage_backend.backends.s3.botocore_private import (
     credentials_of,
     handlers_of,
     module_of,
-    present_credentials,
+    quick_credentials_of,
     replace_credentials,
 )
 from storage_backend.backends.s3.http import ConnectionPool
 from storage_backend.backends.s3.settings import S3Settings, check_sendable
 from storage_backend.backends.s3.signing import Signer, SigningCredentials
 from storage_backend.errors import ConfigurationError
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 _PROBE = "k"  # a key whose place in the path shows what stands before it
 
@@ -142,7 +142,7 @@ def _context(verify: bool | str | None) -> ssl.SSLContext:
 
     path = verify if isinstance(verify, str) else where()
     try:
-        with unforked():
+        with no_fork():
             return ssl.create_default_context(cafile=path)
     except OSError as error:
         raise ConfigurationError(
@@ -183,7 +183,7 @@ class CredentialSource:
         Raises:
             ConfigurationError: one cannot be sent.
         """
-        frozen = self._used.frozen = present_credentials(self._client).get_frozen_credentials()
+        frozen = self._used.frozen = quick_credentials_of(self._client).get_frozen_credentials()
         checked = self._checked
         if checked is not None and checked[0] == frozen:
             return checked[1]

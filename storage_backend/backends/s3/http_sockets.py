@@ -11,7 +11,7 @@ import sys
 import time
 from contextlib import suppress
 
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 
 def dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> socket.socket:
@@ -37,7 +37,7 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
     sock.setblocking(False)
     while True:
         try:
-            with unforked():
+            with no_fork():
                 sock.do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             ready = select.poll()

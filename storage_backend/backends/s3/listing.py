@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from storage_backend import identifiers
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.xml_documents import ListedObject, ListingPage, unexpected
-from storage_backend.base import FolderMarkerError, OnSkip, report_skip
 from storage_backend.errors import InvalidIdentifierError, StorageError
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import FolderMarkerError, OnSkip, report_skip
 
 logger = logging.getLogger(__name__)
 

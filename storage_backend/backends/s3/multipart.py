@@ -60,8 +60,8 @@ class MultipartUpload:
             destination.workers, self._send
         )
         self._pace = _UploadPace(destination.settings.max_concurrency)
+        self._crc = uses_crc(destination.router.requests)  # which may fail, so it comes before the claim
         self._record = destination.records.claim(destination.settings.location, destination.key)
-        self._crc = uses_crc(destination.router.requests)
         try:
             self.upload_id = self._resumed(self._record) or self._begun()
         except BaseException:

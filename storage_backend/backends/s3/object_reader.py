@@ -14,7 +14,7 @@ from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.reading import ReadSource, body_of, checked_algorithm, raise_as
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
-from storage_backend.streams import CHUNK, position_after
+from storage_backend.streams import CHUNK, SeekableRaw
 
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
 AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
@@ -51,7 +51,7 @@ class RangesIgnoredError(Exception):
     """The service answers a request for a range with the whole object."""
 
 
-class RawObjectReader(io.RawIOBase):
+class RawObjectReader(SeekableRaw):
     """The unbuffered reader beneath an `ObjectReader`.
 
     It begins with one GET of the whole object. After a jump it requests ranges, each twice as long as the one before while
@@ -104,25 +104,6 @@ class RawObjectReader(io.RawIOBase):
             if self._digest is not None:
                 self._drop()
                 self._check()
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        self._check_open()
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._check_open()
-        self._position = position_after(offset, whence, self._position, self.size)
-        return self._position
 
     def forget_failure(self) -> None:
         """Read on although a read has failed."""
@@ -179,10 +160,6 @@ class RawObjectReader(io.RawIOBase):
     def close(self) -> None:
         self._drop()
         super().close()
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on a closed reader")
 
     def _read(self, view: memoryview) -> int:
         """At least one byte from the reader's position."""

@@ -14,7 +14,7 @@ from storage_backend.backends.s3.router import RequestRouter
 from storage_backend.backends.s3.settings import S3Settings
 from storage_backend.errors import StorageError, UnavailableError
 from storage_backend.info import ObjectInfo
-from storage_backend.sightings import Sightings
+from storage_backend.last_seen import LastSeen
 from storage_backend.streams import CHUNK
 
 PIECE_MOST = 16 << 20  # bytes of a longer answer that are read at a time
@@ -30,7 +30,7 @@ class ReadSource:
         identifier: in the caller's spelling.
         settings: of the storage.
         parameters: of each GET (VersionId).
-        sightings: told what `read_whole` and `read_span` saw; not of older versions.
+        last_seen: told what `read_whole` and `read_span` saw; not of older versions.
     """
 
     router: RequestRouter
@@ -38,15 +38,15 @@ class ReadSource:
     identifier: str
     settings: S3Settings
     parameters: Mapping[str, Any]
-    sightings: Sightings
+    last_seen: LastSeen
 
     def saw(self, head: ObjectHead | None) -> None:
         """Note what a read saw, or, at its beginning, that it has not yet."""
         if head is None or self.parameters:
-            self.sightings.note(None)
+            self.last_seen.note(None)
             return
         info = ObjectInfo(self.identifier, head.size, head.modified, head.etag, None, head.content_type)
-        self.sightings.note(info)
+        self.last_seen.note(info)
 
     def error(self, error: Exception) -> StorageError:
         """Our error for one of S3 or the network.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +13,16 @@ from storage_backend.backends.s3.boto3_handlers import Boto3Handlers, ClockSkew
 from storage_backend.backends.s3.boto3_requests import Boto3Requests
 from storage_backend.backends.s3.botocore_private import (
     credentials_of,
-    handlers_version_of,
+    handlers_version,
     is_botocore,
     is_plain,
+    quick_handlers_version,
 )
 from storage_backend.backends.s3.endpoint import BucketEndpoint, CredentialSource, endpoint_of
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.settings import S3Settings
 from storage_backend.backends.s3.signed_requests import SignedRequests
-from storage_backend.forks import inherited
-from storage_backend.unforked import unforked
+from storage_backend.forks import inherited, no_fork
 
 
 @dataclass(eq=False)
@@ -33,7 +32,6 @@ class _ProcessState:
     pid: int
     client: Any
     boto3: Boto3Requests
-    handlers_version: Callable[[Any], object]
     signed: SignedRequests | None = None
     handlers: object = field(default_factory=object)  # of the client, when `signed` was decided
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -70,9 +68,12 @@ class RequestRouter:
         state = self._state
         if state is None or state.pid != os.getpid():
             state = self._now()
-        # A Stubber or a user's handler may come and go at any time.
-        if state.handlers_version(state.client) is not state.handlers:
-            self._decide(state)
+        try:
+            version = quick_handlers_version(state.client)
+        except AttributeError:  # the caller's own client, or another botocore
+            version = None
+        if version is not state.handlers:
+            self._decide(state)  # a Stubber or a user's handler has come or gone
         return state.signed or state.boto3
 
     def close(self) -> None:
@@ -83,9 +84,9 @@ class RequestRouter:
 
     def _decide(self, state: _ProcessState) -> None:
         with state.lock:
-            if state.handlers_version(state.client) is not state.handlers:
+            if handlers_version(state.client) is not state.handlers:
                 state.signed = self._signed_requests(state)
-                state.handlers = state.handlers_version(state.client)
+                state.handlers = handlers_version(state.client)
 
     def _now(self) -> _ProcessState:
         state = self._state
@@ -102,9 +103,7 @@ class RequestRouter:
     def _opened(self) -> _ProcessState:
         settings = self._settings
         client = settings.client if settings.client is not None else self._made(self._region)
-        state = _ProcessState(
-            os.getpid(), client, Boto3Requests(client, settings), handlers_version_of(client)
-        )
+        state = _ProcessState(os.getpid(), client, Boto3Requests(client, settings))
         # botocore's objects refer to each other, so that their connections would wait for the garbage collector.
         state.finalizer = weakref.finalize(self, _close_state, state, ours=settings.client is None)
         state.finalizer.atexit = False
@@ -132,7 +131,7 @@ class RequestRouter:
         )
 
     def _made(self, region: str | None) -> Any:
-        with unforked():  # it imports boto3
+        with no_fork():  # it imports boto3
             client = make_client(self._settings, region)
         if is_botocore(client) and not self._settings.anonymous:
             if credentials_of(client) is not None:
@@ -154,7 +153,7 @@ class RequestRouter:
                 state.boto3 = Boto3Requests(state.client, self._settings)
                 _close_client(replaced, ours=self._settings.client is None)
             endpoint = endpoint_of(state.client, self._settings)
-            state.handlers = state.handlers_version(state.client)
+            state.handlers = handlers_version(state.client)
             return endpoint
 
 

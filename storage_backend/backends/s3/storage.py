@@ -11,22 +11,14 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.backends.s3 import batches, downloading, listing, uploading
+from storage_backend.backends.s3 import batches, listing, uploading
 from storage_backend.backends.s3.bucket import Bucket, version_parameter
-from storage_backend.backends.s3.object_head import MD5
+from storage_backend.backends.s3.hooks import S3Hooks
 from storage_backend.backends.s3.object_reader import ObjectReader, RawObjectReader, read_again
 from storage_backend.backends.s3.reading import read_span, read_whole
 from storage_backend.backends.s3.settings import S3Settings, takes
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    digest_of,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
-from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
@@ -35,14 +27,15 @@ from storage_backend.errors import (
     PreconditionFailedError,
     StorageError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
-    Moved,
     Writer,
+    check_mode,
     check_range,
-    new_digest,
     plain,
     unwatched,
 )
@@ -187,7 +180,7 @@ class S3Storage(StorageBackend):
         if glob.recursive or glob.stem.count("/") + 1 < glob.depth:
             found = [info.identifier for info in self.scan(glob.stem)]
         else:
-            level = self._scan_level(glob.stem)
+            level = self.scan_level(glob.stem)
             found = [entry.identifier for entry in level if isinstance(entry, ObjectInfo)]
         # Plain order is that of the encoded bytes: there are no surrogates.
         return sorted(identifier for identifier in found if glob.matches(identifier))
@@ -302,9 +295,13 @@ class S3Storage(StorageBackend):
             yield from found
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         with self._bucket.listing():
             yield from listing.level(self._bucket.requests, self._bucket.root, prefix, self.location, on_skip)
+
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return batches.stat_many(self._bucket, self.stat, identifiers)
 
     @override
     def open(
@@ -360,22 +357,11 @@ class S3Storage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download_counted(identifier, path, unwatched)
-
-    @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        source = self._bucket.read_source(identifier, None)
-        write_file(path, lambda staged: downloading.fill(source, staged, self._bucket.workers, moved))
-        return True
+        return self.hooks.download(identifier, path, unwatched)
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload_counted(path, identifier, unwatched)
-
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        self._bucket.upload(path, identifier, moved)
-        return True
+        return self.hooks.upload(path, identifier, unwatched)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -411,15 +397,7 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
-        return self._checksum_counted(identifier, algorithm, unwatched)
-
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        new_digest(algorithm)
-        with self._bucket.translated_errors("read", identifier):
-            vouched = self._bucket.router.requests.verifies_checksums
-        known = self._bucket.head(identifier, ChecksumMode="ENABLED").digest(algorithm) if vouched else None
-        return known or digest_of(self, identifier, algorithm, moved)
+        return self.hooks.checksum(identifier, algorithm, unwatched)
 
     @override
     def get_url(
@@ -469,6 +447,11 @@ class S3Storage(StorageBackend):
     def location(self) -> str:
         return self._bucket.location
 
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return S3Hooks(self, self._bucket)
+
     @override
     def close(self) -> None:
         self._bucket.close()
@@ -485,24 +468,3 @@ class S3Storage(StorageBackend):
         return self._bucket.abort_uploads(
             datetime.fromtimestamp(self._bucket.settings.clock(), UTC) - older_than
         )
-
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        return self._bucket.receipts.pop(identifier, None)
-
-    @override
-    def _md5_in(self, info: ObjectInfo) -> str | None:
-        # Of an object encrypted with a key of its own it is no MD5, but then equals no other object's either.
-        return info.etag if info.etag is not None and MD5.fullmatch(info.etag) else None
-
-    @override
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        return batches.kept_times(self._bucket, identifiers)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return batches.stat_many(self._bucket, self.stat, identifiers)
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._bucket.sightings.take(identifier)
