@@ -1,4 +1,4 @@
-"""Clients: boto3's, as the settings ask for one; and whether one does all by itself, so that we may do it faster."""
+"""Makes boto3 clients as the settings ask for them."""
 
 from __future__ import annotations
 
@@ -11,44 +11,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage_backend.backends.s3.documents import MOST_DOCUMENT, too_long
-from storage_backend.backends.s3.settings import Settings
+from storage_backend.backends.s3.botocore_private import module_of
+from storage_backend.backends.s3.settings import S3Settings
+from storage_backend.backends.s3.xml_documents import MOST_DOCUMENT, too_long
 from storage_backend.errors import MissingClientError
 from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
 
-# The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
-_EVENTS = (
-    "provide-client-params",
-    "before-parameter-build",
-    "before-endpoint-resolution",
-    "before-call",
-    "request-created",
-    "choose-signer",
-    "before-sign",
-    "before-send",
-    "response-received",
-    "needs-retry",
-    "after-call",
-)
-_OPERATIONS = (
-    "CopyObject",
-    "DeleteObject",
-    "DeleteObjects",
-    "GetObject",
-    "HeadObject",
-    "ListObjectsV2",
-    "PutObject",
-    "UploadPart",
-    "UploadPartCopy",
-)
-_OURS = re.compile(
-    r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)"
-)  # whose handlers the wire does without, or calls itself
 
-
-def made(settings: Settings, region: str | None) -> Any:
-    """A client, of a session of its own: that of boto3 itself would go on with the credentials that it found first."""
+def make_client(settings: S3Settings, region: str | None) -> Any:
+    """A new client, of a session of its own: boto3's default session would go on with the credentials that it found first."""
     try:
         import boto3
         from botocore import UNSIGNED
@@ -86,18 +58,20 @@ def made(settings: Settings, region: str | None) -> Any:
     }
     keywords = {name: value for name, value in given.items() if value is not None}
     if settings.access_key is None and settings.profile is None and module_of(boto3.client) != "boto3":
-        return boto3.client("s3", config=Config(**options), **keywords)  # somebody's who has replaced it
+        return boto3.client(
+            "s3", config=Config(**options), **keywords
+        )  # replaced by its user, such as by a mock
     session = boto3.Session(botocore_session=_session(settings), profile_name=settings.profile)
     return _limited(session.client("s3", config=Config(**options), **keywords))
 
 
-def credentials_now(settings: Settings) -> Any:
-    """The credentials that a client made at this moment would have, botocore's; None without any."""
+def credentials_now(settings: S3Settings) -> Any:
+    """Botocore's credentials that a client made now would have; None without any."""
     return _session(settings).get_credentials()
 
 
-def _session(settings: Settings) -> Any:
-    """A new session of botocore, with all that a default session of boto3's was told (`boto3.setup_default_session`)."""
+def _session(settings: S3Settings) -> Any:
+    """A new session of botocore, with what `boto3.setup_default_session` was told."""
     import boto3
     import botocore.session
     from botocore.handlers import BUILTIN_HANDLERS
@@ -114,15 +88,14 @@ def _session(settings: Settings) -> Any:
     core.register_component("data_loader", _models(core.get_config_variable("data_path")))
     found = getattr(default, "_credentials", None)
     if settings.access_key is not None:
-        given = (settings.access_key, settings.secret_key, settings.session_token)
-        core.set_credentials(*map(_value, given))
+        core.set_credentials(*map(_value, settings.secrets))
     elif settings.profile is None and found is not None and found.method == "explicit":
         core.set_credentials(found.access_key, found.secret_key, found.token)
     return core
 
 
 def _limited(client: Any) -> Any:
-    """*client*, reading at most `MOST_DOCUMENT` bytes of each answer that is not an object's content: itself it reads all."""
+    """*client*, which now reads at most `MOST_DOCUMENT` bytes of each response that is not an object's content."""
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     if session is not None:
         session.send = partial(_send_limited, session.send)
@@ -131,7 +104,7 @@ def _limited(client: Any) -> Any:
 
 def _send_limited(send: Callable[[Any], Any], request: Any) -> Any:
     is_content = request.stream_output
-    request.stream_output = True  # else `send` reads all of it
+    request.stream_output = True  # else `send` reads all of it, however long it is
     answer = send(request)
     if not is_content or answer.status_code >= 300:
         answer._content = _content_of(answer)
@@ -162,7 +135,7 @@ def _content_of(answer: Any) -> bytes:
 
 @cache
 def _hooks(count: int) -> Any:  # noqa: ARG001 - moto appends its own when it is imported
-    """The handlers of a new session, of which botocore has *count*: to register them is half of what a session costs."""
+    """The handlers of a new session, of which botocore has *count*. Registering them is half of a session's cost."""
     from botocore.hooks import HierarchicalEmitter
     from botocore.session import Session
 
@@ -172,7 +145,7 @@ def _hooks(count: int) -> Any:  # noqa: ARG001 - moto appends its own when it is
 
 
 class _Paths(list[str]):
-    """The directories of a loader, to which each session of boto3's adds the same one."""
+    """The search path of a loader, to which each session of boto3's appends the same directory."""
 
     def append(self, path: str, /) -> None:
         if path not in self:
@@ -181,7 +154,7 @@ class _Paths(list[str]):
 
 @cache
 def _models(data_path: str | None) -> Any:
-    """The loader of botocore's descriptions of its services, for all sessions: to parse them is most of what a client costs."""
+    """The loader of botocore's service descriptions, for all sessions: parsing them is most of a client's cost."""
     from botocore.loaders import Loader
 
     given = data_path.split(os.pathsep) if data_path else []
@@ -192,53 +165,8 @@ def _value(secret: Secret | None) -> str | None:
     return None if secret is None else secret.value()
 
 
-def is_botocore(client: Any) -> bool:
-    """Whether it is a real client, whoever made it."""
-    from botocore.client import BaseClient
-
-    return isinstance(client, BaseClient)
-
-
 def is_amazon(client: Any) -> bool:
-    """Whether it talks to Amazon."""
+    """Whether its endpoint is Amazon's."""
     endpoint = getattr(getattr(client, "meta", None), "endpoint_url", None)
     host = urlsplit(endpoint).hostname if isinstance(endpoint, str) else None
     return re.search(r"(^|\.)amazonaws\.com(\.cn)?$", host or "") is not None
-
-
-def emitter(client: Any) -> Any:
-    """What keeps the handlers of its events; None where that cannot be told."""
-    return getattr(getattr(getattr(client, "meta", None), "events", None), "_emitter", None)
-
-
-def handlers_of(client: Any) -> object:
-    """Something that is another object once handlers were added or removed; the emitter makes a new cache each time."""
-    return getattr(emitter(client), "_lookup_cache", None)
-
-
-def is_stubbed(client: Any) -> bool:
-    """Whether a Stubber answers in the service's place."""
-    registered = getattr(emitter(client), "_unique_id_handlers", None)
-    return registered is None or any(str(name).startswith("boto_stubber") for name in registered)
-
-
-def is_plain(client: Any) -> bool:
-    """Whether nothing but botocore itself (or moto, which is asked) has a say in its requests."""
-    if not is_botocore(client) or type(client).__module__ != "botocore.client" or is_stubbed(client):
-        return False
-    search = getattr(getattr(emitter(client), "_handlers", None), "prefix_search", None)
-    if search is None or handlers_of(client) is None:
-        return False
-    found = (
-        handler
-        for event in _EVENTS
-        for operation in _OPERATIONS
-        for handler in search(f"{event}.s3.{operation}")
-    )
-    return all(_OURS.match(module_of(handler)) for handler in found)
-
-
-def module_of(handler: Any) -> str:
-    """The module in which a handler was written."""
-    function = getattr(handler, "func", handler)
-    return str(getattr(function, "__module__", None) or type(function).__module__)

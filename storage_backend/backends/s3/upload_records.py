@@ -1,4 +1,4 @@
-"""Records: which multipart uploads are under way, so that the next process goes on with what a killed one began."""
+"""Files that record which multipart uploads are under way, so that the next process resumes those of a killed one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _PAUSE = 0.001  # seconds
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
-class Records:
+class UploadRecords:
     """The records of a directory, one for each object that is being uploaded. For all threads and processes.
 
     Args:
@@ -47,19 +47,19 @@ class Records:
         self._clock = clock
         self._sleep = sleep
 
-    def claim(self, place: str, key: str) -> Record:
-        """The record of an object, to be released. It never fails: see `Record.held`.
+    def claim(self, location: str, key: str) -> UploadRecord:
+        """The record of an object, to be released. It never fails: see `UploadRecord.held`.
 
         Args:
-            place: the storage's location, without secrets.
+            location: the storage's location, without secrets.
             key: the object's whole key there.
         """
-        path = self._directory / _file_name(place, key)
-        return Record(path, place, key, clock=self._clock, sleep=self._sleep)
+        path = self._directory / _file_name(location, key)
+        return UploadRecord(path, location, key, clock=self._clock, sleep=self._sleep)
 
 
-class Record:
-    """What is remembered of the upload of one object. One holds it, until `release` or the end of its process.
+class UploadRecord:
+    """The record of one object's upload. One holder at a time has it, until `release` or the end of its process.
 
     A forked child's copy is not held. For one thread at a time.
 
@@ -72,7 +72,7 @@ class Record:
     def __init__(
         self,
         path: Path,
-        place: str,
+        location: str,
         key: str,
         *,
         clock: Callable[[], float],
@@ -82,7 +82,7 @@ class Record:
         self.part_size: int | None = None
         self.started = 0
         self._path = path
-        self._place = place
+        self._location = location
         self._key = key
         self._clock = clock
         self._open_records = _open_records()
@@ -92,9 +92,11 @@ class Record:
             self._acquire(sleep)
             self._load()
         except BlockingIOError:
-            _log.debug("%r in %s: another upload of it is under way; this one is not remembered", key, place)
+            _log.debug(
+                "%r in %s: another upload of it is under way; this one is not remembered", key, location
+            )
         except OSError as error:
-            _log.debug("%r in %s: its upload is not remembered: %s", key, place, error)
+            _log.debug("%r in %s: its upload is not remembered: %s", key, location, error)
             self.release()
 
     @property
@@ -113,7 +115,7 @@ class Record:
         """
         if not self.held:
             return
-        entry = _Entry(FORMAT, self._place, self._key, upload_id, part_size, int(self._clock()))
+        entry = _RecordLine(FORMAT, self._location, self._key, upload_id, part_size, int(self._clock()))
         line = json.dumps(asdict(entry)).encode() + b"\n"
         try:
             # Appended, since bytes that are overwritten in place could be torn, and a new file would lose the lock.
@@ -127,7 +129,7 @@ class Record:
             reason = str(error)
         with suppress(OSError):
             os.ftruncate(self._fd, self._end)
-        _log.debug("%r in %s: its upload is not remembered: %s", self._key, self._place, reason)
+        _log.debug("%r in %s: its upload is not remembered: %s", self._key, self._location, reason)
 
     def clear(self) -> None:
         """Remember nothing: the upload has been completed or aborted. The file goes with `release`."""
@@ -138,7 +140,7 @@ class Record:
         try:
             os.ftruncate(self._fd, 0)
         except OSError as error:
-            _log.warning("%r in %s: cannot forget its upload: %s", self._key, self._place, error)
+            _log.warning("%r in %s: cannot forget its upload: %s", self._key, self._location, error)
 
     def release(self) -> None:
         """Let go; what was saved stays. Harmless if that was done."""
@@ -191,23 +193,23 @@ class Record:
         if size == 0:
             return
         entry, self._end = _last_entry(self._fd, size)
-        if entry is not None and (entry.place, entry.key) == (self._place, self._key):
+        if entry is not None and (entry.place, entry.key) == (self._location, self._key):
             self.upload_id, self.part_size, self.started = entry.upload_id, entry.part_size, entry.started
         else:
             _log.warning(
-                "%s: no record of %r in %s: it will be overwritten", self._path, self._key, self._place
+                "%s: no record of %r in %s: it will be overwritten", self._path, self._key, self._location
             )
             self._end = 0
 
 
-def left_over(directory: Path, place: str) -> Iterator[tuple[str, str]]:
-    """The uploads to *place* that are remembered, while nobody goes on with them.
+def left_over(directory: Path, location: str) -> Iterator[tuple[str, str]]:
+    """The uploads to *location* that are remembered, while nobody goes on with them.
 
     That may change at any time: whoever wants to abort one claims its record first, and compares the upload id.
 
     Args:
-        directory: as given to Records.
-        place: as given to `Records.claim`.
+        directory: as given to UploadRecords.
+        location: as given to `UploadRecords.claim`.
 
     Yields:
         Key and upload id.
@@ -223,7 +225,7 @@ def left_over(directory: Path, place: str) -> Iterator[tuple[str, str]]:
         except OSError as error:
             _log.debug("%s is passed over: %s", path, error)
             continue
-        if entry is not None and entry.place == place and path.name == _file_name(place, entry.key):
+        if entry is not None and entry.place == location and path.name == _file_name(location, entry.key):
             yield entry.key, entry.upload_id
 
 
@@ -238,7 +240,7 @@ class _OpenRecords:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.members: set[Record] = set()
+        self.members: set[UploadRecord] = set()
         os.register_at_fork(
             before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self._after_in_child
         )
@@ -257,19 +259,19 @@ def _open_records() -> _OpenRecords:
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _RecordLine:
     """A line of a record's file."""
 
     format: int
-    place: str
+    place: str  # the location; the name in files that are on disk already
     key: str
     upload_id: str
     part_size: int
     started: int  # Unix time in seconds, for who looks into the file
 
 
-def _file_name(place: str, key: str) -> str:
-    digest = hashlib.sha256(f"{place}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
+def _file_name(location: str, key: str) -> str:
+    digest = hashlib.sha256(f"{location}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
     return f"{digest[:40]}{_SUFFIX}"
 
 
@@ -304,7 +306,7 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _look(path: Path) -> _Entry | None:
+def _look(path: Path) -> _RecordLine | None:
     """The record at *path*, None if it is held or damaged."""
     with _open_records().lock:
         fd = os.open(path, os.O_RDONLY | _FLAGS)
@@ -317,7 +319,7 @@ def _look(path: Path) -> _Entry | None:
             os.close(fd)
 
 
-def _last_entry(fd: int, size: int) -> tuple[_Entry | None, int]:
+def _last_entry(fd: int, size: int) -> tuple[_RecordLine | None, int]:
     """The last whole line of a file, None if it is damaged, and where it ends. What follows was torn."""
     start = max(0, size - _TAIL)
     whole, newline, torn = os.pread(fd, _TAIL, start).rpartition(b"\n")
@@ -326,10 +328,10 @@ def _last_entry(fd: int, size: int) -> tuple[_Entry | None, int]:
     return _parse(whole.rpartition(b"\n")[2]), size - len(torn)
 
 
-def _parse(line: bytes) -> _Entry | None:
+def _parse(line: bytes) -> _RecordLine | None:
     try:
         fields: Any = json.loads(line)
-        entry = _Entry(**fields)
+        entry = _RecordLine(**fields)
     except (ValueError, TypeError, RecursionError):
         return None
     texts = (entry.place, entry.key, entry.upload_id)

@@ -1,4 +1,4 @@
-"""Wire: the frequent requests, signed and sent by ourselves over connections that are kept alive."""
+"""The frequent requests, signed and sent by our own HTTP client over connections that are kept alive."""
 
 from __future__ import annotations
 
@@ -8,46 +8,45 @@ import io
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, TypeVar
 from urllib.parse import quote
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.s3 import answers, retries
-from storage_backend.backends.s3.answers import Answer
-from storage_backend.backends.s3.calls import Facts, Got
-from storage_backend.backends.s3.digests import Running
-from storage_backend.backends.s3.documents import (
-    DocumentError,
-    Page,
-    Refused,
-    RefusedInside,
-    delete_request,
-    etag_of,
-    parse_copied,
-    parse_deleted,
-    parse_page,
-)
+from storage_backend.backends.s3 import responses, retries
+from storage_backend.backends.s3.boto3_handlers import ClockSkew
+from storage_backend.backends.s3.endpoint import BucketEndpoint
 from storage_backend.backends.s3.errors import (
     DAMAGED,
     STALE_CREDENTIALS,
     WRONG_CLOCK,
-    RefusalError,
+    S3ResponseError,
     UnreachableError,
     is_transient,
 )
-from storage_backend.backends.s3.http import FileChangedError, FilePart, StaleError
-from storage_backend.backends.s3.mending import Skew
-from storage_backend.backends.s3.pool import Pool
-from storage_backend.backends.s3.settings import Settings
-from storage_backend.backends.s3.signing import UNSIGNED, Keys, Signer, encode_query, quote_key
+from storage_backend.backends.s3.file_parts import FileChangedError, FilePart
+from storage_backend.backends.s3.http import StaleConnectionError
+from storage_backend.backends.s3.object_head import ObjectHead, etag_of, head_of
+from storage_backend.backends.s3.requests import GetResponse
+from storage_backend.backends.s3.responses import S3Response
+from storage_backend.backends.s3.settings import S3Settings
+from storage_backend.backends.s3.signing import PLAIN_KEY, UNSIGNED, encode_query, quote_key
+from storage_backend.backends.s3.xml_documents import (
+    EmbeddedError,
+    ErrorDocument,
+    ListingPage,
+    UnexpectedResponseError,
+    delete_request,
+    parse_copied,
+    parse_deleted,
+    parse_page,
+)
 
 T = TypeVar("T")
 
 USER_AGENT = "storage-backend"
-DAMAGED_TRIES = 3  # of what comes damaged at the other end; more often it is no chance
+DAMAGED_TRIES = 3  # of a body or document that arrives damaged; more often that is no accident
 SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
@@ -73,105 +72,86 @@ _QUERY: Mapping[str, str] = {"PartNumber": "partNumber", "UploadId": "uploadId",
 _META = "x-amz-meta-"
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where requests for the bucket go, and how they are signed.
-
-    Attributes:
-        host: for the header.
-        root: the path before a key: "/bucket/", or "/" where the host names the bucket.
-        region: that requests are signed for; "" if they are not.
-        signer: None for anonymous requests.
-        keys: the credentials of this moment.
-        refresh: gets new ones; whether they are others.
-        pool: connections to the host.
-        tls: whether they are encrypted.
-        emit: gives an answer in place of the network's, as moto does; None where nobody asked to.
-        origin: the URL before the path.
-    """
-
-    host: str
-    root: str
-    region: str
-    signer: Signer | None
-    keys: Callable[[], Keys]
-    refresh: Callable[[], bool]
-    pool: Pool
-    tls: bool
-    emit: Callable[..., Any] | None
-    origin: str
-
-
-class Wire:
-    """The `Calls` of a plain client, several times faster than its own.
+class SignedRequests:
+    """The `ObjectRequests` in place of a boto3 client, several times faster than its own.
 
     Args:
-        place: where to begin.
+        endpoint: that requests go to, until a response names another region.
         settings: of the storage.
-        moved: gives the place for the region that an answer named; None if that is no news.
+        endpoint_in: gives the endpoint in a region; None if only boto3 can send there.
         skew: of the service's clock.
+        verifies_checksums: whether the service is Amazon's.
     """
 
     def __init__(
-        self, place: Place, settings: Settings, moved: Callable[[str], Place | None], skew: Skew
+        self,
+        endpoint: BucketEndpoint,
+        settings: S3Settings,
+        endpoint_in: Callable[[str], BucketEndpoint | None],
+        skew: ClockSkew,
+        *,
+        verifies_checksums: bool,
     ) -> None:
-        self._place = place
+        self._endpoint = endpoint
         self._settings = settings
-        self._moved = moved
+        self._endpoint_in = endpoint_in
         self._skew = skew
+        self.verifies_checksums = verifies_checksums
+        automatic = "auto" if verifies_checksums else "md5"
+        self.checksum = automatic if settings.checksum == "auto" else settings.checksum
+        self.may_ask_again = True
         self._common = {} if settings.request_payer is None else {"RequestPayer": settings.request_payer}
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._place.pool.close()
+        self._endpoint.pool.close()
 
-    def get(self, key: str, **parameters: Any) -> Got:
+    def get(self, key: str, **parameters: Any) -> GetResponse:
         """GetObject."""
         ranged = "Range" in parameters
         if not ranged:
             parameters["ChecksumMode"] = "ENABLED"
-        take = partial(answers.begun, ranged=ranged)
+        take = partial(responses.get_response, ranged=ranged)
         answer, start, whole = self._send(take, "GetObject", "GET", key, parameters)
-        if whole is None and parameters.get("Range") != answers.FIRST:
-            whole = self._told(key, parameters, answer)
-        facts = answers.facts_of(answer.headers, whole, whole="content-range" not in answer.headers)
-        return Got(facts, start, answer.length, answer)
+        if whole is None and parameters.get("Range") != responses.FIRST:
+            whole = self._size_from_head(key, parameters, answer)
+        head = head_of(answer.headers, whole, whole="content-range" not in answer.headers)
+        return GetResponse(head, start, answer.length, answer)
 
-    def head(self, key: str, **parameters: Any) -> Facts:
+    def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
-        return self._send(answers.looked, "HeadObject", "HEAD", key, parameters)
+        return self._send(responses.head_response, "HeadObject", "HEAD", key, parameters)
 
-    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """PutObject."""
-        return self._send(answers.stored, "PutObject", "PUT", key, parameters, body)
+        return self._send(responses.put_response, "PutObject", "PUT", key, parameters, body)
 
-    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """UploadPart."""
-        return self._send(answers.stored, "UploadPart", "PUT", key, parameters, body)
+        return self._send(responses.put_response, "UploadPart", "PUT", key, parameters, body)
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        self._send(answers.removed, "DeleteObject", "DELETE", key, parameters)
+        self._send(responses.delete_response, "DeleteObject", "DELETE", key, parameters)
 
-    def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
+    def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
         body = delete_request(keys)
-        md5 = Running("md5")
-        md5.update(body)
+        md5 = hashlib.md5(body, usedforsecurity=False).digest()
         return self._send(
-            answers.document(parse_deleted),
+            responses.xml_response(parse_deleted),
             "DeleteObjects",
             "POST",
             None,
-            {"ContentMD5": md5.base64("md5")},
+            {"ContentMD5": base64.b64encode(md5).decode()},
             body,
             [("delete", "")],
         )
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
-    ) -> Page:
-        """ListObjectsV2. Keys may have what XML cannot, so they are asked for percent-encoded."""
+    ) -> ListingPage:
+        """ListObjectsV2. Keys may have characters that XML cannot carry, so they are asked for percent-encoded."""
         query = [("encoding-type", "url"), ("list-type", "2"), ("prefix", prefix)]
         if delimiter:
             query.append(("delimiter", delimiter))
@@ -179,36 +159,36 @@ class Wire:
             query.append(("continuation-token", token))
         if limit is not None:
             query.append(("max-keys", str(limit)))
-        return self._send(answers.document(parse_page), "ListObjectsV2", "GET", None, {}, b"", query)
+        return self._send(responses.xml_response(parse_page), "ListObjectsV2", "GET", None, {}, b"", query)
 
-    def copy(self, key: str, source: str, **parameters: Any) -> Facts:
+    def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """CopyObject."""
         return self._copied("CopyObject", key, source, parameters)
 
-    def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
+    def copy_part(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """UploadPartCopy."""
         return self._copied("UploadPartCopy", key, source, parameters)
 
-    def _told(self, key: str, parameters: Mapping[str, Any], answer: Answer) -> int | None:
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: S3Response) -> int | None:
         same = {name: parameters[name] for name in _QUERY if name in parameters}
         try:
-            return answers.told(
+            return responses.size_from_head(
                 etag_of(answer.headers.get("etag")),
                 lambda: self.head(key, **same),
-                lambda: self.get(key, Range=answers.FIRST, **same),
+                lambda: self.get(key, Range=responses.FIRST, **same),
             )
         except BaseException:
             answer.close()
             raise
 
-    def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> Facts:
+    def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> ObjectHead:
         extra = {"x-amz-copy-source": quote(f"/{source}", safe="/-_.~")}
-        take = answers.document(parse_copied)
-        return Facts(etag=self._send(take, operation, "PUT", key, parameters, b"", (), extra))
+        take = responses.xml_response(parse_copied)
+        return ObjectHead(etag=self._send(take, operation, "PUT", key, parameters, b"", (), extra))
 
     def _send(  # noqa: PLR0917 - the parts of a request in the order in which they are sent
         self,
-        take: Callable[[Answer], T],
+        take: Callable[[S3Response], T],
         operation: str,
         method: str,
         key: str | None,
@@ -220,7 +200,7 @@ class Wire:
         """Send the request until it succeeds, as often as its failures allow.
 
         Args:
-            take: reads a success, which may turn out to be none (a 200 with an error in it); what it gives is returned.
+            take: reads a success, which may turn out to be none (status 200 with an error document); its result is returned.
             operation: its name in the API.
             method: of HTTP.
             key: of the object; None for a request about the bucket.
@@ -230,34 +210,34 @@ class Wire:
             extra: further headers.
 
         Raises:
-            RefusalError: S3 refuses.
+            S3ResponseError: S3 refuses.
             UnreachableError: the network fails.
         """
-        headers, pairs = self._translated(parameters, extra)
+        headers, pairs = self._as_http(parameters, extra)
         tail = encode_query([*query, *pairs]) if query or pairs else ""
         repaired: set[str] = set()
         tries = stale = 0
         while True:
             tries += 1
-            place = self._place
+            endpoint = self._endpoint
             try:
-                answer = self._once(place, operation, method, key, tail, dict(headers), body)
+                answer = self._once(endpoint, operation, method, key, tail, dict(headers), body)
                 if answer.status < 300:
                     return take(answer)
-                refusal = answers.refusal(answer, method)
-            except StaleError as error:
-                # The server had closed the connection before the request came: it costs no try.
+                refused = responses.error_response(answer, method)
+            except StaleConnectionError as error:
+                # The server closed the idle connection as the request was sent: that is no try (RFC 9112, 9.3.1).
                 stale += 1
                 if stale <= self._settings.max_concurrency + 1:
                     tries -= 1
                     continue
                 raise UnreachableError(error, tries) from error
-            except RefusedInside as error:
-                refusal = RefusalError.inside(error.refused, 500)
+            except EmbeddedError as error:
+                refused = S3ResponseError.inside(error.refused, 500)
             except FileChangedError:
                 raise
-            except DocumentError as error:
-                # A body in chunks that somebody on the way cut short looks whole, and a proxy may speak for the service.
+            except UnexpectedResponseError as error:
+                # A chunked body that a proxy cut short looks whole, and a proxy may answer in the service's place.
                 if tries >= min(DAMAGED_TRIES, self._settings.attempts):
                     error.attempts = tries
                     raise
@@ -268,50 +248,53 @@ class Wire:
                     raise UnreachableError(error, tries) from error
                 self._settings.sleep(retries.pause(tries))
                 continue
-            # A connection that looked closed may have delivered the request all the same.
-            refusal.attempts = tries + stale
-            if self._repaired(refusal, repaired, place):
+            # A connection that broke may have delivered the request all the same.
+            refused.attempts = tries + stale
+            if self._repaired(refused, repaired, endpoint):
                 continue
-            again = is_transient(refusal) or (refusal.code in DAMAGED and tries < DAMAGED_TRIES)
-            too_long = (refusal.retry_after or 0) > retries.PATIENCE
+            again = is_transient(refused) or (refused.code in DAMAGED and tries < DAMAGED_TRIES)
+            too_long = (refused.retry_after or 0) > retries.PATIENCE
             if not again or too_long or tries >= self._settings.attempts:
                 try:
-                    raise refusal
+                    raise refused
                 finally:
-                    del refusal  # its traceback leads to this frame
-            self._settings.sleep(retries.pause(tries, refusal.retry_after))
+                    del refused  # its traceback leads to this frame: a cycle
+            self._settings.sleep(retries.pause(tries, refused.retry_after))
 
     def _once(  # noqa: PLR0917 - as _send
         self,
-        place: Place,
+        endpoint: BucketEndpoint,
         operation: str,
         method: str,
         key: str | None,
         query: str,
         headers: dict[str, str],
         body: bytes | memoryview | FilePart,
-    ) -> Answer:
-        path = place.root + quote_key(key) if key is not None else place.root.removesuffix("/") or "/"
-        headers["host"] = place.host
-        if place.signer is not None:
-            place.signer.sign(
+    ) -> S3Response:
+        if key is None:
+            path = endpoint.root.removesuffix("/") or "/"
+        else:
+            path = endpoint.root + (key if PLAIN_KEY.fullmatch(key) else quote_key(key))
+        headers["host"] = endpoint.host
+        if endpoint.signer is not None:
+            endpoint.signer.sign(
                 method,
                 path,
                 query,
                 headers,
-                place.keys(),
+                endpoint.credentials(),
                 self._settings.clock() + self._skew.seconds,
-                _payload(body, headers, tls=place.tls),
+                _payload(body, headers, tls=endpoint.tls) if body else _EMPTY,
             )
         headers["user-agent"] = USER_AGENT
         target = f"{path}?{query}" if query else path
-        if place.emit is not None:
-            canned = _canned(place, operation, method, target, headers, body)
+        if endpoint.emit is not None:
+            canned = _handler_response(endpoint, operation, method, target, headers, body)
             if canned is not None:
                 return canned
-        return place.pool.exchange(method, target, headers, body)
+        return endpoint.pool.exchange(method, target, headers, body)
 
-    def _translated(
+    def _as_http(
         self, parameters: Mapping[str, Any], extra: Mapping[str, str] | None
     ) -> tuple[dict[str, str], list[tuple[str, str]]]:
         headers = dict(extra) if extra else {}
@@ -325,47 +308,42 @@ class Wire:
                 headers[_HEADERS[name]] = value
         return headers, pairs
 
-    def _repaired(self, refusal: RefusalError, repaired: set[str], place: Place) -> bool:
-        """Whether what was refused at *place* can be put right at once: the region, the clock, the credentials; each once."""
-        if refusal.region and "region" not in repaired and _is_elsewhere(refusal, place):
+    def _repaired(self, refused: S3ResponseError, repaired: set[str], endpoint: BucketEndpoint) -> bool:
+        """Whether the cause of a refusal is repaired: wrong region, clock or credentials; each is tried once a request."""
+        if refused.region and "region" not in repaired and _is_elsewhere(refused, endpoint):
             repaired.add("region")
-            if refusal.region == self._place.region:  # which another thread has found out meanwhile
+            if refused.region == self._endpoint.region:  # another thread has found it out meanwhile
                 return True
-            moved = self._moved(refusal.region)
-            if moved is not None:
-                self._place = moved
-            return moved is not None
-        if refusal.code in WRONG_CLOCK and refusal.server_time is not None and "clock" not in repaired:
+            endpoint_in = self._endpoint_in(refused.region)
+            if endpoint_in is not None:
+                self._endpoint = endpoint_in
+            return endpoint_in is not None
+        if refused.code in WRONG_CLOCK and refused.server_time is not None and "clock" not in repaired:
             repaired.add("clock")
-            self._skew.seconds = refusal.server_time - self._settings.clock()
+            self._skew.seconds = refused.server_time - self._settings.clock()
             return True
-        if refusal.code in STALE_CREDENTIALS and "credentials" not in repaired:
+        if refused.code in STALE_CREDENTIALS and "credentials" not in repaired:
             repaired.add("credentials")
-            return place.refresh()
+            return endpoint.refresh()
         return False
 
 
 def is_passing(error: OSError) -> bool:
-    """Whether a failure of the network may be over at the next try."""
+    """Whether the next try may be free of this network error."""
     import ssl
 
     return not isinstance(error, ssl.SSLCertVerificationError)
 
 
-def _is_elsewhere(refusal: RefusalError, place: Place) -> bool:
-    if place.signer is None or refusal.region == place.region:
+def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
+    if endpoint.signer is None or refused.region == endpoint.region:
         return False
-    return refusal.status in {301, 307, 400, 403}
+    return refused.status in {301, 307, 400, 403}
 
 
 def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *, tls: bool) -> str:
-    """What the signature says of the body. Its checksum, a signed header, binds a long one as well."""
-    if isinstance(body, FilePart):
-        size = body.size
-    else:
-        size = len(body)
-        if not size:
-            return _EMPTY
+    """The x-amz-content-sha256 of a body. A long one is bound to the signature by its checksum, a signed header."""
+    size = body.size if isinstance(body, FilePart) else len(body)
     digest = headers.get("x-amz-checksum-sha256")
     if digest is not None:
         return base64.b64decode(digest).hex()
@@ -375,37 +353,37 @@ def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *,
     return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
 
 
-def _canned(  # noqa: PLR0917 - as _send
-    place: Place,
+def _handler_response(  # noqa: PLR0917 - as _send
+    endpoint: BucketEndpoint,
     operation: str,
     method: str,
     target: str,
     headers: Mapping[str, str],
     body: bytes | memoryview | FilePart,
-) -> Answer | None:
-    """The answer of a "before-send" handler, if any gives one."""
+) -> S3Response | None:
+    """The response of a "before-send" handler, if any gives one."""
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 
     content = os.pread(body.fd, body.size, body.offset) if isinstance(body, FilePart) else bytes(body)
     sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
-    request = AWSPreparedRequest(method, place.origin + target, sent, content or None, stream_output=True)
-    assert place.emit is not None
-    # moto's objects are not made for threads, which here are our own: several of a batch at once would break them.
+    request = AWSPreparedRequest(method, endpoint.origin + target, sent, content or None, stream_output=True)
+    assert endpoint.emit is not None
+    # moto's objects are not thread-safe, and a batch would use them from several threads of ours.
     with _one_at_a_time():
-        _, answer = place.emit(f"before-send.s3.{operation}", request=request)
-        return None if answer is None else _Canned(answer)
+        _, answer = endpoint.emit(f"before-send.s3.{operation}", request=request)
+        return None if answer is None else _HandlerResponse(answer)
 
 
 @cache
 def _one_at_a_time() -> threading.RLock:
-    """Held through a fork too: moto's own locks, which another thread may hold, would be held in the child for ever."""
+    """Held through a fork: a lock of moto's that another thread held would stay locked in the child."""
     lock = threading.RLock()
     os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock
 
 
-class _Canned:
-    """An AWSResponse of botocore, with what a `http.Response` has."""
+class _HandlerResponse:
+    """An AWSResponse of botocore as an `S3Response`."""
 
     def __init__(self, answer: Any) -> None:
         self.status = int(answer.status_code)
@@ -420,7 +398,7 @@ class _Canned:
     def readinto(self, buffer: Buffer, /) -> int:
         return self._content.readinto(buffer)
 
-    def drain(self, at_most: int) -> bool:  # noqa: ARG002 - as a Response
+    def drain(self, at_most: int) -> bool:  # noqa: ARG002 - as an S3Response
         return True
 
     def close(self) -> None:

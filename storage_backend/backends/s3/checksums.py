@@ -1,24 +1,33 @@
-"""Digests that S3 knows, and what it computes from them ("Checking object integrity", Amazon S3 User Guide)."""
+"""Checksums: those that S3 knows, those that go with a body, and what a response proves of them.
+
+What S3 computes: "Checking object integrity", Amazon S3 User Guide.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
 import importlib
+import os
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import Final, Protocol, cast
 
 from typing_extensions import Buffer
 
+from storage_backend.backends.s3.destination import Piece, StoredObject
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.object_head import ObjectHead
+from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.errors import ConfigurationError
+from storage_backend.streams import CHUNK
 
 _HASHES: Final = frozenset({"md5", "sha1", "sha256"})
 _AWSCRT: Final = {
     "crc32c": 4,
     "crc64nvme": 8,
-}  # bytes; only awscrt computes these, and it is nobody's dependency
+}  # sizes in bytes; only awscrt computes these, which is optional
 
 _POLYNOMIAL = 0xEDB88320  # CRC-32 of ISO 3309, as zlib writes it: the highest bit is the coefficient of x^0
 _ORDER = (1 << 32) - 1  # of x modulo the polynomial, which is primitive
@@ -26,12 +35,100 @@ _ONE = 1 << 31
 _BYTE = 1 << 23  # x^8: what one more byte multiplies a CRC by
 
 
+class BodyChecksums:
+    """The checksums of one body: those that are sent, and the MD5 where the response can be compared with it.
+
+    Args:
+        requests: by which the body is sent.
+        body: all of it.
+        sha256: its SHA-256 in hex, if known.
+        crc: send the CRC-32: the body is a part of an object that is checked as a whole by that.
+        md5: compute the MD5 in any case.
+
+    Attributes:
+        parameters: the checksums to send, in boto3's names.
+        size: of the body, in bytes.
+        md5: of the body; b"" if it was not computed.
+        crc: its CRC-32; 0 if it was not computed.
+    """
+
+    def __init__(
+        self,
+        requests: ObjectRequests,
+        body: Piece,
+        *,
+        sha256: str | None = None,
+        crc: bool = False,
+        md5: bool = False,
+    ) -> None:
+        self.size = body.size if isinstance(body, FilePart) else len(body)
+        self.md5 = b""
+        self.crc = 0
+        self.parameters: dict[str, str] = {}
+        algorithm = "crc32" if crc else requests.checksum
+        self._verified = algorithm != "md5" and requests.verifies_checksums
+        if algorithm == "sha256" or (algorithm == "auto" and sha256 is not None):
+            digest = bytes.fromhex(sha256) if sha256 is not None else _hashed(body, "sha256")
+            self.parameters["ChecksumSHA256"] = base64_of(digest)
+        elif algorithm in {"crc32", "auto"}:
+            self.crc = _crc_of(body)
+            self.parameters["ChecksumCRC32"] = base64_of(self.crc.to_bytes(4))
+        if algorithm in {"md5", "none"} or md5:
+            self.md5 = _hashed(body, "md5")
+        if algorithm == "md5":
+            self.parameters["ContentMD5"] = base64_of(self.md5)
+
+    def stored(self, head: ObjectHead) -> StoredObject:
+        """What was stored, proven if the response *head* shows that the service has these very bytes."""
+        proven = self._verified or (bool(self.md5) and head.etag == self.md5.hex())
+        return StoredObject(self.size, head.etag, proven)
+
+
+def uses_crc(requests: ObjectRequests) -> bool:
+    """Whether an object in parts is checked as a whole by its CRC-32."""
+    return requests.checksum in {"auto", "crc32"}
+
+
+def _hashed(body: Piece, algorithm: str) -> bytes:
+    if not isinstance(body, FilePart):
+        return hashlib.new(algorithm, body, usedforsecurity=False).digest()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for block in _blocks(body):
+        digest.update(block)
+    return digest.digest()
+
+
+def _crc_of(body: Piece) -> int:
+    if not isinstance(body, FilePart):
+        return zlib.crc32(body)
+    crc = 0
+    for block in _blocks(body):
+        crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _blocks(body: FilePart) -> Iterator[Buffer]:
+    buffer = memoryview(bytearray(min(CHUNK, body.size)))
+    done = 0
+    while done < body.size:
+        count = os.preadv(body.fd, [buffer[: body.size - done]], body.offset + done)
+        if not count:
+            return  # the file became shorter, which sending it finds out
+        done += count
+        yield buffer[:count]
+
+
+def base64_of(digest: bytes) -> str:
+    """A digest as headers and documents write it."""
+    return base64.b64encode(digest).decode()
+
+
 def known(algorithm: str) -> bool:
-    """Whether `Running` can compute it here; names are S3's in lower case: "crc32", "sha256", ..."""
+    """Whether `RunningDigests` can compute an algorithm here; names are S3's in lower case: "crc32", "sha256", ..."""
     return algorithm in _HASHES or algorithm == "crc32" or (algorithm in _AWSCRT and _awscrt() is not None)
 
 
-class Running:
+class RunningDigests:
     """Several digests over one stream.
 
     Args:
@@ -69,7 +166,7 @@ class Running:
 def multipart_etag(md5s: Sequence[bytes]) -> str:
     """The etag of an object uploaded in parts, from the MD5 (16 bytes) of each, in order.
 
-    So the service computes it unless the object is encrypted with a key of KMS's or the customer's.
+    The service computes it so, unless the object is encrypted with a key of KMS or the customer.
     """
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
 

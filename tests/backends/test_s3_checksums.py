@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from storage_backend import ConfigurationError
-from storage_backend.backends.s3.digests import Running, crc32_combined, known, multipart_etag
+from storage_backend.backends.s3.checksums import RunningDigests, crc32_combined, known, multipart_etag
 
 pytestmark = pytest.mark.quick
 
@@ -31,7 +31,7 @@ class TestRunning:
     def test_gives_the_published_digest(self, algorithm: str) -> None:
         if not known(algorithm):
             pytest.skip(f"{algorithm} needs awscrt")
-        running = Running(algorithm)
+        running = RunningDigests(algorithm)
         for piece in (b"1234", b"", b"56789"):
             running.update(piece)
         assert running.hexdigest(algorithm) == VECTORS[algorithm]
@@ -39,7 +39,7 @@ class TestRunning:
 
     @given(st.lists(st.binary(max_size=100)))
     def test_several_digests_over_one_stream_are_those_of_the_whole(self, pieces: list[bytes]) -> None:
-        running = Running(*ALWAYS)
+        running = RunningDigests(*ALWAYS)
         for piece in pieces:
             running.update(piece)
         whole = b"".join(pieces)
@@ -52,17 +52,17 @@ class TestRunning:
         with mmap.mmap(-1, 9) as mapped:
             mapped[:] = b"123456789"
             for data in (bytearray(b"123456789"), memoryview(b"x123456789")[1:], mapped):
-                running = Running(algorithm)
+                running = RunningDigests(algorithm)
                 running.update(data)
                 assert running.hexdigest(algorithm) == VECTORS[algorithm]
 
     def test_leading_zeros_of_a_checksum_are_kept(self) -> None:
-        running = Running("crc32")
+        running = RunningDigests("crc32")
         assert running.hexdigest("crc32") == "00000000"
         assert running.base64("crc32") == "AAAAAA=="
 
     def test_digest_may_be_asked_for_in_between(self) -> None:
-        running = Running("md5", "crc32")
+        running = RunningDigests("md5", "crc32")
         running.update(b"1234")
         assert running.hexdigest("md5") == hashlib.md5(b"1234").hexdigest()
         assert running.hexdigest("crc32") == f"{zlib.crc32(b'1234'):08x}"
@@ -72,13 +72,13 @@ class TestRunning:
 
     def test_digest_not_asked_for_is_a_key_error(self) -> None:
         with pytest.raises(KeyError):
-            Running("md5").hexdigest("sha256")
+            RunningDigests("md5").hexdigest("sha256")
 
     @pytest.mark.parametrize("algorithm", ["", "MD5", "sha512", "crc64"])
     def test_unknown_algorithm_is_refused_by_name(self, algorithm: str) -> None:
         assert not known(algorithm)
         with pytest.raises(ConfigurationError, match="is not known") as caught:
-            Running("md5", algorithm)
+            RunningDigests("md5", algorithm)
         assert repr(algorithm) in str(caught.value)
 
     @pytest.mark.parametrize("algorithm", ["crc32c", "crc64nvme"])
@@ -86,7 +86,7 @@ class TestRunning:
         if known(algorithm):
             pytest.skip("awscrt is installed")
         with pytest.raises(ConfigurationError, match="pip install awscrt"):
-            Running(algorithm)
+            RunningDigests(algorithm)
 
     @pytest.mark.parametrize("algorithm", ALWAYS)
     def test_needs_no_more_than_python_for_the_rest(self, algorithm: str) -> None:

@@ -20,17 +20,16 @@ import pytest
 from hypothesis import event, example, given
 from hypothesis import strategies as st
 
-from storage_backend.backends.s3 import documents
-from storage_backend.backends.s3.documents import (
-    DocumentError,
-    Entry,
-    Page,
-    Refused,
-    RefusedInside,
+from storage_backend.backends.s3 import xml_documents
+from storage_backend.backends.s3.object_head import etag_of, http_date
+from storage_backend.backends.s3.xml_documents import (
+    EmbeddedError,
+    ErrorDocument,
+    ListedObject,
+    ListingPage,
+    UnexpectedResponseError,
     can_be_xml,
     delete_request,
-    etag_of,
-    http_date,
     moment_of,
     parse_copied,
     parse_deleted,
@@ -56,12 +55,12 @@ PAGE = (
     "<CommonPrefixes><Prefix>a/d+d/</Prefix></CommonPrefixes><CommonPrefixes><Prefix>a/e/</Prefix></CommonPrefixes>"
     "</ListBucketResult>"
 )
-PAGE_MEANS = Page(
+PAGE_MEANS = ListingPage(
     [
-        Entry(
+        ListedObject(
             "a/b c+\né.bin", 0, datetime(2024, 1, 2, 3, 4, 5, tzinfo=UTC), "d41d8cd98f00b204e9800998ecf8427e"
         ),
-        Entry(
+        ListedObject(
             "a/c", 5 << 40, datetime(2024, 1, 2, 3, 4, 6, tzinfo=UTC), "66d1a1a2ed08fd05c137f316af4ff255-2"
         ),
     ],
@@ -137,11 +136,11 @@ def written(text: str, *, encoded: bool) -> str:
     return escape(text, {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})
 
 
-def document(page: Page, style: Style) -> bytes:
+def document(page: ListingPage, style: Style) -> bytes:
     def element(name: str, inner: str) -> str:
         return f"<{name}>{inner}</{name}>{style.gap}"
 
-    def contents(entry: Entry) -> str:
+    def contents(entry: ListedObject) -> str:
         assert entry.modified is not None
         moment = entry.modified.replace(tzinfo=None).isoformat()
         texts = {
@@ -169,13 +168,13 @@ def document(page: Page, style: Style) -> bytes:
 
 
 @st.composite
-def pages(draw: st.DrawFn) -> tuple[Page, Style]:
+def pages(draw: st.DrawFn) -> tuple[ListingPage, Style]:
     style = draw(STYLES)
     keys = ANY_KEYS if style.encoded else XML_KEYS
     entries = draw(
-        st.lists(st.builds(Entry, keys, st.integers(0, (1 << 63) - 1), SECONDS, ETAGS), max_size=4)
+        st.lists(st.builds(ListedObject, keys, st.integers(0, (1 << 63) - 1), SECONDS, ETAGS), max_size=4)
     )
-    return Page(entries, draw(st.lists(keys, max_size=3)), draw(TOKENS)), style
+    return ListingPage(entries, draw(st.lists(keys, max_size=3)), draw(TOKENS)), style
 
 
 @cache
@@ -197,12 +196,12 @@ class TestPage:
         assert parse_page(PAGE.encode()) == PAGE_MEANS
 
     @given(pages())
-    def test_every_style_gives_back_what_was_written(self, case: tuple[Page, Style]) -> None:
+    def test_every_style_gives_back_what_was_written(self, case: tuple[ListingPage, Style]) -> None:
         page, style = case
         assert parse_page(document(page, style)) == page
 
     @given(pages())
-    def test_botocore_reads_the_same(self, case: tuple[Page, Style]) -> None:
+    def test_botocore_reads_the_same(self, case: tuple[ListingPage, Style]) -> None:
         body = document(*case)
         theirs = by_botocore("ListObjectsV2", body)
         found = parse_page(body)
@@ -225,15 +224,17 @@ class TestPage:
     @pytest.mark.parametrize("key", ["a%FF", "a%C3b", "a%C3+%A9"])
     def test_key_that_is_no_utf8_is_refused_not_guessed(self, key: str) -> None:
         told = PAGE.replace("a/c", key)
-        with pytest.raises(DocumentError, match="keys in UTF-8"):
+        with pytest.raises(UnexpectedResponseError, match="keys in UTF-8"):
             parse_page(told.encode())
 
     def test_entry_needs_neither_time_nor_etag(self) -> None:
-        assert parse_page(one_entry("<Key>a</Key><Size> 7 </Size>")).entries == [Entry("a", 7, None, None)]
+        assert parse_page(one_entry("<Key>a</Key><Size> 7 </Size>")).entries == [
+            ListedObject("a", 7, None, None)
+        ]
 
     def test_weak_etag_is_none(self) -> None:
         body = one_entry('<Key>a</Key><Size>1</Size><ETag>W/"abc"</ETag>')
-        assert parse_page(body).entries == [Entry("a", 1, None, None)]
+        assert parse_page(body).entries == [ListedObject("a", 1, None, None)]
 
     @pytest.mark.parametrize(
         "inner",
@@ -256,26 +257,26 @@ class TestPage:
         ],
     )
     def test_entry_that_does_not_say_which_or_how_large_is_an_error(self, inner: str) -> None:
-        with pytest.raises(DocumentError, match="expected"):
+        with pytest.raises(UnexpectedResponseError, match="expected"):
             parse_page(one_entry(inner))
         good = PAGE.replace("</Contents>", f"</Contents><Contents>{inner}</Contents>", 1)
-        with pytest.raises(DocumentError, match="expected"):
+        with pytest.raises(UnexpectedResponseError, match="expected"):
             parse_page(good.encode())
 
     @pytest.mark.parametrize("inner", ["", "<Prefix/>", "<Name>a/</Name>"])
     def test_common_prefix_without_a_prefix_is_an_error(self, inner: str) -> None:
-        with pytest.raises(DocumentError, match="expected CommonPrefixes with Prefix"):
+        with pytest.raises(UnexpectedResponseError, match="expected CommonPrefixes with Prefix"):
             parse_page(PAGE.replace("<Prefix>a/e/</Prefix>", inner).encode())
 
     @pytest.mark.parametrize("token", ["", "<NextContinuationToken/>", "<NextMarker>a/c</NextMarker>"])
     def test_truncated_page_without_a_token_is_an_error_not_the_end(self, token: str) -> None:
         body = re.sub("<NextCont.*</NextContinuationToken>", token, PAGE)
-        with pytest.raises(DocumentError, match="expected NextContinuationToken"):
+        with pytest.raises(UnexpectedResponseError, match="expected NextContinuationToken"):
             parse_page(body.encode())
 
     @pytest.mark.parametrize("told", ["", "<IsTruncated/>", "<IsTruncated>maybe</IsTruncated>"])
     def test_page_that_does_not_say_whether_it_is_the_last_is_an_error(self, told: str) -> None:
-        with pytest.raises(DocumentError, match="expected IsTruncated"):
+        with pytest.raises(UnexpectedResponseError, match="expected IsTruncated"):
             parse_page(PAGE.replace("<IsTruncated>true</IsTruncated>", told).encode())
 
     def test_last_page_has_no_token_whatever_else_it_says(self) -> None:
@@ -283,16 +284,16 @@ class TestPage:
 
     @pytest.mark.parametrize("root", ["ListAllMyBucketsResult", "html", "DeleteResult"])
     def test_document_of_another_kind_is_an_error(self, root: str) -> None:
-        with pytest.raises(DocumentError, match="expected ListBucketResult"):
+        with pytest.raises(UnexpectedResponseError, match="expected ListBucketResult"):
             parse_page(PAGE.replace("ListBucketResult", root).encode())
 
     def test_message_shows_the_beginning_only(self) -> None:
         body = PAGE.replace("ListBucketResult", "Other").replace("models", "m" * 100_000)
-        with pytest.raises(DocumentError) as caught:
+        with pytest.raises(UnexpectedResponseError) as caught:
             parse_page(body.encode())
         assert "<Name>mmm" in str(caught.value)
         assert len(str(caught.value)) < 300
-        with pytest.raises(DocumentError) as caught:
+        with pytest.raises(UnexpectedResponseError) as caught:
             parse_page(b"\xff" + body.encode())
         assert len(str(caught.value)) < 300
 
@@ -368,7 +369,7 @@ class TestPlainPage:
     @pytest.mark.parametrize("old", ["", "<Prefix>a/</Prefix>", "<StorageClass>STANDARD</StorageClass>"])
     def test_it_is_the_way_taken(self, old: str) -> None:
         text = PAGE.replace(old, "") if old else PAGE
-        assert documents._plain_page(text) == documents._any_page(ET.fromstring(text)) == PAGE_MEANS
+        assert xml_documents._plain_page(text) == xml_documents._any_page(ET.fromstring(text)) == PAGE_MEANS
 
     @pytest.mark.parametrize(
         "text",
@@ -383,13 +384,13 @@ class TestPlainPage:
         ],
     )
     def test_entries_that_are_none_are_not_taken_for_some(self, text: str) -> None:
-        assert documents._plain_page(text) is None
+        assert xml_documents._plain_page(text) is None
         assert parse_page(text.encode()).entries == []
 
     def test_entry_of_another_shape_is_not_taken_for_the_place_of_the_others(self) -> None:
         other = "<Contents><Size>1</Size><Key>k</Key></Contents>"
         text = PAGE.replace("<Contents>", f"{other}<!--<Contents>", 1).replace("<Common", "--><Common", 1)
-        assert parse_page(text.encode()).entries == [Entry("k", 1, None, None)]
+        assert parse_page(text.encode()).entries == [ListedObject("k", 1, None, None)]
 
     @pytest.mark.parametrize("piece", PIECES)
     def test_both_ways_agree_on_anything_inserted_anywhere(self, piece: str) -> None:
@@ -399,7 +400,9 @@ class TestPlainPage:
 
     @thorough(300)
     @given(pages(), st.data())
-    def test_both_ways_agree_on_whatever_comes(self, case: tuple[Page, Style], data: st.DataObject) -> None:
+    def test_both_ways_agree_on_whatever_comes(
+        self, case: tuple[ListingPage, Style], data: st.DataObject
+    ) -> None:
         text = document(*case).decode()
         for _ in range(data.draw(st.integers(0, 3))):
             text = damaged(text, data)
@@ -416,10 +419,10 @@ class TestPlainPage:
 
 def both_ways(text: str) -> str:
     """Which way *text* went; it makes no difference."""
-    plainly = outcome(lambda: documents._plain_page(text))
+    plainly = outcome(lambda: xml_documents._plain_page(text))
     if plainly is None:
         return "any"
-    assert plainly == outcome(lambda: documents._any_page(documents._tree(text)))
+    assert plainly == outcome(lambda: xml_documents._any_page(xml_documents._tree(text)))
     return "plain"
 
 
@@ -443,7 +446,7 @@ def damaged(text: str, data: st.DataObject) -> str:
 def outcome(call: Callable[[], object]) -> object:
     try:
         return call()
-    except (DocumentError, RefusedInside) as error:
+    except (UnexpectedResponseError, EmbeddedError) as error:
         return type(error)
 
 
@@ -454,7 +457,7 @@ class TestUnsound:
         body = text.encode()
         parse(body)
         for end in range(len(body)):
-            with pytest.raises(DocumentError, match="expected whole XML"):
+            with pytest.raises(UnexpectedResponseError, match="expected whole XML"):
                 parse(body[:end])
 
     def test_truncated_error_is_none(self) -> None:
@@ -477,25 +480,25 @@ class TestUnsound:
         parse, text = PARSERS[kind]
         for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"):
             body = (declared + text.removeprefix(DECLARATION)).encode(encoding)
-            with pytest.raises(DocumentError, match=r"XML without declarations|XML in UTF-8"):
+            with pytest.raises(UnexpectedResponseError, match=r"XML without declarations|XML in UTF-8"):
                 parse(body)
             assert parse_error((declared + ERROR.removeprefix(DECLARATION)).encode(encoding)) is None
 
     def test_the_laughs_are_not_expanded(self) -> None:
         text = LAUGHS + PAGE.removeprefix(DECLARATION).replace("a/c", "&lol9;")
-        with pytest.raises(DocumentError, match="XML without declarations"):
+        with pytest.raises(UnexpectedResponseError, match="XML without declarations"):
             parse_page(text.encode())
 
     @pytest.mark.parametrize("kind", PARSERS)
     def test_entity_that_nobody_declared_is_an_error(self, kind: str) -> None:
         parse, text = PARSERS[kind]
-        with pytest.raises(DocumentError, match="undefined entity"):
+        with pytest.raises(UnexpectedResponseError, match="undefined entity"):
             parse(text.replace("</", "&nope;</", 1).encode())
 
     @pytest.mark.parametrize("kind", PARSERS)
     def test_success_with_an_error_inside_is_raised_as_what_it_says(self, kind: str) -> None:
         parse, _ = PARSERS[kind]
-        with pytest.raises(RefusedInside, match="PermanentRedirect: Use the <other> endpoint") as caught:
+        with pytest.raises(EmbeddedError, match="PermanentRedirect: Use the <other> endpoint") as caught:
             parse(ERROR.encode())
         assert caught.value.refused == parse_error(ERROR.encode())
         assert pickle.loads(pickle.dumps(caught.value)).refused == caught.value.refused
@@ -511,21 +514,21 @@ class TestUnsound:
     )
     def test_no_document_is_an_error(self, kind: str, body: bytes) -> None:
         parse, _ = PARSERS[kind]
-        with pytest.raises(DocumentError, match="expected"):
+        with pytest.raises(UnexpectedResponseError, match="expected"):
             parse(body)
 
     @pytest.mark.parametrize("kind", PARSERS)
     def test_depth_is_an_error_not_a_crash(self, kind: str) -> None:
         parse, _ = PARSERS[kind]
         body = b"<Error>" * 50_000 + b"</Error>" * 50_000
-        with pytest.raises(DocumentError, match="expected Error with Code"):
+        with pytest.raises(UnexpectedResponseError, match="expected Error with Code"):
             parse(body)
         assert parse_error(body) is None
 
 
 class TestError:
     def test_fields(self) -> None:
-        assert parse_error(ERROR.encode()) == Refused(
+        assert parse_error(ERROR.encode()) == ErrorDocument(
             "PermanentRedirect",
             "Use the <other> endpoint.",
             "eu-west-1",
@@ -646,7 +649,7 @@ class TestDelete:
 
     @pytest.mark.parametrize("inner", ["", "<Key>a</Key>", "<Code>a</Code>", "<Key/><Code>a</Code>"])
     def test_reason_without_key_or_code_is_an_error(self, inner: str) -> None:
-        with pytest.raises(DocumentError, match="expected Error with"):
+        with pytest.raises(UnexpectedResponseError, match="expected Error with"):
             parse_deleted(f"<DeleteResult><Error>{inner}</Error></DeleteResult>".encode())
 
 
@@ -658,11 +661,11 @@ class TestCopied:
         assert parse_copied(text.encode()) == "d41d8cd98f00b204e9800998ecf8427e"
 
     def test_copy_without_etag_is_an_error(self) -> None:
-        with pytest.raises(DocumentError, match="a copy with its ETag"):
+        with pytest.raises(UnexpectedResponseError, match="a copy with its ETag"):
             parse_copied(b"<CopyObjectResult/>")
 
     def test_answer_to_something_else_is_an_error(self) -> None:
-        with pytest.raises(DocumentError, match="expected CopyObjectResult or CopyPartResult"):
+        with pytest.raises(UnexpectedResponseError, match="expected CopyObjectResult or CopyPartResult"):
             parse_copied(PAGE.encode())
 
 
@@ -710,7 +713,7 @@ class TestMoments:
         "text", ["", "now", "2024-13-01T00:00:00Z", "0001-01-01T00:00:00+23:00", "x" * 1000]
     )
     def test_what_is_no_moment_is_an_error(self, text: str) -> None:
-        with pytest.raises(DocumentError, match="expected moment"):
+        with pytest.raises(UnexpectedResponseError, match="expected moment"):
             moment_of(text)
 
     @given(SECONDS)

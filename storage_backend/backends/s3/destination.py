@@ -1,4 +1,4 @@
-"""Target: where an object goes; Stored: what became of it."""
+"""Where an object is stored, and what was stored there."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from storage_backend.backends.s3.http import FilePart
-from storage_backend.backends.s3.records import Records
-from storage_backend.backends.s3.service import Service
-from storage_backend.backends.s3.settings import Settings
-from storage_backend.backends.s3.workers import Workers
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.parallel import Workers
+from storage_backend.backends.s3.router import RequestRouter
+from storage_backend.backends.s3.settings import S3Settings
+from storage_backend.backends.s3.upload_records import UploadRecords
 
 Piece: TypeAlias = bytes | memoryview | FilePart
 """The body of a PUT, or of a part."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """Where an object goes.
+class Destination:
+    """Where an object is stored.
 
     Attributes:
-        service: of the storage.
+        router: of the storage.
         settings: of the storage.
         workers: that send parts.
         records: of unfinished uploads.
@@ -30,23 +30,23 @@ class Target:
         conditions: IfMatch or IfNoneMatch.
     """
 
-    service: Service
-    settings: Settings
+    router: RequestRouter
+    settings: S3Settings
     workers: Workers
-    records: Records
+    records: UploadRecords
     key: str
     parameters: Mapping[str, Any]
     conditions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
-    """What has been stored.
+class StoredObject:
+    """What was stored.
 
     Attributes:
         size: in bytes.
         etag: as the service gave it.
-        parts: whether it went in parts; then some services show another etag later (rclone does).
+        parts: whether it was uploaded in parts; some services then show another etag later (rclone does).
         proven: whether the service told, or is known to have checked, a digest of what it stored.
     """
 
@@ -54,8 +54,3 @@ class Stored:
     etag: str | None
     proven: bool
     parts: bool = False
-
-
-def size_of(body: Piece) -> int:
-    """The length of a body, in bytes."""
-    return body.size if isinstance(body, FilePart) else len(body)

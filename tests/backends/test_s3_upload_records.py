@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend.backends.s3.records import Record, Records, left_over
+from storage_backend.backends.s3.upload_records import UploadRecord, UploadRecords, left_over
 from tests.backends.local_ways import as_nobody, in_child
 
 PLACE = "s3://bucket/prefix"
@@ -40,13 +40,13 @@ ODD_KEYS = [
 PROLOGUE = """
 import os, sys
 from pathlib import Path
-from storage_backend.backends.s3.records import Records, left_over
+from storage_backend.backends.s3.upload_records import UploadRecords, left_over
 
 def say(*words):
     print(*words, flush=True)
 
 directory, place = Path(sys.argv[1]), "s3://bucket/prefix"
-records = Records(directory)
+records = UploadRecords(directory)
 """
 
 
@@ -82,7 +82,7 @@ def kill(child: subprocess.Popen[str]) -> None:
 
 
 def remembered(directory: Path, key: str = "key") -> tuple[str | None, int | None]:
-    record = Records(directory).claim(PLACE, key)
+    record = UploadRecords(directory).claim(PLACE, key)
     assert record.held
     record.release()
     return record.upload_id, record.part_size
@@ -104,7 +104,7 @@ def only_file(directory: Path) -> Path:
 
 class TestRecord:
     def test_what_was_saved_is_found_until_it_is_cleared(self, directory: Path) -> None:
-        records = Records(directory)
+        records = UploadRecords(directory)
         first = records.claim(PLACE, "key")
         assert (first.held, first.upload_id, first.part_size) == (True, None, None)
         first.save("one", 1)
@@ -124,7 +124,7 @@ class TestRecord:
 
     def test_claimed_and_released_it_leaves_nothing(self, directory: Path) -> None:
         before = names(Path("/dev/fd"))
-        record = Records(directory).claim(PLACE, "key")
+        record = UploadRecords(directory).claim(PLACE, "key")
         record.release()
         record.release()
         record.save("x", 1)
@@ -134,7 +134,7 @@ class TestRecord:
         assert names(Path("/dev/fd")) == before
 
     def test_nobody_else_may_look_inside(self, directory: Path) -> None:
-        record = Records(directory, clock=lambda: 1234.5).claim(PLACE, "key")
+        record = UploadRecords(directory, clock=lambda: 1234.5).claim(PLACE, "key")
         record.save("upload", 5)
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         assert stat.S_IMODE(only_file(directory).stat().st_mode) == 0o600
@@ -149,7 +149,7 @@ class TestRecord:
         record.release()
 
     def test_odd_keys_are_told_apart(self, directory: Path) -> None:
-        records = Records(directory)
+        records = UploadRecords(directory)
         for number, key in enumerate(ODD_KEYS, 1):
             for place in (PLACE, "s3://other"):
                 record = records.claim(place, key)
@@ -163,9 +163,9 @@ class TestRecord:
         assert dict(left_over(directory, PLACE)) == expected
 
     def test_one_thread_holds_it(self, directory: Path) -> None:
-        records = Records(directory)
+        records = UploadRecords(directory)
         barrier = threading.Barrier(8)
-        taken: list[Record] = []
+        taken: list[UploadRecord] = []
 
         def claim() -> None:
             barrier.wait()
@@ -188,7 +188,7 @@ class TestRecord:
 
     def test_growing_without_end_it_is_still_read(self, directory: Path) -> None:
         key = "\x01" * 1024
-        record = Records(directory).claim(PLACE, key)
+        record = UploadRecords(directory).claim(PLACE, key)
         for number in range(1, 41):
             record.save(f"upload {number}", number)
         record.release()
@@ -196,7 +196,7 @@ class TestRecord:
         assert remembered(directory, key) == ("upload 40", 40)
 
     def test_somebody_who_looks_does_not_refuse_it(self, directory: Path) -> None:
-        first = Records(directory).claim(PLACE, "key")
+        first = UploadRecords(directory).claim(PLACE, "key")
         first.save("upload", 1)
         first.release()
         looking = os.open(only_file(directory), os.O_RDONLY)
@@ -207,17 +207,17 @@ class TestRecord:
             paused.append(seconds)
             fcntl.flock(looking, fcntl.LOCK_UN)
 
-        record = Records(directory, sleep=look_away).claim(PLACE, "key")
+        record = UploadRecords(directory, sleep=look_away).claim(PLACE, "key")
         assert (record.held, record.upload_id) == (True, "upload")
         assert len(paused) == 1
         record.release()
         fcntl.flock(looking, fcntl.LOCK_SH)
-        refused = Records(directory, sleep=paused.append).claim(PLACE, "key")
+        refused = UploadRecords(directory, sleep=paused.append).claim(PLACE, "key")
         assert not refused.held
         os.close(looking)
 
     def test_file_that_somebody_removed_is_not_removed_again(self, directory: Path) -> None:
-        records = Records(directory)
+        records = UploadRecords(directory)
         first = records.claim(PLACE, "key")
         shutil.rmtree(directory)
         second = records.claim(PLACE, "key")
@@ -230,7 +230,7 @@ class TestRecord:
 
 class TestDamage:
     def saved(self, directory: Path, *uploads: tuple[str, int]) -> bytes:
-        record = Records(directory).claim(PLACE, "key")
+        record = UploadRecords(directory).claim(PLACE, "key")
         for upload_id, part_size in uploads:
             record.save(upload_id, part_size)
         record.release()
@@ -241,7 +241,7 @@ class TestDamage:
         middle = content.index(b"\n") + 1
         for cut in range(len(content) + 1):
             only_file(directory).write_bytes(content[:cut])
-            record = Records(directory).claim(PLACE, "key")
+            record = UploadRecords(directory).claim(PLACE, "key")
             expected = (None, None) if cut < middle else ("first", 1) if cut < len(content) else ("second", 2)
             assert (record.held, record.upload_id, record.part_size) == (True, *expected), cut
             record.save("third", 3)
@@ -312,7 +312,7 @@ class TestDamage:
         for make in makers:
             make()
             assert not [*left_over(directory, PLACE)]
-            record = Records(directory).claim(PLACE, "key")
+            record = UploadRecords(directory).claim(PLACE, "key")
             record.save("x", 1)
             record.release()
             if path.is_dir():
@@ -326,7 +326,7 @@ class TestNoRoom:
         with tempfile.TemporaryDirectory(prefix="storage-backend-test-") as name:
             place = Path(name)
             place.chmod(0o755)
-            full = Records(place).claim(PLACE, "old")
+            full = UploadRecords(place).claim(PLACE, "old")
             full.save("upload", 1)
             full.release()
 
@@ -334,7 +334,7 @@ class TestNoRoom:
                 answers: list[object] = [[*left_over(place, PLACE)]]
                 for directory in (place, place / "below", Path("/proc/none"), Path("/dev/null/uploads")):
                     for key in ("new", "old"):
-                        record = Records(directory).claim(PLACE, key)
+                        record = UploadRecords(directory).claim(PLACE, key)
                         record.save("x", 1)
                         record.clear()
                         record.release()
@@ -346,7 +346,7 @@ class TestNoRoom:
 
     @pytest.mark.parametrize("room", [0, 10])
     def test_full_disk_keeps_what_was_there(self, directory: Path, room: int) -> None:
-        records = Records(directory)
+        records = UploadRecords(directory)
         old = records.claim(PLACE, "old")
         old.save("upload", 1)
         old.release()
@@ -380,7 +380,7 @@ sys.stdin.read()
 """
         with process(directory, program) as child:
             assert line(child) == "True"
-            assert not Records(directory).claim(PLACE, "key").held
+            assert not UploadRecords(directory).claim(PLACE, "key").held
             assert not [*left_over(directory, PLACE)]
             kill(child)
         assert [*left_over(directory, PLACE)] == [("key", "upload")]
@@ -441,7 +441,7 @@ signal.pause()
 """
         with process(directory, program) as parent:
             assert line(parent) == "False False"
-            assert not Records(directory).claim(PLACE, "key").held
+            assert not UploadRecords(directory).claim(PLACE, "key").held
             kill(parent)
             assert remembered(directory) == ("parents", 1)
             tell(parent, "")
@@ -529,7 +529,7 @@ say(held, refused)
                     other.__exit__(None, None, None)
         assert [held for held, _ in results] == ["300"] * 8
         assert sum(int(refused) for _, refused in results) > 100
-        record = Records(directory).claim(PLACE, "key")
+        record = UploadRecords(directory).claim(PLACE, "key")
         assert record.held
         record.clear()
         record.release()

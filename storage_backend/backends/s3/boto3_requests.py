@@ -1,38 +1,41 @@
-"""ClientCalls: every request through a boto3 client, whoever made it; the rare ones always."""
+"""Requests through a boto3 client, whoever made it: all of them where it has custom hooks, the rare ones always."""
 
 from __future__ import annotations
 
 import io
-import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
 from typing import Any, NoReturn, cast
 
-from storage_backend.backends.s3.answers import FIRST, MOST_ERROR, told
-from storage_backend.backends.s3.calls import CARRIED, Body, Facts, Got
-from storage_backend.backends.s3.clients import is_botocore, is_stubbed
-from storage_backend.backends.s3.documents import (
-    DocumentError,
-    Entry,
-    Page,
-    Refused,
-    RefusedInside,
-    etag_of,
+from typing_extensions import override
+
+from storage_backend.backends.s3.boto3_client import is_amazon
+from storage_backend.backends.s3.boto3_handlers import payer_in_query
+from storage_backend.backends.s3.botocore_private import is_botocore, is_stubbed
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.listing import PageLoopDetector
+from storage_backend.backends.s3.object_head import CARRIED, ObjectHead, etag_of
+from storage_backend.backends.s3.requests import BodyReader, GetResponse
+from storage_backend.backends.s3.responses import FIRST, MOST_ERROR, size_from_head
+from storage_backend.backends.s3.settings import S3Settings
+from storage_backend.backends.s3.xml_documents import (
+    EmbeddedError,
+    ErrorDocument,
+    ListedObject,
+    ListingPage,
+    UnexpectedResponseError,
     parse_error,
     unexpected,
 )
-from storage_backend.backends.s3.http import FilePart
-from storage_backend.backends.s3.mending import payer_in_query
-from storage_backend.backends.s3.paging import Trail
-from storage_backend.streams import position_after
+from storage_backend.streams import SeekableRaw
 
 SIZES = 10**18  # bytes; what is larger is no size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
-class ClientCalls:
+class Boto3Requests:
     """Requests by a client's own methods.
 
     botocore takes any page that can be parsed for an answer of S3, so what an answer must have is looked for here. What is
@@ -40,19 +43,33 @@ class ClientCalls:
 
     Args:
         client: with boto3's methods.
-        bucket: its name.
-        payer: "requester", or None.
-        ours: whether the client was made here, with `payer_in_query` among its handlers.
+        settings: of the storage.
     """
 
-    def __init__(self, client: Any, bucket: str, payer: str | None = None, *, ours: bool = False) -> None:
+    def __init__(self, client: Any, settings: S3Settings) -> None:
         self.client = client
-        self._ours = ours
-        self._bucket = {"Bucket": bucket}
-        if payer is not None:
-            self._bucket["RequestPayer"] = payer
+        self.verifies_checksums = is_amazon(client)
+        self._ours = settings.client is None
+        self._checksum = settings.checksum
+        self._bucket = {"Bucket": settings.bucket}
+        if settings.request_payer is not None:
+            self._bucket["RequestPayer"] = settings.request_payer
 
-    def get(self, key: str, **parameters: Any) -> Got:
+    @property
+    def may_ask_again(self) -> bool:
+        """Whether a real service answers, not a mock or a Stubber."""
+        return is_botocore(self.client) and not is_stubbed(self.client)
+
+    @property
+    def checksum(self) -> str:
+        """See `ObjectRequests`."""
+        if self._checksum != "auto":
+            return self._checksum
+        if not self._ours or not self.may_ask_again:
+            return "none"
+        return "auto" if self.verifies_checksums else "md5"
+
+    def get(self, key: str, **parameters: Any) -> GetResponse:
         """GetObject."""
         answer = self._call("get_object", **self._bucket, Key=key, **parameters)
         length = _kind(answer, "ContentLength", int)
@@ -60,59 +77,59 @@ class ClientCalls:
         try:
             self._check(answer, "ETag", "an object with an ETag")
             partial = content_range is not None or _status(answer) == 206
-            if "Range" not in parameters and self._strict and partial:
+            if "Range" not in parameters and self.may_ask_again and partial:
                 _refuse(answer, "the whole object")
             # The end of the connection may come at any time, and is no end of a body.
-            if length is None and self._strict and "transfer-encoding" not in _headers(answer):
+            if length is None and self.may_ask_again and "transfer-encoding" not in _headers(answer):
                 _refuse(answer, "Content-Length, or a body in chunks")
             start, whole = _bounds(content_range, length)
-            if whole is None and self._strict and parameters.get("Range") != FIRST:
-                whole = self._told(key, parameters, answer)
-        except DocumentError as error:
+            if whole is None and self.may_ask_again and parameters.get("Range") != FIRST:
+                whole = self._size_from_head(key, parameters, answer)
+        except UnexpectedResponseError as error:
             with closing(answer["Body"]) as body:
                 refused = parse_error(body.read(MOST_ERROR))
-            raise error if refused is None else RefusedInside(refused) from None
+            raise error if refused is None else EmbeddedError(refused) from None
         except BaseException:
             answer["Body"].close()
             raise
-        return Got(_facts(answer, size=whole), start, length, cast(Body, answer["Body"]))
+        return GetResponse(_head_of(answer, size=whole), start, length, cast(BodyReader, answer["Body"]))
 
-    def head(self, key: str, **parameters: Any) -> Facts:
+    def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
         answer = self._call("head_object", **self._bucket, Key=key, **parameters)
-        return _facts(self._check(answer, "ETag", "an ETag"))
+        return _head_of(self._check(answer, "ETag", "an ETag"))
 
-    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """PutObject."""
         with _sent(body) as content:
             answer = self._call("put_object", **self._bucket, Key=key, Body=content, **parameters)
-        return _facts(self._check(answer, "ETag", "an ETag"))
+        return _head_of(self._check(answer, "ETag", "an ETag"))
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
         answer = self._call("delete_object", **self._bucket, Key=key, **parameters)
-        if self._strict and not _is_removal(_status(answer), _headers(answer)):
+        if self.may_ask_again and not _is_removal(_status(answer), _headers(answer)):
             _refuse(answer, "status 204")
 
-    def delete_batch(self, keys: Sequence[str]) -> dict[str, Refused]:
+    def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
         # What is not quiet names each key, and no other page does.
-        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self._strict}
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.may_ask_again}
         answer = self._call("delete_objects", **self._bucket, Delete=objects)
         refused = {
-            _needed(error, "Key"): Refused(
+            _needed(error, "Key"): ErrorDocument(
                 str(error.get("Code", "")), str(error.get("Message", "")), None, {}
             )
             for error in _items(answer, "Errors")
         }
         named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
-        if self._strict and not named.issuperset(keys):
+        if self.may_ask_again and not named.issuperset(keys):
             _refuse(answer, "each key deleted or refused")
         return refused
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
-    ) -> Page:
+    ) -> ListingPage:
         """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
         optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
         answer = self._call(
@@ -125,29 +142,29 @@ class ClientCalls:
         more = answer.get("IsTruncated") is True
         if more:
             self._check(answer, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
-        return Page(
+        return ListingPage(
             [_entry(found) for found in _items(answer, "Contents")],
             [_needed(found, "Prefix") for found in _items(answer, "CommonPrefixes")],
             _kind(answer, "NextContinuationToken", str) if more else None,
         )
 
-    def copy(self, key: str, source: str, **parameters: Any) -> Facts:
+    def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """CopyObject."""
         answer = self._call("copy_object", **self._bucket, Key=key, CopySource=_source(source), **parameters)
-        return _facts(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
+        return _head_of(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
 
-    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> Facts:
+    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """UploadPart."""
         with _sent(body) as content:
             answer = self._call("upload_part", **self._bucket, Key=key, Body=content, **parameters)
-        return _facts(self._check(answer, "ETag", "an ETag"))
+        return _head_of(self._check(answer, "ETag", "an ETag"))
 
-    def copy_part(self, key: str, source: str, **parameters: Any) -> Facts:
+    def copy_part(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """UploadPartCopy."""
         answer = self._call(
             "upload_part_copy", **self._bucket, Key=key, CopySource=_source(source), **parameters
         )
-        return _facts(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
+        return _head_of(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
 
     def create_upload(self, key: str, **parameters: Any) -> str:
         """CreateMultipartUpload; the upload's id."""
@@ -156,7 +173,7 @@ class ClientCalls:
 
     def complete_upload(
         self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], **parameters: Any
-    ) -> Facts:
+    ) -> ObjectHead:
         """CompleteMultipartUpload; *parts* have PartNumber and ETag."""
         answer = self._call(
             "complete_multipart_upload",
@@ -166,7 +183,7 @@ class ClientCalls:
             MultipartUpload={"Parts": list(parts)},
             **parameters,
         )
-        return _facts(self._check(answer, "ETag", "an object with an ETag"))
+        return _head_of(self._check(answer, "ETag", "an object with an ETag"))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
@@ -176,7 +193,7 @@ class ClientCalls:
         """ListParts: number -> size in bytes and etag."""
         found: dict[int, tuple[int, str]] = {}
         marker: dict[str, Any] = {}
-        trail = Trail()
+        trail = PageLoopDetector()
         while True:
             answer = self._call("list_parts", **self._bucket, Key=key, UploadId=upload_id, **marker)
             before = len(found)
@@ -191,7 +208,7 @@ class ClientCalls:
     def uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
         """ListMultipartUploads: key, upload id and beginning of each unfinished one."""
         marker: dict[str, Any] = {}
-        trail = Trail()
+        trail = PageLoopDetector()
         while True:
             answer = self._call("list_multipart_uploads", **self._bucket, Prefix=prefix, **marker)
             uploads = _items(answer, "Uploads")
@@ -232,7 +249,7 @@ class ClientCalls:
 
     @contextmanager
     def _payer_in_query(self) -> Iterator[None]:
-        if self._ours or "RequestPayer" not in self._bucket or not self._strict:
+        if self._ours or "RequestPayer" not in self._bucket or not self.may_ask_again:
             yield
             return
         thread = threading.get_ident()
@@ -248,29 +265,27 @@ class ClientCalls:
         finally:
             self.client.meta.events.unregister("before-sign.s3", move)
 
-    def _told(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
         same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}
         etag = etag_of(_kind(answer, "ETag", str))
-        return told(etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same))
+        return size_from_head(
+            etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same)
+        )
 
     def _call(self, method: str, **parameters: Any) -> Any:
         """The answer that the client gives; where it cannot make sense of one, botocore raises whatever comes."""
         try:
             return getattr(self.client, method)(**parameters)
-        except DocumentError:
+        except UnexpectedResponseError:
             raise
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-            if not self._strict:
+            if not self.may_ask_again:
                 raise
             raise unexpected("an answer that botocore can read", str(error)) from error
 
-    @property
-    def _strict(self) -> bool:
-        return is_botocore(self.client) and not is_stubbed(self.client)
-
     def _check(self, answer: Any, field: str, expected: str) -> Any:
         """*answer*, which must have *field*."""
-        if self._strict and answer.get(field) in {None, ""}:
+        if self.may_ask_again and answer.get(field) in {None, ""}:
             _refuse(answer, expected)
         return answer
 
@@ -303,7 +318,7 @@ def _headers(answer: Any) -> Mapping[str, str]:
     return found if isinstance(found, dict) else {}
 
 
-def _facts(answer: Any, size: int | None = None) -> Facts:
+def _head_of(answer: Any, size: int | None = None) -> ObjectHead:
     modified = _kind(answer, "LastModified", datetime)
     whole = answer.get("ChecksumType") != "COMPOSITE"
     digests = {
@@ -312,7 +327,7 @@ def _facts(answer: Any, size: int | None = None) -> Facts:
         if (value := _kind(answer, field, str)) is not None and whole and "-" not in value
     }
     metadata = answer.get("Metadata")
-    return Facts(
+    return ObjectHead(
         size=_kind(answer, "ContentLength", int) if size is None else size,
         modified=None if modified is None else _second(modified),
         etag=etag_of(_kind(answer, "ETag", str)),
@@ -330,9 +345,9 @@ def _facts(answer: Any, size: int | None = None) -> Facts:
     )
 
 
-def _entry(found: Mapping[str, Any]) -> Entry:
+def _entry(found: Mapping[str, Any]) -> ListedObject:
     modified = found.get("LastModified")
-    return Entry(
+    return ListedObject(
         _needed(found, "Key"),
         _kind(found, "Size", int),
         _second(modified) if isinstance(modified, datetime) else None,
@@ -394,30 +409,13 @@ class _sent:  # noqa: N801 - reads as a function
             self._content.close()
 
 
-class _PartReader(io.RawIOBase):
+class _PartReader(SeekableRaw):
     """A seekable reader of a part of a file, by positioned reads, so that many may share the descriptor."""
 
     def __init__(self, part: FilePart) -> None:
+        self.size = part.size
         self._part = part
-        self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._part.size)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(0, self._part.size - self._position)]
-        if not view:
-            return 0
-        done = os.preadv(self._part.fd, [view], self._part.offset + self._position)
-        self._position += done
-        return done
+    @override
+    def _read_on(self, most: int) -> bytes:
+        return self._part.read(self._position, most) if self._position < self.size else b""

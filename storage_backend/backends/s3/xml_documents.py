@@ -1,6 +1,6 @@
-"""Documents: the XML of the S3 protocol, and the texts that it shares with the headers. No input or output.
+"""The XML documents of the S3 protocol. No input or output.
 
-Shapes: "API Reference", Amazon S3. Elements are told by their local names: services disagree about the namespace.
+Shapes: "API Reference", Amazon S3. Elements are matched by local name, since services disagree about the namespace.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from typing import Final
 from urllib.parse import unquote
 from xml.etree import ElementTree as ET
 
+from storage_backend.backends.s3.object_head import etag_of
+
 # Bytes of a document: the 1,000 keys of a page have 3 KiB each at most, percent-encoded.
 MOST_DOCUMENT = 8 << 20
 SHOWN = 200  # characters of an unexpected document that an error shows
@@ -22,8 +24,8 @@ _NAMESPACE = "http://s3.amazonaws.com/doc/2006-03-01/"
 _BLANK = " \t\r\n"  # XML 1.0, production 3; str.strip() would take more
 
 
-class DocumentError(ValueError):
-    """A document is malformed, cut short or of another kind; the message says what was expected and shows what came.
+class UnexpectedResponseError(ValueError):
+    """A response is malformed, cut short or of another kind; the message says what was expected and shows what came.
 
     Attributes:
         attempts: requests made.
@@ -32,14 +34,14 @@ class DocumentError(ValueError):
     attempts = 1
 
 
-class RefusedInside(Exception):  # noqa: N818 - an answer of the service's, which the caller translates as any other
-    """The service answered with success, and with an error document.
+class EmbeddedError(Exception):
+    """The service sent an error document with a success status.
 
     Attributes:
-        refused: what the document says.
+        refused: the document.
     """
 
-    def __init__(self, refused: Refused) -> None:
+    def __init__(self, refused: ErrorDocument) -> None:
         super().__init__(refused)
         self.refused = refused
 
@@ -48,7 +50,7 @@ class RefusedInside(Exception):  # noqa: N818 - an answer of the service's, whic
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class ListedObject:
     """One object of a listing.
 
     Attributes:
@@ -65,7 +67,7 @@ class Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class ListingPage:
     """One answer to ListObjectsV2.
 
     Attributes:
@@ -74,13 +76,13 @@ class Page:
         token: what continues the listing, or None if this is its last page.
     """
 
-    entries: list[Entry]
+    entries: list[ListedObject]
     prefixes: list[str]
     token: str | None
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
+class ErrorDocument:
     """An error document.
 
     Attributes:
@@ -96,34 +98,34 @@ class Refused:
     fields: Mapping[str, str] = field(hash=False)
 
 
-def parse_page(body: bytes) -> Page:
+def parse_page(body: bytes) -> ListingPage:
     """The page in the answer to a ListObjectsV2.
 
     Raises:
-        DocumentError: it is no such page, is cut short, has an entry without a key or a size, or does not say how
+        UnexpectedResponseError: it is no such page, is cut short, has an entry without a key or a size, or does not say how
             to go on although it is not the last.
-        RefusedInside: it is an error document.
+        EmbeddedError: it is an error document.
     """
     text = _text(body)
     page = _plain_page(text)
     return _any_page(_tree(text)) if page is None else page
 
 
-def parse_error(body: bytes) -> Refused | None:
+def parse_error(body: bytes) -> ErrorDocument | None:
     """What an error document says, or None if *body* is none: empty, HTML, JSON, cut short. Never raises."""
     try:
         root = _tree(_text(body))
         return _refused(root) if _local(root) == "Error" else None
-    except DocumentError:
+    except UnexpectedResponseError:
         return None
 
 
-def parse_deleted(body: bytes) -> dict[str, Refused]:
+def parse_deleted(body: bytes) -> dict[str, ErrorDocument]:
     """Which keys a DeleteObjects has not deleted, and why.
 
     Raises:
-        DocumentError: it is no answer to a DeleteObjects, or has an error without key or code.
-        RefusedInside: it is an error document: nothing was deleted.
+        UnexpectedResponseError: it is no answer to a DeleteObjects, or has an error without key or code.
+        EmbeddedError: it is an error document: nothing was deleted.
     """
     root = _rooted(_tree(_text(body)), "DeleteResult")
     failures = {}
@@ -141,8 +143,8 @@ def parse_copied(body: bytes) -> str | None:
     """The etag of what CopyObject or UploadPartCopy made; None if it is a weak one.
 
     Raises:
-        DocumentError: it is no answer to either, or has no etag.
-        RefusedInside: the copy failed after the service had begun to answer with success ("CopyObject", API Reference).
+        UnexpectedResponseError: it is no answer to either, or has no etag.
+        EmbeddedError: the copy failed after the service had begun to answer with success ("CopyObject", API Reference).
     """
     root = _rooted(_tree(_text(body)), "CopyObjectResult", "CopyPartResult")
     fields = _fields(root, _COPIED)
@@ -171,24 +173,13 @@ def can_be_xml(key: str) -> bool:
     return _NO_CHAR.search(key) is None
 
 
-def etag_of(text: str | None) -> str | None:
-    """The opaque etag in a header's or element's text, without quotes; None if there is none, or a weak one.
-
-    A weak etag names no exact bytes, and If-Match never matches it (RFC 9110, 13.1.1).
-    """
-    bare = (text or "").strip()
-    if bare.startswith("W/"):
-        return None
-    return bare.strip('"') or None
-
-
 def moment_of(text: str) -> datetime:
     """The moment that a listing names in ISO 8601, such as "2024-01-02T03:04:05.678Z"; aware, UTC, whole seconds.
 
     Without an offset it is taken for UTC. Fractions are dropped, as Last-Modified drops them.
 
     Raises:
-        DocumentError: it names no moment.
+        UnexpectedResponseError: it names no moment.
     """
     try:
         found = datetime.fromisoformat(text.strip())
@@ -197,27 +188,6 @@ def moment_of(text: str) -> datetime:
         return found.astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
         raise unexpected("moment in ISO 8601", text) from None
-
-
-def http_date(text: str) -> datetime | None:
-    """The moment in a Last-Modified or Date header, aware, UTC; None if it names none.
-
-    The formats are those of RFC 9110, 5.6.7, and what `email.utils` takes besides.
-    """
-    try:
-        if (
-            len(text) == 29
-            and text[-4:] == " GMT"
-            and text[3:5] == ", "
-            and text[16] == " "
-            and text[19] == ":" == text[22]
-        ):
-            return datetime.fromisoformat(
-                f"{text[12:16]}-{_MONTHS[text[7:12]]}-{text[5:7]}T{text[17:-4]}+00:00"
-            )
-    except (ValueError, KeyError, IndexError):
-        pass
-    return _obsolete_date(text)
 
 
 _CHAR = r"[^\x00-\x1f<>&\ufffe\uffff]"  # text that means itself; narrower than XML's
@@ -239,7 +209,7 @@ _ENTRY: Final = re.compile(
 """An entry as Amazon, MinIO, Ceph and rclone write it; what it captures is as XML would give it."""
 
 
-def _plain_page(text: str) -> Page | None:
+def _plain_page(text: str) -> ListingPage | None:
     """As `_any_page`, but three times as fast, for pages whose entries are all as Amazon writes them; None for others.
 
     What stands around the entries goes through the XML parser, with one element in the place of them all.
@@ -263,11 +233,13 @@ def _plain_page(text: str) -> Page | None:
         seconds = {second: datetime.fromisoformat(f"{second}+00:00") for second in {*found[1::5]}}
     except ValueError:  # `_any_page` says what is wrong, on the document as it came
         return None
-    entries = map(Entry, keys, map(int, found[3::5]), map(seconds.__getitem__, found[1::5]), found[2::5])
-    return Page([*entries], page.prefixes, page.token)
+    entries = map(
+        ListedObject, keys, map(int, found[3::5]), map(seconds.__getitem__, found[1::5]), found[2::5]
+    )
+    return ListingPage([*entries], page.prefixes, page.token)
 
 
-def _any_page(root: ET.Element) -> Page:
+def _any_page(root: ET.Element) -> ListingPage:
     _rooted(root, "ListBucketResult")
     moments = cache(moment_of)
     keys, rest, prefixes = [], [], []
@@ -288,8 +260,8 @@ def _any_page(root: ET.Element) -> Page:
                 prefixes.append(prefix)
     if _is_encoded(root):
         keys, prefixes = _decoded(keys), _decoded(prefixes)
-    entries = [Entry(key, *others) for key, others in zip(keys, rest, strict=True)]
-    return Page(entries, prefixes, _token(root))
+    entries = [ListedObject(key, *others) for key, others in zip(keys, rest, strict=True)]
+    return ListingPage(entries, prefixes, _token(root))
 
 
 def _size(fields: Mapping[str, str], element: ET.Element) -> int:
@@ -322,7 +294,7 @@ def _decoded(texts: list[str]) -> list[str]:
     """Each of the texts as `unquote_plus` decodes it, but several times as fast.
 
     Raises:
-        DocumentError: one is no UTF-8. Replacement characters would name another object.
+        UnexpectedResponseError: one is no UTF-8. Replacement characters would name another object.
     """
     # The same few runs of %XX come again and again ("%3D").
     meaning = cache(partial(unquote, errors="strict"))
@@ -338,7 +310,7 @@ def _decoded(texts: list[str]) -> list[str]:
         raise unexpected("keys in UTF-8", str(error.object)) from None
 
 
-def _refused(error: ET.Element) -> Refused:
+def _refused(error: ET.Element) -> ErrorDocument:
     fields: dict[str, str] = {}
     for child in error:
         fields.setdefault(_local(child), child.text or "")
@@ -347,7 +319,7 @@ def _refused(error: ET.Element) -> Refused:
         raise unexpected("Error with Code", error)
     message = fields.pop("Message", "")
     region = fields.pop("Region", "").strip(_BLANK)
-    return Refused(code, message, region or None, fields)
+    return ErrorDocument(code, message, region or None, fields)
 
 
 def _rooted(root: ET.Element, *names: str) -> ET.Element:
@@ -356,7 +328,7 @@ def _rooted(root: ET.Element, *names: str) -> ET.Element:
     if name in names:
         return root
     if name == "Error":
-        raise RefusedInside(_refused(root))
+        raise EmbeddedError(_refused(root))
     raise unexpected(" or ".join(names), root)
 
 
@@ -395,14 +367,14 @@ def _tree(text: str) -> ET.Element:
         raise unexpected(f"whole XML ({error})", text) from None
 
 
-def unexpected(expected: str, found: str | ET.Element) -> DocumentError:
+def unexpected(expected: str, found: str | ET.Element) -> UnexpectedResponseError:
     """The error for an answer that shows *found* where *expected* was due."""
     text = found if isinstance(found, str) else _sketch(found)
     more = "..." if len(text) > SHOWN else ""
-    return DocumentError(f"expected {expected}, but there came {text[:SHOWN]!r}{more}")
+    return UnexpectedResponseError(f"expected {expected}, but there came {text[:SHOWN]!r}{more}")
 
 
-def too_long(body: bytes | bytearray) -> DocumentError:
+def too_long(body: bytes | bytearray) -> UnexpectedResponseError:
     """The error for an answer of which *body*, more than `MOST_DOCUMENT` bytes, was read."""
     return unexpected(
         f"a document of at most {MOST_DOCUMENT:,} bytes", body[: SHOWN * 4].decode(errors="replace")
@@ -415,16 +387,6 @@ def _sketch(element: ET.Element) -> str:
     return f"<{_local(element)}>{(element.text or '')[:SHOWN]}{''.join(inner)}"
 
 
-def _obsolete_date(text: str) -> datetime | None:
-    from email.utils import parsedate_to_datetime
-
-    try:
-        found = parsedate_to_datetime(text)
-        return found.replace(tzinfo=UTC) if found.tzinfo is None else found.astimezone(UTC)
-    except (ValueError, OverflowError, TypeError, IndexError):
-        return None
-
-
 _LISTED = frozenset({"Key", "Size", "LastModified", "ETag"})
 _PREFIX = frozenset({"Prefix"})
 _CONTROL = frozenset({"EncodingType", "IsTruncated", "NextContinuationToken"})
@@ -435,9 +397,3 @@ _RUN: Final = re.compile(
 _NO_CHAR: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 # A parser turns a bare "\r" into "\n" (XML 1.0, 2.11); "]]>" is no text (2.4).
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})
-_MONTHS = {
-    f" {name} ": f"{number:02}"
-    for number, name in enumerate(
-        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"], 1
-    )
-}
