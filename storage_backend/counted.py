@@ -29,7 +29,7 @@ GROUP_BYTES = 64 << 20
 _Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
-class Batches(Protocol):
+class BatchBackend(Protocol):
     """What is asked of a backend here."""
 
     @property
@@ -43,7 +43,7 @@ class Batches(Protocol):
         """As `StorageBackend.delete_many`."""
 
 
-class Tally:
+class ProgressCount:
     """Adds up, and tells."""
 
     def __init__(self, progress: Progress | None) -> None:
@@ -63,13 +63,13 @@ def read_counted(
     found: Iterator[tuple[str, bytes]], progress: Progress | None
 ) -> Iterator[tuple[str, bytes]]:
     """What a `read_many` gives, and *progress* is told of each object before it is given; without it, *found* itself."""
-    return found if progress is None else _told(found, Tally(progress))
+    return found if progress is None else _told(found, ProgressCount(progress))
 
 
-def _told(found: Iterator[tuple[str, bytes]], tally: Tally) -> Iterator[tuple[str, bytes]]:
+def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[tuple[str, bytes]]:
     try:
         for identifier, content in found:
-            tally.add(1, len(content))
+            count.add(1, len(content))
             yield identifier, content
     finally:
         close = getattr(
@@ -79,13 +79,13 @@ def _told(found: Iterator[tuple[str, bytes]], tally: Tally) -> Iterator[tuple[st
             close()
 
 
-def write_counted(backend: Batches, items: Iterable[_Item], progress: Progress, *, verify: bool) -> int:
+def write_counted(backend: BatchBackend, items: Iterable[_Item], progress: Progress, *, verify: bool) -> int:
     """`backend.write_many`, called for group after group; *progress* is told of each that is stored."""
-    tally, failures = Tally(progress), Failures()
+    count, failures = ProgressCount(progress), Failures()
     stored = 0
     source = iter(items)
     for first in source:
-        group = _Group(first, source)
+        group = _ItemGroup(first, source)
         failed: dict[str, Exception] = {}
         try:
             stored += backend.write_many(group, verify=verify)
@@ -98,14 +98,14 @@ def write_counted(backend: Batches, items: Iterable[_Item], progress: Progress, 
             failures.errors.pop(name, None)
         failures.errors.update(failed)
         sizes = [size for name, size in group.taken if name not in failed]
-        tally.add(len(sizes), sum(sizes))
+        count.add(len(sizes), sum(sizes))
     failures.raise_any("write", backend.location)
     return stored
 
 
-def delete_counted(backend: Batches, identifiers: Iterable[str], progress: Progress) -> int:
+def delete_counted(backend: BatchBackend, identifiers: Iterable[str], progress: Progress) -> int:
     """`backend.delete_many`, called for group after group; *progress* is told of each."""
-    tally, failures = Tally(progress), Failures()
+    count, failures = ProgressCount(progress), Failures()
     rest = iter(dict.fromkeys(identifiers))
     absent = 0
     while group := list(islice(rest, GROUP_OBJECTS)):
@@ -115,12 +115,12 @@ def delete_counted(backend: Batches, identifiers: Iterable[str], progress: Progr
             failures.errors.update(error.failures)
             gone = len(group) - len(error.failures)
         absent += gone
-        tally.add(gone, 0)
+        count.add(gone, 0)
     failures.raise_any("delete", backend.location)
     return absent
 
 
-class _Group:
+class _ItemGroup:
     """The next items of a batch, taken lazily, until they are enough or some time has passed.
 
     Attributes:

@@ -83,7 +83,7 @@ def _bytes_from(reader: BinaryIO, chunk: object) -> bytes:
     return cast(bytes, chunk)
 
 
-class Digest(Protocol):
+class Hasher(Protocol):
     """What `hashlib` gives."""
 
     def update(self, data: Buffer, /) -> None:
@@ -93,7 +93,7 @@ class Digest(Protocol):
         """Lower-case hex of all data so far."""
 
 
-def new_digest(algorithm: str) -> Digest:
+def new_digest(algorithm: str) -> Hasher:
     """A new digest.
 
     Raises:

@@ -30,7 +30,7 @@ from storage_backend.streams import (
     sha256,
 )
 from storage_backend.wrappers.base import BatchWithin, Wrapper, WrapperHooks
-from storage_backend.wrappers.blocks import BlockReader, Blocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import BlockReader, DecodedBlocks, Fault, read_up_to
 
 T = TypeVar("T")
 
@@ -49,7 +49,7 @@ class RecodingWrapper(Wrapper):
         """What to store for *content*; with *verify*, proved to give *content* again."""
 
     @abstractmethod
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks | None:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks | None:
         """The content of what *stored*, of which nothing was read yet, gives; None if that is the content itself."""
 
     @abstractmethod
@@ -200,7 +200,7 @@ class RecodingWrapper(Wrapper):
         blocks = self._blocks(identifier, io.BytesIO(stored))
         return stored if blocks is None else self._span_of(identifier, blocks, 0, None)
 
-    def _span_of(self, identifier: str, blocks: Blocks, start: int, end: int | None) -> bytes:
+    def _span_of(self, identifier: str, blocks: DecodedBlocks, start: int, end: int | None) -> bytes:
         try:
             return blocks.span(start, end)
         except MemoryError:

@@ -16,7 +16,7 @@ GROUP_ITEMS = 1000  # as many as S3 lists in a page or deletes in a request
 GROUP_BYTES = 16 << 20  # held in memory until they are stored
 
 
-class Source:
+class RewindableSource:
     """A reader that may have to be read again from where it stands now.
 
     Attributes:

@@ -15,7 +15,7 @@ from storage_backend.defensive import info_of
 from storage_backend.errors import ConfigurationError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, gathered, plain
-from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
+from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.compressed import frames
 from storage_backend.wrappers.recoding import LOOKS, RecodingWrapper, inner_info, outer_info
 
@@ -134,7 +134,7 @@ class CompressedStorage(RecodingWrapper):
         return gathered(chain([frames.header(len(content))], encoded(encoder, slices(content))))
 
     @override
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks | None:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks | None:
         blocks = frames.blocks_of(stored, self._fault(identifier))
         if blocks is not None and self.max_object_size is not None and blocks.size > self.max_object_size:
             raise StorageError(

@@ -13,7 +13,7 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content, Writer, gathered, plain
-from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
+from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.encrypted import chunks
 from storage_backend.wrappers.encrypted.keys import Keyring, id_of
 from storage_backend.wrappers.recoding import RecodingWrapper, inner_info, outer_info
@@ -154,7 +154,7 @@ class EncryptedStorage(RecodingWrapper):
         return gathered(encoded(self._encoder(identifier, verify=verify), slices(content)))
 
     @override
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks:
         find = partial(self._keyring.find, identifier=identifier, where=self.location)
         return chunks.blocks_of(stored, identifier, find, self._fault(identifier))
 

@@ -16,7 +16,7 @@ from storage_backend.errors import BatchError, Failures, SourceChangedError, Sto
 from storage_backend.streams import SPOOL, HashingReader, chunks
 from storage_backend.wrappers.fallback.repair import told_of
 from storage_backend.wrappers.fallback.sides import Sides
-from storage_backend.wrappers.sources import Source, name_of
+from storage_backend.wrappers.sources import RewindableSource, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,10 @@ Items: TypeAlias = list[Item]
 
 
 def put(
-    sides: Sides, identifier: str, store: Callable[[StorageBackend], object], source: Source | None = None
+    sides: Sides,
+    identifier: str,
+    store: Callable[[StorageBackend], object],
+    source: RewindableSource | None = None,
 ) -> bool:
     """Write one object where `write_to` says: *store* stores it on one side, out of *source* if there is one."""
     if sides.write_to == "both":
@@ -116,7 +119,7 @@ def _written(sides: Sides, side: StorageBackend, items: Items, verify: bool) -> 
         return dict.fromkeys((name_of(key) for key, _ in items), error)
 
 
-def _again(sides: Sides, source: Source | None, identifier: str) -> None:
+def _again(sides: Sides, source: RewindableSource | None, identifier: str) -> None:
     if source is not None and not source.rewind():
         raise StorageError(
             f"the source of {identifier!r} cannot be read a second time, for the second side of {sides.location}",
@@ -180,9 +183,9 @@ class SameAgain(HashingReader):
 
 
 @contextmanager
-def replayable(reader: BinaryIO) -> Iterator[Source]:
+def replayable(reader: BinaryIO) -> Iterator[RewindableSource]:
     """*reader* as a source that can be read twice: itself where it seeks, else a copy of what it gives."""
-    source = Source(reader)
+    source = RewindableSource(reader)
     if source.seekable:
         yield source
         return
@@ -190,4 +193,4 @@ def replayable(reader: BinaryIO) -> Iterator[Source]:
         for chunk in chunks(reader):
             spool.write(chunk)
         spool.seek(0)
-        yield Source(cast(BinaryIO, spool))
+        yield RewindableSource(cast(BinaryIO, spool))
