@@ -68,7 +68,7 @@ def _described(leaf: StorageBackend) -> str:
     return f"{kind.__module__}.{kind.__qualname__}\0{path if isinstance(path, str) else ''}\0{hooks_of(leaf).instance}"
 
 
-class _Claim(NamedTuple):
+class DirectoryClaim(NamedTuple):
     """The use of a directory by one object.
 
     Attributes:
@@ -81,12 +81,12 @@ class _Claim(NamedTuple):
 
 
 # Of this process: which objects live, and so could be in each other's way, only the process knows.
-_claims: dict[tuple[str, str], _Claim] = {}
+_claims: dict[tuple[str, str], DirectoryClaim] = {}
 
 
 def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> None:
     key = (os.path.realpath(directory), namespace)
-    ours = _Claim(token, weakref.ref(leaf))
+    ours = DirectoryClaim(token, weakref.ref(leaf))
     claim = _claims.setdefault(key, ours)
     claimant = claim.leaf()
     if claimant is None:

@@ -23,7 +23,7 @@ from storage_backend import (
 from storage_backend.hooks import Hooks
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 from tests.seven import Seven
 from tests.wrappers.cached.tools import Clock, assert_whole, blobs, end, line_of, program
 
@@ -34,7 +34,7 @@ CONTENT, OTHER = content_of(LARGE), content_of(LARGE + 7, 1)
 @pytest.fixture(autouse=True)
 def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is large need not be so large."""
-    monkeypatch.setattr(keeper, "DOWNLOADED_FROM", LARGE)
+    monkeypatch.setattr(cache, "DOWNLOADED_FROM", LARGE)
 
 
 @pytest.fixture
@@ -248,7 +248,7 @@ def test_what_was_downloaded_is_renewed_by_what_it_was(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from storage_backend import CachedStorage, LocalStorage
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 
 class Slow(LocalStorage):
     def download(self, identifier, path):
@@ -258,7 +258,7 @@ class Slow(LocalStorage):
         return True
 
 base, directory, engine = sys.argv[1:]
-keeper.DOWNLOADED_FROM = 1
+cache.DOWNLOADED_FROM = 1
 CachedStorage(Slow(base), directory, engine=engine).open("large")
 """
 

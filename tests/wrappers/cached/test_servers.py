@@ -11,7 +11,7 @@ import pytest
 from storage_backend import CachedStorage, DatabaseStorage, ObjectInfo, StorageBackend
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import AtPlace
 
@@ -71,7 +71,7 @@ def test_what_was_streamed_is_renewed_by_one_stat(
     telling: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     if by == "download":
-        monkeypatch.setattr(keeper, "DOWNLOADED_FROM", 1 << 20)
+        monkeypatch.setattr(cache, "DOWNLOADED_FROM", 1 << 20)
     clock = Clock()
     inner = FaultyStorage(telling)
     cached = CachedStorage(inner, tmp_path, ttl_seconds=60, clock=clock)
