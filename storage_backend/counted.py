@@ -1,7 +1,7 @@
-"""Progress: what `read_many`, `write_many`, `delete_many` and `prefetch` tell while they run.
+"""Progress of batches: what `read_many`, `write_many`, `delete_many` and `prefetch` report while they run.
 
-It is counted where the caller calls, for every backend and wrapper alike: nothing is passed on to a backend within, whose
-class may know nothing of it.
+It is counted at the outermost call, for every backend and wrapper alike. `progress` is never passed on to a backend within,
+whose class may not take it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
 class BatchBackend(Protocol):
-    """What is asked of a backend here."""
+    """The part of a backend that is used here."""
 
     @property
     def location(self) -> str:
@@ -44,7 +44,7 @@ class BatchBackend(Protocol):
 
 
 class ProgressCount:
-    """Adds up, and tells."""
+    """Sums up what is done and calls *progress* with the sums."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -62,7 +62,7 @@ class ProgressCount:
 def read_counted(
     found: Iterator[tuple[str, bytes]], progress: Progress | None
 ) -> Iterator[tuple[str, bytes]]:
-    """What a `read_many` gives, and *progress* is told of each object before it is given; without it, *found* itself."""
+    """What a `read_many` gives; *progress* is called for each object before it is given. Without it, *found* itself."""
     return found if progress is None else _told(found, ProgressCount(progress))
 
 
@@ -72,15 +72,14 @@ def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[
             count.add(1, len(content))
             yield identifier, content
     finally:
-        close = getattr(
-            found, "close", None
-        )  # a generator's: what is under way ends with the caller's interest
+        # A generator's: what is under way ends when the caller stops iterating.
+        close = getattr(found, "close", None)
         if close is not None:
             close()
 
 
 def write_counted(backend: BatchBackend, items: Iterable[_Item], progress: Progress, *, verify: bool) -> int:
-    """`backend.write_many`, called for group after group; *progress* is told of each that is stored."""
+    """`backend.write_many`, called for group after group; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     stored = 0
     source = iter(items)
@@ -104,7 +103,7 @@ def write_counted(backend: BatchBackend, items: Iterable[_Item], progress: Progr
 
 
 def delete_counted(backend: BatchBackend, identifiers: Iterable[str], progress: Progress) -> int:
-    """`backend.delete_many`, called for group after group; *progress* is told of each."""
+    """`backend.delete_many`, called for group after group; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     rest = iter(dict.fromkeys(identifiers))
     absent = 0

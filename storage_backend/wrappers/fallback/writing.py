@@ -15,8 +15,7 @@ from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError, StorageError
 from storage_backend.streams import SPOOL, HashingReader, chunks
 from storage_backend.wrappers.fallback.pair import FallbackPair
-from storage_backend.wrappers.fallback.repair import told_of
-from storage_backend.wrappers.sources import RewindableSource, name_of
+from storage_backend.wrappers.sources import RewindableSource, info_for_copy, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +146,9 @@ def carried(source: StorageBackend, target: StorageBackend, source_id: str, dest
     """Copy an object from one side to the other, and verify it."""
     info = info_of(source.stat(source_id), source_id)
     with source.open(source_id) as reader:
-        stored = target.write_stream(dest_id, reader, info=told_of(info, dest_id), verify=True)
+        stored = target.write_stream(
+            dest_id, reader, info=info_for_copy(info, dest_id, info.size), verify=True
+        )
     return done(stored, target, dest_id)
 
 
