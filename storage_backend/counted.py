@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from storage_backend.errors import BatchError, Failures
 from storage_backend.info import ObjectInfo
+
+if TYPE_CHECKING:
+    from storage_backend.base import StorageBackend
 
 Progress: TypeAlias = Callable[[int, int], object]
 """`progress(objects, size)`: how many objects of this call are done so far, and their bytes (0 of what is deleted).
@@ -27,20 +30,6 @@ GROUP_OBJECTS = 1000  # the most in a group; what the largest services delete in
 GROUP_BYTES = 64 << 20
 
 _Item: TypeAlias = tuple[str | ObjectInfo, bytes]
-
-
-class BatchBackend(Protocol):
-    """The part of a backend that is used here."""
-
-    @property
-    def location(self) -> str:
-        """For messages."""
-
-    def write_many(self, items: Iterable[_Item], *, verify: bool = False) -> int:
-        """As `StorageBackend.write_many`."""
-
-    def delete_many(self, identifiers: Iterable[str]) -> int:
-        """As `StorageBackend.delete_many`."""
 
 
 class ProgressCount:
@@ -78,7 +67,9 @@ def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[
             close()
 
 
-def write_counted(backend: BatchBackend, items: Iterable[_Item], progress: Progress, *, verify: bool) -> int:
+def write_counted(
+    backend: StorageBackend, items: Iterable[_Item], progress: Progress, *, verify: bool
+) -> int:
     """`backend.write_many`, called for group after group; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     stored = 0
@@ -102,7 +93,7 @@ def write_counted(backend: BatchBackend, items: Iterable[_Item], progress: Progr
     return stored
 
 
-def delete_counted(backend: BatchBackend, identifiers: Iterable[str], progress: Progress) -> int:
+def delete_counted(backend: StorageBackend, identifiers: Iterable[str], progress: Progress) -> int:
     """`backend.delete_many`, called for group after group; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     rest = iter(dict.fromkeys(identifiers))
