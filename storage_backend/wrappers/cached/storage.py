@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend
-from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.counted import Progress, ProgressCount, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
@@ -326,7 +326,7 @@ class CachedStorage(Wrapper):
         """
         failures = Failures()
         fetched = 0
-        tally = Tally(progress)
+        tally = ProgressCount(progress)
         missing: list[tuple[str, CacheKey]] = []
         for identifier in identifiers:
             with failures.of(identifier):
@@ -343,7 +343,7 @@ class CachedStorage(Wrapper):
         failures.raise_any("prefetch", self.location)
         return fetched
 
-    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: Tally) -> int:
+    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: ProgressCount) -> int:
         count = 0
         for _, content in self._cache.fetch_many(missing, failures):
             tally.add(1, len(content))

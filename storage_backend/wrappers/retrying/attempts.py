@@ -18,7 +18,7 @@ PATIENCE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Policy:
+class RetryPolicy:
     """What RetryingStorage was given.
 
     Attributes:
@@ -50,7 +50,7 @@ class Policy:
         return asked + draw() * bound
 
 
-class Tries:
+class RetryAttempts:
     """The tries of one operation.
 
     Args:
@@ -65,7 +65,7 @@ class Tries:
 
     __slots__ = ("_about", "_failures", "_method", "_policy", "_used", "_where", "in_doubt")
 
-    def __init__(self, policy: Policy, method: str, about: str | None, where: str) -> None:
+    def __init__(self, policy: RetryPolicy, method: str, about: str | None, where: str) -> None:
         self._policy = policy
         self._method = method
         self._about = about
