@@ -208,7 +208,10 @@ class ObjectCache:
             take: see `lookup`.
             fetch: asks the backend, and publishes: `read` or `stream`.
         """
-        key = self.key(identifier)
+        try:
+            key = self._keys[identifier]
+        except (KeyError, TypeError):
+            key = self.key(identifier)
         taken, stamp = self.lookup(key, take)
         return self.missed(identifier, key, stamp, take, fetch) if taken is None else taken
 
