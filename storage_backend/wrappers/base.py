@@ -7,18 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, TypeVar
 
 from typing_extensions import Buffer, override
 
 from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, location_of, matching, store
+from storage_backend.errors import BatchError, Failures
 from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
 from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, plain
+
+T = TypeVar("T")
 
 
 class Wrapper(StorageBackend):
@@ -228,6 +232,49 @@ class WrapperHooks(Hooks):
     @override
     def tidy(self) -> int:
         return self.inner.tidy()
+
+
+class BatchWithin(Failures):
+    """A context for a call on many objects of the backend within: its failures join ours.
+
+    An error of the iterable that the caller passed in leaves as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.foreign: BaseException | None = None
+
+    def watched(self, iterable: Iterable[T]) -> Iterator[T]:
+        """The caller's *iterable*."""
+        try:
+            yield from iterable
+        except BaseException as error:
+            self.foreign = error
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        foreign, self.foreign = self.foreign, None  # its traceback leads to whoever has this object
+        if error is None or error is foreign:
+            return False
+        self.respell(error)
+        if not isinstance(error, BatchError):
+            return False
+        for identifier, failure in error.failures.items():
+            self.respell(failure)
+            self.errors[self.named(identifier)] = failure
+        return True
+
+    def named(self, inner: str) -> str:
+        """The caller's identifier of the object that is *inner* to the backend within."""
+        return inner
+
+    def respell(self, error: BaseException) -> None:
+        """Have *error* name the object as the caller does."""
 
 
 class WriterSink:

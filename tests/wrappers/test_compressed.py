@@ -39,8 +39,8 @@ from storage_backend import (
 from storage_backend.streams import sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
 from storage_backend.testing.subject import Source, SourceBrokeError, content_of
+from storage_backend.wrappers.blocks import PieceReader
 from storage_backend.wrappers.compressed import frames
-from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
 from tests.tiers import thorough

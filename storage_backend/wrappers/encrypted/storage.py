@@ -12,20 +12,11 @@ from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.streams import Content, Writer, plain
+from storage_backend.streams import Content, Writer, gathered, plain
+from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.encrypted import chunks
 from storage_backend.wrappers.encrypted.keys import Keyring, id_of
-from storage_backend.wrappers.recoding import (
-    Blocks,
-    PieceReader,
-    RecodingWrapper,
-    arriving,
-    encoded,
-    gathered,
-    inner_info,
-    outer_info,
-    slices,
-)
+from storage_backend.wrappers.recoding import RecodingWrapper, inner_info, outer_info
 
 
 class EncryptedStorage(RecodingWrapper):
