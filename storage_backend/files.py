@@ -188,7 +188,7 @@ class StagedFile:
             # linkat(2) never overwrites, rename(2) does.
             self._temporary = temporary_name()
             try:
-                _link_descriptor(self.fd, self.directory, self._temporary)
+                link_descriptor(self.fd, self.directory, self._temporary)
             except OSError:
                 self._temporary = None
                 raise
@@ -217,16 +217,9 @@ class StagedFile:
                 os.close(directory)
 
     def _open(self, anonymous: bool) -> None:
-        if anonymous and _can_name_descriptors():
-            try:
-                self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
-            except OSError as error:
-                if error.errno == errno.EPERM and os.fstat(self.directory).st_nlink == 0:
-                    # ext4's word for a directory that has been removed.
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-                if error.errno not in _NO_TMPFILE:
-                    raise
-            else:
+        if anonymous:
+            self.fd = open_unnamed(self.directory)
+            if self.fd >= 0:
                 return
         facts = entry_facts(self.directory, self.name)
         self._temporary = temporary_name()
@@ -247,7 +240,7 @@ class StagedFile:
 
     def _link(self) -> None:
         if self._temporary is None:
-            _link_descriptor(self.fd, self.directory, self.name)
+            link_descriptor(self.fd, self.directory, self.name)
             return
         # The temporary name stays until `discard`, so that nothing is left to fail once the object is there.
         os.link(
@@ -259,13 +252,32 @@ class StagedFile:
         )
 
 
+def open_unnamed(directory: int) -> int:
+    """A descriptor of a new file without a name in *directory*; -1 where the file system has no such files.
+
+    Raises:
+        FileNotFoundError: the directory has been removed.
+    """
+    if not _can_name_descriptors():
+        return -1
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.EPERM and os.fstat(directory).st_nlink == 0:
+            # ext4's word for a directory that has been removed.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        if error.errno not in _NO_TMPFILE:
+            raise
+    return -1
+
+
 @cache
 def _can_name_descriptors() -> bool:
     """Whether a file opened without a name can be given one."""
     return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
-def _link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
+def link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
     """Give a file that has none a name."""
     # The short way is for root, and since Linux 6.10 for whoever opened the file (linkat(2), AT_EMPTY_PATH).
     if _linkat()(fd, b"", directory, os.fsencode(name), _AT_EMPTY_PATH) == 0:
@@ -308,21 +320,27 @@ def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_
         name: of the old one.
         facts: of the old one.
     """
-    mode = facts.st_mode & 0o777
+    give_rights(fd, facts, attributes_of(directory, name))
+
+
+def give_rights(fd: int, facts: os.stat_result, attributes: dict[str, bytes] | None) -> None:
+    """`take_over` of a file whose attributes, as `attributes_of` gives them, are known already."""
     new = os.fstat(fd)
+    own = os.listxattr(fd) if attributes is not None else []
+    same_owners = new.st_uid == facts.st_uid and new.st_gid == facts.st_gid
+    if same_owners and new.st_mode == facts.st_mode and not attributes and not own:
+        return
+    mode = facts.st_mode & 0o777
     now = new.st_mode & 0o777
-    if (new.st_uid, new.st_gid) != (facts.st_uid, facts.st_gid):
+    if not same_owners:
         now = mode & 0o700
         os.fchmod(fd, now)  # not for the other group yet
         if not _chowned(fd, facts.st_uid, facts.st_gid) and not _chowned(fd, -1, facts.st_gid):
             mode &= ~0o070 | (mode & 0o007) << 3
-    if hasattr(os, "listxattr"):
-        old = _attributes(directory, name)
-        own = os.listxattr(fd) if old is not None else []
-        if old or own:
-            if not _give_attributes(fd, old or {}, own):
-                mode &= ~0o070  # the bits of the group were those of the ACL
-            now = -1
+    if attributes or own:
+        if not _give_attributes(fd, attributes or {}, own):
+            mode &= ~0o070  # the bits of the group were those of the ACL
+        now = -1
     if now != mode:
         os.fchmod(fd, mode)
 
@@ -335,6 +353,7 @@ def _chowned(fd: int, owner: int, group: int) -> bool:
     return True
 
 
+_HAS_ATTRIBUTES = hasattr(os, "listxattr")
 _ACL = "system.posix_acl_access"
 # Not capabilities or signatures of the content, which is another one now.
 _KEPT = ("user.", "system.", "security.selinux")
@@ -344,27 +363,58 @@ _CALM = (
 )
 
 
-def _attributes(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
-    """The ACL and the extended attributes of a file that are kept; None if the file system has none."""
-    place: str | bytes | int
-    opened = -1
+def attributes_of(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
+    """The ACL and the extended attributes of a file that a file in its place is to have; None if the file system has none."""
     try:
-        try:
-            # By a descriptor it takes half the time; but it may be that the file is not ours to read.
-            place = opened = os.open(name, _CALM, dir_fd=directory)
-        except PermissionError:
-            place = name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}"
-        follow = opened >= 0
-        return {
-            each: os.getxattr(place, each, follow_symlinks=follow)
-            for each in os.listxattr(place, follow_symlinks=follow)
-            if each.startswith(_KEPT)
-        }
+        # By a descriptor it takes half the time; but it may be that the file is not ours to read.
+        opened = os.open(name, _CALM, dir_fd=directory)
+    except PermissionError:
+        return _attributes(name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}")
     except OSError:
         return None
+    try:
+        return _attributes(opened)
     finally:
-        if opened >= 0:
-            os.close(opened)
+        os.close(opened)
+
+
+def look_at(directory: int, name: bytes) -> tuple[os.stat_result | None, dict[str, bytes] | None]:
+    """What `entry_facts` and `attributes_of` give, by fewer system calls where the file is ours to read.
+
+    Raises:
+        IsADirectoryError: it is a directory.
+        OSError: with ENXIO, it is a device, a pipe or a socket.
+    """
+    try:
+        opened = os.open(name, _CALM, dir_fd=directory)
+    except FileNotFoundError:
+        return None, None
+    except OSError:
+        facts = entry_facts(directory, name)
+        regular = facts is not None and stat.S_ISREG(facts.st_mode)
+        return facts, attributes_of(directory, name) if regular else None
+    try:
+        facts = os.fstat(opened)
+        if stat.S_ISREG(facts.st_mode):
+            return facts, _attributes(opened)
+    finally:
+        os.close(opened)
+    if stat.S_ISDIR(facts.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(name))
+    raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
+
+
+def _attributes(place: int | str | bytes) -> dict[str, bytes] | None:
+    """Those of a descriptor, or of a path that is not followed."""
+    if not _HAS_ATTRIBUTES:
+        return None
+    follow = isinstance(place, int)
+    try:
+        names = os.listxattr(place, follow_symlinks=follow)
+        kept = [each for each in names if each.startswith(_KEPT)] if names else names
+        return {each: os.getxattr(place, each, follow_symlinks=follow) for each in kept} if kept else {}
+    except OSError:
+        return None
 
 
 def _give_attributes(fd: int, old: dict[str, bytes], own: list[str]) -> bool:
