@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql import DatabaseStorage
     from storage_backend.base import StorageBackend
     from storage_backend.config import open_storage
+    from storage_backend.hooks import Hooks
     from storage_backend.info import Capability, ObjectInfo
     from storage_backend.transfer import TransferOptions, TransferReport, migrate, plan, sync, verify
     from storage_backend.wrappers.cached import CachedStorage
@@ -57,6 +58,7 @@ _HOMES = {
     "DatabaseStorage": "backends.sql",
     "EncryptedStorage": "wrappers.encrypted",
     "FallbackStorage": "wrappers.fallback",
+    "Hooks": "hooks",
     "LocalStorage": "backends.local",
     "MemoryStorage": "backends.memory",
     "ObjectInfo": "info",
@@ -89,6 +91,7 @@ __all__ = [
     "DatabaseStorage",
     "EncryptedStorage",
     "FallbackStorage",
+    "Hooks",
     "IntegrityError",
     "InvalidIdentifierError",
     "LocalStorage",

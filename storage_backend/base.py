@@ -7,18 +7,16 @@ but the seven: `write` is given plain bytes, `list` is called without a pattern,
 from __future__ import annotations
 
 import io
-import logging
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
 from storage_backend import identifiers
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
-from storage_backend.destinations import write_file
+from storage_backend.defensive import capabilities_of, info_of, location_of, store
 from storage_backend.errors import (
     Failures,
     IntegrityError,
@@ -27,30 +25,22 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import StagedFile, modified_of, open_source
+from storage_backend.hooks import Hooks, digest_of, download_from, upload_from
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.lineage import Lineage, within
+from storage_backend.scanning import OnSkip, one_level, report_skip
 from storage_backend.streams import (
     Content,
-    Moved,
     SpooledSink,
     Writer,
     check_arrived,
     check_digest,
+    check_mode,
     check_range,
-    chunks,
-    counting,
-    new_digest,
     read_all,
     sha256,
-    unwatched,
 )
-from storage_backend.unsized import told_size
-
-logger = logging.getLogger(__name__)
 
 Identifiers: TypeAlias = list[str]  # inside the class, `list` is a method
-OnSkip: TypeAlias = Callable[[StorageError], object]
 Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
@@ -228,11 +218,10 @@ class StorageBackend(ABC):
         usable.sort(key=identifiers.encode)
         return map(ObjectInfo, usable)
 
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        """One level of `scan`: the objects without a further "/" after *prefix*, and the others once as "name/".
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        """One level of `scan`: the objects without a further "/" after *prefix*, and for the others their "name/", once each.
 
-        For listings that people read, and bridges to interfaces that have directories; a store that has some may give
-        empty ones too. Override it where a level can be had without all that is beneath it.
+        In the order of `scan`. A store that has directories may give empty ones too, and need not look into any.
 
         Args:
             prefix: a literal string: "", or ending in "/".
@@ -240,99 +229,22 @@ class StorageBackend(ABC):
         """
         return one_level(self.scan(prefix, on_skip=on_skip), prefix)
 
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        """What the last write of the object through this instance left there, as a scan shows it; told once.
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        """What `stat` shows of each object, in any order; objects that are not there are left out.
 
-        For transfers: it saves a `stat` of each object where the answer to a write has all of it. None where it has not.
+        A remote store is asked for many at a time, where one `stat` after the other would wait for each response.
+
+        Raises:
+            BatchError: after the last, if some could not be looked at.
         """
-        return None
-
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        """What the last `read`, `read_range`, `open` or `download` of the object by this thread, through this instance, saw; told once.
-
-        For caches: what a `stat` shows before or after may be of another version. None where it is not known.
-        """
-        return None
-
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        """What `stat` shows of many objects, in any order; of what is not there, nothing.
-
-        For transfers: they look again at what they have read, and one by one takes a distant server's answer each.
-        """
+        failures = Failures()
         for identifier in identifiers:
-            try:
-                found = self.stat(identifier)
-            except FileNotFoundError:
-                continue
-            yield info_of(found, identifier)
-
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """The SHA-256 of those objects that the store digests by itself, in any order; others are left out.
-
-        For transfers: a store with `Capability.CHECKSUM` may answer for many objects at once.
-        """
-        return iter(())
-
-    def _md5_in(self, info: ObjectInfo) -> str | None:
-        """The MD5 of the object's content, lower-case hex, if *info*, as a listing gave it, shows one.
-
-        For transfers: if it is that of another object, the content is the same.
-        """
-        return None
-
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        """The times that writes were given, of those objects of which a listing does not show them but the store has them.
-
-        For transfers, which otherwise know of such a store only when an object was stored.
-        """
-        return iter(())
-
-    @property
-    def _near(self) -> bool:
-        """Whether a small object is read sooner than a server would answer."""
-        return False
-
-    def _own_paths(self) -> Iterator[Path]:
-        """Files and folders of this machine that the backend works with beside its objects, as a cache's.
-
-        For transfers: where they lie among the objects of a side, they are none.
-        """
-        return iter(())
-
-    def _tidy(self) -> int:
-        """Remove what writes that were broken off have left: this instance's, and those of processes that have ended. How much it was.
-
-        For transfers, at their ends. What the listings by this instance have not shown need not be found.
-        """
-        return 0
-
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        """Where the objects beneath *prefix* really are; several for a backend that keeps them in several places.
-
-        For transfers: two backends are one place, or one lies inside the other, if the last value of one is among the other's.
-        """
-        yield within(((id(self),),), prefix)
-
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        """As `download`, and *moved* is told of the bytes as they arrive.
-
-        For displays. Override it along with a `download` that is faster than one reader.
-        """
-        with self.open(identifier) as reader:
-            return download_from(counting(reader, moved), path)
-
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        """As `upload`, and *moved* is told of the bytes as they leave. Override it along with `upload`, as `_download_counted`."""
-        with open_source(path) as reader:
-            facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
-            return self.write_stream(identifier, counting(reader, moved), info=info)
-
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        """As `checksum`, and *moved* is told of the bytes as they are read, where it is this process that reads them."""
-        if getattr(type(self), "checksum", None) is not StorageBackend.checksum:
-            return self.checksum(identifier, algorithm)
-        return digest_of(self, identifier, algorithm, moved)
+            found = None
+            with failures.of(identifier), suppress(FileNotFoundError):
+                found = info_of(self.stat(identifier), identifier)
+            if found is not None:
+                yield found
+        failures.raise_any("look at", location_of(self))
 
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
@@ -467,10 +379,7 @@ class StorageBackend(ABC):
             FileNotFoundError: there is no such file.
             NotAFileError: it is a named pipe, to which nobody may ever write.
         """
-        with open_source(path) as reader:
-            facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
-            return self.write_stream(identifier, reader, info=info)
+        return upload_from(self, path, identifier)
 
     def create(self, identifier: str, content: Content) -> bool:
         """Store *content* only if there is no such object yet. Of several callers, one gets True.
@@ -544,11 +453,6 @@ class StorageBackend(ABC):
         return type(self).__name__
 
     @property
-    def _instance(self) -> str:
-        """What tells the store from others of the same class, where there is no URL and its objects are gone with it."""
-        return ""
-
-    @property
     def keeps_modified(self) -> bool:
         """Whether `stat` and `scan` show the `modified` that `write_stream` and `write_many` were given.
 
@@ -556,10 +460,10 @@ class StorageBackend(ABC):
         """
         return False
 
-    def _keeps(self, modified: datetime) -> bool:
-        """Whether this very time is kept, as precisely as the store has times; False for one beyond its range."""
-        _ = modified
-        return self.keeps_modified is True
+    @property
+    def hooks(self) -> Hooks:
+        """What transfers, caches and displays may ask of this backend beyond its public methods."""
+        return Hooks(self)
 
     def close(self) -> None:
         """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""
@@ -573,37 +477,6 @@ class StorageBackend(ABC):
         self.close()
 
 
-def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
-    """Call `write` of a class that may be a user's: None is taken as done, False as a failure.
-
-    Raises:
-        StorageError: it returned False.
-    """
-    if backend.write(identifier, content) is False:
-        where = location_of(backend)
-        raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
-    return True
-
-
-def digest_of(backend: StorageBackend, identifier: str, algorithm: str, moved: Moved = unwatched) -> str:
-    """The digest of what a reader of the object gives; *moved* is told of the bytes."""
-    digest = new_digest(algorithm)
-    with backend.open(identifier) as reader:
-        for chunk in chunks(counting(reader, moved)):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def matching(backend: StorageBackend, pattern: str | None) -> Identifiers:
-    """What `list` must give, also from a class that may be a user's with its own idea of patterns, order or type."""
-    # By getattr: the class of a mock has no methods.
-    if getattr(type(backend), "scan", None) is not StorageBackend.scan:
-        return backend.list(pattern)
-    glob = identifiers.glob(pattern) if pattern is not None else None
-    found = (info.identifier for info in StorageBackend.scan(backend, glob.stem if glob else ""))
-    return [identifier for identifier in found if glob is None or glob.matches(identifier)]
-
-
 def unsupported(backend: StorageBackend, method: str, identifier: str | None) -> UnsupportedOperationError:
     """The error for a method that *backend* has no correct way to do."""
     where = location_of(backend)
@@ -613,78 +486,3 @@ def unsupported(backend: StorageBackend, method: str, identifier: str | None) ->
 def not_found(identifier: str, where: str) -> NotFoundError:
     """The error for an object that is absent."""
     return NotFoundError(f"no object {identifier!r} in {where}", identifier=identifier, backend=where)
-
-
-def one_level(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo | str]:
-    """Of objects in order beneath *prefix*: those of the first level, and the others once as "name/"."""
-    last = None
-    for info in infos:
-        name, slash, _ = info.identifier[len(prefix) :].partition("/")
-        if not slash:
-            yield info
-        elif name != last:
-            last = name
-            yield f"{prefix}{name}/"
-
-
-def check_mode(mode: str) -> None:
-    """Refuse a mode that `open` does not have.
-
-    Raises:
-        ValueError: it is neither "rb" nor "wb".
-    """
-    if mode not in {"rb", "wb"}:
-        raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
-
-
-class FolderMarkerError(InvalidIdentifierError):
-    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
-
-
-def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:
-    """Tell *on_skip*, or the log, of an entry that is no object."""
-    if on_skip is None:
-        logger.warning("skipped in %s: %s", where, error)
-        return
-    on_skip(error if isinstance(error, StorageError) else InvalidIdentifierError(str(error), backend=where))
-
-
-def download_from(reader: BinaryIO, path: str | os.PathLike[str]) -> bool:
-    """Store all that *reader* gives in the file at *path*, whole or not at all."""
-
-    def fill(staged: StagedFile) -> None:
-        for chunk in chunks(reader):
-            staged.write(chunk)
-
-    write_file(path, fill)
-    return True
-
-
-def capabilities_of(backend: StorageBackend) -> Capability:
-    """The backend's capabilities; none if it does not say, as a mock does not."""
-    value: object = backend.capabilities
-    return value if isinstance(value, Capability) else Capability(0)
-
-
-def location_of(backend: StorageBackend) -> str:
-    """The backend's location; its class's name if it does not say, as a mock does not."""
-    value: object = backend.location
-    return value if isinstance(value, str) else type(backend).__name__
-
-
-def info_of(value: object, identifier: str) -> ObjectInfo:
-    """What a backend's `stat` or `scan` gave, with fields of a wrong type taken as unknown."""
-
-    def field(name: str, kind: type) -> object:
-        found = getattr(value, name, None)
-        return found if isinstance(found, kind) and not isinstance(found, bool) else None
-
-    modified = cast("datetime | None", field("modified", datetime))
-    return ObjectInfo(
-        identifier,
-        size=cast("int | None", field("size", int)),
-        modified=modified if modified is not None and modified.tzinfo is not None else None,
-        etag=cast("str | None", field("etag", str)),
-        sha256=cast("str | None", field("sha256", str)),
-        content_type=cast("str | None", field("content_type", str)),
-    )

@@ -1,9 +1,10 @@
-"""ForkGuard: SQLite files have no open connection while this process forks.
+"""What this process does when it forks. All state that belongs to the process itself, not to an object, is here.
 
-SQLite counts the locks of a file once for the whole process, and a child inherits the count but not the locks: it would
-believe that it holds what it does not, and lose its writes when the parent closes the file ("How To Corrupt An SQLite
-Database File", 2.6; seen here). It need not touch an inherited connection for that: opening a new one is enough. So the
-idle connections are closed before each fork, after those in use have come to rest.
+* `guard()`: SQLite connections are closed before a fork.
+* `no_fork()`: no fork comes in the middle of a short step, such as a key exchange.
+* `inherited()`: keeps what a child must not finalise.
+
+Each is made when first needed and stays, since a hook of `os.register_at_fork` cannot be taken back.
 """
 
 from __future__ import annotations
@@ -12,21 +13,31 @@ import functools
 import os
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
+
+PATIENCE = 5.0  # seconds that a fork waits for steps under way
 
 
 class Forkable(Protocol):
     """What can be brought to rest."""
 
     def before_fork(self) -> None:
-        """Come to rest, close what a child must not inherit, and let nobody begin."""
+        """Finish what is under way, close what a child must not inherit, and let nobody begin."""
 
     def after_fork(self) -> None:
         """Go on, in the parent."""
 
 
 class ForkGuard:
-    """Brings its members to rest before this process forks."""
+    """Brings its members to rest before this process forks.
+
+    SQLite counts the locks of a file once for the whole process, and a child inherits the count but not the locks: it would
+    believe that it holds what it does not, and lose its writes when the parent closes the file ("How To Corrupt An SQLite
+    Database File", 2.6; seen here). It need not touch an inherited connection for that: opening a new one is enough. So idle
+    connections are closed before each fork, and those in use are waited for.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -60,13 +71,77 @@ class ForkGuard:
         self._lock = threading.Lock()
 
 
+class _ForkBarrier:
+    """Lets steps run side by side, and a fork while there are none.
+
+    OpenSSL takes locks in key exchanges, signatures, handshakes and while it loads certificates, and Python lets other
+    threads run meanwhile. A child that is forked then has those locks held for ever, and hangs in its first key exchange
+    (seen with cryptography 50 and OpenSSL 4.0, and with Python's ssl and OpenSSL 3.0: once in some hundred forks). A module
+    has a lock while it is imported, for which the child waits for ever too.
+    """
+
+    def __init__(self) -> None:
+        self._renew()
+        os.register_at_fork(before=self._before, after_in_parent=self._after, after_in_child=self._renew)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Run the body while nobody forks. A step inside another one begins at once."""
+        mine = self._mine
+        depth = getattr(mine, "depth", 0)
+        if not depth:
+            with self._changed:
+                while self._forking:
+                    self._changed.wait()
+                self._under_way += 1
+        mine.depth = depth + 1
+        try:
+            yield
+        finally:
+            mine.depth = depth
+            if not depth and mine is self._mine:  # else this is a child, forked in the middle
+                with self._changed:
+                    self._under_way -= 1
+                    self._changed.notify_all()
+
+    def _before(self) -> None:
+        with self._changed:
+            self._forking += 1
+            # A child that is forked by a step itself has no other thread's locks to fear of it.
+            own = 1 if getattr(self._mine, "depth", 0) else 0
+            self._changed.wait_for(lambda: self._under_way <= own, PATIENCE)
+        # Held through the fork, so that the child's copy is of no other thread.
+        self._changed.acquire()
+
+    def _after(self) -> None:
+        self._forking -= 1
+        self._changed.notify_all()
+        self._changed.release()
+
+    def _renew(self) -> None:
+        self._changed = threading.Condition()
+        self._under_way = 0
+        self._forking = 0
+        self._mine = threading.local()
+
+
 @functools.cache
 def guard() -> ForkGuard:
-    """This process's guard. There is one, made when first needed, since a hook of `os` cannot be taken back."""
+    """This process's guard of SQLite connections."""
     return ForkGuard()
 
 
 @functools.cache
+def _barrier() -> _ForkBarrier:
+    return _ForkBarrier()
+
+
+def no_fork() -> AbstractContextManager[None]:
+    """A context for a step that takes a moment: a fork waits for its end, for `PATIENCE` seconds at most."""
+    return _barrier().step()
+
+
+@functools.cache
 def inherited() -> list[object]:
-    """What this process has from its parent, and keeps to its end: finalised, it would say or close something in the parent's name."""
+    """What this process has from its parent and keeps to its end: finalised, it would say or close something in the parent's name."""
     return []

@@ -6,7 +6,8 @@ import logging
 import os
 import re
 
-from storage_backend.base import StorageBackend, location_of, store
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of, store
 from storage_backend.errors import ConfigurationError
 
 logger = logging.getLogger(__name__)

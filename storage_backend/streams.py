@@ -209,6 +209,16 @@ def check_digest(identifier: str, expected: str | None, found: str, what: str) -
         )
 
 
+def check_mode(mode: str) -> None:
+    """Refuse a mode that `open` does not have.
+
+    Raises:
+        ValueError: it is neither "rb" nor "wb".
+    """
+    if mode not in {"rb", "wb"}:
+        raise ValueError(f'mode must be "rb" or "wb", not {mode!r}')
+
+
 def check_range(start: int, end: int | None) -> None:
     """Refuse a negative bound.
 
@@ -233,13 +243,19 @@ def position_after(offset: int, whence: int, position: int, size: int) -> int:
     return starts[whence] + offset
 
 
-class _Ranges(io.RawIOBase):
-    """The raw half of `ranged_reader`."""
+class SeekableRaw(io.RawIOBase):
+    """The raw half of a seekable reader. A subclass says how to read on; the position is kept here.
 
-    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
-        self._fetch = fetch
-        self._size = size
-        self._position = 0
+    Attributes:
+        size: of the object in bytes; set by the subclass.
+    """
+
+    size = 0
+    _position = 0
+
+    def _read_on(self, most: int) -> bytes:
+        """Some of the bytes that follow the position, at most *most*; b"" only at the end."""
+        raise NotImplementedError
 
     @override
     def readable(self) -> bool:
@@ -251,35 +267,60 @@ class _Ranges(io.RawIOBase):
 
     @override
     def tell(self) -> int:
+        self._check_open()
         return self._position
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._size)
+        self._check_open()
+        self._position = position_after(offset, whence, self._position, self.size)
         return self._position
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:
+        self._check_open()
         view = memoryview(buffer).cast("B")
-        end = min(self._position + len(view), self._size)
-        if self._position >= end:
-            return 0
-        data = self._fetch(self._position, end)
+        data = self._read_on(len(view)) if view else b""
         view[: len(data)] = data
         self._position += len(data)
         return len(data)
 
     @override
     def readall(self) -> bytes:
-        # The default asks for 8 KiB at a time.
-        pieces = []
-        while self._position < self._size:
-            data = self._fetch(self._position, min(self._position + SPOOL, self._size))
-            if not data:
-                break
+        self._check_open()
+        return gathered(self._pieces())
+
+    def _pieces(self) -> Iterator[bytes]:
+        # The default readall() asks for 8 KiB at a time.
+        while data := self._read_on(SPOOL):
             self._position += len(data)
-            pieces.append(data)
-        return b"".join(pieces)
+            yield data
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise ValueError("I/O operation on a closed reader")
+
+
+def gathered(pieces: Iterable[Buffer]) -> bytes:
+    """All of *pieces* as one."""
+    # b"".join would first have all of them beside each other, in as much memory again.
+    whole = io.BytesIO()
+    for piece in pieces:
+        whole.write(piece)
+    return whole.getvalue()
+
+
+class _RangeReader(SeekableRaw):
+    """The raw half of `ranged_reader`."""
+
+    def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
+        self._fetch = fetch
+        self.size = size
+
+    @override
+    def _read_on(self, most: int) -> bytes:
+        end = min(self._position + most, self.size)
+        return self._fetch(self._position, end) if self._position < end else b""
 
 
 def ranged_reader(fetch: Callable[[int, int], bytes], size: int, buffer_size: int = CHUNK) -> BinaryIO:
@@ -290,7 +331,7 @@ def ranged_reader(fetch: Callable[[int, int], bytes], size: int, buffer_size: in
         size: of the object, in bytes.
         buffer_size: the least that is fetched at a time, in bytes.
     """
-    return io.BufferedReader(_Ranges(fetch, size), buffer_size)
+    return io.BufferedReader(_RangeReader(fetch, size), buffer_size)
 
 
 class Sink(Protocol):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import stat
 from pathlib import Path
@@ -28,7 +29,6 @@ _MADE = frozenset(
     ]
 )
 _ALWAYS, _UNLESS_ZERO, _NEVER = range(3)
-_told: dict[int, int] = {}  # by device; a mount stays what it is
 
 
 def told_size(facts: os.stat_result) -> int | None:
@@ -36,16 +36,14 @@ def told_size(facts: os.stat_result) -> int | None:
 
     Of a file in user space (FUSE), a size of 0 may mean either.
     """
-    device = facts.st_dev
-    told = _told.get(device)
-    if told is None:
-        told = _told[device] = _how_told(device)
+    told = _how_told(facts.st_dev)
     size = facts.st_size
     if (told == _ALWAYS or (told == _UNLESS_ZERO and size)) and stat.S_ISREG(facts.st_mode):
         return size
     return None
 
 
+@functools.cache  # a mount stays what it is
 def _how_told(device: int) -> int:
     if os.major(device):  # a disk
         return _ALWAYS

@@ -32,7 +32,8 @@ from storage_backend import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.base import capabilities_of, info_of, location_of, matching, store
+from storage_backend.defensive import capabilities_of, info_of, location_of, matching, store
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
 from tests.seven import Seven
@@ -404,6 +405,15 @@ class TestMock:
             mock.write.assert_called_with("p/b", b"y")
             assert prefixed.stat("a").size is None
         mock.close.assert_called_once_with()
+
+    def test_its_hooks_are_the_defaults(self, mock: MagicMock) -> None:
+        hooks = hooks_of(mock)
+        assert type(hooks) is Hooks
+        assert hooks.last_read("a") is hooks.last_written("a") is None
+        assert hooks.md5_in(ObjectInfo("a", etag="0" * 32)) is None
+        assert not hooks.keeps_time(datetime.now(UTC))
+        assert [*hooks.own_paths(), *hooks.sha256_many(["a"]), *hooks.kept_times(["a"])] == []
+        assert hooks_of(Wrapper(mock)).tidy() == 0
 
     def test_its_errors_pass(self, mock: MagicMock) -> None:
         mock.read.side_effect = FileNotFoundError("a")

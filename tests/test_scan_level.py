@@ -47,7 +47,7 @@ def backend(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StorageB
 
 
 def level(backend: StorageBackend, prefix: str = "") -> list[str]:
-    return [found if isinstance(found, str) else found.identifier for found in backend._scan_level(prefix)]
+    return [found if isinstance(found, str) else found.identifier for found in backend.scan_level(prefix)]
 
 
 def test_every_backend_gives_the_same(backend: StorageBackend) -> None:
@@ -63,7 +63,7 @@ def test_every_backend_gives_the_same(backend: StorageBackend) -> None:
 
 def test_objects_come_with_what_a_scan_shows(backend: StorageBackend) -> None:
     scanned = {info.identifier: info for info in backend.scan()}
-    for found in backend._scan_level("d/"):
+    for found in backend.scan_level("d/"):
         assert isinstance(found, str) or found == scanned[found.identifier]
 
 
@@ -75,7 +75,7 @@ def test_a_directory_is_not_walked(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path / "d2")
     (tmp_path / "empty").mkdir()
     skipped: list[Any] = []
-    found = list(storage._scan_level(on_skip=skipped.append))
+    found = list(storage.scan_level(on_skip=skipped.append))
     assert found == ["d0/", "d1/", "d2/", "d3/", "d4/", "empty/"]
     assert [error.identifier for error in skipped] == ["link"]
 

@@ -12,9 +12,11 @@ from typing import Any, BinaryIO
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.base import Identifiers, OnSkip, StorageBackend, not_found
+from storage_backend.base import Identifiers, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
+from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import (
     Content,
     check_arrived,
@@ -175,18 +177,13 @@ class MemoryStorage(StorageBackend):
 
     @property
     @override
-    def _instance(self) -> str:
-        return self._token
-
-    @property
-    @override
     def keeps_modified(self) -> bool:
         return True
 
     @property
     @override
-    def _near(self) -> bool:
-        return True
+    def hooks(self) -> Hooks:
+        return _MemoryHooks(self)
 
     def _entry(self, identifier: str) -> _Entry:
         identifiers.check(identifier)
@@ -207,6 +204,22 @@ class MemoryStorage(StorageBackend):
             entry = _Entry(content, modified or datetime.now(UTC), str(self._version), content_type)
             self._entries[identifier] = entry
         return entry
+
+
+class _MemoryHooks(Hooks):
+    def __init__(self, storage: MemoryStorage) -> None:
+        super().__init__(storage)
+        self._token = storage._token
+
+    @property
+    @override
+    def is_near(self) -> bool:
+        return True
+
+    @property
+    @override
+    def instance(self) -> str:
+        return self._token
 
 
 def _info(identifier: str, entry: _Entry) -> ObjectInfo:

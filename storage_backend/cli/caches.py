@@ -15,7 +15,7 @@ from storage_backend.cli.output import Lines, common
 from storage_backend.cli.standard import outlive_output
 
 if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
-    from storage_backend.wrappers.cached.engine import Engine
+    from storage_backend.wrappers.cached.engine import CacheEngine
 
 
 @click.group(cls=Group)
@@ -120,7 +120,7 @@ def check(directory: str, as_json: bool, quiet: bool) -> int:
 
 
 @contextmanager
-def _cache_in(directory: str) -> Iterator[Engine]:
+def _cache_in(directory: str) -> Iterator[CacheEngine]:
     from storage_backend.wrappers.cached import open_cache
 
     engine = open_cache(directory)

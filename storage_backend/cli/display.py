@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self, TextIO, cast
 
 import click
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.output import DISPLAY, Lines
 from storage_backend.cli.progress import Status
+from storage_backend.defensive import location_of
 
 if TYPE_CHECKING:  # at run time they are imported by the commands that use them, once something is shown
     from storage_backend.cli.live import Live

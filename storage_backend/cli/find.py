@@ -10,11 +10,12 @@ from typing import TypeVar
 import click
 
 from storage_backend import identifiers
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import contents_of
 from storage_backend.cli.output import ONE_LEVEL, Lines, Tally, common, complain, record_of
 from storage_backend.cli.units import Sizes, moment_of, sizes_of
 from storage_backend.config import locations_in
+from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
 from storage_backend.info import ObjectInfo
 

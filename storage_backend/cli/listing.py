@@ -7,13 +7,15 @@ from functools import partial
 
 import click
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
 from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
 from storage_backend.cli.places import Sources, place_at
 from storage_backend.cli.units import shown_size, size_width
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import ConfigurationError
+from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import new_digest
 
@@ -72,7 +74,7 @@ def ls(  # noqa: PLR0917 - click gives them by name
 
 
 def _one_level(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
-    return storage._scan_level()
+    return storage.scan_level()
 
 
 def _in_order(entries: Iterator[ObjectInfo | str], sort: str, reverse: bool) -> Iterable[ObjectInfo | str]:
@@ -172,7 +174,7 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
     lines, tally = Lines(), Tally()
 
     def show(storage: StorageBackend, identifier: str, name: str, meter: Meter) -> None:
-        digest = storage._checksum_counted(identifier, algorithm, meter.moved)
+        digest = hooks_of(storage).checksum(identifier, algorithm, meter.moved)
         if as_json:
             lines.record({"name": name, "algorithm": algorithm, "digest": digest})
             return

@@ -16,14 +16,16 @@ from typing import BinaryIO
 import click
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
 from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exits import Exit
 from storage_backend.cli.output import Lines, Tally, common
 from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
 from storage_backend.cli.standard import outlive_output
 from storage_backend.cli.transfer import synchronize, synchronize_places
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError
+from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.markers import refuse_one_object
 from storage_backend.paths import expanded
@@ -121,7 +123,7 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
         place = Path.cwd() / (name if path is None else expanded(path))
         file = place / name if place.is_dir() or str(path).endswith("/") else place
         with Meter("get", storage, quiet=quiet, size=partial(storage.size, identifier)) as meter:
-            storage._download_counted(identifier, file, meter.moved)
+            hooks_of(storage).download(identifier, file, meter.moved)
     return Exit.DONE
 
 
@@ -166,7 +168,7 @@ def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -
         destination_at(location, Path(path).name) as (storage, identifier),
         Meter("put", storage, quiet=quiet, size=size) as meter,
     ):
-        storage._upload_counted(path, identifier, meter.moved)
+        hooks_of(storage).upload(path, identifier, meter.moved)
     return Exit.DONE
 
 
@@ -197,7 +199,7 @@ def cp(source: str, target: str, recursive: bool, as_json: bool, quiet: bool) ->
         meter = stack.enter_context(Meter("cp", other, quiet=quiet, size=partial(one.size, source_id)))
         if one is other and local_path(source) is not None and source_id != target_id:
             # As the store itself copies, but told of.
-            one._upload_counted(one.get_path(source_id), target_id, meter.moved)
+            hooks_of(one).upload(one.get_path(source_id), target_id, meter.moved)
         elif one is other:
             one.copy(source_id, target_id)
         else:

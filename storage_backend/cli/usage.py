@@ -175,7 +175,7 @@ def _with_folders(infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo | str]:
 
 def _levels(storage: StorageBackend, prefix: str, depth: int) -> Iterator[ObjectInfo | str]:
     """The same from one listing a folder, so that nothing deeper than *depth* levels is listed."""
-    for entry in storage._scan_level(prefix):
+    for entry in storage.scan_level(prefix):
         yield entry
         if isinstance(entry, str) and depth > 1:
             yield from _levels(storage, entry, depth - 1)

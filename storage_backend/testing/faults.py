@@ -14,10 +14,11 @@ from typing import Any, BinaryIO, Literal, NamedTuple, TypeVar, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Identifiers, Item, OnSkip, StorageBackend, one_level
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import UnavailableError
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import OnSkip, one_level
 from storage_backend.streams import Content, Writer, plain
 from storage_backend.testing.cuts import Cut, CutSink
 from storage_backend.wrappers.base import Wrapper
@@ -267,8 +268,13 @@ class FaultyStorage(Wrapper):
         return faults.end(cut.items(found) if cut else found)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        return one_level(self.scan(prefix, on_skip=on_skip), prefix)
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        faults = self._begin("scan_level", prefix)
+        return faults.end(one_level(self.scan(prefix, on_skip=on_skip), prefix))
+
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self._run("stat_many", super().stat_many, identifiers)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

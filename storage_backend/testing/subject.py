@@ -11,7 +11,8 @@ from typing import Any, BinaryIO, Literal, cast
 
 import pytest
 
-from storage_backend.base import StorageBackend, capabilities_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of
 from storage_backend.info import Capability, ObjectInfo
 
 FEATURES: Mapping[str, str] = MappingProxyType(

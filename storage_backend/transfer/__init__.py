@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from storage_backend.base import StorageBackend, capabilities_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import Capability
 from storage_backend.transfer.engine import Engine

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import TypeAlias, cast
 
-from storage_backend.base import StorageBackend, capabilities_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of
 from storage_backend.errors import FATAL, BatchError, IntegrityError
+from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import sha256
 from storage_backend.transfer.batches import copy_batch
@@ -63,17 +65,18 @@ def compare_batch(job: Job, actions: Sequence[Action], *, repair: bool = True) -
 
 def _at_sight(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     """What becomes of those that can be told apart, or not, without reading the target."""
-    shown = {action.identifier: job.target._md5_in(cast(ObjectInfo, action.target)) for action in actions}
+    source, target = hooks_of(job.source), hooks_of(job.target)
+    shown = {action.identifier: target.md5_in(cast(ObjectInfo, action.target)) for action in actions}
     same: dict[str, str] = {}
     own: dict[str, str | None] = {}
     for action in actions:
         name, info = action.identifier, cast(ObjectInfo, action.source)
         if shown[name] is None:
             continue
-        listed = job.source._md5_in(info)
+        listed = source.md5_in(info)
         if listed is not None:
             own[name] = listed
-        elif job.source._near is True and (info.size or 0) <= READ_FIRST:
+        elif source.is_near and (info.size or 0) <= READ_FIRST:
             own[name] = _md5(job, info)
         if own.get(name) == shown[name]:
             same[name] = "checksum"
@@ -81,7 +84,7 @@ def _at_sight(job: Job, actions: Sequence[Action]) -> list[Outcome]:
     dated = {a.identifier: a for a in actions if a.reason == "not-newer" and a.identifier not in same}
     if dated:
         job.flow.ask(actions[0].identifier, job.target)
-        for name, modified in job.target._kept_times(list(dated)):
+        for name, modified in target.kept_times(list(dated)):
             changed = microseconds(cast(datetime, cast(ObjectInfo, dated[name].source).modified))
             if same_time(changed, microseconds(modified)) and not is_racy(changed, dated[name].looked):
                 same[name] = "same-size-and-time"
@@ -155,7 +158,7 @@ def digests_of(job: Job, backend: StorageBackend, infos: Sequence[ObjectInfo]) -
     found: dict[str, Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
         sizes = {info.identifier: info.size for info in infos}
-        for identifier, digest in backend._digests(sizes):
+        for identifier, digest in hooks_of(backend).sha256_many(sizes):
             found[identifier] = (sizes[identifier], digest)
             job.flow.moves += 1
     elif len(infos) > 1:
@@ -192,7 +195,7 @@ def _digest(job: Job, backend: StorageBackend, info: ObjectInfo) -> Digest:
         _half(job, backend, info, size)
 
     try:
-        return info.size, backend._checksum_counted(info.identifier, "sha256", moved)
+        return info.size, hooks_of(backend).checksum(info.identifier, "sha256", moved)
     except FATAL:
         raise
     except Exception as error:  # noqa: BLE001 - it is this object's outcome

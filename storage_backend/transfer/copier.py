@@ -9,8 +9,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
-from storage_backend.base import StorageBackend, capabilities_of, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of
 from storage_backend.errors import BatchError, IntegrityError, SourceChangedError, StorageError
+from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.transfer.fingerprint import Fingerprint, is_kept_everywhere, microseconds
@@ -71,7 +73,7 @@ class Job:
         found = set()
         # One that cannot be looked at is tried by itself, which tells why.
         with suppress(BatchError):
-            for shown in self.source._stat_many(then):
+            for shown in self.source.stat_many(then):
                 if (info := then.get(shown.identifier)) is not None and _same(shown, info):
                     found.add(shown.identifier)
         return found
@@ -87,8 +89,7 @@ class Job:
         )
         if self.verification != "size" and (kept or not self.journalled):
             return ObjectInfo(info.identifier, size, info.modified)
-        receipt: object = self.target._receipt(info.identifier)
-        found = receipt if isinstance(receipt, ObjectInfo) else self.target.stat(info.identifier)
+        found = hooks_of(self.target).last_written(info.identifier) or self.target.stat(info.identifier)
         shown = info_of(found, info.identifier)
         if shown.size is not None and shown.size != size:
             raise IntegrityError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeAlias, TypeVar
 
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.transfer.comparison import digests_of
@@ -138,7 +139,7 @@ def _looks(job: Job, backend: StorageBackend, names: list[str]) -> dict[str, Obj
     """What *backend* shows of each object now; None for one that is not there, and the error where that cannot be told."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
-        for info in backend._stat_many(_while_wanted(job, names)):
+        for info in backend.stat_many(_while_wanted(job, names)):
             found[info.identifier] = info
     except BatchError as error:
         found.update(error.failures)

@@ -9,15 +9,12 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from typing import Any, TypeAlias, TypeVar, cast
 
-from storage_backend.base import FolderMarkerError, StorageBackend, info_of, location_of
-from storage_backend.errors import (
-    FATAL,
-    IntegrityError,
-    SourceChangedError,
-    StorageError,
-    is_retryable,
-)
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of, location_of
+from storage_backend.errors import FATAL, IntegrityError, SourceChangedError, StorageError, is_retryable
+from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import FolderMarkerError
 from storage_backend.threads import GRACE_SECONDS, DaemonPool, Deadline, beside, patience, result_of
 from storage_backend.transfer.batches import copy_batch
 from storage_backend.transfer.comparison import compare_batch
@@ -101,7 +98,7 @@ class Engine:
         rules = Rules(
             prove=self.verb == "migrate",
             keeps_time=self.job.keeps_time,
-            keeps=self.job.target._keeps,
+            keeps=hooks_of(self.job.target).keeps_time,
             timed=self.job.source.keeps_modified is True,
             content=self.options.checksum,
             stored_time=not self.job.keeps_time,
@@ -167,7 +164,7 @@ class Engine:
         if self.report.failed:
             return
         try:
-            count = self.job.target._tidy()
+            count = hooks_of(self.job.target).tidy()
         except Exception as error:  # noqa: BLE001 - the transfer itself is done
             logger.warning("%s is not tidied up: %s", self.report.target, error)
         else:

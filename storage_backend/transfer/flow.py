@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from urllib.parse import parse_qs, urlsplit
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 
 
 class Flow:

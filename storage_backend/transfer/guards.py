@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from urllib.parse import unquote, urlsplit
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
+from storage_backend.hooks import hooks_of
 
 LEAST_MAX_DELETE = 100  # objects; below this, a tenth of the target is too easily reached by ordinary change
 
@@ -25,7 +27,7 @@ def check_pair(source: StorageBackend, target: StorageBackend, *, deletes: bool 
     if source is target:
         raise _same(one)
     check_locations(one, other)
-    ours, theirs = tuple(source._places()), tuple(target._places())
+    ours, theirs = tuple(hooks_of(source).places()), tuple(hooks_of(target).places())
     if max(len(ours), len(theirs)) > 1 and not deletes:
         return
     for here in ours:

@@ -6,9 +6,11 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.files import state_directory
+from storage_backend.hooks import hooks_of
 from storage_backend.lineage import lineage
 from storage_backend.paths import expanded
 
@@ -22,7 +24,7 @@ def own_paths(
     manifest: str | os.PathLike[str] | None,
 ) -> list[Path]:
     """The files and folders that a transfer works with, and those that others of this user do."""
-    found = [*source._own_paths(), *target._own_paths()]
+    found = [*hooks_of(source).own_paths(), *hooks_of(target).own_paths()]
     if journal is not None:
         found += [Path(f"{expanded(journal)}{end}") for end in _OF_A_JOURNAL]
     if manifest is not None:
@@ -71,7 +73,7 @@ def own_names(backend: StorageBackend, paths: Iterable[Path]) -> frozenset[str]:
 
 
 def _names(backend: StorageBackend, paths: Iterable[Path]) -> frozenset[str]:
-    places = {place[-1] for place in backend._places()}
+    places = {place[-1] for place in hooks_of(backend).places()}
     found = set()
     for path in paths:
         # Of a link, the name that is given, and the file that it leads to.

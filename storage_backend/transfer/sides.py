@@ -10,7 +10,8 @@ import hashlib
 from collections.abc import Iterable, Iterator
 
 from storage_backend import markers
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import FATAL, is_retryable
 from storage_backend.info import ObjectInfo
 
@@ -159,4 +160,4 @@ def _seen(backend: StorageBackend, marker: str, before: list[str] | None) -> str
     if before is None:
         return next((info.identifier for info in backend.scan() if info.identifier.endswith(marker)), None)
     names = dict.fromkeys(folder + marker for folder in before)
-    return next((info.identifier for info in backend._stat_many(names)), None)
+    return next((info.identifier for info in backend.stat_many(names)), None)

@@ -7,24 +7,22 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from datetime import datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from types import TracebackType
+from typing import BinaryIO, Literal, Self, TypeVar
 
 from typing_extensions import Buffer, override
 
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, location_of, matching, store
+from storage_backend.errors import BatchError, Failures
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, plain
+
+T = TypeVar("T")
 
 
 class Wrapper(StorageBackend):
@@ -95,49 +93,12 @@ class Wrapper(StorageBackend):
         return self.backend.scan(prefix, on_skip=on_skip)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        return self.backend._scan_level(prefix, on_skip=on_skip)
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        return self.backend.scan_level(prefix, on_skip=on_skip)
 
     @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        return self.backend._receipt(identifier)
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self.backend._seen(identifier)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return self.backend._stat_many(identifiers)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        return self.backend._digests(identifiers)
-
-    @override
-    def _md5_in(self, info: ObjectInfo) -> str | None:
-        return self.backend._md5_in(info)
-
-    @override
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        return self.backend._kept_times(identifiers)
-
-    @property
-    @override
-    def _near(self) -> bool:
-        return self.backend._near
-
-    @override
-    def _own_paths(self) -> Iterator[Path]:
-        return self.backend._own_paths()
-
-    @override
-    def _tidy(self) -> int:
-        return self.backend._tidy()
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        return self.backend._places(prefix)
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self.backend.stat_many(identifiers)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -210,13 +171,110 @@ class Wrapper(StorageBackend):
     def keeps_modified(self) -> bool:
         return self.backend.keeps_modified is True
 
+    @property
     @override
-    def _keeps(self, modified: datetime) -> bool:
-        return self.backend._keeps(modified)
+    def hooks(self) -> Hooks:
+        return WrapperHooks(self)
 
     @override
     def close(self) -> None:
         self.backend.close()
+
+
+class WrapperHooks(Hooks):
+    """Asks the hooks of the backend within, but for what moves content: that goes through the wrapper's own methods.
+
+    Attributes:
+        inner: the hooks of the backend within.
+    """
+
+    def __init__(self, wrapper: Wrapper) -> None:
+        super().__init__(wrapper)
+        self.inner = hooks_of(wrapper.backend)
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        return self.inner.last_read(identifier)
+
+    @override
+    def last_written(self, identifier: str) -> ObjectInfo | None:
+        return self.inner.last_written(identifier)
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return self.inner.sha256_many(identifiers)
+
+    @override
+    def md5_in(self, info: ObjectInfo) -> str | None:
+        return self.inner.md5_in(info)
+
+    @override
+    def kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        return self.inner.kept_times(identifiers)
+
+    @override
+    def keeps_time(self, modified: datetime) -> bool:
+        return self.inner.keeps_time(modified)
+
+    @property
+    @override
+    def is_near(self) -> bool:
+        return self.inner.is_near
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.inner.places(prefix)
+
+    @override
+    def own_paths(self) -> Iterator[Path]:
+        return self.inner.own_paths()
+
+    @override
+    def tidy(self) -> int:
+        return self.inner.tidy()
+
+
+class BatchWithin(Failures):
+    """A context for a call on many objects of the backend within: its failures join ours.
+
+    An error of the iterable that the caller passed in leaves as it is.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.foreign: BaseException | None = None
+
+    def watched(self, iterable: Iterable[T]) -> Iterator[T]:
+        """The caller's *iterable*."""
+        try:
+            yield from iterable
+        except BaseException as error:
+            self.foreign = error
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        foreign, self.foreign = self.foreign, None  # its traceback leads to whoever has this object
+        if error is None or error is foreign:
+            return False
+        self.respell(error)
+        if not isinstance(error, BatchError):
+            return False
+        for identifier, failure in error.failures.items():
+            self.respell(failure)
+            self.errors[self.named(identifier)] = failure
+        return True
+
+    def named(self, inner: str) -> str:
+        """The caller's identifier of the object that is *inner* to the backend within."""
+        return inner
+
+    def respell(self, error: BaseException) -> None:
+        """Have *error* name the object as the caller does."""
 
 
 class WriterSink:

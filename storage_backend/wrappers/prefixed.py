@@ -8,35 +8,26 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, Self, cast
+from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
 
 from storage_backend import identifiers as names
 from storage_backend import locations
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    info_of,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import info_of, location_of, matching, store
 from storage_backend.errors import (
-    BatchError,
     ConfigurationError,
-    Failures,
     InvalidIdentifierError,
     StorageError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.info import ObjectInfo
 from storage_backend.lineage import Lineage
-from storage_backend.streams import Content, Moved, Writer, plain
-from storage_backend.wrappers.base import Wrapper, WriterSink
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, Moved, Writer, check_mode, plain
+from storage_backend.wrappers.base import BatchWithin, Wrapper, WrapperHooks, WriterSink
 
 
 class PrefixedStorage(Wrapper):
@@ -141,7 +132,7 @@ class PrefixedStorage(Wrapper):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        batch = _Batch(self._beneath)
+        batch = _PrefixedBatch(self._beneath)
         inner = None if on_skip is None else batch.reporting(on_skip)
         with batch:
             for info in self.backend.scan(self._beneath + prefix, on_skip=inner):
@@ -149,50 +140,23 @@ class PrefixedStorage(Wrapper):
                     yield _named(info, info.identifier[len(self._beneath) :])
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        batch = _Batch(self._beneath)
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        batch = _PrefixedBatch(self._beneath)
         inner = None if on_skip is None else batch.reporting(on_skip)
         with batch:
-            for found in self.backend._scan_level(self._beneath + prefix, on_skip=inner):
+            for found in self.backend.scan_level(self._beneath + prefix, on_skip=inner):
                 if isinstance(found, str):
                     yield batch.named(found)
                 else:
                     yield _named(found, batch.named(found.identifier))
 
     @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        found = self.backend._receipt(self._beneath + identifier)
-        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        found = self.backend._seen(self._beneath + identifier)
-        return _named(found, identifier) if isinstance(found, ObjectInfo) else None
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        batch = _Batch(self._beneath)
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        batch = _PrefixedBatch(self._beneath)
         with batch:
-            for found in self.backend._stat_many([self._beneath + name for name in identifiers]):
+            for found in self.backend.stat_many(batch.joined(identifiers)):
                 yield _named(found, batch.named(found.identifier))
-
-    @override
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        batch = _Batch(self._beneath)
-        with batch:
-            for name, modified in self.backend._kept_times([self._beneath + name for name in identifiers]):
-                yield batch.named(name), modified
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        return self.backend._places(self._beneath + prefix if prefix else self.prefix)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        batch = _Batch(self._beneath)
-        with batch:
-            for joined, digest in self.backend._digests([self._beneath + name for name in identifiers]):
-                yield batch.named(joined), digest
+        batch.raise_any("look at", self.location)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -204,7 +168,7 @@ class PrefixedStorage(Wrapper):
                 return cast(BinaryIO, Writer(WriterSink(stream, writing=errors, publishing=lambda: errors)))
         if type(stream) is io.BytesIO or type(getattr(stream, "raw", None)) is io.FileIO:
             return stream  # its errors, if any, name no object
-        return cast(BinaryIO, _Reader(stream, self._errors(identifier)))
+        return cast(BinaryIO, _PrefixedReader(stream, self._errors(identifier)))
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
@@ -218,7 +182,7 @@ class PrefixedStorage(Wrapper):
         if progress is not None:
             yield from read_counted(self.read_many(identifiers), progress)
             return
-        batch = _Batch(self._beneath)
+        batch = _PrefixedBatch(self._beneath)
         with batch:
             for joined, content in self.backend.read_many(batch.joined(identifiers)):
                 yield batch.named(joined), content
@@ -230,7 +194,7 @@ class PrefixedStorage(Wrapper):
     ) -> int:
         if progress is not None:
             return write_counted(self, items, progress, verify=verify)
-        batch = _Batch(self._beneath)
+        batch = _PrefixedBatch(self._beneath)
         stored = 0
         with batch:
             stored = self.backend.write_many(batch.joined_items(items), verify=verify)
@@ -241,7 +205,7 @@ class PrefixedStorage(Wrapper):
     def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         if progress is not None:
             return delete_counted(self, identifiers, progress)
-        batch = _Batch(self._beneath)
+        batch = _PrefixedBatch(self._beneath)
         absent = 0
         with batch:
             absent = self.backend.delete_many(batch.joined(identifiers))
@@ -257,21 +221,6 @@ class PrefixedStorage(Wrapper):
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
         with self._errors(identifier) as joined:
             return self.backend.upload(path, joined)
-
-    @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        with self._errors(identifier) as joined:
-            return self.backend._download_counted(joined, path, moved)
-
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        with self._errors(identifier) as joined:
-            return self.backend._upload_counted(path, joined, moved)
-
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        with self._errors(identifier) as joined:
-            return self.backend._checksum_counted(joined, algorithm, moved)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
@@ -298,12 +247,68 @@ class PrefixedStorage(Wrapper):
     def location(self) -> str:
         return locations.beneath(location_of(self.backend), self.prefix)
 
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return _PrefixedHooks(self)
+
     def _joined(self, identifier: str) -> str:
         return _join(self._beneath, identifier)
 
     def _errors(self, identifier: str) -> _Errors:
         """Gives the name there; errors about it leave as errors about *identifier*."""
         return _Errors({self._joined(identifier): identifier})
+
+
+class _PrefixedHooks(WrapperHooks):
+    def __init__(self, storage: PrefixedStorage) -> None:
+        super().__init__(storage)
+        self._beneath = storage._beneath
+        self._prefix = storage.prefix
+        self._errors = storage._errors
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_read(self._beneath + identifier)
+        return found and _named(found, identifier)
+
+    @override
+    def last_written(self, identifier: str) -> ObjectInfo | None:
+        found = self.inner.last_written(self._beneath + identifier)
+        return found and _named(found, identifier)
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        batch = _PrefixedBatch(self._beneath)
+        with batch:
+            for joined, digest in self.inner.sha256_many([self._beneath + name for name in identifiers]):
+                yield batch.named(joined), digest
+
+    @override
+    def kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+        batch = _PrefixedBatch(self._beneath)
+        with batch:
+            for joined, modified in self.inner.kept_times([self._beneath + name for name in identifiers]):
+                yield batch.named(joined), modified
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return self.inner.places(self._beneath + prefix if prefix else self._prefix)
+
+    @override
+    def download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.inner.download(joined, path, moved)
+
+    @override
+    def upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+        with self._errors(identifier) as joined:
+            return self.inner.upload(path, joined, moved)
+
+    @override
+    def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        with self._errors(identifier) as joined:
+            return self.inner.checksum(joined, algorithm, moved)
 
 
 def _join(beneath: str, identifier: str) -> str:
@@ -350,62 +355,46 @@ class _Errors:
             error.identifier = self._spelling.get(error.identifier, error.identifier)
 
 
-class _Batch(Failures):
-    """A context for calls on many objects: failures within it are collected in the caller's spelling.
-
-    An error of the iterable that the caller passed in, or of its callback, is passed on as it is.
-    """
+class _PrefixedBatch(BatchWithin):
+    """The same with the caller's identifiers in errors; what its callback raises leaves as it is, too."""
 
     def __init__(self, beneath: str) -> None:
         super().__init__()
         self._beneath = beneath
-        self._foreign: BaseException | None = None
 
-    def named(self, joined: str) -> str:
-        """The name here of the object that is *joined* there."""
-        return joined.removeprefix(self._beneath)
+    @override
+    def named(self, inner: str) -> str:
+        return inner.removeprefix(self._beneath)
+
+    @override
+    def respell(self, error: BaseException) -> None:
+        if isinstance(error, StorageError) and error.identifier is not None:
+            error.identifier = self.named(error.identifier)
 
     def joined(self, identifiers: Iterable[str]) -> Iterator[str]:
         """The names there; one that is refused becomes a failure."""
-        for identifier in self._watched(identifiers):
+        for identifier in self.watched(identifiers):
             yield from self._accepted(identifier)
 
     def joined_items(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items with their names there; one that is refused becomes a failure."""
-        for key, content in self._watched(items):
+        for key, content in self.watched(items):
             info = key if isinstance(key, ObjectInfo) else None
-            for joined in self._accepted(info.identifier if info else key):
+            for joined in self._accepted(info.identifier if info else cast(str, key)):
                 yield (_named(info, joined) if info else joined), content
 
     def reporting(self, on_skip: OnSkip) -> OnSkip:
         """*on_skip*, given errors in the caller's spelling."""
 
         def report(error: StorageError) -> None:
-            self._respell(error)
+            self.respell(error)
             try:
                 on_skip(error)
             except BaseException as raised:
-                self._foreign = raised
+                self.foreign = raised
                 raise
 
         return report
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        foreign, self._foreign = self._foreign, None  # its traceback leads to whoever has this object
-        if error is None or error is foreign:
-            return False
-        self._respell(error)
-        if not isinstance(error, BatchError):
-            return False
-        for joined, failure in error.failures.items():
-            self._respell(failure)
-            self.errors[self.named(joined)] = failure
-        return True
 
     def _accepted(self, identifier: str) -> list[str]:
         """The name there, if it is not refused."""
@@ -413,19 +402,8 @@ class _Batch(Failures):
             return [_join(self._beneath, identifier)]
         return []
 
-    def _watched(self, iterable: Iterable[Any]) -> Iterator[Any]:
-        try:
-            yield from iterable
-        except BaseException as error:
-            self._foreign = error
-            raise
 
-    def _respell(self, error: BaseException) -> None:
-        if isinstance(error, StorageError) and error.identifier is not None:
-            error.identifier = self.named(error.identifier)
-
-
-class _Reader(io.BufferedIOBase):
+class _PrefixedReader(io.BufferedIOBase):
     """A reader whose late errors name the object as the caller did."""
 
     def __init__(self, reader: BinaryIO, errors: _Errors) -> None:

@@ -61,16 +61,16 @@ def test_all_bytes_are_told_once(storage: StorageBackend, tmp_path: Path) -> Non
     file, copy = tmp_path / "file", tmp_path / "copy"
     file.write_bytes(CONTENT)
     moved: list[int] = []
-    assert storage._upload_counted(file, "large", moved.append)
+    assert storage.hooks.upload(file, "large", moved.append)
     assert sum(moved) == SIZE
     moved.clear()
-    assert storage._download_counted("large", copy, moved.append)
+    assert storage.hooks.download("large", copy, moved.append)
     assert sum(moved) == SIZE
     assert copy.read_bytes() == CONTENT
     moved.clear()
-    digest = storage._checksum_counted("large", "sha256", moved.append)
+    digest = storage.hooks.checksum("large", "sha256", moved.append)
     assert digest == storage.checksum("large")
     assert sum(moved) == SIZE
     moved.clear()
-    assert ReadOnlyStorage(storage)._download_counted("large", copy, moved.append)
+    assert ReadOnlyStorage(storage).hooks.download("large", copy, moved.append)
     assert sum(moved) == SIZE

@@ -219,10 +219,10 @@ def test_answer_that_makes_no_sense_is_an_error(serve: Serve, kind: int, answer:
         STAT: [lambda: backend.stat("a"), lambda: backend.exists("a")],
         OPENDIR: [
             lambda: list(backend.scan()),
-            lambda: list(backend._scan_level()),
+            lambda: list(backend.scan_level()),
             lambda: backend.list("*"),
         ],
-        READDIR: [lambda: list(backend.scan()), lambda: list(backend._scan_level())],
+        READDIR: [lambda: list(backend.scan()), lambda: list(backend.scan_level())],
     }.get(
         kind,
         [
@@ -409,7 +409,7 @@ def test_name_that_no_directory_can_have_is_reported_and_never_followed(
         OPENDIR: watch(OPENDIR),
     }
     backend = serve(answers)
-    for verb in (backend.scan, backend._scan_level):
+    for verb in (backend.scan, backend.scan_level):
         reports: list[StorageError] = []
         assert [
             info if isinstance(info, str) else info.identifier for info in verb("", on_skip=reports.append)
@@ -428,7 +428,7 @@ def test_names_that_come_twice_are_listed_once(serve: Serve) -> None:
     entries += [(b"a", attributes()), (b"a", attributes(size=1)), (b"d1", attributes()), (b"a", attributes())]
     backend = serve({READDIR: listing_of(*entries)})
     assert [info.identifier for info in backend.scan()] == ["a", "d1"]
-    level = list(backend._scan_level())
+    level = list(backend.scan_level())
     assert len(level) == 51
     assert len({each if isinstance(each, str) else each.identifier for each in level}) == 51
 

@@ -155,7 +155,7 @@ def test_times_are_kept_where_they_are_given(openssh_place: SSHPlace, told: Told
         assert backend.write_many([*mixed, (before, b"x")]) == 2 * MANY + 1
         for info in backend.scan("dated/"):
             assert info.modified == LONG_AGO
-            assert backend._receipt(info.identifier) == info
+            assert backend.hooks.last_written(info.identifier) == info
         for name in [*items(), "before 1970"]:
             modified = backend.stat(name).modified
             assert modified is not None

@@ -36,15 +36,15 @@ def test_receipt_of_each_way_to_write_is_what_stat_shows(openssh_place: SSHPlace
         with remote.open("opened", "wb") as file:
             file.write(b"z" * (1 << 20))
         for identifier in ("small", "stream", "d/one", "d/two", "d/three", "large", "opened"):
-            assert remote._receipt(identifier) == remote.stat(identifier)
-            assert remote._receipt(identifier) is None, "told twice"
+            assert remote.hooks.last_written(identifier) == remote.stat(identifier)
+            assert remote.hooks.last_written(identifier) is None, "told twice"
 
 
 def test_overwriting_replaces_the_receipt(openssh_place: SSHPlace) -> None:
     with storage(openssh_place) as remote:
         remote.write("name", b"first content")
         remote.write("name", b"second")
-        assert remote._receipt("name") == remote.stat("name")
+        assert remote.hooks.last_written("name") == remote.stat("name")
 
 
 def test_receipts_that_nobody_asks_for_stay_few(

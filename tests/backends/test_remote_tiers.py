@@ -291,7 +291,7 @@ def scanned(backend: StorageBackend, prefix: str) -> tuple[object, list[tuple[st
 
 
 def levelled(backend: StorageBackend, prefix: str) -> tuple[object, list[tuple[str, str | None]]]:
-    return seen(lambda on_skip: [facts(info) for info in backend._scan_level(prefix, on_skip=on_skip)])
+    return seen(lambda on_skip: [facts(info) for info in backend.scan_level(prefix, on_skip=on_skip)])
 
 
 @pytest.mark.soak
@@ -531,7 +531,7 @@ def test_prefix_never_leads_out_of_the_base_directory(openssh_place: SSHPlace) -
             ):
                 reports: list[StorageError] = []
                 assert list(backend.scan(prefix, on_skip=reports.append)) == []
-                assert list(backend._scan_level(prefix, on_skip=reports.append)) == []
+                assert list(backend.scan_level(prefix, on_skip=reports.append)) == []
                 assert reports == []
 
 
@@ -631,7 +631,7 @@ def test_directory_that_is_gone_or_a_file_has_nothing_beneath(openssh_place: SSH
         for backend in (*pair, *gone):
             for prefix in ("f/", "no/", "no/such/x"):
                 assert list(backend.scan(prefix)) == []
-                assert list(backend._scan_level(f"{prefix.rpartition('/')[0]}/")) == []
+                assert list(backend.scan_level(f"{prefix.rpartition('/')[0]}/")) == []
         for backend in gone:
             assert backend.list() == []
             with pytest.raises(NotFoundError):

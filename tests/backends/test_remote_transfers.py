@@ -119,9 +119,9 @@ class TestResume:
         moved: list[int] = []
         with ways.storage() as storage:
             if way == "upload":
-                assert storage._upload_counted(transfer.local, "big", moved.append)
+                assert storage.hooks.upload(transfer.local, "big", moved.append)
             else:
-                assert storage._download_counted("big", transfer.local, moved.append)
+                assert storage.hooks.download("big", transfer.local, moved.append)
         assert sum(moved) == SIZE
         assert moved[0] > 8 * MIB
         assert max(moved[1:]) <= 1 * MIB

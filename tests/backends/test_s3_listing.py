@@ -21,7 +21,7 @@ from storage_backend import (
 )
 from storage_backend.backends.s3 import listing
 from storage_backend.backends.s3.documents import Entry, Page
-from storage_backend.base import FolderMarkerError
+from storage_backend.scanning import FolderMarkerError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 
@@ -94,7 +94,7 @@ def test_levels_of_many_pages_are_in_order(server: S3Server) -> None:
         server.put("bucket", name, b"")
     server.settings.page_size = 1
     with storage_at(server) as storage:
-        found = [entry if isinstance(entry, str) else entry.identifier for entry in storage._scan_level()]
+        found = [entry if isinstance(entry, str) else entry.identifier for entry in storage.scan_level()]
     assert found == ["a", "a-b/", "a.b", "a/", "a0", "b/", "é", "é/", "😀"]
 
 
@@ -111,7 +111,7 @@ def test_keys_that_are_no_identifiers_are_told(server: S3Server) -> None:
         markers = {error.identifier for error in skipped if isinstance(error, FolderMarkerError)}
         assert markers == {"", "a/"}
         skipped.clear()
-        level = list(storage._scan_level(on_skip=skipped.append))
+        level = list(storage.scan_level(on_skip=skipped.append))
     assert [entry if isinstance(entry, str) else entry.identifier for entry in level] == ["a", "a/", "z"]
     assert skipped
 

@@ -319,5 +319,5 @@ class TestRecording:
 def test_one_level_of_a_scan_is_a_scan(faulty: FaultyStorage) -> None:
     faulty.fail("scan")
     with pytest.raises(UnavailableError):
-        faulty._scan_level()
-    assert [getattr(found, "identifier", found) for found in faulty._scan_level()] == ["a"]
+        faulty.scan_level()
+    assert [getattr(found, "identifier", found) for found in faulty.scan_level()] == ["a"]

@@ -31,8 +31,9 @@ from storage_backend import (
     sync,
 )
 from storage_backend.backends.remote import SSHConfig
+from storage_backend.hooks import Hooks
 from storage_backend.testing import FaultyStorage
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.seven import Seven
 from tests.ssh_servers import SSHPlace
@@ -195,7 +196,13 @@ class Door(Wrapper):
     def __init__(self, backend: StorageBackend, beneath: str = "") -> None:
         super().__init__(PrefixedStorage(backend, beneath) if beneath else backend)
 
-    def _places(self, prefix: str = "") -> Iterator[tuple[object, ...]]:
+    @property
+    def hooks(self) -> Hooks:
+        return Nowhere(self)
+
+
+class Nowhere(WrapperHooks):
+    def places(self, prefix: str = "") -> Iterator[tuple[object, ...]]:
         yield (object(),)
 
 

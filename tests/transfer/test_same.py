@@ -23,7 +23,8 @@ from storage_backend import (
     sync,
     verify,
 )
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.hooks import Hooks
+from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.transfer.samples import OLD, contents, later, memory, put
 
@@ -55,7 +56,13 @@ class Far(Wrapper):
     """As a source that is a server: nothing is read from it on a mere suspicion."""
 
     @property
-    def _near(self) -> bool:
+    def hooks(self) -> Hooks:
+        return FarHooks(self)
+
+
+class FarHooks(WrapperHooks):
+    @property
+    def is_near(self) -> bool:
         return False
 
 

@@ -59,8 +59,8 @@ class Clamping(Wrapper):
     def stat(self, identifier: str) -> ObjectInfo:
         return self._shown(super().stat(identifier))
 
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return map(self._shown, super()._stat_many(identifiers))
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self._shown, super().stat_many(identifiers))
 
     def scan(self, prefix: str = "", **_: object) -> Iterator[ObjectInfo]:
         return map(self._shown, super().scan(prefix))
@@ -92,12 +92,18 @@ class Places:
         def sqlite(name: str) -> StorageBackend:
             return stack.enter_context(DatabaseStorage(f"sqlite:///{folder}/{name}.db"))
 
+        def postgresql(_: str) -> StorageBackend:
+            databases = request.getfixturevalue("postgresql")
+            url = databases.url(stack.enter_context(databases.database()))
+            return stack.enter_context(DatabaseStorage(url))
+
         self.kinds: dict[str, Callable[[str], StorageBackend]] = {
             "memory": lambda _: MemoryStorage(),
             "clamping": lambda _: Clamping(MemoryStorage()),
             "seven": lambda _: Seven(),
             "local": lambda name: LocalStorage(folder / name),
             "sqlite": sqlite,
+            "postgresql": postgresql,
             "s3": s3,
             "ssh": ssh,
         }
@@ -111,7 +117,7 @@ KINDS = ["memory", "clamping", "seven", "local", "sqlite", "s3", "ssh"]
 times = st.one_of(st.sampled_from(ODD), st.datetimes(timezones=st.just(UTC)))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, pytest.param("postgresql", marks=pytest.mark.soak)])
 def test_of_two_runs_the_second_copies_nothing(
     kind: str, request: pytest.FixtureRequest, tmp_path: Path, soak: bool
 ) -> None:
@@ -121,7 +127,7 @@ def test_of_two_runs_the_second_copies_nothing(
         @settings(max_examples=60 if soak else 3, deadline=None, suppress_health_check=list(HealthCheck))
         @given(data=st.data())
         def second_copies_nothing(data: st.DataObject) -> None:
-            source, target = places.new(data.draw(st.sampled_from(KINDS))), places.new(kind)
+            source, target = places.new(data.draw(st.sampled_from([*KINDS, kind]))), places.new(kind)
             objects = data.draw(
                 st.dictionaries(
                     st.sampled_from("abcdefghij"), st.tuples(st.binary(max_size=3), times), min_size=8

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO, Literal
 
 from typing_extensions import override
 
 from storage_backend import Capability, MemoryStorage, ObjectInfo, StorageBackend
+from storage_backend.hooks import Hooks
 from storage_backend.streams import ranged_reader
 from tests.seven import Seven
 
@@ -42,18 +43,25 @@ class Vouching(MemoryStorage):
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:
         return f"https://example.org/{identifier}"
 
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        return self.stat(identifier)
-
-    @override
-    def _digests(self, identifiers: Any) -> Any:
-        return ((identifier, "ab" * 32) for identifier in identifiers)
-
     @property
     @override
     def capabilities(self) -> Capability:
         return super().capabilities | Capability.CHECKSUM | Capability.URL
+
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return VouchingHooks(self)
+
+
+class VouchingHooks(Hooks):
+    @override
+    def last_written(self, identifier: str) -> ObjectInfo | None:
+        return self.backend.stat(identifier)
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return ((identifier, "ab" * 32) for identifier in identifiers)
 
 
 class Counting(MemoryStorage):

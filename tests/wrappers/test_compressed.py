@@ -39,8 +39,8 @@ from storage_backend import (
 from storage_backend.streams import sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Subject
 from storage_backend.testing.subject import Source, SourceBrokeError, content_of
+from storage_backend.wrappers.blocks import PieceReader
 from storage_backend.wrappers.compressed import frames
-from storage_backend.wrappers.recoding import PieceReader
 from tests.conftest import unavailable
 from tests.seven import Careless
 from tests.tiers import thorough
@@ -351,10 +351,10 @@ def test_nothing_of_the_stored_bytes_is_told_as_the_contents(tmp_path: Path) -> 
     assert (found.size, found.modified, found.etag, found.sha256, found.content_type) == expected
     (shown,) = storage.scan()
     assert shown == ObjectInfo("a", None, stored.modified, stored.etag, None, "text/plain")
-    assert list(storage._scan_level()) == [shown]
-    assert storage._receipt("a") == shown
-    assert list(storage._stat_many(["a", "gone"])) == [found]
-    assert list(storage._digests(["a"])) == []
+    assert list(storage.scan_level()) == [shown]
+    assert storage.hooks.last_written("a") == shown
+    assert list(storage.stat_many(["a", "gone"])) == [found]
+    assert list(storage.hooks.sha256_many(["a"])) == []
     assert storage.checksum("a") == sha256(TEXT)
     assert not storage.capabilities & (Capability.CHECKSUM | Capability.URL)
     assert Capability.RANGES | Capability.SERVER_COPY in storage.capabilities

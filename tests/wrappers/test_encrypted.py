@@ -620,10 +620,10 @@ def test_nothing_of_the_stored_bytes_is_told_as_the_contents(tmp_path: Path) -> 
     stored = inner.stat("a")
     shown = ObjectInfo("a", 7, stored.modified, stored.etag, None, "text/plain")
     assert storage.stat("a") == shown
-    assert list(storage.scan()) == list(storage._scan_level()) == [shown]
-    assert storage._receipt("a") == shown
-    assert list(storage._stat_many(["a", "gone"])) == [shown]
-    assert list(storage._digests(["a"])) == []
+    assert list(storage.scan()) == list(storage.scan_level()) == [shown]
+    assert storage.hooks.last_written("a") == shown
+    assert list(storage.stat_many(["a", "gone"])) == [shown]
+    assert list(storage.hooks.sha256_many(["a"])) == []
     assert storage.checksum("a") == sha256(b"content")
     gone = Capability.CHECKSUM | Capability.URL | Capability.SERVER_COPY
     assert not storage.capabilities & gone

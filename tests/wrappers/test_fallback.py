@@ -39,7 +39,8 @@ from storage_backend import (
     UnavailableError,
     UnsupportedOperationError,
 )
-from storage_backend.base import Item, OnSkip
+from storage_backend.base import Item
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Source, Subject
 from storage_backend.wrappers.fallback import RepairReport
@@ -114,8 +115,8 @@ FIRST = {
 }  # of the first side that has it
 BY_SIDE = {"get_path", "get_url", "copy", "move"}  # on the side that has it
 WRITTEN = {"write", "write_stream", "write_many", "upload"}  # to `write_to`
-UNION = {"list", "scan", "read_many", "delete", "delete_many"}
-OWN = {"open", "create", "replace", "flush", "capabilities", "keeps_modified", "location", "close"}
+UNION = {"list", "stat_many", "scan", "scan_level", "read_many", "delete", "delete_many"}
+OWN = {"open", "create", "replace", "flush", "capabilities", "keeps_modified", "location", "hooks", "close"}
 
 
 def test_every_public_method_is_overridden_deliberately() -> None:
@@ -146,7 +147,7 @@ def content(backend: FaultyStorage) -> dict[str, bytes]:
 
 
 def down(backend: FaultyStorage, *but: str, error: type[BaseException] = UnavailableError) -> None:
-    for method in PUBLIC - {"capabilities", "location", "keeps_modified", "close", "get_path", *but}:
+    for method in PUBLIC - {"capabilities", "location", "keeps_modified", "hooks", "close", "get_path", *but}:
         backend.fail(method, error=error("the line is dead"), times=None)
 
 
@@ -373,9 +374,9 @@ def test_listings_are_the_sorted_union(one: FaultyStorage, two: FaultyStorage) -
         assert list(sizes) == storage.list()
         assert (sizes["c"], sizes["a/b"], sizes["é"], sizes["z"]) == (size, size, 1, 2)
         assert [i.identifier for i in storage.scan("a/")] == ["a/b"]
-        level = [found if isinstance(found, str) else found.identifier for found in storage._scan_level()]
+        level = [found if isinstance(found, str) else found.identifier for found in storage.scan_level()]
         assert level == ["a", "a-b", "a/", "c", "z", "é", "\uff5e", "😀"]
-        assert {i.identifier for i in storage._stat_many(["c", "gone", "z"])} == {"c", "z"}
+        assert {i.identifier for i in storage.stat_many(["c", "gone", "z"])} == {"c", "z"}
 
 
 def test_a_scan_is_lazy() -> None:
@@ -393,7 +394,7 @@ def test_a_listing_of_one_side_is_none(one: FaultyStorage, two: FaultyStorage, o
     two.backend.write("a", b"")
     storage = FallbackStorage(one, two, on_error=on_error)
     down(one)
-    for call in (storage.list, lambda: list(storage.scan()), lambda: list(storage._scan_level())):
+    for call in (storage.list, lambda: list(storage.scan()), lambda: list(storage.scan_level())):
         with pytest.raises(UnavailableError):
             call()
 

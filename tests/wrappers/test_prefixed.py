@@ -436,9 +436,7 @@ def test_one_level_is_mapped_and_deeper_ones_appear_once(inner: MemoryStorage) -
     storage = PrefixedStorage(inner, "mod")
 
     def level(prefix: str) -> list[str]:
-        return [
-            found if isinstance(found, str) else found.identifier for found in storage._scan_level(prefix)
-        ]
+        return [found if isinstance(found, str) else found.identifier for found in storage.scan_level(prefix)]
 
     assert level("") == ["a", "d.x", "d/", "mod/"]
     assert level("d/") == ["d/b", "d/c"]

@@ -32,7 +32,8 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.base import Item, OnSkip
+from storage_backend.base import Item
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import HashingReader, sha256
 from storage_backend.testing import ConformanceSuite, FaultyStorage, Source, Subject
 from tests.seven import Careless
@@ -812,10 +813,10 @@ def test_a_broken_scan_goes_on_after_its_last_object(
     for number, at in enumerate((0, 1, 1, 3, 4, 4, 7, 10, 10), 1):
         faulty.cut("scan", at=at, nth=number)
     assert [info.identifier for info in storage.scan()] == everything
-    level = list(memory._scan_level())
+    level = list(memory.scan_level())
     for number, at in enumerate((1, 2, 5), 1):
         faulty.cut("scan", at=at, nth=number)
-    assert list(storage._scan_level()) == level
+    assert list(storage.scan_level()) == level
 
 
 def test_a_scan_goes_on_though_its_last_object_is_gone(
@@ -889,17 +890,17 @@ def test_stat_of_many_asks_for_those_that_have_not_come() -> None:
         asked: list[list[str]]
 
         @override
-        def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
             wanted = list(identifiers)
             self.asked.append(wanted)
-            found = super()._stat_many(wanted)
+            found = super().stat_many(wanted)
             return breaking(found, 2) if len(self.asked) == 1 else found
 
     breaks = Breaks()
     breaks.asked = []
     for name in "abc":
         breaks.write(name, b"")
-    found = RetryingStorage(breaks, sleep=no_sleep)._stat_many(["a", "gone", "b", "c"])
+    found = RetryingStorage(breaks, sleep=no_sleep).stat_many(["a", "gone", "b", "c"])
     assert [info.identifier for info in found] == ["a", "b", "c"]
     assert breaks.asked == [["a", "gone", "b", "c"], ["gone", "c"]]
 

@@ -29,15 +29,15 @@ pytestmark = pytest.mark.quick
 
 PUBLIC = {name for name in vars(StorageBackend) if not name.startswith("_")}
 RECODED = {
-    "read", "write", "scan", "open", "read_range", "read_many", "write_many", "download", "upload", "checksum", "get_url",
-    "capabilities",
+    "read", "write", "scan", "scan_level", "open", "read_range", "read_many", "write_many", "download", "upload", "checksum",
+    "get_url", "capabilities", "hooks",
 }  # fmt: skip
-COMPRESSED = RECODED | {"size", "write_stream", "stat", "create", "replace"}
+COMPRESSED = RECODED | {"size", "write_stream", "stat", "stat_many", "create", "replace"}
 ENCRYPTED = COMPRESSED | {"copy", "move"}
 FORWARDED = {
     "CachedStorage": {
-        "exists", "list", "get_path", "size", "stat", "scan", "checksum", "get_url", "flush", "capabilities",
-        "location", "keeps_modified",
+        "exists", "list", "get_path", "size", "stat", "stat_many", "scan", "scan_level", "checksum", "get_url", "flush",
+        "capabilities", "location", "keeps_modified",
     },
     "CompressedStorage": {
         "exists", "delete", "list", "get_path", "copy", "move", "delete_many", "flush", "location", "keeps_modified",
@@ -46,26 +46,26 @@ FORWARDED = {
     "EncryptedStorage": {
         "exists", "delete", "list", "get_path", "delete_many", "flush", "location", "keeps_modified", "close",
     },
-    "FaultyStorage": {"capabilities", "keeps_modified", "location", "close"},
+    "FaultyStorage": {"capabilities", "keeps_modified", "location", "hooks", "close"},
     "PrefixedStorage": {"flush", "capabilities", "keeps_modified", "close"},
     "RecodingWrapper": PUBLIC - RECODED,
     "ReadOnlyStorage": {
-        "exists", "read", "list", "get_path", "size", "stat", "scan", "read_range", "read_many", "download",
-        "checksum", "get_url", "flush", "location", "keeps_modified", "close",
+        "exists", "read", "list", "get_path", "size", "stat", "stat_many", "scan", "scan_level", "read_range", "read_many",
+        "download", "checksum", "get_url", "flush", "location", "keeps_modified", "hooks", "close",
     },
     "RetryingStorage": {"capabilities", "keeps_modified", "location", "close"},
 }  # fmt: skip
 OVERRIDDEN = {
     "CachedStorage": {
         "read", "write", "delete", "copy", "move", "write_stream", "open", "read_range", "read_many", "write_many",
-        "delete_many", "download", "upload", "create", "replace", "close",
+        "delete_many", "download", "upload", "create", "replace", "hooks", "close",
     },
     "CompressedStorage": COMPRESSED,
     "EncryptedStorage": ENCRYPTED,
-    "FaultyStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "close"},
+    "FaultyStorage": PUBLIC - {"capabilities", "keeps_modified", "location", "hooks", "close"},
     "PrefixedStorage": {
         "exists", "read", "write", "delete", "list", "get_path", "size", "copy", "move", "write_stream", "stat",
-        "scan", "open", "read_range", "read_many", "write_many", "delete_many", "download", "upload", "create",
+        "stat_many", "scan", "scan_level", "hooks", "open", "read_range", "read_many", "write_many", "delete_many", "download", "upload", "create",
         "replace", "checksum", "get_url", "location",
     },
     "RecodingWrapper": RECODED,

@@ -21,13 +21,14 @@ from typing_extensions import Buffer, override
 from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, READ, Beneath
 from storage_backend.backends.local.errors import Mapped, translate
+from storage_backend.backends.local.hooks import LocalHooks
 from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.links import move_link
 from storage_backend.backends.local.small_write import SMALL, write_small
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
-from storage_backend.base import Identifiers, OnSkip, StorageBackend, check_mode, report_skip
+from storage_backend.base import Identifiers, StorageBackend
 from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
@@ -40,9 +41,10 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 from storage_backend.files import copy_descriptor, open_source
+from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.lineage import Lineage, lineage
 from storage_backend.paths import expanded
+from storage_backend.scanning import OnSkip, report_skip
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -51,6 +53,7 @@ from storage_backend.streams import (
     Writer,
     check_arrived,
     check_digest,
+    check_mode,
     check_range,
     chunks,
     counting,
@@ -271,7 +274,7 @@ class LocalStorage(StorageBackend):
                     yield info
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         passed: Identifiers = []  # without a look inside, so one that holds no object is there too
 
         def pass_by(path: str) -> bool:
@@ -328,24 +331,18 @@ class LocalStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download_counted(identifier, path)
+        return self._download(identifier, path)
 
-    @override
-    def _download_counted(
-        self, identifier: str, path: str | os.PathLike[str], moved: Moved | None = None
-    ) -> bool:
+    def _download(self, identifier: str, path: str | os.PathLike[str], moved: Moved | None = None) -> bool:
         with self._opened(identifier) as reader:
             write_file(path, lambda staged: copy_descriptor(reader.fileno(), staged.fd, moved))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload_counted(path, identifier)
+        return self._upload(path, identifier)
 
-    @override
-    def _upload_counted(
-        self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None
-    ) -> bool:
+    def _upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved | None = None) -> bool:
         with open_source(path) as reader:
             if stat.S_ISREG(os.fstat(reader.fileno()).st_mode):
                 with self._staging(identifier) as staging:
@@ -402,22 +399,17 @@ class LocalStorage(StorageBackend):
 
     @property
     @override
-    def _near(self) -> bool:
-        return True
+    def hooks(self) -> Hooks:
+        return LocalHooks(self)
 
     @property
     @override
     def location(self) -> str:
         return self._location
 
-    @override
     def _tidy(self) -> int:
         with Mapped(None, self._location):
             return self._leftovers.remove_listed(self._beneath)
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        yield lineage(self.base_dir / prefix)
 
     def _native(self, identifier: str) -> bytes:
         """The path beneath the base directory."""

@@ -26,8 +26,8 @@ from storage_backend.errors import (
     StorageTimeoutError,
     UnavailableError,
 )
+from storage_backend.forks import no_fork
 from storage_backend.paths import expanded
-from storage_backend.unforked import unforked
 
 DEFAULT_KEYS = ("~/.ssh/id_ed25519", "~/.ssh/id_ecdsa", "~/.ssh/id_rsa")
 AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
@@ -296,7 +296,7 @@ class _Key:
         # An agent may ask its user first, and computes elsewhere.
         elsewhere = isinstance(self._key, ssh_library().AgentKey)
         try:
-            with nullcontext() if elsewhere else unforked():
+            with nullcontext() if elsewhere else no_fork():
                 return self._key.sign_ssh_data(data, algorithm)
         except Exception as error:
             self.trouble = _words(error)
@@ -402,7 +402,7 @@ def _load(path: str, settings: Settings) -> Any:
         if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
             raise _UnusableKeyError("not a file")
         data = Path(private).read_bytes()
-        with unforked():
+        with no_fork():
             key = _read(data, settings)
         certificate = f"{private}{_CERTIFICATE}"
         if os.path.exists(certificate):  # noqa: PTH110 - stays text

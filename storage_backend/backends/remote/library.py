@@ -6,7 +6,7 @@ import functools
 from typing import Any
 
 from storage_backend.errors import MissingClientError
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 
 def ssh_library() -> Any:
@@ -25,5 +25,5 @@ def ssh_library() -> Any:
 
 @functools.cache
 def _load() -> None:
-    with unforked():
+    with no_fork():
         import paramiko  # noqa: F401

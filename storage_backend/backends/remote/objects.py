@@ -23,7 +23,7 @@ from storage_backend.backends.remote.writing import Upload
 from storage_backend.base import not_found
 from storage_backend.errors import NotFoundError, UnavailableError
 from storage_backend.info import ObjectInfo
-from storage_backend.sightings import Sightings
+from storage_backend.last_seen import LastSeen
 from storage_backend.streams import (
     CHUNK,
     HashingReader,
@@ -55,7 +55,7 @@ class Objects:
 
     Attributes:
         receipts: what listings will show of the objects last written.
-        sightings: what reads saw.
+        last_seen: what reads saw.
         mean_size: bytes of an object, as far as batches that were read tell.
     """
 
@@ -63,7 +63,7 @@ class Objects:
         self.link = link
         self.where = where
         self.receipts: dict[str, Attributes] = {}
-        self.sightings = Sightings()
+        self.last_seen = LastSeen()
         self.mean_size: float = FIRST_MEAN
 
     def remember(self, place: Place, staged: Staged) -> None:
@@ -87,7 +87,7 @@ class Objects:
     def read_small(self, place: Place, most: int) -> bytes | None:
         """The whole object; None if it has more than *most* bytes."""
         looks = itertools.count()  # not before the first try
-        self.sightings.note(None)
+        self.last_seen.note(None)
         content, facts = self._run(
             place, lambda connection, at: connection.operations.read(at, most, look=next(looks) > 0)
         )
@@ -96,7 +96,7 @@ class Objects:
 
     def saw(self, place: Place, facts: Attributes) -> None:
         """Note what a read saw."""
-        self.sightings.note(info_of(place.identifier, facts))
+        self.last_seen.note(info_of(place.identifier, facts))
 
     def read_whole(self, place: Place) -> bytes:
         """The whole object, of any size."""

@@ -8,7 +8,7 @@ import os
 import posixpath
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
 
@@ -18,24 +18,16 @@ from storage_backend import identifiers
 from storage_backend.backends.remote import batches, listing, transfers
 from storage_backend.backends.remote.connection import Connection
 from storage_backend.backends.remote.errors import LostError, ShellError
+from storage_backend.backends.remote.hooks import RemoteHooks
 from storage_backend.backends.remote.link import LOSSES, Link
 from storage_backend.backends.remote.locations import location_for
 from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place, in_seconds
+from storage_backend.backends.remote.operations import Place
 from storage_backend.backends.remote.packets import HARDLINK, Attributes
 from storage_backend.backends.remote.reading import RemoteFile
 from storage_backend.backends.remote.settings import SSHConfig, read_settings
 from storage_backend.backends.remote.sinks import RemoteSink
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    digest_of,
-    report_skip,
-    unsupported,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend, unsupported
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
@@ -44,15 +36,18 @@ from storage_backend.errors import (
     NotFoundError,
     StorageError,
 )
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
+from storage_backend.scanning import OnSkip, report_skip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     CHUNK,
     Content,
     Moved,
     Writer,
+    check_mode,
     check_range,
     new_digest,
     plain,
@@ -277,7 +272,7 @@ class RemoteStorage(StorageBackend):
         return (info for _, info in self._walked(prefix, None, on_skip, details=True) if info is not None)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         directory = _directory(prefix if not prefix or prefix.endswith("/") else f"{prefix}/")
         if directory is None:
             return
@@ -314,7 +309,7 @@ class RemoteStorage(StorageBackend):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         place = self._place(identifier)
-        self._objects.sightings.note(None)
+        self._objects.last_seen.note(None)
         with self._opened(place) as file:
             content = file.read_exactly(start, file.size if end is None else end)
         self._objects.saw(place, file.facts)
@@ -344,10 +339,9 @@ class RemoteStorage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download_counted(identifier, path, unwatched)
+        return self._download(identifier, path, unwatched)
 
-    @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+    def _download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         place = self._place(identifier)
         with self._opened(place) as file:
             transfers.download(
@@ -362,10 +356,9 @@ class RemoteStorage(StorageBackend):
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload_counted(path, identifier, unwatched)
+        return self._upload(path, identifier, unwatched)
 
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+    def _upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         return transfers.upload(self, self._objects, Path(expanded(path)), self._place(identifier), moved)
 
     @override
@@ -378,24 +371,18 @@ class RemoteStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        return self._checksum_counted(identifier, algorithm, unwatched)
+        return self._checksum(identifier, algorithm, unwatched)
 
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+    def _checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         place = self._place(identifier)
         found = self._objects.digest(place, algorithm)
         return found if found is not None else digest_of(self, identifier, algorithm, moved)
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         found = batches.facts_of_many(self._objects, self._place, identifiers, self._location)
         return (listing.info_of(place.identifier, facts) for place, facts in found)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        found = self._objects.digests(map(self._place, identifiers))
-        return ((place.identifier, digest) for place, digest in found.items())
 
     @override
     def flush(self) -> bool:
@@ -414,16 +401,6 @@ class RemoteStorage(StorageBackend):
             raise unsupported(self, "flush", None)
         return True
 
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        found = self._objects.receipts.pop(identifier, None)
-        return None if found is None or found.size is None else listing.info_of(identifier, found)
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.sightings.take(identifier)
-
-    @override
     def _tidy(self) -> int:
         link = self._link
         lost = tuple(link.lost)
@@ -464,9 +441,10 @@ class RemoteStorage(StorageBackend):
     def keeps_modified(self) -> bool:
         return True
 
+    @property
     @override
-    def _keeps(self, modified: datetime) -> bool:
-        return in_seconds(modified) is not None
+    def hooks(self) -> Hooks:
+        return RemoteHooks(self)
 
     @property
     @override

@@ -32,7 +32,7 @@ from storage_backend.backends.s3.messages import (
     request_head,
     response_head,
 )
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
 TINY = 64  # bytes of a chunk, which costs more than its content
@@ -587,7 +587,7 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
     sock.setblocking(False)
     while True:
         try:
-            with unforked():
+            with no_fork():
                 sock.do_handshake()
         except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
             ready = select.poll()

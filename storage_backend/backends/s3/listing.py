@@ -9,9 +9,9 @@ from storage_backend import identifiers
 from storage_backend.backends.s3.calls import Calls
 from storage_backend.backends.s3.documents import Entry, Page
 from storage_backend.backends.s3.paging import Trail
-from storage_backend.base import FolderMarkerError, OnSkip, report_skip
 from storage_backend.errors import InvalidIdentifierError, StorageError
 from storage_backend.info import ObjectInfo
+from storage_backend.scanning import FolderMarkerError, OnSkip, report_skip
 
 logger = logging.getLogger(__name__)
 

@@ -34,7 +34,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import state_directory
 from storage_backend.info import ObjectInfo
-from storage_backend.sightings import Sightings
+from storage_backend.last_seen import LastSeen
 from storage_backend.streams import CHUNK, Content, check_arrived, check_digest, plain, sha256
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Objects:
         workers: that make requests side by side.
         records: of unfinished uploads.
         receipts: what listings will show of the objects last written.
-        sightings: what reads saw.
+        last_seen: what reads saw.
         deletes_singly: the service has shown that it deletes no batches.
     """
 
@@ -70,7 +70,7 @@ class Objects:
         self.workers = Workers(settings.max_concurrency)
         self.records = Records(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
-        self.sightings = Sightings()
+        self.last_seen = LastSeen()
         self.deletes_singly = False
         self._ensured = not settings.create_bucket
 
@@ -176,7 +176,7 @@ class Objects:
             identifier,
             self.settings,
             version_parameter(version_id),
-            self.sightings,
+            self.last_seen,
         )
 
     def target(

@@ -16,7 +16,7 @@ from storage_backend.backends.s3.settings import Settings, check_sendable
 from storage_backend.backends.s3.signing import Keys, Signer
 from storage_backend.backends.s3.wire import Place
 from storage_backend.errors import ConfigurationError
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 
 def place_of(client: Any, settings: Settings) -> Place | None:
@@ -109,7 +109,7 @@ def _context(verify: bool | str | None) -> ssl.SSLContext:
 
     path = verify if isinstance(verify, str) else where()
     try:
-        with unforked():
+        with no_fork():
             return ssl.create_default_context(cafile=path)
     except OSError as error:
         raise ConfigurationError(

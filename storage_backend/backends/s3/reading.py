@@ -17,7 +17,7 @@ from storage_backend.backends.s3.errors import is_foreign, refusal_of, translate
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError, UnavailableError
 from storage_backend.info import ObjectInfo
-from storage_backend.sightings import Sightings
+from storage_backend.last_seen import LastSeen
 from storage_backend.streams import CHUNK, position_after
 
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
@@ -36,7 +36,7 @@ class Wanted:
         identifier: in the caller's spelling.
         settings: of the storage.
         parameters: of each GET (VersionId).
-        sightings: is told what reads as a whole and of ranges saw; not of older versions.
+        last_seen: is told what reads as a whole and of ranges saw; not of older versions.
     """
 
     calls: Callable[[], Calls]
@@ -44,15 +44,15 @@ class Wanted:
     identifier: str
     settings: Settings
     parameters: Mapping[str, Any]
-    sightings: Sightings
+    last_seen: LastSeen
 
     def saw(self, facts: Facts | None) -> None:
         """Note what a read saw, or, at its beginning, that it has not yet."""
         if facts is None or self.parameters:
-            self.sightings.note(None)
+            self.last_seen.note(None)
             return
         info = ObjectInfo(self.identifier, facts.size, facts.modified, facts.etag, None, facts.content_type)
-        self.sightings.note(info)
+        self.last_seen.note(info)
 
     def error(self, error: Exception) -> StorageError:
         """Our error for *error*.

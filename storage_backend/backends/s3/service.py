@@ -22,8 +22,7 @@ from storage_backend.backends.s3.mending import Mender, Skew
 from storage_backend.backends.s3.places import Source, credentials_of, place_of
 from storage_backend.backends.s3.settings import Settings
 from storage_backend.backends.s3.wire import Place, Wire
-from storage_backend.forks import inherited
-from storage_backend.unforked import unforked
+from storage_backend.forks import inherited, no_fork
 
 
 @dataclass(eq=False)
@@ -135,7 +134,7 @@ class Service:
         return ClientCalls(client, settings.bucket, settings.request_payer, ours=settings.client is None)
 
     def _made(self, region: str | None) -> Any:
-        with unforked():  # it imports boto3
+        with no_fork():  # it imports boto3
             client = made(self._settings, region)
         if is_botocore(client) and not self._settings.anonymous:
             if credentials_of(client) is not None:

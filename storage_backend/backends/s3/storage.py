@@ -18,17 +18,11 @@ from typing_extensions import override
 from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
 from storage_backend.backends.s3.errors import refusal_of, rule_of
+from storage_backend.backends.s3.hooks import S3Hooks
 from storage_backend.backends.s3.objects import Objects, version_parameter
 from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
 from storage_backend.backends.s3.settings import MIB, Settings, secret
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    digest_of,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.destinations import write_file
 from storage_backend.errors import (
@@ -42,13 +36,16 @@ from storage_backend.errors import (
     StorageError,
 )
 from storage_backend.files import modified_of, open_source
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
     Moved,
     Writer,
     check_arrived,
+    check_mode,
     check_range,
     counting,
     hashing,
@@ -270,7 +267,7 @@ class S3Storage(StorageBackend):
         if glob.recursive or glob.stem.count("/") + 1 < glob.depth:
             found = [info.identifier for info in self.scan(glob.stem)]
         else:
-            level = self._scan_level(glob.stem)
+            level = self.scan_level(glob.stem)
             found = [entry.identifier for entry in level if isinstance(entry, ObjectInfo)]
         # Plain order is that of the encoded bytes: there are no surrogates.
         return sorted(identifier for identifier in found if glob.matches(identifier))
@@ -419,9 +416,13 @@ class S3Storage(StorageBackend):
             yield from found
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         with self._objects.listing():
             yield from listing.level(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
+
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return looking.stat_many(self._objects, self.stat, identifiers)
 
     @override
     def open(
@@ -480,20 +481,18 @@ class S3Storage(StorageBackend):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download_counted(identifier, path, unwatched)
+        return self._download(identifier, path, unwatched)
 
-    @override
-    def _download_counted(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
+    def _download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
         wanted = self._objects.wanted(identifier, None)
         write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers, moved))
         return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload_counted(path, identifier, unwatched)
+        return self._upload(path, identifier, unwatched)
 
-    @override
-    def _upload_counted(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
+    def _upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
         key = self._objects.key(identifier)
         with open_source(path) as reader:
             facts = os.fstat(reader.fileno())
@@ -552,10 +551,9 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
-        return self._checksum_counted(identifier, algorithm, unwatched)
+        return self._checksum(identifier, algorithm, unwatched)
 
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+    def _checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         with self._objects.mapped("read", identifier):
             vouches = self._objects.service.vouches
@@ -620,6 +618,11 @@ class S3Storage(StorageBackend):
     def location(self) -> str:
         return self._objects.location
 
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return S3Hooks(self)
+
     @override
     def close(self) -> None:
         self._objects.close()
@@ -648,27 +651,6 @@ class S3Storage(StorageBackend):
                     continue  # completed or aborted meanwhile
                 count += 1
         return count
-
-    @override
-    def _receipt(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.receipts.pop(identifier, None)
-
-    @override
-    def _md5_in(self, info: ObjectInfo) -> str | None:
-        # Of an object encrypted with a key of its own it is something else, which then is no other object's MD5.
-        return info.etag if info.etag is not None and re.fullmatch("[0-9a-f]{32}", info.etag) else None
-
-    @override
-    def _kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        return looking.kept_times(self._objects, identifiers)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return looking.stat_many(self._objects, self.stat, identifiers)
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.sightings.take(identifier)
 
 
 def _normalised(prefix: str) -> str:

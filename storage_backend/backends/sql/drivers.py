@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 from storage_backend.backends.sql import schema
 from storage_backend.errors import ConfigurationError, MissingClientError
-from storage_backend.unforked import unforked
+from storage_backend.forks import no_fork
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -130,7 +130,7 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
         MissingClientError: psycopg is not installed.
     """
     try:
-        with unforked():
+        with no_fork():
             import psycopg
     except ImportError as error:
         raise MissingClientError(

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from storage_backend import identifiers
 from storage_backend.backends.sql.entry import Entry
-from storage_backend.base import Identifiers, OnSkip, report_skip
+from storage_backend.base import Identifiers
 from storage_backend.errors import InvalidIdentifierError
+from storage_backend.scanning import OnSkip, report_skip
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

@@ -14,16 +14,7 @@ from storage_backend.backends.sql import batch, listing, moving, reading
 from storage_backend.backends.sql.address import parse
 from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
 from storage_backend.backends.sql.upload import Flip, HashingSink, Upload
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    digest_of,
-    not_found,
-    one_level,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend, not_found
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
     ConfigurationError,
@@ -31,15 +22,18 @@ from storage_backend.errors import (
     MissingClientError,
     PreconditionFailedError,
 )
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import Capability, ObjectInfo
+from storage_backend.last_seen import LastSeen
 from storage_backend.lineage import Lineage, lineage, within
+from storage_backend.scanning import OnSkip, one_level
 from storage_backend.secrets import refuse_pickle
-from storage_backend.sightings import Sightings
 from storage_backend.streams import (
     Content,
     Moved,
     Writer,
     check_arrived,
+    check_mode,
     check_range,
     chunks,
     hashing,
@@ -89,7 +83,7 @@ class DatabaseStorage(StorageBackend):
         stale_seconds: float = 3600.0,
     ) -> None:
         self._address = parse(url, password)
-        self._sightings = Sightings()
+        self._last_seen = LastSeen()
         self._settings: dict[str, Any] = {
             "create_if_missing": create_if_missing,
             "durable": durable,
@@ -104,7 +98,7 @@ class DatabaseStorage(StorageBackend):
     def __getstate__(self) -> dict[str, Any]:
         advice = 'PGPASSWORD, .pgpass, password="env:NAME" or password="file:PATH"'
         refuse_pickle(self.location, self._address.password, advice=advice)
-        return {"_address": self._address, "_settings": self._settings, "_sightings": self._sightings}
+        return {"_address": self._address, "_settings": self._settings, "_last_seen": self._last_seen}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -118,7 +112,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def read(self, identifier: str) -> bytes:
         content, entry = reading.read(self._database, identifier)
-        self._sightings.note(entry.info(identifier))
+        self._last_seen.note(entry.info(identifier))
         return content
 
     @override
@@ -169,7 +163,7 @@ class DatabaseStorage(StorageBackend):
         return listing.scan(self._database, prefix, on_skip)
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         return one_level(listing.scan(self._database, prefix, on_skip, prefix.count("/") + 1), prefix)
 
     @override
@@ -177,7 +171,7 @@ class DatabaseStorage(StorageBackend):
         check_mode(mode)
         if mode == "rb":
             reader, entry = reading.open_reader(self._database, identifier)
-            self._sightings.note(entry.info(identifier))
+            self._last_seen.note(entry.info(identifier))
             return reader
         identifiers.check(identifier)
         return cast(BinaryIO, Writer(HashingSink(Upload(self._database, identifier), self._put)))
@@ -186,12 +180,8 @@ class DatabaseStorage(StorageBackend):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
         content, entry = reading.read_range(self._database, identifier, start, end)
-        self._sightings.note(entry.info(identifier))
+        self._last_seen.note(entry.info(identifier))
         return content
-
-    @override
-    def _seen(self, identifier: str) -> ObjectInfo | None:
-        return self._sightings.take(identifier)
 
     @override
     def read_many(
@@ -271,10 +261,9 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        return self._checksum_counted(identifier, algorithm, unwatched)
+        return self._checksum(identifier, algorithm, unwatched)
 
-    @override
-    def _checksum_counted(self, identifier: str, algorithm: str, moved: Moved) -> str:
+    def _checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         if algorithm != "sha256":
             return digest_of(self, identifier, algorithm, moved)
         return reading.checksum(self._database, identifier, moved)
@@ -301,17 +290,6 @@ class DatabaseStorage(StorageBackend):
     def location(self) -> str:
         return self._address.location
 
-    @override
-    def _tidy(self) -> int:
-        return self._database.sweep_abandoned()
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        if self._address.path:
-            yield within(lineage(self._address.path), prefix)
-        else:
-            yield from super()._places(prefix)
-
     @property
     @override
     def keeps_modified(self) -> bool:
@@ -319,8 +297,8 @@ class DatabaseStorage(StorageBackend):
 
     @property
     @override
-    def _near(self) -> bool:
-        return bool(self._address.path)
+    def hooks(self) -> Hooks:
+        return _DatabaseHooks(self)
 
     @override
     def close(self) -> None:
@@ -405,6 +383,34 @@ class DatabaseStorage(StorageBackend):
 
 class _TakenError(Exception):
     """There is such an object already."""
+
+
+class _DatabaseHooks(Hooks):
+    def __init__(self, storage: DatabaseStorage) -> None:
+        super().__init__(storage)
+        self._storage = storage
+        self._file = storage._address.path
+
+    @override
+    def last_read(self, identifier: str) -> ObjectInfo | None:
+        return self._storage._last_seen.take(identifier)
+
+    @property
+    @override
+    def is_near(self) -> bool:
+        return bool(self._file)
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return iter([within(lineage(self._file), prefix)]) if self._file else super().places(prefix)
+
+    @override
+    def tidy(self) -> int:
+        return self._storage._database.sweep_abandoned()
+
+    @override
+    def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
+        return self._storage._checksum(identifier, algorithm, moved)
 
 
 def _reader(content: Content) -> BinaryIO:

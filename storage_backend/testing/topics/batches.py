@@ -42,7 +42,7 @@ def _told(told: list[tuple[int, int]]) -> tuple[int, ...]:
 
 
 class Batches(Topic):
-    """`read_many`, `write_many` and `delete_many`: all that can be done is done."""
+    """`stat_many`, `read_many`, `write_many` and `delete_many`: all that can be done is done."""
 
     def test_many_round_trip(self, backend: StorageBackend) -> None:
         objects = {f"folder/{n % 7}/{n}": content_of(n * 37) for n in range(300)}
@@ -51,6 +51,12 @@ class Batches(Topic):
         assert same(everything(backend), objects)
         assert backend.delete_many(objects) == len(objects)
         assert backend.list() == []
+
+    def test_stat_of_many_is_that_of_each(self, backend: StorageBackend) -> None:
+        fill(backend, "a", "b/c", "d")
+        found = {info.identifier: info for info in backend.stat_many(["a", "absent", "b/c", "d/absent"])}
+        assert found == {name: backend.stat(name) for name in ("a", "b/c")}
+        assert list(backend.stat_many([])) == []
 
     def test_nothing_is_fine(self, backend: StorageBackend) -> None:
         fill(backend, "a")

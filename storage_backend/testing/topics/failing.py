@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import (
     BatchError,
     InvalidIdentifierError,

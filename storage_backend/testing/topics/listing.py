@@ -253,6 +253,19 @@ class Scanning(Topic):
             expected = sorted((name for name in objects if name.startswith(prefix)), key=encode)
             assert names(backend.scan(prefix)) == expected, f"prefix {prefix!r}"
 
+    def test_a_level_has_its_objects_and_the_folders_of_the_others(self, backend: StorageBackend) -> None:
+        fill(backend, "a", "dir-x", "dir/sub/y", "dir/sub/z", "dir/x", "dir.x", "other/z")
+        for prefix, expected in {
+            "": ["a", "dir-x", "dir.x", "dir/", "other/"],
+            "dir/": ["dir/sub/", "dir/x"],
+            "dir/sub/": ["dir/sub/y", "dir/sub/z"],
+            "none/": [],
+        }.items():
+            level = list(backend.scan_level(prefix))
+            assert [found if isinstance(found, str) else found.identifier for found in level] == expected
+            scanned = {info.identifier: info for info in backend.scan(prefix)}
+            assert all(isinstance(found, str) or found == scanned[found.identifier] for found in level)
+
     def test_prefix_never_leads_outside(self, backend: StorageBackend) -> None:
         fill(backend, "a/b")
         for prefix in ("/", "../", "..", "a/../a/", "./", "."):

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from storage_backend.base import StorageBackend, capabilities_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of
 from storage_backend.errors import PreconditionFailedError, UnsupportedOperationError
 from storage_backend.info import Capability
 from storage_backend.testing.subject import (

@@ -10,8 +10,8 @@ from pathlib import Path
 from storage_backend.errors import NotFoundError
 from storage_backend.paths import expanded
 from storage_backend.wrappers.cached import diskcache
-from storage_backend.wrappers.cached.blobs import Blobs
-from storage_backend.wrappers.cached.engine import Engine
+from storage_backend.wrappers.cached.blobs import BlobEngine
+from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.formats import formats_in
 from storage_backend.wrappers.cached.storage import CachedStorage
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 __all__ = ["CachedStorage", "open_cache"]
 
 
-def open_cache(directory: str | os.PathLike[str]) -> Engine:
+def open_cache(directory: str | os.PathLike[str]) -> CacheEngine:
     """The cache that is in a directory, to be looked at and mended without its backend.
 
     Raises:
@@ -35,5 +35,5 @@ def open_cache(directory: str | os.PathLike[str]) -> Engine:
     if not found:
         raise NotFoundError(f"no cache in {place}", backend=str(place))
     if found == [diskcache.FORMAT]:
-        return diskcache.DiskCache(str(place.absolute()), None, logger.warning)
-    return Blobs(str(place.absolute()), None, time.time, logger.warning)
+        return diskcache.DiskCacheEngine(str(place.absolute()), None, logger.warning)
+    return BlobEngine(str(place.absolute()), None, time.time, logger.warning)

@@ -1,4 +1,4 @@
-"""Blobs: one file an entry, found by its name alone; beside them the index, which only changes go to.
+"""BlobEngine: one file an entry, found by its name alone; beside them the index, which only changes go to.
 
 In the directory are:
 
@@ -8,8 +8,8 @@ In the directory are:
     queue               the lock that transactions queue for
     intent              what the transaction under way is about to name or unlink, see `intent`
     latest              the latest generation, see `latest`
-    changing/           the changes under way, see `changes`
-    members/            see `members`
+    changing/           the changes under way, see `pending_writes`
+    members/            see `users`
     staging/            content that is coming in, named after the member that brings it
     trash/              what was cleared, until it is removed
     changed             the machine's boot in which objects were last changed through this cache
@@ -31,24 +31,37 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 from storage_backend.forks import guard
-from storage_backend.wrappers.cached import changes, members
+from storage_backend.wrappers.cached import pending_writes, users
+from storage_backend.wrappers.cached.blob_files import remove, remove_some, whole
 from storage_backend.wrappers.cached.engine import (
-    Change,
-    Findings,
-    Key,
-    Offer,
-    Stats,
-    TooLargeError,
+    CacheKey,
+    CacheStats,
+    CheckReport,
+    OverCacheLimitError,
+    PendingWrite,
+    Publication,
     key_of,
 )
-from storage_backend.wrappers.cached.entry import Checked, Entry, Found, entry_of, found_in, renewed
-from storage_backend.wrappers.cached.folders import remove, remove_some, whole
+from storage_backend.wrappers.cached.entry import (
+    CacheEntry,
+    OpenEntry,
+    Verification,
+    entry_of,
+    found_in,
+    renewed,
+)
 from storage_backend.wrappers.cached.formats import mark_format, prepare
-from storage_backend.wrappers.cached.index import DamagedIndexError, GoneError, Index, Transaction, queued
-from storage_backend.wrappers.cached.intent import EVERYTHING, Intent
-from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters
-from storage_backend.wrappers.cached.opened import Opened
-from storage_backend.wrappers.cached.staged import Blob
+from storage_backend.wrappers.cached.index import (
+    BlobIndex,
+    CorruptIndexError,
+    IndexReplacedError,
+    IndexTransaction,
+    queued,
+)
+from storage_backend.wrappers.cached.intent import EVERYTHING, WriteAheadRecord
+from storage_backend.wrappers.cached.opened import BlobCacheFiles
+from storage_backend.wrappers.cached.staged import StagedBlob
+from storage_backend.wrappers.cached.users import EVICTIONS, HITS, SAVED, CacheCounters
 
 FORMAT = "1"
 _TOUCHES = 10_000  # uses that are remembered before the index hears of them
@@ -62,7 +75,7 @@ _READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 
-class _Known(NamedTuple):
+class RememberedFile(NamedTuple):
     """A file that was read before, so that its record need not be read again.
 
     Attributes:
@@ -74,12 +87,12 @@ class _Known(NamedTuple):
     inode: int
     time: float
     length: int
-    entry: Entry
-    checked: Checked
+    entry: CacheEntry
+    checked: Verification
 
 
-class Blobs:
-    """The engine of our own (see `engine.Engine`).
+class BlobEngine:
+    """The engine of our own (see `engine.CacheEngine`).
 
     Args:
         directory: of the cache; it is created, for this user alone.
@@ -100,13 +113,13 @@ class Blobs:
     _counting: threading.Lock  # of the counts, which hits must not wait for transactions for
     _counts: list[int]
     _touched: dict[str, None]
-    _known: dict[str, _Known]  # by names
-    _open: Opened | None
-    _finalizer: weakref.finalize[..., Blobs]  # of the open files
+    _known: dict[str, RememberedFile]  # by names
+    _open: BlobCacheFiles | None
+    _finalizer: weakref.finalize[..., BlobEngine]  # of the open files
     _trouble: str  # why they could not be opened; not the error itself, whose traceback leads back here
     _retry_at: float
     _noted: bool
-    _intent: Intent | None  # of the transaction under way
+    _intent: WriteAheadRecord | None  # of the transaction under way
     _intended: dict[str, None]  # by the transaction under way
     _over: list[str]  # marks of changes that are over when it is committed
     _unended: set[str]  # marks of changes of this process that could not be ended when they were over
@@ -133,7 +146,7 @@ class Blobs:
 
     # What every hit does.
 
-    def find(self, key: Key) -> Found | None:
+    def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
         if self._open is None:
             self._try_to_open()
@@ -156,18 +169,18 @@ class Blobs:
             and known.length == facts.st_size
             and known.entry.label == key.label
         ):
-            return Found(fd, known.entry, b"", known.checked)
-        checked = Checked(facts.st_ctime)
+            return OpenEntry(fd, known.entry, b"", known.checked)
+        checked = Verification(facts.st_ctime)
         found = found_in(fd, key.label, facts.st_size, checked)
         if found is not None:
             if len(self._known) >= _KNOWN:
                 self._known.clear()
-            self._known[name] = _Known(
+            self._known[name] = RememberedFile(
                 path, facts.st_ino, facts.st_ctime, facts.st_size, found.entry, checked
             )
         return found
 
-    def hit(self, key: Key, size: int) -> None:
+    def hit(self, key: CacheKey, size: int) -> None:
         """Count a hit of *size* bytes, and note that the entry was used."""
         if self._process != os.getpid():
             self._begin_in_child()
@@ -183,7 +196,7 @@ class Blobs:
         if len(touched) > _TOUCHES:
             self._flush_touches()
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: CacheKey) -> None:
         """Note that the entry was used."""
         touched = self._touched
         touched.pop(key.name, None)
@@ -192,7 +205,7 @@ class Blobs:
             self._flush_touches()
 
     def count(self, counter: int, size: int = 0) -> None:
-        """Add one to a counter (see `members`), and *size* to the bytes saved."""
+        """Add one to a counter (see `users`), and *size* to the bytes saved."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._counting:
@@ -203,7 +216,7 @@ class Blobs:
 
     # What fills and changes do.
 
-    def generations(self, keys: Sequence[Key]) -> list[int]:
+    def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """The latest generation of all: no key has a later one."""
         with self._in_place() as opened:
             latest = opened.latest.read()
@@ -212,16 +225,16 @@ class Blobs:
                 latest = transaction.state.counter
         return [latest] * len(keys)
 
-    def stage(self, size: int | None = None, replacing: Key | None = None) -> Blob | None:
-        """Begin to take in content; see `engine.Engine`."""
+    def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedBlob | None:
+        """Begin to take in content; see `engine.CacheEngine`."""
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
-        return Blob(self, size, None if replacing is None else replacing.name)
+        return StagedBlob(self, size, None if replacing is None else replacing.name)
 
-    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+    def publish(self, offers: Sequence[tuple[Publication, int]]) -> None:
         """Make the entries found, each if no generation of its key has begun after the one beside it. Others are evicted to make room."""
         for offer, _ in offers:
-            cast(Blob, offer.staged).finish(offer.entry)
+            cast(StagedBlob, offer.staged).finish(offer.entry)
         published = []
         with self._transaction() as transaction:
             changing = self._changing_of(transaction, [offer.key.name for offer, _ in offers])
@@ -238,10 +251,10 @@ class Blobs:
         for offer in published:
             self._published(offer)
 
-    def begin(self, keys: Sequence[Key]) -> Change:
+    def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
         """Drop the entries: a change of their objects begins. The index hears of it at the end."""
         if not keys:
-            return Change("", {})
+            return PendingWrite("", {})
         names = [key.name for key in keys]
         with self._in_place() as opened:
             self._note_change()
@@ -253,24 +266,24 @@ class Blobs:
                 latest = opened.latest.read()
         if latest is None:
             [latest, *_] = self.generations(keys)
-        return Change(mark, dict.fromkeys(keys, latest))
+        return PendingWrite(mark, dict.fromkeys(keys, latest))
 
     def _marked(self, token: str, names: Sequence[str]) -> str:
         """The mark of a change that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
         try:
             try:
-                return changes.begin(self._changing, self._staging, token, names)
+                return pending_writes.begin(self._changing, self._staging, token, names)
             except FileNotFoundError:
                 Path(self._changing).mkdir(exist_ok=True)
-                return changes.begin(self._changing, self._staging, token, names)
+                return pending_writes.begin(self._changing, self._staging, token, names)
         except OSError as error:
             self._warn(error)
             return ""
 
-    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
-        """The change is over; see `engine.Engine`."""
+    def end(self, change: PendingWrite, offer: Publication | None = None) -> dict[CacheKey, int]:
+        """The change is over; see `engine.CacheEngine`."""
         if offer is not None:
-            assert isinstance(offer.staged, Blob)
+            assert isinstance(offer.staged, StagedBlob)
             try:
                 offer.staged.finish(offer.entry)
                 return self._ended(change, offer)
@@ -282,8 +295,8 @@ class Blobs:
             self._unended.add(change.mark)
             raise
 
-    def _ended(self, change: Change, offer: Offer | None) -> dict[Key, int]:
-        alone: dict[Key, int] = {}
+    def _ended(self, change: PendingWrite, offer: Publication | None) -> dict[CacheKey, int]:
+        alone: dict[CacheKey, int] = {}
         if not change.generations:
             return alone
         published = False
@@ -313,9 +326,9 @@ class Blobs:
             self._published(offer)
         return alone
 
-    def _named(self, transaction: Transaction, offer: Offer) -> bool:
+    def _named(self, transaction: IndexTransaction, offer: Publication) -> bool:
         """Give an entry its name, if there is room; its row is the caller's, as is the intent."""
-        staged, name = cast(Blob, offer.staged), offer.key.name
+        staged, name = cast(StagedBlob, offer.staged), offer.key.name
         transaction.reserve(-staged.reserved)
         if not self._make_room(transaction, offer.entry.size, replacing=name):
             transaction.reserve(staged.reserved)
@@ -329,16 +342,16 @@ class Blobs:
             staged.rename(path)
         return True
 
-    def _published(self, offer: Offer) -> None:
+    def _published(self, offer: Publication) -> None:
         """What follows the commit."""
-        cast(Blob, offer.staged).reserved = 0
+        cast(StagedBlob, offer.staged).reserved = 0
         # The new file may have the old one's number, length and time.
         self._known.pop(offer.key.name, None)
         self.touch(offer.key)  # later than what has been used so far, of which the index has not heard
         if self._trash:
             self._empty_trash(_TRASH_MORE)
 
-    def drop(self, key: Key, stamp: int | None = None) -> None:
+    def drop(self, key: CacheKey, stamp: int | None = None) -> None:
         """Forget the entry; with *stamp* only if it is that publication."""
         with self._transaction() as transaction:
             if stamp is not None:
@@ -354,7 +367,7 @@ class Blobs:
             else:
                 transaction.forget(key.name)
 
-    def renew(self, key: Key, found: Found, fetched: float) -> None:
+    def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
         """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
         offset, data = renewed(found.entry, fetched)
         try:
@@ -381,19 +394,21 @@ class Blobs:
             self._touched = {}
         self._empty_trash(None if patient else _TRASH_CLEARED)
 
-    def stats(self) -> Stats:
+    def stats(self) -> CacheStats:
         """What there is, and what all users have counted."""
         with self._transaction() as transaction:
             self._end_changes_of_the_gone(transaction)
             state = transaction.state
-            counters = Counters(state.hits, state.misses, state.expired, state.evictions, state.bytes_saved)
+            counters = CacheCounters(
+                state.hits, state.misses, state.expired, state.evictions, state.bytes_saved
+            )
             with self._counting:
-                counters = counters.plus(Counters(*self._counts))
-            for other in members.others(self._members, self._opened().member.token):
+                counters = counters.plus(CacheCounters(*self._counts))
+            for other in users.others(self._members, self._opened().member.token):
                 counters = counters.plus(other)
-            return Stats(state.size - transaction.reserved(), state.count, counters)
+            return CacheStats(state.size - transaction.reserved(), state.count, counters)
 
-    def check(self) -> Findings:
+    def check(self) -> CheckReport:
         """Read everything, compare it with its checksum, and mend what is not right."""
         entries = size = damaged = strays = missing = 0
         self._empty_trash(None)
@@ -421,11 +436,13 @@ class Blobs:
                 self._end_changes_of_the_gone(transaction)
                 names = transaction.names(after, 1000)
                 for name in names:
-                    if not os.path.exists(self._path(name)) and not any(changes.of(self._changing, [name])):
+                    if not os.path.exists(self._path(name)) and not any(
+                        pending_writes.of(self._changing, [name])
+                    ):
                         transaction.forget(name)
                         missing += 1
             if not names:
-                return Findings(entries, size, damaged, strays, missing)
+                return CheckReport(entries, size, damaged, strays, missing)
             after = names[-1]
 
     def close(self) -> None:
@@ -438,7 +455,7 @@ class Blobs:
             with self._transaction() as transaction:
                 self._apply_touches(transaction)
                 with self._counting:
-                    transaction.bury(self._opened().member.token, Counters(*self._counts))
+                    transaction.bury(self._opened().member.token, CacheCounters(*self._counts))
                     self._counts[:] = [0] * len(self._counts)
                     self._opened().member.save(self._counts)
         finally:
@@ -469,7 +486,7 @@ class Blobs:
         with self._lock:
             try:
                 self._opened()
-            except (OSError, sqlite3.Error, DamagedIndexError, GoneError) as error:
+            except (OSError, sqlite3.Error, CorruptIndexError, IndexReplacedError) as error:
                 trouble = error
             else:
                 return
@@ -482,7 +499,7 @@ class Blobs:
                 opened.leave()
                 self._finalizer.detach()
 
-    def _opened(self) -> Opened:
+    def _opened(self) -> BlobCacheFiles:
         """The open files; the lock is held."""
         if self._open is None:
             if self._trouble and time.monotonic() < self._retry_at:
@@ -498,12 +515,12 @@ class Blobs:
                 raise
         return self._open
 
-    def _opening(self) -> Opened:
+    def _opening(self) -> BlobCacheFiles:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         mark_format(self.directory, FORMAT)
         for folder in (self._blobs, self._members, self._changing, self._staging, f"{self.directory}/trash"):
             Path(folder).mkdir(exist_ok=True)
-        opened = Opened(self.directory)
+        opened = BlobCacheFiles(self.directory)
         try:
             with queued(opened.queue):
                 opened.join(self._members)
@@ -511,7 +528,7 @@ class Blobs:
                     opened.member.save(self._counts)
                 try:
                     self._settle(opened)
-                except DamagedIndexError:
+                except CorruptIndexError:
                     opened.remove_index()
                     self._settle(opened)
         except BaseException:
@@ -520,16 +537,16 @@ class Blobs:
         self._finalizer = weakref.finalize(self, opened.shut)
         return opened
 
-    def _indexed(self, opened: Opened) -> Index:
+    def _indexed(self, opened: BlobCacheFiles) -> BlobIndex:
         """The open index; the lock and the queue's are held."""
         if opened.index is None:
-            opened.index = Index(opened.index_path, self._rebuild)
+            opened.index = BlobIndex(opened.index_path, self._rebuild)
         return opened.index
 
-    def _settle(self, opened: Opened) -> None:
+    def _settle(self, opened: BlobCacheFiles) -> None:
         """Clear up after those that are gone; the queue's lock is held."""
         with self._transaction_in(opened) as transaction:
-            gone = list(members.dead(self._members))
+            gone = list(users.dead(self._members))
             for token, counters in gone:
                 transaction.bury(token, counters)
             self._end_changes_of_the_gone(transaction)
@@ -544,14 +561,14 @@ class Blobs:
             self._make_room(transaction, 0)
             self.trusted_since = transaction.state.trusted_since
         for token, _ in gone:
-            members.bury(self._members, token)
+            users.bury(self._members, token)
         alive = set(os.listdir(self._members))
         for name in os.listdir(self._staging):
             if name.partition("-")[0] not in alive:
                 remove(f"{self._staging}/{name}")
         self._empty_trash(_TRASH)
 
-    def _rebuild(self, transaction: Transaction) -> None:
+    def _rebuild(self, transaction: IndexTransaction) -> None:
         """Fill a new index with what blobs there are, the newest as the last used."""
         found = []
         for path, name in self._files():
@@ -615,7 +632,7 @@ class Blobs:
     # Transactions.
 
     @contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
+    def _transaction(self) -> Iterator[IndexTransaction]:
         """A transaction, alone in this directory; opened anew if the index was removed or is damaged."""
         if self._process != os.getpid():
             self._begin_in_child()
@@ -627,7 +644,7 @@ class Blobs:
                     with queued(opened.queue), self._transaction_in(opened) as transaction:
                         began = True
                         yield transaction
-                except (GoneError, DamagedIndexError) as error:
+                except (IndexReplacedError, CorruptIndexError) as error:
                     self._lose(opened, error)
                     if began or not again:
                         raise OSError(self._lost(error)) from error
@@ -635,18 +652,18 @@ class Blobs:
                     return
 
     @contextmanager
-    def _transaction_in(self, opened: Opened) -> Iterator[Transaction]:
+    def _transaction_in(self, opened: BlobCacheFiles) -> Iterator[IndexTransaction]:
         """A transaction; the lock and the queue's are held."""
         self._over = []
         with self._indexed(opened).transaction(opened.member.token, opened.latest) as transaction:
             self._mend(transaction, opened.intent)
             yield transaction
         for mark in self._over:
-            changes.end(self._changing, mark)
+            pending_writes.end(self._changing, mark)
             self._unended.discard(mark)
 
     @contextmanager
-    def _in_place(self) -> Iterator[Opened]:
+    def _in_place(self) -> Iterator[BlobCacheFiles]:
         """The open files, of which the index is the one of this directory, for the caller alone in this process."""
         if self._process != os.getpid():
             self._begin_in_child()
@@ -657,14 +674,14 @@ class Blobs:
                     with queued(opened.queue):
                         self._indexed(opened)
                 self._indexed(opened).check_place()
-            except (GoneError, DamagedIndexError) as error:
+            except (IndexReplacedError, CorruptIndexError) as error:
                 self._lose(opened, error)
                 opened = self._opened()
             yield opened
 
-    def _lose(self, opened: Opened, error: Exception) -> None:
+    def _lose(self, opened: BlobCacheFiles, error: Exception) -> None:
         """Let go of an index that is damaged, or another one now."""
-        if isinstance(error, DamagedIndexError):
+        if isinstance(error, CorruptIndexError):
             with suppress(OSError), queued(opened.queue):
                 opened.remove_index()
         self._leave()
@@ -673,7 +690,7 @@ class Blobs:
     def _lost(self, error: Exception) -> str:
         return f"the index of the cache in {self.directory} was lost: {error}"
 
-    def _intend(self, transaction: Transaction, names: Sequence[str]) -> None:
+    def _intend(self, transaction: IndexTransaction, names: Sequence[str]) -> None:
         """Leave word of what this transaction is about to name or unlink."""
         if all(name in self._intended for name in names):
             return
@@ -681,7 +698,7 @@ class Blobs:
         assert self._intent is not None
         self._intent.write(transaction.state.next(), self._intended)
 
-    def _mend(self, transaction: Transaction, intent: Intent) -> None:
+    def _mend(self, transaction: IndexTransaction, intent: WriteAheadRecord) -> None:
         """If the last transaction ended before its commit, its files may be there without a row, or rows without their files."""
         self._intent, self._intended = intent, {}
         counter, names = intent.read(transaction.committed)
@@ -695,25 +712,25 @@ class Blobs:
             self._unlink(name)
             transaction.forget(name)
 
-    def _changing_of(self, transaction: Transaction, names: Collection[str], but: str = "") -> set[str]:
+    def _changing_of(self, transaction: IndexTransaction, names: Collection[str], but: str = "") -> set[str]:
         """Those of the names whose objects somebody changes, beside the change *but*. Changes of those that are gone end here."""
         changing: set[str] = set()
-        for mark, found in changes.of(self._changing, names, but):
+        for mark, found in pending_writes.of(self._changing, names, but):
             if not self._end_if_gone(transaction, mark):
                 changing |= found
         return changing
 
-    def _end_changes_of_the_gone(self, transaction: Transaction) -> None:
-        for mark in changes.under_way(self._changing):
+    def _end_changes_of_the_gone(self, transaction: IndexTransaction) -> None:
+        for mark in pending_writes.under_way(self._changing):
             self._end_if_gone(transaction, mark)
 
-    def _end_if_gone(self, transaction: Transaction, mark: str) -> bool:
+    def _end_if_gone(self, transaction: IndexTransaction, mark: str) -> bool:
         """End a change if its maker is gone, or could not end it: nobody knows what has become of it. Whether that is so."""
-        token = changes.owner(mark)
-        alive = token == transaction.token or members.is_alive(self._members, token)
+        token = pending_writes.owner(mark)
+        alive = token == transaction.token or users.is_alive(self._members, token)
         if alive and mark not in self._unended:
             return False
-        names = changes.names(self._changing, mark)
+        names = pending_writes.names(self._changing, mark)
         self._intend(transaction, names)
         for name in names:
             self._unlink(name)
@@ -721,13 +738,13 @@ class Blobs:
         self._over.append(mark)
         return True
 
-    def _set_aside(self, transaction: Transaction) -> None:
+    def _set_aside(self, transaction: IndexTransaction) -> None:
         with suppress(FileNotFoundError):
             # The name of one that a kill left there would be taken again if it were a number of the index.
             os.rename(self._blobs, f"{self.directory}/trash/{os.urandom(8).hex()}")
         transaction.clear()
 
-    def _make_room(self, transaction: Transaction, size: int, replacing: str | None = None) -> bool:
+    def _make_room(self, transaction: IndexTransaction, size: int, replacing: str | None = None) -> bool:
         """Evict until *size* bytes more are within the limit.
 
         Returns:
@@ -761,11 +778,11 @@ class Blobs:
         """Make room for *size* bytes that are coming in, at first that of the entry *replacing*.
 
         Raises:
-            TooLargeError: there is none.
+            OverCacheLimitError: there is none.
         """
         with self._transaction() as transaction:
             if not self._make_room(transaction, size, replacing):
-                raise TooLargeError(f"{size:,} bytes more are not to be had in {self.directory}")
+                raise OverCacheLimitError(f"{size:,} bytes more are not to be had in {self.directory}")
             transaction.reserve(size)
 
     def release(self, size: int) -> None:
@@ -779,7 +796,7 @@ class Blobs:
             token = self._opened().member.token
         return f"{self._staging}/{token}-{os.urandom(8).hex()}"
 
-    def _apply_touches(self, transaction: Transaction) -> None:
+    def _apply_touches(self, transaction: IndexTransaction) -> None:
         touched, self._touched = self._touched, {}
         if touched:
             transaction.use(list(touched))
@@ -820,7 +837,7 @@ class Blobs:
     def _renew(self) -> None:
         self._lock = threading.Lock()
         self._counting = threading.Lock()
-        self._counts = [0] * len(Counters())
+        self._counts = [0] * len(CacheCounters())
         self._touched = {}
         self._known = {}
         self._open = None

@@ -1,4 +1,4 @@
-"""DiskCache: the engine interface over python-diskcache.
+"""DiskCacheEngine: the engine interface over python-diskcache.
 
     format.diskcache.1  this layout
     values/             a diskcache.Cache: each value is a file with the content, its tag the rest of an entry (see `entry`)
@@ -31,21 +31,28 @@ from typing_extensions import Buffer
 from storage_backend.errors import MissingClientError
 from storage_backend.forks import inherited
 from storage_backend.streams import CHUNK
-from storage_backend.wrappers.cached import members
+from storage_backend.wrappers.cached import users
+from storage_backend.wrappers.cached.blob_files import fetched, remove
 from storage_backend.wrappers.cached.engine import (
-    Change,
-    Findings,
-    Key,
-    Offer,
-    Stats,
-    TooLargeError,
+    CacheKey,
+    CacheStats,
+    CheckReport,
+    OverCacheLimitError,
+    PendingWrite,
+    Publication,
     key_of,
 )
-from storage_backend.wrappers.cached.entry import Checked, Entry, Found, packed, renewed_tail, unpacked
-from storage_backend.wrappers.cached.folders import fetched, remove
+from storage_backend.wrappers.cached.entry import (
+    CacheEntry,
+    OpenEntry,
+    Verification,
+    packed,
+    renewed_tail,
+    unpacked,
+)
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
-from storage_backend.wrappers.cached.members import EVICTIONS, HITS, SAVED, Counters, Member
+from storage_backend.wrappers.cached.users import EVICTIONS, HITS, SAVED, CacheCounters, CacheUser
 
 if TYPE_CHECKING:
     import diskcache
@@ -58,8 +65,8 @@ _KNOWN = 10_000  # entries whose comparisons are remembered
 _COUNTERS = struct.Struct("<5Q")
 
 
-class DiskCache:
-    """See `engine.Engine`. It makes room when and as far as python-diskcache does, so it may hold more than *limit* for a while.
+class DiskCacheEngine:
+    """See `engine.CacheEngine`. It makes room when and as far as python-diskcache does, so it may hold more than *limit* for a while.
 
     A forked child of a process that uses it does without it, since python-diskcache's connections, which are each a thread's own,
     cannot be closed before a fork (see `forks`): it reads the backend, and what it writes others see when their entries expire.
@@ -83,10 +90,10 @@ class DiskCache:
     _changing: threading.Lock  # of the queue
     _counting: threading.Lock
     _counts: list[int]
-    _open: _Open | None
-    _finalizer: weakref.finalize[..., DiskCache]  # of the open files
+    _open: DiskCacheFiles | None
+    _finalizer: weakref.finalize[..., DiskCacheEngine]  # of the open files
     _torn: bool
-    _checks: dict[str, tuple[tuple[int, int, int, float], Checked]]  # of files that were found, by names
+    _checks: dict[str, tuple[tuple[int, int, int, float], Verification]]  # of files that were found, by names
 
     def __init__(self, directory: str, limit: int | None, warn: Callable[[Exception], object]) -> None:
         self.directory = directory
@@ -96,7 +103,7 @@ class DiskCache:
         self._begin()
         prepare(directory, FORMAT, warn)
 
-    def find(self, key: Key) -> Found | None:
+    def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
         found: Any = self._opened().values.get(key.name, read=True, tag=True, retry=True)
         reader, tag = found
@@ -112,19 +119,19 @@ class DiskCache:
             if known is None or known[0] != file:
                 if len(self._checks) >= _KNOWN:
                     self._checks.clear()
-                known = self._checks[key.name] = file, Checked(facts.st_ctime)
-            return Found(os.dup(reader.fileno()), entry, b"", known[1])
+                known = self._checks[key.name] = file, Verification(facts.st_ctime)
+            return OpenEntry(os.dup(reader.fileno()), entry, b"", known[1])
 
-    def hit(self, key: Key, size: int) -> None:
+    def hit(self, key: CacheKey, size: int) -> None:
         """Count a hit; python-diskcache notes the use by itself."""
         del key
         self.count(HITS, size)
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: CacheKey) -> None:
         """Nothing: to find is to use."""
 
     def count(self, counter: int, size: int = 0) -> None:
-        """Add one to a counter (see `members`), and *size* to the bytes saved."""
+        """Add one to a counter (see `users`), and *size* to the bytes saved."""
         if self._process != os.getpid():
             self._begin_in_child()
         if self._torn:
@@ -135,27 +142,27 @@ class DiskCache:
             self._counts[SAVED] += size
             opened.member.save(self._counts)
 
-    def generations(self, keys: Sequence[Key]) -> list[int]:
+    def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """The keys' generations."""
         with self._generations() as rows:
             return [rows.load(key.name).generation for key in keys]
 
-    def stage(self, size: int | None = None, replacing: Key | None = None) -> File | None:
-        """Begin to take in content; see `engine.Engine`."""
+    def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedValue | None:
+        """Begin to take in content; see `engine.CacheEngine`."""
         del replacing
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
         token = self._opened().member.token
-        return File(f"{self.directory}/staging/{token}-{os.urandom(8).hex()}", self.limit)
+        return StagedValue(f"{self.directory}/staging/{token}-{os.urandom(8).hex()}", self.limit)
 
-    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+    def publish(self, offers: Sequence[tuple[Publication, int]]) -> None:
         """Make the entries found, each if the generation beside it is still its key's. Others are evicted to make room."""
         for offer, generation in offers:
             self._publish(offer, generation)
 
-    def _publish(self, offer: Offer, generation: int) -> None:
+    def _publish(self, offer: Publication, generation: int) -> None:
         key, staged, entry = offer
-        assert isinstance(staged, File)
+        assert isinstance(staged, StagedValue)
         values = self._opened().values
         tag = packed(entry._replace(crc=staged.crc))
         with self._generations() as rows:
@@ -170,7 +177,7 @@ class DiskCache:
             with self._counting:
                 self._counts[EVICTIONS] += evicted
 
-    def begin(self, keys: Sequence[Key]) -> Change:
+    def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
         """Drop the entries: a change of their objects begins."""
         values = self._opened().values
         with self._generations() as rows:
@@ -183,10 +190,10 @@ class DiskCache:
                 generations[key] = row.generation = rows.next()
                 rows.store(key.name, row)
                 values.delete(key.name, retry=True)
-        return Change(mark, generations)
+        return PendingWrite(mark, generations)
 
-    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
-        """The change is over; see `engine.Engine`."""
+    def end(self, change: PendingWrite, offer: Publication | None = None) -> dict[CacheKey, int]:
+        """The change is over; see `engine.CacheEngine`."""
         alone = {}
         values = self._opened().values
         with self._generations() as rows:
@@ -203,7 +210,7 @@ class DiskCache:
             self._publish(offer, alone[offer.key])
         return alone
 
-    def drop(self, key: Key, stamp: int | None = None) -> None:
+    def drop(self, key: CacheKey, stamp: int | None = None) -> None:
         """Forget the entry; with *stamp* only if it is that publication."""
         with self._generations() as rows:
             if stamp is None:
@@ -218,7 +225,7 @@ class DiskCache:
                         return
             self._opened().values.delete(key.name, retry=True)
 
-    def renew(self, key: Key, found: Found, fetched: float) -> None:
+    def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
         """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
         values = self._opened().values
         with self._generations():
@@ -238,18 +245,18 @@ class DiskCache:
             rows.raise_floor()
             self._opened().values.clear(retry=True)
 
-    def stats(self) -> Stats:
+    def stats(self) -> CacheStats:
         """What there is, and what all users have counted."""
         opened = self._opened()
         with self._changing, queued(opened.queue):
             counters = self._bequeathed()
             with self._counting:
-                counters = counters.plus(Counters(*self._counts))
-            for other in members.others(self._members, opened.member.token):
+                counters = counters.plus(CacheCounters(*self._counts))
+            for other in users.others(self._members, opened.member.token):
                 counters = counters.plus(other)
-        return Stats(int(opened.values.reset("size")), len(opened.values), counters)
+        return CacheStats(int(opened.values.reset("size")), len(opened.values), counters)
 
-    def check(self) -> Findings:
+    def check(self) -> CheckReport:
         """Read everything, compare it with its checksum, and mend what is not right."""
         values = self._opened().values
         entries = size = damaged = 0
@@ -266,7 +273,7 @@ class DiskCache:
                     entries += 1
                     size += whole.size
         warnings = values.check(fix=True, retry=True)
-        return Findings(entries, size, damaged, len(warnings), 0)
+        return CheckReport(entries, size, damaged, len(warnings), 0)
 
     def close(self) -> None:
         """Let go of files. Used again, it opens them again."""
@@ -277,7 +284,7 @@ class DiskCache:
             if opened is None:
                 return
             with self._changing, queued(opened.queue), self._counting:
-                self._bequeath(Counters(*self._counts))
+                self._bequeath(CacheCounters(*self._counts))
                 self._counts[:] = [0] * len(self._counts)
                 opened.leave()
             self._finalizer()
@@ -286,7 +293,7 @@ class DiskCache:
     def _members(self) -> str:
         return f"{self.directory}/members"
 
-    def _opened(self) -> _Open:
+    def _opened(self) -> DiskCacheFiles:
         if self._process != os.getpid():
             self._begin_in_child()
         if self._torn:
@@ -299,12 +306,12 @@ class DiskCache:
                     opened = self._open = self._opening()
         return opened
 
-    def _opening(self) -> _Open:
+    def _opening(self) -> DiskCacheFiles:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         mark_format(self.directory, FORMAT)
         for folder in ("members", "staging"):
             Path(f"{self.directory}/{folder}").mkdir(exist_ok=True)
-        opened = _Open(self.directory, self.limit)
+        opened = DiskCacheFiles(self.directory, self.limit)
         self._finalizer = weakref.finalize(self, opened.shut)
         try:
             with queued(opened.queue):
@@ -317,30 +324,30 @@ class DiskCache:
 
     def _settle(self) -> None:
         """Clear up after those that are gone; the queue's lock is held."""
-        for token, counters in list(members.dead(self._members)):
+        for token, counters in list(users.dead(self._members)):
             self._bequeath(counters)
-            members.bury(self._members, token)
+            users.bury(self._members, token)
         alive = set(os.listdir(self._members))
         for name in os.listdir(f"{self.directory}/staging"):
             if name.partition("-")[0] not in alive:
                 remove(f"{self.directory}/staging/{name}")
 
     @contextmanager
-    def _generations(self) -> Iterator[_Rows]:
+    def _generations(self) -> Iterator[GenerationRows]:
         """All rows of generations, for this one alone."""
         opened = self._opened()
         # Queued for, since SQLite's own locks are polled.
         with self._changing, queued(opened.queue), opened.generations.transact(retry=True):
-            yield _Rows(opened.generations, self._members)
+            yield GenerationRows(opened.generations, self._members)
 
-    def _bequeathed(self) -> Counters:
+    def _bequeathed(self) -> CacheCounters:
         try:
             data = Path(f"{self.directory}/counters").read_bytes()
         except FileNotFoundError:
-            return Counters()
-        return Counters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else Counters()
+            return CacheCounters()
+        return CacheCounters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else CacheCounters()
 
-    def _bequeath(self, counters: Counters) -> None:
+    def _bequeath(self, counters: CacheCounters) -> None:
         """Add to what those that are gone have counted; the queue's lock is held."""
         Path(f"{self.directory}/counters").write_bytes(_COUNTERS.pack(*self._bequeathed().plus(counters)))
 
@@ -349,7 +356,7 @@ class DiskCache:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._counting = threading.Lock()
-        self._counts = [0] * len(Counters())
+        self._counts = [0] * len(CacheCounters())
         self._open = None
         self._torn = False
         self._checks = {}
@@ -362,8 +369,8 @@ class DiskCache:
             self._finalizer()  # in this process, it closes no database
 
 
-class File:
-    """Content on its way into the cache (see `engine.Staged`).
+class StagedValue:
+    """Content on its way into the cache (see `engine.StagedContent`).
 
     Attributes:
         size: bytes so far.
@@ -382,11 +389,11 @@ class File:
         """Append all of *data*.
 
         Raises:
-            TooLargeError: it is more than the cache may hold.
+            OverCacheLimitError: it is more than the cache may hold.
         """
         view = memoryview(data).cast("B")
         if self._limit is not None and self.size + len(view) > self._limit:
-            raise TooLargeError(f"more than {self._limit:,} bytes")
+            raise OverCacheLimitError(f"more than {self._limit:,} bytes")
         self.crc = zlib.crc32(view, self.crc)
         self.size += len(view)
         while view:
@@ -398,15 +405,15 @@ class File:
         os.close(self._fd)
         self._fd = fd
         if self._limit is not None and self.size > self._limit:
-            raise TooLargeError(f"more than {self._limit:,} bytes")
+            raise OverCacheLimitError(f"more than {self._limit:,} bytes")
 
     def reader(self) -> BinaryIO:
         """What was written."""
         return open(self._path, "rb")
 
-    def found(self, entry: Entry) -> Found:
+    def found(self, entry: CacheEntry) -> OpenEntry:
         """What was written, to be read although it is not published."""
-        return Found(os.dup(self._fd), entry)
+        return OpenEntry(os.dup(self._fd), entry)
 
     def discard(self) -> None:
         """Drop it; what is published has been copied."""
@@ -417,7 +424,7 @@ class File:
                 os.unlink(self._path)
 
 
-class _Row:
+class GenerationRow:
     """A key's generation, and the changes under way: [token, mark] of each."""
 
     def __init__(self, generation: int, changes: list[Any]) -> None:
@@ -425,7 +432,7 @@ class _Row:
         self.changes = changes
 
 
-class _Rows:
+class GenerationRows:
     """The rows of generations, in a transaction."""
 
     def __init__(self, cache: diskcache.Cache, folder: str) -> None:
@@ -439,20 +446,20 @@ class _Rows:
         self._cache.set("counter", number)
         return number
 
-    def load(self, name: str) -> _Row:
+    def load(self, name: str) -> GenerationRow:
         """The key's row."""
         floor = self._cache.get("floor", default=0)
         text = self._cache.get(name)
         generation, changes = json.loads(text) if isinstance(text, str) else (0, [])
-        return _Row(max(generation, floor if isinstance(floor, int) else 0), changes)
+        return GenerationRow(max(generation, floor if isinstance(floor, int) else 0), changes)
 
-    def store(self, name: str, row: _Row) -> None:
+    def store(self, name: str, row: GenerationRow) -> None:
         """Keep the row, for a day after its last change."""
         self._cache.set(name, json.dumps([row.generation, row.changes]), expire=_REMEMBERED)
 
-    def changing(self, row: _Row) -> bool:
+    def changing(self, row: GenerationRow) -> bool:
         """Whether somebody changes the object; those that are gone do not any more."""
-        row.changes = [found for found in row.changes if members.is_alive(self._folder, found[0])]
+        row.changes = [found for found in row.changes if users.is_alive(self._folder, found[0])]
         return bool(row.changes)
 
     def raise_floor(self) -> None:
@@ -460,14 +467,14 @@ class _Rows:
         self._cache.set("floor", self.next())
 
 
-class _Open:
+class DiskCacheFiles:
     """The open files of a cache."""
 
     def __init__(self, directory: str, limit: int | None) -> None:
         library = _library()
         disk = _disk()
         self._process = os.getpid()
-        self._member: Member | None = None
+        self._member: CacheUser | None = None
         # As measured for an LRU that holds its limit best (design, "Cache").
         self.values: diskcache.Cache = library.Cache(
             f"{directory}/values",
@@ -489,14 +496,14 @@ class _Open:
         self.queue = os.open(f"{directory}/queue", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
     @property
-    def member(self) -> Member:
+    def member(self) -> CacheUser:
         """This user of the cache."""
         assert self._member is not None
         return self._member
 
     def join(self, folder: str) -> None:
         """Become a member; the queue's lock is held."""
-        self._member = Member(folder)
+        self._member = CacheUser(folder)
 
     def leave(self) -> None:
         """Remove the member's file; the queue's lock is held."""
@@ -565,7 +572,7 @@ def _disk() -> Any:
     return PlainDisk
 
 
-def _whole(reader: BinaryIO, tag: object, name: str) -> Entry | None:
+def _whole(reader: BinaryIO, tag: object, name: str) -> CacheEntry | None:
     """The entry, all of whose content was read and compared; None if it is damaged."""
     size = os.fstat(reader.fileno()).st_size
     entry = unpacked(tag, size + len(tag)) if isinstance(tag, bytes) else None

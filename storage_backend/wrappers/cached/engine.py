@@ -1,4 +1,4 @@
-"""Engine: what keeps the bytes of a cache. `blobs` is ours, `diskcache` stands over python-diskcache."""
+"""CacheEngine: what keeps the bytes of a cache. `blobs` is ours, `diskcache` stands over python-diskcache."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple, Protocol
 
 from typing_extensions import Buffer
 
-from storage_backend.wrappers.cached.entry import Entry, Found
-from storage_backend.wrappers.cached.members import Counters
+from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry
+from storage_backend.wrappers.cached.users import CacheCounters
 
 HELD = 256 << 10  # bytes of one content that may be in memory until it is published
 _NAME = re.compile("[0-9a-f]{32}")
 
 
-class Key(NamedTuple):
+class CacheKey(NamedTuple):
     """What an entry is found by.
 
     Attributes:
@@ -29,9 +29,9 @@ class Key(NamedTuple):
     name: str
 
 
-def key_of(label: bytes) -> Key:
+def key_of(label: bytes) -> CacheKey:
     """The key of a label."""
-    return Key(label, hashlib.blake2b(label, digest_size=16).hexdigest())
+    return CacheKey(label, hashlib.blake2b(label, digest_size=16).hexdigest())
 
 
 def is_name(text: str) -> bool:
@@ -40,7 +40,7 @@ def is_name(text: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Stats:
+class CacheStats:
     """What an engine holds, and what all its users have counted.
 
     Attributes:
@@ -51,11 +51,11 @@ class Stats:
 
     size: int
     count: int
-    counters: Counters
+    counters: CacheCounters
 
 
 @dataclass(frozen=True)
-class Findings:
+class CheckReport:
     """What a check found.
 
     Attributes:
@@ -78,7 +78,7 @@ class Findings:
         return not (self.damaged or self.strays or self.missing)
 
 
-class Staged(Protocol):
+class StagedContent(Protocol):
     """Content on its way into the cache."""
 
     size: int
@@ -89,18 +89,18 @@ class Staged(Protocol):
     def fetch(self, download: Callable[[str], object]) -> None:
         """Take in all of the content at once: *download* makes a file of it at the path that it is given."""
 
-    def found(self, entry: Entry) -> Found:
+    def found(self, entry: CacheEntry) -> OpenEntry:
         """What was written, to be read although it is not published: *entry* is its."""
 
     def discard(self) -> None:
         """Drop it, unless it was published."""
 
 
-class TooLargeError(Exception):
+class OverCacheLimitError(Exception):
     """The content is more than the cache may hold."""
 
 
-class Change(NamedTuple):
+class PendingWrite(NamedTuple):
     """A change of objects in the backend, under way.
 
     Attributes:
@@ -109,10 +109,10 @@ class Change(NamedTuple):
     """
 
     mark: str
-    generations: dict[Key, int]
+    generations: dict[CacheKey, int]
 
 
-class Offer(NamedTuple):
+class Publication(NamedTuple):
     """What may be published.
 
     Attributes:
@@ -121,12 +121,12 @@ class Offer(NamedTuple):
         entry: what is known of it.
     """
 
-    key: Key
-    staged: Staged
-    entry: Entry
+    key: CacheKey
+    staged: StagedContent
+    entry: CacheEntry
 
 
-class Engine(Protocol):
+class CacheEngine(Protocol):
     """Keeps entries, finds them again, and never one that a change has overtaken.
 
     Every key has a generation. A fill takes it before it reads the backend. A change tells all that it is under way and drops the
@@ -139,22 +139,22 @@ class Engine(Protocol):
     trusted_since: float
     """Entries fetched before this moment are as good as expired, in seconds since the epoch."""
 
-    def find(self, key: Key) -> Found | None:
+    def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
 
-    def hit(self, key: Key, size: int) -> None:
+    def hit(self, key: CacheKey, size: int) -> None:
         """`count` and `touch` in one: a read was answered with *size* bytes."""
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: CacheKey) -> None:
         """Note that the entry was used."""
 
     def count(self, counter: int, size: int = 0) -> None:
-        """Add one to a counter (see `members`), and *size* to the bytes saved."""
+        """Add one to a counter (see `users`), and *size* to the bytes saved."""
 
-    def generations(self, keys: Sequence[Key]) -> list[int]:
+    def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """The keys' generations, or later ones that none of them has yet."""
 
-    def stage(self, size: int | None = None, replacing: Key | None = None) -> Staged | None:
+    def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
         """Begin to take in content; None if it is more than the cache may hold.
 
         Args:
@@ -162,13 +162,13 @@ class Engine(Protocol):
             replacing: whose entry need not be kept until then.
         """
 
-    def publish(self, offers: Sequence[tuple[Offer, int]]) -> None:
+    def publish(self, offers: Sequence[tuple[Publication, int]]) -> None:
         """Make the entries found, each if the generation beside it is still good for its key. Others are evicted to make room."""
 
-    def begin(self, keys: Sequence[Key]) -> Change:
+    def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
         """Drop the entries: a change of their objects begins."""
 
-    def end(self, change: Change, offer: Offer | None = None) -> dict[Key, int]:
+    def end(self, change: PendingWrite, offer: Publication | None = None) -> dict[CacheKey, int]:
         """The change is over, whatever came of it.
 
         Args:
@@ -180,10 +180,10 @@ class Engine(Protocol):
             stored may be published with them.
         """
 
-    def drop(self, key: Key, stamp: int | None = None) -> None:
+    def drop(self, key: CacheKey, stamp: int | None = None) -> None:
         """Forget the entry; with *stamp* only if it is that publication."""
 
-    def renew(self, key: Key, found: Found, fetched: float) -> None:
+    def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
         """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
 
     def clear(self, *, patient: bool = False) -> None:
@@ -193,10 +193,10 @@ class Engine(Protocol):
             patient: return when nothing of them is left. Else in bounded time.
         """
 
-    def stats(self) -> Stats:
+    def stats(self) -> CacheStats:
         """What there is, and what all users have counted."""
 
-    def check(self) -> Findings:
+    def check(self) -> CheckReport:
         """Read everything, compare it with its checksum, and mend what is not right."""
 
     def close(self) -> None:

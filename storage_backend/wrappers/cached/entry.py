@@ -1,4 +1,4 @@
-"""Entry: what a cache knows of the bytes that it keeps, and how both stand in one file.
+"""CacheEntry: what a cache knows of the bytes that it keeps, and how both stand in one file.
 
 A file is the content, which begins at its first byte, then the label and the etag, then a fixed record that ends the
 file:
@@ -47,7 +47,7 @@ _TICK = 0.1  # seconds; the times of files advance in steps of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
 
 
-class Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """What is known of a cached content.
 
     Attributes:
@@ -71,7 +71,7 @@ class Entry(NamedTuple):
     note: bool = False
 
 
-def packed(entry: Entry) -> bytes:
+def packed(entry: CacheEntry) -> bytes:
     """What follows the content in a file."""
     etag = b"" if entry.etag is None else entry.etag.encode("utf-8", "surrogateescape")
     length = _NO_ETAG if entry.etag is None or len(etag) > LONGEST_ETAG else len(etag)
@@ -90,11 +90,11 @@ def packed(entry: Entry) -> bytes:
     return head + _SUM.pack(zlib.crc32(head))
 
 
-def unpacked(tail: bytes, length: int) -> Entry | None:
+def unpacked(tail: bytes, length: int) -> CacheEntry | None:
     """The entry at the end of a file of *length* bytes, of which *tail* is the end; None if there is no whole one there.
 
     Raises:
-        NeedMoreError: the tail is too short to tell.
+        LongerTailNeededError: the tail is too short to tell.
     """
     if len(tail) < _FIXED:
         return None
@@ -107,10 +107,10 @@ def unpacked(tail: bytes, length: int) -> Entry | None:
     if size + label + etag_size + _FIXED != length:
         return None
     if begin < 0:
-        raise NeedMoreError(label + etag_size + _FIXED)
+        raise LongerTailNeededError(label + etag_size + _FIXED)
     if zlib.crc32(memoryview(tail)[begin:-4]) != _SUM.unpack_from(tail, len(tail) - 4)[0]:
         return None
-    return Entry(
+    return CacheEntry(
         tail[begin : begin + label],
         size,
         fetched,
@@ -122,15 +122,15 @@ def unpacked(tail: bytes, length: int) -> Entry | None:
     )
 
 
-class CutError(UnavailableError):
+class TruncatedEntryError(UnavailableError):
     """A cached file became shorter while it was open."""
 
 
-class DamagedError(UnavailableError):
+class CorruptEntryError(UnavailableError):
     """A cached file has other bytes than were stored."""
 
 
-class NeedMoreError(Exception):
+class LongerTailNeededError(Exception):
     """A longer tail is needed.
 
     Attributes:
@@ -142,7 +142,7 @@ class NeedMoreError(Exception):
         self.size = size
 
 
-class Checked:
+class Verification:
     """When this process has last compared the content of one file with its checksum.
 
     Args:
@@ -165,7 +165,7 @@ class Checked:
             self.good_until = time.monotonic() + GOOD_FOR
 
 
-class Found:
+class OpenEntry:
     """A cached content, held open: whoever has one closes it, or takes a reader that does.
 
     Args:
@@ -177,7 +177,9 @@ class Found:
 
     __slots__ = ("_checked", "_fd", "_head", "entry")
 
-    def __init__(self, fd: int, entry: Entry, head: bytes = b"", checked: Checked | None = None) -> None:
+    def __init__(
+        self, fd: int, entry: CacheEntry, head: bytes = b"", checked: Verification | None = None
+    ) -> None:
         self._fd = fd
         self.entry = entry
         self._head = head
@@ -187,7 +189,7 @@ class Found:
         """All of it, compared with its checksum if that was not done in the last minute.
 
         Raises:
-            OSError: it cannot be read, is shorter than it was (CutError), or not what was stored (DamagedError).
+            OSError: it cannot be read, is shorter than it was (TruncatedEntryError), or not what was stored (CorruptEntryError).
         """
         size = self.entry.size
         if self._head:
@@ -219,7 +221,7 @@ class Found:
 
     def _compare(self, crc: int) -> None:
         if crc != self.entry.crc:
-            raise DamagedError("a cached file has other bytes than were stored")
+            raise CorruptEntryError("a cached file has other bytes than were stored")
         if self._checked is not None:
             self._checked.mark()
 
@@ -238,7 +240,7 @@ class Found:
 
     def reader(self) -> BinaryIO:
         """A seekable reader of the file itself; this is closed with it."""
-        raw = _Content(self._fd, self.entry.size)
+        raw = EntryContentReader(self._fd, self.entry.size)
         self._fd = -1
         return io.BufferedReader(raw, _BUFFER)
 
@@ -253,7 +255,7 @@ class Found:
             os.close(fd)
 
 
-def found_in(fd: int, label: bytes, length: int, checked: Checked) -> Found | None:
+def found_in(fd: int, label: bytes, length: int, checked: Verification) -> OpenEntry | None:
     """The content in an open file of *length* bytes, which this takes over; None (and the file closed) if it is not whole, or another's."""
     try:
         if length <= _SMALL:
@@ -268,20 +270,20 @@ def found_in(fd: int, label: bytes, length: int, checked: Checked) -> Found | No
     if entry is None or entry.label != label:
         os.close(fd)
         return None
-    return Found(fd, entry, head, checked)
+    return OpenEntry(fd, entry, head, checked)
 
 
-def entry_of(fd: int) -> Entry | None:
+def entry_of(fd: int) -> CacheEntry | None:
     """The entry of an open file, whichever it is; None if there is no whole one."""
     return _large(fd, os.fstat(fd).st_size)
 
 
-def _large(fd: int, length: int) -> Entry | None:
+def _large(fd: int, length: int) -> CacheEntry | None:
     tail = min(_TAIL, length)
     while True:
         try:
             return unpacked(os.pread(fd, tail, length - tail), length)
-        except NeedMoreError as error:
+        except LongerTailNeededError as error:
             tail = error.size
 
 
@@ -291,13 +293,13 @@ def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
     while have < size:
         piece = os.pread(fd, min(size - have, _READ_MOST), offset + have)
         if not piece:
-            raise CutError(f"a cached file ends {size - have:,} bytes early")
+            raise TruncatedEntryError(f"a cached file ends {size - have:,} bytes early")
         pieces.append(piece)
         have += len(piece)
     return b"".join(pieces) if begun or len(pieces) > 2 else pieces[1]
 
 
-class _Content(io.RawIOBase):
+class EntryContentReader(io.RawIOBase):
     """The content of a cached file, without what follows it; owns the descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
@@ -329,7 +331,7 @@ class _Content(io.RawIOBase):
             return 0
         count = os.preadv(self._fd, [view], self._position)
         if not count:
-            raise CutError(f"a cached file ends {self._size - self._position:,} bytes early")
+            raise TruncatedEntryError(f"a cached file ends {self._size - self._position:,} bytes early")
         self._position += count
         return count
 
@@ -351,12 +353,12 @@ class _Content(io.RawIOBase):
                 os.close(fd)
 
 
-def renewed_tail(entry: Entry, fetched: float) -> bytes:
+def renewed_tail(entry: CacheEntry, fetched: float) -> bytes:
     """What follows the content of an entry that was fetched at another time."""
     return packed(entry._replace(fetched=fetched))
 
 
-def renewed(entry: Entry, fetched: float) -> tuple[int, bytes]:
+def renewed(entry: CacheEntry, fetched: float) -> tuple[int, bytes]:
     """Where in its file, and with what, an entry is overwritten to have been fetched at another time."""
     tail = renewed_tail(entry, fetched)
     start = len(tail) - _FIXED

@@ -1,4 +1,4 @@
-"""Index: the SQLite file beside the blobs: sizes, order of use, and generations.
+"""BlobIndex: the SQLite file beside the blobs: sizes, order of use, and generations.
 
 SQLite's own locks are polled; so each transaction is first queued for by a lock on another file, and finds the database
 free. Where such locks do not work, SQLite's do.
@@ -23,8 +23,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from typing import TypeAlias
 
-from storage_backend.wrappers.cached.latest import Latest
-from storage_backend.wrappers.cached.members import Counters
+from storage_backend.wrappers.cached.latest import HighestGeneration
+from storage_backend.wrappers.cached.users import CacheCounters
 
 BUSY = 60.0  # seconds that SQLite waits for another's transaction where the queue does not work
 _GRAVES = 10_000  # rows without an entry before they are dropped; each has some 50 bytes
@@ -45,16 +45,16 @@ CREATE TABLE state (
 """
 
 
-class DamagedIndexError(Exception):
+class CorruptIndexError(Exception):
     """The file is no index, or half of one: to be made anew from the blobs."""
 
 
-class GoneError(Exception):
+class IndexReplacedError(Exception):
     """The file is another one now, or none: to be opened again."""
 
 
 @dataclass
-class State:
+class IndexState:
     """The one row of the table `state`.
 
     Attributes:
@@ -65,7 +65,7 @@ class State:
         graves: rows without an entry.
         hits, misses, expired, evictions, bytes_saved: of users that are gone.
         boot: of the machine, in which this was last opened; "" where it cannot be told.
-        trusted_since: see `Engine`.
+        trusted_since: see `CacheEngine`.
     """
 
     counter: int
@@ -86,7 +86,7 @@ class State:
         self.counter += 1
         return self.counter
 
-    def bequeath(self, counters: Counters) -> None:
+    def bequeath(self, counters: CacheCounters) -> None:
         """Add what one that is gone has counted."""
         self.hits += counters.hits
         self.misses += counters.misses
@@ -95,8 +95,8 @@ class State:
         self.bytes_saved += counters.bytes_saved
 
 
-_COLUMNS = ", ".join(field.name for field in fields(State))
-_UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(State))}"  # noqa: S608 - of our own names
+_COLUMNS = ", ".join(field.name for field in fields(IndexState))
+_UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(IndexState))}"  # noqa: S608 - of our own names
 
 
 _ROW = "SELECT size, used, generation FROM entries WHERE name = ?"
@@ -106,10 +106,10 @@ _STORE = (
     "ON CONFLICT (name) DO UPDATE SET size = excluded.size, generation = excluded.generation, used = excluded.used"
 )
 
-Row: TypeAlias = tuple[int, int | None, int]  # size, used, generation
+IndexRow: TypeAlias = tuple[int, int | None, int]  # size, used, generation
 
 
-class Transaction:
+class IndexTransaction:
     """One transaction.
 
     Attributes:
@@ -118,12 +118,12 @@ class Transaction:
         committed: the counter of the last transaction that was committed.
     """
 
-    def __init__(self, connection: sqlite3.Connection, state: State, token: str) -> None:
+    def __init__(self, connection: sqlite3.Connection, state: IndexState, token: str) -> None:
         self._connection = connection
         self.state = state
         self.token = token
         self.committed = state.counter
-        self._rows: dict[str, Row | None] = {}  # that were looked at, and not changed since
+        self._rows: dict[str, IndexRow | None] = {}  # that were looked at, and not changed since
 
     def generation(self, name: str) -> int:
         """The key's generation."""
@@ -179,11 +179,11 @@ class Transaction:
         self.state.size += size
         self.state.count += 1
 
-    def _row(self, name: str) -> Row | None:
+    def _row(self, name: str) -> IndexRow | None:
         try:
             return self._rows[name]
         except KeyError:
-            row: Row | None = self._connection.execute(_ROW, (name,)).fetchone()
+            row: IndexRow | None = self._connection.execute(_ROW, (name,)).fetchone()
             self._rows[name] = row
             return row
 
@@ -231,7 +231,7 @@ class Transaction:
         row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM staged").fetchone()
         return int(row[0])
 
-    def bury(self, token: str, counters: Counters) -> None:
+    def bury(self, token: str, counters: CacheCounters) -> None:
         """Take over what one that is gone has left: counts and reservations."""
         self.state.bequeath(counters)
         row = self._connection.execute("SELECT size FROM staged WHERE token = ?", (token,)).fetchone()
@@ -277,10 +277,10 @@ class Transaction:
         self._connection.execute(_UPDATE, [getattr(self.state, name) for name in _NAMES])
 
 
-_NAMES = tuple(field.name for field in fields(State))
+_NAMES = tuple(field.name for field in fields(IndexState))
 
 
-class Index:
+class BlobIndex:
     """The open file. Used by one thread at a time.
 
     Args:
@@ -288,11 +288,11 @@ class Index:
         build: fills a new file, given its first transaction: with what blobs there are.
 
     Raises:
-        DamagedIndexError: it is no index.
+        CorruptIndexError: it is no index.
         OSError, sqlite3.Error: it cannot be opened.
     """
 
-    def __init__(self, path: str, build: Callable[[Transaction], object]) -> None:
+    def __init__(self, path: str, build: Callable[[IndexTransaction], object]) -> None:
         self.path = path
         self._connection = sqlite3.connect(
             path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=64
@@ -315,7 +315,7 @@ class Index:
         self._connection.close()
 
     @contextmanager
-    def transaction(self, token: str, latest: Latest) -> Iterator[Transaction]:
+    def transaction(self, token: str, latest: HighestGeneration) -> Iterator[IndexTransaction]:
         """A transaction that nothing else of this cache runs beside; whoever calls has the queue's lock (see `queued`).
 
         Args:
@@ -323,8 +323,8 @@ class Index:
             latest: is told of generations that begin, before the commit.
 
         Raises:
-            GoneError: the file is not the one at its path any more.
-            DamagedIndexError: it is no index.
+            IndexReplacedError: the file is not the one at its path any more.
+            CorruptIndexError: it is no index.
         """
         self.check_place()
         execute = self._connection.execute
@@ -333,14 +333,14 @@ class Index:
             try:
                 row = execute(f"SELECT {_COLUMNS} FROM state").fetchone()  # noqa: S608 - our own names
                 if row is None:
-                    raise DamagedIndexError("it has no state")
-                state = State(*row)
-                transaction = Transaction(self._connection, state, token)
+                    raise CorruptIndexError("it has no state")
+                state = IndexState(*row)
+                transaction = IndexTransaction(self._connection, state, token)
                 told = latest.read()
                 if told is not None and told > state.counter:
                     state.counter = told  # by a transaction that was never committed
                 yield transaction
-                if state != State(*row):
+                if state != IndexState(*row):
                     transaction.finish()
                 if told != state.counter:
                     latest.write(state.counter)
@@ -362,23 +362,23 @@ class Index:
         return (found.st_dev, found.st_ino) == self._identity
 
     def check_place(self) -> None:
-        """Raise a GoneError unless it is."""
+        """Raise an IndexReplacedError unless it is."""
         if not self.in_place():
-            raise GoneError(self.path)
+            raise IndexReplacedError(self.path)
 
-    def _create(self, build: Callable[[Transaction], object]) -> None:
+    def _create(self, build: Callable[[IndexTransaction], object]) -> None:
         self._connection.execute("BEGIN IMMEDIATE")
         try:
             for statement in _SCHEMA.split(";"):
                 self._connection.execute(statement)
             # Above every number that an older index of this directory can have given.
             start = time.time_ns()
-            state = State(start, start, 0, 0, 0, 0, 0, 0, 0, 0, "", 0.0)
+            state = IndexState(start, start, 0, 0, 0, 0, 0, 0, 0, 0, "", 0.0)
             self._connection.execute(
                 f"INSERT INTO state ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})",  # noqa: S608 - our own names
                 [getattr(state, name) for name in _NAMES],
             )
-            transaction = Transaction(self._connection, state, "")
+            transaction = IndexTransaction(self._connection, state, "")
             build(transaction)
             transaction.finish()
             self._connection.execute("COMMIT")
@@ -389,10 +389,10 @@ class Index:
 
 
 def check_damage(error: sqlite3.DatabaseError) -> None:
-    """Raise a DamagedIndexError if that is what the error tells."""
+    """Raise a CorruptIndexError if that is what the error tells."""
     text = str(error)
     if any(word in text for word in _DAMAGED):
-        raise DamagedIndexError(text) from error
+        raise CorruptIndexError(text) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Intent: what a transaction is about to do to files, should it never be committed."""
+"""WriteAheadRecord: what a transaction is about to do to files, should it never be committed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HEAD = struct.Struct("<QI")
 _MOST = 1 << 20  # names; more are damage
 
 
-class Intent:
+class WriteAheadRecord:
     """What a transaction is about to name or unlink: if it never commits, the next one finds out here.
 
     Of a file: a number above all that were committed before (u64), how many names follow (u32), these (32 bytes each), and the

@@ -1,4 +1,4 @@
-"""Latest: a number that no generation is above, to be had without a transaction."""
+"""HighestGeneration: a number that no generation is above, to be had without a transaction."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import zlib
 _FORM = struct.Struct("<QI")
 
 
-class Latest:
+class HighestGeneration:
     """The latest generation that any key has begun, or a later one: so a fetch need not ask the index.
 
     Of a file: the number (u64) and its CRC-32 (u32), little-endian. Each transaction writes it before it is committed.

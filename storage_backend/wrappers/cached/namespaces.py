@@ -8,8 +8,10 @@ import weakref
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from storage_backend.base import StorageBackend, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
+from storage_backend.hooks import hooks_of
 from storage_backend.wrappers.base import Wrapper
 from storage_backend.wrappers.recoding import RecodingWrapper
 
@@ -58,18 +60,15 @@ def _leaves(backend: StorageBackend) -> Iterator[StorageBackend]:
 def _described(leaf: StorageBackend) -> str:
     """What is known of a store that has no URL."""
     kind = type(leaf)
-    instance: object = leaf._instance
     try:
         path: object = leaf.get_path("x")
     except Exception as error:  # noqa: BLE001 - a user's class may raise anything
         logger.debug("get_path of %s: %s", kind.__name__, error)
         path = ""
-    return f"{kind.__module__}.{kind.__qualname__}\0{path if isinstance(path, str) else ''}\0" + (
-        instance if isinstance(instance, str) else ""
-    )
+    return f"{kind.__module__}.{kind.__qualname__}\0{path if isinstance(path, str) else ''}\0{hooks_of(leaf).instance}"
 
 
-class _Claim(NamedTuple):
+class DirectoryClaim(NamedTuple):
     """The use of a directory by one object.
 
     Attributes:
@@ -82,12 +81,12 @@ class _Claim(NamedTuple):
 
 
 # Of this process: which objects live, and so could be in each other's way, only the process knows.
-_claims: dict[tuple[str, str], _Claim] = {}
+_claims: dict[tuple[str, str], DirectoryClaim] = {}
 
 
 def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> None:
     key = (os.path.realpath(directory), namespace)
-    ours = _Claim(token, weakref.ref(leaf))
+    ours = DirectoryClaim(token, weakref.ref(leaf))
     claim = _claims.setdefault(key, ours)
     claimant = claim.leaf()
     if claimant is None:

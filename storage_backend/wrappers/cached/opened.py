@@ -1,42 +1,42 @@
-"""Opened: the open files of a cache."""
+"""BlobCacheFiles: the open files of a cache."""
 
 from __future__ import annotations
 
 import os
 from contextlib import ExitStack, suppress
 
-from storage_backend.wrappers.cached.index import Index
-from storage_backend.wrappers.cached.intent import Intent
-from storage_backend.wrappers.cached.latest import Latest
-from storage_backend.wrappers.cached.members import Member
+from storage_backend.wrappers.cached.index import BlobIndex
+from storage_backend.wrappers.cached.intent import WriteAheadRecord
+from storage_backend.wrappers.cached.latest import HighestGeneration
+from storage_backend.wrappers.cached.users import CacheUser
 
 
-class Opened:
+class BlobCacheFiles:
     """The open files of a cache."""
 
     def __init__(self, directory: str) -> None:
         self.index_path = f"{directory}/index.db"
-        self.index: Index | None = None
+        self.index: BlobIndex | None = None
         self._process = os.getpid()
-        self._member: Member | None = None
+        self._member: CacheUser | None = None
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         with ExitStack() as undone:
             self.queue = os.open(f"{directory}/queue", flags, 0o666)
             undone.callback(os.close, self.queue)
-            self.intent = Intent(os.open(f"{directory}/intent", flags, 0o666))
+            self.intent = WriteAheadRecord(os.open(f"{directory}/intent", flags, 0o666))
             undone.callback(self.intent.close)
-            self.latest = Latest(os.open(f"{directory}/latest", flags, 0o666))
+            self.latest = HighestGeneration(os.open(f"{directory}/latest", flags, 0o666))
             undone.pop_all()
 
     @property
-    def member(self) -> Member:
+    def member(self) -> CacheUser:
         """This user of the cache."""
         assert self._member is not None
         return self._member
 
     def join(self, folder: str) -> None:
         """Become a member; the queue's lock is held."""
-        self._member = Member(folder)
+        self._member = CacheUser(folder)
 
     def remove_index(self) -> None:
         """Remove the index, if it is still the one that is open; the queue's lock is held."""

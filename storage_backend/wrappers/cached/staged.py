@@ -1,4 +1,4 @@
-"""Blob: content on its way into the cache."""
+"""StagedBlob: content on its way into the cache."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Protocol
 
 from typing_extensions import Buffer
 
-from storage_backend.wrappers.cached.engine import HELD, TooLargeError
-from storage_backend.wrappers.cached.entry import Entry, Found, packed
-from storage_backend.wrappers.cached.folders import fetched
+from storage_backend.wrappers.cached.blob_files import fetched
+from storage_backend.wrappers.cached.engine import HELD, OverCacheLimitError
+from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry, packed
 
 STEPS = 256  # what is coming in is counted in steps of this part of the limit
 
 
-class Room(Protocol):
+class StagingSpace(Protocol):
     """A cache that content is on its way into."""
 
     limit: int | None
@@ -32,8 +32,8 @@ class Room(Protocol):
         """Give back what was reserved."""
 
 
-class Blob:
-    """Content on its way into the cache (see `engine.Staged`).
+class StagedBlob:
+    """Content on its way into the cache (see `engine.StagedContent`).
 
     A little is held in memory until room has been made for it; more goes into a file of its own, for which room is made on the way.
 
@@ -42,10 +42,10 @@ class Blob:
         reserved: bytes that count as the cache's already.
 
     Raises:
-        TooLargeError: from `write` too: it is more than the cache may hold.
+        OverCacheLimitError: from `write` too: it is more than the cache may hold.
     """
 
-    def __init__(self, cache: Room, size: int | None, replacing: str | None = None) -> None:
+    def __init__(self, cache: StagingSpace, size: int | None, replacing: str | None = None) -> None:
         self.size = 0
         self.reserved = 0
         self._crc = 0
@@ -63,7 +63,7 @@ class Blob:
         """Append all of *data*.
 
         Raises:
-            TooLargeError: it is more than the cache may hold.
+            OverCacheLimitError: it is more than the cache may hold.
         """
         view = memoryview(data).cast("B")
         size = self.size + len(view)
@@ -80,7 +80,7 @@ class Blob:
         """Take in all of the content at once: *download* makes a file of it at the path that it is given.
 
         Raises:
-            TooLargeError: it is more than the cache may hold.
+            OverCacheLimitError: it is more than the cache may hold.
         """
         if self._held is not None:
             self._spill(0)
@@ -91,7 +91,7 @@ class Blob:
         self._check(self.size)
         self._count(self.size)
 
-    def finish(self, entry: Entry) -> None:
+    def finish(self, entry: CacheEntry) -> None:
         """Append what makes it an entry."""
         self._append(packed(entry._replace(crc=self._crc)))
 
@@ -103,11 +103,11 @@ class Blob:
         os.rename(self._path, path)
         self._path = None
 
-    def found(self, entry: Entry) -> Found:
+    def found(self, entry: CacheEntry) -> OpenEntry:
         """What was written, to be read although it is not published."""
         if self._held is not None:
             self._store()
-        return Found(os.dup(self._fd), entry)
+        return OpenEntry(os.dup(self._fd), entry)
 
     def discard(self) -> None:
         """Drop it, unless it was published."""
@@ -157,7 +157,7 @@ class Blob:
     def _check(self, size: int) -> None:
         limit = self._cache.limit
         if limit is not None and size > limit:
-            raise TooLargeError(f"{size:,} bytes are more than {limit:,}")
+            raise OverCacheLimitError(f"{size:,} bytes are more than {limit:,}")
 
     def _count(self, size: int) -> None:
         """See to it that *size* bytes in all are within the limit."""

@@ -12,19 +12,21 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend.base import Item, StorageBackend, capabilities_of, check_mode, download_from, store
+from storage_backend.base import Item, StorageBackend
 from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
 from storage_backend.files import StagedFile, copy_descriptor
+from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
-from storage_backend.streams import Content, Writer, check_range, plain
-from storage_backend.wrappers.base import Wrapper, WriterSink
+from storage_backend.streams import Content, Writer, check_mode, check_range, plain
+from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 from storage_backend.wrappers.cached import ranges
-from storage_backend.wrappers.cached.engine import Findings, Key
-from storage_backend.wrappers.cached.entry import CutError, Found
-from storage_backend.wrappers.cached.keeper import Keeper, Policy
+from storage_backend.wrappers.cached.cache import CachePolicy, ObjectCache
+from storage_backend.wrappers.cached.engine import CacheKey, CheckReport
+from storage_backend.wrappers.cached.entry import OpenEntry, TruncatedEntryError
 
 BATCH = 1000  # objects of a batch that are asked for, or changed, together
 BATCH_BYTES = 8 << 20  # and of those that are written, bytes
@@ -100,93 +102,93 @@ class CachedStorage(Wrapper):
 
     @override
     def read(self, identifier: str) -> bytes:
-        key = self._keeper.key(identifier)
-        found = self._keeper.find(key)
+        key = self._cache.key(identifier)
+        found = self._cache.find(key)
         if found is not None:
-            if not found.entry.note and self._keeper.is_fresh(found.entry):
-                content = self._keeper.content(found)
+            if not found.entry.note and self._cache.is_fresh(found.entry):
+                content = self._cache.content(found)
                 if content is not None:
-                    self._keeper.hit(key, len(content))
+                    self._cache.hit(key, len(content))
                     return content
             else:
                 found.close()
-        return self._keeper.missed(identifier, key, found, self._keeper.content, self._keeper.fetched)
+        return self._cache.missed(identifier, key, found, self._cache.content, self._cache.fetched)
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
         content = plain(content)
         if not isinstance(content, bytes):
             return self.write_stream(identifier, content)
-        with self._keeper.changing([identifier]) as change:
-            began = self._keeper.begin()
+        with self._cache.changing([identifier]) as change:
+            began = self._cache.begin()
             store(self.backend, identifier, content)
-            change.done(identifier, content, began, self._keeper.written(identifier))
+            change.done(identifier, content, began, self._cache.written(identifier))
         return True
 
     @override
     def delete(self, identifier: str) -> bool:
-        with self._keeper.changing([identifier]):
+        with self._cache.changing([identifier]):
             return self.backend.delete(identifier) is not False
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        with self._keeper.changing([dest_id]):
+        with self._cache.changing([dest_id]):
             return self.backend.copy(source_id, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        with self._keeper.changing([source_id, dest_id]):
+        with self._cache.changing([source_id, dest_id]):
             return self.backend.move(source_id, dest_id)
 
     @override
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        with self._keeper.changing([identifier]):
+        with self._cache.changing([identifier]):
             return self.backend.write_stream(identifier, reader, info=info, verify=verify)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
-        key = self._keeper.key(identifier)
+        key = self._cache.key(identifier)
         if mode == "wb":
             inner = self.backend.open(identifier, mode)
             return cast(
-                BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._keeper.changing([identifier])))
+                BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._cache.changing([identifier])))
             )
-        found = self._keeper.find(key)
+        found = self._cache.find(key)
         if found is not None:
-            if not found.entry.note and self._keeper.is_fresh(found.entry):
-                if self._keeper.whole(found) is not None:
-                    self._keeper.hit(key, found.entry.size)
+            if not found.entry.note and self._cache.is_fresh(found.entry):
+                if self._cache.whole(found) is not None:
+                    self._cache.hit(key, found.entry.size)
                     return found.reader()
             else:
                 found.close()
-        given = self._keeper.missed(identifier, key, found, self._keeper.whole, self._keeper.streamed)
-        return given.reader() if isinstance(given, Found) else given
+        given = self._cache.missed(identifier, key, found, self._cache.whole, self._cache.streamed)
+        return given.reader() if isinstance(given, OpenEntry) else given
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
-        key = self._keeper.key(identifier)
-        found = self._keeper.find(key)
+        key = self._cache.key(identifier)
+        found = self._cache.find(key)
         try:
-            if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
-                piece = self._keeper.piece(found, start, end)
+            if found is not None and not found.entry.note and self._cache.is_fresh(found.entry):
+                piece = self._cache.piece(found, start, end)
                 if piece is not None:
-                    self._keeper.hit(key, len(piece))
+                    self._cache.hit(key, len(piece))
                     return piece
-            if Capability.RANGES not in capabilities_of(self.backend) or not self._keeper.limit_allows(1):
+            if Capability.RANGES not in capabilities_of(self.backend) or not self._cache.limit_allows(1):
                 return self.read(identifier)[start:end]
             if found is not None and not found.entry.note and self._still_good(identifier, key, found):
-                piece = self._keeper.piece(found, start, end)
+                piece = self._cache.piece(found, start, end)
                 if piece is not None:
-                    self._keeper.hit(key, len(piece))
+                    self._cache.hit(key, len(piece))
                     return piece
         finally:
             if found is not None:
                 found.close()
-        return ranges.read(self._keeper, identifier, key, start, end, seen=found)
+        return ranges.read(self._cache, identifier, key, start, end, seen=found)
 
     @override
     def read_many(
@@ -196,20 +198,20 @@ class CachedStorage(Wrapper):
             yield from read_counted(self.read_many(identifiers), progress)
             return
         failures = Failures()
-        missing: list[tuple[str, Key]] = []
+        missing: list[tuple[str, CacheKey]] = []
         for identifier in identifiers:
             content = None
             with failures.of(identifier):
-                key = self._keeper.key(identifier)
-                content = self._keeper.cached(key)
+                key = self._cache.key(identifier)
+                content = self._cache.cached(key)
                 if content is None:
                     missing.append((identifier, key))
             if content is not None:
                 yield identifier, content
             if len(missing) >= BATCH:
-                yield from self._keeper.fetch_many(missing, failures)
+                yield from self._cache.fetch_many(missing, failures)
                 missing = []
-        yield from self._keeper.fetch_many(missing, failures)
+        yield from self._cache.fetch_many(missing, failures)
         failures.raise_any("read", self.location)
 
     @override
@@ -225,8 +227,8 @@ class CachedStorage(Wrapper):
             contents = {_identifier(item): bytes(item[1]) for item in group}  # bytes are not copied
             for identifier in identifiers:
                 failures.errors.pop(identifier, None)
-            with self._keeper.changing(list(contents)) as change:
-                began = self._keeper.begin()
+            with self._cache.changing(list(contents)) as change:
+                began = self._cache.begin()
                 failed: dict[str, Exception] = {}
                 try:
                     stored += self.backend.write_many(group, verify=verify)
@@ -247,7 +249,7 @@ class CachedStorage(Wrapper):
         failures = Failures()
         absent = 0
         for group in _chunked(dict.fromkeys(identifiers), BATCH):
-            with self._keeper.changing(group):
+            with self._cache.changing(group):
                 try:
                     absent += self.backend.delete_many(group)
                 except BatchError as error:
@@ -258,24 +260,24 @@ class CachedStorage(Wrapper):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        key = self._keeper.key(identifier)
-        found = self._keeper.find(key)
-        given: Found | BinaryIO | None = None
-        if found is not None and not found.entry.note and self._keeper.is_fresh(found.entry):
-            given = self._keeper.whole(found)
+        key = self._cache.key(identifier)
+        found = self._cache.find(key)
+        given: OpenEntry | BinaryIO | None = None
+        if found is not None and not found.entry.note and self._cache.is_fresh(found.entry):
+            given = self._cache.whole(found)
             if given is not None:
-                self._keeper.hit(key, found.entry.size)
+                self._cache.hit(key, found.entry.size)
         elif found is not None:
             found.close()
         if given is None:
-            given = self._keeper.missed(identifier, key, found, self._keeper.whole, self._keeper.streamed)
-        if not isinstance(given, Found):
+            given = self._cache.missed(identifier, key, found, self._cache.whole, self._cache.streamed)
+        if not isinstance(given, OpenEntry):
             with given:
                 return download_from(given, path)
         try:
             write_file(path, lambda staged: _copy(given, staged))
-        except CutError as error:
-            self._keeper.lose(given, error)
+        except TruncatedEntryError as error:
+            self._cache.lose(given, error)
             return self.backend.download(identifier, path)
         finally:
             given.close()
@@ -283,28 +285,28 @@ class CachedStorage(Wrapper):
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        with self._keeper.changing([identifier]):
+        with self._cache.changing([identifier]):
             return self.backend.upload(path, identifier)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
-        with self._keeper.changing([identifier]):
+        with self._cache.changing([identifier]):
             return self.backend.create(identifier, content)
 
     @override
     def replace(self, identifier: str, content: Content, etag: str) -> str:
-        with self._keeper.changing([identifier]):
+        with self._cache.changing([identifier]):
             return self.backend.replace(identifier, content, etag)
 
+    @property
     @override
-    def _own_paths(self) -> Iterator[Path]:
-        yield self.cache_dir
-        yield from super()._own_paths()
+    def hooks(self) -> Hooks:
+        return _CachedHooks(self)
 
     @override
     def close(self) -> None:
-        self._keeper.safely(self._keeper.engine.close)
-        self._keeper.flights.close()
+        self._cache.safely(self._cache.engine.close)
+        self._cache.flights.close()
         self.backend.close()
 
     # What only a cache has.
@@ -325,14 +327,14 @@ class CachedStorage(Wrapper):
         failures = Failures()
         fetched = 0
         tally = Tally(progress)
-        missing: list[tuple[str, Key]] = []
+        missing: list[tuple[str, CacheKey]] = []
         for identifier in identifiers:
             with failures.of(identifier):
-                key = self._keeper.key(identifier)
-                found = self._keeper.find(key)
+                key = self._cache.key(identifier)
+                found = self._cache.find(key)
                 if found is not None:
                     found.close()
-                if found is None or found.entry.note or not self._keeper.is_fresh(found.entry):
+                if found is None or found.entry.note or not self._cache.is_fresh(found.entry):
                     missing.append((identifier, key))
             if len(missing) >= BATCH:
                 fetched += self._fetch(missing, failures, tally)
@@ -341,9 +343,9 @@ class CachedStorage(Wrapper):
         failures.raise_any("prefetch", self.location)
         return fetched
 
-    def _fetch(self, missing: list[tuple[str, Key]], failures: Failures, tally: Tally) -> int:
+    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: Tally) -> int:
         count = 0
-        for _, content in self._keeper.fetch_many(missing, failures):
+        for _, content in self._cache.fetch_many(missing, failures):
             tally.add(1, len(content))
             count += 1
         return count
@@ -354,14 +356,14 @@ class CachedStorage(Wrapper):
         Raises:
             StorageError: the cache cannot be changed; this instance does not use the entry any more in any case.
         """
-        key = self._keeper.key(identifier)
+        key = self._cache.key(identifier)
         with self._trouble("invalidate an entry"):
             try:
-                self._keeper.engine.drop(key)
+                self._cache.engine.drop(key)
             except Exception:
-                self._keeper.distrusted.add(key.name)
+                self._cache.distrusted.add(key.name)
                 raise
-            self._keeper.distrusted.discard(key.name)
+            self._cache.distrusted.discard(key.name)
 
     def clear_cache(self) -> None:
         """Forget all entries of the directory, in bounded time: of very many, files are removed later, bit by bit.
@@ -370,8 +372,8 @@ class CachedStorage(Wrapper):
             StorageError: the cache cannot be changed.
         """
         with self._trouble("clear the cache"):
-            self._keeper.engine.clear()
-            self._keeper.distrusted.clear()
+            self._cache.engine.clear()
+            self._cache.distrusted.clear()
 
     def get_cache_stats(self) -> dict[str, Any]:
         """What is in the directory, and what all its users have counted, in all processes.
@@ -385,7 +387,7 @@ class CachedStorage(Wrapper):
             StorageError: the cache cannot be read.
         """
         with self._trouble("look at the cache"):
-            stats = self._keeper.engine.stats()
+            stats = self._cache.engine.stats()
         counters = stats.counters
         reads = counters.hits + counters.misses
         return {
@@ -401,14 +403,14 @@ class CachedStorage(Wrapper):
             "bytes_saved": counters.bytes_saved,
         }
 
-    def check_cache(self) -> Findings:
+    def check_cache(self) -> CheckReport:
         """Read all entries, compare them with their checksums, and remove what is damaged or belongs to nothing.
 
         Raises:
             StorageError: the cache cannot be read.
         """
         with self._trouble("check the cache"):
-            return self._keeper.engine.check()
+            return self._cache.engine.check()
 
     def __getstate__(self) -> dict[str, Any]:
         kept = {"backend", "cache_dir", "max_cache_size_mb", "ttl_seconds", "engine", "revalidate"}
@@ -421,7 +423,7 @@ class CachedStorage(Wrapper):
         self._begin()
 
     def _begin(self) -> None:
-        policy = Policy(
+        policy = CachePolicy(
             limit=_in_bytes(self.max_cache_size_mb),
             ttl=self.ttl_seconds,
             revalidate=self.revalidate,
@@ -430,14 +432,14 @@ class CachedStorage(Wrapper):
             namespace=self.namespace,
             token=self._token,
         )
-        self._keeper = Keeper(self.backend, self.cache_dir, self.engine, policy)
+        self._cache = ObjectCache(self.backend, self.cache_dir, self.engine, policy)
 
-    def _still_good(self, identifier: str, key: Key, found: Found) -> bool:
+    def _still_good(self, identifier: str, key: CacheKey, found: OpenEntry) -> bool:
         """Whether an expired entry may be given: the backend says so, or is unavailable and the entry stands in."""
         try:
-            return self._keeper.renewed(identifier, key, found)
+            return self._cache.renewed(identifier, key, found)
         except Exception as error:
-            if self._keeper.serves_stale(identifier, error, found.entry):
+            if self._cache.serves_stale(identifier, error, found.entry):
                 return True
             raise
 
@@ -489,16 +491,27 @@ def _checked_choice(name: str, value: bool | None) -> bool | None:
     return value
 
 
+class _CachedHooks(WrapperHooks):
+    def __init__(self, storage: CachedStorage) -> None:
+        super().__init__(storage)
+        self._cache_dir = storage.cache_dir
+
+    @override
+    def own_paths(self) -> Iterator[Path]:
+        yield self._cache_dir
+        yield from super().own_paths()
+
+
 def _identifier(item: Item) -> str:
     return item[0].identifier if isinstance(item[0], ObjectInfo) else item[0]
 
 
-def _copy(found: Found, staged: StagedFile) -> None:
+def _copy(found: OpenEntry, staged: StagedFile) -> None:
     """Fill a file with a cached content, inside the kernel where it can."""
     os.lseek(found.fileno(), 0, os.SEEK_SET)
     copied = copy_descriptor(found.fileno(), staged.fd)
     if copied < found.entry.size:
-        raise CutError(f"a cached file ends {found.entry.size - copied:,} bytes early")
+        raise TruncatedEntryError(f"a cached file ends {found.entry.size - copied:,} bytes early")
     os.ftruncate(staged.fd, found.entry.size)
 
 

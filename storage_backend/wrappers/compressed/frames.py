@@ -38,7 +38,7 @@ from typing import BinaryIO
 from typing_extensions import Buffer
 
 from storage_backend.errors import IntegrityError, MissingClientError
-from storage_backend.wrappers.recoding import Blocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import Blocks, Fault, read_up_to
 
 BLOCK = 1 << 20  # bytes of content in a frame: what a small range costs, against what compression loses
 HEADER_SIZE = 32

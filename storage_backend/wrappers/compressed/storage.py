@@ -10,23 +10,14 @@ from typing import BinaryIO, TypeVar, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.errors import ConfigurationError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, plain
+from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, gathered, plain
+from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.compressed import frames
-from storage_backend.wrappers.recoding import (
-    LOOKS,
-    Blocks,
-    PieceReader,
-    RecodingWrapper,
-    arriving,
-    encoded,
-    gathered,
-    inner_info,
-    outer_info,
-    slices,
-)
+from storage_backend.wrappers.recoding import LOOKS, RecodingWrapper, inner_info, outer_info
 
 T = TypeVar("T")
 
@@ -107,8 +98,8 @@ class CompressedStorage(RecodingWrapper):
         return outer_info(found, self.size(identifier))
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return StorageBackend._stat_many(self, identifiers)
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return StorageBackend.stat_many(self, identifiers)
 
     @override
     def write_stream(

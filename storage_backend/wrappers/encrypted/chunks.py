@@ -38,8 +38,8 @@ from typing_extensions import Buffer
 
 from storage_backend import identifiers as names
 from storage_backend.errors import IntegrityError, MissingClientError
+from storage_backend.wrappers.blocks import Blocks, Fault, read_up_to
 from storage_backend.wrappers.encrypted.keys import id_of
-from storage_backend.wrappers.recoding import Blocks, Fault, read_up_to
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM

@@ -31,8 +31,8 @@ class Keyring:
     """
 
     def __init__(self, current: Buffer | str, others: Mapping[str, Buffer | str] | None) -> None:
-        self._current = _Key("key", current)
-        self._others: dict[str, _Key] = {}
+        self._current = EncryptionKey("key", current)
+        self._others: dict[str, EncryptionKey] = {}
         for name, key in (others or {}).items():
             if not isinstance(name, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * ID_SIZE}}}", name):
                 # Not shown: where the two are swapped, it is the key.
@@ -41,7 +41,7 @@ class Keyring:
                     "{key: id}",
                     parameter="keys",
                 )
-            self._others[name] = _Key("keys", key, name)
+            self._others[name] = EncryptionKey("keys", key, name)
         for known in (self._current, *self._others.values()):
             known.check()
 
@@ -81,7 +81,7 @@ def id_of(key: bytes) -> bytes:
     return hmac.digest(key, _ID_LABEL, "sha256")[:ID_SIZE]
 
 
-class _Key:
+class EncryptionKey:
     """One key, as it was given."""
 
     def __init__(self, parameter: str, given: Buffer | str, name: str | None = None) -> None:

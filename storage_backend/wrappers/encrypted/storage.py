@@ -9,22 +9,14 @@ from typing import Any, BinaryIO, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, info_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.streams import Content, Writer, plain
+from storage_backend.streams import Content, Writer, gathered, plain
+from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.encrypted import chunks
 from storage_backend.wrappers.encrypted.keys import Keyring, id_of
-from storage_backend.wrappers.recoding import (
-    Blocks,
-    PieceReader,
-    RecodingWrapper,
-    arriving,
-    encoded,
-    gathered,
-    inner_info,
-    outer_info,
-    slices,
-)
+from storage_backend.wrappers.recoding import RecodingWrapper, inner_info, outer_info
 
 
 class EncryptedStorage(RecodingWrapper):
@@ -132,8 +124,8 @@ class EncryptedStorage(RecodingWrapper):
         return self._shown(info_of(self.backend.stat(identifier), identifier))
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return map(self._shown, self.backend._stat_many(identifiers))
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self._shown, self.backend.stat_many(identifiers))
 
     @override
     def write_stream(

@@ -1,4 +1,14 @@
-"""FallbackStorage: two backends as one, the second where the first has nothing."""
+"""FallbackStorage: two backends as one, the second where the first has nothing.
+
+Read in this order:
+
+    pair          FallbackPair: which side is asked first, what an error of a side means, what this instance remembers
+    storage       FallbackStorage: every public method
+    writing       writes to one side or both, of one object or many
+    batches       read_many and delete_many over both sides
+    merged_scans  merges two sorted scans
+    repair        verified copies between the sides: repair, migrate_to_primary, migrate_to_secondary
+"""
 
 from storage_backend.wrappers.fallback.repair import RepairReport
 from storage_backend.wrappers.fallback.storage import FallbackStorage

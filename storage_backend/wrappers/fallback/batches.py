@@ -1,4 +1,4 @@
-"""Batches that are read or deleted, of which each side has a part."""
+"""read_many and delete_many, where each side has a part of the batch."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from itertools import chain
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import BatchError, Failures
-from storage_backend.wrappers.fallback.sides import Sides, is_absence
+from storage_backend.wrappers.fallback.pair import FallbackPair, is_absence
 from storage_backend.wrappers.fallback.writing import failures_of
 
 
-def read_many(sides: Sides, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+def read_many(pair: FallbackPair, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
     """As `StorageBackend.read_many`: each side is asked once, the second for what the first has not."""
-    front, back = sides.order(None)
-    asked = _Asked(identifiers, sides.strayed if front is sides.primary else ())
+    front, back = pair.order(None)
+    asked = RequestedIdentifiers(identifiers, pair.strayed if front is pair.primary else ())
     failures = Failures()
-    errors: dict[str, Exception] = {}  # the first side's, of those that the second is asked for
+    errors: dict[str, Exception] = {}  # the first side's, for objects that the second side is asked for
     down: Exception | None = None
     try:
         for name, content in front.read_many(asked):
@@ -28,14 +28,14 @@ def read_many(sides: Sides, identifiers: Iterable[str]) -> Iterator[tuple[str, b
         if error is asked.raised:
             raise
         if isinstance(error, BatchError):
-            sides.say_down([e for e in error.failures.values() if sides.is_out(front, e)])
+            pair.warn_down([e for e in error.failures.values() if pair.is_out(front, e)])
             for name, failure in error.failures.items():
-                if is_absence(failure) or sides.is_out(front, failure):
+                if is_absence(failure) or pair.is_out(front, failure):
                     errors[name] = failure
                 else:
                     failures.note(name, failure)
                     asked.came(name, all_of_it=True)
-        elif sides.is_down(front, error):
+        elif pair.is_down(front, error):
             down = error
         else:
             raise
@@ -50,24 +50,24 @@ def read_many(sides: Sides, identifiers: Iterable[str]) -> Iterator[tuple[str, b
         for name, failure in error.failures.items():
             first = errors.get(name, down)
             if first is not None or not is_absence(failure):
-                failures.note(name, sides.of_both(name, first, failure))
+                failures.note(name, pair.of_both(name, first, failure))
                 continue
-            # Put aside, and gone from where it was: the first side has not been asked.
+            # Expected on the second side only, but gone from there: the first side has not been asked yet.
             found = None
             with failures.of(name):
-                found = sides.first(name, partial(_read, name))
+                found = pair.first(name, partial(_read, name))
             if found is not None:
                 yield name, found
-    failures.raise_any("read", sides.location)
+    failures.raise_any("read", pair.location)
 
 
-def delete_many(sides: Sides, identifiers: Iterable[str]) -> int:
+def delete_many(pair: FallbackPair, identifiers: Iterable[str]) -> int:
     """As `StorageBackend.delete_many`, from both sides."""
     distinct = dict.fromkeys(identifiers)
-    front, back = sides.order(None)
+    front, back = pair.order(None)
     failures = Failures()
     hidden = failures_of(lambda: back.delete_many([*distinct]))
-    # What is seen stays as long as what is behind it does.
+    # The copy that readers see stays while the hidden one could not be deleted, or the hidden one would be seen.
     kept = {name for name, error in hidden.items() if not is_absence(error)}
     seen = failures_of(lambda: front.delete_many([name for name in distinct if name not in kept]))
     for name in distinct:
@@ -76,10 +76,10 @@ def delete_many(sides: Sides, identifiers: Iterable[str]) -> int:
         if faults:
             failures.note(name, faults[0])
         elif len(errors) == 2:
-            failures.note(name, sides.absence(name, errors))
+            failures.note(name, pair.absence(name, errors))
         else:
-            sides.forget(name)
-    failures.raise_any("delete", sides.location)
+            pair.forget(name)
+    failures.raise_any("delete", pair.location)
     return len(distinct)
 
 
@@ -87,15 +87,15 @@ def _read(identifier: str, side: StorageBackend) -> bytes:
     return side.read(identifier)
 
 
-class _Asked:
-    """The identifiers of a batch as they are asked for, and those that have not come yet.
+class RequestedIdentifiers:
+    """Gives out the identifiers of a batch, and keeps those whose content has not come yet.
 
     Args:
         identifiers: the caller's.
-        aside: those that are not to be asked for the first time.
+        aside: identifiers that the first side is not asked for.
 
     Attributes:
-        raised: what the caller's iterable raised.
+        raised: the error that the caller's iterable raised.
     """
 
     def __init__(self, identifiers: Iterable[str], aside: Iterable[str]) -> None:
@@ -115,11 +115,11 @@ class _Asked:
             raise
 
     def came(self, identifier: str, *, all_of_it: bool = False) -> None:
-        """This one need not be asked for again."""
+        """Mark one as received; with *all_of_it* all its repetitions."""
         self._pending[identifier] -= 1
         if all_of_it or self._pending[identifier] <= 0:
             del self._pending[identifier]
 
     def pending(self) -> list[str]:
-        """Those that have not come, as of now."""
+        """Those that have not come yet."""
         return [*self._pending.elements()]

@@ -1,4 +1,4 @@
-"""Bringing two backends together: verified copies, nothing deleted."""
+"""Copies between the two sides of a pair: verified, and nothing is deleted."""
 
 from __future__ import annotations
 
@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import BinaryIO, cast
 
-from storage_backend.base import StorageBackend, info_of, location_of
-from storage_backend.errors import SourceChangedError, StorageError
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of, location_of
+from storage_backend.errors import Failures, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import HashingReader
+from storage_backend.wrappers.fallback.merged_scans import paired
+from storage_backend.wrappers.fallback.pair import FallbackPair
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,35 @@ class RepairReport:
     def complete(self) -> bool:
         """Whether both sides hold the same now."""
         return not self.undecided and not self.failures
+
+
+def repair_pair(pair: FallbackPair, winner: str | None) -> RepairReport:
+    """See `FallbackStorage.repair`."""
+    failures = Failures()
+    sides = {"primary": pair.primary, "secondary": pair.secondary}
+    copies: dict[str, list[str]] = {"primary": [], "secondary": []}
+    undecided: list[str] = []
+    same = 0
+    for name, here, there in paired(pair.primary.scan(), pair.secondary.scan()):
+        with failures.of(name):
+            if here is None or there is None:
+                source = "secondary" if here is None else "primary"
+            elif not _differ(pair.primary, pair.secondary, here, there):
+                same += 1
+                pair.forget(name)
+                continue
+            else:
+                source = pair.what_counts(name) or winner or ""
+                if not source:
+                    undecided.append(name)
+                    continue
+            target = "primary" if source == "secondary" else "secondary"
+            copied(sides[source], sides[target], name)
+            copies[target].append(name)
+            pair.forget(name)
+    return RepairReport(
+        same, tuple(copies["primary"]), tuple(copies["secondary"]), tuple(undecided), failures.errors
+    )
 
 
 def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> None:
@@ -78,7 +110,7 @@ def _is_still(source: StorageBackend, before: ObjectInfo, digest: str) -> bool:
     return source.checksum(before.identifier) == digest
 
 
-def differ(one: StorageBackend, other: StorageBackend, here: ObjectInfo, there: ObjectInfo) -> bool:
+def _differ(one: StorageBackend, other: StorageBackend, here: ObjectInfo, there: ObjectInfo) -> bool:
     """Whether two backends have different bytes for one object."""
     name = here.identifier
     sizes = [info.size for info in (info_of(here, name), info_of(there, name))]

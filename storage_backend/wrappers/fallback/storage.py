@@ -1,4 +1,4 @@
-"""FallbackStorage: the verbs, and which side each is for."""
+"""FallbackStorage: the verbs, and the side that each one uses."""
 
 from __future__ import annotations
 
@@ -6,24 +6,16 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO, Literal, cast
 
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    capabilities_of,
-    check_mode,
-    location_of,
-    matching,
-    store,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import capabilities_of, location_of, matching, store
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
@@ -31,15 +23,24 @@ from storage_backend.errors import (
     PreconditionFailedError,
     UnsupportedOperationError,
 )
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
 from storage_backend.markers import refuse_one_object
-from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, plain
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
-from storage_backend.wrappers.fallback.repair import RepairReport, copied, differ
-from storage_backend.wrappers.fallback.sides import ABSENT, NO_PLACE, Absences, Sides
-from storage_backend.wrappers.fallback.union import paired, union
-from storage_backend.wrappers.fallback.writing import SameAgain, carried, done, put, put_group, replayable
+from storage_backend.wrappers.fallback.merged_scans import union
+from storage_backend.wrappers.fallback.pair import ABSENT, NO_PLACE, Absences, FallbackPair
+from storage_backend.wrappers.fallback.repair import RepairReport, copied, repair_pair
+from storage_backend.wrappers.fallback.writing import (
+    SameContentReader,
+    carried,
+    done,
+    put,
+    put_group,
+    replayable,
+)
 from storage_backend.wrappers.sources import grouped
 
 WRITE_TO = ("primary", "secondary", "both")
@@ -92,35 +93,35 @@ class FallbackStorage(StorageBackend):
             raise ConfigurationError("primary and secondary are the same backend", parameter="secondary")
         _check_word("write_to", write_to, WRITE_TO)
         _check_word("on_error", on_error, ON_ERROR)
-        self._sides = Sides(primary, secondary, write_to, on_error)
+        self._pair = FallbackPair(primary, secondary, write_to, on_error)
 
     @property
     def primary(self) -> StorageBackend:
         """The first backend."""
-        return self._sides.primary
+        return self._pair.primary
 
     @property
     def secondary(self) -> StorageBackend:
         """The second one."""
-        return self._sides.secondary
+        return self._pair.secondary
 
     @property
     def write_to(self) -> str:
         """As given: "primary", "secondary" or "both"."""
-        return self._sides.write_to
+        return self._pair.write_to
 
     @property
     def on_error(self) -> str:
         """As given: "raise" or "fallback"."""
-        return self._sides.on_error
+        return self._pair.on_error
 
     @override
     def exists(self, identifier: str) -> bool:
-        return self._sides.side_with(identifier) is not None
+        return self._pair.side_with(identifier) is not None
 
     @override
     def read(self, identifier: str) -> bytes:
-        return self._sides.first(identifier, lambda side: side.read(identifier))
+        return self._pair.first(identifier, lambda side: side.read(identifier))
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
@@ -128,25 +129,25 @@ class FallbackStorage(StorageBackend):
         if not isinstance(content, bytes):
             return self.write_stream(identifier, content)
         found: bytes = content
-        return put(self._sides, identifier, lambda side: store(side, identifier, found))
+        return put(self._pair, identifier, lambda side: store(side, identifier, found))
 
     @override
     def delete(self, identifier: str) -> bool:
         there = False
         absences: Absences = []
         try:
-            for side in reversed(self._sides.order(identifier)):
+            for side in reversed(self._pair.order(identifier)):
                 try:
                     there = side.delete(identifier) is not False or there
                 except ABSENT as error:
                     if isinstance(error, NO_PLACE):
                         raise
                     absences.append((side, error))
-            self._sides.forget(identifier)
+            self._pair.forget(identifier)
             if there or len(absences) < 2:
                 return there
-            if not isinstance(self._sides.absence(identifier, absences), FileNotFoundError):
-                raise self._sides.absence(identifier, absences)
+            if not isinstance(self._pair.absence(identifier, absences), FileNotFoundError):
+                raise self._pair.absence(identifier, absences)
         finally:
             del absences  # the errors' tracebacks lead to this frame
         return False
@@ -163,47 +164,47 @@ class FallbackStorage(StorageBackend):
         Raises:
             NotFoundError: neither does.
         """
-        side = self._sides.side_with(identifier)
+        side = self._pair.side_with(identifier)
         if side is None:
-            self._sides.target.get_path(identifier)  # which says what is wrong with the name
-            raise self._sides.absence(identifier, [])
+            self._pair.target.get_path(identifier)  # which says what is wrong with the name
+            raise self._pair.absence(identifier, [])
         return side.get_path(identifier)
 
     @override
     def size(self, identifier: str) -> int:
-        return self._sides.first(identifier, lambda side: side.size(identifier))
+        return self._pair.first(identifier, lambda side: side.size(identifier))
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        side = self._sides.source_side(source_id)
+        side = self._pair.source_side(source_id)
         if source_id == dest_id:
             return side.copy(source_id, dest_id)
         if self.write_to == "both":
-            self._sides.check(dest_id)
-            self._sides.torn.add(dest_id)
+            self._pair.check(dest_id)
+            self._pair.torn.add(dest_id)
             strayed = False
-            for target in self._sides.both:
+            for target in self._pair.both:
                 try:
                     if target is side:
                         done(side.copy(source_id, dest_id), side, dest_id)
                     else:
                         carried(side, target, source_id, dest_id)
                 except Exception as error:
-                    if side is self.primary or not self._sides.is_down(target, error):
+                    if side is self.primary or not self._pair.is_down(target, error):
                         raise
                     strayed = True
-            self._sides.forget(dest_id)
+            self._pair.forget(dest_id)
             if strayed:
-                self._sides.strayed.add(dest_id)
+                self._pair.strayed.add(dest_id)
             return True
-        if self._sides.hides(side, dest_id):
-            return carried(side, self._sides.order(dest_id)[0], source_id, dest_id)
+        if self._pair.hides(side, dest_id):
+            return carried(side, self._pair.order(dest_id)[0], source_id, dest_id)
         return done(side.copy(source_id, dest_id), side, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
         # Not past a primary that is out of reach: what it has may be newer, and would be deleted when it is back.
-        side = self._sides.source_side(source_id, past=False)
+        side = self._pair.source_side(source_id, past=False)
         if source_id == dest_id:
             return side.move(source_id, dest_id)
         other = self.secondary if side is self.primary else self.primary
@@ -217,9 +218,9 @@ class FallbackStorage(StorageBackend):
                     other.delete(source_id)
 
         if self.write_to == "both":
-            self._sides.check(dest_id)
-            self._sides.torn.update((source_id, dest_id))
-            if side is self.primary and self._sides.both[0] is side:
+            self._pair.check(dest_id)
+            self._pair.torn.update((source_id, dest_id))
+            if side is self.primary and self._pair.both[0] is side:
                 drop_hidden()
                 done(side.move(source_id, dest_id), side, dest_id)
                 carried(side, other, dest_id, dest_id)
@@ -227,78 +228,64 @@ class FallbackStorage(StorageBackend):
                 carried(side, other, source_id, dest_id)
                 drop_hidden()
                 done(side.move(source_id, dest_id), side, dest_id)
-            self._sides.forget(dest_id)
-        elif self._sides.hides(side, dest_id):
-            carried(side, self._sides.order(dest_id)[0], source_id, dest_id)
+            self._pair.forget(dest_id)
+        elif self._pair.hides(side, dest_id):
+            carried(side, self._pair.order(dest_id)[0], source_id, dest_id)
             drop_hidden()
             side.delete(source_id)
         else:
             drop_hidden()
             done(side.move(source_id, dest_id), side, dest_id)
-        self._sides.forget(source_id)
+        self._pair.forget(source_id)
         return True
 
     @override
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        if self._sides.writes_once:
-            return self._sides.target.write_stream(identifier, reader, info=info, verify=verify)
-        self._sides.check(identifier)
+        if self._pair.writes_once:
+            return self._pair.target.write_stream(identifier, reader, info=info, verify=verify)
+        self._pair.check(identifier)
         with replayable(reader) as source:
             given: list[HashingReader] = []
 
             def stored(side: StorageBackend) -> bool:
                 # Both get the same bytes, though the source may have changed when it is read again.
-                again = SameAgain(source.reader, given[0]) if given else HashingReader(source.reader)
+                again = SameContentReader(source.reader, given[0]) if given else HashingReader(source.reader)
                 result = side.write_stream(identifier, cast(BinaryIO, again), info=info, verify=verify)
                 given.append(again)
                 return done(result, side, identifier)
 
-            return put(self._sides, identifier, stored, source)
+            return put(self._pair, identifier, stored, source)
 
     @override
     def stat(self, identifier: str) -> ObjectInfo:
-        return self._sides.first(identifier, lambda side: side.stat(identifier))
+        return self._pair.first(identifier, lambda side: side.stat(identifier))
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
         return union(
             self.primary.scan(prefix, on_skip=on_skip),
             self.secondary.scan(prefix, on_skip=on_skip),
-            self._sides.secondary_is_first,
+            self._pair.secondary_is_first,
         )
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         return union(
-            self.primary._scan_level(prefix, on_skip=on_skip),
-            self.secondary._scan_level(prefix, on_skip=on_skip),
-            self._sides.secondary_is_first,
+            self.primary.scan_level(prefix, on_skip=on_skip),
+            self.secondary.scan_level(prefix, on_skip=on_skip),
+            self._pair.secondary_is_first,
         )
 
     @override
-    def _own_paths(self) -> Iterator[Path]:
-        yield from self.primary._own_paths()
-        yield from self.secondary._own_paths()
-
-    @override
-    def _tidy(self) -> int:
-        return self.primary._tidy() + self.secondary._tidy()
-
-    @override
-    def _places(self, prefix: str = "") -> Iterator[Lineage]:
-        yield from self.primary._places(prefix)
-        yield from self.secondary._places(prefix)
-
-    @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         if self.on_error == "fallback":
-            yield from super()._stat_many(identifiers)
+            yield from super().stat_many(identifiers)
             return
         pending = dict.fromkeys(identifiers)
-        for side in self._sides.order(None):
-            for info in side._stat_many([*pending]):
+        for side in self._pair.order(None):
+            for info in side.stat_many([*pending]):
                 pending.pop(info.identifier, None)
                 yield info
 
@@ -306,21 +293,21 @@ class FallbackStorage(StorageBackend):
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "rb":
-            return self._sides.first(identifier, lambda side: side.open(identifier))
-        if self._sides.writes_once:
-            return self._sides.target.open(identifier, "wb")
-        self._sides.check(identifier)
+            return self._pair.first(identifier, lambda side: side.open(identifier))
+        if self._pair.writes_once:
+            return self._pair.target.open(identifier, "wb")
+        self._pair.check(identifier)
         return cast(BinaryIO, Writer(SpooledSink(lambda spool: self.write_stream(identifier, spool))))
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
-        return self._sides.first(identifier, lambda side: side.read_range(identifier, start, end))
+        return self._pair.first(identifier, lambda side: side.read_range(identifier, start, end))
 
     @override
     def read_many(
         self, identifiers: Iterable[str], *, progress: Progress | None = None
     ) -> Iterator[tuple[str, bytes]]:
-        return read_counted(batches.read_many(self._sides, identifiers), progress)
+        return read_counted(batches.read_many(self._pair, identifiers), progress)
 
     @override
     def write_many(
@@ -328,13 +315,13 @@ class FallbackStorage(StorageBackend):
     ) -> int:
         if progress is not None:
             return write_counted(self, items, progress, verify=verify)
-        if self._sides.writes_once:
-            return self._sides.target.write_many(items, verify=verify)
+        if self._pair.writes_once:
+            return self._pair.target.write_many(items, verify=verify)
         failures = Failures()
         stored = 0
         for group in grouped(items):
             stored += len(group)
-            put_group(self._sides, group, failures, verify)
+            put_group(self._pair, group, failures, verify)
             group.clear()  # not held while the next one is gathered
         failures.raise_any("write", self.location)
         return stored
@@ -343,16 +330,16 @@ class FallbackStorage(StorageBackend):
     def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         if progress is not None:
             return delete_counted(self, identifiers, progress)
-        return batches.delete_many(self._sides, identifiers)
+        return batches.delete_many(self._pair, identifiers)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._sides.first(identifier, lambda side: side.download(identifier, path))
+        return self._pair.first(identifier, lambda side: side.download(identifier, path))
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        if self._sides.writes_once:
-            return self._sides.target.upload(path, identifier)
+        if self._pair.writes_once:
+            return self._pair.target.upload(path, identifier)
         return super().upload(path, identifier)
 
     @override
@@ -365,13 +352,13 @@ class FallbackStorage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        return self._sides.first(identifier, lambda side: side.checksum(identifier, algorithm))
+        return self._pair.first(identifier, lambda side: side.checksum(identifier, algorithm))
 
     @override
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:
         if Capability.URL not in self.capabilities:
             raise self._refused("get_url", identifier)
-        return (self._sides.side_with(identifier) or self._sides.target).get_url(identifier, expires_in)
+        return (self._pair.side_with(identifier) or self._pair.target).get_url(identifier, expires_in)
 
     @override
     def flush(self) -> bool:
@@ -399,16 +386,17 @@ class FallbackStorage(StorageBackend):
     @property
     @override
     def location(self) -> str:
-        return self._sides.location
+        return self._pair.location
 
     @property
     @override
     def keeps_modified(self) -> bool:
         return self.primary.keeps_modified is True and self.secondary.keeps_modified is True
 
+    @property
     @override
-    def _keeps(self, modified: datetime) -> bool:
-        return self.primary._keeps(modified) and self.secondary._keeps(modified)
+    def hooks(self) -> Hooks:
+        return _FallbackHooks(self)
 
     @override
     def close(self) -> None:
@@ -434,7 +422,7 @@ class FallbackStorage(StorageBackend):
             SourceChangedError: the object changed meanwhile; nothing was deleted.
             PreconditionFailedError: the secondary's was written while the primary was out of reach, and is newer.
         """
-        if identifier in self._sides.strayed:
+        if identifier in self._pair.strayed:
             raise PreconditionFailedError(
                 f"{identifier!r} in the secondary was written while the primary was out of reach: call "
                 "migrate_to_primary or repair first",
@@ -460,7 +448,7 @@ class FallbackStorage(StorageBackend):
             SourceChangedError: the object changed meanwhile; nothing was deleted.
         """
         self._migrated(identifier, "secondary", self.secondary, self.primary, delete=delete_secondary)
-        self._sides.forget(identifier)
+        self._pair.forget(identifier)
         return True
 
     def repair(self, winner: str | None = None) -> RepairReport:
@@ -483,31 +471,7 @@ class FallbackStorage(StorageBackend):
         """
         if winner is not None:
             _check_word("winner", winner, WRITE_TO[:2])
-        failures = Failures()
-        moved: dict[str, Identifiers] = {"primary": [], "secondary": []}
-        undecided: Identifiers = []
-        same = 0
-        sides = {"primary": self.primary, "secondary": self.secondary}
-        for name, here, there in paired(self.primary.scan(), self.secondary.scan()):
-            with failures.of(name):
-                if here is None or there is None:
-                    source = "secondary" if here is None else "primary"
-                elif not differ(self.primary, self.secondary, here, there):
-                    same += 1
-                    self._sides.forget(name)
-                    continue
-                else:
-                    source = self._sides.what_counts(name) or winner or ""
-                    if not source:
-                        undecided.append(name)
-                        continue
-                target = "primary" if source == "secondary" else "secondary"
-                copied(sides[source], sides[target], name)
-                moved[target].append(name)
-                self._sides.forget(name)
-        return RepairReport(
-            same, tuple(moved["primary"]), tuple(moved["secondary"]), tuple(undecided), failures.errors
-        )
+        return repair_pair(self._pair, winner)
 
     def _migrated(
         self, identifier: str, name: str, source: StorageBackend, target: StorageBackend, *, delete: bool
@@ -523,9 +487,9 @@ class FallbackStorage(StorageBackend):
                 backend=self.location,
             ) from error
         if delete:
-            if not self._sides.differ:
+            if not self._pair.differ:
                 refuse_one_object(source, identifier, target, identifier)
-                self._sides.differ = True
+                self._pair.differ = True
             source.delete(identifier)
         return True
 
@@ -536,6 +500,28 @@ class FallbackStorage(StorageBackend):
             identifier=identifier,
             backend=self.location,
         )
+
+
+class _FallbackHooks(Hooks):
+    def __init__(self, storage: FallbackStorage) -> None:
+        super().__init__(storage)
+        self._sides = hooks_of(storage.primary), hooks_of(storage.secondary)
+
+    @override
+    def keeps_time(self, modified: datetime) -> bool:
+        return all(side.keeps_time(modified) for side in self._sides)
+
+    @override
+    def places(self, prefix: str = "") -> Iterator[Lineage]:
+        return chain.from_iterable(side.places(prefix) for side in self._sides)
+
+    @override
+    def own_paths(self) -> Iterator[Path]:
+        return chain.from_iterable(side.own_paths() for side in self._sides)
+
+    @override
+    def tidy(self) -> int:
+        return sum(side.tidy() for side in self._sides)
 
 
 def _check_word(parameter: str, word: object, known: tuple[str, ...]) -> None:

@@ -10,7 +10,8 @@ from typing import BinaryIO, TypeVar
 
 from typing_extensions import override
 
-from storage_backend.base import StorageBackend, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import SourceChangedError, is_retryable
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import position_after

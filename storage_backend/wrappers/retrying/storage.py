@@ -13,16 +13,9 @@ from typing import BinaryIO, Literal, TypeAlias, TypeVar, cast
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend.base import (
-    Identifiers,
-    Item,
-    OnSkip,
-    StorageBackend,
-    check_mode,
-    download_from,
-    info_of,
-)
+from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
+from storage_backend.defensive import info_of, overrides
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     BatchError,
@@ -32,9 +25,11 @@ from storage_backend.errors import (
     StorageError,
     is_retryable,
 )
+from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import Content, SpooledSink, Writer, plain
-from storage_backend.wrappers.base import Wrapper
+from storage_backend.scanning import OnSkip
+from storage_backend.streams import Content, SpooledSink, Writer, check_mode, plain
+from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
 from storage_backend.wrappers.retrying.tries import Policy, Tries, proves_nothing_done
 from storage_backend.wrappers.sources import GROUP_ITEMS, Source, grouped, name_of, sliced
@@ -199,22 +194,18 @@ class RetryingStorage(Wrapper):
         )
 
     @override
-    def _scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         heard = None if on_skip is None else _Skips(on_skip)
         return self._resumed(
             prefix,
             heard,
-            lambda: self.backend._scan_level(prefix, on_skip=heard),
+            lambda: self.backend.scan_level(prefix, on_skip=heard),
             lambda found: found if isinstance(found, str) else found.identifier,
         )
 
     @override
-    def _stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return self._rest("stat", identifiers, self.backend._stat_many, lambda info: info.identifier)
-
-    @override
-    def _digests(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        return self._rest("checksum", identifiers, self.backend._digests, lambda found: found[0])
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return self._rest("stat", identifiers, self.backend.stat_many, lambda info: info.identifier)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -270,7 +261,7 @@ class RetryingStorage(Wrapper):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        if getattr(type(self.backend), "download", None) is StorageBackend.download:
+        if not overrides(self.backend, "download"):
             # It would open a reader and begin from the start; ours goes on.
             with self.open(identifier) as reader:
                 return download_from(reader, path)
@@ -301,6 +292,11 @@ class RetryingStorage(Wrapper):
     @override
     def flush(self) -> bool:
         return self._run("flush", None, self.backend.flush)
+
+    @property
+    @override
+    def hooks(self) -> Hooks:
+        return _RetryingHooks(self)
 
     def _tries(self, method: str, about: str | None) -> Tries:
         return Tries(self._policy, method, about, self.location)
@@ -344,7 +340,7 @@ class RetryingStorage(Wrapper):
             return None
 
     def _opened(self, identifier: str) -> BinaryIO:
-        if getattr(type(self.backend), "open", None) is StorageBackend.open:
+        if not overrides(self.backend, "open"):
             return self.backend.open(identifier)  # all of it, in memory
         pin = Pin.of(self.backend, identifier, self._clock)
         stream = self.backend.open(identifier)
@@ -489,6 +485,16 @@ class RetryingStorage(Wrapper):
                 tries.failed(error)
             else:
                 return
+
+
+class _RetryingHooks(WrapperHooks):
+    def __init__(self, storage: RetryingStorage) -> None:
+        super().__init__(storage)
+        self._rest = storage._rest
+
+    @override
+    def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
+        return self._rest("checksum", identifiers, self.inner.sha256_many, lambda found: found[0])
 
 
 _NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)

@@ -15,7 +15,8 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import Buffer, override
 
 from storage_backend import Capability, LocalStorage, NotAFileError, NotFoundError, ObjectInfo, identifiers
-from storage_backend.base import Identifiers, OnSkip
+from storage_backend.base import Identifiers
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, Writer, chunks, ranged_reader, whole
 from storage_backend.testing import (
     Capabilities,

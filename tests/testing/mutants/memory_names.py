@@ -17,9 +17,10 @@ from storage_backend import (
     MemoryStorage,
     ObjectInfo,
 )
-from storage_backend.base import Identifiers, Item, OnSkip
+from storage_backend.base import Identifiers, Item
 from storage_backend.counted import Progress
 from storage_backend.identifiers import encode, glob
+from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content
 from storage_backend.testing import (
     AwkwardIdentifiers,

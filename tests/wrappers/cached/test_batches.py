@@ -13,9 +13,9 @@ import pytest
 
 from storage_backend import BatchError, CachedStorage, LocalStorage, MemoryStorage
 from storage_backend.testing import FaultyStorage
-from storage_backend.wrappers.cached import batch
-from storage_backend.wrappers.cached.engine import HELD, TooLargeError
-from storage_backend.wrappers.cached.staged import Blob
+from storage_backend.wrappers.cached import publishing
+from storage_backend.wrappers.cached.engine import HELD, OverCacheLimitError
+from storage_backend.wrappers.cached.staged import StagedBlob
 from tests.wrappers.cached.tools import KIB, assert_whole, blobs, content_bytes, end, line_of, program
 
 COUNT = 200
@@ -53,7 +53,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
         nonlocal step
         step = seconds
 
-    monkeypatch.setattr(f"{batch.__name__}.monotonic", monotonic)
+    monkeypatch.setattr(f"{publishing.__name__}.monotonic", monotonic)
     return set_step
 
 
@@ -83,7 +83,7 @@ def test_a_batch_takes_few_transactions_and_is_there_after_it(
     cached.get_cache_stats()
     before = transactions(tmp_path)
     FILLS[fill](cached)
-    assert 0 < transactions(tmp_path) - before <= COUNT // batch.MOST + 4
+    assert 0 < transactions(tmp_path) - before <= COUNT // publishing.MOST + 4
     backend.calls.clear()
     assert {name: cached.read(name) for name in NAMES} == {name: content_of(name) for name in NAMES}
     assert reads(backend) == 0
@@ -93,7 +93,7 @@ def test_a_batch_takes_few_transactions_and_is_there_after_it(
 def test_where_the_backend_is_slow_each_is_there_when_it_is_given(
     backend: FaultyStorage, tmp_path: Path, steps: Callable[[float], None]
 ) -> None:
-    steps(batch.LONGEST)
+    steps(publishing.LONGEST)
     cached, other = CachedStorage(backend, tmp_path), CachedStorage(backend, tmp_path)
     given = cached.read_many(NAMES)
     [first, second, third] = [next(given)[0] for _ in range(3)]
@@ -106,13 +106,13 @@ def test_where_the_backend_is_slow_each_is_there_when_it_is_given(
 
 
 def test_few_bytes_wait(memory: MemoryStorage, tmp_path: Path) -> None:
-    names = [f"large/{number}" for number in range(2 * batch.MOST_BYTES // HELD)]
+    names = [f"large/{number}" for number in range(2 * publishing.MOST_BYTES // HELD)]
     for name in names:
         memory.write(name, bytes(HELD))
     given = 0
     for _ in CachedStorage(memory, tmp_path).read_many(names):
         given += HELD
-        assert given - content_bytes(tmp_path) < batch.MOST_BYTES
+        assert given - content_bytes(tmp_path) < publishing.MOST_BYTES
 
 
 def test_an_iteration_that_is_dropped_leaves_what_was_published(
@@ -120,10 +120,10 @@ def test_an_iteration_that_is_dropped_leaves_what_was_published(
 ) -> None:
     cached = CachedStorage(backend, tmp_path)
     given: Iterator[tuple[str, bytes]] = cached.read_many(NAMES)
-    for _ in range(batch.MOST + 5):
+    for _ in range(publishing.MOST + 5):
         next(given)
     del given
-    assert len(blobs(tmp_path)) == batch.MOST
+    assert len(blobs(tmp_path)) == publishing.MOST
     assert_whole(cached)
     assert dict(cached.read_many(NAMES)) == {name: content_of(name) for name in NAMES}
     assert len(blobs(tmp_path)) == COUNT
@@ -172,7 +172,7 @@ def test_what_is_deleted_or_forgotten_while_it_waits_for_its_group_is_not_publis
         memory.write(name, b"changed by others")
         if name == NAMES[-1]:
             cached.clear_cache()
-    assert set(dict(cached.read_many(NAMES[-COUNT % batch.MOST :])).values()) == {b"changed by others"}
+    assert set(dict(cached.read_many(NAMES[-COUNT % publishing.MOST :])).values()) == {b"changed by others"}
     assert_whole(cached)
 
 
@@ -217,14 +217,14 @@ def test_what_finds_no_room_is_left_out_without_a_word(
 ) -> None:
     memory.write("large", bytes(HELD + 1))
     cached = CachedStorage(backend, tmp_path)
-    write = Blob.write
+    write = StagedBlob.write
 
-    def refusing(blob: Blob, data: bytes) -> None:
+    def refusing(blob: StagedBlob, data: bytes) -> None:
         if data[:5] in {b"d/001", bytes(5)}:
-            raise TooLargeError("another has taken the room")
+            raise OverCacheLimitError("another has taken the room")
         write(blob, data)
 
-    monkeypatch.setattr(Blob, "write", refusing)
+    monkeypatch.setattr(StagedBlob, "write", refusing)
     assert len(dict(cached.read_many([*NAMES, "large"]))) == COUNT + 1
     assert len(blobs(tmp_path)) == COUNT - 1
     assert caplog.messages == []
@@ -254,12 +254,12 @@ def test_a_group_that_cannot_be_stored_is_given_all_the_same(
 
     method = "write" if at == "writing" else "rename"
     with monkeypatch.context() as patched:
-        patched.setattr(Blob, method, failing(getattr(Blob, method)))
+        patched.setattr(StagedBlob, method, failing(getattr(StagedBlob, method)))
         assert dict(cached.read_many(NAMES)) == {name: content_of(name) for name in NAMES}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "no space left" in caplog.text
     assert_whole(cached)
-    assert len(blobs(tmp_path)) == COUNT - batch.MOST
+    assert len(blobs(tmp_path)) == COUNT - publishing.MOST
     assert dict(cached.read_many(NAMES)) == {name: content_of(name) for name in NAMES}
     assert len(blobs(tmp_path)) == COUNT
 
@@ -288,8 +288,8 @@ def test_what_had_come_before_a_batch_failed_is_kept(
 CHILD = """
 import sys
 from storage_backend import CachedStorage, LocalStorage
-from storage_backend.wrappers.cached.index import Transaction
-from storage_backend.wrappers.cached.staged import Blob
+from storage_backend.wrappers.cached.index import IndexTransaction
+from storage_backend.wrappers.cached.staged import StagedBlob
 
 base, directory, where, way = sys.argv[1:]
 cached = CachedStorage(LocalStorage(base), directory)
@@ -303,13 +303,13 @@ def stop():
         print(where, flush=True)
         sys.stdin.readline()
 
-rename, store, finish = Blob.rename, Transaction.store, Transaction.finish
+rename, store, finish = StagedBlob.rename, IndexTransaction.store, IndexTransaction.finish
 if where == "unnamed":
-    Blob.rename = lambda *arguments: (stop(), rename(*arguments))[1]
+    StagedBlob.rename = lambda *arguments: (stop(), rename(*arguments))[1]
 if where == "named":
-    Blob.rename = lambda *arguments: (rename(*arguments), stop())[0]
+    StagedBlob.rename = lambda *arguments: (rename(*arguments), stop())[0]
 if where == "stored":
-    Transaction.store = lambda *arguments: (store(*arguments), stop())[0]
+    IndexTransaction.store = lambda *arguments: (store(*arguments), stop())[0]
 names = [name for name in cached.list() if name != "kept"]
 if way == "read_many":
     dict(cached.read_many(names))

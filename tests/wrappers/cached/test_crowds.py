@@ -373,7 +373,7 @@ CachedStorage(Slow(sys.argv[1]), sys.argv[2]).open("a")
     try:
         assert line_of(child.stdout) == "half"
         with CachedStorage(base, tmp_path / "cache") as storage:
-            assert storage._keeper.find(storage._keeper.key("a")) is None
+            assert storage._cache.find(storage._cache.key("a")) is None
             assert len(list((tmp_path / "cache" / "staging").iterdir())) == 1
         os.kill(child.pid, signal.SIGKILL)
         child.wait()

@@ -7,7 +7,7 @@ import io
 import signal
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import pytest
 
@@ -20,9 +20,10 @@ from storage_backend import (
     StorageBackend,
     UnavailableError,
 )
+from storage_backend.hooks import Hooks
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 from tests.seven import Seven
 from tests.wrappers.cached.tools import Clock, assert_whole, blobs, end, line_of, program
 
@@ -33,7 +34,7 @@ CONTENT, OTHER = content_of(LARGE), content_of(LARGE + 7, 1)
 @pytest.fixture(autouse=True)
 def low(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that what is large need not be so large."""
-    monkeypatch.setattr(keeper, "DOWNLOADED_FROM", LARGE)
+    monkeypatch.setattr(cache, "DOWNLOADED_FROM", LARGE)
 
 
 @pytest.fixture
@@ -216,8 +217,14 @@ def test_what_was_downloaded_is_renewed_by_what_it_was(tmp_path: Path) -> None:
             self.saw = self.stat(identifier)
             return super().open(identifier, mode)
 
-        def _seen(self, identifier: str) -> Any:
-            saw, self.saw = self.saw, None
+        @property
+        def hooks(self) -> Hooks:
+            return Saw(self)
+
+    class Saw(Hooks):
+        def last_read(self, identifier: str) -> Any:
+            telling = cast(Telling, self.backend)
+            saw, telling.saw = telling.saw, None
             return saw
 
     memory = Telling()
@@ -241,7 +248,7 @@ def test_what_was_downloaded_is_renewed_by_what_it_was(tmp_path: Path) -> None:
 CHILD = """
 import sys
 from storage_backend import CachedStorage, LocalStorage
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 
 class Slow(LocalStorage):
     def download(self, identifier, path):
@@ -251,7 +258,7 @@ class Slow(LocalStorage):
         return True
 
 base, directory, engine = sys.argv[1:]
-keeper.DOWNLOADED_FROM = 1
+cache.DOWNLOADED_FROM = 1
 CachedStorage(Slow(base), directory, engine=engine).open("large")
 """
 

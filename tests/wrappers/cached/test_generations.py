@@ -17,7 +17,7 @@ import pytest
 from storage_backend import CachedStorage, LocalStorage, MemoryStorage, NotFoundError, UnavailableError
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.cached.ranges import BLOCK
-from storage_backend.wrappers.cached.staged import Blob
+from storage_backend.wrappers.cached.staged import StagedBlob
 from tests.wrappers.cached.tools import assert_whole, blobs, end, line_of, program, tell
 
 PATIENCE = 30.0  # seconds
@@ -190,18 +190,18 @@ class TestOvertaken:
     def test_a_transaction_that_fails_at_its_end_gives_no_generation_twice(
         self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from storage_backend.wrappers.cached.latest import Latest
+        from storage_backend.wrappers.cached.latest import HighestGeneration
 
         cached = CachedStorage(backend, directory)
         cached.read("other")
 
-        def failing(latest: Latest, number: int) -> None:
+        def failing(latest: HighestGeneration, number: int) -> None:
             write(latest, number)
             raise OSError(errno.EIO, "told, and never committed")
 
-        write = Latest.write
+        write = HighestGeneration.write
         with monkeypatch.context() as patched:
-            patched.setattr(Latest, "write", failing)
+            patched.setattr(HighestGeneration, "write", failing)
             cached.delete_many([f"{number}" for number in range(10)])
         backend.meanwhile = lambda: cached.write("a", b"new")
         assert cached.read("a") == b"old"
@@ -333,16 +333,16 @@ class TestOverlapping:
         self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
-        finish = Blob.finish
+        finish = StagedBlob.finish
         written: list[int] = []
 
-        def overtaken(blob: Blob, entry: Any) -> None:
+        def overtaken(blob: StagedBlob, entry: Any) -> None:
             finish(blob, entry)
             if not written:
                 written.append(1)
                 other.write("a", b"newest")
 
-        monkeypatch.setattr(Blob, "finish", overtaken)
+        monkeypatch.setattr(StagedBlob, "finish", overtaken)
         cached.write("a", b"new")
         assert written
         assert cached.read("a") == other.read("a") == b"newest"
@@ -359,7 +359,7 @@ class TestOverlapping:
         cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
 
         def close_and_fetch() -> None:
-            cached._keeper.engine.close()
+            cached._cache.engine.close()
             assert other.read("a") == b"old"
 
         backend.before("write", close_and_fetch)
@@ -400,8 +400,8 @@ class TestOverlapping:
 CHILD = """
 import os, sys
 from storage_backend import CachedStorage, LocalStorage
-from storage_backend.wrappers.cached.blobs import Blobs
-from storage_backend.wrappers.cached.staged import Blob
+from storage_backend.wrappers.cached.blobs import BlobEngine
+from storage_backend.wrappers.cached.staged import StagedBlob
 
 def stop(where):
     print(where, flush=True)
@@ -436,22 +436,22 @@ class Slow(LocalStorage):
 base, directory, role, where = sys.argv[1:]
 cached = CachedStorage(Slow(base), directory)
 if where == "staged":
-    ended = Blobs._ended
-    Blobs._ended = lambda *arguments: (stop(where), ended(*arguments))[1]
+    ended = BlobEngine._ended
+    BlobEngine._ended = lambda *arguments: (stop(where), ended(*arguments))[1]
 if where in ("unnamed", "named"):
-    rename = Blob.rename
+    rename = StagedBlob.rename
     def stopped(blob, path):
         if where == "unnamed":
             stop(where)
         rename(blob, path)
         stop(where)
-    Blob.rename = stopped
+    StagedBlob.rename = stopped
 if where == "unlinked":
-    unlink = Blobs._unlink
+    unlink = BlobEngine._unlink
     def stopped(blobs, name):
         unlink(blobs, name)
         stop(where)
-    Blobs._unlink = stopped
+    BlobEngine._unlink = stopped
 if "opened" in where:
     cached.read("a")
     stop("opened")
@@ -493,7 +493,7 @@ class TestProcesses:
             assert line_of(child.stdout) == "read"
             cached = CachedStorage(LocalStorage(base), directory)
             cached.write("a", b"new")
-            cached._keeper.engine.drop(cached._keeper.key("a"))
+            cached._cache.engine.drop(cached._cache.key("a"))
             tell(child, "go on")
             if role == "fetch":
                 assert line_of(child.stdout) == "old"
@@ -621,7 +621,7 @@ class TestProcesses:
     def test_a_change_that_cannot_be_told_of_leaves_nothing_stale(
         self, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from storage_backend.wrappers.cached import changes
+        from storage_backend.wrappers.cached import pending_writes
 
         def begin(*_arguments: object) -> str:
             raise OSError(errno.ENOSPC, "no room")
@@ -629,7 +629,7 @@ class TestProcesses:
         backend = Held(LocalStorage(base))
         cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
         assert cached.read("a") == b"old"
-        monkeypatch.setattr(changes, "begin", begin)
+        monkeypatch.setattr(pending_writes, "begin", begin)
         backend.before("write", lambda: cached.read("a") and None)
         other.write("a", b"new")
         assert cached.read("a") == other.read("a") == b"new"
@@ -669,12 +669,12 @@ class TestProcesses:
     ) -> None:
         cached = CachedStorage(LocalStorage(base), directory)
         child = program(CHILD, base, directory, "write", "opened, written")
-        rename = Blob.rename
+        rename = StagedBlob.rename
         try:
             assert line_of(child.stdout) == "opened"
             cached.invalidate("a")
 
-            def delayed(blob: Blob, path: str) -> None:
+            def delayed(blob: StagedBlob, path: str) -> None:
                 tell(child, "go on")
                 assert child.stdout is not None
                 done = select.poll()
@@ -685,9 +685,9 @@ class TestProcesses:
                     child.wait()
                 rename(blob, path)
 
-            monkeypatch.setattr(Blob, "rename", delayed)
+            monkeypatch.setattr(StagedBlob, "rename", delayed)
             assert cached.read("a") == b"old"
-            monkeypatch.setattr(Blob, "rename", rename)
+            monkeypatch.setattr(StagedBlob, "rename", rename)
             if child.poll() is None:
                 assert line_of(child.stdout) == "written"
                 child.kill()

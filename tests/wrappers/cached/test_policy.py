@@ -494,10 +494,10 @@ class TestRoom:
     def names(self, cached: CachedStorage, backend: FaultyStorage, candidates: str) -> str:
         """Which of *candidates* the cache has, with no use noted."""
         assert isinstance(backend, FaultyStorage)
-        keeper = cached._keeper
+        cache = cached._cache
         there = ""
         for name in candidates:
-            found = keeper.find(keeper.key(name))
+            found = cache.find(cache.key(name))
             if found is not None:
                 found.close()
                 there += name
@@ -606,14 +606,14 @@ class TestRoom:
     ) -> None:
         cached = CachedStorage(backend, tmp_path, 10 * KIB)
         cached.write("kept", bytes(1024))
-        engine = cached._keeper.engine
+        engine = cached._cache.engine
         first = engine.stage(8 * 1024)
         assert first is not None
         memory.write("second", bytes(8 * 1024))
         assert cached.read("second") == bytes(8 * 1024)
         assert cached.open("second").read() == bytes(8 * 1024)
         first.discard()
-        kept = cached._keeper.find(cached._keeper.key("kept"))
+        kept = cached._cache.find(cached._cache.key("kept"))
         assert kept is not None
         kept.close()
 

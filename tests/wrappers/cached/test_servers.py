@@ -11,7 +11,7 @@ import pytest
 from storage_backend import CachedStorage, DatabaseStorage, ObjectInfo, StorageBackend
 from storage_backend.testing import FaultyStorage
 from storage_backend.testing.subject import content_of
-from storage_backend.wrappers.cached import keeper
+from storage_backend.wrappers.cached import cache
 from tests.backends.test_remote import storage_at as remote_at
 from tests.backends.test_s3 import AtPlace
 
@@ -71,7 +71,7 @@ def test_what_was_streamed_is_renewed_by_one_stat(
     telling: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     if by == "download":
-        monkeypatch.setattr(keeper, "DOWNLOADED_FROM", 1 << 20)
+        monkeypatch.setattr(cache, "DOWNLOADED_FROM", 1 << 20)
     clock = Clock()
     inner = FaultyStorage(telling)
     cached = CachedStorage(inner, tmp_path, ttl_seconds=60, clock=clock)
@@ -96,12 +96,12 @@ def test_a_look_of_before_is_not_taken_for_that_of_a_read(telling: StorageBacken
     written(telling, "b", b"second")
     telling.read("a")
     telling.read("b")
-    assert telling._seen("a") is None
+    assert telling.hooks.last_read("a") is None
     telling.open("a").close()
-    seen = telling._seen("a")
+    seen = telling.hooks.last_read("a")
     assert seen is not None
     assert seen.size == 5
-    assert telling._seen("a") is None
+    assert telling.hooks.last_read("a") is None
 
 
 def test_ranges_of_a_large_object_are_fetched_as_blocks(telling: StorageBackend, tmp_path: Path) -> None:

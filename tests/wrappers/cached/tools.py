@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import IO
 
 from storage_backend import CachedStorage
-from storage_backend.wrappers.cached.changes import under_way
-from storage_backend.wrappers.cached.entry import Entry, entry_of
+from storage_backend.wrappers.cached.entry import CacheEntry, entry_of
+from storage_backend.wrappers.cached.pending_writes import under_way
 
 ROOT = Path(__file__).parents[3]
 
@@ -33,7 +33,7 @@ def blobs(directory: Path) -> list[Path]:
     return sorted(path for path in (directory / "blobs").rglob("*") if not path.is_dir())
 
 
-def entry_in(path: Path) -> Entry | None:
+def entry_in(path: Path) -> CacheEntry | None:
     """The entry of a file; None if there is no whole one, or the file is gone."""
     try:
         fd = os.open(path, os.O_RDONLY)

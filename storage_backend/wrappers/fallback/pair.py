@@ -1,4 +1,4 @@
-"""Sides: the two backends of a pair, which of them is asked first, and what follows from what they say."""
+"""FallbackPair: two backends, the order in which they are asked, and what their errors mean."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias, TypeVar
 
-from storage_backend.base import StorageBackend, capabilities_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     BucketNotFoundError,
@@ -25,24 +26,24 @@ Errors: TypeAlias = list[Exception]
 Absences: TypeAlias = list[tuple[StorageBackend, Exception]]
 
 ABSENT = (FileNotFoundError, IsADirectoryError, InvalidIdentifierError)
-"""What a side says of an object that it has not: a directory of that name, and a name that it cannot have, are none."""
+"""Errors that mean "no such object": also a directory of that name, and a name that the side cannot hold."""
 NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
-"""Of these nothing follows for the object."""
+"""Errors that say nothing about the object: the bucket or base directory itself is missing."""
 
 
 def is_absence(error: BaseException) -> bool:
-    """Whether a side said that it has no such object."""
+    """Whether the error says that the side has no such object."""
     return isinstance(error, ABSENT) and not isinstance(error, NO_PLACE)
 
 
-class Sides:
-    """Two backends, and what is known of where an object counts.
+class FallbackPair:
+    """Two backends, and what this instance knows about which side has the valid object.
 
     Attributes:
         primary, secondary, write_to, on_error: as `FallbackStorage` was given them.
-        strayed: what was written to the secondary because the primary was out of reach: there is what counts.
-        torn: a write to both of these may have reached one: what readers see is what counts.
-        differ: the two are proven not to be one place.
+        strayed: identifiers written to the secondary while the primary was unreachable: the secondary's object is valid.
+        torn: identifiers of which a write to both sides may have reached only one: what readers see is valid.
+        differ: whether the two are proven to be different places.
     """
 
     def __init__(
@@ -61,11 +62,11 @@ class Sides:
 
     @property
     def location(self) -> str:
-        """Of the pair."""
+        """The location of the pair."""
         return f"fallback({location_of(self.primary)}|{location_of(self.secondary)})"
 
     def order(self, identifier: str | None) -> tuple[StorageBackend, StorageBackend]:
-        """The sides in the order in which a read asks them."""
+        """The sides, in the order in which reads ask them."""
         if identifier is None:
             second_first = self.write_to == "secondary"
         else:
@@ -78,35 +79,35 @@ class Sides:
 
     @property
     def target(self) -> StorageBackend:
-        """The side that is written; of both, the primary."""
+        """The side that writes go to; with write_to="both", the primary."""
         return self.secondary if self.write_to == "secondary" else self.primary
 
     @property
     def writes_once(self) -> bool:
-        """Whether a write is one call of one side."""
+        """Whether a write always is a single call to a single side."""
         return self.write_to == "secondary" or (self.write_to == "primary" and self.on_error == "raise")
 
     @property
     def both(self) -> tuple[StorageBackend, StorageBackend]:
-        """The sides in the order in which a write to both reaches them."""
+        """The sides, in the order in which write_to="both" writes them."""
         stricter = capabilities_of(self.primary) & ~capabilities_of(self.secondary)
         if Capability.DIRECTORIES in stricter:
             return self.primary, self.secondary
         return self.secondary, self.primary
 
     def check(self, identifier: str) -> None:
-        """Refuse a name before anything is written, if a side would."""
+        """Raise before anything is written if either side refuses the name."""
         for side in self.both:
             with suppress(FileNotFoundError):  # a pair in a pair, of which neither has it yet
                 side.get_path(identifier)
 
     def forget(self, identifier: str) -> None:
-        """Both sides agree on this one, or readers see what they should."""
+        """Drop what is known about an object: the sides agree on it again, or readers see the right one."""
         self.strayed.discard(identifier)
         self.torn.discard(identifier)
 
     def what_counts(self, identifier: str) -> str | None:
-        """The side whose object is the one that counts, as far as this instance knows."""
+        """The side with the valid object, as far as this instance knows."""
         if identifier in self.strayed:
             return "secondary"
         if identifier in self.torn:
@@ -114,20 +115,20 @@ class Sides:
         return None
 
     def is_out(self, side: StorageBackend, error: BaseException) -> bool:
-        """Whether *side* is to be passed over, since it is out of reach."""
+        """Whether *error* means that *side* is unreachable and must be skipped (failover)."""
         if self.on_error != "fallback" or side is not self.primary:
             return False
         return is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)
 
     def is_down(self, side: StorageBackend, error: Exception) -> bool:
-        """The same, and it is said in the log."""
+        """As `is_out`, and log a WARNING if so."""
         if not self.is_out(side, error):
             return False
-        self.say_down([error])
+        self.warn_down([error])
         return True
 
-    def say_down(self, errors: Errors) -> None:
-        """Say in the log that the primary is passed over, if there is an error that says why."""
+    def warn_down(self, errors: Errors) -> None:
+        """Log that the primary is skipped, with the first of *errors*; nothing without one."""
         if not errors:
             return
         # Only our own errors promise that their text has no secret in it.
@@ -141,7 +142,7 @@ class Sides:
         )
 
     def first(self, identifier: str, call: Callable[[StorageBackend], T]) -> T:
-        """What *call* gives of the first side that has the object."""
+        """The result of *call* on the first side that has the object."""
         absences: Absences = []
         down: Exception | None = None
         try:
@@ -164,7 +165,7 @@ class Sides:
 
         Args:
             identifier: the object.
-            past: pass over a primary that is out of reach, where that is wanted.
+            past: whether an unreachable primary is skipped (with on_error="fallback").
         """
         down: Exception | None = None
         try:
@@ -183,7 +184,7 @@ class Sides:
         return None
 
     def source_side(self, identifier: str, *, past: bool = True) -> StorageBackend:
-        """The side whose object is copied or moved; *past* as for `side_with`.
+        """The side that holds the source of a copy or move; *past* as in `side_with`.
 
         Raises:
             NotFoundError: "Source file not found".
@@ -200,7 +201,7 @@ class Sides:
         )
 
     def hides(self, side: StorageBackend, dest_id: str) -> bool:
-        """Whether what *side* would have at a destination would be hidden behind what the other has there."""
+        """Whether an object that *side* gets at *dest_id* would be hidden by the other side's object."""
         front = self.order(dest_id)[0]
         if side is front:
             return False
@@ -213,7 +214,7 @@ class Sides:
             return False
 
     def absence(self, identifier: str, absences: Absences) -> Exception:
-        """The error for what is in neither."""
+        """The error for an object that neither side has."""
         refusals = [found for found in absences if isinstance(found[1], InvalidIdentifierError)]
         for side, error in refusals:
             # A name that can be written is not refused because the other side could not have it.
@@ -229,7 +230,7 @@ class Sides:
         )
 
     def of_both(self, identifier: str, first: Exception | None, second: Exception) -> Exception:
-        """The error for an object that the second side did not give either."""
+        """The error for an object that neither side gave."""
         if not is_absence(second):
             return second
         if first is not None and not is_absence(first):

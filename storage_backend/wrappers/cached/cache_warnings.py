@@ -1,4 +1,4 @@
-"""Complaints: what is logged of a cache that does not work."""
+"""CacheWarnings: what is logged of a cache that does not work."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 logger = logging.getLogger(__name__)
 
 
-class Complaints:
+class CacheWarnings:
     """Logs that a cache does not work, loudly once. It refers to nothing that refers to it: an engine keeps it.
 
     Args:

@@ -1,4 +1,4 @@
-"""Flights: of many that miss the same thing at once, one fetches it, in all threads and processes.
+"""SingleFlight: of many that miss the same thing at once, one fetches it, in all threads and processes.
 
 This only saves work: whoever waits too long, or where locks do not work, fetches by itself.
 """
@@ -28,7 +28,7 @@ class _Flight:
         self.failed = False
 
 
-class _File:
+class _LockFile:
     """The open lock file. The process's copy of its descriptor can be closed by anyone: a lock goes with the last copy."""
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class _File:
             os.close(fd)
 
 
-class Flights:
+class SingleFlight:
     """The fetches under way.
 
     Args:
@@ -50,7 +50,7 @@ class Flights:
     _process: int
     _guard: threading.Lock
     _flights: dict[str, _Flight]
-    _file: _File
+    _file: _LockFile
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -103,7 +103,7 @@ class Flights:
         self._process = os.getpid()
         self._guard = threading.Lock()
         self._flights = {}
-        self._file = _File()
+        self._file = _LockFile()
         self._finalizer = weakref.finalize(self, self._file.close)
 
     def _forget_parent(self) -> None:

@@ -12,10 +12,10 @@ from typing import Literal
 
 from storage_backend.streams import CHUNK
 from storage_backend.wrappers.cached.engine import key_of
-from storage_backend.wrappers.cached.entry import Entry, entry_of
+from storage_backend.wrappers.cached.entry import CacheEntry, entry_of
 
 
-def whole(path: str, name: str) -> Entry | Literal[False] | None:
+def whole(path: str, name: str) -> CacheEntry | Literal[False] | None:
     """The entry in a file, all of it read and compared; False if it is damaged, None if there is no file."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -1,6 +1,6 @@
-"""Member: one user of a cache directory, as the others see it: whether it lives, and what it has counted.
+"""CacheUser: one user of a cache directory, as the others see it: whether it lives, and what it has counted.
 
-Each has a file of its own in the folder `members`, which it locks for as long as it lives (a killed process lets go of
+Each has a file of its own in the folder `users`, which it locks for as long as it lives (a killed process lets go of
 its locks) and which holds its counters: they are right at any time, whoever looks, and outlive a kill. (They are not mapped
 into memory: a store into a page that a full disk has no room for ends the process.) Whoever finds a file that nobody
 holds adds its counters to the common ones and removes it.
@@ -22,7 +22,7 @@ _COUNTERS = struct.Struct("<5Q")
 _pack, _pwrite = _COUNTERS.pack, os.pwrite
 
 
-class Counters(NamedTuple):
+class CacheCounters(NamedTuple):
     """What is counted.
 
     Attributes:
@@ -39,15 +39,15 @@ class Counters(NamedTuple):
     evictions: int = 0
     bytes_saved: int = 0
 
-    def plus(self, other: Counters) -> Counters:
+    def plus(self, other: CacheCounters) -> CacheCounters:
         """The sums."""
-        return Counters(*(a + b for a, b in zip(self, other, strict=True)))
+        return CacheCounters(*(a + b for a, b in zip(self, other, strict=True)))
 
 
 HITS, MISSES, EXPIRED, EVICTIONS, SAVED = range(5)
 
 
-class Member:
+class CacheUser:
     """This user's own file, made while nobody can look for dead ones.
 
     Args:
@@ -64,7 +64,7 @@ class Member:
         try:
             with suppress(OSError):
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.save(Counters())
+            self.save(CacheCounters())
         except BaseException:
             os.close(self._fd)
             with suppress(OSError):
@@ -72,7 +72,7 @@ class Member:
             raise
 
     def save(self, counts: Sequence[int]) -> None:
-        """Store the counters, in the order of `Counters`. What the disk refuses is stored with the next."""
+        """Store the counters, in the order of `CacheCounters`. What the disk refuses is stored with the next."""
         # Not by suppress(), which takes half as long as the call: every hit comes here.
         try:
             _pwrite(self._fd, _pack(*counts), 0)
@@ -97,7 +97,7 @@ def is_alive(folder: str, token: str) -> bool:
     return _held(f"{folder}/{token}")
 
 
-def dead(folder: str) -> Iterator[tuple[str, Counters]]:
+def dead(folder: str) -> Iterator[tuple[str, CacheCounters]]:
     """The tokens whose owners are gone, with what they counted. Each is to be buried, under a lock that all take."""
     for name in os.listdir(folder):
         path = f"{folder}/{name}"
@@ -111,21 +111,21 @@ def bury(folder: str, token: str) -> None:
         os.unlink(f"{folder}/{token}")
 
 
-def others(folder: str, token: str) -> Iterator[Counters]:
+def others(folder: str, token: str) -> Iterator[CacheCounters]:
     """The counters of all but *token*."""
     for name in os.listdir(folder):
         if name != token:
             yield _read(f"{folder}/{name}")
 
 
-def _read(path: str) -> Counters:
+def _read(path: str) -> CacheCounters:
     try:
         # A pipe is not waited for.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as reader:
             data = reader.read(_COUNTERS.size)
     except OSError:
-        return Counters()
-    return Counters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else Counters()
+        return CacheCounters()
+    return CacheCounters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else CacheCounters()
 
 
 def _held(path: str) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 
+from storage_backend.forks import no_fork
 from storage_backend.testing.topics.processes import in_child
-from storage_backend.unforked import unforked
 
 
 def take(lock: threading.Lock) -> None:
@@ -16,7 +16,7 @@ def test_child_inherits_no_lock_of_a_step() -> None:
     lock, inside, enough = threading.Lock(), threading.Event(), threading.Event()
 
     def step() -> None:
-        with unforked(), lock:
+        with no_fork(), lock:
             inside.set()
             enough.wait(0.2)
 
@@ -31,7 +31,7 @@ def test_steps_pass_side_by_side_and_within_one_another() -> None:
     meeting = threading.Barrier(2, timeout=60)
 
     def step() -> None:
-        with unforked(), unforked():
+        with no_fork(), no_fork():
             meeting.wait()
 
     thread = threading.Thread(target=step)
@@ -42,12 +42,12 @@ def test_steps_pass_side_by_side_and_within_one_another() -> None:
 
 def test_fork_in_the_middle_of_a_step_of_its_own_thread() -> None:
     def child() -> None:
-        with unforked():
+        with no_fork():
             pass
         in_child(lambda: None)
 
-    with unforked():
+    with no_fork():
         in_child(child)
     in_child(child)
-    with unforked():
+    with no_fork():
         pass

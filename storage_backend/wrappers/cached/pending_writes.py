@@ -1,7 +1,7 @@
 """Changes: what is being changed in the backend, as all users of a cache directory see it.
 
 Each change under way is a file in the folder `changing`. Its name is made of the token of whoever makes it (16 digits, see
-`members`), a number (16 digits) and, of one object, its key's name (32 digits); of several objects their names are in
+`users`), a number (16 digits) and, of one object, its key's name (32 digits); of several objects their names are in
 the file. It is there before the backend is called and outlives a kill: whoever finds that its maker is gone raises the generations
 of its keys, and removes it.
 """
@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from storage_backend.wrappers.cached.blob_files import remove
 from storage_backend.wrappers.cached.engine import is_name
-from storage_backend.wrappers.cached.folders import remove
 
 _TOKEN = 16
 _MARK = 32

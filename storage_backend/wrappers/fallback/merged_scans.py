@@ -1,4 +1,4 @@
-"""Two sorted scans as one."""
+"""Merges two sorted scans into one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T", bound=ObjectInfo | str)
 
 
 def paired(one: Iterator[T], other: Iterator[T]) -> Iterator[tuple[str, T | None, T | None]]:
-    """Each name of two scans, in order, with what either has for it."""
+    """Each name of two scans, in order, with the item of each scan, or None."""
     left, right = _named(one), _named(other)
     here, there = next(left, None), next(right, None)
     while here is not None or there is not None:
@@ -29,12 +29,12 @@ def paired(one: Iterator[T], other: Iterator[T]) -> Iterator[tuple[str, T | None
 
 
 def union(one: Iterator[T], other: Iterator[T], other_wins: Callable[[str], bool]) -> Iterator[T]:
-    """What two scans have, each name once.
+    """The union of two scans: each name once.
 
     Args:
         one: ascending.
         other: ascending.
-        other_wins: whether, of a name that both have, the other's entry is given.
+        other_wins: for a name in both scans, whether the other scan's item is given.
     """
     for name, here, there in paired(one, other):
         found = there if here is None or (there is not None and other_wins(name)) else here

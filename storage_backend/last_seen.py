@@ -1,4 +1,4 @@
-"""Sightings: what a thread's last read saw of its object, kept until somebody asks (`StorageBackend._seen`)."""
+"""LastSeen: what a thread's last read saw of its object, kept until somebody asks (`Hooks.last_read`)."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 from storage_backend.info import ObjectInfo
 
 
-class Sightings:
-    """One for each backend. A pickle of it is empty."""
+class LastSeen:
+    """What each thread's last read through one backend saw. A pickle of it is empty."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def note(self, info: ObjectInfo | None) -> None:
-        """The read that ends has seen this; None at the beginning of one, which may end without knowing."""
+        """Remember what the read that ends has seen; None at the beginning of one, which may end without knowing."""
         self._local.info = info
 
     def take(self, identifier: str) -> ObjectInfo | None:
@@ -25,4 +25,4 @@ class Sightings:
         return info if info is not None and info.identifier == identifier else None
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sightings, ()
+        return LastSeen, ()

@@ -1,4 +1,4 @@
-"""Batch: contents that go into the cache together, since a transaction takes longer than to store what is small."""
+"""PublishingBatch: contents that go into the cache together, since a transaction takes longer than to store what is small."""
 
 from __future__ import annotations
 
@@ -6,15 +6,22 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from storage_backend.wrappers.cached.engine import HELD, Engine, Key, Offer, Staged, TooLargeError
-from storage_backend.wrappers.cached.entry import Entry
+from storage_backend.wrappers.cached.engine import (
+    HELD,
+    CacheEngine,
+    CacheKey,
+    OverCacheLimitError,
+    Publication,
+    StagedContent,
+)
+from storage_backend.wrappers.cached.entry import CacheEntry
 
 MOST = 64  # contents that go in together: others' changes wait meanwhile
 MOST_BYTES = 4 << 20
 LONGEST = 0.05  # seconds that one waits for those after it: where the backend is slow, others find it soon
 
 
-class Piece(NamedTuple):
+class NewEntry(NamedTuple):
     """What goes into the cache.
 
     Attributes:
@@ -24,24 +31,24 @@ class Piece(NamedTuple):
         generation: of the key, from before the backend was asked.
     """
 
-    key: Key
+    key: CacheKey
     content: bytes
-    entry: Entry
+    entry: CacheEntry
     generation: int
 
 
-def publish(engine: Engine, pieces: Sequence[Piece]) -> None:
+def publish(engine: CacheEngine, pieces: Sequence[NewEntry]) -> None:
     """Put them into the cache, but for those that it does not take.
 
     Raises:
         OSError, or an error of the engine's database: none of them is in it.
     """
-    offers: list[tuple[Offer, int]] = []
+    offers: list[tuple[Publication, int]] = []
     try:
         for key, content, entry, generation in pieces:
             staged = _staged(engine, content)
             if staged is not None:
-                offers.append((Offer(key, staged, entry), generation))
+                offers.append((Publication(key, staged, entry), generation))
         if offers:
             engine.publish(offers)
     finally:
@@ -49,17 +56,17 @@ def publish(engine: Engine, pieces: Sequence[Piece]) -> None:
             offer.staged.discard()
 
 
-def _staged(engine: Engine, content: bytes) -> Staged | None:
+def _staged(engine: CacheEngine, content: bytes) -> StagedContent | None:
     """The content, taken in; None if the cache has no room for it."""
     try:
         staged = engine.stage(len(content))
-    except TooLargeError:
+    except OverCacheLimitError:
         return None
     if staged is None:
         return None
     try:
         staged.write(content)
-    except TooLargeError:
+    except OverCacheLimitError:
         staged.discard()
         return None
     except BaseException:
@@ -68,7 +75,7 @@ def _staged(engine: Engine, content: bytes) -> Staged | None:
     return staged
 
 
-class Batch:
+class PublishingBatch:
     """Contents of a batch that comes from the backend, or went to it, on their way into the cache.
 
     What is not flushed is dropped with it, which loses nothing.
@@ -78,14 +85,14 @@ class Batch:
         warn: is told why nothing of a group could be published.
     """
 
-    def __init__(self, engine: Engine, warn: Callable[[Exception], object]) -> None:
+    def __init__(self, engine: CacheEngine, warn: Callable[[Exception], object]) -> None:
         self._engine = engine
         self._warn = warn
-        self._pieces: list[Piece] = []
+        self._pieces: list[NewEntry] = []
         self._size = 0
         self._begun = 0.0
 
-    def add(self, piece: Piece | None) -> None:
+    def add(self, piece: NewEntry | None) -> None:
         """Put one into the cache, now or with those that follow; None is passed over."""
         if piece is None:
             return

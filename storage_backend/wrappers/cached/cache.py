@@ -1,4 +1,4 @@
-"""Keeper: when an entry is good, how one comes to be, and what a change does to it."""
+"""ObjectCache: when an entry is good, how one comes to be, and what a change does to it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 from storage_backend import identifiers as names
-from storage_backend.base import StorageBackend, capabilities_of, info_of, location_of
+from storage_backend.base import StorageBackend
+from storage_backend.defensive import capabilities_of, info_of, location_of
 from storage_backend.errors import (
     BatchError,
     ConfigurationError,
@@ -26,16 +27,24 @@ from storage_backend.errors import (
     StorageError,
     is_retryable,
 )
+from storage_backend.hooks import hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
-from storage_backend.wrappers.cached.batch import Batch, Piece, publish
-from storage_backend.wrappers.cached.complaints import Complaints
-from storage_backend.wrappers.cached.engine import Change as Changing
-from storage_backend.wrappers.cached.engine import Engine, Key, Offer, Staged, TooLargeError, key_of
-from storage_backend.wrappers.cached.entry import Entry, Found
-from storage_backend.wrappers.cached.flights import Flights
-from storage_backend.wrappers.cached.members import EXPIRED, MISSES
+from storage_backend.wrappers.cached.cache_warnings import CacheWarnings
+from storage_backend.wrappers.cached.engine import (
+    CacheEngine,
+    CacheKey,
+    OverCacheLimitError,
+    PendingWrite,
+    Publication,
+    StagedContent,
+    key_of,
+)
+from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry
 from storage_backend.wrappers.cached.namespaces import namespace_of
+from storage_backend.wrappers.cached.publishing import NewEntry, PublishingBatch, publish
+from storage_backend.wrappers.cached.single_flight import SingleFlight
+from storage_backend.wrappers.cached.users import EXPIRED, MISSES
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +58,7 @@ _KEYS = 10_000  # that are kept
 
 
 @dataclass(frozen=True)
-class Policy:
+class CachePolicy:
     """What a CachedStorage was asked for.
 
     Attributes:
@@ -71,7 +80,7 @@ class Policy:
     token: str
 
 
-class Moment(NamedTuple):
+class RequestTime(NamedTuple):
     """When something was asked for.
 
     Attributes:
@@ -83,7 +92,7 @@ class Moment(NamedTuple):
     wall: float
 
 
-class Keeper:
+class ObjectCache:
     """The cache of one backend. Only the backend's errors come out of it, but where an engine is asked directly.
 
     Args:
@@ -103,17 +112,19 @@ class Keeper:
         ConfigurationError: see the engines.
     """
 
-    def __init__(self, backend: StorageBackend, directory: Path, engine: str, policy: Policy) -> None:
+    def __init__(self, backend: StorageBackend, directory: Path, engine: str, policy: CachePolicy) -> None:
         self.backend = backend
         self.distrusted: set[str] = set()
-        self.flights = Flights(str(directory / "flights"))
+        self.flights = SingleFlight(str(directory / "flights"))
         self._policy = policy
         self._stamps = itertools.count(int.from_bytes(os.urandom(5)) << 24)
         self._location = location_of(backend)
-        self.warn = Complaints(directory, self._location).log
+        self.warn = CacheWarnings(directory, self._location).log
         namespace = namespace_of(backend, str(directory), policy.namespace, policy.token)
         self._namespace = f"{namespace}\0".encode("utf-8", "surrogateescape")
-        self._keys: dict[str, Key] = {}  # of identifiers, since to make one takes as long as to open a file
+        self._keys: dict[
+            str, CacheKey
+        ] = {}  # of identifiers, since to make one takes as long as to open a file
         self._compares = policy.revalidate is not False
         # A local file is read as fast as it is looked at.
         self._reads_again = policy.revalidate is None and self._location.startswith("file:")
@@ -127,18 +138,18 @@ class Keeper:
         """Seconds since the epoch, as far as entries are concerned."""
         return self._clock()
 
-    def begin(self) -> Moment:
+    def begin(self) -> RequestTime:
         """The moment before the backend is asked."""
-        return Moment(self.now(), time.time())
+        return RequestTime(self.now(), time.time())
 
-    def is_fresh(self, entry: Entry) -> bool:
+    def is_fresh(self, entry: CacheEntry) -> bool:
         """Whether an entry is good without asking."""
         if entry.fetched < self.engine.trusted_since:
             return False
         ttl = self._policy.ttl
         return ttl is None or 0 <= self.now() - entry.fetched < ttl
 
-    def renewed(self, identifier: str, key: Key, found: Found) -> bool:
+    def renewed(self, identifier: str, key: CacheKey, found: OpenEntry) -> bool:
         """Whether the backend says that an expired entry is still right; then it is as if just fetched.
 
         Raises:
@@ -161,7 +172,7 @@ class Keeper:
             self.safely(self.engine.renew, key, found, began.at)
         return same
 
-    def proof(self, info: ObjectInfo | None, looked: Moment) -> tuple[str | None, float | None]:
+    def proof(self, info: ObjectInfo | None, looked: RequestTime) -> tuple[str | None, float | None]:
         """The etag, or the time where it proves something, by which what was read is known again.
 
         Args:
@@ -179,7 +190,7 @@ class Keeper:
 
     # Looking.
 
-    def key(self, identifier: str) -> Key:
+    def key(self, identifier: str) -> CacheKey:
         """The key of an object.
 
         Raises:
@@ -195,7 +206,7 @@ class Keeper:
         self._keys[identifier] = key
         return key
 
-    def part_key(self, identifier: str, version: bytes, number: int) -> Key:
+    def part_key(self, identifier: str, version: bytes, number: int) -> CacheKey:
         """The key of a part of one version of an object."""
         label = names.encode(identifier) + b"\0" + version + b"\0%d" % number
         return key_of(self._namespace + b"\0" + label)  # an identifier has no NUL
@@ -204,7 +215,7 @@ class Keeper:
         """Tells one publication from all others."""
         return next(self._stamps)
 
-    def find(self, key: Key) -> Found | None:
+    def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, good or not, held open."""
         if self.distrusted and key.name in self.distrusted:
             return None
@@ -214,7 +225,7 @@ class Keeper:
             self.warn(error)
             return None
 
-    def content(self, found: Found) -> bytes | None:
+    def content(self, found: OpenEntry) -> bytes | None:
         """The content, and the entry is closed; None if it cannot be read, or is damaged: then it is dropped."""
         try:
             return found.content()
@@ -224,7 +235,7 @@ class Keeper:
         finally:
             found.close()
 
-    def piece(self, found: Found, start: int, end: int | None) -> bytes | None:
+    def piece(self, found: OpenEntry, start: int, end: int | None) -> bytes | None:
         """The bytes of [start, end); None as of `content`."""
         try:
             return found.piece(start, end)
@@ -232,7 +243,7 @@ class Keeper:
             self.lose(found, error)
             return None
 
-    def whole(self, found: Found) -> Found | None:
+    def whole(self, found: OpenEntry) -> OpenEntry | None:
         """The entry itself; None, and closed, as of `content`."""
         try:
             found.check()
@@ -242,12 +253,12 @@ class Keeper:
             return None
         return found
 
-    def lose(self, found: Found, error: OSError) -> None:
+    def lose(self, found: OpenEntry, error: OSError) -> None:
         """Log why an entry cannot be given, and drop it, so that the backend is read."""
         self.warn(error)
         self.safely(self.engine.drop, key_of(found.entry.label), found.entry.stamp)
 
-    def cached(self, key: Key) -> bytes | None:
+    def cached(self, key: CacheKey) -> bytes | None:
         """The content, if it is there and fresh: a hit."""
         found = self.find(key)
         if found is None:
@@ -260,7 +271,7 @@ class Keeper:
             self.hit(key, len(content))
         return content
 
-    def cached_piece(self, key: Key) -> bytes | None:
+    def cached_piece(self, key: CacheKey) -> bytes | None:
         """The content of an entry that never goes bad; not counted."""
         found = self.find(key)
         if found is None:
@@ -272,11 +283,11 @@ class Keeper:
         """Add one to a counter, and *size* to the bytes saved."""
         self.safely(self.engine.count, counter, size)
 
-    def touch(self, key: Key) -> None:
+    def touch(self, key: CacheKey) -> None:
         """Note that the entry was used."""
         self.safely(self.engine.touch, key)
 
-    def hit(self, key: Key, size: int) -> None:
+    def hit(self, key: CacheKey, size: int) -> None:
         """Count a read that *size* bytes of the cache answered."""
         try:
             self.engine.hit(key, size)
@@ -285,7 +296,7 @@ class Keeper:
 
     # Fetching.
 
-    def generation(self, key: Key) -> int | None:
+    def generation(self, key: CacheKey) -> int | None:
         """The key's generation, before the backend is asked; None if the cache does not tell, and is not to be filled."""
         found = self.safely(self.engine.generations, [key])
         return None if found is None else found[0]
@@ -293,10 +304,10 @@ class Keeper:
     def missed(
         self,
         identifier: str,
-        key: Key,
-        seen: Found | None,
-        take: Callable[[Found], T | None],
-        fetch: Callable[[str, Key], T],
+        key: CacheKey,
+        seen: OpenEntry | None,
+        take: Callable[[OpenEntry], T | None],
+        fetch: Callable[[str, CacheKey], T],
     ) -> T:
         """What a read gives that found nothing good: what another has brought meanwhile, or what it fetches itself.
 
@@ -341,14 +352,14 @@ class Keeper:
             self.hit(key, size)
             return taken
 
-    def _fetching(self, identifier: str, key: Key, fetch: Callable[[str, Key], T]) -> T:
+    def _fetching(self, identifier: str, key: CacheKey, fetch: Callable[[str, CacheKey], T]) -> T:
         try:
             return fetch(identifier, key)
         except FileNotFoundError:
             self.safely(self.engine.drop, key)
             raise
 
-    def serves_stale(self, identifier: str, error: Exception, entry: Entry) -> bool:
+    def serves_stale(self, identifier: str, error: Exception, entry: CacheEntry) -> bool:
         """Whether an expired entry stands in for a backend that failed, which is logged then."""
         if self._policy.stale_if_error is None or self._policy.ttl is None:
             return False
@@ -364,7 +375,7 @@ class Keeper:
         )
         return True
 
-    def _stale(self, identifier: str, key: Key, error: Exception) -> bytes | None:
+    def _stale(self, identifier: str, key: CacheKey, error: Exception) -> bytes | None:
         """The content of an expired entry that stands in for a backend that failed."""
         found = self.find(key)
         if found is None:
@@ -377,7 +388,7 @@ class Keeper:
             self.hit(key, len(content))
         return content
 
-    def fetched(self, identifier: str, key: Key) -> bytes:
+    def fetched(self, identifier: str, key: CacheKey) -> bytes:
         """The content, from the backend, by one read; and into the cache."""
         generation = self.generation(key)
         before = self._looked(identifier)
@@ -388,7 +399,7 @@ class Keeper:
             self.store(key, content, began, info, generation)
         return content
 
-    def streamed(self, identifier: str, key: Key) -> Found | BinaryIO:
+    def streamed(self, identifier: str, key: CacheKey) -> OpenEntry | BinaryIO:
         """As `fetched`, by a stream or a download into the cache; the backend's own reader if it does not go in."""
         generation = self.generation(key)
         before = self._looked(identifier)
@@ -419,7 +430,7 @@ class Keeper:
                     )
                 info = info or self._unchanged(identifier, before)
                 entry = self._entry(key, staged.size, began, info)
-                self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
+                self.safely(self.engine.publish, [(Publication(key, staged, entry), generation)])
                 found = self.safely(staged.found, entry)
             finally:
                 self.safely(staged.discard)
@@ -441,8 +452,8 @@ class Keeper:
         )
 
     def _downloaded(
-        self, identifier: str, key: Key, size: int, began: Moment, generation: int
-    ) -> Found | None:
+        self, identifier: str, key: CacheKey, size: int, began: RequestTime, generation: int
+    ) -> OpenEntry | None:
         """An object by the backend's `download` into the cache; None if that does not take it."""
         staged = self.safely(self.engine.stage, size)
         if staged is None:
@@ -454,38 +465,40 @@ class Keeper:
             except StorageError:
                 raise
             except Exception as error:  # noqa: BLE001 - of the cache's disk, and logged; if not, it comes again from the reader
-                if not isinstance(error, TooLargeError):
+                if not isinstance(error, OverCacheLimitError):
                     self.warn(error)
                 return None
             info = self.seen(identifier) or self._unchanged(identifier, before)
             entry = self._entry(key, staged.size, began, info)
-            self.safely(self.engine.publish, [(Offer(key, staged, entry), generation)])
+            self.safely(self.engine.publish, [(Publication(key, staged, entry), generation)])
             return self.safely(staged.found, entry)
         finally:
             self.safely(staged.discard)
 
-    def _outgrown(self, key: Key) -> None:
+    def _outgrown(self, key: CacheKey) -> None:
         """Forget what is known of an object whose present content does not go in: nothing older is given after it."""
         found = self.find(key)
         if found is not None:
             found.close()
             self.safely(self.engine.drop, key)
 
-    def _taken_in(self, reader: BinaryIO, staged: Staged) -> bool:
+    def _taken_in(self, reader: BinaryIO, staged: StagedContent) -> bool:
         """Whether the cache has taken all that the reader gave."""
         return all(self._takes(staged, chunk) for chunk in chunks(reader))
 
-    def _takes(self, staged: Staged, content: bytes) -> bool:
+    def _takes(self, staged: StagedContent, content: bytes) -> bool:
         try:
             staged.write(content)
-        except TooLargeError:
+        except OverCacheLimitError:
             return False
         except Exception as error:  # noqa: BLE001 - of the cache, and logged
             self.warn(error)
             return False
         return True
 
-    def fetch_many(self, missing: list[tuple[str, Key]], failures: Failures) -> Iterator[tuple[str, bytes]]:
+    def fetch_many(
+        self, missing: list[tuple[str, CacheKey]], failures: Failures
+    ) -> Iterator[tuple[str, bytes]]:
         """Read what is missing as one batch, and store it; failures are noted."""
         if not missing:
             return
@@ -494,7 +507,7 @@ class Keeper:
         found = self.safely(self.engine.generations, list(keys.values()))
         generations = {} if found is None else dict(zip(keys.values(), found, strict=True))
         began = self.begin()
-        batch = Batch(self.engine, self.warn)
+        batch = PublishingBatch(self.engine, self.warn)
         try:
             for identifier, content in self.backend.read_many(list(keys)):
                 self.count(MISSES)
@@ -530,14 +543,14 @@ class Keeper:
                 assert stale is not None
                 yield from [(identifier, stale)] * times[identifier]
 
-    def store_piece(self, key: Key, content: bytes, entry: Entry, generation: int | None) -> None:
+    def store_piece(self, key: CacheKey, content: bytes, entry: CacheEntry, generation: int | None) -> None:
         """Put bytes into the cache under a key of their own, if it takes them; nothing is raised."""
         if generation is None or not self.limit_allows(len(content)):
             return
-        self.safely(publish, self.engine, [Piece(key, content, entry, generation)])
+        self.safely(publish, self.engine, [NewEntry(key, content, entry, generation)])
 
     def store(
-        self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
+        self, key: CacheKey, content: bytes, began: RequestTime, info: ObjectInfo | None, generation: int
     ) -> None:
         """Put an object's content into the cache, if it takes it; nothing is raised."""
         piece = self._piece(key, content, began, info, generation)
@@ -545,19 +558,19 @@ class Keeper:
             self.safely(publish, self.engine, [piece])
 
     def _piece(
-        self, key: Key, content: bytes, began: Moment, info: ObjectInfo | None, generation: int
-    ) -> Piece | None:
+        self, key: CacheKey, content: bytes, began: RequestTime, info: ObjectInfo | None, generation: int
+    ) -> NewEntry | None:
         """An object's content on its way into the cache; None if that does not take it."""
         if key.name in self.distrusted:
             return None
         if not self.limit_allows(len(content)):
             self._outgrown(key)
             return None
-        return Piece(key, content, self._entry(key, len(content), began, info), generation)
+        return NewEntry(key, content, self._entry(key, len(content), began, info), generation)
 
-    def _entry(self, key: Key, size: int, began: Moment, info: ObjectInfo | None) -> Entry:
+    def _entry(self, key: CacheKey, size: int, began: RequestTime, info: ObjectInfo | None) -> CacheEntry:
         etag, modified = self.proof(info, began)
-        return Entry(key.label, size, began.at, etag, modified, self.stamp())
+        return CacheEntry(key.label, size, began.at, etag, modified, self.stamp())
 
     def limit_allows(self, size: int) -> bool:
         """Whether the cache may hold content of *size* bytes."""
@@ -567,15 +580,13 @@ class Keeper:
 
     def seen(self, identifier: str) -> ObjectInfo | None:
         """What the backend saw of the object that this thread has just read."""
-        found: object = self.backend._seen(identifier)
-        return found if isinstance(found, ObjectInfo) else None
+        return hooks_of(self.backend).last_read(identifier)
 
     def written(self, identifier: str) -> ObjectInfo | None:
         """What the backend tells of the object that was just written."""
         if not self._compares or self._policy.ttl is None:
             return None
-        found: object = self.backend._receipt(identifier)
-        return found if isinstance(found, ObjectInfo) else None
+        return hooks_of(self.backend).last_written(identifier)
 
     def _looked(self, identifier: str) -> ObjectInfo | None:
         """What the object is before it is read; only where that was asked for."""
@@ -594,14 +605,14 @@ class Keeper:
     # Changing.
 
     @contextmanager
-    def changing(self, identifiers: list[str]) -> Iterator[Change]:
+    def changing(self, identifiers: list[str]) -> Iterator[StoredContents]:
         """Objects are changed in the backend by the body: nothing older is given after it, nor published."""
         keys = {}
         for identifier in identifiers:
             # One that is refused was never cached, and the backend says what is wrong with it.
             with suppress(InvalidIdentifierError, TypeError):
                 keys[identifier] = self.key(identifier)
-        change = Change()
+        change = StoredContents()
         begun = self.safely(self.engine.begin, list(keys.values()))
         if begun is None:
             # Their entries may still be there, and found by others; not by us.
@@ -618,14 +629,14 @@ class Keeper:
             self._end_and_store(begun, *stored[0])
             return
         alone = self._end(begun, keys.values())
-        batch = Batch(self.engine, self.warn)
+        batch = PublishingBatch(self.engine, self.warn)
         for key, content, began, info in stored:
             if key in alone:
                 batch.add(self._piece(key, content, began, info, alone[key]))
         batch.flush()
 
     def _end_and_store(
-        self, begun: Changing, key: Key, content: bytes, began: Moment, info: ObjectInfo | None
+        self, begun: PendingWrite, key: CacheKey, content: bytes, began: RequestTime, info: ObjectInfo | None
     ) -> None:
         """The end of a change that has stored one object."""
         staged = None
@@ -634,13 +645,15 @@ class Keeper:
         try:
             offer = None
             if staged is not None and self._takes(staged, content):
-                offer = Offer(key, staged, self._entry(key, staged.size, began, info))
+                offer = Publication(key, staged, self._entry(key, staged.size, began, info))
             self._end(begun, [key], offer)
         finally:
             if staged is not None:
                 self.safely(staged.discard)
 
-    def _end(self, begun: Changing | None, keys: Iterable[Key], offer: Offer | None = None) -> dict[Key, int]:
+    def _end(
+        self, begun: PendingWrite | None, keys: Iterable[CacheKey], offer: Publication | None = None
+    ) -> dict[CacheKey, int]:
         """The end of a change: what the keys' generations are where no other change came between."""
         names = [key.name for key in keys]
         if begun is None:
@@ -658,20 +671,20 @@ class Keeper:
         """What a call of the engine gives; None if it fails, which is logged and nothing else."""
         try:
             return call(*arguments)
-        except TooLargeError:
+        except OverCacheLimitError:
             return None
         except Exception as error:  # noqa: BLE001 - of the cache, and logged
             self.warn(error)
             return None
 
 
-class Change:
+class StoredContents:
     """What a change has stored, for the cache."""
 
     def __init__(self) -> None:
-        self.stored: dict[str, tuple[bytes, Moment, ObjectInfo | None]] = {}
+        self.stored: dict[str, tuple[bytes, RequestTime, ObjectInfo | None]] = {}
 
-    def done(self, identifier: str, content: bytes, began: Moment, info: ObjectInfo | None) -> None:
+    def done(self, identifier: str, content: bytes, began: RequestTime, info: ObjectInfo | None) -> None:
         """The backend has the content."""
         self.stored[identifier] = (content, began, info)
 
@@ -701,13 +714,13 @@ def _engine(
     limit: int | None,
     clock: Callable[[], float],
     warn: Callable[[Exception], object],
-) -> Engine:
+) -> CacheEngine:
     if kind == "blobs":
-        from storage_backend.wrappers.cached.blobs import Blobs
+        from storage_backend.wrappers.cached.blobs import BlobEngine
 
-        return Blobs(str(directory), limit, clock, warn)
+        return BlobEngine(str(directory), limit, clock, warn)
     if kind == "diskcache":
-        from storage_backend.wrappers.cached.diskcache import DiskCache
+        from storage_backend.wrappers.cached.diskcache import DiskCacheEngine
 
-        return DiskCache(str(directory), limit, warn)
+        return DiskCacheEngine(str(directory), limit, warn)
     raise ConfigurationError(f'engine: {kind!r} is neither "blobs" nor "diskcache"', parameter="engine")
