@@ -15,7 +15,8 @@ from contextlib import suppress
 from storage_backend.backends.local.beneath import Beneath
 from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.staging import ATTEMPTS, clear_way
-from storage_backend.files import entry_facts, give_rights, link_descriptor, look_at, open_unnamed
+from storage_backend.file_rights import entry_facts, give_rights, look_at
+from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
 
 SMALL = (

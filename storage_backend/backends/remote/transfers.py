@@ -19,7 +19,8 @@ from storage_backend.backends.remote.writing import UNDER_WAY, Upload
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, told_of, write_file
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, modified_of, open_source, take_over
+from storage_backend.file_rights import take_over
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
