@@ -20,7 +20,8 @@ from storage_backend.backends.remote.upload import UNDER_WAY, Publish, SFTPUploa
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, errors_naming, write_file
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, modified_of, open_source, take_over
+from storage_backend.file_rights import take_over
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
