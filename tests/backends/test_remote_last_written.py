@@ -22,7 +22,9 @@ def storage(place: SSHPlace) -> RemoteStorage:
     return RemoteStorage(cast(SSHConfig, place.config()), place.base)
 
 
-def test_last_written_of_each_way_to_write_is_what_stat_shows(openssh_place: SSHPlace, tmp_path: Path) -> None:
+def test_last_written_of_each_way_to_write_is_what_stat_shows(
+    openssh_place: SSHPlace, tmp_path: Path
+) -> None:
     large = tmp_path / "large"
     large.write_bytes(b"x" * (9 << 20))
     with storage(openssh_place) as remote:

@@ -402,10 +402,7 @@ class RemoteStorage(StorageBackend):
     def _begin(self) -> None:
         """Set what a pickle omits."""
         self._failover = Failover(
-            self._settings,
-            self.remote_base_dir,
-            self._location,
-            must_exist=not self._create_if_missing,
+            self._settings, self.remote_base_dir, self._location, must_exist=not self._create_if_missing
         )
         self._last_written: dict[str, Attributes] = {}
 
