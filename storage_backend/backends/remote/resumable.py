@@ -18,9 +18,10 @@ from storage_backend.backends.remote.remote_file import RemoteFile
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, beside, in_seconds
 from storage_backend.backends.remote.upload import UNDER_WAY, Publish, SFTPUpload
 from storage_backend.base import StorageBackend
-from storage_backend.destinations import destination, told_of, write_file
+from storage_backend.destinations import destination, errors_naming, write_file
 from storage_backend.errors import SourceChangedError, StorageError
-from storage_backend.files import StagedFile, modified_of, open_source, take_over
+from storage_backend.file_rights import take_over
+from storage_backend.files import StagedFile, modified_of, open_source
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
@@ -50,7 +51,7 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
     if place is None or file.size < RESUMABLE or file.attributes.modified is None:
         write_file(path, lambda staged: _fill(staged, file, moved))
         return
-    with told_of(place):
+    with errors_naming(place):
         if not _resumed(file, key, place, digest, moved):
             write_file(place, lambda staged: _fill(staged, file, moved))
 
