@@ -79,7 +79,7 @@ class RemoteStorage(StorageBackend):
         endpoints: as given.
         connection_timeout: seconds.
         remote_base_dir: as given.
-        host: of the endpoint in use; None before the first connection.
+        host: of the endpoint in use; None while there is none.
         port: likewise.
 
     Raises:
@@ -135,13 +135,13 @@ class RemoteStorage(StorageBackend):
 
     @property
     def host(self) -> str | None:
-        """Of the endpoint in use, as listed; None before the first connection."""
+        """Of the endpoint in use, as listed; None while there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.host
 
     @property
     def port(self) -> int | None:
-        """Of the endpoint in use; None before the first connection."""
+        """Of the endpoint in use; None while there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.port
 
