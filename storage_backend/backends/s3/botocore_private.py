@@ -30,7 +30,7 @@ quick_handlers_version = attrgetter(_LOOKUP_CACHE)
 quick_credentials_of = attrgetter(_CREDENTIALS)
 
 # The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
-_EVENTS = (
+_EVENTS = [
     "provide-client-params",
     "before-parameter-build",
     "before-endpoint-resolution",
@@ -42,8 +42,8 @@ _EVENTS = (
     "response-received",
     "needs-retry",
     "after-call",
-)
-_OPERATIONS = (
+]
+_OPERATIONS = [
     "CopyObject",
     "DeleteObject",
     "DeleteObjects",
@@ -53,7 +53,7 @@ _OPERATIONS = (
     "PutObject",
     "UploadPart",
     "UploadPartCopy",
-)
+]
 # Modules whose handlers our client does without, or calls itself.
 _KNOWN = re.compile(r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)")
 

@@ -162,7 +162,7 @@ class Bucket:
                     refused is None
                     or refused.code
                     or is_transient(refused)
-                    or not self.router.requests.may_ask_again
+                    or not self.router.requests.is_real_service
                 ):
                     raise
             try:

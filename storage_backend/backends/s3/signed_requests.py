@@ -99,7 +99,7 @@ class SignedRequests:
         self.verifies_checksums = verifies_checksums
         automatic = "auto" if verifies_checksums else "md5"
         self.checksum = automatic if settings.checksum == "auto" else settings.checksum
-        self.may_ask_again = True
+        self.is_real_service = True
         self._common = {} if settings.request_payer is None else {"RequestPayer": settings.request_payer}
 
     def close(self) -> None:
