@@ -257,7 +257,7 @@ class Boto3Requests:
             if threading.get_ident() == thread:
                 payer_in_query(**keywords)
 
-        # Not for good: whoever has this client may send the header that its URLs ask for.
+        # Only meanwhile: the client's owner may send the header that its URLs ask for.
         self.client.meta.events.register("before-sign.s3", move)
         try:
             yield
@@ -283,7 +283,7 @@ class Boto3Requests:
             raise unexpected("an answer that botocore can read", str(error)) from error
 
     def _check(self, answer: Any, field: str, expected: str) -> Any:
-        """*answer*, which must have *field*."""
+        """*answer*, if it has *field*; a real service must send it."""
         if self.is_real_service and answer.get(field) in {None, ""}:
             _refuse(answer, expected)
         return answer
