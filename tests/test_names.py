@@ -59,9 +59,6 @@ OPEN_NAMES = {
 }
 OPEN_MODULES = {
     "backends/local/storage.py",
-    "backends/s3/http.py",
-    "backends/s3/reading.py",
-    "backends/s3/storage.py",
     "config.py",
     "transfer/engine.py",
     "wrappers/cached/blobs.py",

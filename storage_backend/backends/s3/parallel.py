@@ -17,7 +17,7 @@ R = TypeVar("R")
 _NAME = "storage-backend-s3"
 
 
-class Workers:
+class WorkerThreads:
     """Up to *count* threads, started as they are needed. A forked child starts its own.
 
     Args:
@@ -56,7 +56,7 @@ class ParallelTasks(Generic[T, R]):
         pending: tasks whose results were not taken.
     """
 
-    def __init__(self, workers: Workers, function: Callable[[T], R]) -> None:
+    def __init__(self, workers: WorkerThreads, function: Callable[[T], R]) -> None:
         self._workers = workers
         self._function = function
         self._done: SimpleQueue[tuple[T, R | None, BaseException | None]] = SimpleQueue()
