@@ -72,7 +72,7 @@ class DecodedBlocks:
         return gathered(piece[max(0, start - at) : end - at] for at, piece in _placed(pieces, position))
 
     def prove(self) -> None:
-        """Make certain that the content ends where *size* says."""
+        """Check that the content ends where *size* says, by decoding the last block."""
         if not self._proved:
             for _ in self._pieces(self._count - 1, self._count):
                 continue

@@ -191,7 +191,7 @@ class RecodingWrapper(Wrapper):
             return read_all(stored) if end is None else read_up_to(stored, end - start)
 
     def _settled(self, look: Callable[[], T]) -> T:
-        """The answer of *look*, which takes several requests where the inner backend takes one, of one version."""
+        """What *look* returns, tried again while the object changes between its requests."""
         for _ in range(LOOKS - 1):
             with suppress(SourceChangedError):
                 return look()
