@@ -19,6 +19,7 @@ FLOORS = {
     "locations": 1,
     "unsized": 1,
     "last_seen": 1.5,
+    "file_rights": 1.4,
     "files": 1.5,
     "destinations": 1.6,
     "owners": 1.2,

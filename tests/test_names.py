@@ -59,11 +59,6 @@ OPEN_NAMES = {
 }
 OPEN_MODULES = {
     "backends/local/storage.py",
-    "backends/remote/authentication.py",
-    "backends/remote/dialing.py",
-    "backends/remote/operations.py",
-    "backends/remote/sftp_operations.py",
-    "backends/remote/storage.py",
     "backends/s3/http.py",
     "backends/s3/reading.py",
     "backends/s3/storage.py",
@@ -78,7 +73,6 @@ OPEN_MODULES = {
     "wrappers/retrying/storage.py",
 }
 OPEN_STATE = {
-    "backends/remote/connection.py: memory",
     "wrappers/cached/namespaces.py: _claims",
 }
 
