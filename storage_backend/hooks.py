@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from storage_backend.defensive import overrides
 from storage_backend.destinations import write_file
-from storage_backend.files import StagedFile, modified_of, open_source
+from storage_backend.files import StagedFile, modified_of, open_source, told_size
 from storage_backend.info import ObjectInfo
 from storage_backend.lineage import Lineage, within
 from storage_backend.streams import Moved, chunks, counting, new_digest, unwatched
-from storage_backend.unsized import told_size
 
 if TYPE_CHECKING:
     from storage_backend.base import StorageBackend

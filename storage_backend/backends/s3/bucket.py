@@ -44,9 +44,10 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source, state_directory
+from storage_backend.files import modified_of, open_source, told_size
 from storage_backend.info import ObjectInfo
 from storage_backend.last_seen import LastSeen
+from storage_backend.paths import state_directory
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -58,7 +59,6 @@ from storage_backend.streams import (
     plain,
     sha256,
 )
-from storage_backend.unsized import told_size
 
 T = TypeVar("T")
 
