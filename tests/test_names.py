@@ -58,6 +58,7 @@ OPEN_NAMES = {
     *("Tally", "TooLargeError", "Tries", "Upload", "Wanted", "Writing"),
 }
 OPEN_MODULES = {
+    "wrappers/cached/index.py",
     "backends/local/storage.py",
     "backends/s3/http.py",
     "backends/s3/reading.py",

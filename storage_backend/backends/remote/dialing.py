@@ -29,6 +29,7 @@ from storage_backend.errors import (
     NoEndpointError,
     StorageTimeoutError,
 )
+from storage_backend.threads import start_daemon
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +160,8 @@ class _Race(Generic[T]):
     def _start(self, endpoint: Endpoint) -> None:
         attempt = _Attempt(self, endpoint, self.clock())
         self._attempts.append(attempt)
-        threading.Thread(target=attempt.run, name=f"ssh-dial-{endpoint}", daemon=True).start()
+        if start_daemon(attempt.run, f"ssh-dial-{endpoint}") is None:
+            attempt.run()
 
     def _next_may_start(self, stagger: float) -> bool:
         if not self._attempts:

@@ -28,7 +28,6 @@ from storage_backend.backends.s3.errors import (
 )
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.object_reader import RawObjectReader
-from storage_backend.backends.s3.parallel import Workers
 from storage_backend.backends.s3.reading import ReadSource
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.responses import FIRST
@@ -59,6 +58,7 @@ from storage_backend.streams import (
     plain,
     sha256,
 )
+from storage_backend.threads import WorkerThreads
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Bucket:
         self.root = f"{settings.prefix}/" if settings.prefix else ""
         self.location = settings.location
         self.router = RequestRouter(settings)
-        self.workers = Workers(settings.max_concurrency)
+        self.workers = WorkerThreads(settings.max_concurrency, "storage-backend-s3")
         self.records = UploadRecords(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
         self.last_seen = LastSeen()

@@ -48,7 +48,7 @@ class RetryPolicy:
         return asked + draw() * bound
 
 
-class RetryAttempts:
+class RetryState:
     """The attempts of one operation.
 
     Args:
