@@ -10,7 +10,7 @@ from typing import Any
 from storage_backend.base import StorageBackend
 from storage_backend.errors import IntegrityError, SourceChangedError, is_retryable
 from storage_backend.hooks import hooks_of
-from storage_backend.threads import GRACE_SECONDS, Deadline, patience
+from storage_backend.threads import GRACE_SECONDS, Deadline, grace
 from storage_backend.transfer.deletion import Deletion
 from storage_backend.transfer.fingerprint import JournalRecord
 from storage_backend.transfer.job import Outcome, TransferJob
@@ -104,7 +104,7 @@ class TransferEngine:
                 job.apart(self._tidy_up)
         except BaseException:
             job.stop.set()
-            limit = patience()
+            limit = grace()
             deadline = Deadline(limit)
             self._workers.wind_up(deadline)
             planner.join(GRACE_SECONDS if limit is None else deadline.left)  # it only reads

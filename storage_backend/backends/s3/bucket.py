@@ -28,7 +28,6 @@ from storage_backend.backends.s3.errors import (
 )
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.object_reader import RawObjectReader
-from storage_backend.backends.s3.parallel import WorkerThreads
 from storage_backend.backends.s3.reading import ReadSource
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.responses import FIRST
@@ -44,9 +43,10 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source, state_directory
+from storage_backend.files import modified_of, open_source, told_size
 from storage_backend.info import ObjectInfo
 from storage_backend.last_seen import LastSeen
+from storage_backend.paths import state_directory
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -58,7 +58,7 @@ from storage_backend.streams import (
     plain,
     sha256,
 )
-from storage_backend.unsized import told_size
+from storage_backend.threads import WorkerThreads
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Bucket:
         self.root = f"{settings.prefix}/" if settings.prefix else ""
         self.location = settings.location
         self.router = RequestRouter(settings)
-        self.workers = WorkerThreads(settings.max_concurrency)
+        self.workers = WorkerThreads(settings.max_concurrency, "storage-backend-s3")
         self.records = UploadRecords(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
         self.last_seen = LastSeen()

@@ -13,11 +13,10 @@ from queue import Empty, SimpleQueue
 
 from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.object_reader import RangesIgnoredError, RawObjectReader
-from storage_backend.backends.s3.parallel import WorkerThreads
 from storage_backend.backends.s3.reading import ReadSource, checked_algorithm
 from storage_backend.files import StagedFile
 from storage_backend.streams import CHUNK, Moved
-from storage_backend.threads import GRACE_SECONDS, Deadline
+from storage_backend.threads import GRACE_SECONDS, Deadline, WorkerThreads
 
 PIECE = 8 << 20  # bytes that a helper requests at a time
 PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun

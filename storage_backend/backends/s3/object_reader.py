@@ -30,29 +30,12 @@ def read_again(source: ReadSource) -> bytes:
     return content
 
 
-class ObjectReader(io.BufferedReader):
-    """The seekable reader that callers get.
-
-    After an error it reads nothing until `seek` says where to go on: the bytes that the failed call had read are lost, and
-    the next ones would be taken for them.
-    """
-
-    def __init__(self, raw: RawObjectReader) -> None:
-        super().__init__(raw, CHUNK)
-        self._raw = raw
-
-    @override
-    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
-        self._raw.forget_failure()
-        return super().seek(target, whence)
-
-
 class RangesIgnoredError(Exception):
     """The service answers a request for a range with the whole object."""
 
 
 class RawObjectReader(SeekableRaw):
-    """The unbuffered reader beneath an `ObjectReader`.
+    """The unbuffered reader beneath a `StoppingReader`.
 
     It begins with one GET of the whole object. After a jump it requests ranges, each twice as long as the one before while
     reading goes on from there, so that neither many small reads nor few distant ones cost much. A response that breaks off
@@ -94,7 +77,6 @@ class RawObjectReader(SeekableRaw):
         self._at = 0  # of the body
         self._until = self.size  # where the body ends
         self._first_ahead = self._ahead = ahead
-        self._failure: StorageError | None = None
         self._algorithm = checked_algorithm(head) if not self._branch else None
         self._digest = checksums.RunningDigests(self._algorithm) if self._algorithm else None
         if self._got is not None and not self.size:
@@ -105,23 +87,19 @@ class RawObjectReader(SeekableRaw):
                 self._drop()
                 self._check()
 
-    def forget_failure(self) -> None:
-        """Read on although a read has failed."""
-        self._failure = None
-
     @override
     def readinto(self, buffer: Buffer, /) -> int:
         self._check_open()
-        if self._failure is not None:
-            raise copy.copy(self._failure)
+        if self.failure is not None:
+            raise copy.copy(self.failure)
         try:
             return self._readinto(buffer)
         except StorageError as error:
-            # A copy, whose traceback does not hold this reader.
-            self._failure = copy.copy(error)
+            # A copy, without the frames that hold this reader.
+            self.failure = copy.copy(error)
             raise
         except BaseException:
-            self._failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
+            self.failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
             raise
 
     def _readinto(self, buffer: Buffer) -> int:

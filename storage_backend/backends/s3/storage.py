@@ -14,7 +14,7 @@ from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, listing, uploading
 from storage_backend.backends.s3.bucket import Bucket, version_parameter
 from storage_backend.backends.s3.hooks import S3Hooks
-from storage_backend.backends.s3.object_reader import ObjectReader, RawObjectReader, read_again
+from storage_backend.backends.s3.object_reader import RawObjectReader, read_again
 from storage_backend.backends.s3.reading import read_span, read_whole
 from storage_backend.backends.s3.settings import S3Settings, takes
 from storage_backend.base import Identifiers, Item, StorageBackend
@@ -33,6 +33,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
+    StoppingReader,
     Writer,
     check_mode,
     check_range,
@@ -322,7 +323,7 @@ class S3Storage(StorageBackend):
             source = self._bucket.read_source(identifier, version_id)
             raw = RawObjectReader(source)
             source.saw(raw.head)
-            return ObjectReader(raw)
+            return StoppingReader(raw)
         errors = partial(self._bucket.translated_errors, "write", identifier)
         sink = self._bucket.send(identifier, lambda to: uploading.StreamUpload(to, errors=errors))
         return cast(BinaryIO, Writer(sink))

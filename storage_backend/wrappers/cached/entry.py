@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple, Self
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
-from storage_backend.streams import CHUNK, position_after
+from storage_backend.streams import CHUNK, SeekableRaw
 
 MAGIC = b"sb-blob1"
 _RECORD = struct.Struct("<8sQddQHHBI")
@@ -353,49 +353,31 @@ def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
     return b"".join(pieces) if begun or len(pieces) > 2 else pieces[1]
 
 
-class EntryContentReader(io.RawIOBase):
+class EntryContentReader(SeekableRaw):
     """The content of a cached file, without what follows it; owns the descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self._size = size
-        self._position = 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._size)
-        return self._position
+        self.size = size
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
+        view = memoryview(buffer).cast("B")[: max(self.size - self._position, 0)]
         if not view:
             return 0
         count = os.preadv(self._fd, [view], self._position)
         if not count:
-            raise TruncatedEntryError(f"a cached file ends {self._size - self._position:,} bytes early")
+            raise TruncatedEntryError(f"a cached file ends {self.size - self._position:,} bytes early")
         self._position += count
         return count
 
     @override
     def readall(self) -> bytes:
-        size = self._size - self._position
+        size = self.size - self._position
         if size <= 0:
             return b""
         found = _pread(self._fd, size, self._position)
-        self._position = self._size
+        self._position = self.size
         return found
 
     @override
