@@ -16,46 +16,33 @@ MOST_LINES = 500
 OPEN_NAMES = {
     *(
         "Answers",
-        "Batch",
         "Batches",
-        "Blocks",
         "Call",
-        "Change",
         "Connection",
         "Digest",
         "Directories",
-        "Engine",
         "Entry",
     ),
     *(
         "Facts",
-        "File",
-        "Found",
         "Group",
-        "Key",
         "Link",
         "Listing",
-        "Member",
         "Objects",
-        "Open",
         "Pace",
         "Pinned",
         "Place",
     ),
     *(
-        "Policy",
         "ProtocolError",
         "Record",
         "Rule",
         "Session",
         "Settings",
         "Side",
-        "Sides",
         "Source",
-        "Staged",
-        "State",
     ),
-    *("Tally", "TooLargeError", "Tries", "Upload", "Wanted", "Writing"),
+    *("Tally", "Tries", "Upload", "Wanted", "Writing"),
 }
 OPEN_MODULES = {
     "backends/local/storage.py",
@@ -69,17 +56,10 @@ OPEN_MODULES = {
     "backends/s3/storage.py",
     "config.py",
     "transfer/engine.py",
-    "wrappers/cached/blobs.py",
-    "wrappers/cached/cache.py",
-    "wrappers/cached/diskcache.py",
-    "wrappers/cached/keeper.py",
-    "wrappers/cached/storage.py",
-    "wrappers/fallback/storage.py",
     "wrappers/retrying/storage.py",
 }
 OPEN_STATE = {
     "backends/remote/connection.py: memory",
-    "wrappers/cached/namespaces.py: _claims",
 }
 
 MUTATING = {

@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple, Self
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
-from storage_backend.streams import CHUNK, position_after
+from storage_backend.streams import CHUNK, SeekableRaw
 
 MAGIC = b"sb-blob1"
 _RECORD = struct.Struct("<8sQddQHHBI")
@@ -46,6 +46,9 @@ GOOD_FOR = 60.0  # seconds that a verified checksum is trusted
 _NEVER = -math.inf
 _TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
+_KNOWN = 10_000  # files whose records are remembered
+# A pipe that somebody has put in a file's place is not waited for.
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile("[0-9a-f]{32}")
 
 
@@ -290,26 +293,71 @@ class OpenEntry:
             self._verified.mark()
 
 
-def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> OpenEntry | None:
-    """The entry of an open file of *length* bytes, which this takes over.
+class RememberedFile(NamedTuple):
+    """A file whose record need not be read again while the file is the same.
 
-    Returns:
-        None, and the file is closed, if it is incomplete, damaged, or of another label.
+    Attributes:
+        time: of its last change (ctime), which no writer can set back.
+        verified: its checksum.
     """
-    try:
-        if length <= _SMALL:
-            head = os.pread(fd, _SMALL, 0)
-            entry = unpacked(head, len(head))
-        else:
-            head = b""
-            entry = _entry_at_end(fd, length)
-    except OSError:
-        os.close(fd)
-        raise
-    if entry is None or entry.label != label:
-        os.close(fd)
-        return None
-    return OpenEntry(fd, entry, head, verified)
+
+    path: str
+    inode: int
+    time: float
+    length: int
+    entry: CacheEntry
+    verified: Verification
+
+
+class EntryOpener:
+    """Opens the files of entries.
+
+    Args:
+        folder: where they are: `ab/cd...` for the name "abcd...".
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+        self._known: dict[str, RememberedFile] = {}  # by names
+
+    def open(self, key: CacheKey) -> OpenEntry | None:
+        """The entry; None if there is no file, or it is incomplete, damaged, or of another label."""
+        name = key.name
+        known = self._known.get(name)
+        path = f"{self._folder}/{name[:2]}/{name[2:]}" if known is None else known.path
+        try:
+            fd = os.open(path, READING)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+            if (
+                known is not None
+                and known.inode == status.st_ino
+                and known.time == status.st_ctime
+                and known.length == status.st_size
+                and known.entry.label == key.label
+            ):
+                return OpenEntry(fd, known.entry, b"", known.verified)
+            head = os.pread(fd, _SMALL, 0) if status.st_size <= _SMALL else b""
+            entry = unpacked(head, len(head)) if head else _entry_at_end(fd, status.st_size)
+        except OSError:
+            os.close(fd)
+            raise
+        if entry is None or entry.label != key.label:
+            os.close(fd)
+            return None
+        verified = Verification(status.st_ctime)
+        if len(self._known) >= _KNOWN:
+            self._known.clear()
+        self._known[name] = RememberedFile(
+            path, status.st_ino, status.st_ctime, status.st_size, entry, verified
+        )
+        return OpenEntry(fd, entry, head, verified)
+
+    def forget(self, key: CacheKey) -> None:
+        """The file was replaced: the new one may have the old one's inode number, length and time."""
+        self._known.pop(key.name, None)
 
 
 def entry_of(fd: int) -> CacheEntry | None:
@@ -353,49 +401,34 @@ def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
     return b"".join(pieces) if begun or len(pieces) > 2 else pieces[1]
 
 
-class EntryContentReader(io.RawIOBase):
+class EntryContentReader(SeekableRaw):
     """The content of a cached file, without what follows it; owns the descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self._size = size
-        self._position = 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._size)
-        return self._position
+        self.size = size
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
+        self._check_open()
+        view = memoryview(buffer).cast("B")[: max(self.size - self._position, 0)]
         if not view:
             return 0
+        # Into the caller's buffer, without a copy.
         count = os.preadv(self._fd, [view], self._position)
         if not count:
-            raise TruncatedEntryError(f"a cached file ends {self._size - self._position:,} bytes early")
+            raise TruncatedEntryError(f"a cached file ends {self.size - self._position:,} bytes early")
         self._position += count
         return count
 
     @override
     def readall(self) -> bytes:
-        size = self._size - self._position
+        self._check_open()
+        size = self.size - self._position
         if size <= 0:
             return b""
         found = _pread(self._fd, size, self._position)
-        self._position = self._size
+        self._position = self.size
         return found
 
     @override
