@@ -1,4 +1,4 @@
-"""StagedFile: a local file that appears whole or not at all; and where what outlives a run, or is cached, is kept."""
+"""StagedFile: a local file that appears whole or not at all; and the user's directories for state and caches."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import BinaryIO, cast
 from typing_extensions import Buffer
 
 from storage_backend.errors import ConfigurationError, NotAFileError
+from storage_backend.file_rights import entry_facts, take_over
 from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
 
@@ -42,7 +43,7 @@ _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
 def state_directory() -> Path:
-    """Where the user keeps what outlives a run: $XDG_STATE_HOME/storage-backend. It may not exist yet.
+    """The user's directory for state: $XDG_STATE_HOME/storage-backend. It may not exist yet.
 
     Without that variable it is below ~/.local/state (XDG Base Directory Specification).
 
@@ -57,7 +58,7 @@ def state_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where the user keeps what can be had again: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
+    """The user's directory for caches: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
 
     Without that variable it is below ~/.cache (XDG Base Directory Specification).
 
@@ -188,7 +189,7 @@ class StagedFile:
             # linkat(2) never overwrites, rename(2) does.
             self._temporary = temporary_name()
             try:
-                _link_descriptor(self.fd, self.directory, self._temporary)
+                link_descriptor(self.fd, self.directory, self._temporary)
             except OSError:
                 self._temporary = None
                 raise
@@ -217,16 +218,9 @@ class StagedFile:
                 os.close(directory)
 
     def _open(self, anonymous: bool) -> None:
-        if anonymous and _can_name_descriptors():
-            try:
-                self.fd = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=self.directory)
-            except OSError as error:
-                if error.errno == errno.EPERM and os.fstat(self.directory).st_nlink == 0:
-                    # ext4's word for a directory that has been removed.
-                    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
-                if error.errno not in _NO_TMPFILE:
-                    raise
-            else:
+        if anonymous:
+            self.fd = open_unnamed(self.directory)
+            if self.fd >= 0:
                 return
         facts = entry_facts(self.directory, self.name)
         self._temporary = temporary_name()
@@ -247,7 +241,7 @@ class StagedFile:
 
     def _link(self) -> None:
         if self._temporary is None:
-            _link_descriptor(self.fd, self.directory, self.name)
+            link_descriptor(self.fd, self.directory, self.name)
             return
         # The temporary name stays until `discard`, so that nothing is left to fail once the object is there.
         os.link(
@@ -259,13 +253,32 @@ class StagedFile:
         )
 
 
+def open_unnamed(directory: int) -> int:
+    """A descriptor of a new file without a name in *directory*; -1 where the file system has no such files.
+
+    Raises:
+        FileNotFoundError: the directory has been removed.
+    """
+    if not _can_name_descriptors():
+        return -1
+    try:
+        return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=directory)
+    except OSError as error:
+        if error.errno == errno.EPERM and os.fstat(directory).st_nlink == 0:
+            # ext4's word for a directory that has been removed.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
+        if error.errno not in _NO_TMPFILE:
+            raise
+    return -1
+
+
 @cache
 def _can_name_descriptors() -> bool:
     """Whether a file opened without a name can be given one."""
     return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
-def _link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
+def link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
     """Give a file that has none a name."""
     # The short way is for root, and since Linux 6.10 for whoever opened the file (linkat(2), AT_EMPTY_PATH).
     if _linkat()(fd, b"", directory, os.fsencode(name), _AT_EMPTY_PATH) == 0:
@@ -279,107 +292,6 @@ def _link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
 @cache
 def _linkat() -> Callable[..., int]:
     return cast(Callable[..., int], ctypes.CDLL(None, use_errno=True).linkat)
-
-
-def entry_facts(directory: int, name: str | bytes) -> os.stat_result | None:
-    """What is known of a directory's entry, None if there is none.
-
-    Raises:
-        OSError: with ENXIO, it is a device, a pipe or a socket.
-    """
-    try:
-        facts = os.stat(name, dir_fd=directory, follow_symlinks=False)
-    except FileNotFoundError:
-        return None
-    mode = facts.st_mode
-    if stat.S_ISREG(mode) or stat.S_ISLNK(mode) or stat.S_ISDIR(mode):
-        return facts
-    raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
-
-
-def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_result) -> None:
-    """Give a new file the permission bits, ACL and extended attributes of the one that it replaces, and owner and group where we may.
-
-    Nobody gets more rights than before: where the group cannot be kept, the new one has what all others have.
-
-    Args:
-        fd: of the new file.
-        directory: that the old one is in; None if *name* is its path.
-        name: of the old one.
-        facts: of the old one.
-    """
-    mode = facts.st_mode & 0o777
-    new = os.fstat(fd)
-    now = new.st_mode & 0o777
-    if (new.st_uid, new.st_gid) != (facts.st_uid, facts.st_gid):
-        now = mode & 0o700
-        os.fchmod(fd, now)  # not for the other group yet
-        if not _chowned(fd, facts.st_uid, facts.st_gid) and not _chowned(fd, -1, facts.st_gid):
-            mode &= ~0o070 | (mode & 0o007) << 3
-    if hasattr(os, "listxattr"):
-        old = _attributes(directory, name)
-        own = os.listxattr(fd) if old is not None else []
-        if old or own:
-            if not _give_attributes(fd, old or {}, own):
-                mode &= ~0o070  # the bits of the group were those of the ACL
-            now = -1
-    if now != mode:
-        os.fchmod(fd, mode)
-
-
-def _chowned(fd: int, owner: int, group: int) -> bool:
-    try:
-        os.fchown(fd, owner, group)
-    except OSError:  # not ours to give, or the file system has none
-        return False
-    return True
-
-
-_ACL = "system.posix_acl_access"
-# Not capabilities or signatures of the content, which is another one now.
-_KEPT = ("user.", "system.", "security.selinux")
-# Not everything is everywhere.
-_CALM = (
-    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
-)
-
-
-def _attributes(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
-    """The ACL and the extended attributes of a file that are kept; None if the file system has none."""
-    place: str | bytes | int
-    opened = -1
-    try:
-        try:
-            # By a descriptor it takes half the time; but it may be that the file is not ours to read.
-            place = opened = os.open(name, _CALM, dir_fd=directory)
-        except PermissionError:
-            place = name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}"
-        follow = opened >= 0
-        return {
-            each: os.getxattr(place, each, follow_symlinks=follow)
-            for each in os.listxattr(place, follow_symlinks=follow)
-            if each.startswith(_KEPT)
-        }
-    except OSError:
-        return None
-    finally:
-        if opened >= 0:
-            os.close(opened)
-
-
-def _give_attributes(fd: int, old: dict[str, bytes], own: list[str]) -> bool:
-    """Give a file, which has the attributes *own*, those of the old one; whether the ACL is the same now."""
-    if _ACL in own and _ACL not in old:  # it came from the directory
-        os.removexattr(fd, _ACL)
-    whole = True
-    for name, value in old.items():
-        try:
-            os.setxattr(fd, name, value)
-        except OSError as error:
-            if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise
-            whole = whole and name != _ACL
-    return whole
 
 
 def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | None = None) -> int:

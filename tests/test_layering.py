@@ -19,6 +19,7 @@ FLOORS = {
     "locations": 1,
     "unsized": 1,
     "last_seen": 1.5,
+    "file_rights": 1.4,
     "files": 1.5,
     "destinations": 1.6,
     "owners": 1.2,
@@ -51,7 +52,7 @@ FLOORS = {
 
 
 # They take backends, so their annotations name the class; nothing of it is there at run time.
-ANNOTATED = {("defensive", "base"), ("hooks", "base")}
+ANNOTATED = {("counted", "base"), ("defensive", "base"), ("hooks", "base")}
 
 
 def floor(module: str) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import io
+import itertools
 import os
 import pickle
 import signal
@@ -18,7 +19,8 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Self
 
 import pytest
 
@@ -43,6 +45,7 @@ from storage_backend import (
 )
 from storage_backend.backends.local.errors import translate
 from storage_backend.backends.local.storage import refuse_platform
+from storage_backend.owners import temporary_name
 from storage_backend.streams import ranged_reader
 from storage_backend.testing import Source, SourceBrokeError
 from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, as_nobody, small_disk
@@ -505,6 +508,20 @@ print(writes, flush=True)
 """
 
 
+class Killer:
+    """Kills this process at the nth line of the package that it comes to (as a function for `sys.settrace`)."""
+
+    def __init__(self, line: int) -> None:
+        self._left = line
+
+    def __call__(self, frame: FrameType, event: str, _: object) -> Self:
+        if event == "line" and "/storage_backend/" in frame.f_code.co_filename:
+            self._left -= 1
+            if not self._left:
+                os.kill(os.getpid(), signal.SIGKILL)
+        return self
+
+
 class TestInterruptedWrites:
     def test_killed_writer_leaves_the_old_object(self, any_way: LocalStorage, base: Path) -> None:
         any_way.write("a", b"old")
@@ -528,6 +545,57 @@ class TestInterruptedWrites:
             assert [name[:5] for name in left] == [".~sb-"]
         any_way.write("a", b"new")
         assert any_way.read("a") == b"new"
+
+    def test_what_a_kill_left_is_removed_by_the_next_write_to_that_directory(
+        self, any_way: LocalStorage, base: Path
+    ) -> None:
+        any_way.write("d/a", b"old")
+        any_way.write("a", b"old")
+        gone = subprocess.run(
+            [sys.executable, "-c", "from storage_backend.owners import temporary_name as n; print(n())"],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[2],
+        ).stdout.strip()
+        kept = [temporary_name(), ".~sb-of-another-version"]
+        for name in (gone, *kept):
+            (base / "d" / name).write_bytes(b"half")
+        acts: tuple[Callable[[LocalStorage], object], ...] = (
+            lambda storage: storage.write("d/a", b"new"),
+            lambda storage: storage.write("d/b", b"new"),
+            lambda storage: storage.create("d/c", b"new"),
+            lambda storage: storage.write_stream("d/a", io.BytesIO(b"new")),
+        )
+        for act in acts:
+            (base / "d" / gone).write_bytes(b"half")
+            any_way.write("a", b"elsewhere")
+            assert gone in entries(base / "d")
+            act(type(any_way)(base))
+            assert gone not in entries(base / "d")
+        assert set(kept) < set(entries(base / "d"))
+
+    @pytest.mark.parametrize("way", [LocalStorage, NamingStorage])
+    def test_crash_at_any_line_leaves_the_old_object_or_the_new(
+        self, way: type[LocalStorage], base: Path
+    ) -> None:
+        storage = way(base)
+        found = set()
+        for line in itertools.count(1):
+            storage.write("d/a", b"old")
+            child = os.fork()
+            if child == 0:
+                sys.settrace(Killer(line))
+                storage.write("d/a", b"new")
+                os._exit(0)
+            _, status = os.waitpid(child, 0)
+            found.add(storage.read("d/a"))
+            assert storage.list() == ["d/a"]
+            if status == 0:
+                break
+        assert found == {b"old", b"new"}
+        way(base).write("d/a", b"last")
+        assert entries(base / "d") == ["a"]
 
     def test_forked_child_leaves_its_parents_write_alone(self, any_way: LocalStorage) -> None:
         writer = any_way.open("a", "wb")

@@ -38,13 +38,14 @@ _ATTEMPTS = 100  # how often directories that someone else keeps removing are ma
 _OPENAT2 = ctypes.c_long(437)
 _NO_SYMLINKS = 0x04
 _BENEATH = 0x08
-_AT_FDCWD = -100
+_AT_FDCWD = ctypes.c_int(-100)
 
 
 class _OpenHow(ctypes.Structure):
     _fields_ = (("flags", ctypes.c_uint64), ("mode", ctypes.c_uint64), ("resolve", ctypes.c_uint64))
 
 
+_LOOK = ctypes.byref(_OpenHow(_PATH | _CLOEXEC, 0, _NO_SYMLINKS))
 _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 
 
@@ -74,6 +75,10 @@ class Beneath:
         self._make_base = make
         self._slashed = base.rstrip(b"/") + b"/"
         self._openat2 = openat2 and sys.platform == "linux"
+        self._syscall = _syscall() if self._openat2 else None
+
+    def __reduce__(self) -> tuple[Callable[..., Beneath], tuple[object, ...]]:
+        return _beneath, (self.base, self._openat2, self._make_base)
 
     def root(self, flags: int = PLACE) -> int:
         """A descriptor of the directory itself.
@@ -107,6 +112,11 @@ class Beneath:
         Raises:
             OSError: as open(2); with EXDEV, the path leads outside; with ELOOP, its symlinks loop.
         """
+        if b"/" not in path:  # nothing but itself can be a symlink
+            try:
+                return os.open(self._slashed + path, flags | _NOFOLLOW)
+            except OSError:
+                pass  # whatever it is, the ways below find out
         fd = self._ask_kernel(path, flags)
         if fd >= 0:
             return fd
@@ -120,8 +130,19 @@ class Beneath:
         Raises:
             OSError: as `open`.
         """
-        fd = self._ask_kernel(path, _PATH | _CLOEXEC)
-        if fd < 0:
+        if b"/" not in path:
+            try:
+                facts = os.stat(self._slashed + path, follow_symlinks=False)  # noqa: PTH116 - stays bytes
+            except OSError:
+                pass
+            else:
+                if not stat.S_ISLNK(facts.st_mode):
+                    return facts
+        syscall = self._syscall
+        if syscall is None:
+            return self._walk(path, _stat_unless_link)
+        fd = syscall(_OPENAT2, _AT_FDCWD, self._slashed + path, _LOOK, _HOW_SIZE)
+        if fd < 0 and (fd := self._ask_again(path, _PATH | _CLOEXEC, ctypes.get_errno())) < 0:
             return self._walk(path, _stat_unless_link)
         try:
             return os.fstat(fd)
@@ -148,11 +169,15 @@ class Beneath:
             OSError: as `open`.
         """
         directory, _, name = path.rpartition(b"/")
-        grown: list[bytes] = []
         make = self._make_base
         if make is not None:
             make()
             self._make_base = None  # once: it may be on a disk that is taken away later
+        try:
+            return self.open(directory, PLACE), name, []
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        grown: list[bytes] = []
         try:
             for _ in range(_ATTEMPTS):
                 try:
@@ -191,15 +216,25 @@ class Beneath:
 
     def _ask_kernel(self, path: bytes, flags: int) -> int:
         """A descriptor, or a number below 0 where only a walk can tell."""
-        if not self._openat2:
+        if self._syscall is None:
             return -1
-        fd = _openat2(_AT_FDCWD, self._slashed + path, flags, _NO_SYMLINKS)
-        if fd >= 0 or not path:
-            return fd
+        fd: int = self._syscall(
+            _OPENAT2, _AT_FDCWD, self._slashed + path, _how(flags, _NO_SYMLINKS), _HOW_SIZE
+        )
+        return fd if fd >= 0 else self._ask_again(path, flags, ctypes.get_errno())
+
+    def _ask_again(self, path: bytes, flags: int, code: int) -> int:
+        """The same after the kernel, asked to follow no symlink, has answered with the error *code*."""
+        if code == errno.EINTR:
+            return self._ask_kernel(path, flags)
+        if not path:
+            return -code
+        if code == errno.ENOENT:
+            if not os.access(self.base, os.F_OK):
+                os.close(self.root())  # which says that it is gone
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         root = self.root()
         try:
-            if fd == -errno.ENOENT:  # and it is not the root that is missing
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
             for _ in range(_RACES):
                 fd = _openat2(root, path, flags, _BENEATH)
                 if fd != -errno.EAGAIN:  # something was renamed while ".." was resolved
@@ -261,6 +296,10 @@ class Beneath:
         return real[len(self._slashed) :]
 
 
+def _beneath(base: bytes, openat2: bool, make: Callable[[], object] | None) -> Beneath:
+    return Beneath(base, openat2=openat2, make=make)
+
+
 def _replace(old: int, new: int) -> int:
     os.close(old)
     return new
@@ -289,7 +328,7 @@ def _stat_unless_link(directory: int, name: bytes) -> os.stat_result:
     return facts
 
 
-def _openat2(directory: int, path: bytes, flags: int, resolve: int) -> int:
+def _openat2(directory: int | ctypes.c_int, path: bytes, flags: int, resolve: int) -> int:
     """A descriptor, or an error's number below 0."""
     while True:
         fd: int = _syscall()(_OPENAT2, directory, path, _how(flags, resolve), _HOW_SIZE)

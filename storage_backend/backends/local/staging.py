@@ -14,16 +14,18 @@ from typing_extensions import Buffer
 
 from storage_backend.backends.local.beneath import LIST, Beneath
 from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
-from storage_backend.files import StagedFile, copy_descriptor, entry_facts
+from storage_backend.file_rights import entry_facts
+from storage_backend.files import StagedFile, copy_descriptor
 from storage_backend.owners import temporary_name
 from storage_backend.streams import CHUNK, Moved, new_digest
 from storage_backend.unsized import told_size
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.
-_ATTEMPTS = (*[True] * 99, False)
+ATTEMPTS = (*[True] * 99, False)
 
 
 class Staging:
@@ -36,6 +38,7 @@ class Staging:
         path: where it will be.
         identifier: for errors.
         where: the root's location, for errors.
+        leftovers: of killed writes.
         durable: sync before and after publication.
         anonymous: use a file without a name where the file system has such.
 
@@ -44,15 +47,24 @@ class Staging:
     """
 
     def __init__(
-        self, beneath: Beneath, path: bytes, identifier: str, where: str, *, durable: bool, anonymous: bool
+        self,
+        beneath: Beneath,
+        path: bytes,
+        identifier: str,
+        where: str,
+        leftovers: Leftovers,
+        *,
+        durable: bool,
+        anonymous: bool,
     ) -> None:
         self._beneath = beneath
+        self._leftovers = leftovers
         self._path = path
         self._mapped = Mapped(identifier, where)
         self._durable = durable
         self._grown: list[bytes] = []
         with self._mapped:
-            for more in _ATTEMPTS:
+            for more in ATTEMPTS:
                 directory, name = self._directory()
                 try:
                     self._file = StagedFile(directory, name, anonymous=anonymous)
@@ -157,14 +169,14 @@ class Staging:
     def _publish(self, *, overwrite: bool) -> None:
         if self._durable:
             sync(self._file.fd)
-        for more in _ATTEMPTS:
+        for more in ATTEMPTS:
             try:
                 self._file.publish(overwrite=overwrite)
                 break
             except (IsADirectoryError, FileExistsError):
-                if not more or not _is_directory(self._file.directory, self._file.name):
+                if not more or not is_directory(self._file.directory, self._file.name):
                     raise
-                _clear_way(self._file.directory, self._file.name)
+                clear_way(self._file.directory, self._file.name)
             except FileNotFoundError as error:  # the directory has been removed
                 if not more:
                     raise OSError(errno.EAGAIN, "removed as often as it was created", self._path) from error
@@ -177,6 +189,7 @@ class Staging:
     def _directory(self) -> tuple[int, bytes]:
         directory, name, grown = self._beneath.make_parent(self._path)
         self._grown += grown
+        self._leftovers.sweep(directory, self._path[: -len(name)])
         return directory, name
 
 
@@ -187,7 +200,7 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
         OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
             place is on another file system.
     """
-    for more in _ATTEMPTS:
+    for more in ATTEMPTS:
         to, to_name, grown = beneath.make_parent(path)
         try:
             there = entry_facts(to, to_name)  # devices are not replaced
@@ -202,7 +215,7 @@ def rename(beneath: Beneath, directory: int, name: bytes, path: bytes, *, durabl
         except IsADirectoryError:
             if not more:
                 raise
-            _clear_way(to, to_name)
+            clear_way(to, to_name)
         except FileNotFoundError as error:
             check_entry(directory, name)  # it is there: so the other directory is not
             if not more:
@@ -252,7 +265,7 @@ def _is_there(facts: os.stat_result, directory: int, name: bytes) -> bool:
     return found is not None and os.path.samestat(found, facts)
 
 
-def _is_directory(directory: int, name: bytes | str) -> bool:
+def is_directory(directory: int, name: bytes | str) -> bool:
     """Whether *name* is a directory; or nothing by now, which is as good to one who wants the name."""
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
@@ -260,7 +273,7 @@ def _is_directory(directory: int, name: bytes | str) -> bool:
         return True
 
 
-def _clear_way(directory: int, name: bytes | str) -> None:
+def clear_way(directory: int, name: bytes | str) -> None:
     """Remove the directory *name*, and the directories in it, if there is nothing else in any of them.
 
     Objects are flat, so directories that are left over from deleted ones must not keep a name taken.

@@ -22,7 +22,9 @@ from storage_backend import identifiers
 from storage_backend.backends.local.beneath import LIST, READ, Beneath
 from storage_backend.backends.local.errors import Mapped, translate
 from storage_backend.backends.local.hooks import LocalHooks
+from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.links import move_link
+from storage_backend.backends.local.small_write import SMALL, write_small
 from storage_backend.backends.local.staging import EPOCH, Staging, check_entry, rename
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system, sync_path
 from storage_backend.backends.local.walk import Directory, walk
@@ -41,7 +43,6 @@ from storage_backend.errors import (
 from storage_backend.files import copy_descriptor, open_source
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
-from storage_backend.owners import is_abandoned
 from storage_backend.paths import expanded
 from storage_backend.scanning import OnSkip, report_skip
 from storage_backend.streams import (
@@ -107,7 +108,7 @@ class LocalStorage(StorageBackend):
         self._durable = durable
         self._location = self.base_dir.as_uri()
         self._prefix = str(self.base_dir).rstrip("/") + "/"
-        self._left: set[str] = set()  # files with temporary names that a listing has shown
+        self._leftovers = Leftovers()
         self._beneath = Beneath(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
 
     def __repr__(self) -> str:
@@ -116,11 +117,16 @@ class LocalStorage(StorageBackend):
     @override
     def exists(self, identifier: str) -> bool:
         try:
-            return stat.S_ISREG(self._facts(identifier).st_mode)
-        except BaseDirectoryNotFoundError:
+            return stat.S_ISREG(self._beneath.stat(self._native(identifier)).st_mode)
+        except (BaseDirectoryNotFoundError, ConfigurationError):
             raise
-        except (InvalidIdentifierError, NotFoundError):
+        except (FileNotFoundError, NotADirectoryError, InvalidIdentifierError):
             return False
+        except OSError as error:
+            ours = translate(error, identifier, self._location)
+            if isinstance(ours, InvalidIdentifierError):
+                return False
+            raise ours from error
 
     @override
     def read(self, identifier: str) -> bytes:
@@ -139,9 +145,19 @@ class LocalStorage(StorageBackend):
         content = plain(content)
         if not isinstance(content, bytes):
             return self.write_stream(identifier, content)
-        with self._staging(identifier) as staging:
-            staging.write(content)
-            staging.publish()
+        if len(content) > SMALL or self._durable:
+            with self._staging(identifier) as staging:
+                staging.write(content)
+                staging.publish()
+            return True
+        try:
+            write_small(
+                self._beneath, self._native(identifier), content, self._leftovers, anonymous=self._tmpfile
+            )
+        except StorageError:
+            raise
+        except OSError as error:
+            raise translate(error, identifier, self._location) from error
         return True
 
     @override
@@ -177,17 +193,14 @@ class LocalStorage(StorageBackend):
 
     @override
     def size(self, identifier: str) -> int:
-        size = told_size(self._regular_facts(identifier))
-        if size is not None:
-            return size
-        with self._opened(identifier) as reader:
-            if not reader.read(1):
-                return 0
-        raise StorageError(
-            f"the file system does not tell the size of {identifier!r} in {self._location}: only reading it does",
-            identifier=identifier,
-            backend=self._location,
-        )
+        try:
+            facts = self._beneath.stat(self._native(identifier))
+        except StorageError:
+            raise
+        except OSError as error:
+            raise translate(error, identifier, self._location) from error
+        size = told_size(facts)
+        return self._read_size(identifier, facts) if size is None else size
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
@@ -395,21 +408,8 @@ class LocalStorage(StorageBackend):
         return self._location
 
     def _tidy(self) -> int:
-        left, self._left = self._left, set()
-        removed = 0
-        for path in left:
-            if not is_abandoned(path.rpartition("/")[2]):
-                continue
-            with Mapped(None, self._location):
-                directory, name = self._beneath.parent(identifiers.encode(path))
-                try:
-                    os.unlink(name, dir_fd=directory)
-                    removed += 1
-                except FileNotFoundError:
-                    pass
-                finally:
-                    os.close(directory)
-        return removed
+        with Mapped(None, self._location):
+            return self._leftovers.remove_listed(self._beneath)
 
     def _native(self, identifier: str) -> bytes:
         """The path beneath the base directory."""
@@ -433,13 +433,22 @@ class LocalStorage(StorageBackend):
             )
         return path
 
-    def _facts(self, identifier: str) -> os.stat_result:
-        with Mapped(identifier, self._location):
-            return self._beneath.stat(self._native(identifier))
-
     def _regular_facts(self, identifier: str) -> os.stat_result:
         with Mapped(identifier, self._location):
             return _regular(self._beneath.stat(self._native(identifier)))
+
+    def _read_size(self, identifier: str, facts: os.stat_result) -> int:
+        """The size of a file whose file system does not tell it: 0, or that is an error."""
+        with Mapped(identifier, self._location):
+            _regular(facts)
+        with self._opened(identifier) as reader:
+            if not reader.read(1):
+                return 0
+        raise StorageError(
+            f"the file system does not tell the size of {identifier!r} in {self._location}: only reading it does",
+            identifier=identifier,
+            backend=self._location,
+        )
 
     def _opened(self, identifier: str) -> _MappedFile:
         with Mapped(identifier, self._location):
@@ -457,6 +466,7 @@ class LocalStorage(StorageBackend):
             self._native(identifier),
             identifier,
             self._location,
+            self._leftovers,
             durable=self._durable,
             anonymous=self._tmpfile,
         )
@@ -469,7 +479,9 @@ class LocalStorage(StorageBackend):
         def may_enter(path: str) -> bool:
             return enter(path) and (_short(path) or self._valid(f"{path}/x", on_skip))
 
-        for directory, names, regular in walk(self._beneath, stem, may_enter, self._location, self._left):
+        for directory, names, regular in walk(
+            self._beneath, stem, may_enter, self._location, self._leftovers.note
+        ):
             if _short(directory.path, max(map(len, names))):
                 yield directory, names, regular
             elif valid := [name for name in names if self._valid(directory.path + name, on_skip)]:

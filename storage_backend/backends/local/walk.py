@@ -22,6 +22,7 @@ _UTF8 = sys.getfilesystemencoding() == "utf-8"
 _RESERVED = RESERVED.encode()
 _AFTER_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 
+Note: TypeAlias = Callable[[str], object]
 Step: TypeAlias = tuple[list[str], bool] | str
 
 
@@ -35,14 +36,15 @@ class Directory:
 
     __slots__ = ("_steps", "fd", "path")
 
-    def __init__(self, path: str, fd: int, first: str = "", left: set[str] | None = None) -> None:
+    def __init__(self, path: str, fd: int, first: str = "", note: Note | None = None) -> None:
         self.path = path
         self.fd = fd
         try:
             temporary: set[str] = set()
             self._steps = _steps(*_entries(fd, first, temporary))
-            if left is not None:
-                left.update(path + name for name in temporary)
+            if note is not None:
+                for name in temporary:
+                    note(path + name)
         except BaseException:
             os.close(fd)
             raise
@@ -62,7 +64,7 @@ Run: TypeAlias = tuple[Directory, list[str], bool]
 
 
 def walk(
-    beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str, left: set[str] | None = None
+    beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
 ) -> Iterator[Run]:
     """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
 
@@ -74,7 +76,7 @@ def walk(
         stem: a literal prefix.
         enter: whether to walk a directory, given its path without a "/" at the end.
         where: the root's location, for errors.
-        left: takes the paths of files with temporary names.
+        note: is told of the paths of files with temporary names.
 
     Yields:
         A directory, names of consecutive entries in it, and whether these were regular files when it was listed.
@@ -88,7 +90,7 @@ def walk(
         with Mapped(start or None, where):
             fd = _descend(beneath, start) if start or not slash else None
             if fd is not None:
-                stack.append(Directory(start + slash, fd, first, left))
+                stack.append(Directory(start + slash, fd, first, note))
         while stack:
             here = stack[-1]
             if here.fd < 0:
@@ -107,7 +109,7 @@ def walk(
                 with Mapped(path, where):
                     fd = _inner(here.fd, identifiers.encode(found))
                     if fd is not None:
-                        stack.append(Directory(path + "/", fd, left=left))
+                        stack.append(Directory(path + "/", fd, note=note))
                 if len(stack) > KEEP_OPEN:
                     stack[-KEEP_OPEN - 1].close()
     finally:

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend
-from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.counted import Progress, ProgressCount, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
@@ -302,7 +302,7 @@ class CachedStorage(Wrapper):
         """
         failures = Failures()
         fetched = 0
-        tally = Tally(progress)
+        tally = ProgressCount(progress)
         for group in sliced(self._missing(identifiers, failures), BATCH):
             for _, content in fetch_many(self._cache, group, failures):
                 tally.add(1, len(content))
