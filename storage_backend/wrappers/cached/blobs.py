@@ -13,8 +13,15 @@ from functools import partial
 from pathlib import Path
 
 from storage_backend.forks import guard
-from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite, Publication
-from storage_backend.wrappers.cached.entry import CacheKey, EntryOpener, OpenEntry
+from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite
+from storage_backend.wrappers.cached.entry import (
+    READING,
+    CacheKey,
+    OpenEntry,
+    RememberedFile,
+    Verification,
+    open_entry,
+)
 from storage_backend.wrappers.cached.eviction import Eviction
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import (
@@ -28,10 +35,11 @@ from storage_backend.wrappers.cached.index import (
 from storage_backend.wrappers.cached.layout import BlobLayout
 from storage_backend.wrappers.cached.pending_writes import PendingWrites
 from storage_backend.wrappers.cached.recovery import BlobRecovery
-from storage_backend.wrappers.cached.staged import OverCacheLimitError, StagedContent
+from storage_backend.wrappers.cached.staged import OverCacheLimitError, Publication, StagedContent
 from storage_backend.wrappers.cached.users import HITS, CacheUser
 
 FORMAT = "1"
+_KNOWN = 10_000  # files whose records are remembered
 _TOUCHES = 10_000  # uses that are remembered before the index is told
 _TRASH_MORE = 16  # files removed at each publication, which must not take long
 _TRASH_CLEARED = 10_000  # files removed by whoever clears the cache
@@ -81,20 +89,47 @@ class BlobEngine:
         self._pending = PendingWrites(self._layout)
         self._recovery = BlobRecovery(self._layout, self._pending, self._clock)
         self._eviction = Eviction(self.limit, self._layout, self._user)
-        self._entries = EntryOpener(self._layout.blobs)
+        self._blobs = self._layout.blobs
+        self._known: dict[str, RememberedFile] = {}  # by names
         self._files: IndexFiles | None = None
         # Why they could not be opened; not the error itself, whose traceback leads back here.
         self._trouble = ""
         self._retry_at = 0.0
         self._recorded = False  # whether it is on record that objects were written in this boot
 
-    # What every hit does.
-
     def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
         if self._files is None:
             self._try_to_open()
-        return self._entries.open(key)
+        name = key.name
+        known = self._known.get(name)
+        path = f"{self._blobs}/{name[:2]}/{name[2:]}" if known is None else known.path
+        try:
+            fd = os.open(path, READING)
+        except FileNotFoundError:
+            return None
+        try:
+            status = os.fstat(fd)
+        except OSError:
+            os.close(fd)
+            raise
+        if (
+            known is not None
+            and known.inode == status.st_ino
+            and known.time == status.st_ctime
+            and known.length == status.st_size
+            and known.entry.label == key.label
+        ):
+            return OpenEntry(fd, known.entry, b"", known.verified)
+        verified = Verification(status.st_ctime)
+        found = open_entry(fd, key.label, status.st_size, verified)
+        if found is not None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
+            self._known[name] = RememberedFile(
+                path, status.st_ino, status.st_ctime, status.st_size, found.entry, verified
+            )
+        return found
 
     def hit(self, key: CacheKey, size: int) -> None:
         """Count a hit of *size* bytes, and note that the entry was used."""
@@ -120,8 +155,6 @@ class BlobEngine:
         if self._process != os.getpid():
             self._begin_in_child()
         self._user.count(counter, size)
-
-    # What fetches and writes do.
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """An upper bound of all generations, for each key."""
@@ -158,7 +191,7 @@ class BlobEngine:
             transaction.intend(good)
             for name, publication in good.items():
                 if self.limit is None or self._has_room(transaction, publication):
-                    publication.staged.publish(self._layout.path(name), publication.entry)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
                     transaction.store(name, publication.entry.size)
                     published.append(publication)
         self._published(published)
@@ -189,11 +222,7 @@ class BlobEngine:
     def _mark(self, names: Sequence[str]) -> str:
         """The mark of a write that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
         try:
-            try:
-                return self._pending.begin(self._user.token, names)
-            except FileNotFoundError:
-                Path(self._layout.changing).mkdir(exist_ok=True)
-                return self._pending.begin(self._user.token, names)
+            return self._pending.begin(self._user.token, names)
         except OSError as error:
             self._warn(error)
             return ""
@@ -229,7 +258,7 @@ class BlobEngine:
                     and not overlapped
                     and (self.limit is None or self._has_room(transaction, publication))
                 ):
-                    publication.staged.publish(self._layout.path(name), publication.entry)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
                     published.append(publication)
                     now = transaction.state.next()
                     transaction.store(name, publication.entry.size, now)
@@ -257,7 +286,8 @@ class BlobEngine:
         """What follows the commit."""
         for publication in publications:
             publication.staged.reserved = 0
-            self._entries.forget(publication.key)
+            # The new file may have the old one's inode number, length and time.
+            self._known.pop(publication.key.name, None)
             self.touch(publication.key)  # later than the uses that the index has not been told of
             if self._layout.trash_left:
                 self._layout.empty_trash(_TRASH_MORE)
@@ -280,14 +310,13 @@ class BlobEngine:
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
         """Set the time of fetching of the entry that was found, if it still is there."""
-        offset, data = found.entry.record_at(fetched)
         try:
             fd = os.open(self._layout.path(key.name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
             if os.path.samestat(os.fstat(fd), os.fstat(found.fileno())):
-                os.pwrite(fd, data, offset)
+                found.entry.overwrite(fd, fetched)
         finally:
             os.close(fd)
 
@@ -314,11 +343,7 @@ class BlobEngine:
     # The whole cache.
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries; what is being fetched now is not published either.
-
-        Args:
-            patient: return when all files are removed. Else some are, and the rest bit by bit by whoever uses the cache.
-        """
+        """Forget all entries. If not *patient*, most files of a large cache are removed later, bit by bit."""
         with self._transaction() as transaction:
             transaction.intend([EVERYTHING])
             self._layout.discard_all()
@@ -351,8 +376,6 @@ class BlobEngine:
         finally:
             with self._lock:
                 self._leave()
-
-    # The open files.
 
     def _try_to_open(self) -> None:
         """Open the index, if that can be: entries are found in any case."""
@@ -444,8 +467,6 @@ class BlobEngine:
             files.close()
             self._user.leave()
             self._finalizer.detach()
-
-    # Forks.
 
     def before_fork(self) -> None:
         """Let nobody begin, and close the index: SQLite counts its locks for the whole process (see `forks`)."""

@@ -46,7 +46,6 @@ GOOD_FOR = 60.0  # seconds that a verified checksum is trusted
 _NEVER = -math.inf
 _TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
-_KNOWN = 10_000  # files whose records are remembered
 # A pipe that somebody has put in a file's place is not waited for.
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile("[0-9a-f]{32}")
@@ -115,11 +114,11 @@ class CacheEntry(NamedTuple):
         )
         return head + _SUM.pack(zlib.crc32(head))
 
-    def record_at(self, fetched: float) -> tuple[int, bytes]:
-        """The offset of the fixed record in a file, and that record with another time of fetching."""
+    def overwrite(self, fd: int, fetched: float) -> None:
+        """Overwrite the fixed record in the entry's file with one of another time of fetching."""
         tail = self._replace(fetched=fetched).packed()
         start = len(tail) - _FIXED
-        return self.size + start, tail[start:]
+        os.pwrite(fd, tail[start:], self.size + start)
 
 
 def unpacked(tail: bytes, length: int) -> CacheEntry | None:
@@ -309,55 +308,22 @@ class RememberedFile(NamedTuple):
     verified: Verification
 
 
-class EntryOpener:
-    """Opens the files of entries.
+def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> OpenEntry | None:
+    """The entry of an open file of *length* bytes, which this takes over.
 
-    Args:
-        folder: where they are: `ab/cd...` for the name "abcd...".
+    Returns:
+        None, and the file is closed, if it is incomplete, damaged, or of another label.
     """
-
-    def __init__(self, folder: str) -> None:
-        self._folder = folder
-        self._known: dict[str, RememberedFile] = {}  # by names
-
-    def open(self, key: CacheKey) -> OpenEntry | None:
-        """The entry; None if there is no file, or it is incomplete, damaged, or of another label."""
-        name = key.name
-        known = self._known.get(name)
-        path = f"{self._folder}/{name[:2]}/{name[2:]}" if known is None else known.path
-        try:
-            fd = os.open(path, READING)
-        except FileNotFoundError:
-            return None
-        try:
-            status = os.fstat(fd)
-            if (
-                known is not None
-                and known.inode == status.st_ino
-                and known.time == status.st_ctime
-                and known.length == status.st_size
-                and known.entry.label == key.label
-            ):
-                return OpenEntry(fd, known.entry, b"", known.verified)
-            head = os.pread(fd, _SMALL, 0) if status.st_size <= _SMALL else b""
-            entry = unpacked(head, len(head)) if head else _entry_at_end(fd, status.st_size)
-        except OSError:
-            os.close(fd)
-            raise
-        if entry is None or entry.label != key.label:
-            os.close(fd)
-            return None
-        verified = Verification(status.st_ctime)
-        if len(self._known) >= _KNOWN:
-            self._known.clear()
-        self._known[name] = RememberedFile(
-            path, status.st_ino, status.st_ctime, status.st_size, entry, verified
-        )
-        return OpenEntry(fd, entry, head, verified)
-
-    def forget(self, key: CacheKey) -> None:
-        """The file was replaced: the new one may have the old one's inode number, length and time."""
-        self._known.pop(key.name, None)
+    try:
+        head = os.pread(fd, _SMALL, 0) if length <= _SMALL else b""
+        entry = unpacked(head, len(head)) if head else _entry_at_end(fd, length)
+    except OSError:
+        os.close(fd)
+        raise
+    if entry is None or entry.label != label:
+        os.close(fd)
+        return None
+    return OpenEntry(fd, entry, head, verified)
 
 
 def entry_of(fd: int) -> CacheEntry | None:

@@ -192,10 +192,9 @@ class CachedStorage(Wrapper):
         for identifier in identifiers:
             content = None
             with failures.of(identifier):
-                key = self._cache.key(identifier)
-                content, _ = self._cache.lookup(key, OpenEntry.content)
+                content = self._cache.get(identifier, OpenEntry.content, None)
                 if content is None:
-                    missing.append((identifier, key))
+                    missing.append((identifier, self._cache.key(identifier)))
             if content is not None:
                 yield identifier, content
             if len(missing) >= BATCH:
