@@ -58,7 +58,6 @@ OPEN_NAMES = {
     *("Tally", "TooLargeError", "Tries", "Upload", "Wanted", "Writing"),
 }
 OPEN_MODULES = {
-    "backends/local/storage.py",
     "backends/remote/authentication.py",
     "backends/remote/dialing.py",
     "backends/remote/operations.py",

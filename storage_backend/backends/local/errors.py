@@ -70,7 +70,7 @@ def translate(error: OSError, identifier: str | None, where: str) -> StorageErro
     return ours
 
 
-class Mapped:
+class ErrorTranslation:
     """Turns each OSError of a `with` body into ours. A class, since a generator's context costs a microsecond a read."""
 
     __slots__ = ("identifier", "where")

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from storage_backend import identifiers
-from storage_backend.backends.local.beneath import LIST, Beneath
-from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.containment import LIST, ContainedRoot
+from storage_backend.backends.local.errors import ErrorTranslation
 from storage_backend.errors import BaseDirectoryNotFoundError
 from storage_backend.identifiers import RESERVED
 
@@ -26,7 +26,7 @@ Note: TypeAlias = Callable[[str], object]
 Step: TypeAlias = tuple[list[str], bool] | str
 
 
-class Directory:
+class WalkedDirectory:
     """A directory that is being walked.
 
     Attributes:
@@ -60,11 +60,11 @@ class Directory:
             self.fd = -1
 
 
-Run: TypeAlias = tuple[Directory, list[str], bool]
+Run: TypeAlias = tuple[WalkedDirectory, list[str], bool]
 
 
 def walk(
-    beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
+    root: ContainedRoot, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
 ) -> Iterator[Run]:
     """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
 
@@ -72,10 +72,10 @@ def walk(
     meanwhile is left out; temporary files are too.
 
     Args:
-        beneath: the root.
+        root: the base directory.
         stem: a literal prefix.
         enter: whether to walk a directory, given its path without a "/" at the end.
-        where: the root's location, for errors.
+        where: the base directory's location, for errors.
         note: is told of the paths of files with temporary names.
 
     Yields:
@@ -85,17 +85,17 @@ def walk(
         AccessDeniedError: a directory may not be listed.
     """
     start, slash, first = stem.rpartition("/")
-    stack: list[Directory] = []
+    stack: list[WalkedDirectory] = []
     try:
-        with Mapped(start or None, where):
-            fd = _descend(beneath, start) if start or not slash else None
+        with ErrorTranslation(start or None, where):
+            fd = _descend(root, start) if start or not slash else None
             if fd is not None:
-                stack.append(Directory(start + slash, fd, first, note))
+                stack.append(WalkedDirectory(start + slash, fd, first, note))
         while stack:
             here = stack[-1]
             if here.fd < 0:
-                with Mapped(here.path, where):
-                    fd = _descend(beneath, here.path.rstrip("/"))
+                with ErrorTranslation(here.path, where):
+                    fd = _descend(root, here.path.rstrip("/"))
                 if fd is None:
                     stack.pop()
                     continue
@@ -106,10 +106,10 @@ def walk(
             elif not isinstance(found, str):
                 yield here, *found
             elif enter(path := here.path + found):
-                with Mapped(path, where):
+                with ErrorTranslation(path, where):
                     fd = _inner(here.fd, identifiers.encode(found))
                     if fd is not None:
-                        stack.append(Directory(path + "/", fd, note=note))
+                        stack.append(WalkedDirectory(path + "/", fd, note=note))
                 if len(stack) > KEEP_OPEN:
                     stack[-KEEP_OPEN - 1].close()
     finally:
@@ -117,7 +117,7 @@ def walk(
             directory.close()
 
 
-def _descend(beneath: Beneath, path: str) -> int | None:
+def _descend(root: ContainedRoot, path: str) -> int | None:
     """A descriptor of the directory at *path*, None if there is none that is walked; a symlink is not."""
     try:
         names = identifiers.encode(path).split(b"/") if path else []
@@ -126,7 +126,7 @@ def _descend(beneath: Beneath, path: str) -> int | None:
     if any(name in {b"", b".", b".."} or b"\0" in name or name.startswith(_RESERVED) for name in names):
         return None
     try:
-        fd: int | None = beneath.root(LIST)
+        fd: int | None = root.root(LIST)
     except BaseDirectoryNotFoundError:
         raise
     except FileNotFoundError:  # it is yet to be created

@@ -27,7 +27,7 @@ READ = os.O_RDONLY | _CALM | getattr(os, "O_LARGEFILE", 0)
 """To read a file."""
 LIST = os.O_RDONLY | _DIRECTORY | _CALM
 """To list or sync a directory."""
-PLACE = _PATH | _DIRECTORY | _CLOEXEC
+LOOKUP = _PATH | _DIRECTORY | _CLOEXEC
 """To name things in a directory. On Linux that needs no right to list it."""
 
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
@@ -49,7 +49,7 @@ _LOOK = ctypes.byref(_OpenHow(_PATH | _CLOEXEC, 0, _NO_SYMLINKS))
 _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 
 
-class Beneath:
+class ContainedRoot:
     """Resolves relative paths beneath a directory. No symlink, even one put there meanwhile, leads outside.
 
     A symlink whose target is beneath the directory is followed, also an absolute one. The directory is looked up by its
@@ -77,10 +77,10 @@ class Beneath:
         self._openat2 = openat2 and sys.platform == "linux"
         self._syscall = _syscall() if self._openat2 else None
 
-    def __reduce__(self) -> tuple[Callable[..., Beneath], tuple[object, ...]]:
-        return _beneath, (self.base, self._openat2, self._make_base)
+    def __reduce__(self) -> tuple[Callable[..., ContainedRoot], tuple[object, ...]]:
+        return _contained_root, (self.base, self._openat2, self._make_base)
 
-    def root(self, flags: int = PLACE) -> int:
+    def root(self, flags: int = LOOKUP) -> int:
         """A descriptor of the directory itself.
 
         Raises:
@@ -156,7 +156,7 @@ class Beneath:
             OSError: as `open`.
         """
         directory, _, name = path.rpartition(b"/")
-        return self.open(directory, PLACE), name
+        return self.open(directory, LOOKUP), name
 
     def make_parent(self, path: bytes) -> tuple[int, bytes, list[bytes]]:
         """As `parent`, creating the directories that are missing.
@@ -174,14 +174,14 @@ class Beneath:
             make()
             self._make_base = None  # once: it may be on a disk that is taken away later
         try:
-            return self.open(directory, PLACE), name, []
+            return self.open(directory, LOOKUP), name, []
         except (FileNotFoundError, NotADirectoryError):
             pass
         grown: list[bytes] = []
         try:
             for _ in range(_ATTEMPTS):
                 try:
-                    return self.open(directory, PLACE), name, grown
+                    return self.open(directory, LOOKUP), name, grown
                 except FileNotFoundError:
                     self._make(directory, grown)
             raise OSError(errno.EAGAIN, "removed as often as it was created", directory)
@@ -196,7 +196,7 @@ class Beneath:
             for name in path.split(b"/"):
                 here, done = done, done + b"/" + name if done else name
                 try:
-                    inner = self.open(done, PLACE)
+                    inner = self.open(done, LOOKUP)
                 except FileNotFoundError:
                     try:
                         os.mkdir(name, dir_fd=fd)
@@ -204,7 +204,7 @@ class Beneath:
                         if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                             raise  # it leads nowhere
                     grown.append(here)
-                    inner = self.open(done, PLACE)
+                    inner = self.open(done, LOOKUP)
                 os.close(fd)
                 fd = inner
         except BaseDirectoryNotFoundError:
@@ -268,7 +268,7 @@ class Beneath:
                 try:
                     if not todo:
                         return act(here, name)
-                    here = _replace(here, os.open(name, PLACE | _NOFOLLOW, dir_fd=here))
+                    here = _replace(here, os.open(name, LOOKUP | _NOFOLLOW, dir_fd=here))
                     done.append(name)
                 except OSError as error:
                     target = _link_at(here, name, error)
@@ -296,8 +296,8 @@ class Beneath:
         return real[len(self._slashed) :]
 
 
-def _beneath(base: bytes, openat2: bool, make: Callable[[], object] | None) -> Beneath:
-    return Beneath(base, openat2=openat2, make=make)
+def _contained_root(base: bytes, openat2: bool, make: Callable[[], object] | None) -> ContainedRoot:
+    return ContainedRoot(base, openat2=openat2, make=make)
 
 
 def _replace(old: int, new: int) -> int:
