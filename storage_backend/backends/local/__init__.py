@@ -1,4 +1,6 @@
-"""LocalStorage: the files beneath one directory. Read the modules in this order:
+"""LocalStorage: the files beneath one directory.
+
+Read the modules in this order:
 
 `storage`: the verbs. Each opens its path through `containment` and turns OSErrors into ours (`errors`).
 `containment`: ContainedRoot opens paths beneath the base directory, and nothing outside it, wherever symlinks lead.

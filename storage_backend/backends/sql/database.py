@@ -9,7 +9,7 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -19,12 +19,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from storage_backend import owners
 from storage_backend.backends.sql import drivers, schema
 from storage_backend.backends.sql.address import Address
-from storage_backend.backends.sql.catalog import Catalog
-from storage_backend.backends.sql.drivers import Settings, is_pooled, lock_timeout, synchronous
-from storage_backend.backends.sql.entry import tag_of
+from storage_backend.backends.sql.connection_pool import ConnectionPool, inherited
+from storage_backend.backends.sql.drivers import DatabaseSettings, is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
-from storage_backend.backends.sql.heart import Heart
-from storage_backend.backends.sql.session import Session, inherited
+from storage_backend.backends.sql.heartbeat import Heartbeat
+from storage_backend.backends.sql.object_row import tag_of
+from storage_backend.backends.sql.statements import Statements
 from storage_backend.errors import QuotaExceededError, StorageError, UnsupportedOperationError
 from storage_backend.forks import guard
 from storage_backend.threads import attend, patience
@@ -50,16 +50,16 @@ class Database:
         settings: how to use it.
     """
 
-    def __init__(self, address: Address, settings: Settings) -> None:
+    def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
-        self.catalog = Catalog(address.dialect)
+        self.statements = Statements(address.dialect)
         # By process. What a child inherits stays here, untouched: collected, it would be closed.
-        self._sessions: dict[int, Session] = {}
-        self._hearts: dict[int, Heart] = {}
+        self._pools: dict[int, ConnectionPool] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self._swept = float("-inf")
         self._undiscarded: deque[bytes] = deque()
-        weakref.finalize(self, _close, self._sessions, self._hearts)
+        weakref.finalize(self, _close, self._pools, self._heartbeats)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
         """Run *work*, which only reads, with a connection on which each statement is a transaction. It must bear being run again."""
@@ -87,9 +87,9 @@ class Database:
             QuotaExceededError: they would leave no room on the disk for deleting anything.
         """
         begin = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED"}
-        with self._session().turn():
+        with self._pool().turn():
             if self.address.dialect == "sqlite":
-                self._session().forget_stillness()
+                self._pool().forget_stillness()
                 self._keep_room(size, identifier)
             return self._attempt(work, begin[self.address.dialect], identifier)
 
@@ -112,7 +112,7 @@ class Database:
             finally:
                 connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous(self.settings)}")
 
-        with self._session().turn():
+        with self._pool().turn():
             self._attempt(sync, None, None)
 
     def compact(self) -> None:
@@ -133,7 +133,7 @@ class Database:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
         self.sweep(self.settings.stale_seconds)
-        with self._session().turn():
+        with self._pool().turn():
             self._attempt(work, None, None)
 
     @cached_property
@@ -168,12 +168,19 @@ class Database:
             )
 
     @property
-    def heart(self) -> Heart:
+    def heartbeat(self) -> Heartbeat:
         """Keeps this process's uploads alive."""
         pid = os.getpid()
-        return self._hearts.get(pid) or self._hearts.setdefault(
-            pid, Heart(weakref.ref(self), self.settings.stale_seconds / 10)
+        return self._heartbeats.get(pid) or self._heartbeats.setdefault(
+            pid, Heartbeat(self.beat, self.discard, self.settings.stale_seconds / 10)
         )
+
+    def beat(self, versions: Sequence[bytes]) -> None:
+        """Show that uploads are alive. What goes wrong is logged."""
+        try:
+            self.transact(lambda connection: self.statements.beat(connection, versions))
+        except StorageError as error:
+            logger.warning("uploads could not be kept alive: %s", error)
 
     def sweep(self, age: float) -> int:
         """Delete the chunks of versions that no object points to, in short transactions.
@@ -186,11 +193,11 @@ class Database:
         """
         # Beats are whole seconds of the database's clock: a difference of n says that more than n - 1 have passed.
         seconds = math.ceil(age) + 1 if age > 0 else 0
-        return self._clear(self.run(lambda connection: self.catalog.stale(connection, seconds)), seconds)
+        return self._clear(self.run(lambda connection: self.statements.stale(connection, seconds)), seconds)
 
     def sweep_abandoned(self) -> int:
         """Delete the chunks that uploads of this machine's processes left that have ended; how many uploads there were."""
-        versions = self.run(lambda connection: self.catalog.stale(connection, 0))
+        versions = self.run(lambda connection: self.statements.stale(connection, 0))
         living = owners.living() if versions else frozenset()
         return self._clear([each for each in versions if owners.is_abandoned_tag(tag_of(each), living)], 0)
 
@@ -198,7 +205,7 @@ class Database:
         condemned = [
             version
             for version in versions
-            if self.transact(partial(self.catalog.condemn, version=version, age=seconds))
+            if self.transact(partial(self.statements.condemn, version=version, age=seconds))
         ]
         for version in condemned:
             self._prune(version)
@@ -235,7 +242,7 @@ class Database:
 
     def _discard(self, version: bytes) -> None:
         try:
-            self.transact(lambda connection: self.catalog.discard(connection, [version]))
+            self.transact(lambda connection: self.statements.discard(connection, [version]))
             self._prune(version)
         except StorageError as error:
             logger.warning("an unfinished upload is left for later: %s", error)
@@ -250,25 +257,25 @@ class Database:
 
     def close(self) -> None:
         """Close this process's connections."""
-        _close(self._sessions, self._hearts)
+        _close(self._pools, self._heartbeats)
 
     def _prune(self, version: bytes) -> None:
-        while self.transact(partial(self.catalog.prune, version=version)):
+        while self.transact(partial(self.statements.prune, version=version)):
             pass
 
-    def _session(self) -> Session:
+    def _pool(self) -> ConnectionPool:
         pid = os.getpid()
-        session = self._sessions.get(pid)
-        if session is not None:
-            return session
-        for old in list(self._sessions.values()):
+        pool = self._pools.get(pid)
+        if pool is not None:
+            return pool
+        for old in list(self._pools.values()):
             if old.torn and self.address.dialect == "sqlite":
                 raise inherited(old)
             old.abandon()
-        session = self._sessions.setdefault(pid, Session(self.address, self.settings))
+        pool = self._pools.setdefault(pid, ConnectionPool(self.address, self.settings))
         if self.address.dialect == "sqlite":
-            guard().add(session)
-        return session
+            guard().add(pool)
+        return pool
 
     def _within(
         self, connection: Connection, begin: str | None, work: Callable[[Connection], Result]
@@ -293,12 +300,12 @@ class Database:
     ) -> Result:
         attempt = 1
         while True:
-            session = self._session()
+            pool = self._pool()
             try:
-                if reads and session.is_missing():
-                    with session.empty() as connection:
+                if reads and pool.is_missing():
+                    with pool.empty() as connection:
                         return work(connection)
-                with session.connection() as connection:
+                with pool.connection() as connection:
                     return self._within(connection, begin, work)
             except SQLAlchemyError as error:
                 if attempt < _tries(error):
@@ -325,9 +332,9 @@ def _is_dead(error: SQLAlchemyError) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-def _close(sessions: dict[int, Session], hearts: dict[int, Heart]) -> None:
+def _close(pools: dict[int, ConnectionPool], heartbeats: dict[int, Heartbeat]) -> None:
     pid = os.getpid()
-    if (session := sessions.get(pid)) is not None:
-        session.close()
-    if (heart := hearts.get(pid)) is not None:
-        heart.rest()
+    if (pool := pools.get(pid)) is not None:
+        pool.close()
+    if (heartbeat := heartbeats.get(pid)) is not None:
+        heartbeat.rest()

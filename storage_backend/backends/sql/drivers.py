@@ -39,7 +39,7 @@ _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DatabaseSettings:
     """How a database is used; the fields are `DatabaseStorage`'s parameters."""
 
     create_if_missing: bool
@@ -49,13 +49,13 @@ class Settings:
     stale_seconds: float
 
 
-def synchronous(settings: Settings) -> str:
+def synchronous(settings: DatabaseSettings) -> str:
     """SQLite's level. In WAL mode NORMAL keeps the file whole through power loss; only the latest commits may go."""
     return "FULL" if settings.durable else "NORMAL"
 
 
 def sqlite_dial(
-    address: Address, settings: Settings, still: Callable[[Stillness | None], object]
+    address: Address, settings: DatabaseSettings, still: Callable[[Stillness | None], object]
 ) -> Callable[[], sqlite3.Connection]:
     """What opens a connection to the SQLite file.
 
@@ -84,7 +84,7 @@ def sqlite_dial(
     return dial
 
 
-def _connected(uri: str, settings: Settings) -> sqlite3.Connection:
+def _connected(uri: str, settings: DatabaseSettings) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri,
         uri=True,
@@ -123,7 +123,9 @@ def stillness(path: str) -> Stillness | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
+def postgresql_dial(
+    address: Address, settings: DatabaseSettings, opened: weakref.WeakSet[Any]
+) -> Callable[[], Any]:
     """What opens a connection to the PostgreSQL server and notes it in *opened*.
 
     Raises:
@@ -170,7 +172,7 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
     return dial
 
 
-def lock_timeout(settings: Settings) -> int:
+def lock_timeout(settings: DatabaseSettings) -> int:
     """How many milliseconds a transaction of PostgreSQL waits for others."""
     return round(settings.timeout_seconds * 1000)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from storage_backend import identifiers
-from storage_backend.backends.sql.entry import Entry
+from storage_backend.backends.sql.object_row import ObjectRow
 from storage_backend.base import Identifiers
 from storage_backend.errors import InvalidIdentifierError
 from storage_backend.scanning import OnSkip, report_skip
@@ -28,7 +28,7 @@ def matching(database: Database, pattern: str | None) -> Identifiers:
     """The identifiers that match *pattern*, ascending."""
     glob = identifiers.glob(pattern) if pattern is not None else None
     depth = glob.depth if glob and not glob.recursive else None
-    names = _paged(database, database.catalog.names, _itself, glob.stem if glob else "", depth)
+    names = _paged(database, database.statements.names, _itself, glob.stem if glob else "", depth)
     found = (_identifier(database, name, None) for name in names)
     return [
         identifier
@@ -48,10 +48,10 @@ def scan(
         on_skip: is told of rows that are no object.
         depth: leave out most of those with more segments; None leaves out none.
     """
-    for entry in _paged(database, database.catalog.page, _name_of, prefix, depth):
-        identifier = _identifier(database, entry.name, on_skip)
+    for row in _paged(database, database.statements.page, _name_of, prefix, depth):
+        identifier = _identifier(database, row.name, on_skip)
         if identifier is not None:
-            yield entry.info(identifier)
+            yield row.info(identifier)
 
 
 def _paged(
@@ -84,8 +84,8 @@ def _after(prefix: bytes) -> bytes | None:
     return head[:-1] + bytes([head[-1] + 1]) if head else None
 
 
-def _name_of(entry: Entry) -> bytes:
-    return entry.name
+def _name_of(row: ObjectRow) -> bytes:
+    return row.name
 
 
 def _itself(name: bytes) -> bytes:

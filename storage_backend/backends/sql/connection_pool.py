@@ -1,4 +1,4 @@
-"""Session: one process's connections to one database."""
+"""ConnectionPool: one process's connections to one database."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from storage_backend.errors import StorageTimeoutError, UnavailableError
 
 if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
-    from storage_backend.backends.sql.drivers import Settings
+    from storage_backend.backends.sql.drivers import DatabaseSettings
 
 FORK_PATIENCE = 5.0  # seconds that a fork waits for statements under way
 
 
-class Session:
+class ConnectionPool:
     """A pool of connections in driver autocommit, made when first used, and the order in which they are used.
 
     Args:
@@ -31,7 +31,7 @@ class Session:
         settings: how to use it.
     """
 
-    def __init__(self, address: Address, settings: Settings) -> None:
+    def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
         # Whether a fork had to leave connections open, which makes SQLite unsafe in the child.
@@ -244,9 +244,9 @@ def _dispose(engine: Engine) -> None:
     pool.dispose()
 
 
-def inherited(session: Session) -> UnavailableError:
+def inherited(pool: ConnectionPool) -> UnavailableError:
     """The error for a child that was forked while statements were under way."""
-    where = session.address.location
+    where = pool.address.location
     return UnavailableError(
         f"{where}: this process was forked while statements were under way, so SQLite is not safe in it; "
         "start it by 'spawn', or fork while no other thread uses the database",

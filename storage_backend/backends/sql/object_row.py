@@ -1,4 +1,4 @@
-"""Entry: what the database holds of an object beside its bytes."""
+"""ObjectRow: what the database holds of an object beside its bytes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Entry(NamedTuple):
+class ObjectRow(NamedTuple):
     """A row of `sb_objects`; the fields are columns.
 
     Attributes:
@@ -53,12 +53,12 @@ class Entry(NamedTuple):
         return ObjectInfo(identifier, self.size, modified, self.version.hex(), content_type=self.content_type)
 
 
-def new_entry(
+def new_row(
     identifier: str, version: bytes, size: int, sha256: str, info: ObjectInfo | None = None
-) -> Entry:
+) -> ObjectRow:
     """The row of an object to be; its time is that of *info*, else now."""
     modified = info.modified if info is not None and info.modified is not None else datetime.now(UTC)
-    return Entry(
+    return ObjectRow(
         identifier.encode(),
         version,
         size,
