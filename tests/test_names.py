@@ -66,7 +66,6 @@ OPEN_MODULES = {
     "backends/s3/http.py",
     "backends/s3/reading.py",
     "backends/s3/storage.py",
-    "config.py",
     "transfer/engine.py",
     "wrappers/cached/blobs.py",
     "wrappers/cached/cache.py",

@@ -14,10 +14,10 @@ from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import contents_of
 from storage_backend.cli.output import ONE_LEVEL, Lines, Tally, common, complain, record_of
 from storage_backend.cli.units import Sizes, moment_of, sizes_of
-from storage_backend.config import locations_in
 from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
 from storage_backend.info import ObjectInfo
+from storage_backend.location_urls import locations_in
 
 T = TypeVar("T")
 

@@ -11,10 +11,11 @@ from typing import Self
 import click
 
 from storage_backend.base import StorageBackend
-from storage_backend.config import Url, has_password, open_storage, parse_location, split_location
+from storage_backend.config import open_storage
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.info import Capability
+from storage_backend.location_urls import Url, has_password, parse_location, split_location
 from storage_backend.locations import unquoted
 
 
