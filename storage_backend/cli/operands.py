@@ -55,11 +55,11 @@ def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
     Raises:
         NotAFileError: of the body's errors, those that come of a folder, or a prefix, where an object should be.
     """
-    with Sources() as sources, sources.at(location) as found:
+    with SourceObjects() as sources, sources.at(location) as found:
         yield found
 
 
-class Sources:
+class SourceObjects:
     """Gives many objects to be used one after the other. What follows each other in one place is used over one connection."""
 
     def __init__(self) -> None:
