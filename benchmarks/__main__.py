@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure the workloads named, or all, and write RESULTS.md."""
+"""`python -m benchmarks`: measure the workloads named, or all; keep the measurements; write RESULTS.md from all that are kept."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import report, rounds
+from benchmarks import page, report, rounds
 from benchmarks.harness import SCALES, Scale
-from benchmarks.workloads import NAMES, load
+from benchmarks.results import Results, write
+from benchmarks.workloads import GROUPS, NAMES, load
 
-RESULTS = Path(__file__).with_name("RESULTS.md")
+HERE = Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,34 +29,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     chosen = _parser().parse_args(arguments)
     scale = _scale(chosen)
-    output = chosen.output or (None if scale.name == "quick" else RESULTS)
-    # Before anything is measured: what cannot be read now could not be kept later.
-    old = report.records_of(output.read_text()) if output is not None and output.exists() else {}
+    output = chosen.output or (HERE if scale.name != "quick" else None)
+    results = Results((output or HERE) / "results")
+    if chosen.show:
+        return _show(results, chosen.workloads)
     directory = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=chosen.directory or _fast_directory()))
-    started, new, failed = time.monotonic(), {}, []
+    started, failed = time.monotonic(), []
     try:
         for name in chosen.workloads or NAMES:
             try:
-                record = rounds.run(name, load(name), directory, scale, _tell)
+                measurement = rounds.run(name, load(name), directory, scale, _tell)
             except rounds.FailedError as error:
                 failed.append(f"{name}: {error}")
                 continue
-            new[name] = record
             failed += [
                 f"{name}: {entry['name']} {entry['absent']}"
-                for entry in record["contenders"]
+                for entry in measurement["contenders"]
                 if (entry["absent"] or "").startswith("failed")
             ]
-            sys.stdout.write(f"{report.section(record).split('<!--')[0].strip()}\n\n")
+            sys.stdout.write(f"{report.section(measurement)}\n")
             sys.stdout.flush()
             if output is not None:
-                _write(output, report.page(report.merged(old, new, NAMES)))
+                results.keep(measurement)
+                write(page.page(results, GROUPS), output / "RESULTS.md")
     finally:
         shutil.rmtree(directory)
     _tell(f"{time.monotonic() - started:.0f} s" + (f", written to {output}" if output is not None else ""))
     for line in failed:
         _tell(line)
     return 1 if failed else 0
+
+
+def _show(results: Results, names: Sequence[str]) -> int:
+    memory, disk = results.in_memory(), results.on_disk()
+    for name in names or NAMES:
+        for measurement in (memory.get(name), disk.get(name)):
+            if measurement is not None:
+                sys.stdout.write(f"{report.section(measurement)}\n")
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,7 +87,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--directory", type=Path, help="where data is made; default: /dev/shm, else the temporary"
     )
-    parser.add_argument("--output", type=Path, help=f"the file to write; default: {RESULTS}")
+    parser.add_argument("--output", type=Path, help=f"the folder of RESULTS.md and results/; default: {HERE}")
+    parser.add_argument(
+        "--show", action="store_true", help="measure nothing; print in full what was measured before"
+    )
     return parser
 
 
@@ -95,13 +109,6 @@ def _scale(chosen: argparse.Namespace) -> Scale:
 def _fast_directory() -> str | None:
     """Memory, if there is a file system in it: then the disk's mood is not measured."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - mkdtemp makes a private one in it
-
-
-def _write(output: Path, page: str) -> None:
-    """Write the page, whole or not at all."""
-    unfinished = output.with_name(f"{output.name}.unfinished")
-    unfinished.write_text(page)
-    unfinished.replace(output)
 
 
 def _tell(message: str) -> None:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-import shutil
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
-if TYPE_CHECKING:
-    from benchmarks.servers import Server
+from benchmarks.finding import find_program
+from benchmarks.servers import Server
 
 Pass: TypeAlias = Callable[[], Any]
 
@@ -245,11 +243,6 @@ class Workload:
 def peer(module: str) -> Any:
     """The peer's *module*, untyped: type checkers need not have it."""
     return importlib.import_module(module)
-
-
-def find_program(name: str) -> str | None:
-    """The path of a program, also if it is beside a Python whose environment is not activated."""
-    return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))
 
 
 def each(operation: Callable[[Any], Any], arguments: Iterable[Any]) -> Pass:

@@ -9,10 +9,11 @@ import resource
 import sqlite3
 import subprocess
 import time
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
-from benchmarks.harness import find_program
+from benchmarks.finding import find_program
 
 DISTRIBUTIONS = (
     "storage-backend",
@@ -58,6 +59,19 @@ def versions() -> dict[str, str]:
     if commit := _first_line("git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"):
         found["commit"] = commit
     return found
+
+
+def package_commit() -> str:
+    """The last commit that changed the package; "unknown" outside of a repository."""
+    root = Path(__file__).parent.parent
+    return (
+        _first_line("git", "-C", str(root), "log", "-1", "--format=%h", "--", "storage_backend") or "unknown"
+    )
+
+
+def now() -> str:
+    """The time of day, as it stands in the results."""
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 class Busy:

@@ -6,7 +6,8 @@ import os
 import subprocess
 import sys
 
-from benchmarks.harness import Pass, Place, expect, find_program
+from benchmarks.finding import find_program
+from benchmarks.harness import Pass, Place, expect
 
 
 def command(place: Place, *arguments: str, **variables: str) -> Pass:

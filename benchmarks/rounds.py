@@ -9,12 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import Scale, Workload
-from benchmarks.machine import Busy, describe, versions
+from benchmarks.machine import Busy, describe, now, versions
 from benchmarks.servers import Server, ServerError
 
 ROOT = Path(__file__).parent.parent
@@ -38,7 +37,7 @@ def run(
         tell: hears of progress.
 
     Returns:
-        The record that report.section() prints: JSON values only.
+        The measurement that report.section() prints: JSON values only.
 
     Raises:
         FailedError: the data could not be made.
@@ -83,7 +82,7 @@ def run(
         "workload": name,
         "title": scale.fill(workload.title),
         "what": scale.fill(workload.what),
-        "measured": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "measured": now(),
         "scale": scale.name,
         "machine": describe(directory),
         "versions": versions(),

@@ -8,7 +8,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import programs
-from benchmarks.harness import Pass, Place, find_program, peer
+from benchmarks.finding import find_program
+from benchmarks.harness import Pass, Place, peer
 from benchmarks.servers import ACCESS_KEY, REGION, SECRET_KEY
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing_extensions import override
 
 from benchmarks import relay
-from benchmarks.harness import find_program
+from benchmarks.finding import find_program
 
 ACCESS_KEY = "BENCHMARKSKEY"
 SECRET_KEY = "benchmarks-secret"  # noqa: S105 - of a server that lives for seconds and listens on 127.0.0.1

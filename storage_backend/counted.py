@@ -1,7 +1,7 @@
-"""Progress: what `read_many`, `write_many`, `delete_many` and `prefetch` tell while they run.
+"""Progress of batches: what `read_many`, `write_many`, `delete_many` and `prefetch` report while they run.
 
-It is counted where the caller calls, for every backend and wrapper alike: nothing is passed on to a backend within, whose
-class may know nothing of it.
+It is counted at the outermost call, for every backend and wrapper alike. `progress` is never passed on to a backend within,
+whose class may not take it.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Protocol, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from storage_backend.errors import BatchError, Failures
 from storage_backend.info import ObjectInfo
+
+if TYPE_CHECKING:
+    from storage_backend.base import StorageBackend
 
 Progress: TypeAlias = Callable[[int, int], object]
 """`progress(objects, size)`: how many objects of this call are done so far, and their bytes (0 of what is deleted).
@@ -29,22 +32,8 @@ GROUP_BYTES = 64 << 20
 _Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
-class Batches(Protocol):
-    """What is asked of a backend here."""
-
-    @property
-    def location(self) -> str:
-        """For messages."""
-
-    def write_many(self, items: Iterable[_Item], *, verify: bool = False) -> int:
-        """As `StorageBackend.write_many`."""
-
-    def delete_many(self, identifiers: Iterable[str]) -> int:
-        """As `StorageBackend.delete_many`."""
-
-
-class Tally:
-    """Adds up, and tells."""
+class ProgressCount:
+    """Sums up what is done and calls *progress* with the sums."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -62,30 +51,31 @@ class Tally:
 def read_counted(
     found: Iterator[tuple[str, bytes]], progress: Progress | None
 ) -> Iterator[tuple[str, bytes]]:
-    """What a `read_many` gives, and *progress* is told of each object before it is given; without it, *found* itself."""
-    return found if progress is None else _told(found, Tally(progress))
+    """What a `read_many` gives; *progress* is called for each object before it is given. Without it, *found* itself."""
+    return found if progress is None else _told(found, ProgressCount(progress))
 
 
-def _told(found: Iterator[tuple[str, bytes]], tally: Tally) -> Iterator[tuple[str, bytes]]:
+def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[tuple[str, bytes]]:
     try:
         for identifier, content in found:
-            tally.add(1, len(content))
+            count.add(1, len(content))
             yield identifier, content
     finally:
-        close = getattr(
-            found, "close", None
-        )  # a generator's: what is under way ends with the caller's interest
+        # A generator's: what is under way ends when the caller stops iterating.
+        close = getattr(found, "close", None)
         if close is not None:
             close()
 
 
-def write_counted(backend: Batches, items: Iterable[_Item], progress: Progress, *, verify: bool) -> int:
-    """`backend.write_many`, called for group after group; *progress* is told of each that is stored."""
-    tally, failures = Tally(progress), Failures()
+def write_counted(
+    backend: StorageBackend, items: Iterable[_Item], progress: Progress, *, verify: bool
+) -> int:
+    """`backend.write_many`, called for group after group; *progress* is called after each."""
+    count, failures = ProgressCount(progress), Failures()
     stored = 0
     source = iter(items)
     for first in source:
-        group = _Group(first, source)
+        group = _ItemGroup(first, source)
         failed: dict[str, Exception] = {}
         try:
             stored += backend.write_many(group, verify=verify)
@@ -98,14 +88,14 @@ def write_counted(backend: Batches, items: Iterable[_Item], progress: Progress, 
             failures.errors.pop(name, None)
         failures.errors.update(failed)
         sizes = [size for name, size in group.taken if name not in failed]
-        tally.add(len(sizes), sum(sizes))
+        count.add(len(sizes), sum(sizes))
     failures.raise_any("write", backend.location)
     return stored
 
 
-def delete_counted(backend: Batches, identifiers: Iterable[str], progress: Progress) -> int:
-    """`backend.delete_many`, called for group after group; *progress* is told of each."""
-    tally, failures = Tally(progress), Failures()
+def delete_counted(backend: StorageBackend, identifiers: Iterable[str], progress: Progress) -> int:
+    """`backend.delete_many`, called for group after group; *progress* is called after each."""
+    count, failures = ProgressCount(progress), Failures()
     rest = iter(dict.fromkeys(identifiers))
     absent = 0
     while group := list(islice(rest, GROUP_OBJECTS)):
@@ -115,12 +105,12 @@ def delete_counted(backend: Batches, identifiers: Iterable[str], progress: Progr
             failures.errors.update(error.failures)
             gone = len(group) - len(error.failures)
         absent += gone
-        tally.add(gone, 0)
+        count.add(gone, 0)
     failures.raise_any("delete", backend.location)
     return absent
 
 
-class _Group:
+class _ItemGroup:
     """The next items of a batch, taken lazily, until they are enough or some time has passed.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Destinations: a file of this machine that is written at a path, whole or not at all, whatever is there."""
+"""write_file: writes a local file whole or not at all, also through a symbolic link, or into a pipe or a device."""
 
 from __future__ import annotations
 
@@ -40,14 +40,14 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
     if place is None:
         _write_through(path, fill)
         return
-    with told_of(place):
+    with errors_naming(place):
         place.parent.mkdir(parents=True, exist_ok=True)
         directory = os.open(place.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         staged = StagedFile(directory, place.name)
     try:
-        with told_of(place, full_only=True):
+        with errors_naming(place, full_only=True):
             fill(staged)
-        with told_of(place):
+        with errors_naming(place):
             staged.publish()
     finally:
         staged.discard()
@@ -60,7 +60,7 @@ def destination(path: str | os.PathLike[str]) -> Path | None:
         OSError: a link may not be followed, or leads in a circle.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
-        # The kernel's word counts: links of others in /tmp are not followed (proc_sys_fs(5), protected_symlinks).
+        # The kernel decides: it follows no link of another user in /tmp (proc_sys_fs(5), protected_symlinks).
         os.stat(expanded(path))  # noqa: PTH116 - a str
     place, descriptor = _followed(expanded(path))
     if descriptor is not None:
@@ -93,12 +93,12 @@ def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], ob
     import tempfile
 
     waiting = tempfile.gettempdir()
-    with told_of(waiting):
+    with errors_naming(waiting):
         staged = StagedFile(os.open(waiting, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC), temporary_name())
     try:
-        with told_of(waiting, full_only=True):
+        with errors_naming(waiting, full_only=True):
             fill(staged)
-        with told_of(path):
+        with errors_naming(path):
             place, descriptor = _followed(expanded(path))
             out = _opened(place) if descriptor is None else os.dup(descriptor)
             try:
@@ -141,8 +141,8 @@ def _write_patiently(fd: int, data: bytes) -> None:
 
 
 @contextmanager
-def told_of(path: str | os.PathLike[str], *, full_only: bool = False) -> Iterator[None]:
-    """Has the system's errors name *path*, a file of this machine: else they would pass for those of a backend.
+def errors_naming(path: str | os.PathLike[str], *, full_only: bool = False) -> Iterator[None]:
+    """Have the system's errors name *path*, a file of this machine; else they would look like errors of a backend.
 
     Args:
         path: the file that the body writes.

@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 
 class StorageError(OSError):
-    """Something about a stored object, or about the place that stores it, went wrong.
+    """An operation on a stored object, or on the place that stores it, failed.
 
     Attributes:
         identifier: the object, in the caller's spelling; None where none is concerned.
         backend: the backend's location, without secrets; None where unknown.
-        retryable: whether the same call may succeed later. It is the nature of the fault and never changes.
+        retryable: whether the same call may succeed later, by the kind of the fault; it never changes.
         attempts: how often the operation has been tried so far.
         errno: the system's number for this kind of error; never part of the message.
     """
@@ -83,7 +83,7 @@ class AccessDeniedError(StorageError, PermissionError):
 
 
 class AuthenticationError(AccessDeniedError):
-    """The store does not accept who we say we are, or we do not accept who it says it is."""
+    """The store does not accept our credentials, or we do not accept its host key or certificate."""
 
 
 class PreconditionFailedError(StorageError):
@@ -179,11 +179,11 @@ class MissingClientError(StorageError):
 
 
 FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
-"""What stops a whole batch or transfer at once: each further object would fail in the same way."""
+"""Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
 
 
 def is_retryable(error: BaseException | None) -> bool:
-    """Whether the same call may succeed later; errors that are not ours are asked for `retryable` too."""
+    """Whether the same call may succeed later: by the attribute `retryable`, which errors of others may have too."""
     return getattr(error, "retryable", False) is True
 
 
@@ -195,7 +195,7 @@ class Failures:
 
     @contextmanager
     def of(self, identifier: str) -> Iterator[None]:
-        """Run the body for *identifier*: its error is kept, and a fatal one is raised."""
+        """Run the body for *identifier*. Its error is kept; a fatal one is raised."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
@@ -217,7 +217,7 @@ class Failures:
             verb: what was tried, as in "cannot *read* 3 objects".
             backend: the backend's location.
         """
-        # Handed over, since the tracebacks lead to whoever has this object.
+        # Not kept here: their tracebacks lead to frames that hold this object, a cycle that only the collector ends.
         errors, self.errors = self.errors, {}
         if not errors:
             return

@@ -1,4 +1,4 @@
-"""StagedFile: a local file that appears whole or not at all; and where what outlives a run, or is cached, is kept."""
+"""StagedFile: a local file that appears whole or not at all; and the user's directories for state and caches."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
 
 def state_directory() -> Path:
-    """Where the user keeps what outlives a run: $XDG_STATE_HOME/storage-backend. It may not exist yet.
+    """The user's directory for state: $XDG_STATE_HOME/storage-backend. It may not exist yet.
 
     Without that variable it is below ~/.local/state (XDG Base Directory Specification).
 
@@ -58,7 +58,7 @@ def state_directory() -> Path:
 
 
 def cache_directory() -> Path:
-    """Where the user keeps what can be had again: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
+    """The user's directory for caches: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
 
     Without that variable it is below ~/.cache (XDG Base Directory Specification).
 

@@ -29,7 +29,7 @@ class ObjectInfo:
 
 
 class Capability(enum.Flag):
-    """What a backend does beyond what every backend does. A flag needs a method of its own, which refuses where the flag is not set."""
+    """What a backend can do beyond what all can. Each flag belongs to a method, which raises UnsupportedOperationError without it or does it more slowly."""
 
     CREATE = enum.auto()
     """`create` is atomic."""

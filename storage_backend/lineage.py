@@ -1,4 +1,4 @@
-"""Lineage: what a place is and what it lies in, by values that two names of one place have in common."""
+"""Lineage: a place and all that encloses it, each as a value that does not depend on the name by which it is reached."""
 
 from __future__ import annotations
 

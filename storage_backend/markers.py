@@ -1,4 +1,4 @@
-"""Markers: objects that last a moment and show whether two places are one."""
+"""Markers: short-lived objects that show whether two backends reach the same place."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ def write(backend: StorageBackend, marker: str) -> None:
 
 
 def remove(backend: StorageBackend, marker: str) -> None:
-    """Remove a marker; one that stays is told of in the log."""
+    """Remove a marker. If that fails, a warning is logged."""
     try:
         backend.delete(marker)
     except FileNotFoundError:
         pass
-    except Exception as error:  # noqa: BLE001 - it is in nobody's way
+    except Exception as error:  # noqa: BLE001 - a marker that stays does no harm
         logger.warning("%r is left in %s and may be deleted: %s", marker, location_of(backend), error)
 
 

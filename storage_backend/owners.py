@@ -1,4 +1,4 @@
-"""Owners: the process that a temporary name belongs to, and whether it has ended without removing it."""
+"""Owners: temporary names say which process made them, so that files of processes that have ended can be removed."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ _NOWHERE = "0" * 8
 
 
 def temporary_name() -> str:
-    """A name that no object can have and no other process will choose; it tells whose it is."""
+    """A name that no object can have and no other process will choose; it identifies this process."""
     return f"{RESERVED}{_owner(os.getpid())}{os.urandom(6).hex()}"
 
 
 def is_abandoned(name: str) -> bool:
     """Whether *name* is a temporary one of a process of this machine that has ended.
 
-    Of another machine's, container's or earlier boot's it cannot be told, and the answer is False.
+    False for names made on another machine, in another container or before the last boot, of which it is not known.
     """
     found = _NAME.fullmatch(name)
     if found is None or found[1] == _NOWHERE or found[1] != _machine():
         return False
-    # A zombie has its number still, and a process that may not be looked at has one, too.
+    # A zombie still has its number, and so has a process whose /proc entry we may not read.
     started = _started(int(found[2], 16))
     return started != found[3] and (started is not None or not Path(f"/proc/{int(found[2], 16)}").exists())
 
 
 def tag() -> bytes:
-    """7 bytes that tell whose something is: 4 of the machine, 3 of the process."""
+    """7 bytes that identify this process: 4 of the machine, 3 of the process."""
     return _tag(os.getpid())
 
 
@@ -48,7 +48,7 @@ def living() -> frozenset[bytes]:
 
 
 def is_abandoned_tag(found: bytes, living: frozenset[bytes]) -> bool:
-    """Whether a process with this tag was one of this machine and has ended; False where that cannot be told."""
+    """Whether a process with this tag was one of this machine and has ended; False where that is not known."""
     machine = bytes.fromhex(_machine())
     return any(machine) and found[:4] == machine and bool(living) and found not in living
 
@@ -70,7 +70,7 @@ def _owner(pid: int) -> str:
 
 @functools.cache
 def _machine() -> str:
-    """What tells this boot, and this container's processes, from all others; zeros where nothing does."""
+    """Identifies this boot of this machine and this PID namespace; zeros where nothing does."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - of what the link stands for

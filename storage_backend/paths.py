@@ -1,4 +1,4 @@
-"""expanded: a path of this machine, as its user means it."""
+"""expanded: a path of this machine with "~" expanded."""
 
 from __future__ import annotations
 

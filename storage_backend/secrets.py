@@ -17,7 +17,7 @@ _REFERENCES = ("env:", "file:")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A constructor's parameter that is shown to nobody.
+    """A constructor's parameter whose value appears in no repr, message or pickle.
 
     Attributes:
         parameter: its name there.
@@ -65,7 +65,7 @@ class Secret:
 
 
 def refuse_pickle(where: str, *secrets: Secret | None, advice: str) -> None:
-    """See to it that no secret goes into a pickle.
+    """Refuse to pickle an object that was given a secret itself.
 
     Args:
         where: the owner's location.

@@ -83,7 +83,7 @@ def _bytes_from(reader: BinaryIO, chunk: object) -> bytes:
     return cast(bytes, chunk)
 
 
-class Digest(Protocol):
+class Hasher(Protocol):
     """What `hashlib` gives."""
 
     def update(self, data: Buffer, /) -> None:
@@ -93,7 +93,7 @@ class Digest(Protocol):
         """Lower-case hex of all data so far."""
 
 
-def new_digest(algorithm: str) -> Digest:
+def new_digest(algorithm: str) -> Hasher:
     """A new digest.
 
     Raises:
@@ -142,19 +142,19 @@ class HashingReader:
 
 
 Moved: TypeAlias = Callable[[int], object]
-"""Is told of each so many bytes that have passed; from any thread, also from several at once."""
+"""Called with the number of bytes that have just passed; from any thread, also from several at once."""
 
 
 def unwatched(size: int, /) -> None:
-    """Takes what is moved where nobody wants to know."""
+    """The callback where nobody counts."""
 
 
 class CountingReader:
-    """Passes a reader through and tells how many bytes were read.
+    """Passes a reader through and counts the bytes that are read.
 
     Args:
         reader: of bytes.
-        moved: is told.
+        moved: is called with the length of each read.
     """
 
     def __init__(self, reader: BinaryIO, moved: Moved) -> None:
@@ -169,7 +169,7 @@ class CountingReader:
 
 
 def counting(reader: BinaryIO, moved: Moved) -> BinaryIO:
-    """*reader*, of which *moved* is told what is read; the reader itself for `unwatched`."""
+    """*reader*, with *moved* called for each read; the reader itself for `unwatched`."""
     return reader if moved is unwatched else cast(BinaryIO, CountingReader(reader, moved))
 
 

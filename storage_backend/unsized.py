@@ -1,4 +1,4 @@
-"""told_size: how large a file is, where its file system tells."""
+"""told_size: the size of a file, unless its file system does not know it."""
 
 from __future__ import annotations
 

@@ -16,18 +16,19 @@ from typing import Any
 import paramiko
 from typing_extensions import override
 
-from storage_backend.backends.remote.packets import (
-    APPENDING,
+from storage_backend.backends.remote.sftp_packets import (
     ATTRS,
     CLOSE,
-    CREATING,
     DATA,
     EOF,
-    EXCLUSIVELY,
     EXTENDED,
     FAILURE,
-    FOR_WRITING,
     FSTAT,
+    FXF_APPEND,
+    FXF_CREAT,
+    FXF_EXCL,
+    FXF_TRUNC,
+    FXF_WRITE,
     HANDLE,
     LSTAT,
     MKDIR,
@@ -47,7 +48,6 @@ from storage_backend.backends.remote.packets import (
     SETSTAT,
     STAT,
     STATUS,
-    TRUNCATING,
     UNSUPPORTED,
     VERSION,
     WRITE,
@@ -268,12 +268,12 @@ def told(facts: os.stat_result) -> bytes:
 def flags_of(wanted: int) -> int:
     """What OPEN asks for, for os.open."""
     pairs = (
-        (APPENDING, os.O_APPEND),
-        (CREATING, os.O_CREAT),
-        (TRUNCATING, os.O_TRUNC),
-        (EXCLUSIVELY, os.O_EXCL),
+        (FXF_APPEND, os.O_APPEND),
+        (FXF_CREAT, os.O_CREAT),
+        (FXF_TRUNC, os.O_TRUNC),
+        (FXF_EXCL, os.O_EXCL),
     )
-    access = os.O_RDWR if wanted & 3 == 3 else os.O_WRONLY if wanted & FOR_WRITING else os.O_RDONLY
+    access = os.O_RDWR if wanted & 3 == 3 else os.O_WRONLY if wanted & FXF_WRITE else os.O_RDONLY
     return access | os.O_CLOEXEC | sum(flag for bit, flag in pairs if wanted & bit)
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from storage_backend import InvalidIdentifierError, identifiers
 from storage_backend.identifiers import MAX_BYTES, RESERVED, check, decode, encode, glob, is_valid
+from storage_backend.testing.topics.identifiers import AWKWARD, INVALID, OUTSIDE, TWINS
 from storage_backend.testing.topics.listing import BAD_PATTERNS, GLOBS, OBJECTS
-from storage_backend.testing.topics.spelling import AWKWARD, INVALID, OUTSIDE, TWINS
 from tests.tiers import thorough
 
 pytestmark = pytest.mark.quick

@@ -54,7 +54,7 @@ FLOORS = {
 
 
 # They take backends, so their annotations name the class; nothing of it is there at run time.
-ANNOTATED = {("defensive", "base"), ("hooks", "base")}
+ANNOTATED = {("counted", "base"), ("defensive", "base"), ("hooks", "base")}
 
 
 def floor(module: str) -> float:

@@ -58,11 +58,6 @@ OPEN_NAMES = {
     *("Tally", "TooLargeError", "Tries", "Upload", "Wanted", "Writing"),
 }
 OPEN_MODULES = {
-    "backends/remote/authentication.py",
-    "backends/remote/dialing.py",
-    "backends/remote/operations.py",
-    "backends/remote/sftp_operations.py",
-    "backends/remote/storage.py",
     "backends/s3/http.py",
     "backends/s3/reading.py",
     "backends/s3/storage.py",
@@ -76,7 +71,6 @@ OPEN_MODULES = {
     "wrappers/retrying/storage.py",
 }
 OPEN_STATE = {
-    "backends/remote/connection.py: memory",
     "wrappers/cached/namespaces.py: _claims",
 }
 
@@ -165,12 +159,13 @@ def test_constants_are_no_state() -> None:
 def state_of(tree: ast.Module) -> set[str]:
     """The names at the top of a module, or of its classes, that its functions change or that are there to be changed."""
     values: dict[str, ast.expr] = {}
-    for owner in [tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))]:
+    owners: list[ast.Module | ast.ClassDef] = [tree]
+    for owner in owners + [node for node in tree.body if isinstance(node, ast.ClassDef)]:
         prefix = f"{owner.name}." if isinstance(owner, ast.ClassDef) else ""
-        for node in owner.body:
-            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
-            if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
-                values |= {prefix + each.id: node.value for each in targets if isinstance(each, ast.Name)}
+        for part in owner.body:
+            targets = part.targets if isinstance(part, ast.Assign) else [getattr(part, "target", None)]
+            if isinstance(part, ast.Assign | ast.AnnAssign) and part.value is not None:
+                values |= {prefix + each.id: part.value for each in targets if isinstance(each, ast.Name)}
     found = {name for name, value in values.items() if "." not in name and _called(value) in STATEFUL}
     for function in ast.walk(tree):
         if not isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):

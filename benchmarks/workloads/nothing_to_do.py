@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import data, programs
+from benchmarks.finding import find_program
 from benchmarks.harness import (
     MEBIBYTE,
     Comparison,
@@ -15,7 +16,6 @@ from benchmarks.harness import (
     Place,
     Workload,
     expect,
-    find_program,
     peer,
 )
 from benchmarks.workloads import listing

@@ -63,10 +63,10 @@ def _at_sight(
     source: StorageBackend, target: StorageBackend, options: dict[str, Any], show: Show | None
 ) -> int:
     """Compare what two scans show, holding nothing. Without *show*, the first difference ends it."""
-    from storage_backend.transfer.engine import Engine
+    from storage_backend.transfer.engine import TransferEngine
     from storage_backend.transfer.options import TransferOptions
 
-    engine = Engine("sync", source, target, TransferOptions(delete=True, **options))
+    engine = TransferEngine("sync", source, target, TransferOptions(delete=True, **options))
     some = different = False
     for action in engine.plan():
         some = some or action.kind != "delete"

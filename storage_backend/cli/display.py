@@ -206,13 +206,13 @@ class Meter:
         began = time.monotonic()
         if self._ended.wait(SHOWN_FROM):
             return
-        from storage_backend.transfer.flow import host_of
-        from storage_backend.transfer.progress import Event, Pace, Silence
+        from storage_backend.transfer.in_flight import host_of
+        from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
         if self._ask is not None:
             # Not waited for: the command may be done before there is an answer.
             threading.Thread(target=self._learn, args=(self._ask,), name="storage-size", daemon=True).start()
-        pace, silence = Pace(), Silence()
+        pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
         try:
             while not self._ended.wait(TICK):

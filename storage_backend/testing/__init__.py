@@ -1,4 +1,13 @@
-"""For authors of backends: the conformance suite and FaultyStorage. Needs pytest, and nothing else."""
+"""For authors of backends: the conformance suite and FaultyStorage. Needs pytest and no other library.
+
+Read in this order:
+
+* `conformance`: ConformanceSuite, the class to derive a test class from. It inherits from all topics.
+* `subject`: Subject, which describes the backend under test and what it lacks; Topic, the base of all topics; helpers.
+* `topics/`: the tests, one module for each part of the contract. `reading` and `writing` are the simplest; `replacing` and
+  `processes` race threads and processes; `identifiers` has the tables of names.
+* `faults`: FaultyStorage, a wrapper that fails, delays and truncates calls on purpose; `cuts`: its truncated streams.
+"""
 
 # ruff: noqa: E402 - rewriting must be asked for before the modules with the assertions are imported
 import pytest
@@ -13,14 +22,14 @@ from storage_backend.testing.topics.capabilities import Capabilities
 from storage_backend.testing.topics.closing import Closing
 from storage_backend.testing.topics.copying import Copying, Moving
 from storage_backend.testing.topics.deleting import Deleting
-from storage_backend.testing.topics.failing import ErrorClasses
+from storage_backend.testing.topics.errors import ErrorClasses
 from storage_backend.testing.topics.files import Files
+from storage_backend.testing.topics.identifiers import AwkwardIdentifiers, Directories, InvalidIdentifiers
 from storage_backend.testing.topics.listing import Listing, Scanning
 from storage_backend.testing.topics.processes import Pickling, Processes, Threads
 from storage_backend.testing.topics.ranges import Ranges
 from storage_backend.testing.topics.reading import Reading
 from storage_backend.testing.topics.replacing import Conditions, Replacing
-from storage_backend.testing.topics.spelling import AwkwardIdentifiers, Directories, InvalidIdentifiers
 from storage_backend.testing.topics.streams import Streams, Writers
 from storage_backend.testing.topics.writing import Verifying, Writing
 

@@ -7,14 +7,14 @@ from storage_backend.testing.topics.capabilities import Capabilities
 from storage_backend.testing.topics.closing import Closing
 from storage_backend.testing.topics.copying import Copying, Moving
 from storage_backend.testing.topics.deleting import Deleting
-from storage_backend.testing.topics.failing import ErrorClasses
+from storage_backend.testing.topics.errors import ErrorClasses
 from storage_backend.testing.topics.files import Files
+from storage_backend.testing.topics.identifiers import AwkwardIdentifiers, Directories, InvalidIdentifiers
 from storage_backend.testing.topics.listing import Listing, Scanning
 from storage_backend.testing.topics.processes import Pickling, Processes, Threads
 from storage_backend.testing.topics.ranges import Ranges
 from storage_backend.testing.topics.reading import Reading
 from storage_backend.testing.topics.replacing import Conditions, Replacing
-from storage_backend.testing.topics.spelling import AwkwardIdentifiers, Directories, InvalidIdentifiers
 from storage_backend.testing.topics.streams import Streams, Writers
 from storage_backend.testing.topics.writing import Verifying, Writing
 

@@ -1,4 +1,4 @@
-"""Streams that end before their end, for FaultyStorage."""
+"""Truncated readers, writers and iterators, for FaultyStorage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cut:
-    """Where a stream ends, and how."""
+    """The offset at which a stream fails, and its error."""
 
     at: int
     error: BaseException | type[BaseException]
@@ -33,7 +33,7 @@ class Cut:
 
 
 class _CutReader(io.RawIOBase):
-    """Gives the first `cut.at` bytes, then raises."""
+    """Returns the first `cut.at` bytes, then raises."""
 
     def __init__(self, inner: BinaryIO, cut: Cut, closes: bool) -> None:
         self._inner = inner
@@ -77,7 +77,7 @@ class _CutReader(io.RawIOBase):
 
 
 class CutSink:
-    """Passes on the first `cut.at` bytes to a writer, then raises."""
+    """Passes the first `cut.at` bytes to a writer, then raises."""
 
     def __init__(self, inner: BinaryIO, cut: Cut) -> None:
         self._inner: BinaryIO | None = inner.__enter__()

@@ -1,4 +1,4 @@
-"""FaultyStorage: a backend that fails when and where a test says."""
+"""FaultyStorage: a wrapper that fails, delays or truncates the calls that a test names."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ METHODS = frozenset(
     for name in vars(Wrapper)
     if not name.startswith("_") and callable(getattr(Wrapper, name)) and name != "close"
 )
-"""What can be made to fail: every public method but close()."""
+"""The methods that can be made to fail: all public ones but close()."""
 
 CUTTABLE = frozenset({"open", "write", "write_stream", "scan", "read_many"})
-"""What gives or takes a stream."""
+"""The methods that return or take a stream."""
 
 
 class Call(NamedTuple):
-    """One call that a FaultyStorage was asked for: the method, and its arguments but for contents and readers."""
+    """One call of a FaultyStorage: the method, and its arguments without contents and readers."""
 
     method: str
     arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """What happens to the calls number *first* to *last* (None: for ever) of *method*."""
+class _FaultRule:
+    """A fault of the calls *first* to *last* (None: all that follow) of *method*."""
 
     method: str
     first: int
@@ -67,10 +67,10 @@ class _Rule:
         return UnavailableError(f"{self.message} (injected fault)", identifier=named, backend=where)
 
 
-class _Faults:
-    """What is to happen to one call."""
+class _CallFaults:
+    """The faults of one call."""
 
-    def __init__(self, call: Call, rules: list[_Rule], where: str) -> None:
+    def __init__(self, call: Call, rules: list[_FaultRule], where: str) -> None:
         self._call = call
         self._rules = rules
         self._where = where
@@ -87,7 +87,7 @@ class _Faults:
         return result
 
     def cut(self) -> Cut | None:
-        """The earliest of its cuts."""
+        """The earliest cut."""
         cuts = [
             Cut(rule.at, fault)
             for rule in self._rules
@@ -95,27 +95,27 @@ class _Faults:
         ]
         return min(cuts, key=lambda cut: cut.at, default=None)
 
-    def _raise(self, rule: _Rule, *, when: bool) -> None:
+    def _raise(self, rule: _FaultRule, *, when: bool) -> None:
         fault = rule.fault(self._call, self._where) if when else None
         if fault is not None:
             raise fault
 
 
 class FaultyStorage(Wrapper):
-    """Passes everything on to another backend, but for the faults that were asked for.
+    """Passes all calls to another backend, with the faults that a test asks for.
 
-    In each of them *nth* counts the calls of that method from now on (1 is the next one) and *times* says how many calls
-    in a row are hit, None being all that follow. Several faults may hit one call. Safe to use from many threads.
+    *nth* counts the calls of the method from now on: 1 is the next one. *times* is the number of consecutive calls that are hit; None
+    means all that follow. Several faults may hit one call. Thread-safe.
 
     Attributes:
-        calls: every call so far, in order, those that failed too.
+        calls: all calls so far in order, also those that failed.
     """
 
     def __init__(self, backend: StorageBackend, *, sleep: Callable[[float], object] = time.sleep) -> None:
         super().__init__(backend)
         self.calls: list[Call] = []
         self._sleep = sleep
-        self._rules: list[_Rule] = []
+        self._rules: list[_FaultRule] = []
         self._counts: Counter[str] = Counter()
         self._locks: dict[int, threading.Lock] = {}
 
@@ -125,7 +125,7 @@ class FaultyStorage(Wrapper):
 
     @property
     def _lock(self) -> threading.Lock:
-        """The lock of this process: one that a thread held when its process forked is held in the child for ever."""
+        """A lock of this process. A lock that another thread holds at a fork stays locked in the child for ever."""
         return self._locks.setdefault(os.getpid(), threading.Lock())
 
     def fail(
@@ -136,21 +136,21 @@ class FaultyStorage(Wrapper):
         error: BaseException | type[BaseException] | None = None,
         times: int | None = 1,
     ) -> None:
-        """Raise *error* (an UnavailableError, if none is given) instead of doing the call."""
+        """Raise *error* (by default an UnavailableError) instead of doing the call."""
         self._add(method, nth, times, error=error, message=f"{method}() was made to fail")
 
     def lose(self, method: str, *, nth: int = 1, times: int | None = 1) -> None:
-        """Do the call, then raise UnavailableError: the acknowledgement was lost."""
+        """Do the call, then raise UnavailableError, as if the response was lost."""
         self._add(method, nth, times, after=True, message=f"the answer to {method}() was lost on its way")
 
     def delay(self, method: str, seconds: float, *, nth: int = 1, times: int | None = None) -> None:
-        """Sleep before the call, by the function that the constructor was given; by default before each from now on."""
+        """Sleep before the call, with the `sleep` of the constructor; by default before all that follow."""
         self._add(method, nth, times, action=partial(self._sleep, seconds))
 
     def before(
         self, method: str, action: Callable[[], object], *, nth: int = 1, times: int | None = 1
     ) -> None:
-        """Run *action* before the call, in the caller's thread: for what must happen just then."""
+        """Run *action* before the call, in the caller's thread."""
         self._add(method, nth, times, action=action)
 
     def cut(
@@ -162,22 +162,22 @@ class FaultyStorage(Wrapper):
         error: BaseException | type[BaseException] | None = None,
         times: int | None = 1,
     ) -> None:
-        """Let *at* bytes of a stream pass, then raise *error* (an UnavailableError, if none is given).
+        """Let *at* bytes of a stream pass, then raise *error* (by default an UnavailableError).
 
-        A reader from `open` raises when asked for byte *at* or its end there; a writer from it, and `write` and
-        `write_stream`, take *at* bytes into the backend. Of `scan` and `read_many` *at* items pass.
+        A reader of `open` raises when byte *at* is read, or the end of the object there. A writer of `open`, `write` and
+        `write_stream` pass *at* bytes to the backend. `scan` and `read_many` yield *at* items.
         """
         if method not in CUTTABLE:
             raise ValueError(f"cut() is for {', '.join(sorted(CUTTABLE))}, not {method!r}")
         self._add(method, nth, times, at=at, error=error, message=f"{method}() was cut at {at}")
 
     def heal(self) -> None:
-        """Forget every fault; the calls stay recorded."""
+        """Remove all faults; `calls` stays."""
         with self._lock:
             self._rules.clear()
 
     def count(self, method: str) -> int:
-        """How often *method* was called so far."""
+        """The number of calls of *method* so far."""
         with self._lock:
             return self._counts[_known(method)]
 
@@ -187,18 +187,18 @@ class FaultyStorage(Wrapper):
         with self._lock:
             first = self._counts[_known(method)] + nth
             last = None if times is None else first + times - 1
-            self._rules.append(_Rule(method, first, last, **effect))
+            self._rules.append(_FaultRule(method, first, last, **effect))
 
-    def _begin(self, method: str, *arguments: Any) -> _Faults:
-        """Record a call and do what is to happen before it."""
-        # Without contents and readers, so that recording keeps nothing alive.
+    def _begin(self, method: str, *arguments: Any) -> _CallFaults:
+        """Record a call, and apply the faults that come before it."""
+        # Recorded contents and readers would stay alive.
         call = Call(method, tuple(a for a in arguments if isinstance(a, str | int | os.PathLike | None)))
         with self._lock:
             self.calls.append(call)
             self._counts[method] += 1
             number = self._counts[method]
             rules = [rule for rule in self._rules if rule.method == method and rule.covers(number)]
-        faults = _Faults(call, rules, self.location)
+        faults = _CallFaults(call, rules, self.location)
         faults.begin()
         return faults
 

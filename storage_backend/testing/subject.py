@@ -1,4 +1,4 @@
-"""Subject: the backend that the conformance suite is run against, and what every topic is built from."""
+"""Subject: the backend under test; Topic: the base of all topics; and helpers of the topics."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ FEATURES: Mapping[str, str] = MappingProxyType(
         "whole reads": "a reader beside a writer of the same object sees the old one or the new one",
     }
 )
-"""What a store may lack, and what it then cannot do. All else is required of every backend."""
+"""Feature -> what a store that lacks it cannot do. All else is required of every backend."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,12 @@ class Subject:
     """A backend under test.
 
     Attributes:
-        make: gives an instance over the same store, which is empty at first. A store that lives in one instance gives
-            that one each time, and lacks "shared".
-        lacks: feature -> the reason why this store cannot have it; `FEATURES` names them all. Its tests are skipped
-            with the reason, and nothing else ever is.
-        instance: one that all tests of a class use, where connecting takes longer than a test; whoever gives it empties its store
-            before each test and closes it after the last. None: each test has one of its own from *make*.
+        make: returns an instance on the same store, which is empty at first. If the store exists only in one instance, return that
+            one each time, and declare that it lacks "shared".
+        lacks: feature -> the reason why this store cannot have it; `FEATURES` lists them. Exactly the tests of these features are
+            skipped, with the reason.
+        instance: one instance for all tests of a class, where connecting takes longer than a test. The fixture empties its store
+            before each test and closes it after the last. None: each test gets an instance from *make*.
     """
 
     make: Callable[[], StorageBackend]
@@ -77,13 +77,13 @@ class Subject:
         return feature not in self.lacks
 
     def require(self, feature: str) -> None:
-        """Skip the test that runs, with the reason, if the store lacks *feature*."""
+        """Skip the running test, with the reason, if the store lacks *feature*."""
         if not self.has(feature):
             pytest.skip(f"lacks {feature!r}: {self.lacks[feature]}")
 
 
 class Topic:
-    """What the topics share: the fixtures."""
+    """The base of the topics: the fixtures."""
 
     @pytest.fixture
     def subject(self) -> Subject:
@@ -101,15 +101,15 @@ class Topic:
 
 
 ALL_BYTES = bytes(range(256)) + b"\r\n\n\r\x1a\xff\xfe\x00" + bytes(range(255, -1, -1))
-"""Every byte value, and what text modes like to change."""
+"""Every byte value, and the sequences that text modes change."""
 
 SIZES = (0, 1, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, (8 << 20) - 1, 8 << 20, (8 << 20) + 1)
-"""Nothing, and both sides of the sizes at which implementations change their ways."""
+"""Zero, and both sides of the sizes at which implementations change their method."""
 
 
 @lru_cache(maxsize=16)
 def content_of(size: int, seed: int = 0) -> bytes:
-    """The same *size* bytes each time, of which no part is like another."""
+    """*size* pseudo-random bytes, the same on each call."""
     return random.Random(f"{size}/{seed}").randbytes(size)  # noqa: S311 - not for secrecy
 
 
@@ -119,7 +119,7 @@ def has_directories(backend: StorageBackend) -> bool:
 
 
 def fill(backend: StorageBackend, *identifiers: str) -> None:
-    """Store an object under each of *identifiers* that says its own name."""
+    """Store under each identifier an object whose content is its name."""
     for identifier in identifiers:
         assert backend.write(identifier, named(identifier)) is True
 
@@ -130,7 +130,7 @@ def named(identifier: str) -> bytes:
 
 
 def write_any(backend: StorageBackend, identifier: str, content: object) -> object:
-    """Call `write` with what the abstract signature does not have."""
+    """Call `write` with content of a type that the abstract signature does not have."""
     return cast(Any, backend).write(identifier, content)
 
 
@@ -145,7 +145,7 @@ def names(found: Iterator[ObjectInfo]) -> list[str]:
 
 
 class Difference:
-    """What `same` gives for two contents that differ: false, and a short account of it."""
+    """The result of `same` for different contents: false, with a short description."""
 
     def __init__(self, account: str) -> None:
         self._account = account
@@ -178,7 +178,7 @@ def same(found: object, expected: object) -> Literal[True] | Difference:
         return Difference(f"{len(wrong)} differ; {key!r}: {same(found[key], expected[key])!r}")
     if isinstance(found, bytes) and isinstance(expected, bytes):
         shorter = min(len(found), len(expected))
-        # By halves: a loop over megabytes of bytes would take its time, too.
+        # Bisection: a loop over megabytes would be slow, too.
         low, high = 0, shorter
         while low < high:
             middle = (low + high + 1) // 2
@@ -189,16 +189,16 @@ def same(found: object, expected: object) -> Literal[True] | Difference:
 
 
 class SourceBrokeError(Exception):
-    """What a `Source` raises: nothing that a backend could mistake for its own trouble."""
+    """The error of a `Source`: of no class that a backend could take for an error of its own."""
 
 
 class Source:
-    """A reader with nothing but `read`, which may give little at a time, look around, or break.
+    """A reader with no method but `read`, for sources that return short reads or fail.
 
     Args:
-        content: what it gives.
-        most: at most this many bytes at a time.
-        breaks_at: raise SourceBrokeError when this many bytes were given.
+        content: the bytes to return.
+        most: the maximum of bytes for each read.
+        breaks_at: raise SourceBrokeError after this many bytes.
         watch: called before each read.
     """
 
@@ -217,7 +217,7 @@ class Source:
         self.position = 0
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on."""
+        """Read the next bytes."""
         if self._watch is not None:
             self._watch()
         end = len(self._content) if size is None or size < 0 else self.position + size
@@ -232,5 +232,5 @@ class Source:
         return chunk
 
     def as_binary(self) -> BinaryIO:
-        """The same, for a type checker: `read` is all that a source of bytes must have."""
+        """This object as a `BinaryIO`, for type checkers: backends only call `read`."""
         return cast(BinaryIO, self)

@@ -1,4 +1,15 @@
-"""sync, migrate, verify and plan: what moves objects between two backends. It knows none of them by name."""
+"""Copies objects from one backend to another: sync, migrate, verify and plan.
+
+Read in this order:
+
+* `options`, `report`, `progress`: what a caller sets, gets and hears. `job`: what all parts of one transfer share.
+* `engine` runs a transfer. `listing` lists both sides in a thread, `planning` merges the listings into actions, `unchanged`
+  decides which objects need none by their `fingerprint`. `spool` queues actions, on disk if they are many.
+* `workers` does the actions: `copying`, and `digest_comparison` where fingerprints prove nothing. `retry_budget` decides how long
+  failed work is tried again, `in_flight` knows the bytes of unfinished objects.
+* `journal` keeps what migrate verified. `deletion` is the last phase.
+* Safety: `overlap` refuses one place inside the other, `marker_probe` proves that there are two, `own_files` leaves out journals.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +21,11 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError
 from storage_backend.info import Capability
-from storage_backend.transfer.engine import Engine
-from storage_backend.transfer.guards import check_pair
+from storage_backend.transfer.engine import TransferEngine
 from storage_backend.transfer.journal import Journal, default_path
 from storage_backend.transfer.options import TransferOptions, options_from
-from storage_backend.transfer.own import check_apart
+from storage_backend.transfer.overlap import check_pair
+from storage_backend.transfer.own_files import check_apart
 from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import Event
 from storage_backend.transfer.report import TransferReport
@@ -36,10 +47,10 @@ def sync(
 ) -> TransferReport:
     """Make *target* hold what *source* holds.
 
-    What has the same size and time is skipped. Where the target's listing does not show the time of a source that is not newer than
-    what was stored, it is skipped if the target tells that time of it otherwise, or an MD5 that is the source's; else the digests of
-    both are compared. A source without times is compared by size. With `checksum` content alone counts. One object that fails does
-    not stop the rest: see `TransferReport.failed`.
+    An object of the same size and time is skipped. Where the target's listing does not show source times, an object that is not newer
+    than what was stored is skipped if the target keeps its time elsewhere (in metadata), or lists the source's MD5; else the digests
+    of both are compared. Sources without times are compared by size. With `checksum`, content alone decides. An object that fails
+    does not stop the others: see `TransferReport.failed`.
 
     Args:
         source: read from.
@@ -54,9 +65,9 @@ def sync(
     chosen = options_from(options, keywords)
     for name in ("delete_source", "journal", "manifest"):
         if getattr(chosen, name):
-            raise ConfigurationError(f"{name} is migrate's", parameter=name)
+            raise ConfigurationError(f"sync has no option {name}: use migrate", parameter=name)
     check_pair(source, target, deletes=chosen.delete)
-    return Engine("sync", source, target, chosen).run()
+    return TransferEngine("sync", source, target, chosen).run()
 
 
 def migrate(
@@ -64,7 +75,7 @@ def migrate(
 ) -> TransferReport:
     """Make *target* hold what *source* holds, and prove it: every digest is verified and kept in a journal.
 
-    Interrupted at any instant, the same call goes on where it was and copies nothing again that was verified.
+    After an interruption at any instant, the same call continues; it copies no verified object again.
 
     Args:
         source: read from.
@@ -90,15 +101,15 @@ def migrate(
     path = chosen.journal if chosen.journal is not None else default_path(*where)
     check_apart(source, target, path, chosen.manifest)
     if chosen.dry_run and not Path(path).exists():
-        return Engine("migrate", source, target, chosen).run()
+        return TransferEngine("migrate", source, target, chosen).run()
     with Journal(path, *where) as journal:
-        return Engine("migrate", source, target, chosen, journal).run()
+        return TransferEngine("migrate", source, target, chosen, journal).run()
 
 
 def verify(
     source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
 ) -> TransferReport:
-    """Compare two backends, object by object, and change nothing.
+    """Compare two backends, object by object. Changes nothing.
 
     Differences are in `TransferReport.differences`; what could not be compared is in `failed`.
 
@@ -117,13 +128,13 @@ def verify(
         if getattr(chosen, name):
             hint = '; verify="digest" compares content' if name == "checksum" else ""
             raise ConfigurationError(f"verify changes nothing, so it has no {name}{hint}", parameter=name)
-    return Engine("verify", source, target, chosen).run()
+    return TransferEngine("verify", source, target, chosen).run()
 
 
 def plan(
     source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
 ) -> Iterator[Action]:
-    """What `sync` would do, object by object in order of identifiers, each with its reason. Nothing is touched.
+    """What `sync` would do, one action an object in order of identifiers, each with its reason. Changes nothing.
 
     Args:
         source: to be read from.
@@ -137,4 +148,4 @@ def plan(
     """
     chosen = options_from(options, keywords)
     check_pair(source, target, deletes=chosen.delete)
-    return Engine("sync", source, target, chosen).plan()
+    return TransferEngine("sync", source, target, chosen).plan()

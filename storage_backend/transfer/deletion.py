@@ -1,60 +1,162 @@
-"""Removing: extras from the target, and from the source what is proven to have arrived."""
+"""Deletion: the last phase of a transfer. Removes extras from the target, and from the source what is verified on the target."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeAlias, TypeVar
+from functools import partial
+from typing import NamedTuple, TypeAlias, TypeVar, cast
 
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of
-from storage_backend.errors import FATAL, BatchError, PreconditionFailedError, SourceChangedError
+from storage_backend.errors import (
+    FATAL,
+    BatchError,
+    PreconditionFailedError,
+    SourceChangedError,
+    is_retryable,
+)
 from storage_backend.info import ObjectInfo
-from storage_backend.transfer.comparison import digests_of
-from storage_backend.transfer.copier import InterruptedTransferError, Job
-from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.guards import most_deletes
-from storage_backend.transfer.options import TransferOptions
-from storage_backend.transfer.planning import Record
-from storage_backend.transfer.report import TransferReport
+from storage_backend.transfer.digest_comparison import digests_of
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
+from storage_backend.transfer.job import InterruptedTransferError, TransferJob
+from storage_backend.transfer.retry_budget import RetryBudget
 from storage_backend.transfer.spool import Spool
 
 T = TypeVar("T")
 
-BATCH = 1000  # identifiers
+DELETED_AT_ONCE = (
+    1000  # objects in a request to the target; and objects of the source between two syncs of the journal
+)
+LEAST_MAX_DELETE = 100  # objects; ordinary change easily exceeds a tenth of a smaller target
 
-Removed: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not removed
+Deleted: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not deleted
 
 
-def refusal(
-    options: TransferOptions, report: TransferReport, extras: int, source_objects: int, target_objects: int
-) -> str | None:
-    """Why nothing may be deleted from the target, or None."""
+class Deletion:
+    """Deletes what one transfer is to delete, after all else succeeded.
+
+    Nothing is deleted before a marker has proven that the two sides are different places.
+    """
+
+    def __init__(self, job: TransferJob) -> None:
+        self._job = job
+        self._two_places: bool | None = None
+
+    def delete_extras(self, extras: Spool) -> None:
+        """Delete from the target what the source does not have."""
+        extras.complete()
+        reason = _refusal(self._job, extras.count)
+        if reason is not None:
+            self._job.report.refused.append(reason)
+            return
+        if extras.count and not self._differ_for_certain():
+            return
+        self._job.in_flight.waiting_for = self._job.target
+        for batch in _batches(extras):
+            remove = partial(_delete, self._job, self._job.target, trash=self._job.options.trash)
+            for identifier, error in self._deleted(remove, batch, str):
+                if error is not None:
+                    self._job.fail(identifier, error)
+                    continue
+                self._job.report.deleted += 1
+                self._job.events.emit("object", identifier=identifier, action="delete/extra")
+        self._job.in_flight.waiting_for = None
+
+    def delete_sources(self) -> None:
+        """Delete from the source the objects that this run knows to be verified on the target."""
+        journal = self._job.journal
+        assert journal is not None
+        for batch in journal.confirmed(DELETED_AT_ONCE):
+            if not self._differ_for_certain():
+                return
+            if self._job.options.flush:
+                self._job.in_flight.waiting_for = self._job.target
+                self._job.apart(partial(RetryBudget(self._job).run, self._job.target.flush))
+            journal.harden()
+            self._job.in_flight.waiting_for = self._job.source
+            gone = []
+            lost: list[tuple[str, Exception]] = []
+            remove = partial(_delete_verified, self._job)
+            for identifier, error in self._deleted(remove, batch, lambda record: record.identifier):
+                if error is not None:
+                    self._job.fail(identifier, error)
+                    if isinstance(error, PreconditionFailedError) and not isinstance(
+                        error, SourceChangedError
+                    ):
+                        lost.append((identifier, error))
+                    continue
+                gone.append(identifier)
+                self._job.events.emit("object", identifier=identifier, action="delete/verified")
+            journal.source_deleted(gone)
+            # As failed, these are not in the manifest, and the next run copies them again.
+            journal.write((), lost)
+            self._job.report.source_deleted += len(gone)
+
+    def _differ_for_certain(self) -> bool:
+        """Whether the two sides are proven to be different places. Tried once; if they are not, the report says why."""
+        if self._two_places is None:
+            self._job.in_flight.waiting_for = self._job.target
+            tried = partial(self._job.sides.one_place, source_loses=self._job.options.delete_source)
+            reason = self._job.apart(partial(RetryBudget(self._job).run, tried))
+            self._two_places = reason is None
+            if reason is not None:
+                self._job.report.refused.append(reason)
+        return self._two_places
+
+    def _deleted(
+        self, remove: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
+    ) -> list[Deleted]:
+        """The results of *remove* for a batch, tried again for those objects for which the connection failed."""
+
+        def removed() -> list[Deleted]:
+            budget = RetryBudget(self._job)
+            attempts = budget.attempts()
+            left = {name(item): item for item in batch}
+            found: dict[str, Exception | None] = {}
+            while True:
+                found.update(budget.run(partial(remove, list(left.values()))))
+                left = {key: item for key, item in left.items() if is_retryable(found[key])}
+                alone = len(left) < len(found) or len(left) == 1
+                if not left or not attempts.wait(cast(Exception, found[next(iter(left))]), alone=alone):
+                    return list(found.items())
+
+        return self._job.apart(removed)
+
+
+def _refusal(job: TransferJob, extras: int) -> str | None:
+    """Why the extras may not be deleted from the target, or None."""
     if extras == 0:
         return None
-    if report.failed:
-        return f"nothing was deleted: {len(report.failed):,} objects failed, so {extras:,} extras were kept"
-    if source_objects == 0:
+    if job.report.failed:
+        return (
+            f"nothing was deleted: {len(job.report.failed):,} objects failed, so {extras:,} extras were kept"
+        )
+    if job.sides.source.count == 0:
         return f"nothing was deleted: the source is empty, and {extras:,} objects would have gone"
-    limit = most_deletes(options.max_delete, target_objects)
+    limit = job.options.max_delete
+    if limit is None:
+        limit = max(LEAST_MAX_DELETE, job.sides.target.count // 10)
     if extras > limit:
         return f"nothing was deleted: {extras:,} objects are more than max_delete={limit:,}"
     return None
 
 
-def batches(extras: Spool) -> Iterator[list[str]]:
-    """The identifiers of a complete spool."""
+def _batches(extras: Spool) -> Iterator[list[str]]:
+    """The identifiers in a complete spool, in batches."""
     batch: list[str] = []
     for action in extras.take(0):
         assert action is not None
         batch.append(action.identifier)
-        if len(batch) == BATCH:
+        if len(batch) == DELETED_AT_ONCE:
             yield batch
             batch = []
     if batch:
         yield batch
 
 
-def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | None = None) -> list[Removed]:
+def _delete(
+    job: TransferJob, backend: StorageBackend, batch: list[str], trash: str | None = None
+) -> list[Deleted]:
     """Delete objects, or move them beneath *trash*.
 
     Raises:
@@ -71,7 +173,7 @@ def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | Non
             try:
                 backend.move(identifier, f"{trash.removesuffix('/')}/{identifier}")
             except FileNotFoundError:
-                continue  # gone already, as `delete_many` has it; also by a move whose answer was lost
+                continue  # it is gone, maybe by a move whose response was lost
             except FATAL:
                 raise
             except Exception as error:  # noqa: BLE001 - reported under its identifier
@@ -79,8 +181,8 @@ def remove(job: Job, backend: StorageBackend, batch: list[str], trash: str | Non
     return [(identifier, failures.get(identifier)) for identifier in batch]
 
 
-def remove_verified(job: Job, batch: list[Record]) -> list[Removed]:
-    """Delete from the source those objects that are still what was read, and that the target still has as they were verified.
+def _delete_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Deleted]:
+    """Delete source objects that are unchanged since they were read, and of which the target's copy is unchanged since it was verified.
 
     Both sides are asked again, the target last.
 
@@ -92,25 +194,34 @@ def remove_verified(job: Job, batch: list[Record]) -> list[Removed]:
         standing = [record for record in batch if record.identifier not in kept]
         kept.update(_not_as_recorded(job, side, standing))
     sure = [record.identifier for record in batch if record.identifier not in kept]
-    return [*kept.items(), *remove(job, job.source, sure)]
+    return [*kept.items(), *_delete(job, job.source, sure)]
 
 
-class _Side(NamedTuple):
-    """One side of a transfer, and how to ask for it."""
+class _SideCheck(NamedTuple):
+    """How to check one side against the journal.
 
-    backend: Callable[[Job], StorageBackend]
-    recorded: Callable[[Record], tuple[Fingerprint, bool]]
+    Attributes:
+        backend: the side of a job.
+        recorded: the side's fingerprint in a record, and whether it proves "unchanged".
+        absent: the error for an object that is gone; None where that is as good as deleted.
+        changed: the error for an object that is another one now.
+    """
+
+    backend: Callable[[TransferJob], StorageBackend]
+    recorded: Callable[[JournalRecord], tuple[Fingerprint, bool]]
     absent: Callable[[str], Exception | None]
     changed: Callable[[str], Exception]
 
 
-def _not_as_recorded(job: Job, side: _Side, batch: list[Record]) -> Iterator[tuple[str, Exception | None]]:
-    """Which objects are not what *side* showed when they were verified, and what to say of each."""
+def _not_as_recorded(
+    job: TransferJob, side: _SideCheck, batch: list[JournalRecord]
+) -> Iterator[tuple[str, Exception | None]]:
+    """The objects that changed on *side* since they were verified, each with its error."""
     backend = side.backend(job)
-    looks = _looks(job, backend, [record.identifier for record in batch])
-    doubtful: dict[str, tuple[Record, ObjectInfo]] = {}
+    infos = _stats(job, backend, [record.identifier for record in batch])
+    doubtful: dict[str, tuple[JournalRecord, ObjectInfo]] = {}
     for record in batch:
-        name, shown = record.identifier, looks[record.identifier]
+        name, shown = record.identifier, infos[record.identifier]
         fingerprint, proves = side.recorded(record)
         if shown is None:
             yield name, side.absent(name)
@@ -119,7 +230,7 @@ def _not_as_recorded(job: Job, side: _Side, batch: list[Record]) -> Iterator[tup
         elif fingerprint.shown_by(shown):
             if not proves:
                 doubtful[name] = record, shown
-        # A backend that shows neither time nor etag cannot say it any other way.
+        # The size alone proves nothing: without time and etag, digests decide.
         elif fingerprint.modified is None and fingerprint.etag is None and fingerprint.size == shown.size:
             doubtful[name] = record, shown
         else:
@@ -135,8 +246,10 @@ def _not_as_recorded(job: Job, side: _Side, batch: list[Record]) -> Iterator[tup
             yield name, side.changed(name)
 
 
-def _looks(job: Job, backend: StorageBackend, names: list[str]) -> dict[str, ObjectInfo | Exception | None]:
-    """What *backend* shows of each object now; None for one that is not there, and the error where that cannot be told."""
+def _stats(
+    job: TransferJob, backend: StorageBackend, names: list[str]
+) -> dict[str, ObjectInfo | Exception | None]:
+    """The ObjectInfo of each object now; None for one that is absent, or the error of its stat."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
         for info in backend.stat_many(_while_wanted(job, names)):
@@ -145,7 +258,7 @@ def _looks(job: Job, backend: StorageBackend, names: list[str]) -> dict[str, Obj
         found.update(error.failures)
     except (*FATAL, InterruptedTransferError):
         raise
-    except Exception:  # noqa: BLE001 - of one object, maybe: the others are asked by themselves
+    except Exception:  # noqa: BLE001 - it may be one object's: ask for each by itself
         for name in _while_wanted(job, [name for name in names if found[name] is None]):
             try:
                 found[name] = info_of(backend.stat(name), name)
@@ -179,16 +292,16 @@ def _overwritten(identifier: str) -> PreconditionFailedError:
     )
 
 
-_SOURCE = _Side(
+_SOURCE = _SideCheck(
     lambda job: job.source, lambda record: (record.source, record.source_proves), lambda _: None, _changed
 )
-_TARGET = _Side(
+_TARGET = _SideCheck(
     lambda job: job.target, lambda record: (record.target, record.target_proves), _lost, _overwritten
 )
 
 
-def _while_wanted(job: Job, items: Iterable[T]) -> Iterator[T]:
-    """The same, until the transfer is told to stop."""
+def _while_wanted(job: TransferJob, items: Iterable[T]) -> Iterator[T]:
+    """The items, until the transfer is told to stop."""
     for item in items:
         if job.stop.is_set():
             raise InterruptedTransferError

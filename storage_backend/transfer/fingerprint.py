@@ -1,14 +1,15 @@
-"""Fingerprint: what shows, without reading it, that an object is the one that was seen before."""
+"""Fingerprint: size, time and etag, which show without a read that an object has not changed; JournalRecord: two of them."""
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 
 from storage_backend.info import ObjectInfo
 
-# Kernels stamp times coarsely and SFTP in whole seconds: within this a second write may leave size and time as they
-# were ("racy git", Documentation/technical/racy-git).
+# Kernels round file times to a clock tick, SFTP to seconds: a second write within this may leave size and time
+# unchanged (git, Documentation/technical/racy-git).
 RACY_SECONDS = 2.0
 
 
@@ -27,17 +28,17 @@ class Fingerprint(NamedTuple):
 
     @classmethod
     def of(cls, info: ObjectInfo) -> Self:
-        """The fingerprint that *info* shows."""
+        """The fingerprint of an ObjectInfo."""
         return cls(info.size, None if info.modified is None else microseconds(info.modified), info.etag)
 
     def proves(self, looked: float) -> bool:
-        """Whether showing it again will mean "unchanged", given that it was seen at *looked* (`time.time()`)."""
+        """Whether the same fingerprint later on proves "unchanged". *looked* is the `time.time()` when it was taken."""
         if self.etag is not None:
             return True
         return self.size is not None and self.modified is not None and not is_racy(self.modified, looked)
 
     def shown_by(self, info: ObjectInfo) -> bool:
-        """Whether *info* shows the same, by the etags if both have one, else by size and time."""
+        """Whether *info* is the same: by the etags if both have one, else by size and time."""
         if self.size != info.size:
             return False
         if self.etag is not None and info.etag is not None:
@@ -45,6 +46,51 @@ class Fingerprint(NamedTuple):
         if self.size is None or self.modified is None or info.modified is None:
             return False
         return same_time(self.modified, microseconds(info.modified))
+
+
+class JournalRecord(NamedTuple):
+    """What the journal knows of an object that was verified.
+
+    Attributes:
+        identifier: the object.
+        source: the fingerprint of what was read.
+        source_proves: whether the source is unchanged if it shows that fingerprint again.
+        target: the fingerprint of what was stored.
+        target_proves: the same for the target.
+        sha256: of both.
+    """
+
+    identifier: str
+    source: Fingerprint
+    source_proves: bool
+    target: Fingerprint
+    target_proves: bool
+    sha256: str
+
+    @classmethod
+    def verified(
+        cls, source: ObjectInfo, target: ObjectInfo, *, size: int | None, sha256: str, looked: float
+    ) -> Self:
+        """The record of an object whose digest is the same on both sides.
+
+        Args:
+            source: as it was read.
+            target: as it was stored.
+            size: bytes read.
+            sha256: of both.
+            looked: `time.time()` before the source was read.
+        """
+        one, other = Fingerprint.of(source)._replace(size=size), Fingerprint.of(target)
+        return cls(source.identifier, one, one.proves(looked), other, other.proves(time.time()), sha256)
+
+    def holds(self, source: ObjectInfo, target: ObjectInfo) -> bool:
+        """Whether the listings prove that both sides are unchanged."""
+        return (
+            self.source_proves
+            and self.target_proves
+            and self.source.shown_by(source)
+            and self.target.shown_by(target)
+        )
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -57,12 +103,12 @@ def microseconds(moment: datetime) -> int:
 
 
 def is_racy(modified: int, looked: float) -> bool:
-    """Whether a time of *modified* microseconds, seen at *looked*, may hide a later write."""
+    """Whether an object of that time, seen at *looked*, may be written again without a change of its time."""
     return modified > (looked - RACY_SECONDS) * 1_000_000
 
 
 def is_kept_everywhere(moment: int) -> bool:
-    """Whether every store that keeps times can hold this one: FAT begins in 1980, and much ends with 31 bits of seconds."""
+    """Whether every store can keep this time: FAT begins in 1980, and many formats end with 31 bits of seconds, in 2038."""
     return 315_619_200 * 1_000_000 <= moment < (1 << 31) * 1_000_000
 
 
@@ -72,5 +118,5 @@ def same_time(one: int, other: int) -> bool:
 
 
 def _precision(moment: int) -> int:
-    """The unit that a store seems to keep, in microseconds: a whole second, a millisecond, or one."""
+    """The precision of a time by its digits, in microseconds: a second, a millisecond, or a microsecond."""
     return 1_000_000 if moment % 1_000_000 == 0 else 1_000 if moment % 1_000 == 0 else 1

@@ -1,4 +1,4 @@
-"""Journal: a SQLite record of what is verified, so that a rerun goes on where the last one was."""
+"""Journal: a SQLite database of verified objects, so that a rerun continues where the last run stopped."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from storage_backend.errors import (
 )
 from storage_backend.files import StagedFile, state_directory
 from storage_backend.paths import expanded
-from storage_backend.transfer.fingerprint import Fingerprint
-from storage_backend.transfer.planning import Record
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 
 FORMAT = "1"
 _SCHEMA = (
@@ -69,10 +68,10 @@ _Row: TypeAlias = tuple[
 
 
 def default_path(source: str, target: str) -> Path:
-    """Where the journal of a pair of locations is, below the user's state directory.
+    """The default path of the journal of a pair of locations, in the user's state directory.
 
     Raises:
-        ConfigurationError: a backend has no location that a later run could recognise, or the user has no home.
+        ConfigurationError: a backend has no location that a later run would recognise, or the user has no home directory.
     """
     for location in (source, target):
         if "://" not in location:
@@ -85,7 +84,7 @@ def default_path(source: str, target: str) -> Path:
 
 
 class Journal:
-    """What one pair of backends has in common, as far as it is proven. One process at a time may hold it.
+    """The verified objects of one pair of backends. One process at a time may open it.
 
     Args:
         path: of the SQLite file; created, with its directories, where missing.
@@ -93,7 +92,7 @@ class Journal:
         target: location.
 
     Raises:
-        UnavailableError: another process holds it.
+        UnavailableError: another process has it open.
         ConfigurationError: it is the journal of another pair, or no journal.
     """
 
@@ -123,23 +122,23 @@ class Journal:
         self.close()
 
     def close(self) -> None:
-        """Let the next run have it."""
+        """Close the database and release the lock."""
         self._connection.close()
         os.close(self._lock)
 
     def _forget(self) -> None:
-        """After a run that failed: leave no file, if it was the first one and nothing has been recorded."""
+        """After a failed run: remove the files, if it was the first run and recorded nothing."""
         with suppress(sqlite3.Error, OSError):
             if (
                 self._run == 1
                 and not self._connection.execute("SELECT EXISTS (SELECT * FROM objects)").fetchone()[0]
             ):
-                self._connection.close()  # which removes the log
+                self._connection.close()  # removes the write-ahead log
                 self.path.unlink()
                 Path(f"{self.path}.lock").unlink()
 
-    def records(self) -> Iterator[Record]:
-        """What is verified, ascending by identifier, as it was when the iteration began. For use in one thread."""
+    def records(self) -> Iterator[JournalRecord]:
+        """The verified objects, ascending by identifier, as of the start of the iteration. For use in one thread."""
         with self._translated():
             connection = self._opened()
             try:
@@ -150,8 +149,8 @@ class Journal:
             finally:
                 connection.close()
 
-    def confirmed(self, count: int) -> Iterator[list[Record]]:
-        """What this run knows to be verified on the target, in batches of *count*."""
+    def confirmed(self, count: int) -> Iterator[list[JournalRecord]]:
+        """The objects that this run verified or found unchanged, in batches of *count*."""
         last = b""
         while True:
             with self._translated():
@@ -165,8 +164,8 @@ class Journal:
             last = rows[-1][0]
             yield [_record(row) for row in rows]
 
-    def write(self, verified: Iterable[Record], failed: Iterable[tuple[str, Exception]] = ()) -> None:
-        """Record what is verified and what failed, together."""
+    def write(self, verified: Iterable[JournalRecord], failed: Iterable[tuple[str, Exception]] = ()) -> None:
+        """Record verified and failed objects in one transaction."""
         with self._transaction():
             self._connection.executemany(
                 _VERIFIED,
@@ -196,20 +195,20 @@ class Journal:
             )
 
     def confirm(self, found: Iterable[str]) -> None:
-        """Note that this run saw both sides of these verified objects unchanged."""
+        """Record that this run found these verified objects unchanged on both sides."""
         self._update(
             "UPDATE objects SET run = ? WHERE identifier = ?", ((self._run, _key(each)) for each in found)
         )
 
     def source_deleted(self, gone: Iterable[str]) -> None:
-        """Note that these are no longer at the source."""
+        """Record that these objects were deleted from the source."""
         self._update(
             "UPDATE objects SET state = 'source deleted' WHERE identifier = ?",
             ((_key(each),) for each in gone),
         )
 
     def harden(self) -> None:
-        """Return once all that was written survives power loss."""
+        """Return once everything written survives power loss."""
         with self._translated():
             # A commit with synchronous=FULL syncs the log with every earlier commit in it ("PRAGMA synchronous").
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -218,7 +217,7 @@ class Journal:
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def write_manifest(self, path: str | os.PathLike[str]) -> int:
-        """Write identifier, size and sha256 of every verified object, one JSON object a line; return their number."""
+        """Write identifier, size and sha256 of each verified object, one JSON object a line; return their number."""
         count = 0
 
         def fill(staged: StagedFile) -> None:
@@ -243,7 +242,7 @@ class Journal:
             lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A run that left no journal has removed it, maybe since it was opened here.
+                # A run that recorded nothing removes the lock file, maybe after we opened it.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(lock), os.stat(f"{self.path}.lock")):  # noqa: PTH116 - beside fstat
                         return lock
@@ -258,7 +257,7 @@ class Journal:
             os.close(lock)
 
     def _refuse_foreign(self) -> None:
-        """Refuse a file that is another's, by its bytes alone: SQLite would make files beside it, and write into it when they go."""
+        """Refuse another program's file. Read it as immutable: else SQLite would create files beside it, and write into it."""
         try:
             if not self.path.stat().st_size:
                 return
@@ -270,15 +269,15 @@ class Journal:
             ) as connection:
                 self._check(connection)
         except sqlite3.DatabaseError:
-            # Of one that was killed, a part may be in its log only.
+            # After a kill, a part may be in the write-ahead log only.
             if not Path(f"{self.path}-wal").exists():
                 raise
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a database that has other tables than ours.
+        """Refuse a database with other tables than ours.
 
         Raises:
-            ConfigurationError: it has.
+            ConfigurationError: it has other tables.
         """
         tables = {
             name: [column[1] for column in connection.execute(f"PRAGMA table_info({name!r})")]
@@ -376,15 +375,15 @@ class Journal:
 
 
 def _key(identifier: str) -> bytes:
-    """The bytes of an identifier that may not even be a valid one, as those that failed are."""
+    """The bytes of an identifier, also of an invalid one: those are recorded as failed."""
     try:
         return identifier.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return identifier.encode("utf-8", "surrogatepass")
 
 
-def _record(row: _Row) -> Record:
-    return Record(
+def _record(row: _Row) -> JournalRecord:
+    return JournalRecord(
         identifiers.decode(row[0]),
         Fingerprint(row[1], row[2], row[3]),
         bool(row[4]),

@@ -1,4 +1,4 @@
-"""TransferOptions: everything that can be asked of a transfer."""
+"""TransferOptions: the settings of a transfer."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ Verification: TypeAlias = Literal["digest", "size", "none"]
 
 @dataclass(frozen=True)
 class TransferOptions:
-    """How `sync`, `migrate`, `verify` and `plan` go about it.
+    """The settings of `sync`, `migrate`, `verify` and `plan`.
 
     Attributes:
         pattern: only objects that match this glob, on either side.
-        include: only objects that match one of these globs; none given means all. With `pattern`, both have to match.
-        exclude: no object that matches one of these globs. What is out of scope is never deleted either.
+        include: only objects that match one of these globs; without any, all. If `pattern` is given, it must match too.
+        exclude: no object that matches one of these globs. Excluded objects are not deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
-            "none" trusts the target. None stands for the default: "digest" for migrate and verify, "size" for sync.
-        checksum: compare the content of all objects that have the same size on both sides, whatever their times and the journal say;
-            where the target shows an MD5 of what it stored, with that.
-        delete: remove from the target what the source does not have, after everything else succeeded, and once the two sides are
+            "none" checks nothing. None means the default: "digest" for migrate and verify, "size" for sync.
+        checksum: compare the content of all objects of the same size, whatever their times and the journal say; by MD5 where the
+            target lists one.
+        delete: delete from the target what the source does not have, after everything else succeeded, and once the two sides are
             proven to be different places.
-        max_delete: refuse to delete more objects than this. None stands for the larger of 100 and 10 % of the target.
-        trash: a prefix on the target; what would be deleted is moved beneath it.
-        delete_source: (migrate) remove from the source what is verified on the target, after the same proof.
+        max_delete: refuse to delete more objects than this. None means the larger of 100 and 10 % of the target.
+        trash: a prefix on the target; objects are moved beneath it instead of deleted.
+        delete_source: (migrate) delete from the source what is verified on the target, after the same proof.
         flush: (migrate) with `delete_source`, make the target's writes survive power loss first.
-        journal: (migrate) path of the journal; None stands for one named after the pair of locations, in
+        journal: (migrate) path of the journal; None means a file named after the pair of locations, in
             `$XDG_STATE_HOME/storage-backend`.
         manifest: (migrate) path of a file to write: identifier, size and sha256 of every verified object, as JSON lines.
         one_way: (verify) objects that only the target has are no difference.
-        dry_run: plan, and do nothing.
-        retry_for: seconds that a side which cannot be reached is waited for, with growing pauses, before what needs it fails; counted
-            anew once something works. 0 tries once more at the end, and that is all.
-        workers: how many batches or large objects are under way at once.
+        dry_run: plan only.
+        retry_for: seconds for which work is tried again, with exponential backoff, while a side cannot be reached; the count starts
+            again after any success. With 0, a failed object is tried once more, at the end.
+        workers: batches or large objects in progress at once.
         batch_objects: the most objects in a batch.
-        batch_bytes: the most bytes in a batch; a larger object is streamed by itself.
+        batch_bytes: the most bytes in a batch; an object of more than a quarter of that is streamed by itself.
         on_event: is called with each progress.Event, one at a time.
     """
 
@@ -93,10 +93,10 @@ class TransferOptions:
             identifiers.check(self.trash.removesuffix("/"))
 
     def verification(self, verb: Verb) -> Verification:
-        """What `verify` means for *verb*.
+        """`verify`, or the default of *verb*.
 
         Raises:
-            ConfigurationError: the source is to be deleted without a digest.
+            ConfigurationError: `delete_source` without digests.
         """
         found = self.verify or ("size" if verb == "sync" else "digest")
         if self.delete_source and found != "digest":
@@ -108,9 +108,9 @@ class TransferOptions:
         return self._included(identifier) and not self._excluded(identifier)
 
     def concerns(self, name: str) -> bool:
-        """Whether the transfer concerns what is listed as *name*, which may be no identifier.
+        """Whether the transfer concerns an entry of a listing, which may be no identifier.
 
-        Empty segments do not count for the patterns, which cannot name them; what ends in "/" lies beneath that name.
+        Patterns ignore empty segments, which they cannot name; a name that ends in "/" counts as an object beneath it.
         """
         spellings = {name, "/".join(filter(None, name.split("/"))) + ("/\0" if name.endswith("/") else "")}
         return any(map(self._included, spellings)) and not any(map(self._excluded, spellings))

@@ -1,4 +1,4 @@
-"""Event: what a transfer tells while it runs."""
+"""Event: what a transfer reports while it runs, and how its rate, remaining time and stalls are estimated."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from storage_backend.threads import beside
 Kind: TypeAlias = Literal["start", "object", "progress", "end"]
 
 INTERVAL = 0.2  # seconds between two "progress" events
-WINDOW = 10.0  # seconds that a rate is taken over
-SILENCE = 3.0  # seconds without a byte or an object, after which it is said who is waited for
+WINDOW = 10.0  # seconds over which the rate is averaged
+SILENCE = 3.0  # seconds without a byte or an object, after which events name the host that is waited for
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +46,14 @@ class Event:
         return {"event": self.kind, **self.fields}
 
 
-class Pace:
-    """How fast it goes, and how long what is left will take, by the last seconds."""
+class RateEstimator:
+    """Estimates the rate and the remaining time from the last seconds."""
 
     def __init__(self) -> None:
         self._samples: deque[tuple[float, int, int]] = deque([(0.0, 0, 0)])
 
     def of(self, seconds: float, moved: int, done: int, total_bytes: int, total: int) -> dict[str, Any]:
-        """The fields `rate` and, where it can be told, `eta`.
+        """The fields `rate` and, once it can be estimated, `eta`.
 
         Args:
             seconds: since the start; it grows from call to call.
@@ -77,19 +77,19 @@ class Pace:
         return found
 
 
-class Silence:
-    """How long nothing has arrived."""
+class StallDetector:
+    """Tells for how long nothing has arrived."""
 
     def __init__(self) -> None:
         self._mark: object = None
         self._since = 0.0
 
     def lasting(self, mark: object, seconds: float) -> float:
-        """Seconds since *mark* was another one; 0 while that is nothing to speak of.
+        """Seconds since *mark* last changed; 0 below `SILENCE`.
 
         Args:
             mark: any value that changes when something arrives.
-            seconds: on a clock that goes on from call to call.
+            seconds: of a monotonic clock.
         """
         if mark != self._mark:
             self._mark, self._since = mark, seconds
@@ -97,8 +97,8 @@ class Silence:
         return lasted if lasted >= SILENCE else 0.0
 
 
-class Emitter:
-    """Hands events on, one at a time, and limits how often progress is told."""
+class EventEmitter:
+    """Calls the listener, one event at a time, and limits the rate of "progress" events."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -107,10 +107,10 @@ class Emitter:
         self._error: BaseException | None = None
 
     def emit(self, kind: Kind, **fields: Any) -> None:
-        """Tell of one event; fields that are None are left out.
+        """Report one event. Fields that are None are left out.
 
         Raises:
-            BaseException: what the listener raised just now, or before in a thread that had nobody to tell.
+            BaseException: of the listener, now or earlier in the thread of `ticking`.
         """
         if self._on_event is None:
             return
@@ -122,12 +122,12 @@ class Emitter:
                 self._on_event(event)
 
     def close(self) -> None:
-        """Tell no more: what a thread that was left behind does is nobody's concern."""
+        """Report nothing more, also not from threads that were left behind."""
         with self._lock:
             self._on_event = None
 
     def progress(self, snapshot: Callable[[], dict[str, Any]], *, force: bool = False) -> None:
-        """Tell how far it is, if it was not told just now."""
+        """Report progress, unless it was reported within `INTERVAL`."""
         if self._on_event is None or not (force or time.monotonic() >= self._due):
             return
         with self._lock:
@@ -137,7 +137,7 @@ class Emitter:
 
     @contextmanager
     def ticking(self, snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
-        """While the body runs, progress is told from a thread of its own: whoever works may wait for a server meanwhile."""
+        """While the body runs, report progress from another thread: this one may be waiting for a server."""
         if self._on_event is None:
             yield
             return
@@ -147,7 +147,7 @@ class Emitter:
             while not ended.wait(INTERVAL):
                 try:
                     self.progress(snapshot)
-                except BaseException as error:  # noqa: BLE001 - raised where the next event is told
+                except BaseException as error:  # noqa: BLE001 - raised by the next emit
                     self._error = error
                     return
 

@@ -1,4 +1,4 @@
-"""TransferReport: what a transfer did, and what it could not do."""
+"""TransferReport: the counts and failures of one transfer."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from storage_backend.errors import BatchError, is_retryable
 
 @dataclass
 class TransferReport:
-    """The result of `sync`, `migrate` or `verify`. While it runs, the engine counts in it.
+    """The result of `sync`, `migrate` or `verify`. The engine updates it while it runs.
 
     Attributes:
         verb: "sync", "migrate" or "verify".
         source: location.
         target: location.
-        planned: objects that had to be copied, or compared, to find out.
+        planned: objects that had to be copied or compared by content.
         planned_bytes: their bytes, as far as known.
         plan_complete: whether both sides were listed to their ends.
         copied: objects stored on the target.
-        compared: objects that had to be compared by more than what the listings show, and were the same.
+        compared: objects that were compared by content, and are the same.
         verified: objects of this run whose digest on the target is that of the source.
-        skipped: reason -> objects that needed no copy; "folder-marker": empty entries whose names end in "/", which are none.
+        skipped: reason -> objects that needed no copy. "folder-marker" counts empty entries whose names end in "/": no objects.
         would: (dry run) action, as "copy/missing" -> objects.
         deleted: objects removed from the target, or moved to its trash.
         source_deleted: objects removed from the source.
         failed: identifier -> its error.
         differences: (verify) identifier -> "missing", "extra", "size" or "digest".
-        refused: what was not done because a limit or a guard forbids it, as sentences.
+        refused: sentences that say what was not done because a limit or a safety check forbids it.
         bytes: copied or compared.
         started: time.monotonic() at the start.
         seconds: how long it took; None while it runs.
-        dry_run: whether nothing was done on purpose.
+        dry_run: whether the run only planned.
     """
 
     verb: str
@@ -60,17 +60,17 @@ class TransferReport:
 
     @property
     def ok(self) -> bool:
-        """Whether everything that was asked for is done and nothing differs."""
+        """Whether everything was done and nothing differs."""
         return self.plan_complete and not (self.failed or self.differences or self.refused)
 
     @property
     def retryable(self) -> bool:
-        """Whether there are failures and each may vanish when the same is run again."""
+        """Whether there are failures, and another run may succeed in all of them."""
         return bool(self.failed) and all(map(is_retryable, self.failed.values()))
 
     @property
     def elapsed(self) -> float:
-        """Seconds so far, or altogether."""
+        """Seconds so far, or in total after the end."""
         return time.monotonic() - self.started if self.seconds is None else self.seconds
 
     def raise_for_failures(self) -> None:

@@ -1,4 +1,4 @@
-"""Spool: a queue of actions, on disk from some length on, so that planning can run ahead without holding the plan in memory."""
+"""Spool: a queue of actions that spills to disk, so that planning runs ahead without holding the plan in memory."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from storage_backend.info import ObjectInfo
 from storage_backend.transfer.fingerprint import microseconds
 from storage_backend.transfer.planning import Action
 
-HELD = 4096  # actions in memory, some megabytes; so many at a time are written and read
-ENOUGH = 64  # actions that are worth waking the other thread for
+HELD = 4096  # actions in memory, some megabytes; also the size of a block on disk
+ENOUGH = 64  # actions after which the reading thread is woken
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Spool:
-    """First in, first out, from one thread to another."""
+    """A first-in, first-out queue from one thread to another."""
 
     def __init__(self) -> None:
         self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115 - closed by close
-        self._blocks: deque[int] = deque()  # bytes of each that was written and not read yet
+        self._blocks: deque[int] = deque()  # bytes of each block that was written and not read yet
         self._changed = threading.Condition()
         self._fresh: list[Action] = []
         self._complete = False
@@ -43,13 +43,13 @@ class Spool:
                 self._changed.notify()
 
     def complete(self) -> None:
-        """Say that no more will come."""
+        """Mark the end: no action follows."""
         with self._changed:
             self._complete = True
             self._changed.notify()
 
     def take(self, patience: float) -> Iterator[Action | None]:
-        """All actions in order; None each time that *patience* seconds passed without one."""
+        """All actions in order. None whenever *patience* seconds passed without one."""
         position = 0
         while True:
             size = 0
@@ -72,10 +72,9 @@ class Spool:
                 yield None
 
     def close(self) -> None:
-        """Give the disk space back. What is put from then on is refused."""
-        with (
-            self._changed
-        ):  # not while it is written: the descriptor's number may be another file's the next moment
+        """Free the disk space. `put` fails from then on."""
+        # Not during a write: the descriptor's number may be another file's the next moment.
+        with self._changed:
             self._file.close()
 
     def _write(self) -> None:

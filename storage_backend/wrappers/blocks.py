@@ -26,7 +26,7 @@ class Encoder(Protocol):
         """What is stored last."""
 
 
-class Blocks:
+class DecodedBlocks:
     """Content whose blocks are decoded each as a whole. Not for many threads at once.
 
     Args:
@@ -99,7 +99,7 @@ class BlockReader(io.BufferedReader):
         stored: what they are read from; it is closed with this reader.
     """
 
-    def __init__(self, blocks: Blocks, stored: BinaryIO) -> None:
+    def __init__(self, blocks: DecodedBlocks, stored: BinaryIO) -> None:
         self._stream = _BlockStream(blocks, stored)
         super().__init__(self._stream, CHUNK)
 
@@ -112,7 +112,7 @@ class BlockReader(io.BufferedReader):
 class _BlockStream(SeekableRaw):
     """The raw half of a reader of blocks; its end is a proved one."""
 
-    def __init__(self, blocks: Blocks, stored: BinaryIO) -> None:
+    def __init__(self, blocks: DecodedBlocks, stored: BinaryIO) -> None:
         self.failure: Exception | None = None
         self.size = blocks.size
         self._blocks = blocks

@@ -30,7 +30,8 @@ from storage_backend.streams import (
     sha256,
 )
 from storage_backend.wrappers.base import BatchWithin, Wrapper, WrapperHooks
-from storage_backend.wrappers.blocks import BlockReader, Blocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import BlockReader, DecodedBlocks, Fault, read_up_to
+from storage_backend.wrappers.sources import info_for_copy
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class RecodingWrapper(Wrapper):
         """What to store for *content*; with *verify*, proved to give *content* again."""
 
     @abstractmethod
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks | None:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks | None:
         """The content of what *stored*, of which nothing was read yet, gives; None if that is the content itself."""
 
     @abstractmethod
@@ -132,7 +133,7 @@ class RecodingWrapper(Wrapper):
                 content = bytes(content)
                 check_arrived(info, identifier, len(content), sha256(content) if verify else None)
                 code = self._encode(identifier, content, verify=verify)
-                return [(inner_info(info, identifier, len(code)), code)]
+                return [(info_for_copy(info, identifier, len(code)), code)]
             return []
 
         with batch:
@@ -200,7 +201,7 @@ class RecodingWrapper(Wrapper):
         blocks = self._blocks(identifier, io.BytesIO(stored))
         return stored if blocks is None else self._span_of(identifier, blocks, 0, None)
 
-    def _span_of(self, identifier: str, blocks: Blocks, start: int, end: int | None) -> bytes:
+    def _span_of(self, identifier: str, blocks: DecodedBlocks, start: int, end: int | None) -> bytes:
         try:
             return blocks.span(start, end)
         except MemoryError:
@@ -251,13 +252,6 @@ class _RecodingHooks(WrapperHooks):
     @override
     def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         return digest_of(self.backend, identifier, algorithm, moved)
-
-
-def inner_info(info: ObjectInfo | None, identifier: str, size: int | None) -> ObjectInfo:
-    """What the inner backend is told of an object of *size* stored bytes."""
-    if info is None:
-        return ObjectInfo(identifier, size)
-    return ObjectInfo(identifier, size, info.modified, content_type=info.content_type)
 
 
 def outer_info(info: ObjectInfo, size: int | None) -> ObjectInfo:

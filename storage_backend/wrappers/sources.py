@@ -8,6 +8,7 @@ from typing import BinaryIO, TypeVar, cast
 from typing_extensions import override
 
 from storage_backend.base import Item
+from storage_backend.info import ObjectInfo
 from storage_backend.streams import HashingReader
 
 T = TypeVar("T")
@@ -16,7 +17,7 @@ GROUP_ITEMS = 1000  # as many as S3 lists in a page or deletes in a request
 GROUP_BYTES = 16 << 20  # held in memory until they are stored
 
 
-class Source:
+class RewindableSource:
     """A reader that may have to be read again from where it stands now.
 
     Attributes:
@@ -123,3 +124,10 @@ def sliced(items: Iterable[T], most: int) -> Iterator[list[T]]:
 def name_of(key: object) -> str:
     """The identifier of an item's key, which may be an ObjectInfo."""
     return cast(str, getattr(key, "identifier", key))
+
+
+def info_for_copy(info: ObjectInfo | None, identifier: str, size: int | None) -> ObjectInfo:
+    """What the backend is told that stores *size* bytes under *identifier*: of *info*, what holds for any copy of the object."""
+    if info is None:
+        return ObjectInfo(identifier, size)
+    return ObjectInfo(identifier, size, info.modified, content_type=info.content_type)

@@ -13,11 +13,11 @@ from tests.ssh_servers import SSHPlace
 
 def busy(storage: RemoteStorage, count: int, most: int) -> int:
     """Hold *count* readers open, and read on until there are *most* connections; how many there are."""
-    link = storage._link
+    failover = storage._failover
     seen = threading.Event()
 
     def connections() -> int:
-        return len(link._open.more) + (link._open.current is not None)
+        return len(failover._open.more) + (failover._open.current is not None)
 
     def read() -> None:
         with storage.open("object") as reader:
@@ -42,14 +42,14 @@ def test_connections_are_added_up_to_the_limit(openssh_place: SSHPlace) -> None:
     config = cast(SSHConfig, openssh_place.config(max_connections=3))
     with RemoteStorage(config, openssh_place.base) as storage:
         storage.write("object", bytes(1000))
-        assert storage._link._open.more == []
+        assert storage._failover._open.more == []
         assert busy(storage, 6, 3) == 3
         # One that dies is not used again.
-        storage._link._open.more[0].session.close()
+        storage._failover._open.more[0].session.close()
         assert {storage.size("object") for _ in range(20)} == {1000}
-        link = storage._link
-    assert link._open.more == []
-    assert link._open.current is None
+        failover = storage._failover
+    assert failover._open.more == []
+    assert failover._open.current is None
 
 
 def test_one_connection_is_the_default(openssh_place: SSHPlace) -> None:

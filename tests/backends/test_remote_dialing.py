@@ -29,8 +29,8 @@ from typing_extensions import override
 
 from storage_backend import AuthenticationError, ConfigurationError, MissingClientError, NoEndpointError
 from storage_backend.backends.remote.dialing import Dialed, dial
+from storage_backend.backends.remote.paramiko_transport import CIPHER, DialTimeouts
 from storage_backend.backends.remote.settings import read_settings
-from storage_backend.backends.remote.transports import CIPHER, Limits
 from storage_backend.errors import is_retryable
 from tests.conftest import unavailable
 from tests.servers import PATIENCE, ServerUnavailableError, program
@@ -39,7 +39,7 @@ from tests.ssh_servers import OpenSSH, SSHPlace, make_key
 from tests.tiers import few
 
 WHERE = "ssh://ann@nas/~"
-QUICK = Limits(connect=2.0, banner=0.3, negotiation=2.0, authentication=2.0)
+QUICK = DialTimeouts(connect=2.0, banner=0.3, negotiation=2.0, authentication=2.0)
 LONG = 3600.0  # a stagger that no test waits for
 
 
@@ -720,7 +720,7 @@ def test_refusal_says_what_was_tried(
     error = refused(openssh_place.config(key_filename=files, agent=True, password="open sesame"))
     words = str(error)
     assert isinstance(error, AuthenticationError)
-    assert "the server takes publickey" in words
+    assert "the server accepts publickey" in words
     assert "no agent: SSH_AUTH_SOCK is not set" in words
     assert f"key file {wrong}: refused" in words
     assert f"key file {locked}: encrypted, and no passphrase is set" in words
@@ -757,7 +757,7 @@ def test_password_is_used_where_it_is_taken(
     assert opened.tries == [("none", ""), (kind, "open sesame")]
     error = refused(opened.config(password="wrong"))
     assert isinstance(error, AuthenticationError)
-    assert f"the server takes {kind}; tried: the password" in str(error)
+    assert f"the server accepts {kind}; tried: the password" in str(error)
     assert "wrong" not in str(error)
     assert "no password is set" in str(refused(opened.config()))
 
@@ -798,7 +798,7 @@ def test_half_of_what_is_wanted_is_told(
     server = sshd("AuthenticationMethods publickey,password", "PasswordAuthentication yes")
     with server.place() as place:
         words = str(refused(place.config(), check=nothing))
-    assert "the server takes password" in words
+    assert "the server accepts password" in words
     assert "accepted, but not enough by itself; no password is set" in words
 
 
@@ -812,7 +812,7 @@ def test_authentication_has_an_end(
         return int(AUTH_FAILED)
 
     hanging = door(answer)
-    error = refused(hanging.config(password="x"), limits=Limits(60.0, 60.0, 60.0, 0.3))
+    error = refused(hanging.config(password="x"), limits=DialTimeouts(60.0, 60.0, 60.0, 0.3))
     go_on.set()
     assert "authentication took longer than 0.3 s" in str(error)
     assert not isinstance(error, AuthenticationError)

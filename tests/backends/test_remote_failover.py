@@ -27,10 +27,10 @@ from storage_backend import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.backends.remote.link import FIRST_LOOK, LONGEST_LOOK, Link
-from storage_backend.backends.remote.objects import Objects
-from storage_backend.backends.remote.operations import Place
+from storage_backend.backends.remote.failover import FIRST_LOOK, LONGEST_LOOK, Failover
+from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.settings import read_settings
+from storage_backend.backends.remote.sftp_contents import stat_object
 from storage_backend.testing.subject import same
 from tests.ssh_pairs import Pair, pair
 from tests.ssh_proxy import BlackHole, Direction
@@ -553,16 +553,15 @@ class TestFirstComesBack:
     def test_it_is_used_again_after_a_while(self, ways: Pair, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.CRITICAL)
         now = [0.0]
-        link = Link(read_settings(ways.config()), ways.place.base, "there", clock=lambda: now[0])
-        objects = Objects(link, "there")
+        failover = Failover(read_settings(ways.config()), ways.place.base, "there", clock=lambda: now[0])
         (ways.place.local / "a").write_bytes(b"1")
 
         def port_after_a_read() -> int:
-            objects.facts(Place("a", b"a"))
+            failover.perform(stat_object, RemotePath("a", b"a"))
             for thread in threading.enumerate():
                 if thread.name == "storage-backend-look":
                     thread.join()
-            endpoint = link.endpoint
+            endpoint = failover.endpoint
             assert endpoint is not None
             return endpoint.port
 
@@ -586,7 +585,7 @@ class TestFirstComesBack:
             now[0] += FIRST_LOOK
             assert port_after_a_read() == ways.first.port
         finally:
-            link.close()
+            failover.close()
 
     def test_what_is_under_way_ends_on_the_old_connection(self, ways: Pair) -> None:
         content = content_of(24 * MIB)

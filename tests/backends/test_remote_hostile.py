@@ -28,8 +28,8 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.backends.remote import objects, operations
-from storage_backend.backends.remote.packets import (
+from storage_backend.backends.remote import server_side, sftp_directories
+from storage_backend.backends.remote.sftp_packets import (
     ATTRS,
     CLOSE,
     DATA,
@@ -441,7 +441,7 @@ def test_listing_that_repeats_for_ever_is_refused(serve: Serve) -> None:
 
 
 def test_listing_without_end_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operations, "MOST_NAMES", 5_000)
+    monkeypatch.setattr(sftp_directories, "MOST_NAMES", 5_000)
 
     def act(_speaker: Speaker, request: int, _body: bytes) -> bytes:
         return names(request, *((b"%d-%d" % (request, index), attributes()) for index in range(100)))
@@ -498,7 +498,7 @@ def test_limits_that_make_no_sense_are_not_followed(serve: Serve) -> None:
     hello = number(3) + text(b"limits@openssh.com") + text(b"1")
     backend = serve({VERSION: raw(number(len(hello) + 1) + bytes((VERSION,)) + hello), 200: limits})
     assert backend.read("a") == CONTENT
-    assert backend._link.connection().session.write_length >= 1024
+    assert backend._failover.connection().session.write_length >= 1024
 
 
 # The server's shell
@@ -601,13 +601,13 @@ def test_digest_that_is_a_lie_refuses_a_verified_write(lying: Callable[[str, str
 def test_cp_that_lies_copies_nothing_wrong(
     lying: Callable[[str, str], SSHPlace], way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "LARGE_COPY", 1 << 20)
+    monkeypatch.setattr(server_side, "LARGE_COPY", 1 << 20)
     place = lying("cp", way)
     content = os.urandom(3 << 20)
     config: Any = place.config()
     with closing(RemoteStorage(config, place.base)) as backend:
         backend.write("a", content)
-        assert backend._link.connection().facts.copy
+        assert backend._failover.connection().features.copy
         backend.copy("a", "b")
         assert same(backend.read("b"), content)
         assert sorted(os.listdir(place.local)) == ["a", "b"]  # noqa: PTH208 - temporary names too
@@ -646,7 +646,7 @@ def test_command_that_is_refused_once_the_shell_is_known_means_sftp() -> None:
             with closing(RemoteStorage(config, place.base)) as backend:
                 backend.write("a", b"x")
                 assert "find" in backend.check_connection()
-                connection = backend._link.connection()
+                connection = backend._failover.connection()
                 held = []
                 # The session of the probe may not have ended at the server's yet, so as many as there are.
                 with suppress(paramiko.ChannelException):
@@ -655,7 +655,7 @@ def test_command_that_is_refused_once_the_shell_is_known_means_sftp() -> None:
                 try:
                     assert backend.list() == ["a"]
                     assert [info.identifier for info in backend.scan()] == ["a"]
-                    assert backend._link.connection() is connection
+                    assert backend._failover.connection() is connection
                 finally:
                     for channel in held:
                         channel.close()

@@ -11,27 +11,27 @@ import pytest
 
 from storage_backend import RemoteStorage, StorageError
 from storage_backend.backends.remote import connection
-from storage_backend.backends.remote.memory import REMEMBERED, Memory
-from storage_backend.backends.remote.probe import Facts, probe
+from storage_backend.backends.remote.probe import REMEMBERED, FeatureCache, ShellFeatures, probe
 from tests.tiers import few
 
 if TYPE_CHECKING:
     from tests.ssh_servers import SSHPlace
 
 PROBE = "storage_backend.backends.remote.shell.probe"
-FACTS = Facts(find=True, whole=True)
+FACTS = ShellFeatures(find=True, whole=True)
 
 
 @pytest.fixture
-def probed(monkeypatch: pytest.MonkeyPatch) -> list[Facts]:
+def probed(monkeypatch: pytest.MonkeyPatch) -> list[ShellFeatures]:
     """The probes of a process that knows nothing yet."""
-    probed: list[Facts] = []
+    probed: list[ShellFeatures] = []
 
-    def counted(*arguments: Any) -> Facts:
+    def counted(*arguments: Any) -> ShellFeatures:
         probed.append(probe(*arguments))
         return probed[-1]
 
-    monkeypatch.setattr(connection, "memory", Memory())
+    cache = FeatureCache()
+    monkeypatch.setattr(connection, "feature_cache", lambda: cache)
     monkeypatch.setattr(PROBE, counted)
     return probed
 
@@ -64,7 +64,7 @@ def replace(wrapper: Path, kind: str) -> None:
     shell_script(wrapper.parent, kind).replace(wrapper)
 
 
-def brief(probed: list[Facts], opening: Any, directory: bytes | None) -> Facts:
+def brief(probed: list[ShellFeatures], opening: Any, directory: bytes | None) -> ShellFeatures:
     """A probe that gives up soon."""
     probed.append(probe(opening, directory, 0.5))
     return probed[-1]
@@ -79,7 +79,7 @@ def listed(place: SSHPlace, **more: Any) -> list[str]:
 class TestMemory:
     def test_whole_facts_are_kept_for_a_while(self) -> None:
         now = [100.0]
-        memory = Memory(lambda: now[0])
+        memory = FeatureCache(lambda: now[0])
         assert memory.get("server") is None
         memory.put("server", FACTS)
         now[0] += REMEMBERED - 1
@@ -89,19 +89,19 @@ class TestMemory:
         assert memory.get("server") is None
 
     def test_a_probe_that_was_cut_short_is_not_kept(self) -> None:
-        memory = Memory()
-        memory.put("server", Facts(find=True))
+        memory = FeatureCache()
+        memory.put("server", ShellFeatures(find=True))
         assert memory.get("server") is None
 
     def test_what_is_doubted_is_forgotten(self) -> None:
-        memory = Memory()
+        memory = FeatureCache()
         memory.put("server", FACTS)
         memory.forget("server")
         memory.forget("server")
         assert memory.get("server") is None
 
 
-def test_only_the_first_connection_probes(probed: list[Facts], openssh_place: SSHPlace) -> None:
+def test_only_the_first_connection_probes(probed: list[ShellFeatures], openssh_place: SSHPlace) -> None:
     for _ in range(3):
         config: Any = openssh_place.config()
         with RemoteStorage(config, openssh_place.base) as storage:
@@ -111,7 +111,7 @@ def test_only_the_first_connection_probes(probed: list[Facts], openssh_place: SS
 
 
 @pytest.mark.soak
-def test_another_key_may_lead_to_another_shell(probed: list[Facts], openssh_place: SSHPlace) -> None:
+def test_another_key_may_lead_to_another_shell(probed: list[ShellFeatures], openssh_place: SSHPlace) -> None:
     key = openssh_place.key_filename
     for key_filename in (key, [key], [key, key], key):
         assert listed(openssh_place, key_filename=key_filename) == []
@@ -120,7 +120,7 @@ def test_another_key_may_lead_to_another_shell(probed: list[Facts], openssh_plac
 
 @pytest.mark.soak
 def test_another_server_at_the_same_address_is_another(
-    probed: list[Facts], place: SSHPlace, tmp_path: Path
+    probed: list[ShellFeatures], place: SSHPlace, tmp_path: Path
 ) -> None:
     from tests.ssh_servers import OpenSSH
 
@@ -140,7 +140,7 @@ def test_another_server_at_the_same_address_is_another(
 
 @pytest.mark.parametrize("kind", few(["busybox", "csh-like", "mute"], 1))
 def test_a_shell_that_changed_is_found_out_and_costs_no_result(
-    probed: list[Facts], place: SSHPlace, wrapper: Path, kind: str, caplog: pytest.LogCaptureFixture
+    probed: list[ShellFeatures], place: SSHPlace, wrapper: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     assert listed(place) == ["a"]
@@ -160,25 +160,25 @@ def test_a_shell_that_changed_is_found_out_and_costs_no_result(
 
 
 def test_a_server_that_is_too_busy_for_a_channel_is_not_doubted(
-    probed: list[Facts], openssh_place: SSHPlace
+    probed: list[ShellFeatures], openssh_place: SSHPlace
 ) -> None:
     import paramiko
 
     assert listed(openssh_place) == []
     config: Any = openssh_place.config()
     with RemoteStorage(config, openssh_place.base) as storage:
-        link = storage._link.connection()
-        assert link.facts.whole
+        link = storage._failover.connection()
+        assert link.features.whole
         with pytest.raises(StorageError), link.command():
             raise paramiko.ChannelException(1, "Administratively prohibited")
-        assert link.facts.whole
+        assert link.features.whole
     assert len(probed) == 1
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("verb", few(["list", "write_many"], 1))
 def test_a_shell_that_hangs_by_now_is_given_up_once(
-    probed: list[Facts], place: SSHPlace, wrapper: Path, verb: str, monkeypatch: pytest.MonkeyPatch
+    probed: list[ShellFeatures], place: SSHPlace, wrapper: Path, verb: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config: Any = place.config(io_timeout=1.0)
     with RemoteStorage(config, place.base) as storage:
@@ -194,7 +194,7 @@ def test_a_shell_that_hangs_by_now_is_given_up_once(
 
 @pytest.mark.soak
 def test_a_probe_that_took_too_long_is_made_again(
-    probed: list[Facts], place: SSHPlace, wrapper: Path, monkeypatch: pytest.MonkeyPatch
+    probed: list[ShellFeatures], place: SSHPlace, wrapper: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(PROBE, lambda opening, directory, _: brief(probed, opening, directory))

@@ -23,7 +23,7 @@ from storage_backend import (
 )
 from storage_backend.identifiers import decode, encode, is_valid
 from storage_backend.testing.subject import same
-from storage_backend.testing.topics.spelling import AWKWARD, INVALID, TWINS
+from storage_backend.testing.topics.identifiers import AWKWARD, INVALID, TWINS
 from tests.conftest import unavailable
 from tests.servers import ServerUnavailableError
 from tests.ssh_servers import OpenSSH, SSHPlace, sftp_server

@@ -32,11 +32,11 @@ from storage_backend import (
     QuotaExceededError,
     RemoteStorage,
 )
-from storage_backend.backends.remote import fetching, objects, packing
-from storage_backend.backends.remote.connection import Connection
+from storage_backend.backends.remote import sftp_contents, tar_download, tar_upload
+from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.settings import SSHConfig
 from storage_backend.backends.remote.shell import Shell
-from storage_backend.backends.remote.unpacking import Unpacker
+from storage_backend.backends.remote.tar_unpacker import Unpacker
 from storage_backend.testing import Subject
 from storage_backend.testing.subject import everything, same
 from storage_backend.testing.topics.batches import Batches
@@ -48,7 +48,7 @@ from tests.ssh_proxy import Direction
 from tests.ssh_servers import OpenSSH, SSHPlace, shell_script
 
 LONG_AGO = datetime(2020, 5, 17, 12, 30, tzinfo=UTC)
-MANY = 3 * packing.FEWEST
+MANY = 3 * tar_upload.FEWEST
 
 
 def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
@@ -70,15 +70,15 @@ class Told:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, method: str) -> None:
         self.asked = self.done = 0
-        asked = getattr(Connection, method)
+        asked = getattr(SSHConnection, method)
 
-        def counted(connection: Connection, *arguments: Any, **options: Any) -> Any:
+        def counted(connection: SSHConnection, *arguments: Any, **options: Any) -> Any:
             self.asked += 1
             found = asked(connection, *arguments, **options)
             self.done += found is not None
             return found
 
-        monkeypatch.setattr(Connection, method, counted)
+        monkeypatch.setattr(SSHConnection, method, counted)
 
 
 @pytest.fixture
@@ -98,8 +98,8 @@ class TestBatches(Batches):
 
     @pytest.fixture
     def subject(self, openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setattr(packing, "FEWEST", 1)
-        monkeypatch.setattr(fetching, "FEWEST", 1)
+        monkeypatch.setattr(tar_upload, "FEWEST", 1)
+        monkeypatch.setattr(tar_download, "FEWEST", 1)
         return Subject(
             make=lambda: storage_at(openssh_place), lacks={"content_type": "a file has no media type"}
         )
@@ -108,7 +108,7 @@ class TestBatches(Batches):
 @pytest.mark.parametrize("verify", [False, True])
 def test_objects_are_stored_as_they_are(openssh_place: SSHPlace, told: Told, verify: bool) -> None:
     given = items()
-    given["large"] = os.urandom(objects.SMALL + 1)
+    given["large"] = os.urandom(sftp_contents.SMALL + 1)
     given["long/" + "n" * 200 + "/" + "m" * 255] = b"long"
     with closing(storage_at(openssh_place)) as backend:
         assert backend.write_many(given.items(), verify=verify) == len(given)
@@ -131,8 +131,8 @@ def test_asyncssh_unpacks_too(asyncssh_place: SSHPlace, told: Told) -> None:
 
 def test_few_objects_start_no_command(openssh_place: SSHPlace, told: Told) -> None:
     with closing(storage_at(openssh_place)) as backend:
-        backend.write_many(items(packing.FEWEST - 1).items())
-        assert everything(backend) == items(packing.FEWEST - 1)
+        backend.write_many(items(tar_upload.FEWEST - 1).items())
+        assert everything(backend) == items(tar_upload.FEWEST - 1)
     assert told.asked == 0
 
 
@@ -233,7 +233,7 @@ def test_each_obstacle_is_its_own_objects_error(openssh_place: SSHPlace, told: T
 def test_last_of_a_repeated_identifier_stays_across_groups(
     openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
     given = [
         *items().items(),
         *items(text="again").items(),
@@ -250,7 +250,7 @@ def test_last_of_a_repeated_identifier_stays_across_groups(
 def test_no_more_is_remembered_than_is_under_way(
     openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
     held = most = 0
 
     class Content(bytes):
@@ -263,18 +263,18 @@ def test_no_more_is_remembered_than_is_under_way(
             nonlocal held
             held -= 1
 
-    given = items(20 * packing.FEWEST)
+    given = items(20 * tar_upload.FEWEST)
     with closing(storage_at(openssh_place)) as backend:
         assert backend.write_many((name, Content(content)) for name, content in given.items()) == len(given)
     assert told.done == 20
     assert held == 0
-    assert packing.FEWEST <= most <= (packing.GROUPS + 1) * packing.FEWEST
+    assert tar_upload.FEWEST <= most <= (tar_upload.GROUPS + 1) * tar_upload.FEWEST
 
 
 def test_source_that_raises_leaves_whole_objects_only(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packing, "OBJECTS", packing.FEWEST)
+    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
 
     def source() -> Iterator[tuple[str, bytes]]:
         yield from items().items()
@@ -292,8 +292,8 @@ def test_source_that_raises_leaves_whole_objects_only(
 def test_connection_that_is_cut_loses_nothing(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch, direction: Direction, after: int
 ) -> None:
-    monkeypatch.setattr(packing, "OBJECTS", 2 * packing.FEWEST)
-    given = {name: content * 20 for name, content in items(8 * packing.FEWEST).items()}
+    monkeypatch.setattr(tar_upload, "OBJECTS", 2 * tar_upload.FEWEST)
+    given = {name: content * 20 for name, content in items(8 * tar_upload.FEWEST).items()}
     with pair(openssh_place) as ways, ways.storage() as backend:
         backend.write("a", b"1")
         ways.lose_first_after(after if direction == "from_client" else after // 10, direction)
@@ -524,7 +524,7 @@ def test_batch_is_read_by_tar(openssh_place: SSHPlace, told_read: Told) -> None:
         assert sorted(backend.read_many(twice)) == [(name, given[name]) for name in twice]
         assert told_read.done == told_read.asked > 0
         told_read.asked = 0
-        assert dict(backend.read_many(list(given)[: fetching.FEWEST - 1])).items() <= given.items()
+        assert dict(backend.read_many(list(given)[: tar_download.FEWEST - 1])).items() <= given.items()
         assert told_read.asked == 0
 
 
@@ -578,7 +578,7 @@ def test_large_objects_are_not_held_in_groups(
     for number in range(3):
         given[f"large{number}"] = os.urandom(3 << 20)
         (openssh_place.local / f"large{number}").write_bytes(given[f"large{number}"])
-    monkeypatch.setattr(fetching, "LIMIT", 4 << 20)
+    monkeypatch.setattr(tar_download, "LIMIT", 4 << 20)
     with closing(storage_at(openssh_place)) as backend:
         assert same(dict(backend.read_many(given)), given)
         assert same(dict(backend.read_many(sorted(given))), given)

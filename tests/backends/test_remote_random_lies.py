@@ -21,7 +21,7 @@ import pytest
 from typing_extensions import override
 
 from storage_backend import RemoteStorage, StorageError
-from storage_backend.backends.remote.packets import (
+from storage_backend.backends.remote.sftp_packets import (
     ATTRS,
     DATA,
     EOF,

@@ -11,7 +11,7 @@ import pytest
 from typing_extensions import override
 
 from storage_backend import LocalStorage, ObjectInfo, RemoteStorage, sync
-from storage_backend.backends.remote import objects
+from storage_backend.backends.remote import storage as storage_module
 from storage_backend.backends.remote.settings import SSHConfig
 from tests.ssh_servers import SSHPlace
 
@@ -50,10 +50,10 @@ def test_overwriting_replaces_the_receipt(openssh_place: SSHPlace) -> None:
 def test_receipts_that_nobody_asks_for_stay_few(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(objects, "RECEIPTS", 4)
+    monkeypatch.setattr(storage_module, "MOST_LAST_WRITTEN", 4)
     with storage(openssh_place) as remote:
         remote.write_many((str(number), b"content") for number in range(9))
-        assert 1 <= len(remote._objects.receipts) <= 4
+        assert 1 <= len(remote._last_written) <= 4
 
 
 class Counting(RemoteStorage):

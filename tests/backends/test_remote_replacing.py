@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from storage_backend import RemoteStorage, StorageError, UnavailableError
-from storage_backend.backends.remote.packets import FAILURE, OK, RENAME, Fields
+from storage_backend.backends.remote.sftp_packets import FAILURE, OK, RENAME, Fields
 from tests.sftp_speaker import Answer, BareFolderSpeaker, Hostile, Speaker, status
 from tests.ssh_servers import make_key
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from storage_backend import ConfigurationError, MissingClientError
-from storage_backend.backends.remote.settings import Endpoint, Settings, SSHConfig, read_settings
+from storage_backend.backends.remote.settings import Endpoint, SSHConfig, SSHSettings, read_settings
 
 pytestmark = pytest.mark.quick
 
@@ -22,7 +22,7 @@ PIN = "SHA256:" + "A" * 43
 LEAST: SSHConfig = {"user": "ann", "endpoints": [["nas", 22]]}
 
 
-def read(**changes: object) -> Settings:
+def read(**changes: object) -> SSHSettings:
     return read_settings({**LEAST, **changes})
 
 
@@ -40,7 +40,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def configured(home: Path, text: str, **changes: object) -> Settings:
+def configured(home: Path, text: str, **changes: object) -> SSHSettings:
     path = home / "ssh_config"
     path.write_text(text, encoding="utf-8")
     return read(ssh_config_file=path, **changes)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from storage_backend.backends.remote.commands import Command, CommandError, quote
-from storage_backend.backends.remote.finding import Found
-from storage_backend.backends.remote.probe import ALGORITHMS, Facts
+from storage_backend.backends.remote.find_output import FindRecord
+from storage_backend.backends.remote.probe import ALGORITHMS, ShellFeatures
 from storage_backend.backends.remote.shell import Shell
 from storage_backend.testing.subject import same
 from tests.tiers import few
@@ -57,7 +57,7 @@ NAMES = [
     b"a&b|c>d<e",
 ]
 ALONE = [b"-rf", b"'\"\\n", b"$(touch canary)`touch canary`; touch canary", b" *\n", b"\xff!~", b"'\n" * 127]
-EVERYTHING = Facts(
+EVERYTHING = ShellFeatures(
     find=True,
     find_names=True,
     copy=True,
@@ -229,7 +229,7 @@ class TestProbe:
         assert list(openssh_place.local.iterdir()) == []
 
     def test_absent_directory_makes_no_facts(self, shell: Shell, base: bytes) -> None:
-        assert shell.probe(base + b"/absent") == Facts()
+        assert shell.probe(base + b"/absent") == ShellFeatures()
 
     def test_refused_channel_makes_no_facts(self) -> None:
         import paramiko
@@ -237,7 +237,7 @@ class TestProbe:
         def refuse() -> paramiko.Channel:
             raise paramiko.ChannelException(1, "Administratively prohibited")
 
-        assert Shell(refuse, 1).probe() == Facts()
+        assert Shell(refuse, 1).probe() == ShellFeatures()
 
 
 @contextmanager
@@ -274,7 +274,7 @@ class TestShells:
     @pytest.mark.parametrize("kind", few(["csh-like", "mute", "hung"]))
     def test_other_shells_do_nothing(self, tmp_path: Path, kind: str) -> None:
         with place_with(tmp_path, kind) as place, opener(place) as opening:
-            assert Shell(opening, 60).probe(os.fsencode(place.local), 1) == Facts()
+            assert Shell(opening, 60).probe(os.fsencode(place.local), 1) == ShellFeatures()
 
 
 class TestAwkwardNames:
@@ -304,7 +304,7 @@ class TestAwkwardNames:
         assert list(shell.digests(paths, "md5")) == [
             (base + b"/" + name, hashlib.md5(name * 3).hexdigest()) for name in NAMES
         ]
-        shell.facts = Facts(digests={"md5": False})
+        shell.features = ShellFeatures(digests={"md5": False})
         assert [path for path, _ in shell.digests(paths, "md5")] == paths
         assert list(shell.find_names(base)) == sorted(NAMES)
         assert [found.path for found in shell.find(base)] == sorted(NAMES)
@@ -335,8 +335,8 @@ class TestFinding:
             os.symlink(target, base + b"/" + name)
         os.mkfifo(base + b"/p")
         found = {entry.path: entry for entry in shell.find(base)}
-        assert found[b"f"] == Found(b"f", b"f", b"f", 1 << 40, 1_600_000_000.123456, 1_600_000_000)
-        assert found[b"d/f"] == Found(b"d/f", b"f", b"f", 3, -1.5, -2)
+        assert found[b"f"] == FindRecord(b"f", b"f", b"f", 1 << 40, 1_600_000_000.123456, 1_600_000_000)
+        assert found[b"d/f"] == FindRecord(b"d/f", b"f", b"f", 3, -1.5, -2)
         kinds = {path: entry.kind + entry.target for path, entry in found.items()}
         assert kinds == {
             b"d/f": b"ff",
@@ -444,7 +444,7 @@ class TestChanging:
 
     @pytest.mark.parametrize("many", [True, False])
     def test_digests_are_of_regular_files(self, shell: Shell, base: bytes, many: bool) -> None:
-        shell.facts = Facts(digests=dict.fromkeys(ALGORITHMS, many))
+        shell.features = ShellFeatures(digests=dict.fromkeys(ALGORITHMS, many))
         put(base + b"/a", b"content")
         os.mkdir(base + b"/d")
         os.mkfifo(base + b"/p")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from storage_backend import IntegrityError
-from storage_backend.backends.remote.tarstream import BLOCK, TooLargeError, archive, length, members
+from storage_backend.backends.remote.tar_format import BLOCK, ArchiveTooLargeError, archive, length, members
 from storage_backend.testing.subject import same
 
 LIMIT = 1 << 20
@@ -176,14 +176,14 @@ class TestRefusing:
 
     @pytest.mark.parametrize("field", [b"\x80" + b"\xff" * 11, b"77777777777\0"])
     def test_huge_size_is_refused_before_it_is_read(self, field: bytes) -> None:
-        with pytest.raises(TooLargeError):
+        with pytest.raises(ArchiveTooLargeError):
             read_all(changed(packed([(b"./a", b"1")]), 124, field), [b"a"])
 
     def test_content_above_the_limit(self) -> None:
         assert read_all(packed([(b"./a", b"123")]), [b"a"], limit=3)
-        with pytest.raises(TooLargeError, match="4 bytes is more"):
+        with pytest.raises(ArchiveTooLargeError, match="4 bytes is more"):
             read_all(packed([(b"./a", b"1234")]), [b"a"], limit=3)
-        with pytest.raises(TooLargeError):
+        with pytest.raises(ArchiveTooLargeError):
             read_all(packed([(b"./a", b"12"), (b"./b", b"34")]), [b"a", b"b"], limit=3)
 
     def test_long_name_after_long_name(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from storage_backend import S3Storage, StorageError, UnavailableError
-from tests.backends.test_s3_answers import BUCKET, Site, server, site, storages
+from tests.backends.test_s3_responses import BUCKET, Site, server, site, storages
 from tests.s3_server_faults import Fault, alter, raw
 from tests.s3_server_wire import Request
 from tests.tiers import spread

@@ -141,7 +141,7 @@ def test_interrupt_waits_for_the_helpers(
     at_work = 0
     most = 0
     lock = threading.Lock()
-    block = downloading._Meeting._block
+    block = downloading._ParallelDownload._block
 
     def watched(self: Any, reader: Any, view: memoryview, offset: int, crc: int) -> int:
         nonlocal at_work, most
@@ -157,7 +157,7 @@ def test_interrupt_waits_for_the_helpers(
             with lock:
                 at_work -= 1
 
-    monkeypatch.setattr(downloading._Meeting, "_block", watched)
+    monkeypatch.setattr(downloading._ParallelDownload, "_block", watched)
     with storage_at(server) as storage:
         storage.write("a", content_of(SIZE))
         with pytest.raises(KeyboardInterrupt):

@@ -32,7 +32,7 @@ from storage_backend import (
     UnavailableError,
 )
 from storage_backend.backends.s3.settings import MIB
-from storage_backend.backends.s3.wire import Wire
+from storage_backend.backends.s3.signed_requests import SignedRequests
 from storage_backend.testing.subject import same
 from tests.backends.test_s3_http import Authority
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
@@ -370,7 +370,7 @@ def test_other_region_that_another_thread_found_out_meanwhile_is_no_error(
     place.server.put("far", "x", b"hello")
     place.server.wrong_region = answer
     storage = place.storage("far")
-    once: Any = Wire._once
+    once: Any = SignedRequests._once
     others = ["another's"]
 
     def overtaken(*arguments: Any) -> Any:
@@ -380,7 +380,7 @@ def test_other_region_that_another_thread_found_out_meanwhile_is_no_error(
             assert storage.read("x") == b"hello"
         return refused
 
-    monkeypatch.setattr(Wire, "_once", overtaken)
+    monkeypatch.setattr(SignedRequests, "_once", overtaken)
     assert storage.read("x") == b"hello"
     assert len(place.server.rejected) == 2
 

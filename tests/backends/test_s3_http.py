@@ -23,16 +23,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from storage_backend.backends.s3.http import (
-    HEAD_LIMIT,
-    Connection,
-    FileChangedError,
-    FilePart,
-    Response,
-    StaleError,
-)
-from storage_backend.backends.s3.messages import ProtocolError
-from storage_backend.backends.s3.pool import Pool
+from storage_backend.backends.s3.file_parts import FileChangedError, FilePart
+from storage_backend.backends.s3.http import ConnectionPool, HTTPConnection, StaleConnectionError
+from storage_backend.backends.s3.http_response import HEAD_LIMIT, HTTPProtocolError, HTTPResponse
 from storage_backend.testing.subject import content_of, same
 
 HOST = {"host": "127.0.0.1"}
@@ -157,8 +150,8 @@ def serving(*conversations: Conversation, tls: ssl.SSLContext | None = None) -> 
 
 
 @contextmanager
-def connected(server: Server, *, io_timeout: float = PATIENCE) -> Iterator[Connection]:
-    connection = Connection(
+def connected(server: Server, *, io_timeout: float = PATIENCE) -> Iterator[HTTPConnection]:
+    connection = HTTPConnection(
         "127.0.0.1", server.port, tls=None, connect_timeout=PATIENCE, io_timeout=io_timeout
     )
     try:
@@ -168,8 +161,8 @@ def connected(server: Server, *, io_timeout: float = PATIENCE) -> Iterator[Conne
 
 
 @contextmanager
-def pooled(server: Server, **options: Any) -> Iterator[Pool]:
-    pool = Pool("127.0.0.1", server.port, **{"tls": None, "io_timeout": PATIENCE, **options})
+def pooled(server: Server, **options: Any) -> Iterator[ConnectionPool]:
+    pool = ConnectionPool("127.0.0.1", server.port, **{"tls": None, "io_timeout": PATIENCE, **options})
     try:
         yield pool
     finally:
@@ -179,7 +172,7 @@ def pooled(server: Server, **options: Any) -> Iterator[Pool]:
 @contextmanager
 def answered(
     *pieces: bytes, method: str = "GET", closing: bool = True
-) -> Iterator[tuple[Connection, Response]]:
+) -> Iterator[tuple[HTTPConnection, HTTPResponse]]:
     """A connection whose peer answers with exactly *pieces*, and closes or waits for the client to."""
 
     def talk(peer: Peer) -> None:
@@ -199,7 +192,7 @@ def repeating(*pieces: bytes) -> Conversation:
     return talk
 
 
-def get(pool: Pool) -> bytes:
+def get(pool: ConnectionPool) -> bytes:
     response = pool.exchange("GET", "/", HOST)
     try:
         return response.read()
@@ -385,7 +378,7 @@ class TestHead:
         ids=range(29),
     )
     def test_malformed_head_is_refused_while_the_peer_waits(self, bytes_sent: bytes) -> None:
-        with pytest.raises(ProtocolError), answered(bytes_sent, closing=False):
+        with pytest.raises(HTTPProtocolError), answered(bytes_sent, closing=False):
             pass
 
     def test_head_of_just_the_limit_is_read(self) -> None:
@@ -393,7 +386,7 @@ class TestHead:
         value = b"y" * (HEAD_LIMIT - len(start) - len(end))
         with answered(start + value + end) as (_, response):
             assert response.headers["x"] == value.decode()
-        with pytest.raises(ProtocolError, match="65,536"), answered(start + value + b"y" + end):
+        with pytest.raises(HTTPProtocolError, match="65,536"), answered(start + value + b"y" + end):
             pass
 
     def test_equal_lengths_are_one(self) -> None:
@@ -440,9 +433,9 @@ class TestBody:
     @pytest.mark.parametrize("response_bytes", [OK, CHUNKED, UNTIL_CLOSE], ids=["length", "chunked", "close"])
     def test_response_split_at_every_byte_is_read_the_same(self, response_bytes: bytes) -> None:
         for cut in range(1, len(response_bytes)):
-            clients: list[Connection] = []
+            clients: list[HTTPConnection] = []
 
-            def talk(peer: Peer, cut: int = cut, clients: list[Connection] = clients) -> None:
+            def talk(peer: Peer, cut: int = cut, clients: list[HTTPConnection] = clients) -> None:
                 peer.answer(response_bytes[:cut])
                 # The second half follows once the client has taken the first.
                 while not _has_taken_all(clients[0]):
@@ -470,7 +463,7 @@ class TestBody:
     def test_body_shorter_than_its_length_is_refused_and_not_before_its_end(self) -> None:
         with answered(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello") as (_, response):
             assert response.read(5) == b"hello"
-            with pytest.raises(ProtocolError, match="5 bytes before the end"):
+            with pytest.raises(HTTPProtocolError, match="5 bytes before the end"):
                 response.read(1)
             assert not response.done
             with pytest.raises(ValueError):
@@ -500,7 +493,7 @@ class TestBody:
     def test_malformed_chunks_are_refused(self, frames: bytes) -> None:
         head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
         with answered(head + frames) as (_, response):
-            with pytest.raises(ProtocolError):
+            with pytest.raises(HTTPProtocolError):
                 response.read()
             assert not response.done
 
@@ -619,7 +612,7 @@ class TestBody:
                 assert response.done
 
 
-def _has_taken_all(connection: Connection) -> bool:
+def _has_taken_all(connection: HTTPConnection) -> bool:
     """Whether the client's kernel holds nothing that the client has not received."""
     waiting = fcntl.ioctl(connection._sock.fileno(), termios.FIONREAD, bytes(4))
     return waiting == bytes(4)
@@ -637,7 +630,7 @@ class TestTrouble:
         for end in (Peer.request, lambda peer: (peer.request(), peer.reset())):
             with serving(self.once_used(end), repeating(EMPTY)) as server, pooled(server) as pool:
                 assert get(pool) == b"hello"
-                with pytest.raises(StaleError):
+                with pytest.raises(StaleConnectionError):
                     get(pool)
                 assert get(pool) == b""
 
@@ -646,12 +639,12 @@ class TestTrouble:
             with serving(end) as server, connected(server) as connection:
                 with pytest.raises(ConnectionError) as caught:
                     connection.exchange("GET", "/", HOST)
-                assert not isinstance(caught.value, StaleError)
+                assert not isinstance(caught.value, StaleConnectionError)
 
     def test_first_byte_of_a_response_ends_being_stale(self) -> None:
         with serving(self.once_used(lambda peer: peer.answer(b"H"))) as server, pooled(server) as pool:
             get(pool)
-            with pytest.raises(ProtocolError):
+            with pytest.raises(HTTPProtocolError):
                 get(pool)
 
     def test_connection_closed_while_idle_is_not_used(self) -> None:
@@ -738,7 +731,7 @@ class TestTrouble:
         with serving(Peer.request) as server:
             port = server.port
         with pytest.raises(ConnectionRefusedError):
-            Connection("127.0.0.1", port, tls=None, connect_timeout=PATIENCE, io_timeout=PATIENCE)
+            HTTPConnection("127.0.0.1", port, tls=None, connect_timeout=PATIENCE, io_timeout=PATIENCE)
 
 
 class TestPool:
@@ -842,7 +835,7 @@ class TestPool:
     def test_what_is_dropped_unclosed_is_closed_in_silence(self) -> None:
         with serving(repeating(OK)) as server, warnings.catch_warnings(record=True) as heard:
             warnings.simplefilter("always")
-            pool = Pool("127.0.0.1", server.port, tls=None)
+            pool = ConnectionPool("127.0.0.1", server.port, tls=None)
             pool.exchange("GET", "/", HOST)
             gc.collect()
             assert server.closed.wait(PATIENCE)
@@ -940,11 +933,13 @@ class TestTLS:
                 ("localhost", authority.client),
             ):
                 with pytest.raises(ssl.SSLCertVerificationError):
-                    Connection(host, server.port, tls=context, connect_timeout=PATIENCE, io_timeout=PATIENCE)
+                    HTTPConnection(
+                        host, server.port, tls=context, connect_timeout=PATIENCE, io_timeout=PATIENCE
+                    )
 
     def test_handshake_that_stalls_times_out(self, authority: Authority) -> None:
         with serving(Peer.until_gone) as server, pytest.raises(TimeoutError):
-            Connection(
+            HTTPConnection(
                 "127.0.0.1", server.port, tls=authority.client, connect_timeout=BRIEF, io_timeout=PATIENCE
             )
 
@@ -952,7 +947,7 @@ class TestTLS:
         with (
             serving(lambda peer: peer.answer(TestBody.UNTIL_CLOSE), tls=authority.server) as server,
             pooled(server, tls=authority.client) as pool,
-            pytest.raises(ProtocolError),
+            pytest.raises(HTTPProtocolError),
         ):
             get(pool)
 

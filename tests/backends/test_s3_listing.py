@@ -20,7 +20,7 @@ from storage_backend import (
     sync,
 )
 from storage_backend.backends.s3 import listing
-from storage_backend.backends.s3.documents import Entry, Page
+from storage_backend.backends.s3.xml_documents import ListedObject, ListingPage
 from storage_backend.scanning import FolderMarkerError
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
@@ -171,8 +171,10 @@ def test_filters_reach_what_is_no_object(server: S3Server, tmp_path: Path, key: 
 
 def test_what_a_page_should_not_have_is_passed_over() -> None:
     class Calls:
-        def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> Page:
-            return Page([Entry(key, 1, None, None) for key in ("a/1", "a/1", "b/2", "a/3")], [], None)
+        def page(self, prefix: str, *, delimiter: str = "", token: str | None = None) -> ListingPage:
+            return ListingPage(
+                [ListedObject(key, 1, None, None) for key in ("a/1", "a/1", "b/2", "a/3")], [], None
+            )
 
     found = listing.objects(Calls(), "a/", "", "s3://bucket/a", None)  # type: ignore[arg-type] # nothing else is called
     assert list(found) == [ObjectInfo("1", 1), ObjectInfo("3", 1)]

@@ -25,7 +25,7 @@ from storage_backend import AuthenticationError, ConfigurationError, NotFoundErr
 from storage_backend.backends.s3.settings import MIB
 from storage_backend.testing.subject import same
 from tests.backends.test_s3 import storage_at
-from tests.backends.test_s3_answers import boto3_client
+from tests.backends.test_s3_responses import boto3_client
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 from tests.s3_server_store import Settings as Limits
 from tests.s3_servers import BucketPlace

@@ -20,13 +20,20 @@ from botocore.utils import percent_encode, percent_encode_sequence
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from storage_backend.backends.s3.signing import LEFT_OUT, UNSIGNED, Keys, Signer, encode_query, quote_key
+from storage_backend.backends.s3.signing import (
+    LEFT_OUT,
+    UNSIGNED,
+    Signer,
+    SigningCredentials,
+    encode_query,
+    quote_key,
+)
 from tests.tiers import thorough
 
 pytestmark = pytest.mark.quick
 
 HOST = "examplebucket.s3.amazonaws.com"
-EXAMPLE_KEYS = Keys("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
+EXAMPLE_KEYS = SigningCredentials("AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY")
 EXAMPLE_MOMENT = datetime(2013, 5, 24, tzinfo=UTC)
 EMPTY = sha256(b"").hexdigest()
 
@@ -40,7 +47,7 @@ class Request:
     query: str = ""
     headers: dict[str, str] = field(default_factory=lambda: {"host": HOST})
     body: bytes | None = b""
-    keys: Keys = EXAMPLE_KEYS
+    keys: SigningCredentials = EXAMPLE_KEYS
     moment: datetime = EXAMPLE_MOMENT
     region: str = "us-east-1"
     service: str = "s3"
@@ -144,7 +151,9 @@ headers = st.dictionaries(names, values, max_size=6).map(lambda more: {**more, "
 
 secrets = st.sampled_from(["wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY", "a+b/c==", "é€"]) | st.text(max_size=5)
 tokens = st.none() | st.sampled_from(["", "IQoJb3JpZ2luX2VjEAAaCXVzLWVhc3QtMSJ", "a+b/c==", " a  b "])
-credentials = st.builds(Keys, st.sampled_from(["AKIAIOSFODNN7EXAMPLE", "minio admin", "a"]), secrets, tokens)
+credentials = st.builds(
+    SigningCredentials, st.sampled_from(["AKIAIOSFODNN7EXAMPLE", "minio admin", "a"]), secrets, tokens
+)
 moments = st.datetimes(datetime(2000, 1, 1), datetime(2100, 12, 31), timezones=st.just(UTC))  # noqa: DTZ001 - wants plain ones
 regions = st.sampled_from(["us-east-1", "eu-central-1", "cn-north-1", "auto", ""]) | st.text(
     "abz-019", max_size=6
@@ -250,7 +259,9 @@ class TestSigningAgain:
     def test_signed_headers_can_be_signed_with_later_keys_at_a_later_time(self) -> None:
         first = Request(keys=replace(EXAMPLE_KEYS, token="before"))
         later = Request(
-            keys=Keys("other", "other", "after"), moment=EXAMPLE_MOMENT + timedelta(days=1), body=None
+            keys=SigningCredentials("other", "other", "after"),
+            moment=EXAMPLE_MOMENT + timedelta(days=1),
+            body=None,
         )
         assert signed(replace(later, headers=signed(first))) == signed(later)
 
@@ -265,7 +276,7 @@ class TestSharedSigner:
         work = [
             Request(
                 path=f"/{number}",
-                keys=Keys("AKID", f"secret {chance.randrange(6)}"),
+                keys=SigningCredentials("AKID", f"secret {chance.randrange(6)}"),
                 moment=EXAMPLE_MOMENT + timedelta(days=chance.randrange(3), seconds=chance.randrange(3)),
             )
             for number in range(8000)
@@ -297,7 +308,7 @@ class TestSharedSigner:
         for number in range(1000):
             secret = Secret(number)
             watched.append(weakref.ref(secret))
-            signed(Request(keys=Keys("AKID", secret)), signer)
+            signed(Request(keys=SigningCredentials("AKID", secret)), signer)
         del secret
         kept = [number for number, reference in enumerate(watched) if reference() is not None]
         assert kept == [996, 997, 998, 999]
@@ -305,8 +316,8 @@ class TestSharedSigner:
 
 class TestKeys:
     def test_representation_shows_neither_secret_nor_token(self) -> None:
-        keys = Keys("AKID", "a secret", "a token")
-        assert repr(keys) == f"{keys}" == "Keys(access_key='AKID')"
+        keys = SigningCredentials("AKID", "a secret", "a token")
+        assert repr(keys) == f"{keys}" == "SigningCredentials(access_key='AKID')"
 
     def test_signer_shows_no_secret(self) -> None:
         signer = Signer("us-east-1")

@@ -417,7 +417,7 @@ storage = S3Storage("{BUCKET}", endpoint_url="{server.url}", region="us-east-1",
                     access_key="{ACCESS_KEY}", secret_key="{SECRET_KEY}")
 writer = storage.open("object", "wb")
 writer.write(bytes(20 << 20))
-assert [*storage._objects.service.rare.uploads("")]
+assert [*storage._bucket.router.boto3.uploads("")]
 """
     subprocess.run([sys.executable, "-c", program], check=True)
     assert count(server, "CreateMultipartUpload") == 1
@@ -499,7 +499,7 @@ def test_a_stream_of_another_size_than_announced_stores_nothing(
 
 
 def test_parts_grow_so_that_ten_thousand_hold_any_object(storage: S3Storage) -> None:
-    settings = storage._objects.settings
+    settings = storage._bucket.settings
     assert part_size(settings, None) == 5 * MIB
     for size in (1, 5 * MIB * PARTS_MOST, 5 * MIB * PARTS_MOST + 1, 10**12, 5 << 40):
         length = part_size(settings, size)
@@ -736,7 +736,7 @@ def test_many_threads_may_each_read_their_own_jumps(server: S3Server, storage: S
 
 def test_more_parts_are_sent_at_a_time_as_long_as_that_is_faster() -> None:
     now = 0.0
-    pace = multipart._Pace(16, clock=lambda: now)
+    pace = multipart._UploadPace(16, clock=lambda: now)
     assert pace.window == 3
     # Far away: each part under way brings its own share.
     for _ in range(40):
@@ -744,9 +744,9 @@ def test_more_parts_are_sent_at_a_time_as_long_as_that_is_faster() -> None:
         pace.learn(pace.window * 1000)
     assert pace.window == 16
     # Near: three are as fast as any number.
-    pace = multipart._Pace(16, clock=lambda: now)
+    pace = multipart._UploadPace(16, clock=lambda: now)
     for _ in range(40):
         now += 0.25
         pace.learn(3000)
     assert pace.window == 4
-    assert multipart._Pace(1).window == 1
+    assert multipart._UploadPace(1).window == 1

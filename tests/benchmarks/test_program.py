@@ -43,40 +43,45 @@ def run(tmp_path: Path, environment: dict[str, str], *arguments: str) -> subproc
 
 @pytest.mark.soak
 def test_quick_run_without_peers_measures_the_rest(tmp_path: Path, environment: dict[str, str]) -> None:
-    page = tmp_path / "RESULTS.md"
-    done = run(tmp_path, environment, "--quick", "local-read", "--output", str(page))
+    done = run(tmp_path, environment, "--quick", "local-read", "--output", str(tmp_path))
     assert done.returncode == 0, done.stderr
-    lines = page.read_text().splitlines()
+    lines = done.stdout.splitlines()
     for peer in ("fsspec cat_file", "obstore get", "opendal read"):
         assert f"| {peer} | not installed |  |  |  |  |  |  |" in lines
     (ratio,) = [line for line in lines if line.startswith("| storage-backend | open().read() |")]
     assert "x** |" in ratio
     assert any(line.startswith("| storage-backend | fsspec cat_file | - | - | - | >= 2x |") for line in lines)
+    assert "not measured obstore get" in (tmp_path / "RESULTS.md").read_text()
     assert not list((tmp_path / "data").iterdir()), "data left behind"
+    assert run(tmp_path, environment, "--show", "local-read", "--output", str(tmp_path)).stdout == done.stdout
 
 
 @pytest.mark.soak
-def test_second_run_keeps_the_other_sections(tmp_path: Path, environment: dict[str, str]) -> None:
-    page = tmp_path / "RESULTS.md"
+def test_second_run_keeps_the_other_measurements(tmp_path: Path, environment: dict[str, str]) -> None:
     for workload in ("local-list", "local-exists"):
-        done = run(tmp_path, environment, "--quick", workload, "--output", str(page))
+        done = run(tmp_path, environment, "--quick", workload, "--output", str(tmp_path))
         assert done.returncode == 0, done.stderr
-        if workload == "local-list":
-            first = page.read_text().split("\n## ")[2]
-    sections = page.read_text().split("\n## ")
-    assert [section.split(":")[0] for section in sections[2:]] == ["local-exists", "local-list"]
-    assert sections[3].rstrip("\n") == first.rstrip("\n")
-    assert "| local-exists |" in sections[1]
-    assert "| local-list |" in sections[1]
+    assert {path.name for path in (tmp_path / "results").rglob("*.json")} == {
+        "local-list.json",
+        "local-exists.json",
+    }
+    rows = (tmp_path / "RESULTS.md").read_text().split("\n| ")
+    assert [row.split(":")[0].rstrip("\\*") for row in rows if row.startswith("local-")] == [
+        "local-exists",
+        "local-list",
+    ]
 
 
 def test_quick_run_prints_and_writes_nothing(tmp_path: Path, environment: dict[str, str]) -> None:
-    results = ROOT / "benchmarks/RESULTS.md"
-    before = results.read_bytes() if results.exists() else None
+    def kept() -> dict[Path, bytes]:
+        paths = [ROOT / "benchmarks/RESULTS.md", *(ROOT / "benchmarks/results").rglob("*.json")]
+        return {path: path.read_bytes() for path in paths}
+
+    before = kept()
     done = run(tmp_path, environment, "--quick", "local-copy")
     assert done.returncode == 0, done.stderr
     assert "## local-copy: Copy a large object" in done.stdout
-    assert (results.read_bytes() if results.exists() else None) == before
+    assert kept() == before
 
 
 def test_unknown_workload_is_refused(tmp_path: Path, environment: dict[str, str]) -> None:

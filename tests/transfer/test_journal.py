@@ -14,17 +14,18 @@ from storage_backend import (
     UnavailableError,
     migrate,
 )
-from storage_backend.transfer.fingerprint import Fingerprint
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 from storage_backend.transfer.journal import Journal, default_path
-from storage_backend.transfer.planning import Record
 
 pytestmark = pytest.mark.quick
 
 PAIR = ("file:///a", "sqlite:////b.db")
 
 
-def record(identifier: str, size: int = 1) -> Record:
-    return Record(identifier, Fingerprint(size, 2, "s"), True, Fingerprint(size, 3, None), False, "d" * 64)
+def record(identifier: str, size: int = 1) -> JournalRecord:
+    return JournalRecord(
+        identifier, Fingerprint(size, 2, "s"), True, Fingerprint(size, 3, None), False, "d" * 64
+    )
 
 
 def test_what_is_verified_is_there_in_the_next_run_in_order(tmp_path: Path) -> None:

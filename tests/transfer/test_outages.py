@@ -92,8 +92,8 @@ class Away(Wrapper):
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage_backend.transfer.outages.FIRST_PAUSE", 0.001)
-    monkeypatch.setattr("storage_backend.transfer.outages.LONGEST_PAUSE", 0.002)
+    monkeypatch.setattr("storage_backend.transfer.retry_budget.FIRST_PAUSE", 0.001)
+    monkeypatch.setattr("storage_backend.transfer.retry_budget.LONGEST_PAUSE", 0.002)
 
 
 @pytest.mark.parametrize("side", ["source", "target"])
@@ -160,7 +160,7 @@ def test_what_always_fails_does_not_hold_up_the_rest() -> None:
 
 
 def test_a_side_that_nothing_was_heard_of_is_not_waited_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("storage_backend.transfer.engine.FIRST_CONTACT", 0.05)
+    monkeypatch.setattr("storage_backend.transfer.listing.FIRST_CONTACT", 0.05)
     target = FaultyStorage(MemoryStorage())
     target.fail("scan", nth=1, times=None, error=NoEndpointError("no such host"))
     with pytest.raises(NoEndpointError):

@@ -1,4 +1,4 @@
-"""What a transfer works with may lie inside a side, and is none of its objects."""
+"""The files that a transfer uses may lie inside a side; they are none of its objects."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_a_cache_inside_the_target_is_no_extra(wrapped: bool, tmp_path: Path) ->
     assert (tmp_path / "target" / "cache").is_dir()
     assert {name for name in target.list() if not name.startswith("cache/")} == set(OBJECTS)
     assert [name for name in target.list() if name.startswith("cache/")]
-    with pytest.raises(ConfigurationError, match="works with"):
+    with pytest.raises(ConfigurationError, match="itself uses"):
         sync(source, LocalStorage(tmp_path / "target" / "cache"), delete=True)
     source.close()
 

@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from storage_backend import ObjectInfo, StorageError
 from storage_backend.identifiers import encode
-from storage_backend.transfer.fingerprint import Fingerprint, microseconds, same_time
-from storage_backend.transfer.planning import Record, Rules, actions, decide, merge
+from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord, microseconds, same_time
+from storage_backend.transfer.planning import actions, merge
+from storage_backend.transfer.unchanged import ComparisonRules, decide
 from tests.transfer.samples import OLD, later
 
 pytestmark = pytest.mark.quick
@@ -47,8 +48,8 @@ def test_a_side_out_of_order_raises(names: list[str]) -> None:
         list(merge([ObjectInfo("zz")], listed))
 
 
-SYNC, MIGRATE = Rules(), Rules(prove=True)
-KEEPS = Rules(keeps_time=True)
+SYNC, MIGRATE = ComparisonRules(), ComparisonRules(prove=True)
+KEEPS = ComparisonRules(keeps_time=True)
 CASES = [
     ("other sizes", info(5), info(6), SYNC, "copy/size"),
     ("same size and time", info(), info(), SYNC, "skip/same-size-and-time"),
@@ -64,13 +65,19 @@ CASES = [
     ("source newer", info(seconds=9), info(), SYNC, "copy/newer"),
     ("migrate: source newer", info(seconds=9), info(), MIGRATE, "copy/newer"),
     ("target newer, its own time", info(), info(seconds=9), SYNC, "compare/not-newer"),
-    ("content is to count", info(), info(), Rules(content=True), "compare/asked"),
+    ("content is to count", info(), info(), ComparisonRules(content=True), "compare/asked"),
     ("target newer, yet it keeps times", info(), info(seconds=9), KEEPS, "copy/time"),
     ("migrate: target newer", info(), info(seconds=9), MIGRATE, "compare/unproven"),
     ("too fresh to tell", info(seconds=999), info(seconds=999), SYNC, "compare/recent"),
     ("in the future", info(seconds=5000), info(seconds=5000), SYNC, "compare/recent"),
     ("no time at the source", info(seconds=None), info(), SYNC, "skip/same-size-only"),
-    ("no time at a source of times", info(seconds=None), info(), Rules(timed=True), "compare/unproven"),
+    (
+        "no time at a source of times",
+        info(seconds=None),
+        info(),
+        ComparisonRules(timed=True),
+        "compare/unproven",
+    ),
     ("migrate: no time at the source", info(seconds=None), info(), MIGRATE, "compare/unproven"),
     ("no time at the target", info(), info(seconds=None), SYNC, "compare/unproven"),
     ("no size", info(size=None), info(), SYNC, "compare/unproven"),
@@ -83,13 +90,13 @@ CASES = [
 @pytest.mark.parametrize(
     ("source", "target", "rules", "expected"), [c[1:] for c in CASES], ids=[c[0] for c in CASES]
 )
-def test_decisions(source: ObjectInfo, target: ObjectInfo, rules: Rules, expected: str) -> None:
+def test_decisions(source: ObjectInfo, target: ObjectInfo, rules: ComparisonRules, expected: str) -> None:
     kind, reason = decide(source, target, rules, None, LOOKED)
     assert f"{kind}/{reason}" == expected
 
 
-def record(source: ObjectInfo, target: ObjectInfo, *, proves: bool = True) -> Record:
-    return Record("x", Fingerprint.of(source), proves, Fingerprint.of(target), proves, "d" * 64)
+def record(source: ObjectInfo, target: ObjectInfo, *, proves: bool = True) -> JournalRecord:
+    return JournalRecord("x", Fingerprint.of(source), proves, Fingerprint.of(target), proves, "d" * 64)
 
 
 def test_the_journal_lets_skip_only_while_both_sides_show_what_it_recorded() -> None:
@@ -121,7 +128,9 @@ def test_records_are_found_for_their_objects_only(
 
     sides = [[shown(each.identifier, 1) for each in ordered(side)] for side in (one, other)]
     records = [
-        Record(each.identifier, Fingerprint.of(shown("", 1)), True, Fingerprint.of(shown("", 1)), True, "")
+        JournalRecord(
+            each.identifier, Fingerprint.of(shown("", 1)), True, Fingerprint.of(shown("", 1)), True, ""
+        )
         for each in ordered(known)
     ]
     for action in actions(merge(*sides), MIGRATE, records=iter(records)):

@@ -11,8 +11,8 @@ from typing_extensions import override
 
 from storage_backend import MemoryStorage, UnavailableError, sync, verify
 from storage_backend.transfer import Event
-from storage_backend.transfer.flow import host_of
-from storage_backend.transfer.progress import SILENCE, WINDOW, Pace, Silence
+from storage_backend.transfer.in_flight import host_of
+from storage_backend.transfer.progress import SILENCE, WINDOW, RateEstimator, StallDetector
 
 PIECE = 100_000
 PIECES = 4
@@ -166,7 +166,7 @@ def test_what_a_listener_raises_ends_the_transfer() -> None:
 
 
 def test_a_rate_is_of_the_last_seconds() -> None:
-    pace = Pace()
+    pace = RateEstimator()
     assert pace.of(1.0, 1000, 0, 10_000, 1) == {"rate": 1000, "eta": 9.0}
     pace.of(100.0, 5000, 0, 10_000, 1)
     pace.of(100.0 + WINDOW, 5000, 0, 10_000, 1)
@@ -175,14 +175,14 @@ def test_a_rate_is_of_the_last_seconds() -> None:
 
 
 def test_an_eta_goes_by_objects_where_no_bytes_are_left_and_is_left_out_where_nothing_moves() -> None:
-    assert Pace().of(5.0, 0, 5, 0, 10)["eta"] == 5.0
-    assert Pace().of(5.0, 100, 5, 100, 10)["eta"] == 5.0
-    assert "eta" not in Pace().of(5.0, 0, 0, 100, 10)
-    assert "eta" not in Pace().of(5.0, 100, 10, 100, 10)
+    assert RateEstimator().of(5.0, 0, 5, 0, 10)["eta"] == 5.0
+    assert RateEstimator().of(5.0, 100, 5, 100, 10)["eta"] == 5.0
+    assert "eta" not in RateEstimator().of(5.0, 0, 0, 100, 10)
+    assert "eta" not in RateEstimator().of(5.0, 100, 10, 100, 10)
 
 
 def test_silence_is_what_lasts() -> None:
-    silence = Silence()
+    silence = StallDetector()
     assert silence.lasting((1, 2), 10.0) == 0
     assert silence.lasting((1, 2), 10.0 + SILENCE - 0.1) == 0
     assert silence.lasting((1, 2), 22.0) == 12.0

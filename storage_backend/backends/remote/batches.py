@@ -7,15 +7,16 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-from storage_backend.backends.remote import fetching, packing
-from storage_backend.backends.remote.connection import Connection
-from storage_backend.backends.remote.errors import LostError
-from storage_backend.backends.remote.link import LOSSES
-from storage_backend.backends.remote.objects import SMALL, Objects
-from storage_backend.backends.remote.operations import Place, Staged, in_seconds
-from storage_backend.backends.remote.packets import Attributes
-from storage_backend.backends.remote.packing import Write
-from storage_backend.backends.remote.session import Steps
+from storage_backend.backends.remote import sftp_contents, tar_download, tar_upload
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import ConnectionLostError
+from storage_backend.backends.remote.failover import Failover
+from storage_backend.backends.remote.remote_file import RemoteFile
+from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, in_seconds
+from storage_backend.backends.remote.sftp_contents import SMALL
+from storage_backend.backends.remote.sftp_packets import Attributes, Steps
+from storage_backend.backends.remote.tar_download import MeanSize
+from storage_backend.backends.remote.tar_upload import BatchWrite, Remember
 from storage_backend.base import Item
 from storage_backend.errors import Failures, NotFoundError
 from storage_backend.info import ObjectInfo
@@ -23,177 +24,205 @@ from storage_backend.streams import check_arrived, sha256
 
 T = TypeVar("T")
 J = TypeVar("J")
-PlaceOf = Callable[[str], Place]
+Store = Callable[[BatchWrite], None]
+"""Stores a large object by itself."""
+PathOf = Callable[[str], RemotePath]
+"""Checks an identifier, and gives its path."""
 
 BYTES = 32 << 20  # bytes of content under way at a time
 FIRST_READS = 128  # objects that are read side by side before it is known how large they are
 
 
 def read_many(
-    objects: Objects, place_of: PlaceOf, identifiers: Iterable[str], where: str
+    failover: Failover, path_of: PathOf, identifiers: Iterable[str], sizes: MeanSize
 ) -> Iterator[tuple[str, bytes]]:
     """Each object with its identifier; see `StorageBackend.read_many`."""
     failures = Failures()
 
-    def singly(source: Iterator[Place]) -> Iterator[tuple[Place, bytes]]:
-        return _read(objects, source, failures)
+    def one_by_one(source: Iterator[RemotePath]) -> Iterator[tuple[RemotePath, bytes]]:
+        return _read(failover, source, failures)
 
-    for place, content in fetching.read(objects, _places(place_of, identifiers, failures), singly):
-        objects.note_size(len(content))
-        yield place.identifier, content
-    failures.raise_any("read", where)
+    paths = _paths(path_of, identifiers, failures)
+    for path, content in tar_download.read(failover, paths, one_by_one, sizes):
+        sizes.note(len(content))
+        yield path.identifier, content
+    failures.raise_any("read", failover.where)
 
 
 def write_many(
-    objects: Objects, place_of: PlaceOf, items: Iterable[Item], where: str, *, verify: bool
+    failover: Failover,
+    path_of: PathOf,
+    items: Iterable[Item],
+    store: Store,
+    remember: Remember,
+    *,
+    verify: bool,
 ) -> int:
-    """Store many objects; see `StorageBackend.write_many`."""
+    """Store many objects; see `StorageBackend.write_many`.
+
+    Args:
+        failover: chooses the connection.
+        path_of: gives paths.
+        items: identifiers and contents.
+        store: stores a large object.
+        remember: called with each that was published.
+        verify: whether stored contents are compared.
+    """
     failures = Failures()
 
-    def singly(source: Iterator[Write]) -> int:
-        return _written(objects, source, failures)
+    def one_by_one(source: Iterator[BatchWrite]) -> int:
+        return _write(failover, source, failures, store, remember)
 
-    stored = packing.write(objects, _writes(place_of, items, failures, verify=verify), failures, singly)
-    failures.raise_any("write", where)
+    writes = _writes(path_of, items, failures, verify=verify)
+    stored = tar_upload.write(failover, writes, failures, one_by_one, remember)
+    failures.raise_any("write", failover.where)
     return stored
 
 
-def delete_many(objects: Objects, place_of: PlaceOf, identifiers: Iterable[str], where: str) -> int:
+def delete_many(failover: Failover, path_of: PathOf, identifiers: Iterable[str]) -> int:
     """Remove many objects, there or not; see `StorageBackend.delete_many`."""
     failures = Failures()
     distinct = set(identifiers)
 
-    def steps(connection: Connection, place: Place) -> Steps[None]:
+    def steps(connection: SSHConnection, path: RemotePath) -> Steps[None]:
         try:
-            yield from connection.operations.delete(connection.at(place))
+            yield from connection.operations.delete(path)
         except NotFoundError:
             return
 
-    places = _places(place_of, distinct, failures)
-    for _ in _side_by_side(objects, places, steps, _noted(failures)):
+    paths = _paths(path_of, distinct, failures)
+    for _ in _side_by_side(failover, paths, steps, _noted(failures)):
         pass
-    failures.raise_any("delete", where)
+    failures.raise_any("delete", failover.where)
     return len(distinct)
 
 
-def facts_of_many(
-    objects: Objects, place_of: PlaceOf, identifiers: Iterable[str], where: str
-) -> Iterator[tuple[Place, Attributes]]:
-    """The attributes of those objects that are there.
+def stat_many(
+    failover: Failover, path_of: PathOf, identifiers: Iterable[str]
+) -> Iterator[tuple[RemotePath, Attributes]]:
+    """The attributes of those objects that exist.
 
     Raises:
-        BatchError: after the last, if some could not be looked at.
+        BatchError: after the last, if STAT of some failed.
     """
     failures = Failures()
 
-    def steps(connection: Connection, place: Place) -> Steps[Attributes | None]:
+    def steps(connection: SSHConnection, path: RemotePath) -> Steps[Attributes | None]:
         try:
-            return (yield from connection.operations.facts(connection.at(place)))
+            return (yield from sftp_contents.stat_object(connection.operations, path))
         except NotFoundError:
             return None
 
-    places = _places(place_of, identifiers, failures)
-    for place, found in _side_by_side(objects, places, steps, _noted(failures)):
+    paths = _paths(path_of, identifiers, failures)
+    for path, found in _side_by_side(failover, paths, steps, _noted(failures)):
         if found is not None:
-            yield place, found
-    failures.raise_any("look at", where)
+            yield path, found
+    failures.raise_any("look at", failover.where)
 
 
-def _read(objects: Objects, source: Iterator[Place], failures: Failures) -> Iterator[tuple[Place, bytes]]:
-    """Objects as they come."""
+def _read(
+    failover: Failover, source: Iterator[RemotePath], failures: Failures
+) -> Iterator[tuple[RemotePath, bytes]]:
+    """Objects in the order in which they arrive."""
     begun = ended = size = 0
-    tried: set[Place] = set()
+    tried: set[RemotePath] = set()
 
-    def places() -> Iterator[Place | None]:
+    def paths() -> Iterator[RemotePath | None]:
         nonlocal begun
-        for place in source:
+        for path in source:
             while begun - ended >= (FIRST_READS if not ended else max(BYTES * ended // max(size, 1), 1)):
                 yield None
             begun += 1
-            yield place
+            yield path
 
-    def steps(connection: Connection, place: Place) -> Steps[bytes | None]:
-        look = place in tried
-        tried.add(place)
-        content, _ = yield from connection.operations.read(connection.at(place), SMALL, look=look)
-        tried.discard(place)
+    def steps(connection: SSHConnection, path: RemotePath) -> Steps[bytes | None]:
+        attempt = int(path in tried)
+        tried.add(path)
+        content, _ = yield from sftp_contents.read(connection.operations, path, attempt, SMALL)
+        tried.discard(path)
         return content
 
-    def failed(place: Place, error: Exception) -> None:
+    def failed(path: RemotePath, error: Exception) -> None:
         nonlocal ended
         ended += 1
-        failures.note(place.identifier, error)
+        failures.note(path.identifier, error)
 
-    for place, found in _side_by_side(objects, places(), steps, failed):
+    for path, found in _side_by_side(failover, paths(), steps, failed):
         ended += 1
         size += SMALL if found is None else len(found)
         content = found
         if found is None:
-            with failures.of(place.identifier):
-                content = objects.read_whole(place)
+            with failures.of(path.identifier), RemoteFile(failover, path) as file:
+                content = file.readall()
         if content is not None:
-            yield place, content
+            yield path, content
 
 
-def _written(objects: Objects, source: Iterator[Write], failures: Failures) -> int:
-    """Store objects as they come; how many."""
-    busy: set[Place] = set()
-    directories = _Directories()
+def _write(
+    failover: Failover, source: Iterator[BatchWrite], failures: Failures, store: Store, remember: Remember
+) -> int:
+    """Store objects; returns how many."""
+    busy: set[RemotePath] = set()
+    directories = _BatchDirectories()
     size = stored = 0
 
-    def writes() -> Iterator[Write | None]:
+    def writes() -> Iterator[BatchWrite | None]:
         nonlocal size, stored
         for item in source:
-            # Side by side, the same object would end with either content.
-            while item.place in busy or (busy and size + len(item.content) > BYTES):
+            # Two writes of one object side by side would end with either content.
+            while item.path in busy or (busy and size + len(item.content) > BYTES):
                 yield None
+            # Of a repeated identifier, the last write counts.
+            failures.errors.pop(item.path.identifier, None)
             if len(item.content) > SMALL:
-                stored += _large(objects, item, failures)
+                with failures.of(item.path.identifier):
+                    store(item)
+                    stored += 1
                 continue
-            failures.errors.pop(item.place.identifier, None)
-            busy.add(item.place)
+            busy.add(item.path)
             size += len(item.content)
             yield item
 
-    def steps(connection: Connection, item: Write) -> Steps[Staged]:
-        return connection.operations.write(
-            connection.at(item.place),
+    def steps(connection: SSHConnection, item: BatchWrite) -> Steps[StagedUpload]:
+        return sftp_contents.write(
+            connection.operations,
+            item.path,
             item.content,
             in_seconds(item.modified),
-            directories.unknown(connection, item.place),
-            # Read back in the same flow: a command of the server for a group would have all others wait for it.
+            directories.unknown(connection, item.path),
+            # Read back in the same flow of requests: for a command of the server, a group of them would have to wait.
             verify=item.verify,
         )
 
-    def done(item: Write) -> None:
+    def done(item: BatchWrite) -> None:
         nonlocal size
-        busy.discard(item.place)
+        busy.discard(item.path)
         size -= len(item.content)
 
-    def failed(item: Write, error: Exception) -> None:
+    def failed(item: BatchWrite, error: Exception) -> None:
         done(item)
-        failures.note(item.place.identifier, error)
+        failures.note(item.path.identifier, error)
 
-    for item, staged in _side_by_side(objects, writes(), steps, failed):
-        objects.remember(item.place, staged)
+    for item, staged in _side_by_side(failover, writes(), steps, failed):
+        remember(item.path, staged)
         done(item)
         stored += 1
     return stored
 
 
-class _Directories:
-    """The directories of a batch: each is asked for once, by the first object in it, or all of its objects would miss it."""
+class _BatchDirectories:
+    """The directories of a batch: the first object in each makes it, or all objects would miss it at the same time."""
 
     def __init__(self) -> None:
-        self._connection: Connection | None = None
+        self._connection: SSHConnection | None = None
         self._asked: set[bytes] = set()
 
-    def unknown(self, connection: Connection, place: Place) -> list[bytes]:
-        """Those above *place* that no object before it was in, outer ones first."""
+    def unknown(self, connection: SSHConnection, path: RemotePath) -> list[bytes]:
+        """Those above *path* that no object before it was in, outer ones first; absolute."""
         if self._connection is not connection:
             self._connection, self._asked = connection, set()
         found = []
-        directory = posixpath.dirname(place.path)
+        directory = posixpath.dirname(path.path)
         while directory not in self._asked:
             self._asked.add(directory)
             if directory or not connection.base_exists:
@@ -204,34 +233,25 @@ class _Directories:
         return found[::-1]
 
 
-def _large(objects: Objects, item: Write, failures: Failures) -> bool:
-    """Store one object by itself; whether that was done."""
-    failures.errors.pop(item.place.identifier, None)
-    with failures.of(item.place.identifier):
-        objects.write(item.place, item.content, item.modified, verify=item.verify)
-        return True
-    return False
-
-
 def _side_by_side(
-    objects: Objects,
+    failover: Failover,
     jobs: Iterator[J | None],
-    steps: Callable[[Connection, J], Steps[T]],
+    steps: Callable[[SSHConnection, J], Steps[T]],
     failed: Callable[[J, Exception], None],
 ) -> Iterator[tuple[J, T]]:
-    """Carry out jobs, and give their results as they come; what a lost connection left undone is done on the next.
+    """Carry out jobs, and yield their results as they complete; what a lost connection left undone is repeated on the next.
 
     Args:
-        objects: of the backend.
-        jobs: taken lazily; None says that there are none until another is done.
+        failover: chooses the connection.
+        jobs: taken lazily; None: there is none until another completes.
         steps: of one job.
-        failed: is given each job that fails.
+        failed: called with each job that fails.
     """
     numbers = itertools.count()
     left: dict[int, J] = {}
     losses = 0
 
-    def operations(connection: Connection) -> Iterator[tuple[int, Steps[T]] | None]:
+    def operations(connection: SSHConnection) -> Iterator[tuple[int, Steps[T]] | None]:
         for number, job in list(left.items()):
             yield number, steps(connection, job)
         for following in jobs:
@@ -246,40 +266,39 @@ def _side_by_side(
         failed(left.pop(number), error)
 
     while True:
-        connection = objects.link.connection()
+        connection = failover.connection()
         connection.hold()
         try:
             session = connection.session
             for number, result in session.run_many(operations(connection), session.at_a_time, fail):
                 losses = 0
                 yield left.pop(number), result
-        except LostError as error:
+        except ConnectionLostError as error:
             losses += 1
-            objects.link.give_up(connection, error, losses, LOSSES)
+            failover.give_up(connection, error, losses)
         else:
             return
         finally:
             connection.release()
 
 
-def _noted(failures: Failures) -> Callable[[Place, Exception], None]:
-    def failed(place: Place, error: Exception) -> None:
-        failures.note(place.identifier, error)
-
-    return failed
+def _noted(failures: Failures) -> Callable[[RemotePath, Exception], None]:
+    return lambda path, error: failures.note(path.identifier, error)
 
 
-def _places(place_of: PlaceOf, names: Iterable[str], failures: Failures) -> Iterator[Place]:
+def _paths(path_of: PathOf, names: Iterable[str], failures: Failures) -> Iterator[RemotePath]:
     for name in names:
         try:
-            place = place_of(name)
+            path = path_of(name)
         except Exception as error:  # noqa: BLE001 - kept, or raised if it is fatal
             failures.note(name, error)
             continue
-        yield place
+        yield path
 
 
-def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, verify: bool) -> Iterator[Write]:
+def _writes(
+    path_of: PathOf, items: Iterable[Item], failures: Failures, *, verify: bool
+) -> Iterator[BatchWrite]:
     """Those of *items* that can be stored."""
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else None
@@ -287,11 +306,10 @@ def _writes(place_of: PlaceOf, items: Iterable[Item], failures: Failures, *, ver
         try:
             if not isinstance(content, bytes):
                 raise TypeError(f"content must be bytes, not {type(content).__name__}")
-            place = place_of(identifier)
-            # The digest is wanted where one is promised.
+            path = path_of(identifier)
             digest = sha256(content) if verify and info is not None and info.sha256 else None
             check_arrived(info, identifier, len(content), digest)
         except Exception as error:  # noqa: BLE001 - kept, or raised if it is fatal
             failures.note(identifier, error)
             continue
-        yield Write(place, content, info.modified if info else None, verify, digest)
+        yield BatchWrite(path, content, info.modified if info else None, verify, digest)

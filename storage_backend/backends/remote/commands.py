@@ -1,26 +1,26 @@
-"""Command: one command of the server's shell, on a channel of its own."""
+"""Command: runs one command in the server's shell, on a channel of its own."""
 
 from __future__ import annotations
 
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
+
+from storage_backend.backends.remote.library import limited
 
 if TYPE_CHECKING:
     import paramiko
 
 OpenChannel = Callable[[], "paramiko.Channel"]
 
-KEPT = 16 << 10  # bytes of the end of standard error
+KEPT = 16 << 10  # bytes of standard error that are kept, from its end
 NOISE = 64 << 10  # bytes that start-up files may print before the command's own output
-_PACKET = (
-    32 << 10
-) - 64  # what one send takes at most of OpenSSH's packets; paramiko keeps 64 bytes for itself
-_GLANCE = 0.25  # seconds between looks at standard error and at the input, while nothing comes
-_GLANCE_AT_INPUT = 0.005
+# bytes; OpenSSH's packets take 32 KiB, of which paramiko keeps 64 bytes for itself
+_PACKET = (32 << 10) - 64
+_POLL = 0.25  # seconds between checks of standard error while no output comes
+_POLL_WITH_INPUT = 0.005  # likewise, while there is input to send
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_@%+=:,./-]")
 
 
@@ -28,8 +28,8 @@ class CommandError(Exception):
     """A command failed.
 
     Attributes:
-        status: its exit status; -1 where the server told none, as for a command that was killed.
-        stderr: the end of what it said.
+        status: its exit status; -1 where the server sent none, as for a command that was killed.
+        stderr: the end of its standard error.
     """
 
     def __init__(self, status: int, stderr: bytes, reason: str = "") -> None:
@@ -40,7 +40,7 @@ class CommandError(Exception):
 
 
 def quote(word: bytes) -> bytes:
-    """*word* as a POSIX shell takes it for itself, whatever bytes but NUL it holds."""
+    """*word* quoted for a POSIX shell; any bytes but NUL."""
     if word and not _UNSAFE.search(word):
         return word
     return b"'" + word.replace(b"'", b"'\"'\"'") + b"'"
@@ -49,21 +49,20 @@ def quote(word: bytes) -> bytes:
 class Command:
     """A command that runs on the server.
 
-    Its input is sent while its output is read, so neither waits for the other; standard error is always taken off. Not for
-    several threads at once.
+    Input is sent while output is read, and standard error is always drained: neither side blocks the other. Not thread-safe.
 
     Args:
-        open_channel: gives a new session channel; errors of it are let through, as are those of a lost connection.
-        command: what the user's login shell is to run.
-        io_timeout: seconds for each step: the start, each piece received or sent, the status.
-        stdin: the whole input, taken as the command takes it; None for none, and no end of it before `finish`.
-        marker: a line that the command prints first. What start-up files have printed before it is dropped.
+        open_channel: opens a session channel; its errors are not translated, nor those of a lost connection.
+        command: for the user's login shell.
+        io_timeout: seconds for each step: the start, each piece received or sent, the exit status.
+        stdin: the whole input, consumed as the command reads it; None: there is none yet, and `finish` ends it.
+        marker: a line that the command prints first. What start-up files print before it is dropped.
 
     Attributes:
         io_timeout: as given.
 
     Raises:
-        TimeoutError: from here as from each method: nothing moved for *io_timeout* seconds.
+        TimeoutError: here and from each method: nothing was received or sent for *io_timeout* seconds.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class Command:
         self.io_timeout = io_timeout
         self._marker = marker
         self._input: Iterator[bytes] | None = None if stdin is None else iter(stdin)
-        self._ends = stdin is not None  # whether the end of this input is that of all
+        self._ends = stdin is not None  # whether no more input follows this one
         self._piece = b""
         self._position = 0
         self._input_open = True
@@ -86,20 +85,16 @@ class Command:
         self._stderr = bytearray()
         self._kept = b""
         channel = self._channel = open_channel()
-        # paramiko waits for the answer to this request without a limit; closing the channel ends that wait.
-        watch = threading.Timer(io_timeout, channel.close)
-        watch.daemon = True
-        watch.start()
-        try:
-            channel.exec_command(command)
-        except BaseException:
-            timed_out = watch.finished.is_set()
-            self.close()
-            if timed_out:
-                raise TimeoutError(f"the server did not start a command within {io_timeout:g} s") from None
-            raise
-        finally:
-            watch.cancel()
+        with limited(io_timeout, channel.close) as timer:
+            try:
+                channel.exec_command(command)
+            except BaseException:
+                self.close()
+                if timer.finished.is_set():
+                    raise TimeoutError(
+                        f"the server did not start a command within {io_timeout:g} s"
+                    ) from None
+                raise
         if self._input is not None:
             self._feed()
 
@@ -110,12 +105,12 @@ class Command:
         self.close()
 
     def send(self, pieces: Iterable[bytes]) -> None:
-        """Have *pieces* taken as the command takes them, while its output is read; more may follow."""
+        """Send *pieces* as the command reads them, while its output is read; more may follow."""
         self._input = iter(pieces)
         self._feed()
 
     def read(self, size: int) -> bytes:
-        """Up to *size* bytes of the output as they come; b"" at its end, which proves nothing before `finish`."""
+        """Up to *size* bytes of the output as they arrive; b"" at its end. Only `finish` tells whether the command succeeded."""
         if self._marker:
             self._skip_noise()
         if self._kept:
@@ -153,7 +148,7 @@ class Command:
         return line
 
     def read_until(self, mark: bytes, limit: int) -> bytes:
-        """The output before *mark*, which is dropped.
+        """The output before *mark*; *mark* is dropped.
 
         Raises:
             CommandError: it does not come, or not within *limit* bytes.
@@ -167,7 +162,7 @@ class Command:
         return found
 
     def read_more(self) -> bytes:
-        """Wait for more output, and keep it for the next reads; b"" at the end."""
+        """Wait for more output, and buffer it for the next reads; b"" at the end."""
         if self._marker:
             self._skip_noise()
             if self._kept:
@@ -177,10 +172,10 @@ class Command:
         return piece
 
     def finish(self) -> None:
-        """End the input, drop what is left of the output, and wait for the command to succeed.
+        """End the input, drop the rest of the output, and wait for the command to succeed.
 
         Raises:
-            CommandError: its status is not 0, or it did not take all of its input.
+            CommandError: its status is not 0, or it did not read all of its input.
             EOFError: the connection was lost.
         """
         try:
@@ -193,7 +188,7 @@ class Command:
             self.close()
 
     def status(self) -> int:
-        """End the input, drop what is left of the output, and wait for the exit status; -1 if the server tells none.
+        """End the input, drop the rest of the output, and wait for the exit status; -1 if the server sends none.
 
         Raises:
             EOFError: the connection was lost.
@@ -208,12 +203,12 @@ class Command:
             self._end_input()
         channel = self._channel
         deadline = time.monotonic() + self.io_timeout
-        while not channel.status_event.wait(_GLANCE):
+        while not channel.status_event.wait(_POLL):
             if self._drain():
                 deadline = time.monotonic() + self.io_timeout
             elif time.monotonic() > deadline:
                 raise TimeoutError(
-                    f"the server told no exit status within {self.io_timeout:g} s of the output's end"
+                    f"the server sent no exit status within {self.io_timeout:g} s of the output's end"
                 )
         self._drain()
         status: int = channel.exit_status
@@ -223,18 +218,18 @@ class Command:
 
     @property
     def ended(self) -> bool:
-        """Whether the command is known to have ended, or its connection."""
-        # Its status comes before the end of its output.
+        """Whether the command, or its connection, is known to have ended."""
+        # sshd sends the status before the end of the output.
         return bool(self._channel.exit_status_ready() or self._channel.eof_received)
 
     @property
     def stderr(self) -> bytes:
-        """The end of what the command has said so far on standard error."""
+        """The end of what the command has written to standard error so far."""
         return bytes(self._stderr)
 
     def close(self) -> None:
-        """Give the command up, if it runs: its input ends, and it cannot write any more."""
-        # A lost connection has closed it already.
+        """Close the channel; a command that still runs gets the end of its input, and cannot write any more."""
+        # It is closed already if the connection was lost.
         with suppress(Exception):
             self._channel.close()
 
@@ -248,7 +243,7 @@ class Command:
         found = b"\n" + self._kept
         self._kept = b""
         while (at := found.find(line)) < 0:
-            # What was printed last may lack the end of its line.
+            # What start-up files print may not end with a newline.
             if (inside := found.find(line[1:])) >= 0:
                 at = inside - 1
                 break
@@ -257,7 +252,7 @@ class Command:
             if not piece or len(found) > NOISE:
                 if not piece:
                     self.finish()
-                raise CommandError(0, self.stderr, "the server's shell does not do what it was told")
+                raise CommandError(0, self.stderr, "the server's shell did not run the command")
         self._kept = found[at + len(line) :]
         self._marker = b""
 
@@ -266,7 +261,7 @@ class Command:
         deadline = 0.0
         while True:
             fed = self._input is not None and self._feed()
-            channel.settimeout(min(_GLANCE if self._input is None else _GLANCE_AT_INPUT, self.io_timeout))
+            channel.settimeout(min(_POLL if self._input is None else _POLL_WITH_INPUT, self.io_timeout))
             try:
                 piece: bytes = channel.recv(size)
             except TimeoutError:
@@ -282,7 +277,7 @@ class Command:
             return piece
 
     def _drain(self) -> bool:
-        """Take standard error off; whether there was any."""
+        """Read what there is of standard error; whether there was any."""
         found = False
         channel = self._channel
         while channel.recv_stderr_ready():
@@ -295,7 +290,7 @@ class Command:
         return found
 
     def _feed(self) -> bool:
-        """Send as much of the input as can be sent without waiting; whether that was any."""
+        """Send as much of the input as possible without waiting; whether any was sent."""
         sent = False
         while self._input is not None:
             if self._position >= len(self._piece):
@@ -319,7 +314,7 @@ class Command:
         except TimeoutError:
             raise
         except OSError:
-            # "Socket is closed": the command has ended, or the connection; the status tells which.
+            # "Socket is closed": the command or the connection has ended; the exit status tells which.
             sent = 0
         if sent:
             self._position += sent

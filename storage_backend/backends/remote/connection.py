@@ -1,7 +1,8 @@
-"""Connection: one authenticated connection to one endpoint, with its SFTP session, its shell and its base directory."""
+"""SSHConnection: a connection to one endpoint that has logged in, with its SFTP session, its shell and the base directory."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import posixpath
@@ -12,20 +13,21 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from storage_backend.backends.remote import packets
+from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.commands import CommandError
-from storage_backend.backends.remote.errors import LostError, lost, told
-from storage_backend.backends.remote.library import ssh_library
-from storage_backend.backends.remote.memory import Memory
-from storage_backend.backends.remote.operations import Operations, Place, Staged
-from storage_backend.backends.remote.packets import NO_SUCH_FILE, ProtocolError, StatusError
-from storage_backend.backends.remote.probe import LONGEST, Facts
-from storage_backend.backends.remote.public import PublicSession
-from storage_backend.backends.remote.session import Session, Steps
-from storage_backend.backends.remote.settings import Endpoint, Settings
+from storage_backend.backends.remote.errors import ConnectionLostError, lost, translate_shell_error
+from storage_backend.backends.remote.library import limited, ssh_library
+from storage_backend.backends.remote.probe import LONGEST, FeatureCache, ShellFeatures
+from storage_backend.backends.remote.remote_path import StagedUpload
+from storage_backend.backends.remote.settings import Endpoint, SSHSettings
+from storage_backend.backends.remote.sftp_client_session import AnySession, SFTPClientSession
+from storage_backend.backends.remote.sftp_operations import SFTPOperations
+from storage_backend.backends.remote.sftp_packets import NO_SUCH_FILE, SFTPProtocolError, StatusError, Steps
+from storage_backend.backends.remote.sftp_session import SFTPSession
 from storage_backend.backends.remote.shell import Shell
-from storage_backend.backends.remote.unpacking import Member, Unpacked, Unpacker
+from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile, Unpacker
 from storage_backend.errors import FATAL, AlreadyExistsError, ConfigurationError, StorageError
+from storage_backend.info import Capability
 from storage_backend.owners import temporary_name
 
 if TYPE_CHECKING:
@@ -35,22 +37,26 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# OpenSSH gives a connection ten sessions (sshd_config(5), MaxSessions): one is SFTP's, and listings and digests need theirs.
-BULK = 4
+# OpenSSH allows ten sessions of a connection (MaxSessions, sshd_config(5)): one is SFTP's, and listings and digests need some.
+MOST_TAR_COMMANDS = 4
 # 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and a channel that is closed
 # while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
 REKEY_BYTES = 1 << 36
 REKEY_PACKETS = 1 << 31
 
-memory = Memory()
+
+@functools.cache
+def feature_cache() -> FeatureCache:
+    """This process's: what the shells of its servers can do."""
+    return FeatureCache()
 
 
-class Connection:
-    """A live connection. Used by many threads at once.
+class SSHConnection:
+    """A live connection. Threads may share it.
 
     Args:
         client: connected and authenticated.
-        endpoint: that it leads to.
+        endpoint: where to.
         settings: of the backend.
         base_dir: the base directory as it was configured.
         where: the backend's location, for errors.
@@ -58,17 +64,18 @@ class Connection:
     Attributes:
         endpoint: as given.
         base: the base directory on the server, absolute.
-        base_exists: whether it was there at the beginning.
-        session: of SFTP.
-        operations: what is done to files.
+        base_exists: whether it existed when we connected.
+        session: sends SFTP requests.
+        operations: operations on files.
+        users: number of callers that hold it.
 
     Raises:
         StorageError: the base directory cannot be reached.
-        LostError: the connection failed.
+        ConnectionLostError: the connection failed.
     """
 
     def __init__(
-        self, client: paramiko.SSHClient, endpoint: Endpoint, settings: Settings, base_dir: str, where: str
+        self, client: paramiko.SSHClient, endpoint: Endpoint, settings: SSHSettings, base_dir: str, where: str
     ) -> None:
         self.endpoint = endpoint
         self._end: Callable[[], object] = client.close
@@ -76,12 +83,12 @@ class Connection:
         self._where = where
         self._process = os.getpid()
         self._transport = _transport(client)
-        self._bulk = threading.BoundedSemaphore(BULK)
-        self._able: dict[str, bool] = {}
+        self._tar_slots = threading.BoundedSemaphore(MOST_TAR_COMMANDS)
+        self._tar_works: dict[str, bool] = {}
         self._unpackers: list[Unpacker] = []  # idle
         self._probing = threading.Lock()
-        self._facts: Facts | None = None
-        self._remembered = False  # the facts are another connection's
+        self._features: ShellFeatures | None = None
+        self._from_cache = False  # whether the features were found out by another connection
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
         if settings.shell == "never":
             self._shell = None
@@ -89,19 +96,20 @@ class Connection:
         self._server = (endpoint, settings.key_filename, _host_key(self._transport))
         self._links: bool | None = None
         self._counting = threading.Lock()
-        self._users = 0
+        self.users = 0
         self._retired = False
         if self._transport is None:
-            self.session: Session | PublicSession = PublicSession(client.open_sftp())
+            self.session: AnySession = SFTPClientSession(client.open_sftp())
         else:
             self._prepare(self._transport, settings)
             self.session = self._sftp(self._transport)
         self.base = self._resolved(base_dir)
-        self.operations = Operations(
+        self.operations = SFTPOperations(
             self.session,
+            self.base,
             where,
-            move=self._move if self._may("rename", packets.POSIX_RENAME) else None,
-            link=self._link if self._may("link", packets.HARDLINK) else None,
+            move=self._move if self._by_shell("rename", packets.POSIX_RENAME) else None,
+            link=self._link if self._by_shell("link", packets.HARDLINK) else None,
             non_atomic=settings.non_atomic_overwrite,
             warn=self._warn_of_gap,
         )
@@ -112,66 +120,73 @@ class Connection:
         return self.session.failure is None and (self._transport is None or bool(self._transport.is_active()))
 
     @property
-    def facts(self) -> Facts:
-        """What the server's shell can do; found out when first asked for."""
+    def features(self) -> ShellFeatures:
+        """What the server's shell can do; found out when first needed."""
         with self._probing:
-            if self._facts is None:
-                self._facts = self._learned(self._shell) if self._shell is not None else Facts()
-            return self._facts
+            if self._features is None:
+                self._features = self._found_out(self._shell) if self._shell is not None else ShellFeatures()
+            return self._features
 
-    def _learned(self, shell: Shell) -> Facts:
-        known = memory.get(self._server)
-        self._remembered = known is not None
+    def _found_out(self, shell: Shell) -> ShellFeatures:
+        known = feature_cache().get(self._server)
+        self._from_cache = known is not None
         if known is None:
             known = shell.probe(None)
-            memory.put(self._server, known)
-        shell.facts = known
+            feature_cache().put(self._server, known)
+        shell.features = known
         return known
 
     def doubt(self) -> None:
-        """The shell did not do as it should: what another connection found is asked again, by this one too."""
-        memory.forget(self._server)
+        """The shell failed: forget what is known of it; this connection probes again if it has not done so itself."""
+        feature_cache().forget(self._server)
         with self._probing:
-            if self._remembered:
-                self._facts = None
+            if self._from_cache:
+                self._features = None
 
     @property
     def shell(self) -> Shell:
-        """The server's shell; to be used for what `facts` has."""
+        """The server's shell; only for what `features` has."""
         assert self._shell is not None
         return self._shell
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out one operation on files."""
+        """Carry out one SFTP operation."""
         return self.session.run(steps)
 
-    def at(self, place: Place) -> Place:
-        """A place relative to the base directory as an absolute one; one that is absolute stays as it is."""
-        return Place(place.identifier, posixpath.join(self.base, place.path))
+    def describe(self) -> str:
+        """Endpoint, base directory and the shell's abilities, for people."""
+        exists = self.run(self.operations.entry(self.base)) is not None
+        works = [name for name in ("find_names", "copy", "sync") if getattr(self.features, name)]
+        works += ["sha256"] if "sha256" in self.features.digests else []
+        shell = f"a shell with {', '.join(works)}" if works else "SFTP alone"
+        return f"{self.endpoint}: {os.fsdecode(self.base)} {'is there' if exists else 'does not exist yet'}; {shell}"
 
-    def described_shell(self) -> str:
-        """What there is beside SFTP, for people."""
-        able = [name for name in ("find_names", "copy", "sync") if getattr(self.facts, name)]
-        able += ["sha256"] if "sha256" in self.facts.digests else []
-        return f"a shell with {', '.join(able)}" if able else "SFTP alone"
-
-    @property
-    def users(self) -> int:
-        """How many hold it."""
-        return self._users
+    def capabilities(self) -> Capability:
+        """What the server can do; the shell is probed if need be."""
+        features = self.features
+        flags = Capability.RANGES | Capability.DIRECTORIES
+        if (packets.HARDLINK in self.session.extensions and self.makes_links) or features.link:
+            flags |= Capability.CREATE
+        if self.operations.can_copy() or features.copy:
+            flags |= Capability.SERVER_COPY
+        if "sha256" in features.digests:
+            flags |= Capability.CHECKSUM
+        if features.sync:
+            flags |= Capability.FLUSH
+        return flags
 
     def hold(self) -> None:
-        """Keep the connection open until `release`, even if another is preferred by now."""
+        """Keep the connection open until `release`, even if another one is preferred."""
         with self._counting:
-            self._users += 1
+            self.users += 1
 
     def release(self) -> None:
-        """The end of a `hold`."""
+        """End a `hold`."""
         if self._process != os.getpid():
-            return  # a thread of the parent's may have had the lock
+            return  # a thread of the parent process may hold the lock for ever
         with self._counting:
-            self._users -= 1
-            done = self._retired and not self._users
+            self.users -= 1
+            done = self._retired and not self.users
         if done:
             self.close()
 
@@ -179,46 +194,48 @@ class Connection:
         """Close the connection once nobody holds it."""
         with self._counting:
             self._retired = True
-            done = not self._users
+            done = not self.users
         if done:
             self.close()
 
-    def may(self, fact: Literal["pack", "unpack"]) -> bool:
-        """Whether it is worth a try: nothing is known yet that speaks against it."""
-        renames = fact == "pack" or packets.POSIX_RENAME in self.session.extensions
-        return self._shell is not None and renames and self._able.get(fact, True)
+    def may(self, feature: Literal["pack", "unpack"]) -> bool:
+        """Whether the server's tar may be tried: it has not failed before."""
+        renames = feature == "pack" or packets.POSIX_RENAME in self.session.extensions
+        return self._shell is not None and renames and self._tar_works.get(feature, True)
 
     def pack(self, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
-        """The contents of many small files by the server's tar, as `Shell.pack` gives them; None too if it does not."""
+        """Read many small files by the server's tar, as `Shell.pack`; None if it fails."""
         return self._tried("pack", lambda shell, _: shell.pack(self.base, names, limit))
 
-    def unpack(self, members: Sequence[Member], *, dated: bool, digests: bool) -> Sequence[Unpacked] | None:
-        """Write many small files by the server's tar; None if it does not, and then none of them is there.
+    def unpack(
+        self, members: Sequence[TarMember], *, dated: bool, digests: bool
+    ) -> Sequence[UnpackedFile] | None:
+        """Write many small files by the server's tar; None if it fails, and then none of them is there.
 
         Args:
             members: their paths are relative to the base directory.
-            dated: whether their times are kept.
-            digests: whether their SHA-256 is wanted; they come in any case the first time, as proof.
+            dated: whether their modification times are kept.
+            digests: whether their SHA-256 is wanted; the first time they are computed in any case, as proof.
         """
         listing = self.operations.temporary + b"list" + os.urandom(6).hex().encode()
 
-        def unpack(shell: Shell, first: bool) -> Sequence[Unpacked]:
+        def unpack(shell: Shell, first: bool) -> Sequence[UnpackedFile]:
             with self._unpacker(shell) as unpacker:
                 return unpacker.unpack(members, listing, dated=dated, digests=digests or first)
 
         found = self._tried("unpack", unpack)
         if found is None:
             for path in (listing, listing + b"+", *(member.path for member in members)):
-                self.session.post(packets.path(packets.REMOVE, posixpath.join(self.base, path)))
+                self.session.post(packets.request(packets.REMOVE, posixpath.join(self.base, path)))
         return found
 
     @contextmanager
     def _unpacker(self, shell: Shell) -> Iterator[Unpacker]:
-        """One that is kept, since an account's start-up files may take longer than all else; or a new one."""
+        """An idle command, or a new one: an account's start-up files may take longer than all else."""
         unpacker = None
         with suppress(IndexError):
             unpacker = self._unpackers.pop()
-        # Servers may end a session that was idle (ChannelTimeout, sshd_config(5)).
+        # Servers may end an idle session (ChannelTimeout, sshd_config(5)).
         if unpacker is None or unpacker.command.ended:
             unpacker = shell.unpacker(self.base)
         unpacker.command.io_timeout = shell.io_timeout
@@ -230,36 +247,36 @@ class Connection:
             else:
                 unpacker.command.close()
 
-    def _tried(self, fact: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
-        """What *work* gives, or None if the server's shell fails.
+    def _tried(self, feature: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
+        """Call *work*; None if the server's shell fails.
 
-        The first time nothing is known of the server, and to probe it takes as long as thousands of files: *work* is told so,
-        and only if it fails the shell is probed.
+        The first time nothing is known of the server, and a probe takes as long as thousands of files. So *work* is told that
+        it is the first time, and the shell is probed only if it fails.
         """
-        if not self.may(fact):
+        if not self.may(feature):
             return None
-        first = fact not in self._able
-        # A shell that hangs is given up as soon as by the probe.
+        first = feature not in self._tar_works
+        # A shell that hangs is given up as soon as the probe would do so.
         shell = Shell(self._command_channel, min(self._timeout, LONGEST) if first else self._timeout)
         try:
-            with self._bulk, self.command():
+            with self._tar_slots, self.command():
                 found = work(shell, first)
         except FATAL:
             raise
-        except (StorageError, LostError) as error:
+        except (StorageError, ConnectionLostError) as error:
             if first:
-                self._able[fact] = getattr(self.facts, fact)
-            elif isinstance(error, LostError):
+                self._tar_works[feature] = getattr(self.features, feature)
+            elif isinstance(error, ConnectionLostError):
                 raise
-            # One of many files, or its directory: SFTP tells which.
+            # One of many files failed, or its directory: file by file, SFTP tells which.
             logger.info("%s: file by file instead of by tar: %s", self._where, error)
             return None
-        self._able[fact] = True
+        self._tar_works[feature] = True
         return found
 
     @contextmanager
     def command(self, identifier: str | None = None) -> Iterator[Shell]:
-        """The shell; what goes wrong with it is an error of ours, or a LostError."""
+        """The shell, for the body; its failures become our errors, or a ConnectionLostError."""
         try:
             yield self.shell
         except StorageError:
@@ -268,30 +285,30 @@ class Connection:
             refused = isinstance(error, ssh_library().ChannelException)
             if not refused and getattr(error, "errno", None) is None:
                 self.doubt()
-            # One channel too many is refused, and an answer may make no sense: what there is goes on.
+            # The server refuses one channel too many, or printed what makes no sense: the connection still works.
             if refused or isinstance(error, ValueError):
-                raise told(error, identifier, self._where) from error
+                raise translate_shell_error(error, identifier, self._where) from error
             if isinstance(error, EOFError | TimeoutError | ConnectionError | ssh_library().SSHException):
                 raise lost(error) from error
-            # What paramiko raises as a plain OSError without a number is of the channel.
+            # paramiko raises a plain OSError without a number for a closed channel.
             if isinstance(error, OSError) and error.errno is None:
                 raise lost(error) from error
             if isinstance(error, OSError | CommandError):
-                raise told(error, identifier, self._where) from error
+                raise translate_shell_error(error, identifier, self._where) from error
             raise
 
-    def let_go(self, handle: bytes) -> None:
-        """Close a handle of this process, whatever has become of it."""
+    def close_handle(self, handle: bytes) -> None:
+        """Close a handle, if the connection is usable and not the parent process's."""
         if self._process == os.getpid() and self.session.failure is None:
-            self.operations.let_go(handle)
+            self.operations.close(handle)
 
-    def discard(self, staged: Staged) -> None:
-        """Remove a file under a temporary name, if this process still has the connection."""
+    def discard(self, staged: StagedUpload) -> None:
+        """Remove a staged file, if the connection is usable and not the parent process's."""
         if self._process == os.getpid() and self.session.failure is None:
             self.operations.discard(staged)
 
     def close(self) -> None:
-        """End the connection; in another process than its own, only that process's copy of the descriptor."""
+        """Close the connection; in a forked child, only the child's copy of the descriptor."""
         if self._process != os.getpid():
             self.abandon()
             return
@@ -301,19 +318,19 @@ class Connection:
             self._end()
 
     def on_close(self, end: Callable[[], object]) -> None:
-        """Have *end* close the client, and what it goes through."""
+        """Have *end* close the client, with its jump hosts and programs."""
         self._end = end
 
     def abandon(self) -> None:
-        """Close this process's copy of the descriptor without a word: the connection is the parent's."""
+        """Close this process's copy of the descriptor, and send nothing: the connection is the parent process's."""
         with suppress(Exception):
-            # A socket that is closed says nothing to the peer as long as another process has it.
+            # close(2) of a socket sends nothing while another process has it open.
             assert self._transport is not None
             os.close(self._transport.sock.detach())
 
-    # Setting up
+    # Connecting
 
-    def _prepare(self, transport: paramiko.Transport, settings: Settings) -> None:
+    def _prepare(self, transport: paramiko.Transport, settings: SSHSettings) -> None:
         if settings.keepalive:
             transport.set_keepalive(max(1, round(settings.keepalive)))
         packetizer = getattr(transport, "packetizer", None)
@@ -321,21 +338,21 @@ class Connection:
             packetizer.REKEY_BYTES = REKEY_BYTES
             packetizer.REKEY_PACKETS = REKEY_PACKETS
 
-    def _sftp(self, transport: paramiko.Transport) -> Session:
+    def _sftp(self, transport: paramiko.Transport) -> SFTPSession:
         try:
             channel = _sftp_channel(transport, self._timeout)
         except Exception as error:
             raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
-        # Others may have one process, or thread, for all: what holds it would hold the second session too.
+        # Other servers may have one process or thread for all sessions: a blocked one would block the second session too.
         forks = "OpenSSH" in str(transport.remote_version)
-        return Session(channel, partial(_wake, transport) if forks else None)
+        return SFTPSession(channel, partial(_open_pipe, transport) if forks else None)
 
     def _command_channel(self) -> paramiko.Channel:
         assert self._transport is not None
         return self._transport.open_session(timeout=self._timeout)
 
     def _resolved(self, base_dir: str) -> bytes:
-        """The base directory as an absolute path; what is beneath it is reached by no other."""
+        """The base directory as an absolute path."""
         path = os.fsencode(base_dir)
         if path == b"~" or path.startswith(b"~/"):
             path = path[2:]
@@ -347,7 +364,7 @@ class Connection:
         if not path.startswith(b"/"):
             path = posixpath.join(self.run(_real_path(b".")), path)
         path = path.rstrip(b"/") or b"/"
-        found = self.run(_found(path))
+        found = self.run(_stat(path))
         self.base_exists = found is not None
         if found is not None and found.mode is not None and not stat.S_ISDIR(found.mode):
             raise ConfigurationError(
@@ -356,27 +373,27 @@ class Connection:
         return path
 
     @property
-    def links(self) -> bool:
-        """Whether the server makes hard links by SFTP, of which some say so and refuse: found out without a trace."""
+    def makes_links(self) -> bool:
+        """Whether the server makes hard links by SFTP. Some announce them and refuse; linking a name that does not exist tells."""
         with self._probing:
             if self._links is None:
-                self._links = self.run(_linking(self.base))
+                self._links = self.run(_try_link(self.base))
             return self._links
 
-    def _may(self, fact: str, extension: bytes) -> bool:
-        """Whether the shell has to do what SFTP cannot."""
-        return extension not in self.session.extensions and bool(getattr(self.facts, fact))
+    def _by_shell(self, feature: str, extension: bytes) -> bool:
+        """Whether SFTP lacks an operation that the shell has."""
+        return extension not in self.session.extensions and bool(getattr(self.features, feature))
 
     def _move(self, old: bytes, new: bytes) -> None:
         with self.command() as shell:
             try:
                 shell.rename(old, new)
             except FileNotFoundError as error:
-                # It may be the directory, which is then made.
+                # The directory may be missing; callers make it then.
                 raise StatusError(NO_SUCH_FILE, str(error)) from error
 
     def _warn_of_gap(self) -> None:
-        if memory.first(self.endpoint):
+        if feature_cache().first_warning(self.endpoint):
             logger.warning(
                 "%s: the server at %s cannot replace a file in one step, so while an object is overwritten there is for a "
                 'moment neither the old nor the new one; ssh_config["non_atomic_overwrite"] = False refuses that',
@@ -394,62 +411,50 @@ class Connection:
 
 
 def _transport(client: paramiko.SSHClient) -> paramiko.Transport | None:
-    """The client's transport, if it is paramiko's; a substitute is used by the methods of its SFTPClient."""
+    """The client's transport, if it is paramiko's; None for a mock."""
     get = getattr(client, "get_transport", None)
     transport = get() if callable(get) else None
     return transport if isinstance(transport, ssh_library().Transport) else None
 
 
 def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Channel:
-    """A channel with the subsystem started; *seconds* are the limit of each step, and of each receive and send later."""
+    """A channel with the subsystem started; *seconds* limits each step, and each receive and send later."""
     channel = transport.open_session(timeout=seconds)
     channel.settimeout(seconds)
-    with _limited(channel, seconds):
+    with limited(seconds, channel.close):
         channel.invoke_subsystem("sftp")
     return channel
 
 
-def _wake(transport: paramiko.Transport, path: bytes, held: Callable[[], bool]) -> None:
-    """Open a pipe to be written, and close it: what waits in another session for that goes on."""
-    session = Session(_sftp_channel(transport, LONGEST))
+def _open_pipe(transport: paramiko.Transport, path: bytes, blocked: Callable[[], bool]) -> None:
+    """Open a pipe for writing, and close it: that unblocks the session which opens it for reading."""
+    session = SFTPSession(_sftp_channel(transport, LONGEST))
     try:
-        if held():
-            session.run(_opened(path))
+        if blocked():
+            session.run(_open_and_close(path))
     finally:
         session.close()
 
 
-def _opened(path: bytes) -> Steps[None]:
-    (reply,) = yield [packets.opening(path, packets.FOR_WRITING)]
-    yield [packets.path(packets.CLOSE, packets.handle_in(reply))]
+def _open_and_close(path: bytes) -> Steps[None]:
+    (reply,) = yield [packets.open_request(path, packets.FXF_WRITE)]
+    yield [packets.request(packets.CLOSE, packets.handle_in(reply))]
 
 
 def _host_key(transport: paramiko.Transport | None) -> bytes:
     return b"" if transport is None else bytes(transport.get_remote_server_key().asbytes())
 
 
-@contextmanager
-def _limited(channel: paramiko.Channel, seconds: float) -> Iterator[None]:
-    """Close the channel if the body takes longer: paramiko waits for some answers without a limit."""
-    timer = threading.Timer(seconds, channel.close)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
 def _real_path(path: bytes) -> Steps[bytes]:
-    (reply,) = yield [packets.path(packets.REALPATH, path)]
+    (reply,) = yield [packets.request(packets.REALPATH, path)]
     entries = packets.entries_in(reply)
     if len(entries) != 1 or not entries[0].name or b"\0" in entries[0].name:
-        raise ProtocolError("the SFTP server does not tell where its home directory is")
+        raise SFTPProtocolError("the SFTP server does not say where its home directory is")
     return entries[0].name
 
 
-def _found(path: bytes) -> Steps[packets.Attributes | None]:
-    (reply,) = yield [packets.path(packets.STAT, path)]
+def _stat(path: bytes) -> Steps[packets.Attributes | None]:
+    (reply,) = yield [packets.request(packets.STAT, path)]
     try:
         return packets.attributes_in(reply)
     except StatusError as error:
@@ -458,9 +463,9 @@ def _found(path: bytes) -> Steps[packets.Attributes | None]:
         raise
 
 
-def _linking(base: bytes) -> Steps[bool]:
+def _try_link(base: bytes) -> Steps[bool]:
     name = posixpath.join(base, temporary_name().encode())
-    (reply,) = yield [packets.extended(packets.HARDLINK, name, name + b"-")]
+    (reply,) = yield [packets.extended_request(packets.HARDLINK, name, name + b"-")]
     try:
         packets.check(reply)
     except StatusError as error:

@@ -1,13 +1,14 @@
-"""What goes wrong between us and a server, as errors of this package."""
+"""Translates failures of the connection, of SFTP and of the server's shell into errors of this package."""
 
 from __future__ import annotations
 
 import errno
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import TypeVar
 
-from storage_backend.backends.remote import packets
-from storage_backend.backends.remote.packets import StatusError
+from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.sftp_packets import StatusError
 from storage_backend.base import not_found
 from storage_backend.errors import (
     AccessDeniedError,
@@ -21,7 +22,9 @@ from storage_backend.errors import (
     UnsupportedOperationError,
 )
 
-# Servers that hand the system's own words on; OpenSSH says "Failure" to all of these (sftp-server.c, errno_to_portable).
+E = TypeVar("E", bound=StorageError)
+
+# Messages of servers that pass on strerror(3); OpenSSH answers "Failure" for all of these (sftp-server.c, errno_to_portable).
 _FULL = ("no space left", "quota exceeded")
 _READ_ONLY = "read-only file system"
 
@@ -40,14 +43,14 @@ _BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyTy
 
 
 class ShellError(StorageError):
-    """The server's shell or a tool of it failed, or does what it should not; the connection is sound."""
+    """A command of the server's shell failed, or printed what makes no sense. The connection still works."""
 
 
-class LostError(Exception):
-    """The connection failed while it was used; what was asked last may or may not have been done.
+class ConnectionLostError(Exception):
+    """The connection failed during an operation. The last request may or may not have been carried out.
 
     Attributes:
-        timed_out: whether it fell silent.
+        timed_out: whether the server stopped answering.
     """
 
     def __init__(self, reason: str, *, timed_out: bool = False) -> None:
@@ -56,19 +59,28 @@ class LostError(Exception):
 
 
 def lost(error: BaseException) -> BaseException:
-    """What a failed call of the connection means: a LostError, but for what is none of its business."""
+    """The ConnectionLostError for an error of paramiko or of a socket; a KeyboardInterrupt and the like as it is."""
     if isinstance(error, TimeoutError):
-        return LostError("the server fell silent", timed_out=True)
+        return ConnectionLostError("the server fell silent", timed_out=True)
     if isinstance(error, EOFError):
-        return LostError(str(error) or "the server closed the connection")
-    # paramiko's own errors derive from Exception alone, and it is not imported for their sake.
+        return ConnectionLostError(str(error) or "the server closed the connection")
+    # paramiko's errors derive directly from Exception, and this module does not import paramiko.
     if isinstance(error, Exception):
-        return LostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+        return ConnectionLostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     return error
 
 
-def unreachable(error: LostError, identifier: str | None, where: str, attempts: int) -> StorageError:
-    """The error for an operation that the connection did not live through."""
+def of_object(kind: type[E], reason: str, identifier: str, where: str, *, retryable: bool | None = None) -> E:
+    """An error of *kind* about one object: "REASON: 'IDENTIFIER' in WHERE"."""
+    return kind(
+        f"{reason}: {identifier!r} in {where}", identifier=identifier, backend=where, retryable=retryable
+    )
+
+
+def unreachable(
+    error: ConnectionLostError, identifier: str | None, where: str, attempts: int
+) -> StorageError:
+    """The error for an operation whose connections were all lost."""
     what = f"{identifier!r} in {where}" if identifier is not None else where
     kind = StorageTimeoutError if error.timed_out else UnavailableError
     return kind(f"{error}: {what}", identifier=identifier, backend=where, attempts=attempts)
@@ -98,7 +110,7 @@ def translate(error: StatusError, identifier: str | None, where: str) -> Storage
 
 
 def _odd(identifier: str | None) -> bool:
-    """Whether the name is not UTF-8; servers that expect text, paramiko's and others, fail at each request with one."""
+    """Whether the name is not UTF-8. Servers that decode names, such as paramiko's, fail at each request with one."""
     try:
         (identifier or "").encode()
     except UnicodeEncodeError:
@@ -106,8 +118,8 @@ def _odd(identifier: str | None) -> bool:
     return False
 
 
-def told(error: Exception, identifier: str | None, where: str) -> StorageError:
-    """Our error for what the server's shell found."""
+def translate_shell_error(error: Exception, identifier: str | None, where: str) -> StorageError:
+    """Our error for a failed command of the server's shell."""
     what = f"{identifier!r} in {where}" if identifier is not None else where
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOENT, errno.ENOTDIR} and identifier is not None:
@@ -116,8 +128,11 @@ def told(error: Exception, identifier: str | None, where: str) -> StorageError:
     return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 
+def reason_of(error: BaseException) -> str:
+    """The message of an error of the system or of a library, without its number; its class where it has none."""
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+
+
 def not_a_file(identifier: str, where: str) -> NotAFileError:
-    """The error for a directory or device where an object was asked for."""
-    return NotAFileError(
-        f"Not a regular file: {identifier!r} in {where}", identifier=identifier, backend=where
-    )
+    """The error for a directory, device or pipe at an object's path."""
+    return of_object(NotAFileError, "Not a regular file", identifier, where)

@@ -1,7 +1,7 @@
-"""HostKeyPolicy: whether the key that a server shows is its own.
+"""HostKeyPolicy: checks the host key of a server against known_hosts or pinned fingerprints.
 
-The files are read here and not by paramiko's HostKeys, which stops at a `@cert-authority` line, knows neither `@revoked`
-nor patterns, and drops keys of a type that it cannot use, so that a changed key would look like an unknown one.
+The files are not read by paramiko's HostKeys: it stops at a `@cert-authority` line, ignores `@revoked` and patterns, and drops
+keys of types that it cannot use, so that a changed key would look like an unknown one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, Settings
+from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, SSHSettings
 from storage_backend.errors import AuthenticationError, ConfigurationError
 from storage_backend.paths import expanded
 
@@ -34,11 +34,11 @@ _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
 
 @dataclass(frozen=True, slots=True)
 class KnownKey:
-    """A line of known_hosts that is about the host in question.
+    """A line of known_hosts that matches the host.
 
     Attributes:
         place: "file:line".
-        authority: whether it is of who vouches for host keys, by certificates.
+        authority: whether it is of a certificate authority.
     """
 
     kind: str
@@ -49,21 +49,21 @@ class KnownKey:
 
 
 class HostKeyPolicy:
-    """What `paramiko.SSHClient.set_missing_host_key_policy` is given, for one connection to one endpoint.
+    """For `paramiko.SSHClient.set_missing_host_key_policy`, for one connection to one endpoint.
 
-    A client with no host keys of its own asks it about every key, before anything about the user is sent.
+    A client without host keys of its own calls it for every key, before it sends anything about the user.
 
     Args:
-        peer: the address that the connection goes to; None where another program or host makes the connection.
-        without: kinds of key that are not asked for.
+        peer: returns the address that we are connected to; None where a program or another host makes the connection.
+        without: kinds of key that are not requested.
 
     Raises:
-        ConfigurationError: a file is there but cannot be read.
+        ConfigurationError: a file exists but cannot be read.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SSHSettings,
         endpoint: Endpoint,
         *,
         peer: Callable[[], str | None],
@@ -71,7 +71,7 @@ class HostKeyPolicy:
     ) -> None:
         alias = endpoint.host_key_alias
         self.name = entry_name(endpoint.hostname, endpoint.port) if alias is None else alias.lower()
-        self.mismatch: str | None = None  # the kind of the key that was none of the pinned ones
+        self.mismatch: str | None = None  # kind of a key that was not among the pinned ones
         self._settings = settings
         self._endpoint = endpoint
         self._peer = peer
@@ -82,20 +82,20 @@ class HostKeyPolicy:
         self._files = settings.known_hosts if endpoint.known_hosts is None else endpoint.known_hosts
         self._policy = endpoint.host_key_policy or settings.host_key_policy
         if self._policy != "pinned":
-            told = known_keys(self._files, self.name)
-            self._known = [key for key in told if not key.authority]
-            self._authorities = [key.place for key in told if key.authority]
+            found = known_keys(self._files, self.name)
+            self._known = [key for key in found if not key.authority]
+            self._authorities = [key.place for key in found if key.authority]
             if not self._known and alias is None and endpoint.port != SSH_PORT:
-                # As OpenSSH does ("checking without port identifier", sshconnect.c): the name alone may vouch for the
-                # key, but says nothing against another server on another port.
-                told = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
-                bare = [key for key in told if not key.authority]
-                self._authorities += [key.place for key in told if key.authority]
+                # As OpenSSH does ("checking without port identifier", sshconnect.c): an entry without port may accept a key, but
+                # never refuses one, as another server may run on another port.
+                found = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
+                bare = [key for key in found if not key.authority]
+                self._authorities += [key.place for key in found if key.authority]
                 self._bare = {key.blob for key in bare if not key.revoked}
                 self._known = [key for key in bare if key.revoked]
 
     def order(self, algorithms: Sequence[str]) -> tuple[str, ...]:
-        """*algorithms*, those of known keys first: of several keys the server then shows one that can be checked."""
+        """*algorithms*, those of known keys first: so a server with several keys sends one that can be checked."""
         known = {name for key in self._known if not key.revoked for name in _algorithms(key.kind)}
         without = {name for kind in self._without for name in _algorithms(kind)}
         usable = [name for name in algorithms if name not in without]
@@ -122,7 +122,7 @@ class HostKeyPolicy:
         if self._policy == "accept-new":
             self._remember(kind, blob)
             return
-        # With an alias, this machine is only the way to another.
+        # With an alias, the loopback address is a tunnel to another machine.
         peer = self._peer() if self._endpoint.host_key_alias is None else None
         if peer is None or not is_loopback(peer):
             raise self._refused(
@@ -164,7 +164,7 @@ class HostKeyPolicy:
         try:
             others = remember(path, self.name, kind, blob)
         except OSError as error:
-            # A key that is not remembered would be accepted anew each time, whatever it is.
+            # A key that is not stored would be accepted each time, whichever it is.
             raise self._refused(
                 f"its {kind} key {fingerprint(blob)} is new and cannot be written to {path}: {error}"
             ) from error
@@ -176,7 +176,7 @@ class HostKeyPolicy:
         entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.place})" for key in known)
         return self._refused(
             f"host key mismatch: it shows the {kind} key {fingerprint(blob)}, but {self.name} is known by {entries}. Either "
-            "somebody stands between, or the server has been set up anew; in that case remove the entry, or set "
+            "somebody intercepts the connection, or the server was set up again; in that case remove the entry, or set "
             f'host_key_policy="{fingerprint(blob)}"'
         )
 
@@ -190,7 +190,7 @@ def fingerprint(blob: bytes) -> str:
 
 
 def entry_name(hostname: str, port: int) -> str:
-    """How known_hosts names a host, sshd(8)."""
+    """The name of a host in known_hosts, sshd(8)."""
     return hostname.lower() if port == SSH_PORT else f"[{hostname.lower()}]:{port}"
 
 
@@ -205,10 +205,10 @@ def is_loopback(address: str) -> bool:
 
 
 def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
-    """What the files say about *name*. A file that is not there says nothing.
+    """The lines that match *name*. A missing file has none.
 
     Raises:
-        ConfigurationError: one cannot be read.
+        ConfigurationError: a file cannot be read.
     """
     found: list[KnownKey] = []
     for path in paths:
@@ -217,7 +217,7 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            # Taken for empty, it would turn a changed key into a new one.
+            # As an empty file, it would make a changed key look like a new one.
             raise ConfigurationError(
                 f"known_hosts: cannot read it: {error}", parameter="known_hosts"
             ) from error
@@ -228,10 +228,10 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
 def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
     """Add a key to the file *path*, which is made if need be, unless *name* has one there.
 
-    Of several processes one adds it: the file is locked, and looked at again.
+    The file is locked and read again, so that of several processes one adds it.
 
     Returns:
-        the other keys that *name* has there; if there are any, nothing was added.
+        other keys that *name* has there; if there are any, nothing was added.
 
     Raises:
         OSError: it cannot be written.
@@ -241,7 +241,7 @@ def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
     with os.fdopen(
         os.open(whole, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", 0
     ) as file:
-        with suppress(OSError):  # some network file systems have no locks; then a line may stand twice
+        with suppress(OSError):  # some network file systems have no locks: a line may be added twice
             fcntl.flock(file, fcntl.LOCK_EX)
         before = file.readall()
         known = [
@@ -300,7 +300,7 @@ def _is_hash_of(hashed: str, name: str) -> bool:
 
 
 def _wildcard(pattern: str, name: str) -> bool:
-    # Not fnmatch, to which the brackets of "[host]:port" are a set of letters.
+    # Not fnmatch: it takes the brackets of "[host]:port" for a set of letters.
     expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
     return re.fullmatch(expression, name) is not None
 
@@ -311,7 +311,7 @@ def _algorithms(kind: str) -> tuple[str, ...]:
 
 
 def _file_kind(kind: str) -> str:
-    """What sshd's file of a kind of key has in its name."""
+    """The part of the name of sshd's key file that stands for the kind of key."""
     for part in ("ed25519", "ecdsa", "rsa"):
         if part in kind:
             return part

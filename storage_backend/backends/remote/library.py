@@ -1,8 +1,11 @@
-"""ssh_library: paramiko, imported when first needed."""
+"""ssh_library: paramiko, imported when first needed; limited: a timeout for those of its calls that have none."""
 
 from __future__ import annotations
 
 import functools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from storage_backend.errors import MissingClientError
@@ -10,7 +13,7 @@ from storage_backend.forks import no_fork
 
 
 def ssh_library() -> Any:
-    """The module paramiko, whose classes are looked up on it at each use, so that a substitute there is used.
+    """The module paramiko. Look up its classes at each use: a test may have replaced them.
 
     Raises:
         MissingClientError: it is not installed.
@@ -27,3 +30,15 @@ def ssh_library() -> Any:
 def _load() -> None:
     with no_fork():
         import paramiko  # noqa: F401
+
+
+@contextmanager
+def limited(seconds: float, close: Callable[[], object]) -> Iterator[threading.Timer]:
+    """Call *close* if the body takes longer: paramiko waits for some replies without a limit."""
+    timer = threading.Timer(seconds, close)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield timer
+    finally:
+        timer.cancel()

@@ -1,4 +1,4 @@
-"""OpenSSHConfig: what the user's OpenSSH configuration says about a host."""
+"""OpenSSHConfig: the options of the user's OpenSSH configuration for a host."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ INCLUDE_DEPTH = 16  # READCONF_MAX_DEPTH, readconf.c of OpenSSH
 _INCLUDE = re.compile(r"\s*include(?:\s*=\s*|\s+)(.+?)\s*", re.IGNORECASE)
 _BLOCK = re.compile(r"\s*(?:host|match)\b.*", re.IGNORECASE)
 _FILES = re.compile(r"\s*((?:user|global)knownhostsfile)(?:\s*=\s*|\s+)(.+)", re.IGNORECASE)
-_SEPARATOR = "\x1f"  # of the files in such a line, for paramiko, which gives a line back as one text without its quotes
+_SEPARATOR = (
+    "\x1f"  # between the files of such a line: paramiko returns the line as one text without its quotes
+)
 _TOKEN = re.compile(r"%(.?)|\$\{([^}]*)\}")
 _JUMP = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?/?"
@@ -30,7 +32,7 @@ _JUMP = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Jump:
-    """One part of ProxyJump, as written."""
+    """One host of ProxyJump, as written."""
 
     host: str
     port: int | None
@@ -39,7 +41,7 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """What the configuration says about one host; see ssh_config(5). None: it does not say.
+    """The options for one host; see ssh_config(5). None: not set.
 
     Attributes:
         identity_agent: IdentityAgent: a path, "" for none; None for SSH_AUTH_SOCK, too.
@@ -69,7 +71,7 @@ class OpenSSHConfig:
 
     Attributes:
         path: the file.
-        text: its lines, those of the files that it includes in their place.
+        text: its lines, with included files in place.
     """
 
     path: str
@@ -85,14 +87,14 @@ class OpenSSHConfig:
         return cls(path, "\n".join(_lines(path, 0)) + "\n")
 
     def lookup(self, host: str, port: int | None, user: str | None) -> HostOptions:
-        """What it says about *host*, where *port* and *user* win over it if they are given.
+        """The options for *host*; *port* and *user* take precedence if they are given.
 
         Raises:
             ConfigurationError: it has an error.
-            MissingClientError: paramiko, which parses it, is not installed.
+            MissingClientError: paramiko, which parses the text, is not installed.
         """
         paramiko = ssh_library()
-        # The first value counts, so that %p and %r mean these.
+        # The first value of an option counts; so %p and %r expand to these.
         head = ["Host *"]
         if port is not None:
             head.append(f"Port {port}")
@@ -109,7 +111,7 @@ class OpenSSHConfig:
 
     @staticmethod
     def local_user() -> str:
-        """Who OpenSSH takes where nothing names an account."""
+        """OpenSSH's default account."""
         return getpass.getuser()
 
     def _options(self, host: str, found: Any) -> HostOptions:
@@ -150,7 +152,7 @@ class OpenSSHConfig:
         )
 
     def _replaced(self, text: str, option: str, tokens: Mapping[str, str]) -> str:
-        """*text* with its tokens and environment variables replaced."""
+        """*text* with tokens and environment variables expanded."""
 
         def value(match: re.Match[str]) -> str:
             token, variable = match.groups()
@@ -175,9 +177,9 @@ class OpenSSHConfig:
 _POLICIES: Mapping[str, Literal["strict", "accept-new"]] = {
     "yes": "strict",
     "true": "strict",
-    "ask": "strict",  # there is nobody to ask
+    "ask": "strict",  # nobody can be asked
     "accept-new": "accept-new",
-    # OpenSSH goes on even if the key is another than the known one; that is refused here.
+    # OpenSSH even accepts a changed key; we never do.
     "no": "accept-new",
     "false": "accept-new",
     "off": "accept-new",
@@ -204,7 +206,7 @@ def _tokens(host: str, found: Any) -> Mapping[str, str]:
 
 
 def _lines(path: str, depth: int) -> list[str]:
-    """The lines of *path* and of what it includes: paramiko knows no Include."""
+    """The lines of *path* with included files in place: paramiko does not support Include."""
     if depth > INCLUDE_DEPTH:
         raise ConfigurationError(
             f"ssh_config_file: {path}: Include goes deeper than {INCLUDE_DEPTH}", parameter="ssh_config_file"
@@ -239,6 +241,6 @@ def _lines(path: str, depth: int) -> list[str]:
             whole = os.path.join(os.path.expanduser("~/.ssh"), os.path.expanduser(pattern))  # noqa: PTH111, PTH118 - a pattern is no path
             for name in sorted(glob.glob(whole)):  # noqa: PTH207 - may be absolute, which Path.glob refuses
                 lines += _lines(name, depth + 1)
-        # A block that began in an included file ends with it.
+        # A Host block of an included file ends with that file.
         lines.append(block)
     return lines

@@ -1,4 +1,4 @@
-"""Facts: what a server's shell can do, found out by one command that tries it."""
+"""ShellFeatures: what a server's shell can do, found out by one command that tries everything; FeatureCache keeps the results."""
 
 from __future__ import annotations
 
@@ -7,42 +7,44 @@ import io
 import re
 import secrets
 import stat
-import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from storage_backend.backends.remote import scripts, unpacking
+from storage_backend.backends.remote import scripts, tar_unpacker
 from storage_backend.backends.remote.commands import Command, CommandError, OpenChannel
-from storage_backend.backends.remote.finding import FIELDS
-from storage_backend.backends.remote.tarstream import members
-from storage_backend.backends.remote.unpacking import Member, Unpacked
+from storage_backend.backends.remote.find_output import FIELDS
+from storage_backend.backends.remote.library import limited
+from storage_backend.backends.remote.tar_format import members
+from storage_backend.backends.remote.tar_unpacker import TarMember, UnpackedFile
 from storage_backend.errors import IntegrityError
 from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
 LONGEST = 5.0  # seconds
+REMEMBERED = 600.0  # seconds
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
 _LISTING = b".~sb-listing"
 _FIRST = "sha256"  # of the algorithms
-_MOST = 1 << 20  # bytes that a probe may print
-_MEMBERS = (  # one whose name fits into a header, and one that does not; for what is there, and for what is not
-    Member(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
-    Member(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
+_MOST = 1 << 20  # bytes that the probe may print
+_MEMBERS = (  # one whose name fits into a tar header, and one that does not; one with a target that exists, and one without
+    TarMember(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
+    TarMember(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
 )
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Which of the operations of `Shell` work; none by default.
+class ShellFeatures:
+    """Which operations of `Shell` work; none by default.
 
     Attributes:
         unpack: with digests or without.
-        digests: algorithm -> whether one process takes many files; else it is one each.
-        whole: all was tried.
+        digests: algorithm -> whether one process digests many files; otherwise each takes a process.
+        whole: whether the probe came to its end.
     """
 
     find: bool = False
@@ -57,33 +59,31 @@ class Facts:
     whole: bool = field(default=False, compare=False)
 
 
-def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> Facts:
+def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> ShellFeatures:
     """Try each operation in a scratch directory beneath *directory*, or where the server keeps temporary files.
 
-    Every failure, a refused channel and a lost connection included, only makes fewer facts.
+    Never raises: what fails, including a refused channel and a lost connection, is a feature less.
 
     Args:
-        open_channel: gives a new session channel.
+        open_channel: opens a session channel.
         directory: absolute.
-        longest: seconds for all of it.
+        longest: seconds for the whole probe.
     """
     token = secrets.token_hex(16).encode()
     script = scripts.command(token, _script(), directory or b"", b".~sb-probe-" + token, _ODD, token)
-    request = unpacking.request(_MEMBERS, _LISTING, dated=True, digests=True)
+    request = tar_unpacker.request(_MEMBERS, _LISTING, dated=True, digests=True)
     said = bytearray()
     whole = False
-    # A connection's end, a refusal, an answer that makes no sense: each means that no more is known.
-    with suppress(Exception), Command(open_channel, script, longest, stdin=request, marker=token) as running:
-        watch = threading.Timer(longest, running.close)
-        watch.daemon = True
-        watch.start()
-        try:
-            while len(said) < _MOST and (piece := running.read(_MOST)):
-                said += piece
-            running.finish()  # the scratch directory is gone then
-            whole = True
-        finally:
-            watch.cancel()
+    # A lost connection, a refusal, output that makes no sense: each means that no more is known.
+    with (
+        suppress(Exception),
+        Command(open_channel, script, longest, stdin=request, marker=token) as running,
+        limited(longest, running.close),
+    ):
+        while len(said) < _MOST and (piece := running.read(_MOST)):
+            said += piece
+        running.finish()  # after this the scratch directory is removed
+        whole = True
     output, *others = bytes(said).split(b"\n%b " % token)
     answers = {}
     for each in others:
@@ -92,13 +92,46 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
         if status == b"0":
             answers[name] = output
         output = following
-    return _facts(answers, whole)
+    return _features(answers, whole)
+
+
+class FeatureCache:
+    """Features of servers, kept for `REMEMBERED` seconds: a probe takes longer than a connection.
+
+    Args:
+        clock: gives seconds.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._kept: dict[Hashable, tuple[float, ShellFeatures]] = {}
+        self._warned: set[Hashable] = set()
+
+    def get(self, server: Hashable) -> ShellFeatures | None:
+        """What was found less than `REMEMBERED` seconds ago."""
+        found, features = self._kept.get(server, (0.0, None))
+        return features if features is not None and self._clock() - found < REMEMBERED else None
+
+    def put(self, server: Hashable, features: ShellFeatures) -> None:
+        """Keep *features* of a probe that came to its end; the server may have been too busy."""
+        if features.whole:
+            self._kept[server] = (self._clock(), features)
+
+    def forget(self, server: Hashable) -> None:
+        """Drop what is kept: something did not work."""
+        self._kept.pop(server, None)
+
+    def first_warning(self, server: Hashable) -> bool:
+        """Whether this is the first call for *server*: it is warned about once."""
+        first = server not in self._warned
+        self._warned.add(server)
+        return first
 
 
 def _script() -> bytes:
-    """BASE NAME ODD TOKEN: try all, and print what each printed, and then on a line TOKEN, its name and its status.
+    """The script, with arguments BASE NAME ODD TOKEN. For each attempt it prints the output, and a line of TOKEN, name and status.
 
-    To start a process costs a server more than all that these do, so their outputs are printed by few.
+    Outputs are collected in files and printed by a few processes: starting one costs more than all attempts.
     """
     lines = [
         rb"""
@@ -165,7 +198,7 @@ printf %s "$u" >"$d/o/umask"; tried umask
     return b"".join(lines)
 
 
-def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
+def _features(answers: Mapping[bytes, bytes], whole: bool) -> ShellFeatures:
     umask = int(answers[b"umask"], 8) if re.fullmatch(rb"[0-7]{1,4}", answers.get(b"umask", b"")) else None
     mode = b"%o" % (0o666 & ~(umask or 0))
 
@@ -179,7 +212,7 @@ def _facts(answers: Mapping[bytes, bytes], whole: bool) -> Facts:
             if _is_sum(answers.get(f"{way}-{algorithm}".encode()), algorithm)
         ]
 
-    return Facts(
+    return ShellFeatures(
         find=_paths(answers.get(b"find"), FIELDS) == sorted([_ODD, b"b", b"c/.~sb-x", b"c/d", b"l"]),
         find_names=_paths(answers.get(b"find_names"), 1) == sorted([_ODD, b"b", b"c/d", b"l"]),
         copy=gave("copy", b"%d\n" % len(_CONTENT)) and gave("copied", b"%b %d\n" % (mode, len(_CONTENT))),
@@ -207,12 +240,12 @@ def _is_packed(answer: bytes | None) -> bool:
 def _is_unpacked(answer: bytes | None, mode: int) -> bool:
     try:
         output, end, status = (answer or b"").partition(_LISTING)
-        found = unpacking.unpacked(_MEMBERS, output, digests=True) if end and status == b" 0\n" else []
+        found = tar_unpacker.unpacked(_MEMBERS, output, digests=True) if end and status == b" 0\n" else []
     except CommandError:
         return False
     replaced = found[0].replaced_mode if found else None
     expected = [
-        Unpacked(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
+        UnpackedFile(len(member.content), stat.S_IFREG | mode, member.modified, sha256(member.content), there)
         for member, there in zip(_MEMBERS, (replaced, None), strict=True)
     ]
     return found == expected and replaced is not None and stat.S_ISLNK(replaced)

@@ -1,6 +1,6 @@
-"""What the server's shell is told to do: POSIX sh, run by `sh -c` with the paths as its arguments.
+"""Shell scripts for the server: POSIX sh, run by `sh -c` with paths as arguments.
 
-The probe and the operations run the same texts. Tools have what GNU's have; the probe tells which server's do.
+The probe and the operations run the same texts. They use options of GNU's tools; the probe finds out which of them work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ CHANGED = 109
 NOT_DIRECTORY = 110
 AGAIN = 111
 
-# TAR_OPTIONS is GNU tar's, POSIXLY_CORRECT changes what GNU's tools take for options; messages are to be in English.
+# GNU tar reads TAR_OPTIONS, and POSIXLY_CORRECT changes the option parsing of GNU's tools; messages must be in English.
 _ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
 
-# fail FILE: tell why it cannot be read. What is invisible is missing only if the nearest directory above can be searched.
+# fail FILE: exit with the reason why it cannot be read. It is only missing if the nearest directory above can be searched.
 _FAIL = b"""
 fail() {
   [ -d "$1" ] && exit 104
@@ -47,9 +47,9 @@ enter() {
 
 _FSTAT = b"stat -L -c %d:%i:%s:%.9Y /dev/stdin <&3"
 
-# DIRECTORY TOKEN WATCH: what FIND and FIND_NAMES have in common. find's own status goes to standard error,
-# since a pipe tells only that of its last part. Without a terminal the server tells no command that its client is gone, so
-# one waits for the end of standard input.
+# DIRECTORY TOKEN WATCH: common to FIND and FIND_NAMES. find's status goes to standard error: a pipeline only returns that of
+# its last command. Without a terminal sshd sends no signal when the client disconnects, so a process waits for the end of
+# standard input.
 _FIND = b"""
 enter "$1"
 exec 4<&0
@@ -63,13 +63,13 @@ r=$?
 [ -z "$w" ] || kill "$w" 2>/dev/null
 exit "$r"
 """
-# The kind of a link is printed, not tested: -xtype makes an error of a link to itself.
+# The target's type is printed, not tested: -xtype fails for a symlink to itself.
 FIND_NAMES = _FAIL + _FIND % (b"-o -type f -printf 'f%P\\0' -o -type l -printf '%Y%P\\0'", b"-s -z -k1.2")
-# Fields of fixed width come first and the order begins after them, so that any byte may be in a path.
+# Fields of fixed width come first, and sort skips them: a path may contain any byte.
 _DETAILS = b"! -type d -printf '%y%Y%20s%23T@%P\\0'"
-FIND = _FAIL + _FIND % (_DETAILS + b" -o " + _DETAILS, b"-s -z -k1.46")  # temporary names beside the others
+FIND = _FAIL + _FIND % (_DETAILS + b" -o " + _DETAILS, b"-s -z -k1.46")  # temporary names too
 
-# FILE NEW: a copy with the same time of last change and the mode of a new file.
+# FILE NEW: copy with the same modification time and the default mode.
 COPY = (
     _FAIL
     + b"""
@@ -115,8 +115,8 @@ exit "$r"
 """
 )
 
-# SUM: the digests of the regular files on standard input, "HEX  NAME" each, in order. The list is cut since a shell
-# copies all of its arguments to add one.
+# SUM: digests of the regular files named on standard input, "HEX  NAME" each, in order. xargs splits the list since a shell
+# copies all arguments to append one.
 DIGESTS = b"""
 xargs -0 -n 200 sh -c '
 c=$1
@@ -131,7 +131,7 @@ done
 [ "$#" = 0 ] || "$c" -z -- "$@"
 :' sh "$1"
 """
-# The same for tools without -z: one process a file, and the name is ours.
+# For tools without -z: one process for each file, and we print the name.
 DIGESTS_SINGLY = b"""
 xargs -0 -n 200 sh -c '
 c=$1
@@ -142,7 +142,7 @@ done
 :' sh "$1"
 """
 
-# DIRECTORY: a tar of the names on standard input, each with "./" before it.
+# DIRECTORY: a tar archive of the names on standard input, each with "./" before it.
 PACK = (
     _FAIL
     + b"""
@@ -151,12 +151,12 @@ tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -
 """
 )
 
-# DIRECTORY TOKEN: unpack one archive after the other, each after a line "SIZE LIST -m SUM" ("-" for what is not wanted), and
-# after each print TOKEN and its status on a line. The files have the server's own owner and mode, and its own time with -m.
-# An archive begins with LIST, the names of the others, and LIST+, the names that they are for. Printed are size, mode and
-# time of each file, its digest if there is a SUM, and mode and name of what is there of LIST+. All or nothing of an archive
-# stays. -o is --no-same-owner; tar makes the directories that are missing, and takes one that another tar makes at the same
-# time for one that cannot be made: the status is then 111.
+# DIRECTORY TOKEN: unpack one archive after the other. Before each comes a line "SIZE LIST -m SUM" ("-" for what is not wanted);
+# after each, TOKEN and the status are printed on a line. Files get the default owner and mode, and with -m the server's time.
+# An archive begins with the files LIST, the names of the other files, and LIST+, the names of their targets. Printed are size,
+# mode and time of each file, its digest if there is a SUM, and mode and name of each target that exists. All files of an
+# archive stay, or none. -o is --no-same-owner. tar makes missing directories, but fails if another tar makes the same one at
+# the same time: the status is then 111.
 UNPACK = (
     _FAIL
     + b"""
@@ -182,7 +182,7 @@ unpack() {
 while read -r n l m s; do
   [ "$m" != - ] || m=
   [ "$s" != - ] || s=
-  # What is left of an archive would be taken for the next line.
+  # The rest of an archive would be taken for the next line.
   head -c "$n" | { (unpack "$1" "$l" "$m" "$s"); r=$?; cat >/dev/null; exit "$r"; }
   printf '%s %d\\n' "$2" "$?"
 done
@@ -193,23 +193,23 @@ SYNC = b'sync -f -- "$1"'
 
 
 def invocation(script: bytes, *arguments: bytes) -> bytes:
-    """The command line that has `sh` run *script*."""
+    """The command line that runs *script* in `sh`."""
     return b" ".join([b"sh -c", quote(_ENVIRONMENT + script), b"sh", *map(quote, arguments)])
 
 
 def command(marker: bytes, script: bytes, *arguments: bytes, beat: int | None = None) -> bytes:
-    """What a login shell is to be told, so that `sh` prints *marker* on a line and runs *script*.
+    """The command line for a login shell that prints *marker* on a line and runs *script* in `sh`.
 
     Args:
         marker: printed before anything else.
         script: one of this module's.
-        arguments: what it takes.
-        beat: seconds between dots on standard error, as signs of life while a tool is silent; None for none. The script
-            must not `exec` then.
+        arguments: of the script.
+        beat: seconds between dots on standard error, a heartbeat while a tool prints nothing; None for none. The script must not
+            `exec` then.
     """
     began = b"printf '%%s\\n' %b\n" % marker
     if beat is not None:
-        # sleep holds none of the channel's descriptors: the server would wait for it.
+        # sleep must not inherit the channel's descriptors: sshd would wait for it.
         began += (
             b"(while sleep %d 2>/dev/null; do printf . >&2; done) </dev/null >/dev/null &\n"
             b"b=$!\ntrap 'kill \"$b\" 2>/dev/null' EXIT\n" % beat

@@ -1,4 +1,4 @@
-"""SSHConfig: what a RemoteStorage is told about its server. Settings: the same, checked, fit for a pickle."""
+"""SSHConfig: the configuration of a RemoteStorage. SSHSettings: the same, checked, and picklable."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple, Required, TypeAlias, cast
 
 from typing_extensions import TypedDict, override
 
+from storage_backend import locations
 from storage_backend.backends.remote.openssh_config import OpenSSHConfig
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
@@ -33,7 +34,7 @@ SSH_PORT = 22
 POLICIES = ("strict", "accept-new")
 SHELLS = ("auto", "never")
 
-# What a shell would read in them: refused since OpenSSH 9.6 for the sake of ProxyCommand, `valid_hostname` in ssh.c.
+# Characters that a ProxyCommand's shell would interpret: refused since OpenSSH 9.6, `valid_hostname` in ssh.c.
 _HOST = re.compile(r"[^\x00-\x20\x7f'`\"$\\;&<>|(){},\-/@][^\x00-\x20\x7f'`\"$\\;&<>|(){},/@]*")
 _USER = re.compile(r"[^\x00-\x1f\x7f]+")
 _SHELL_SAFE_USER = re.compile(r"(?!-)[^\x00-\x20\x7f'`\"$;&<>|(){}\\]+")
@@ -41,11 +42,11 @@ _PIN = re.compile(r"SHA256:([A-Za-z0-9+/]{43})=?")
 
 
 class SSHConfig(TypedDict, total=False):
-    """How a server is reached by SSH. Only `endpoints` and `user` are required; `user` may come from `ssh_config_file`.
+    """How to reach a server by SSH. Only `endpoints` and `user` are required; `user` may come from `ssh_config_file`.
 
     Attributes:
         user: the account on the server.
-        endpoints: where it may be reached, in order of preference: `[["10.0.0.5", 22], ["nas.example.org", 2222]]`. A
+        endpoints: its addresses, in order of preference: `[["10.0.0.5", 22], ["nas.example.org", 2222]]`. A
             port is a number from 1 to 65535 or its digits. `["nas"]` or `["nas", None]`: the port that `ssh_config_file`
             has for it, else 22.
         connection_timeout: seconds that an endpoint may take to accept a connection. 2 by default. What comes after has
@@ -58,23 +59,22 @@ class SSHConfig(TypedDict, total=False):
         known_hosts: a file, or a list of them, in OpenSSH's format. "accept-new" writes to the first. By default
             UserKnownHostsFile and GlobalKnownHostsFile of `ssh_config_file`; where these are not set ~/.ssh/known_hosts,
             ~/.ssh/known_hosts2, /etc/ssh/ssh_known_hosts and /etc/ssh/ssh_known_hosts2.
-        host_key_policy: what is done about a host key that `known_hosts` does not have. "strict" (the default): it is
-            refused, but for a connection to a loopback address, which is warned about. "accept-new": it is accepted and
-            added. "SHA256:...", or a list of such fingerprints: one of these keys and no other, whatever `known_hosts`
-            says. A key that *differs* from the one that is known is refused by each. Where this is not given,
-            StrictHostKeyChecking of `ssh_config_file` counts: "accept-new", "no" and "off" are "accept-new", all else is "strict".
+        host_key_policy: for a host key that is not in `known_hosts`. "strict" (the default): it is refused, except on a
+            loopback address, where it is accepted with a warning. "accept-new": it is accepted and
+            added. "SHA256:...", or a list of such fingerprints: only these keys are accepted, and `known_hosts` is not
+            read. No policy accepts a key that *differs* from the known one. Where this is not given, StrictHostKeyChecking of
+            `ssh_config_file` counts: "accept-new", "no" and "off" are "accept-new", all else is "strict".
         ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. Used of it are
             Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, IdentityAgent, ProxyJump, ProxyCommand,
             UserKnownHostsFile, GlobalKnownHostsFile, HostKeyAlias and StrictHostKeyChecking; what is given here wins.
-        keepalive: seconds without traffic after which the server is asked for a sign of life. 0 by default: never.
-        io_timeout: seconds of silence, while an answer is awaited, after which a connection is taken for dead. 30 by
-            default.
+        keepalive: seconds without traffic between keepalive messages. 0 by default: none.
+        io_timeout: seconds without data, while a reply is awaited, after which a connection counts as lost. 30 by default.
         max_connections: how many connections may be open at a time. 1 by default.
         shell: "auto" (the default) uses the account's POSIX shell for bulk work where it has one; "never" uses SFTP alone.
         non_atomic_overwrite: whether, on a server that cannot replace a file in one step, an object is moved aside before its
-            new content takes its place, so that for a moment there is neither. True by default, with a warning, once a server.
-            If the write fails the old object goes back; if it is killed, the next write to that directory or `cleanup` brings
-            it back. False: such a write is an UnsupportedOperationError.
+            new content takes its place, so that for a moment neither exists. True by default, with one warning for each server.
+            If the write fails, the old object gets its name back; if it is killed, the next write to that directory or `cleanup`
+            restores it. False: such a write is an UnsupportedOperationError.
     """
 
     user: str
@@ -96,21 +96,21 @@ class SSHConfig(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One place where a server may be reached.
+    """An address of a server, with its options of ssh_config(5).
 
     Attributes:
         host: as listed.
         port: as listed, or as the OpenSSH configuration has it.
-        hostname: what is connected to: `host`, or HostName. Host keys are looked up by it.
+        hostname: HostName, or `host`: connected to, and looked up in known_hosts.
         user: the account.
         key_files: IdentityFile, where no `key_filename` is given.
         identities_only: whether the agent is used for `key_files` alone.
         identity_agent: IdentityAgent: the agent's socket, "" for no agent; None for SSH_AUTH_SOCK.
-        jumps: ProxyJump: what the connection goes through, in order.
-        proxy_command: ProxyCommand: what gives the connection instead.
+        jumps: ProxyJump: hosts to connect through, in order.
+        proxy_command: ProxyCommand: program that makes the connection.
         known_hosts: UserKnownHostsFile and GlobalKnownHostsFile, where no `known_hosts` is given.
-        new_host_keys: of these, the file that new keys are added to.
-        host_key_alias: HostKeyAlias: what known_hosts calls the host.
+        new_host_keys: of these, the file to which new keys are added.
+        host_key_alias: HostKeyAlias: name of the host in known_hosts.
         host_key_policy: StrictHostKeyChecking, where no `host_key_policy` is given.
     """
 
@@ -129,7 +129,7 @@ class Endpoint:
     identity_agent: str | None = None
 
     def without_way(self, *, keep_command: bool) -> Endpoint:
-        """The same place with nothing to go through first."""
+        """The same endpoint without jump hosts."""
         return replace(self, jumps=(), proxy_command=self.proxy_command if keep_command else None)
 
     @override
@@ -138,8 +138,8 @@ class Endpoint:
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
-    """`SSHConfig`, checked. Paths are as given, "~" and all; it is expanded where they are used.
+class SSHSettings:
+    """`SSHConfig`, checked. Paths are as given; "~" is expanded where they are used.
 
     Attributes:
         user: of the first endpoint.
@@ -163,12 +163,12 @@ class Settings:
     non_atomic_overwrite: bool
 
 
-def read_settings(ssh_config: object) -> Settings:
-    """What *ssh_config*, an `SSHConfig`, says. It is neither changed nor kept.
+def read_settings(ssh_config: object) -> SSHSettings:
+    """Check *ssh_config*, an `SSHConfig`. It is neither changed nor kept.
 
     Raises:
         ConfigurationError: something in it is wrong; names the key.
-        MissingClientError: it has an `ssh_config_file`, which paramiko reads, and that is not installed.
+        MissingClientError: it has an `ssh_config_file`, which needs paramiko, and that is not installed.
     """
     if not isinstance(ssh_config, Mapping):
         raise _wrong(
@@ -185,7 +185,7 @@ def read_settings(ssh_config: object) -> Settings:
             port,
             user,
             config,
-            _Given(bool(key_filename), "known_hosts" in given, "host_key_policy" in given),
+            _Overrides(bool(key_filename), "known_hosts" in given, "host_key_policy" in given),
         )
         for host, port in _addresses(given.get("endpoints"))
     )
@@ -193,7 +193,7 @@ def read_settings(ssh_config: object) -> Settings:
     known_hosts = _paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS))
     if policy == "accept-new" and not known_hosts:
         raise _wrong("known_hosts", 'host_key_policy="accept-new" needs a file to write to')
-    return Settings(
+    return SSHSettings(
         user=endpoints[0].user,
         endpoints=endpoints,
         connection_timeout=_seconds(
@@ -212,6 +212,21 @@ def read_settings(ssh_config: object) -> Settings:
         shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
         non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", True)),
     )
+
+
+def location_for(settings: SSHSettings, base_dir: str) -> str:
+    """`ssh://user@host1:22,host2:2222/~/folder`, percent-encoded; "~" stands for the home directory."""
+    hosts = ",".join(
+        f"[{endpoint.host}]:{endpoint.port}" if ":" in endpoint.host else f"{endpoint.host}:{endpoint.port}"
+        for endpoint in settings.endpoints
+    )
+    path = (
+        base_dir if base_dir.startswith("/") else f"/{base_dir}" if base_dir[:1] == "~" else f"/~/{base_dir}"
+    )
+    written = locations.quoted(path, safe="/~")
+    if base_dir == "/~" or base_dir.startswith("/~/"):
+        written = f"/%7E{written[2:]}"  # a directory of that name in the root
+    return f"ssh://{locations.quoted(settings.user, safe='')}@{hosts}{written}"
 
 
 def _check_keys(given: Mapping[object, object]) -> None:
@@ -275,8 +290,8 @@ def _openssh_config(value: object) -> OpenSSHConfig | None:
     return OpenSSHConfig.read(expanded(paths[0]))
 
 
-class _Given(NamedTuple):
-    """Which of the keys are given that win over the OpenSSH configuration."""
+class _Overrides(NamedTuple):
+    """Which keys are given that take precedence over the OpenSSH configuration."""
 
     key_filename: bool
     known_hosts: bool
@@ -284,7 +299,7 @@ class _Given(NamedTuple):
 
 
 def _endpoint(
-    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, given: _Given
+    host: str, port: int | None, user: str | None, config: OpenSSHConfig | None, given: _Overrides
 ) -> Endpoint:
     if config is None:
         if user is None:
@@ -298,14 +313,14 @@ def _configured(
     port: int | None,
     user: str | None,
     config: OpenSSHConfig,
-    given: _Given,
+    given: _Overrides,
     *,
     path: tuple[str, ...],
     local_user: str | None = None,
 ) -> Endpoint:
-    """The endpoint as *config* describes it; *port* and *user* win.
+    """The endpoint as *config* describes it; *port* and *user* take precedence.
 
-    *path* has the hosts whose jumps led here, and *local_user* is who it is if nothing says.
+    *path* has the hosts whose jumps led here, for cycles; *local_user* is the account if none is set.
     """
     if host in path:
         raise _wrong("ssh_config_file", f"ProxyJump goes in a circle: {' -> '.join((*path, host))}")
@@ -316,12 +331,12 @@ def _configured(
     hostname = _host("ssh_config_file", found.hostname)
     command = found.proxy_command
     if command is not None and not _SHELL_SAFE_USER.fullmatch(who):
-        raise _wrong("user", f"{who!r} has characters that a ProxyCommand's shell would read")
+        raise _wrong("user", f"{who!r} has characters that a ProxyCommand's shell would interpret")
     jumps: tuple[Endpoint, ...] = ()
-    # "Host *" may name a jump host, which is then its own.
+    # With "Host *", a jump host may have itself as its jump host.
     hops = () if found.jumps and found.jumps[-1].host == host else found.jumps
     for at, hop in enumerate(hops):
-        # The hops before this one are how it is reached, whatever the configuration says about it.
+        # A hop is reached through those before it, whatever the configuration says about it.
         through = _configured(
             _host("ssh_config_file", hop.host),
             hop.port,

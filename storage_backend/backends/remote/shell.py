@@ -1,4 +1,4 @@
-"""Shell: what a server's own tools do with its files, a command each."""
+"""Shell: operations by the server's own tools, each as one command."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TypeVar
 
-from storage_backend.backends.remote import finding, scripts
+from storage_backend.backends.remote import find_output, scripts
 from storage_backend.backends.remote.commands import KEPT, Command, CommandError, OpenChannel
-from storage_backend.backends.remote.finding import Found
-from storage_backend.backends.remote.probe import LONGEST, Facts, probe
-from storage_backend.backends.remote.tarstream import TooLargeError, members
-from storage_backend.backends.remote.unpacking import Unpacker
+from storage_backend.backends.remote.find_output import FindRecord
+from storage_backend.backends.remote.probe import LONGEST, ShellFeatures, probe
+from storage_backend.backends.remote.tar_format import ArchiveTooLargeError, members
+from storage_backend.backends.remote.tar_unpacker import Unpacker
 from storage_backend.errors import SourceChangedError
 
 Item = TypeVar("Item")
 _LIST_PIECE = 64 << 10
-_UNREADABLE = (b": Cannot stat: No such file or directory", b": Cannot open: Permission denied")  # of GNU tar
+_UNREADABLE = (
+    b": Cannot stat: No such file or directory",
+    b": Cannot open: Permission denied",
+)  # messages of GNU tar
 _SUMMARY = b"tar: Exiting with failure status due to previous errors"
-_CODES = {
+_BY_STATUS = {
     scripts.MISSING: errno.ENOENT,
     scripts.DIRECTORY: errno.EISDIR,
     scripts.DENIED: errno.EACCES,
@@ -29,7 +32,7 @@ _CODES = {
     scripts.EXISTS: errno.EEXIST,
     scripts.NOT_DIRECTORY: errno.ENOTDIR,
 }
-_SAID = {  # in the C locale, glibc and musl
+_BY_MESSAGE = {  # of strerror(3) in the C locale, glibc and musl
     errno.ENOSPC: b": No space left on device",
     errno.EDQUOT: b"uota exceeded",
     errno.EACCES: b": Permission denied",
@@ -40,79 +43,80 @@ _SAID = {  # in the C locale, glibc and musl
 
 
 class Shell:
-    """Operations of a POSIX shell. Each may be asked for only where the fact of its name holds.
+    """Operations of a POSIX shell. Use only those that `features` has.
 
-    Paths are absolute, and any bytes but NUL. Every method may raise, beside what it names,
+    Paths are absolute, of any bytes but NUL. Every method may raise, besides what it names:
 
-    * FileNotFoundError, PermissionError, IsADirectoryError (of whatever is no regular file), NotADirectoryError, FileExistsError, or
-      another OSError with its number, as the server found it;
-    * CommandError: the command failed otherwise;
-    * TimeoutError, EOFError and paramiko's own errors: the connection is lost, or no channel is given.
+    * FileNotFoundError, PermissionError, IsADirectoryError (for anything but a regular file), NotADirectoryError, FileExistsError,
+      or another OSError with its errno: the server refused.
+    * CommandError: the command failed otherwise.
+    * TimeoutError, EOFError and paramiko's errors: the connection is lost, or the server opens no channel.
 
     Args:
-        open_channel: gives a new session channel.
-        io_timeout: seconds in which something must move.
-        facts: of this server, where they are known.
+        open_channel: opens a session channel.
+        io_timeout: seconds without progress after which a command fails.
+        features: of this server, where they are known.
     """
 
-    def __init__(self, open_channel: OpenChannel, io_timeout: float, facts: Facts | None = None) -> None:
+    def __init__(
+        self, open_channel: OpenChannel, io_timeout: float, features: ShellFeatures | None = None
+    ) -> None:
         self._open_channel = open_channel
         self.io_timeout = io_timeout
-        self.facts = Facts() if facts is None else facts
+        self.features = ShellFeatures() if features is None else features
 
-    def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> Facts:
-        """Find out what works, in a scratch directory beneath *directory* or the server's for temporary files; never raises.
+    def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> ShellFeatures:
+        """Find out what works, in a scratch directory; never raises.
 
         Args:
-            directory: absolute; None for the server's own choice.
+            directory: absolute, for the scratch directory; None for the server's TMPDIR.
             longest: seconds for all of it.
         """
-        self.facts = probe(self._open_channel, directory, longest)
-        return self.facts
+        self.features = probe(self._open_channel, directory, longest)
+        return self.features
 
     def find_names(self, directory: bytes) -> Iterator[bytes]:
         """The paths, relative to *directory*, of regular files and of links to such, ascending by their bytes.
 
-        Names that begin as our temporary ones do are left out, and linked directories are not entered. Closing the iterator
-        ends the command.
+        Temporary names of ours are left out, and symlinked directories are not entered. Closing the iterator ends the command.
         """
-        return self._find(finding.names, scripts.FIND_NAMES, directory)
+        return self._find(find_output.names, scripts.FIND_NAMES, directory)
 
-    def find(self, directory: bytes) -> Iterator[Found]:
-        """As `find_names`, with details, and of all that is there but directories: also of files with temporary names."""
-        return self._find(finding.entries, scripts.FIND, directory)
+    def find(self, directory: bytes) -> Iterator[FindRecord]:
+        """As `find_names`, with details, and everything but directories; also files with temporary names."""
+        return self._find(find_output.entries, scripts.FIND, directory)
 
     def copy(self, source: bytes, target: bytes) -> int:
-        """Copy a file to a new one with the mode of new files and the source's time; its size.
+        """Copy a file to a new one with the default mode and the source's modification time; returns its size.
 
         Raises:
-            SourceChangedError: the source changed meanwhile. *target* is to be removed, as after any error.
+            SourceChangedError: the source changed meanwhile. After any error, the caller removes *target*.
         """
         with _errors_of(source):
             return int(self._run(scripts.COPY, source, target))
 
     def rename(self, source: bytes, target: bytes) -> None:
-        """Give *source* the name *target*, in place of what file is there."""
+        """Rename *source* to *target*, replacing a file."""
         with _errors_of(source):
             self._run(scripts.RENAME, source, target)
 
     def link(self, source: bytes, target: bytes) -> None:
-        """Give *source* the further name *target*.
+        """Make the hard link *target* of *source*.
 
         Raises:
-            FileExistsError: it is in use.
+            FileExistsError: *target* exists.
         """
         with _errors_of(source):
             self._run(scripts.LINK, source, target)
 
     def digests(self, paths: Iterable[bytes], algorithm: str) -> Iterator[tuple[bytes, str]]:
-        """(path, digest in hexadecimal) of those of *paths* that are regular files and readable, in their order.
+        """(path, digest in hexadecimal) of those *paths* that are readable regular files, in their order.
 
         Args:
             paths: each once.
-            algorithm: one of `facts.digests`.
+            algorithm: one of `features.digests`.
         """
-        script = scripts.DIGESTS if self.facts.digests[algorithm] else scripts.DIGESTS_SINGLY
+        script = scripts.DIGESTS if self.features.digests[algorithm] else scripts.DIGESTS_SINGLY
         command = self._start(script, f"{algorithm}sum".encode(), stdin=_listed(paths))
         with command:
             rest = b""
@@ -124,15 +128,15 @@ class Shell:
             command.finish()
 
     def pack(self, directory: bytes, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
-        """The contents of many small files, None for what is not there, may not be read or is no regular file.
+        """The contents of many small files; None for one that is missing, unreadable or not a regular file.
 
         Args:
             directory: where they are.
             names: relative to it.
-            limit: the most bytes to take.
+            limit: most bytes to receive.
 
         Returns:
-            For each name its content; or None for all: one changed while it was read, or there was more than *limit*.
+            The content of each name; or None for all: one changed while it was read, or there was more than *limit*.
         """
         asked = [b"./" + name for name in names]
         found: list[bytes | None] = [None] * len(asked)
@@ -140,12 +144,12 @@ class Shell:
             try:
                 for at, content in members(command.read, asked, limit):
                     found[at] = content
-            except TooLargeError:
+            except ArchiveTooLargeError:
                 return None
             except EOFError as error:
-                # Either tar failed, or the connection was lost: the status tells which.
+                # Either tar failed, or the connection was lost: the exit status tells which.
                 command.finish()
-                raise CommandError(0, command.stderr, "tar ended early, and says that it is whole") from error
+                raise CommandError(0, command.stderr, "tar ended early, with status 0") from error
             status = command.status()
             if status and not (status == 2 and _only_unreadable(command.stderr)):
                 if status > 2 or status < 0:
@@ -154,12 +158,12 @@ class Shell:
             return found
 
     def unpacker(self, directory: bytes) -> Unpacker:
-        """What writes many small files in *directory*, which is made if it is missing, as all beneath it."""
+        """A command that writes many small files in *directory*; it makes missing directories."""
         token = secrets.token_hex(16).encode()
         return Unpacker(self._start(scripts.UNPACK, directory, token, stdin=None), token)
 
     def sync(self, directory: bytes) -> None:
-        """Return when the file system of *directory* has stored all of its changes."""
+        """Return when the file system of *directory* has stored all changes on disk."""
         with _errors_of(directory):
             self._run(scripts.SYNC, directory)
 
@@ -170,7 +174,7 @@ class Shell:
         directory: bytes,
     ) -> Iterator[Item]:
         token = secrets.token_hex(16).encode()
-        # Its input stays open: its end would end the command.
+        # The input stays open: the script takes its end for that of the connection.
         with (
             _errors_of(directory),
             self._start(script, directory, token, b"watch", stdin=None) as command,
@@ -190,14 +194,14 @@ class Shell:
 
 
 def _only_unreadable(said: bytes) -> bool:
-    """Whether tar complains of nothing but names that it left out. It quotes them, so none holds a line's end."""
+    """Whether tar complains only of names that it left out. It quotes them, so none contains a newline."""
     return len(said) < KEPT and all(
         line.endswith((*_UNREADABLE, _SUMMARY)) or not line.strip(b".") for line in said.splitlines()
     )
 
 
 def _listed(names: Iterable[bytes]) -> Iterator[bytes]:
-    """*names* with a NUL after each, in pieces that are worth a send."""
+    """*names* with a NUL after each, in pieces worth a packet."""
     piece = bytearray()
     for name in names:
         piece += name
@@ -210,15 +214,15 @@ def _listed(names: Iterable[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def _errors_of(path: bytes) -> Iterator[None]:
-    """Raise what a command's status says of *path* as Python's own error."""
+    """Translate a CommandError about *path* into an OSError, where its status or message tells the errno."""
     try:
         yield
     except CommandError as error:
         shown = os.fsdecode(path)
         if error.status == scripts.CHANGED:
-            raise SourceChangedError(f"{shown!r} is not what it was") from error
-        number = _CODES.get(error.status) or next(
-            (number for number, text in _SAID.items() if text in error.stderr), None
+            raise SourceChangedError(f"{shown!r} changed while it was copied") from error
+        number = _BY_STATUS.get(error.status) or next(
+            (number for number, text in _BY_MESSAGE.items() if text in error.stderr), None
         )
         if number is None:
             raise

@@ -1,19 +1,24 @@
-"""Batches: many objects by requests side by side, in bounded memory."""
+"""Many objects by requests side by side, in bounded memory: read, write, delete, and look up their metadata."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from functools import partial
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
-from storage_backend.backends.s3.documents import Refused, RefusedInside, can_be_xml
-from storage_backend.backends.s3.errors import refusal_of, translate
-from storage_backend.backends.s3.objects import Objects
-from storage_backend.backends.s3.workers import Answers
+from storage_backend.backends.s3.bucket import Bucket
+from storage_backend.backends.s3.errors import response_error_of, translate
+from storage_backend.backends.s3.parallel import ParallelTasks
+from storage_backend.backends.s3.xml_documents import EmbeddedError, ErrorDocument, can_be_xml
 from storage_backend.base import Identifiers, Item
 from storage_backend.errors import FATAL, Failures, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import plain
+
+T = TypeVar("T")
 
 BATCH = 1000  # keys that one DeleteObjects takes ("DeleteObjects", Amazon S3 API Reference)
 UNDER_WAY_MOST = 64 << 20  # bytes of objects of one batch that are held at a time
@@ -21,105 +26,60 @@ UNDER_WAY_MOST = 64 << 20  # bytes of objects of one batch that are held at a ti
 GROUP = 8  # small objects that a thread is handed at a time: handing over costs as much as half a request
 GROUP_BYTES = 1 << 20  # of a group; objects of this size go one by one
 
+_MTIME = re.compile(r"-?\d{1,12}(\.\d{1,9})?")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 _Item: TypeAlias = tuple[ObjectInfo, bytes]
 _Outcome: TypeAlias = tuple[str, bytes, Exception | None]
 
 
 def read_many(
-    objects: Objects, read: Callable[[str], bytes], identifiers: Iterable[str]
+    bucket: Bucket, read: Callable[[str], bytes], identifiers: Iterable[str]
 ) -> Iterator[tuple[str, bytes]]:
     """Each object with its identifier, as they come. *read* gives one."""
     failures = Failures()
-    window = _Window(objects.settings.max_concurrency)
-    answers: Answers[Sequence[str], tuple[list[_Outcome], Sequence[str]]] = Answers(
-        objects.workers, partial(_read_group, read)
-    )
-
-    def take() -> Iterator[tuple[str, bytes]]:
-        _, found, error = answers.take()
-        if error is not None:
-            raise error
-        outcomes, rest = found
-        if rest:
-            answers.ask(rest)
-        for identifier, content, failure in outcomes:
-            if failure is None:
-                window.learn(len(content))
-                yield identifier, content
-                continue
-            failures.note(identifier, failure)
-
-    try:
-        for group in _grouped(identifiers, window):
-            while answers.pending >= window.now():
-                yield from take()
-            answers.ask(group)
-        while answers.pending:
-            yield from take()
-    finally:
-        answers.settle()
-    failures.raise_any("read", objects.location)
+    window = _BatchWindow(bucket.settings.max_concurrency)
+    tasks: ParallelTasks[Sequence[str], tuple[list[_Outcome], Sequence[str]]]
+    with ParallelTasks(bucket.workers, partial(_read_group, read)) as tasks:
+        for _, found, error in tasks.map(_grouped(identifiers, window), window.now):
+            if error is not None:
+                raise error
+            outcomes, rest = found
+            if rest:
+                tasks.submit(rest)
+            for identifier, content, failure in outcomes:
+                if failure is None:
+                    window.learn(len(content))
+                    yield identifier, content
+                else:
+                    failures.note(identifier, failure)
+    failures.raise_any("read", bucket.location)
 
 
-def write_many(objects: Objects, items: Iterable[Item], *, verify: bool) -> int:
+def write_many(bucket: Bucket, items: Iterable[Item], *, verify: bool) -> int:
     """Store each item; how many were."""
     failures = Failures()
-    window = _Window(objects.settings.max_concurrency)
-    answers: Answers[Sequence[_Item], list[_Outcome]] = Answers(
-        objects.workers, partial(_write_group, objects, verify)
-    )
+    window = _BatchWindow(bucket.settings.max_concurrency)
     under_way: set[str] = set()
     stored = 0
-
-    def take() -> None:
-        nonlocal stored
-        _, outcomes, error = answers.take()
-        if error is not None:
-            raise error
-        for identifier, content, failure in outcomes:
-            under_way.discard(identifier)
-            window.learn(len(content))
-            if failure is not None:
-                failures.note(identifier, failure)
-                continue
-            failures.errors.pop(identifier, None)
-            stored += 1
-
-    def send(group: Sequence[_Item]) -> None:
-        while answers.pending >= window.now():
-            take()
-        answers.ask(group)
-
-    group: list[_Item] = []
-    size = 0
-    try:
-        for key, content in items:
-            info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
-            if info.identifier in under_way:
-                # Of one identifier never two at a time, so that the last one stays.
-                if group:
-                    send(group)
-                    group, size = [], 0
-                while info.identifier in under_way:
-                    take()
-            under_way.add(info.identifier)
-            group.append((info, content))
-            size += len(content)
-            del content
-            if len(group) >= window.group() or size >= GROUP_BYTES:
-                send(group)
-                group, size = [], 0
-        if group:
-            send(group)
-        while answers.pending:
-            take()
-    finally:
-        answers.settle()
-    failures.raise_any("write", objects.location)
+    tasks: ParallelTasks[Sequence[_Item], list[_Outcome]]
+    with ParallelTasks(bucket.workers, partial(_write_group, bucket, verify)) as tasks:
+        for _, outcomes, error in tasks.map(_grouped_items(items, window, under_way), window.now):
+            if error is not None:
+                raise error
+            for identifier, content, failure in outcomes:
+                under_way.discard(identifier)
+                window.learn(len(content))
+                if failure is not None:
+                    failures.note(identifier, failure)
+                    continue
+                failures.errors.pop(identifier, None)
+                stored += 1
+    failures.raise_any("write", bucket.location)
     return stored
 
 
-def delete_many(objects: Objects, identifiers: Iterable[str]) -> int:
+def delete_many(bucket: Bucket, identifiers: Iterable[str]) -> int:
     """Remove each object, there or not; how many distinct ones."""
     failures = Failures()
     seen: set[str] = set()
@@ -130,21 +90,89 @@ def delete_many(objects: Objects, identifiers: Iterable[str]) -> int:
         seen.add(identifier)
         batch.append(identifier)
         if len(batch) == BATCH:
-            _delete(objects, batch, failures)
+            _delete(bucket, batch, failures)
             batch = []
     if batch:
-        _delete(objects, batch, failures)
-    failures.raise_any("delete", objects.location)
+        _delete(bucket, batch, failures)
+    failures.raise_any("delete", bucket.location)
     return len(seen)
 
 
-def _grouped(identifiers: Iterable[str], window: _Window) -> Iterator[Sequence[str]]:
+def stat_many(
+    bucket: Bucket, stat: Callable[[str], ObjectInfo], identifiers: Iterable[str]
+) -> Iterator[ObjectInfo]:
+    """What *stat* gives of each object that is there, as it comes."""
+    return _look_up(bucket, stat, identifiers)
+
+
+def kept_times(bucket: Bucket, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
+    """The time that each object's source had when it was uploaded, where its metadata tell."""
+
+    def look(identifier: str) -> tuple[str, datetime | None]:
+        with bucket.translated_errors("look up", identifier):
+            return identifier, _time_in(bucket.head(identifier).metadata.get("mtime", ""))
+
+    for identifier, moment in _look_up(bucket, look, identifiers):
+        if moment is not None:
+            yield identifier, moment
+
+
+def _time_in(text: str) -> datetime | None:
+    """The time in x-amz-meta-mtime, seconds since 1970 as a decimal number (see `uploading.mtime_metadata`)."""
+    if not _MTIME.fullmatch(text):
+        return None
+    try:
+        return _EPOCH + timedelta(microseconds=int(Decimal(text) * 1_000_000))
+    except OverflowError:
+        return None
+
+
+def _look_up(bucket: Bucket, look: Callable[[str], T], identifiers: Iterable[str]) -> Iterator[T]:
+    failures = Failures()
+    with ParallelTasks(bucket.workers, look) as tasks:
+        for identifier, found, error in tasks.map(identifiers, lambda: bucket.settings.max_concurrency):
+            if error is None:
+                yield found
+            elif not isinstance(error, Exception):
+                raise error
+            elif not isinstance(error, FileNotFoundError):
+                failures.note(identifier, error)
+    failures.raise_any("look up", bucket.location)
+
+
+def _grouped(identifiers: Iterable[str], window: _BatchWindow) -> Iterator[Sequence[str]]:
     group: list[str] = []
     for identifier in identifiers:
         group.append(identifier)
         if len(group) >= window.group():
             yield group
             group = []
+    if group:
+        yield group
+
+
+def _grouped_items(
+    items: Iterable[Item], window: _BatchWindow, under_way: set[str]
+) -> Iterator[Sequence[_Item] | None]:
+    """Groups to be written, as `ParallelTasks.map` takes them: None waits for a result."""
+    group: list[_Item] = []
+    size = 0
+    for key, content in items:
+        info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
+        if info.identifier in under_way:
+            # Of one identifier never two at a time, so that the last one stays.
+            if group:
+                yield group
+                group, size = [], 0
+            while info.identifier in under_way:
+                yield None
+        under_way.add(info.identifier)
+        group.append((info, content))
+        size += len(content)
+        del content
+        if len(group) >= window.group() or size >= GROUP_BYTES:
+            yield group
+            group, size = [], 0
     if group:
         yield group
 
@@ -169,12 +197,12 @@ def _read_group(read: Callable[[str], bytes], group: Sequence[str]) -> tuple[lis
         del outcomes  # the errors' tracebacks lead to this frame
 
 
-def _write_group(objects: Objects, verify: bool, group: Sequence[_Item]) -> list[_Outcome]:
+def _write_group(bucket: Bucket, verify: bool, group: Sequence[_Item]) -> list[_Outcome]:
     outcomes: list[_Outcome] = []
     try:
         for info, content in group:
             try:
-                _put(objects, verify, info, content)
+                _put(bucket, verify, info, content)
             except Exception as error:  # noqa: BLE001 - the caller's, who raises it
                 outcomes.append((info.identifier, content, error))
             else:
@@ -184,47 +212,47 @@ def _write_group(objects: Objects, verify: bool, group: Sequence[_Item]) -> list
         del outcomes  # the errors' tracebacks lead to this frame
 
 
-def _put(objects: Objects, verify: bool, info: ObjectInfo, content: bytes) -> None:
+def _put(bucket: Bucket, verify: bool, info: ObjectInfo, content: bytes) -> None:
     found = plain(content)
     if not isinstance(found, bytes):
         raise TypeError("write_many takes bytes; use write_stream for readers")
-    objects.put(info.identifier, objects.key(info.identifier), found, info, verify=verify)
+    bucket.put(info.identifier, found, info, verify=verify)
 
 
-def _delete(objects: Objects, batch: Identifiers, failures: Failures) -> None:
+def _delete(bucket: Bucket, batch: Identifiers, failures: Failures) -> None:
     keys: dict[str, str] = {}
     for identifier in batch:
         with failures.of(identifier):
-            keys[objects.key(identifier)] = identifier
+            keys[bucket.key(identifier)] = identifier
     together = [key for key in keys if can_be_xml(key)]
-    refused = _delete_together(objects, together, keys, failures)
+    refused = _delete_together(bucket, together, keys, failures)
     if refused is None:
         together, refused = [], {}
     for key, why in refused.items():
         identifier = keys.get(key, key)
         with failures.of(identifier):
-            raise translate(RefusedInside(why), identifier, objects.location, "delete")
-    _delete_singly(objects, keys.keys() - set(together), keys, failures)
+            raise translate(EmbeddedError(why), identifier, bucket.location, "delete")
+    _delete_singly(bucket, keys.keys() - set(together), keys, failures)
 
 
 def _delete_together(
-    objects: Objects, together: Sequence[str], keys: Mapping[str, str], failures: Failures
-) -> Mapping[str, Refused] | None:
+    bucket: Bucket, together: Sequence[str], keys: Mapping[str, str], failures: Failures
+) -> Mapping[str, ErrorDocument] | None:
     """Delete by one request: the keys that were not deleted, and why; None if the service has no such request."""
     if not together:
         return {}
-    if objects.deletes_singly:
+    if bucket.deletes_singly:
         return None
     try:
-        with objects.mapped("delete", None):
+        with bucket.translated_errors("delete objects in"):
             try:
-                return objects.calls.delete_batch(together)
+                return bucket.requests.delete_batch(together)
             except Exception as error:
-                refusal = refusal_of(error)
-                if refusal is None or refusal.status not in {405, 501}:
+                refused = response_error_of(error)
+                if refused is None or refused.status not in {405, 501}:
                     raise
-                # Google's; from now on it is not asked again.
-                objects.deletes_singly = True
+                # Google Cloud Storage has no DeleteObjects; from now on it is not asked again.
+                bucket.deletes_singly = True
                 return None
     except FATAL:
         raise
@@ -234,41 +262,27 @@ def _delete_together(
         return {}
 
 
-def _delete_singly(
-    objects: Objects, alone: Iterable[str], keys: Mapping[str, str], failures: Failures
-) -> None:
+def _delete_singly(bucket: Bucket, alone: Iterable[str], keys: Mapping[str, str], failures: Failures) -> None:
     """Delete each by a request of its own, several at a time."""
 
     def delete(key: str) -> None:
-        with objects.mapped("delete", keys[key]):
+        with bucket.translated_errors("delete", keys[key]):
             try:
-                objects.calls.delete(key)
+                bucket.requests.delete(key)
             except Exception as error:
-                refusal = refusal_of(error)
-                # Google's answer for what is gone already; Amazon has none.
-                if refusal is None or refusal.code != "NoSuchKey":
+                refused = response_error_of(error)
+                # Google Cloud Storage says so of what is gone already; Amazon S3 never does.
+                if refused is None or refused.code != "NoSuchKey":
                     raise
 
-    answers: Answers[str, None] = Answers(objects.workers, delete)
-
-    def take() -> None:
-        key, _, error = answers.take()
-        with failures.of(keys[key]):
-            if error is not None:
-                raise error
-
-    try:
-        for key in alone:
-            while answers.pending >= objects.settings.max_concurrency:
-                take()
-            answers.ask(key)
-        while answers.pending:
-            take()
-    finally:
-        answers.settle()
+    with ParallelTasks(bucket.workers, delete) as tasks:
+        for key, _, error in tasks.map(alone, lambda: bucket.settings.max_concurrency):
+            with failures.of(keys[key]):
+                if error is not None:
+                    raise error
 
 
-class _Window:
+class _BatchWindow:
     """How many objects may be under way, so that together they stay small, and how many go together.
 
     Args:
@@ -278,9 +292,8 @@ class _Window:
     def __init__(self, most: int) -> None:
         self._most = most
         self._largest = 1
-        self._alone = (
-            2 * most
-        )  # at first each goes by itself: there may be no more than these, and all threads work
+        # At first each goes by itself: there may be no more than these, and all threads work.
+        self._alone = 2 * most
 
     def now(self) -> int:
         return max(1, min(self._most, UNDER_WAY_MOST // self._largest))

@@ -1,4 +1,4 @@
-"""Copying: from key to key inside the service, of any size."""
+"""Copies from key to key inside the service, of any size."""
 
 from __future__ import annotations
 
@@ -8,77 +8,76 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from storage_backend.backends.s3 import digests
-from storage_backend.backends.s3.calls import Facts
-from storage_backend.backends.s3.documents import http_date, unexpected
-from storage_backend.backends.s3.errors import refusal_of
+from storage_backend.backends.s3 import checksums
+from storage_backend.backends.s3.destination import Destination
+from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3.object_head import ObjectHead, http_date
+from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import part_size
-from storage_backend.backends.s3.target import Target
-from storage_backend.backends.s3.workers import Answers
+from storage_backend.backends.s3.xml_documents import unexpected
 from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
-# How S3 and others refuse a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
+# The refusals of a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
 _TOO_LARGE = frozenset({"EntityTooLarge", "InvalidArgument", "InvalidRequest"})
 
 
-def copy(target: Target, source: str, look: Callable[[], Facts], if_match: str | None = None) -> None:
-    """Copy *source* to the target's key, by one request if it is small enough, else in parts.
+def copy(
+    destination: Destination, source: str, look: Callable[[], ObjectHead], if_match: str | None = None
+) -> None:
+    """Copy *source* to the destination's key, by one request if it is small enough, else in parts.
 
     Args:
-        target: where to. Its parameters are given to the copy; all others come from the source.
+        destination: of the copy. Its parameters are given to the copy; all others come from the source.
         source: "bucket/key".
-        look: gives the facts of the source.
+        look: returns the metadata of the source.
         if_match: the etag that the source must have.
     """
     pinned = {} if if_match is None else {"CopySourceIfMatch": f'"{if_match}"'}
     try:
-        target.service.calls.copy(target.key, source, **target.parameters, **pinned)
+        destination.router.requests.copy(destination.key, source, **destination.parameters, **pinned)
     except Exception as error:
-        refusal = refusal_of(error)
-        if refusal is None or refusal.code not in _TOO_LARGE:
+        refused = response_error_of(error)
+        if refused is None or refused.code not in _TOO_LARGE:
             raise
-        facts = look()
-        if facts.size is None or facts.size <= target.settings.multipart_threshold:
+        head = look()
+        if head.size is None or head.size <= destination.settings.multipart_threshold:
             raise
-        _in_parts(target, source, facts)
+        _in_parts(destination, source, head)
 
 
-def _in_parts(target: Target, source: str, facts: Facts) -> None:
-    assert facts.size is not None
-    rare = target.service.rare
-    upload_id = rare.create_upload(target.key, **_carried(target, source, facts) | dict(target.parameters))
-    answers: Answers[tuple[int, int, int], dict[str, Any]] = Answers(
-        target.workers, lambda part: _part(target, source, facts, upload_id, part)
+def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
+    assert head.size is not None
+    boto3 = destination.router.boto3
+    upload_id = boto3.create_upload(
+        destination.key, **_carried(destination, source, head) | dict(destination.parameters)
     )
-    length = part_size(target.settings, facts.size)
+    tasks: ParallelTasks[tuple[int, int, int], dict[str, Any]] = ParallelTasks(
+        destination.workers, lambda part: _part(destination, source, head, upload_id, part)
+    )
+    length = part_size(destination.settings, head.size)
+    spans = (
+        (number, start, min(start + length, head.size))
+        for number, start in enumerate(range(0, head.size, length), 1)
+    )
     parts: list[dict[str, Any]] = []
-
-    def take() -> None:
-        _, part, error = answers.take()
-        if error is not None:
-            raise error
-        parts.append(part)
-
     try:
-        for number, start in enumerate(range(0, facts.size, length), 1):
-            while answers.pending >= target.settings.max_concurrency:
-                take()
-            answers.ask((number, start, min(start + length, facts.size)))
-        while answers.pending:
-            take()
+        for _, part, error in tasks.map(spans, lambda: destination.settings.max_concurrency):
+            if error is not None:
+                raise error
+            parts.append(part)
         parts.sort(key=lambda part: int(part["PartNumber"]))
-        _complete(target, upload_id, parts, facts.size)
+        _complete(destination, upload_id, parts, head.size)
     except BaseException:
 
         def abort() -> None:
-            answers.settle()
+            tasks.stop()
             try:
-                rare.abort_upload(target.key, upload_id)
+                boto3.abort_upload(destination.key, upload_id)
             except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
                 if not _is_gone(error):
-                    logger.warning("an unfinished upload of %r stays: %s", target.key, error)
+                    logger.warning("an unfinished upload of %r stays: %s", destination.key, error)
 
         if patience() is None:
             abort()
@@ -87,61 +86,61 @@ def _in_parts(target: Target, source: str, facts: Facts) -> None:
         raise
 
 
-def _carried(target: Target, source: str, facts: Facts) -> dict[str, Any]:
-    """What a plain copy would bring along by itself, and the storage class."""
-    carried: dict[str, Any] = {"Metadata": dict(facts.metadata), **facts.carried}
-    if facts.content_type is not None:
-        carried["ContentType"] = facts.content_type
+def _carried(destination: Destination, source: str, head: ObjectHead) -> dict[str, Any]:
+    """What CopyObject would keep by itself, and the storage class."""
+    carried: dict[str, Any] = {"Metadata": dict(head.metadata), **head.carried}
+    if head.content_type is not None:
+        carried["ContentType"] = head.content_type
     if "Expires" in carried and http_date(carried["Expires"]) is None:
-        logger.warning("the copy %r has no Expires: %r is no date", target.key, carried.pop("Expires"))
-    tags = _tags(target, source)
+        logger.warning("the copy %r has no Expires: %r is no date", destination.key, carried.pop("Expires"))
+    tags = _tags(destination, source)
     if tags:
         carried["Tagging"] = urlencode(tags)
     return carried
 
 
-def _tags(target: Target, source: str) -> dict[str, str]:
-    if not target.service.explains:  # a mock expects what it expects
+def _tags(destination: Destination, source: str) -> dict[str, str]:
+    if not destination.router.requests.may_ask_again:  # a mock expects certain requests
         return {}
     bucket, _, key = source.partition("/")
     try:
-        return target.service.rare.tags(bucket, key)
+        return destination.router.boto3.tags(bucket, key)
     except Exception as error:
-        refusal = refusal_of(error)
-        if refusal is None or refusal.status not in {400, 403, 404, 405, 501}:
+        refused = response_error_of(error)
+        if refused is None or refused.status not in {400, 403, 404, 405, 501}:
             raise
-        # A service without tags, or no right to read them: most objects have none.
-        if refusal.status == 403:
-            logger.warning("the copy %r has no tags: those of its source may not be read", target.key)
+        # The service has no tags, or reading them is denied: most objects have none.
+        if refused.status == 403:
+            logger.warning("the copy %r has no tags: those of its source may not be read", destination.key)
         return {}
 
 
-def _complete(target: Target, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
+def _complete(destination: Destination, upload_id: str, parts: list[dict[str, Any]], size: int) -> None:
     try:
-        target.service.rare.complete_upload(target.key, upload_id, parts)
+        destination.router.boto3.complete_upload(destination.key, upload_id, parts)
     except Exception as error:
-        # If its answer was lost and it is asked again, some services know the upload no more.
+        # If its response was lost, the repeated request may find no upload any more.
         etags = [str(part["ETag"]).strip('"') for part in parts]
         if not _is_gone(error) or not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
             raise
-        landed = target.service.calls.head(target.key)
-        expected = digests.multipart_etag([bytes.fromhex(etag) for etag in etags])
+        landed = destination.router.requests.head(destination.key)
+        expected = checksums.multipart_etag([bytes.fromhex(etag) for etag in etags])
         if (landed.size, landed.etag) != (size, expected):
             raise
 
 
 def _is_gone(error: Exception) -> bool:
-    refusal = refusal_of(error)
-    return refusal is not None and refusal.code == "NoSuchUpload"
+    refused = response_error_of(error)
+    return refused is not None and refused.code == "NoSuchUpload"
 
 
 def _part(
-    target: Target, source: str, facts: Facts, upload_id: str, part: tuple[int, int, int]
+    destination: Destination, source: str, head: ObjectHead, upload_id: str, part: tuple[int, int, int]
 ) -> dict[str, Any]:
     number, start, end = part
-    pinned = {} if facts.etag is None else {"CopySourceIfMatch": f'"{facts.etag}"'}
-    copied = target.service.calls.copy_part(
-        target.key,
+    pinned = {} if head.etag is None else {"CopySourceIfMatch": f'"{head.etag}"'}
+    copied = destination.router.requests.copy_part(
+        destination.key,
         source,
         UploadId=upload_id,
         PartNumber=number,

@@ -1,4 +1,4 @@
-"""Downloading: a large object into a file, by one stream from its front and others from its back."""
+"""Downloads an object into a file: a large one by one stream from its front and others from its back."""
 
 from __future__ import annotations
 
@@ -11,33 +11,34 @@ import zlib
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from storage_backend.backends.s3 import digests
-from storage_backend.backends.s3.reading import Pinned, RangesIgnoredError, Wanted, checked_algorithm
-from storage_backend.backends.s3.workers import Workers
+from storage_backend.backends.s3 import checksums
+from storage_backend.backends.s3.object_reader import RangesIgnoredError, RawObjectReader
+from storage_backend.backends.s3.parallel import Workers
+from storage_backend.backends.s3.reading import ReadSource, checked_algorithm
 from storage_backend.files import StagedFile
 from storage_backend.streams import CHUNK, Moved
 from storage_backend.threads import GRACE_SECONDS, Deadline
 
-PIECE = 8 << 20  # bytes asked for at a time by those that help
+PIECE = 8 << 20  # bytes that a helper requests at a time
 PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
-ALONE_SECONDS = 0.25  # that the first stream runs before others join: on a fast link it is done by then
+ALONE_SECONDS = 0.25  # that the first stream runs before helpers join: on a fast link it is done by then
 
 
-def fill(wanted: Wanted, staged: StagedFile, workers: Workers, moved: Moved) -> None:
-    """Write the object into *staged*; what arrives is compared with its length and, where there is one, its checksum.
+def fill(source: ReadSource, staged: StagedFile, workers: Workers, moved: Moved) -> None:
+    """Write the object into *staged*, and compare it with its length and, where there is one, its checksum.
 
     *moved* is told of the bytes, by whichever thread has them.
 
-    One stream reads from the front. If that takes long, helpers fetch pieces from the back, until they meet; each has a
-    connection, so together they are not held to what one connection gives. None of them asks for what another has.
+    One stream reads from the front. If that takes long, helpers fetch pieces from the back until they meet. Each has its
+    own connection, so together they are faster than one where a connection is the limit. No byte is requested twice.
     """
-    with Pinned(wanted) as reader:
-        wanted.saw(reader.facts)
-        # Of digests only CRCs can be put together from pieces.
+    with RawObjectReader(source) as reader:
+        source.saw(reader.head)
+        # Only CRCs can be combined from those of pieces.
         if (
             reader.size < PARALLEL_FROM
             or workers.count == 1
-            or checked_algorithm(reader.facts) not in {None, "crc32"}
+            or checked_algorithm(reader.head) not in {None, "crc32"}
         ):
             view = memoryview(bytearray(CHUNK))
             while count := reader.readinto(view):
@@ -45,16 +46,16 @@ def fill(wanted: Wanted, staged: StagedFile, workers: Workers, moved: Moved) -> 
                 moved(count)
             return
         reader.leave_unchecked()
-        _Meeting(wanted, reader, staged.fd, moved).run(workers)
+        _ParallelDownload(source, reader, staged.fd, moved).run(workers)
         staged.size = reader.size
 
 
 @dataclass
-class _Meeting:
-    """Two ends of one object that are read towards each other."""
+class _ParallelDownload:
+    """One object, read from both ends."""
 
-    wanted: Wanted
-    reader: Pinned
+    source: ReadSource
+    reader: RawObjectReader
     fd: int
     moved: Moved
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -62,12 +63,12 @@ class _Meeting:
     back: int = 0  # where the pieces of the helpers begin
     helpers: int = 0  # at work
     done: SimpleQueue[None] = field(default_factory=SimpleQueue)  # a helper has ended
-    left: list[tuple[int, int]] = field(default_factory=list)  # what a helper could not have: offset, size
+    left: list[tuple[int, int]] = field(default_factory=list)  # that a helper could not get: offset, size
     failed: list[BaseException] = field(default_factory=list)
     crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
 
     def run(self, workers: Workers) -> None:
-        # Its own descriptor: a helper that is left behind must not write into whatever file has the number by then.
+        # A descriptor of its own: a helper that is left behind must not write into the next file with that number.
         self.fd = os.dup(self.fd)
         weakref.finalize(self, os.close, self.fd)
         self.back = self.reader.size
@@ -101,7 +102,7 @@ class _Meeting:
 
     @property
     def _interrupt(self) -> BaseException | None:
-        """What ended this that is no fault."""
+        """The KeyboardInterrupt or the like that ended this, if one did."""
         return next((error for error in self.failed if not isinstance(error, Exception)), None)
 
     def _from_front(self, workers: Workers) -> None:
@@ -127,14 +128,14 @@ class _Meeting:
 
     def _claim_back(self) -> tuple[int, int]:
         with self.lock:
-            # What lies just before the first stream is its own: it has it on the way already.
+            # The bytes just ahead of the first stream are on their way to it already.
             size = PIECE if self.back - self.front >= 2 * PIECE else 0
             self.back -= size
             return self.back, size
 
     def _help(self) -> None:
         try:
-            with Pinned(self.wanted, facts=self.reader.facts, ahead=PIECE) as branch:
+            with RawObjectReader(self.source, head=self.reader.head, ahead=PIECE) as branch:
                 while not self.failed:
                     offset, size = self._claim_back()
                     if not size:
@@ -149,7 +150,7 @@ class _Meeting:
         finally:
             self.done.put(None)
 
-    def _read(self, reader: Pinned, offset: int, size: int) -> int:
+    def _read(self, reader: RawObjectReader, offset: int, size: int) -> int:
         """Have *reader* fetch a piece, and write it where it belongs; its CRC-32."""
         view = memoryview(bytearray(CHUNK))
         reader.seek(offset)
@@ -158,7 +159,7 @@ class _Meeting:
             crc = self._block(reader, view[: offset + size - at], at, crc)
         return crc
 
-    def _block(self, reader: Pinned, view: memoryview, offset: int, crc: int) -> int:
+    def _block(self, reader: RawObjectReader, view: memoryview, offset: int, crc: int) -> int:
         done = 0
         while done < len(view):
             done += reader.readinto(view[done:])
@@ -170,7 +171,7 @@ class _Meeting:
 
     @property
     def _expected(self) -> str | None:
-        return self.reader.facts.digests.get("crc32")
+        return self.reader.head.digests.get("crc32")
 
     def _check(self) -> None:
         if self._expected is None:
@@ -178,7 +179,7 @@ class _Meeting:
         total = 0
         for offset in sorted(self.crcs):
             crc, size = self.crcs[offset]
-            total = digests.crc32_combined(total, crc, size)
+            total = checksums.crc32_combined(total, crc, size)
         found = base64.b64encode(total.to_bytes(4)).decode()
         if found != self._expected:
             raise self.reader.damaged("crc32", found)

@@ -1,4 +1,4 @@
-"""Errors: what S3, or the way to it, said, as one of ours."""
+"""Errors of S3, boto3 and the network, and our errors for them."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from storage_backend.backends.s3.documents import DocumentError, Refused, RefusedInside
-from storage_backend.backends.s3.http import FileChangedError
+from storage_backend.backends.s3.file_parts import FileChangedError
+from storage_backend.backends.s3.xml_documents import EmbeddedError, ErrorDocument, UnexpectedResponseError
 from storage_backend.errors import (
     AccessDeniedError,
     AuthenticationError,
@@ -28,19 +28,19 @@ from storage_backend.errors import (
 )
 
 
-class RefusalError(Exception):
-    """An answer of S3 that is no success.
+class S3ResponseError(Exception):
+    """A response of S3 that is no success.
 
     Attributes:
         status: of HTTP.
-        code: of S3 ("Error responses", Amazon S3 API Reference); "" where the answer had none, as to a HEAD.
-        message: S3's words.
-        region: where the bucket is, if the answer says so.
-        retry_after: seconds to wait, if the answer says so.
+        code: of S3 ("Error responses", Amazon S3 API Reference); "" where the response had none, as to HEAD.
+        message: S3's own.
+        region: of the bucket, if the response names it.
+        retry_after: seconds to wait, if the response names them.
         attempts: requests made.
-        content_range: of an answer to a range that cannot be had.
-        server_time: the service's clock, in seconds of Unix; None if the answer does not say.
-        redirected: where the answer sends us instead.
+        content_range: in the response to a range that lies outside the object.
+        server_time: the service's clock, in seconds since the epoch; None if the response does not tell.
+        redirected: the Location of a redirect.
     """
 
     def __init__(
@@ -68,13 +68,13 @@ class RefusalError(Exception):
         self.redirected = redirected
 
     @classmethod
-    def inside(cls, refused: Refused, status: int = 200) -> RefusalError:
-        """Of an error document where a success was announced, or of one key of a batch."""
+    def inside(cls, refused: ErrorDocument, status: int = 200) -> S3ResponseError:
+        """The error of a document that came with a success status, or of one key of a batch."""
         return cls(status, refused.code, refused.message, region=refused.region)
 
 
 class UnreachableError(Exception):
-    """The network failed, each time.
+    """The network failed at every try.
 
     Attributes:
         cause: the last failure.
@@ -88,13 +88,13 @@ class UnreachableError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
-    """What an answer means.
+class ErrorRule:
+    """What an error code or status means.
 
     Attributes:
-        kind: our class.
-        advice: what to do, appended to S3's own words.
-        parameter: that is wrong, of a ConfigurationError.
+        kind: the class of our error.
+        advice: what to do, appended to S3's own message.
+        parameter: the wrong one, of a ConfigurationError.
     """
 
     kind: type[StorageError]
@@ -102,54 +102,56 @@ class Rule:
     parameter: str | None = None
 
 
-_DENIED = Rule(
+_DENIED = ErrorRule(
     AccessDeniedError,
-    "the credentials lack the permission for this; a missing object also looks so to who has no s3:ListBucket",
+    "the credentials lack the permission for this; without s3:ListBucket a missing object gives the same answer",
 )
-_KEY = Rule(AuthenticationError, "check access_key and secret_key, or the profile")
-_EXPIRED = Rule(
+_KEY = ErrorRule(AuthenticationError, "check access_key and secret_key, or the profile")
+_EXPIRED = ErrorRule(
     AuthenticationError, "the session has expired; renew the credentials (such as by `aws sso login`)"
 )
-_CLOCK = Rule(AuthenticationError, "the clock of this machine is wrong; set it")
-_REGION = Rule(ConfigurationError, "the bucket is in another region; set region to that")
-_SLOW = Rule(RateLimitedError)
-_DOWN = Rule(UnavailableError)
-_DAMAGED = Rule(IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored")
-_FULL = Rule(QuotaExceededError)
+_CLOCK = ErrorRule(AuthenticationError, "the clock of this machine is wrong; set it")
+_REGION = ErrorRule(ConfigurationError, "the bucket is in another region; set region to that")
+_SLOW = ErrorRule(RateLimitedError)
+_DOWN = ErrorRule(UnavailableError)
+_DAMAGED = ErrorRule(
+    IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored"
+)
+_FULL = ErrorRule(QuotaExceededError)
 
 # "List of error codes", Amazon S3 API Reference; those with X are MinIO's.
-BY_CODE: Mapping[str, Rule] = {
+BY_CODE: Mapping[str, ErrorRule] = {
     "AccessDenied": _DENIED,
     "AccountProblem": _DENIED,
     "AllAccessDisabled": _DENIED,
     "AuthorizationHeaderMalformed": _REGION,
     "BadDigest": _DAMAGED,
-    "ConditionalRequestConflict": Rule(UnavailableError, "another writer was at it at the same time"),
-    "EntityTooLarge": Rule(UnsupportedOperationError),
+    "ConditionalRequestConflict": ErrorRule(UnavailableError, "another write to the object was under way"),
+    "EntityTooLarge": ErrorRule(UnsupportedOperationError),
     "ExpiredToken": _EXPIRED,
     "ExpiredTokenException": _EXPIRED,
     "IllegalLocationConstraintException": _REGION,
     "InternalError": _DOWN,
     "InvalidAccessKeyId": _KEY,
-    "InvalidBucketName": Rule(ConfigurationError, "check the name of the bucket"),
+    "InvalidBucketName": ErrorRule(ConfigurationError, "check the name of the bucket"),
     "InvalidDigest": _DAMAGED,
-    "InvalidObjectState": Rule(StorageError, "the object is archived; restore it first"),
+    "InvalidObjectState": ErrorRule(StorageError, "the object is archived; restore it first"),
     "InvalidToken": _EXPIRED,
-    "KeyTooLongError": Rule(InvalidIdentifierError),
-    "NoSuchBucket": Rule(
+    "KeyTooLongError": ErrorRule(InvalidIdentifierError),
+    "NoSuchBucket": ErrorRule(
         BucketNotFoundError, "check its name and the endpoint, or create it (create_bucket=True does)"
     ),
-    "NoSuchKey": Rule(NotFoundError),
-    "NoSuchUpload": Rule(StorageError, "somebody else has aborted the upload; nothing was stored"),
-    "NoSuchVersion": Rule(NotFoundError),
-    "NotImplemented": Rule(UnsupportedOperationError),
+    "NoSuchKey": ErrorRule(NotFoundError),
+    "NoSuchUpload": ErrorRule(StorageError, "somebody else has aborted the upload; nothing was stored"),
+    "NoSuchVersion": ErrorRule(NotFoundError),
+    "NotImplemented": ErrorRule(UnsupportedOperationError),
     "OperationAborted": _DOWN,
     "PermanentRedirect": _REGION,
-    "PreconditionFailed": Rule(PreconditionFailedError, "the object is not the one that was named"),
+    "PreconditionFailed": ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
     "QuotaExceeded": _FULL,
     "RequestExpired": _CLOCK,
     "RequestTimeTooSkewed": _CLOCK,
-    "RequestTimeout": Rule(StorageTimeoutError),
+    "RequestTimeout": ErrorRule(StorageTimeoutError),
     "ServiceUnavailable": _DOWN,
     "SignatureDoesNotMatch": _KEY,
     "SlowDown": _SLOW,
@@ -163,48 +165,48 @@ BY_CODE: Mapping[str, Rule] = {
     "XMinioAdminBucketQuotaExceeded": _FULL,
     "XMinioStorageFull": _FULL,
 }
-BY_STATUS: Mapping[int, Rule] = {
+BY_STATUS: Mapping[int, ErrorRule] = {
     301: _REGION,
     307: _REGION,
     401: _KEY,
     403: _DENIED,
-    404: Rule(NotFoundError),
-    405: Rule(UnsupportedOperationError),
-    408: Rule(StorageTimeoutError),
+    404: ErrorRule(NotFoundError),
+    405: ErrorRule(UnsupportedOperationError),
+    408: ErrorRule(StorageTimeoutError),
     409: _DOWN,
-    412: Rule(PreconditionFailedError, "the object is not the one that was named"),
-    413: Rule(UnsupportedOperationError),
+    412: ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
+    413: ErrorRule(UnsupportedOperationError),
     429: _SLOW,
-    501: Rule(UnsupportedOperationError),
+    501: ErrorRule(UnsupportedOperationError),
     503: _SLOW,
     507: _FULL,
 }
 DAMAGED = frozenset(code for code, rule in BY_CODE.items() if rule is _DAMAGED)
-# Of a key that was replaced, the old one is unknown in the end.
+# An access key that was rotated becomes unknown.
 STALE_CREDENTIALS = frozenset(code for code, rule in BY_CODE.items() if rule is _EXPIRED) | {
     "InvalidAccessKeyId"
 }
 WRONG_CLOCK = frozenset(code for code, rule in BY_CODE.items() if rule is _CLOCK)
 
 
-def rule_of(status: int, code: str) -> Rule:
-    """What an answer means."""
+def rule_of(status: int, code: str) -> ErrorRule:
+    """The rule for an error: by its code if that is known, else by its status."""
     found = BY_CODE.get(code) or BY_STATUS.get(status)
     if found is not None:
         return found
-    return _DOWN if status >= 500 else Rule(StorageError)
+    return _DOWN if status >= 500 else ErrorRule(StorageError)
 
 
-def is_transient(refusal: RefusalError) -> bool:
-    """Whether the same request may be answered otherwise in a moment."""
+def is_transient(refusal: S3ResponseError) -> bool:
+    """Whether the same request may succeed in a moment."""
     return rule_of(refusal.status, refusal.code).kind.default_retryable
 
 
-def refusal_of(error: Exception) -> RefusalError | None:
-    """What S3 refused, from the wire or a boto3 client's ClientError; None if *error* is something else."""
-    if isinstance(error, RefusalError):
-        # A copy, since whoever asks keeps it in a frame that the error itself may pass: that would be a cycle.
-        return RefusalError(
+def response_error_of(error: Exception) -> S3ResponseError | None:
+    """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
+    if isinstance(error, S3ResponseError):
+        # A copy: the caller keeps it in a frame that the error's own traceback may hold, which would be a cycle.
+        return S3ResponseError(
             error.status,
             error.code,
             error.message,
@@ -221,11 +223,11 @@ def refusal_of(error: Exception) -> RefusalError | None:
     about = answer.get("ResponseMetadata", {})
     headers = about.get("HTTPHeaders", {})
     code = str(answer["Error"].get("Code", ""))
-    # To a HEAD there is no document, and botocore puts the status in its place.
+    # A HEAD has no error document; botocore puts the status in place of the code.
     status = about.get("HTTPStatusCode") or (
         int(code) if code.isdecimal() else 404 if code.startswith("NoSuch") else 400
     )
-    return RefusalError(
+    return S3ResponseError(
         status,
         "" if code.isdecimal() else code,
         str(answer["Error"].get("Message", "")),
@@ -243,46 +245,48 @@ def seconds_of(retry_after: str | None) -> float | None:
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether *error* is one that `translate` is for: not a reader's own, nor a fault of this program."""
-    if isinstance(error, RefusalError | UnreachableError | RefusedInside | DocumentError | FileChangedError):
+    """Whether *error* came from S3, boto3 or the network, and not from a caller's reader or a bug of ours."""
+    if isinstance(
+        error, S3ResponseError | UnreachableError | EmbeddedError | UnexpectedResponseError | FileChangedError
+    ):
         return True
     return type(error).__module__.partition(".")[0] in {"boto3", "botocore", "urllib3"}
 
 
-def translate(error: Exception, identifier: str | None, where: str, tried: str = "") -> StorageError:
-    """Our error for what S3, boto3 or the network raised.
+def translate(error: Exception, identifier: str | None, where: str, tried: str) -> StorageError:
+    """Our error for one of S3, boto3 or the network.
 
     Args:
         error: the cause.
         identifier: of the object, in the caller's spelling.
         where: the storage's location.
-        tried: what was being done, as in "*read*".
+        tried: what was being done, as in "*read*" of an object, or "*list objects in*" the location.
     """
     if isinstance(error, StorageError):
         return error
-    on = f"{tried} {identifier!r}" if identifier is not None else tried
+    on = f"{tried} {identifier!r} in" if identifier is not None else tried
     fields: dict[str, Any] = {
         "identifier": identifier,
         "backend": where,
         "attempts": getattr(error, "attempts", 1),
     }
-    if isinstance(error, RefusedInside):
-        error = RefusalError.inside(error.refused)
-    refusal = refusal_of(error)
+    if isinstance(error, EmbeddedError):
+        error = S3ResponseError.inside(error.refused)
+    refusal = response_error_of(error)
     if refusal is not None:
         return _of_refusal(refusal, on, where, {**fields, "attempts": refusal.attempts})
     if isinstance(error, FileChangedError):
-        return SourceChangedError(f"cannot {on} in {where}: {error}; nothing was stored", **fields)
-    if isinstance(error, DocumentError):
+        return SourceChangedError(f"cannot {on} {where}: {error}; nothing was stored", **fields)
+    if isinstance(error, UnexpectedResponseError):
         return StorageError(
-            f"cannot {on} in {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            f"cannot {on} {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
             "answers in the service's place",
             **fields,
         )
     return _of_network(error, on, where, fields)
 
 
-def _of_refusal(error: RefusalError, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, Any]) -> StorageError:
     rule = rule_of(error.status, error.code)
     if rule.kind is NotFoundError and fields["identifier"] is not None:
         return NotFoundError(f"no object {fields['identifier']!r} in {where}", **fields)
@@ -293,7 +297,7 @@ def _of_refusal(error: RefusalError, on: str, where: str, fields: dict[str, Any]
         advice = f"the bucket is in region {error.region}; set region={error.region!r}"
     else:
         advice = rule.advice
-    message = f"cannot {on} in {where}: {words}{f'; {advice}' if advice else ''}"
+    message = f"cannot {on} {where}: {words}{f'; {advice}' if advice else ''}"
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = "region" if rule is _REGION else "bucket"
     if issubclass(rule.kind, RateLimitedError):
@@ -308,44 +312,46 @@ def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[s
     shown = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
     advice = f'set endpoint_url="{parts.scheme}://{host}"' if host else "check endpoint_url"
     return ConfigurationError(
-        f"cannot {on} in {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
+        f"cannot {on} {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
         parameter="endpoint_url",
         **fields,
     )
 
 
 # botocore's exceptions by name, so that nothing here imports it: they are raised only where it is loaded already.
-_BY_NAME: Mapping[str, Rule] = {
-    "ConnectTimeoutError": Rule(StorageTimeoutError),
+_BY_NAME: Mapping[str, ErrorRule] = {
+    "ConnectTimeoutError": ErrorRule(StorageTimeoutError),
     "ConnectionClosedError": _DOWN,
     "ConnectionError": _DOWN,
-    "CredentialRetrievalError": Rule(AuthenticationError, "the source of the credentials does not answer"),
+    "CredentialRetrievalError": ErrorRule(
+        AuthenticationError, "the source of the credentials does not answer"
+    ),
     "EndpointConnectionError": _DOWN,
     "HTTPClientError": _DOWN,
     "IncompleteRead": _DOWN,
     "IncompleteReadError": _DOWN,
-    "FlexibleChecksumError": Rule(IntegrityError),
-    "InvalidConfigError": Rule(ConfigurationError),
-    "InvalidRegionError": Rule(ConfigurationError, "check region", "region"),
-    "NoCredentialsError": Rule(
+    "FlexibleChecksumError": ErrorRule(IntegrityError),
+    "InvalidConfigError": ErrorRule(ConfigurationError),
+    "InvalidRegionError": ErrorRule(ConfigurationError, "check region", "region"),
+    "NoCredentialsError": ErrorRule(
         AuthenticationError,
         "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, name a profile, or say anonymous=True",
     ),
-    "NoRegionError": Rule(ConfigurationError, "set region", "region"),
-    "ParamValidationError": Rule(ConfigurationError),
-    "PartialCredentialsError": Rule(AuthenticationError),
-    "ProfileNotFound": Rule(ConfigurationError, "see ~/.aws/config", "profile"),
-    "ProtocolError": _DOWN,
+    "NoRegionError": ErrorRule(ConfigurationError, "set region", "region"),
+    "ParamValidationError": ErrorRule(ConfigurationError),
+    "PartialCredentialsError": ErrorRule(AuthenticationError),
+    "ProfileNotFound": ErrorRule(ConfigurationError, "see ~/.aws/config", "profile"),
+    "HTTPProtocolError": _DOWN,
     "ProxyConnectionError": _DOWN,
-    "ReadTimeoutError": Rule(StorageTimeoutError),
+    "ReadTimeoutError": ErrorRule(StorageTimeoutError),
     "ResponseStreamingError": _DOWN,
-    "SSLError": Rule(
+    "SSLError": ErrorRule(
         AuthenticationError, "the server's certificate is not trusted; name its authority by ca_bundle"
     ),
     "SSOTokenLoadError": _EXPIRED,
     "TokenRetrievalError": _EXPIRED,
     "UnauthorizedSSOTokenError": _EXPIRED,
-    "UnknownEndpointError": Rule(ConfigurationError),
+    "UnknownEndpointError": ErrorRule(ConfigurationError),
 }
 
 
@@ -353,16 +359,16 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
     cause = error.cause if isinstance(error, UnreachableError) else error
     rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
     if rule is _BY_NAME["SSLError"] and "CERTIFICATE_VERIFY_FAILED" not in str(cause):
-        rule = Rule(UnavailableError, "if it is never otherwise, the endpoint does not speak https")
+        rule = ErrorRule(UnavailableError, "if it always fails so, the endpoint does not speak https")
     elif isinstance(cause, TimeoutError):
-        rule = Rule(StorageTimeoutError)
+        rule = ErrorRule(StorageTimeoutError)
     elif rule is None:
-        rule = _DOWN if isinstance(cause, OSError) else Rule(StorageError)
+        rule = _DOWN if isinstance(cause, OSError) else ErrorRule(StorageError)
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = rule.parameter
         if "bucket name" in str(cause).lower():
             fields["parameter"] = "bucket"  # of all parameters botocore judges only this one
     advice = f"; {rule.advice}" if rule.advice else ""
-    # Without the "[Errno 111]" before it.
+    # strerror has no "[Errno 111]" before it.
     words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return rule.kind(f"cannot {on} in {where}: {words}{advice}", **fields)
+    return rule.kind(f"cannot {on} {where}: {words}{advice}", **fields)

@@ -3,55 +3,62 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from typing_extensions import override
 
-from storage_backend.backends.s3 import looking
-from storage_backend.hooks import Hooks
+from storage_backend.backends.s3 import batches, downloading
+from storage_backend.backends.s3.bucket import Bucket
+from storage_backend.backends.s3.object_head import MD5
+from storage_backend.base import StorageBackend
+from storage_backend.destinations import write_file
+from storage_backend.hooks import Hooks, digest_of
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import Moved
-
-if TYPE_CHECKING:
-    from storage_backend.backends.s3.storage import S3Storage
+from storage_backend.streams import Moved, new_digest
 
 
 class S3Hooks(Hooks):
     """The hooks of an S3Storage."""
 
-    def __init__(self, storage: S3Storage) -> None:
+    def __init__(self, storage: StorageBackend, bucket: Bucket) -> None:
         super().__init__(storage)
         self._storage = storage
-        self._objects = storage._objects
+        self._bucket = bucket
 
     @override
     def last_read(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.last_seen.take(identifier)
+        return self._bucket.last_seen.take(identifier)
 
     @override
     def last_written(self, identifier: str) -> ObjectInfo | None:
-        return self._objects.receipts.pop(identifier, None)
+        return self._bucket.receipts.pop(identifier, None)
 
     @override
     def md5_in(self, info: ObjectInfo) -> str | None:
-        # The ETag is no MD5 of an object encrypted with a key of its own ("Object", Amazon S3 API Reference); then no other object has it.
-        return info.etag if info.etag is not None and re.fullmatch("[0-9a-f]{32}", info.etag) else None
+        # The ETag is no MD5 of an object encrypted with a key of its own ("Object", Amazon S3 API Reference); then no
+        # other object has it.
+        return info.etag if info.etag is not None and MD5.fullmatch(info.etag) else None
 
     @override
     def kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        return looking.kept_times(self._objects, identifiers)
+        return batches.kept_times(self._bucket, identifiers)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        return self._storage._download(identifier, path, moved)
+        source = self._bucket.read_source(identifier, None)
+        write_file(path, lambda staged: downloading.fill(source, staged, self._bucket.workers, moved))
+        return True
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        return self._storage._upload(path, identifier, moved)
+        self._bucket.upload(path, identifier, moved)
+        return True
 
     @override
     def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        return self._storage._checksum(identifier, algorithm, moved)
+        new_digest(algorithm)
+        with self._bucket.translated_errors("read", identifier):
+            vouched = self._bucket.requests.verifies_checksums
+        known = self._bucket.head(identifier, ChecksumMode="ENABLED").digest(algorithm) if vouched else None
+        return known or digest_of(self._storage, identifier, algorithm, moved)

@@ -1,7 +1,7 @@
-"""Connection and Response: a lean, strict HTTP/1.1 client.
+"""A lean, strict HTTP/1.1 client: connections and their pool.
 
-Strict, since what is guessed about the end of a body is lost data: anything but exact framing ("HTTP/1.1", RFC 9112)
-is an error, and a connection goes back to its pool only when nothing about its state is in doubt.
+Strict, since a guess about the end of a body is lost data: anything but exact framing ("HTTP/1.1", RFC 9112) is an error, and a
+connection goes back to its pool only when nothing about its state is in doubt.
 """
 
 from __future__ import annotations
@@ -13,65 +13,157 @@ import re
 import select
 import socket
 import ssl
-import struct
-import sys
 import time
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import dataclass
-from typing import NoReturn, TypeAlias
+from functools import partial
+from typing import TypeAlias
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.s3.messages import (
+from storage_backend.backends.s3.file_parts import PIECE, FilePart
+from storage_backend.backends.s3.http_response import (
+    HEAD_LIMIT,
     NAME,
-    Head,
-    ProtocolError,
-    framing,
-    request_head,
-    response_head,
+    RECEIVE,
+    HTTPProtocolError,
+    HTTPResponse,
+    parse_head,
 )
-from storage_backend.forks import no_fork
+from storage_backend.backends.s3.http_sockets import dial, hang_up, kernel_timeout
 
-HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
-TINY = 64  # bytes of a chunk, which costs more than its content
-TINY_MOST = 100_000  # such chunks of one body
 INFORMATIONAL_LIMIT = 16  # 1xx responses before the final one
-RECEIVE = 64 << 10  # bytes asked for where a head or a chunk's frame is expected
-PIECE = 256 << 10  # bytes sent or received at a time; larger objects leave the allocator's cache
 SMALL = 64 << 10  # bytes; up to here copying is cheaper than a packet, or a TLS record, of its own
 
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
-_TRAILER = re.compile(rf"{NAME}:[^\r\n\0]*".encode())
-
+_REQUEST = re.compile(
+    rf"{NAME} [\x21-\x7e]+ HTTP/1\.1\r\n(?:{NAME}: [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n", re.ASCII
+)
+_OWN = re.compile(r"\r\n(content-length|transfer-encoding):", re.ASCII | re.IGNORECASE)
 _PEER_GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-_NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # not from this kind of file: sendfile(2)
 _MORE = getattr(socket, "MSG_MORE", 0)  # Linux: the head waits for the body and shares its packet
-
-
-class StaleError(ConnectionError):
-    """The peer ended a *reused* connection before one byte of a response: send again at once, on a fresh one."""
-
-
-class FileChangedError(OSError):
-    """The file that is being sent has become shorter than the part that was promised."""
-
-
-@dataclass(frozen=True, slots=True)
-class FilePart:
-    """A body that is *size* bytes of an open file, from *offset*. The file's own position is neither used nor moved."""
-
-    fd: int
-    offset: int
-    size: int
-
 
 Payload: TypeAlias = Buffer | FilePart
 """A request's body."""
 
 
-class Connection:
+class StaleConnectionError(ConnectionError):
+    """The peer ended a *reused* connection before one byte of a response: send again at once, on a fresh one."""
+
+
+class ConnectionPool:
+    """Idle connections to one origin, the most recently used first. Thread-safe, and fork-safe.
+
+    There is no lock, which a fork could leave held for ever: each step on the deque is atomic, and a connection belongs to
+    the process that opened it.
+
+    Args:
+        host: as for `HTTPConnection`.
+        port: as for `HTTPConnection`.
+        tls: as for `HTTPConnection`.
+        connect_timeout: as for `HTTPConnection`.
+        io_timeout: as for `HTTPConnection`.
+        idle: how many connections are kept.
+        idle_seconds: how long one is kept unused.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        host: str,
+        port: int,
+        *,
+        tls: ssl.SSLContext | None,
+        connect_timeout: float = 5.0,
+        io_timeout: float = 60.0,
+        idle: int = 16,
+        idle_seconds: float = 20.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._dial = partial(
+            HTTPConnection, host, port, tls=tls, connect_timeout=connect_timeout, io_timeout=io_timeout
+        )
+        self._limit = idle
+        self._idle_seconds = idle_seconds
+        self._clock = clock
+        self._idle: deque[tuple[HTTPConnection, float]] = deque()
+        self._inherited: list[HTTPConnection] = []  # no TLS object of the parent is finalised here
+        self._closed = False
+
+    def exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: Payload = b""
+    ) -> HTTPResponse:
+        """Send a request over an idle connection or a new one; closing the response brings it back.
+
+        After a StaleConnectionError no connection is left that was idle then, so the next attempt is on a fresh one.
+
+        Raises:
+            ValueError: as `HTTPConnection.exchange`, as are all others.
+        """
+        connection = self._take() or self._dial()
+        try:
+            response = connection.exchange(method, target, headers, body)
+        except BaseException as error:
+            # What failed before anything was sent leaves the connection as it was.
+            self._take_back(connection, not connection._busy)
+            if isinstance(error, StaleConnectionError):
+                self._drop()
+            raise
+        response._give_back = self._take_back
+        return response
+
+    def close(self) -> None:
+        """Close all idle connections, and the others as they come back; those of requests that come later too. Idempotent."""
+        self._closed = True
+        self._drop()
+
+    def _take(self) -> HTTPConnection | None:
+        while True:
+            try:
+                connection, since = self._idle.pop()
+            except IndexError:
+                return None
+            usable = self._is_own(connection) and self._clock() - since <= self._idle_seconds
+            if usable and not connection.idle_is_broken():
+                return connection
+            connection.close()
+
+    def _take_back(self, connection: HTTPConnection, usable: bool) -> None:
+        if not self._is_own(connection) or not usable:
+            connection.close()
+            return
+        now = self._clock()
+        self._idle.append((connection, now))
+        try:
+            while True:
+                oldest, since = self._idle.popleft()
+                if len(self._idle) < self._limit and now - since <= self._idle_seconds:
+                    self._idle.appendleft((oldest, since))
+                    break
+                oldest.close()
+        except IndexError:
+            pass
+        if self._closed:
+            self._drop()
+
+    def _drop(self) -> None:
+        while True:
+            try:
+                connection, _ = self._idle.pop()
+            except IndexError:
+                return
+            self._is_own(connection)
+            connection.close()
+
+    def _is_own(self, connection: HTTPConnection) -> bool:
+        """Whether *connection* was opened by this process; what was not is kept from being finalised."""
+        if connection._pid == os.getpid():
+            return True
+        self._inherited.append(connection)
+        return False
+
+
+class HTTPConnection:
     """One socket. Used by one thread at a time.
 
     Args:
@@ -97,12 +189,12 @@ class Connection:
         self._origin = f"{host}:{port}"
         self._pid = os.getpid()
         self._io_timeout = io_timeout
-        self._sock = _dial(host, port, tls, connect_timeout)
+        self._sock = dial(host, port, tls, connect_timeout)
         # Closes once, whether called or collected, without a ResourceWarning.
-        self._finalizer = weakref.finalize(self, _hang_up, self._sock, self._pid)
+        self._finalizer = weakref.finalize(self, hang_up, self._sock, self._pid)
         self._tls = isinstance(self._sock, ssl.SSLSocket)
-        self._wait = _kernel_wait(self._sock, io_timeout)
-        self._sock.settimeout(self._wait)
+        self._timeout = kernel_timeout(self._sock, io_timeout)
+        self._sock.settimeout(self._timeout)
         self._readable = select.poll()
         self._readable.register(self._sock, select.POLLIN)
         self._data = b""  # received, and used up to _at
@@ -111,9 +203,11 @@ class Connection:
         self._heard = False  # a byte of the response has come
         self._ragged = False  # TLS ended without close_notify: perhaps not by the peer
         self._informational = 0
-        self._final: Head | None = None
+        self._final: bytes | None = None
 
-    def exchange(self, method: str, target: str, headers: Mapping[str, str], body: Payload = b"") -> Response:
+    def exchange(
+        self, method: str, target: str, headers: Mapping[str, str], body: Payload = b""
+    ) -> HTTPResponse:
         """Send a request and receive the head of its response.
 
         Args:
@@ -124,16 +218,16 @@ class Connection:
 
         Raises:
             ValueError: the request cannot be sent as one: a line break, NUL or space where none may be. Nothing was sent.
-            StaleError: as there.
-            ProtocolError: as there.
+            StaleConnectionError: the peer had closed this reused connection.
+            HTTPProtocolError: the response is malformed.
             ConnectionError: the peer closed or reset the connection and left no response.
-            FileChangedError: as there.
+            FileChangedError: the file became shorter.
             TimeoutError: a single send or receive waited for longer than `io_timeout`.
         """
         if self._busy or not self._finalizer.alive:
             raise ValueError(f"{self._origin}: the connection is closed, or its last response is unread")
         self._check_process()
-        payload = _payload(body)
+        payload = _prepared(body)
         head = request_head(
             method, target, headers, payload.size if isinstance(payload, FilePart) else len(payload)
         )
@@ -145,17 +239,17 @@ class Connection:
             try:
                 whole = self._send(head, payload)
             except BlockingIOError:
-                raise self._waited("could be sent") from None
+                raise self._timed_out("could be sent") from None
             except (*_PEER_GONE, ssl.SSLError) as error:
-                # A server that refuses a request often answers and closes without reading on.
-                return Response(self, method, self._last_words(error), whole=False)
-            return Response(self, method, self._head(), whole=whole)
+                # A server that refuses a request often answers and closes without reading on (RFC 9112, 9.5).
+                return HTTPResponse(self, method, self._last_words(error), whole=False)
+            return HTTPResponse(self, method, self._head(), whole=whole)
         except BaseException:
             self.close()
             raise
 
     def idle_is_broken(self) -> bool:
-        """Whether the idle connection has been closed by the peer, or holds bytes that nobody asked for."""
+        """Whether the peer has closed the idle connection, or sent bytes that nobody asked for."""
         if self._busy or not self._finalizer.alive or self._at < len(self._data):
             return True
         if isinstance(self._sock, ssl.SSLSocket):
@@ -167,7 +261,7 @@ class Connection:
         self._finalizer()
 
     def _speaks_unasked(self) -> bool:
-        """Under TLS what can be read need not be data: session tickets and key updates come at any time."""
+        """Whether there is data. Under TLS what can be read may be a session ticket or a key update instead."""
         self._sock.settimeout(0)
         try:
             self._sock.recv(1)
@@ -176,7 +270,7 @@ class Connection:
         except OSError:
             return True
         finally:
-            self._sock.settimeout(self._wait)
+            self._sock.settimeout(self._timeout)
         return True
 
     # Sending
@@ -186,7 +280,7 @@ class Connection:
         sock = self._sock
         if isinstance(body, FilePart):
             sock.sendall(head, 0 if self._tls else _MORE)
-            return self._push(self._reading(body) if self._tls else self._sendfile(body), 0, body.size)
+            return self._push(body.sender(sock, by_kernel=not self._tls), 0, body.size)
         if not body:
             sent = sock.send(head)
         elif self._tls:
@@ -221,41 +315,7 @@ class Connection:
                         ) from None
             return True
         finally:
-            self._sock.settimeout(self._wait)
-
-    def _sendfile(self, part: FilePart) -> Callable[[int], int]:
-        sock = self._sock.fileno()
-        reading = self._reading(part)
-        works = True
-
-        def step(position: int) -> int:
-            nonlocal works
-            if works:
-                try:
-                    sent = os.sendfile(
-                        sock, part.fd, part.offset + position, min(PIECE, part.size - position)
-                    )
-                except OSError as error:
-                    if error.errno not in _NO_SENDFILE:
-                        raise
-                    works = False
-                else:
-                    return sent or _shortened(part, position)
-            return reading(position)
-
-        return step
-
-    def _reading(self, part: FilePart) -> Callable[[int], int]:
-        start, piece = 0, b""
-
-        def step(position: int) -> int:
-            nonlocal start, piece
-            # TLS wants the very bytes again that it could not send ("SSL_write", OpenSSL).
-            if not start <= position < start + len(piece):
-                start, piece = position, _read(part, position, PIECE)
-            return self._sock.send(memoryview(piece)[position - start :])
-
-        return step
+            self._sock.settimeout(self._timeout)
 
     def _is_answered(self) -> bool:
         """Whether the head of a final response is there, without waiting. The socket does not block."""
@@ -268,61 +328,62 @@ class Connection:
         if not more:
             raise ConnectionResetError(f"{self._origin} closed the connection while the body was sent")
         self._append(more)
-        self._final = self._parse()
+        self._final = self._next_head()
         return self._final is not None
 
-    def _last_words(self, error: OSError) -> Head:
-        """The head that the peer sent before it went; *error* if there is none."""
+    def _last_words(self, error: OSError) -> bytes:
+        """The head that the peer sent before it closed the connection; raises *error* if there is none."""
         try:
             return self._head()
         except (ConnectionError, TimeoutError):
             if self.reused and not self._heard:
-                raise StaleError(f"{self._origin} closed the idle connection") from error
+                raise StaleConnectionError(f"{self._origin} closed the idle connection") from error
             if isinstance(error, ssl.SSLError):
-                raise ProtocolError(f"{self._origin}: TLS: {error}") from error
+                raise HTTPProtocolError(f"{self._origin}: TLS: {error}") from error
             raise error from None
 
     # Receiving
 
-    def _head(self) -> Head:
+    def _head(self) -> bytes:
         """The head of the final response."""
-        found = self._final or (self._parse() if self._at < len(self._data) else None)
+        found = self._final or (self._next_head() if self._at < len(self._data) else None)
         while found is None:
             try:
                 more = self._receive(RECEIVE)
             except _PEER_GONE as error:
                 if self.reused and not self._heard:
-                    raise StaleError(f"{self._origin} reset the idle connection") from error
+                    raise StaleConnectionError(f"{self._origin} reset the idle connection") from error
                 raise
             if not more:
                 if self._heard:
-                    raise ProtocolError(f"{self._origin} closed the connection within a head")
+                    raise HTTPProtocolError(f"{self._origin} closed the connection within a head")
                 if self.reused:
-                    raise StaleError(f"{self._origin} closed the idle connection")
+                    raise StaleConnectionError(f"{self._origin} closed the idle connection")
                 raise ConnectionResetError(f"{self._origin} closed the connection without a response")
             self._append(more)
-            found = self._parse()
+            found = self._next_head()
         return found
 
-    def _parse(self) -> Head | None:
-        """The next final head in what was received, None if it is not complete."""
+    def _next_head(self) -> bytes | None:
+        """The next final head in what was received, unparsed; None if it is not complete."""
         while True:
             end = self._data.find(b"\r\n\r\n", self._at)
             if (len(self._data) if end < 0 else end + 4) - self._at > HEAD_LIMIT:
-                raise ProtocolError(f"{self._origin} sent a head of more than {HEAD_LIMIT:,} bytes")
+                raise HTTPProtocolError(f"{self._origin} sent a head of more than {HEAD_LIMIT:,} bytes")
             if end < 0:
                 begin = self._data[self._at : self._at + 7]
                 if not b"HTTP/1.".startswith(begin):
-                    raise ProtocolError(f"{self._origin} does not speak HTTP/1.1: it begins {begin!r}")
+                    raise HTTPProtocolError(f"{self._origin} does not speak HTTP/1.1: it begins {begin!r}")
                 return None
-            head = response_head(self._data[self._at : end], self._origin)
+            head = self._data[self._at : end]
             self._at = end + 4
-            if head.status >= 200:
+            if head[9:12] >= b"200":
                 return head
+            status = parse_head(head, self._origin).status
             self._informational += 1
             # 101 would change the protocol, which was not asked for (RFC 9110, 7.8).
-            if head.status == 101 or self._informational > INFORMATIONAL_LIMIT:
-                raise ProtocolError(f"{self._origin} sent {head.status} where a response was due")
+            if status == 101 or self._informational > INFORMATIONAL_LIMIT:
+                raise HTTPProtocolError(f"{self._origin} sent {status} where a response was due")
 
     def _append(self, more: bytes) -> None:
         self._heard = True
@@ -335,7 +396,7 @@ class Connection:
         try:
             return self._sock.recv(size)
         except BlockingIOError:
-            raise self._waited("came") from None
+            raise self._timed_out("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return b""
@@ -345,13 +406,13 @@ class Connection:
         try:
             return self._sock.recv_into(view)
         except BlockingIOError:
-            raise self._waited("came") from None
+            raise self._timed_out("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return 0
 
-    def _waited(self, what: str) -> OSError:
-        """What EAGAIN means: of a socket that blocks, that the kernel has waited for as long as it was told to."""
+    def _timed_out(self, what: str) -> OSError:
+        """The error that EAGAIN means: on a socket that blocks, the kernel's timeout has passed."""
         if self._sock.gettimeout() == 0:
             return BlockingIOError(errno.EAGAIN, "not yet")
         return TimeoutError(f"{self._origin}: nothing {what} for {self._io_timeout:g} s")
@@ -361,7 +422,7 @@ class Connection:
         if isinstance(error, ssl.SSLWantReadError):
             raise error
         if not isinstance(error, ssl.SSLEOFError):
-            raise ProtocolError(f"{self._origin}: TLS: {error}") from error
+            raise HTTPProtocolError(f"{self._origin}: TLS: {error}") from error
         self._ragged = True
 
     def _check_process(self) -> None:
@@ -375,278 +436,41 @@ class Connection:
         while (end := self._data.find(b"\r\n", self._at)) < 0 and len(self._data) - self._at <= HEAD_LIMIT:
             more = self._receive(RECEIVE)
             if not more:
-                raise ProtocolError(f"{self._origin} closed the connection within {what}")
+                raise HTTPProtocolError(f"{self._origin} closed the connection within {what}")
             self._append(more)
         if end < 0 or end - self._at > HEAD_LIMIT:
-            raise ProtocolError(f"{self._origin} sent more than {HEAD_LIMIT:,} bytes as {what}")
+            raise HTTPProtocolError(f"{self._origin} sent more than {HEAD_LIMIT:,} bytes as {what}")
         line = self._data[self._at : end]
         self._at = end + 2
         return line
 
 
-class Response:
-    """The response to one request; its body is read from the connection. Used by one thread at a time.
+def request_head(method: str, target: str, headers: Mapping[str, str], size: int) -> bytes:
+    """The head of a request.
 
-    Collected unclosed, it closes its connection. In a child of the process that made it, `close` is all that may be called.
-
-    Attributes:
-        status: 200 to 999.
-        headers: lower-case name -> value; the values of a repeated name are joined by ", ".
-        length: bytes of the body; None if only its end will tell. 0 for HEAD, 204 and 304, which have none.
-        done: the whole body has arrived, and the connection may be used again.
+    Raises:
+        ValueError: it would not be read as it is meant.
     """
-
-    __slots__ = (
-        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_give_back", "_reusable", "_tiny"),
-        *("done", "headers", "length", "status"),
-    )
-
-    def __init__(self, connection: Connection, method: str, head: Head, *, whole: bool) -> None:
-        self.status = head.status
-        self.headers = head.headers
-        self.done = False
-        self.length, self._chunked = framing(method, head, connection._origin)
-        # One who sends both may have been tricked into passing on two responses as one (RFC 9112, 6.3).
-        doubtful = "transfer-encoding" in head.headers and "content-length" in head.headers
-        until_close = self.length is None and not self._chunked
-        self._reusable = whole and head.keep_alive and not doubtful and not until_close
-        # Bytes to come of the body, or of the present chunk; -1: no chunk has begun; endless where closing is the end.
-        self._left = -1 if self._chunked else sys.maxsize if self.length is None else self.length
-        self._ended = False
-        self._tiny = 0  # chunks so far of less than TINY bytes
-        self._give_back: Callable[[Connection, bool], None] | None = None  # a pool's
-        self._connection: Connection | None = connection
-        if self._left == 0:
-            self._end(connection)
-
-    def read(self, size: int = -1) -> bytes:
-        """Exactly *size* bytes, fewer only where the body ends; all the rest if *size* is negative.
-
-        Raises:
-            ProtocolError: the body broke off, or its chunks are malformed.
-            ConnectionError: the connection was reset.
-            TimeoutError: nothing came for `io_timeout`.
-        """
-        connection = self._open()
-        wanted = size if size >= 0 else sys.maxsize
-        pieces = []
-        try:
-            while wanted > 0 and self._advance(connection) and (piece := self._take(connection, wanted)):
-                wanted -= len(piece)
-                pieces.append(piece)
-        except BaseException:
-            self._fail(connection)
-            raise
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    def readinto(self, buffer: Buffer) -> int:
-        """Put at least one byte into *buffer* and return how many; 0 only at the end (or for an empty buffer).
-
-        Raises:
-            ProtocolError, ConnectionError, TimeoutError: as `read`.
-        """
-        connection = self._open()
-        view = memoryview(buffer).cast("B")
-        try:
-            if not len(view) or not self._advance(connection):
-                return 0
-            wanted = min(len(view), self._left)
-            if connection._at < len(connection._data) or (self._chunked and wanted < RECEIVE):
-                piece = self._take(connection, wanted)
-                view[: len(piece)] = piece
-                return len(piece)
-            received = connection._receive_into(view[:wanted])
-            self._arrived(connection, received)
-        except BaseException:
-            self._fail(connection)
-            raise
-        return received
-
-    def drain(self, at_most: int) -> bool:
-        """Read and drop the rest if it is at most *at_most* bytes; whether the connection may be used again."""
-        connection = self._connection
-        if self.done or connection is None or not self._reusable:
-            return self.done
-        try:
-            while self._advance(connection):
-                if self._left > at_most:
-                    return False
-                at_most -= len(self._take(connection, at_most))
-        except (ConnectionError, TimeoutError):
-            self._fail(connection)
-        except BaseException:
-            self._fail(connection)
-            raise
-        return self.done
-
-    def close(self) -> None:
-        """Give the connection back to its pool if `done`, else close it. Idempotent."""
-        connection, self._connection = self._connection, None
-        if connection is None:
-            return
-        if self._give_back is not None:
-            self._give_back(connection, self.done)
-        elif not self.done or connection._pid != os.getpid():
-            connection.close()
-
-    def _open(self) -> Connection:
-        if self._connection is None:
-            raise ValueError("the response is closed, or broke off")
-        return self._connection
-
-    def _advance(self, connection: Connection) -> bool:
-        """Whether a byte of the body is next; reads the frame before it. False at the end."""
-        if self._left > 0:
-            return True
-        if self._ended:
-            return False
-        if self._left == 0 and connection._line("a chunk's end"):
-            raise ProtocolError(f"{connection._origin} sent a chunk that is longer than it said")
-        line = connection._line("a chunk's size")
-        found = _CHUNK.fullmatch(line)
-        if found is None:
-            raise ProtocolError(f"{connection._origin} sent a malformed chunk size: {line[:40]!r}")
-        self._left = int(found[1], 16)
-        self._tiny += self._left < TINY
-        if self._tiny > TINY_MOST:
-            raise ProtocolError(f"{connection._origin} sent more than {TINY_MOST:,} chunks of a few bytes")
-        if self._left > 0:
-            return True
-        allowed = HEAD_LIMIT
-        while line := connection._line("the trailers"):
-            allowed -= len(line) + 2
-            if allowed < 0 or not _TRAILER.fullmatch(line):
-                raise ProtocolError(f"{connection._origin} sent malformed or oversized trailers")
-        self._end(connection)
-        return False
-
-    def _take(self, connection: Connection, limit: int) -> bytes:
-        """1 to *limit* bytes that stand next; b"" where closing was the end."""
-        wanted = min(limit, self._left)
-        if connection._at == len(connection._data):
-            # The frames of small chunks come along with their content.
-            framed = self._chunked and wanted < RECEIVE
-            more = connection._receive(RECEIVE if framed else min(wanted, PIECE))
-            if not framed or not more:
-                self._arrived(connection, len(more))
-                return more
-            connection._append(more)
-        piece = connection._data[connection._at : connection._at + wanted]
-        connection._at += len(piece)
-        self._arrived(connection, len(piece))
-        return piece
-
-    def _arrived(self, connection: Connection, size: int) -> None:
-        """Count *size* bytes of the body; 0 says that the peer has closed."""
-        if size == 0:
-            if self._chunked or self.length is not None or connection._ragged:
-                short = "" if self.length is None else f" {self._left:,} bytes"
-                raise ProtocolError(
-                    f"{connection._origin} closed the connection{short} before the end of the body"
-                )
-            self._left = 0
-        else:
-            self._left -= size
-        if self._left == 0 and not self._chunked:
-            self._end(connection)
-
-    def _end(self, connection: Connection) -> None:
-        self._ended = True
-        # What came beyond the end, unasked, would be taken for the next response.
-        if self._reusable and connection._at == len(connection._data):
-            connection._data, connection._at = b"", 0
-            connection.reused = True
-            connection._busy = False
-            self.done = True
-
-    def _fail(self, connection: Connection) -> None:
-        self.done = False
-        self.close()
-        connection.close()
+    lines = [f"{method} {target} HTTP/1.1"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    own = _OWN.search("\r\n".join(lines))
+    if own is not None:
+        raise ValueError(f"the header {own[1]!r} follows from the body and cannot be given")
+    if size or method in {"PUT", "POST"}:
+        lines.append(f"content-length: {size}")
+    head = "\r\n".join(lines) + "\r\n\r\n"
+    # The number of lines shows a break inside one, which the pattern alone would take for one more header.
+    if _REQUEST.fullmatch(head) is None or head.count("\n") != len(lines) + 1:
+        # Values stay out of the message: they hold signatures and tokens.
+        names = ", ".join(map(repr, headers))
+        raise ValueError(
+            f"a character that cannot be sent is in the method, the target, or a name or value of {names}"
+        )
+    return head.encode("latin-1")
 
 
-def _dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> socket.socket:
-    sock = socket.create_connection((host, port), timeout)
-    try:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if tls is not None:
-            # Python would otherwise take a cut connection for the end of the data.
-            sock = tls.wrap_socket(
-                sock, server_hostname=host, suppress_ragged_eofs=False, do_handshake_on_connect=False
-            )
-            _shake_hands(sock, timeout)
-    except BaseException:
-        sock.close()
-        raise
-    return sock
-
-
-def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
-    """The TLS handshake: what OpenSSL does is not forked in the middle, and what the network takes holds up no fork."""
-    deadline = time.monotonic() + timeout
-    sock.setblocking(False)
-    while True:
-        try:
-            with no_fork():
-                sock.do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError) as error:
-            ready = select.poll()
-            ready.register(sock, select.POLLIN if isinstance(error, ssl.SSLWantReadError) else select.POLLOUT)
-            if not ready.poll(max(deadline - time.monotonic(), 0) * 1000):
-                raise TimeoutError(f"no TLS handshake within {timeout:g} s") from None
-        else:
-            return
-
-
-def _kernel_wait(sock: socket.socket, timeout: float) -> float | None:
-    """Have the kernel wait for at most *timeout* seconds where it can; what Python's own timeout of the socket is then.
-
-    Python waits by a poll(2) before each call: one more system call, and one more moment in which other threads take the
-    interpreter's lock.
-    """
-    if isinstance(sock, ssl.SSLSocket) or sys.platform != "linux":
-        return timeout
-    whole = int(timeout)
-    value = struct.pack("@ll", whole, max(int((timeout - whole) * 1_000_000), 0 if whole else 1))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
-    return None
-
-
-def _hang_up(sock: socket.socket, pid: int) -> None:
-    if os.getpid() != pid:
-        descriptor = sock.detach()
-        if descriptor >= 0:
-            os.close(descriptor)
-        return
-    # A child that has inherited the descriptor must not keep the peer waiting. The peer may have been faster.
-    with suppress(OSError):
-        sock.shutdown(socket.SHUT_RDWR)
-    sock.close()
-
-
-def _payload(body: Payload) -> memoryview | FilePart:
+def _prepared(body: Payload) -> memoryview | FilePart:
     """*body*, ready to be sent; a small part of a file is read, so that it shares the head's packet."""
     if not isinstance(body, FilePart):
         return memoryview(body).cast("B")
-    if body.size > SMALL:
-        return body
-    pieces = []
-    position = 0
-    while position < body.size:
-        pieces.append(_read(body, position, SMALL))
-        position += len(pieces[-1])
-    return memoryview(b"".join(pieces))
-
-
-def _read(part: FilePart, position: int, size: int) -> bytes:
-    data = os.pread(part.fd, min(size, part.size - position), part.offset + position)
-    if not data:
-        _shortened(part, position)
-    return data
-
-
-def _shortened(part: FilePart, position: int) -> NoReturn:
-    raise FileChangedError(
-        f"the file became shorter while it was sent: {position:,} of {part.size:,} bytes from {part.offset:,} are there"
-    )
+    return body if body.size > SMALL else memoryview(body.read_all())

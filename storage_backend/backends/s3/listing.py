@@ -1,4 +1,4 @@
-"""Listing: pages of keys as objects, or as one level of them."""
+"""Lists keys page by page: as objects, or one level of them; a service that never ends a listing is noticed."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ import logging
 from collections.abc import Iterator
 
 from storage_backend import identifiers
-from storage_backend.backends.s3.calls import Calls
-from storage_backend.backends.s3.documents import Entry, Page
-from storage_backend.backends.s3.paging import Trail
+from storage_backend.backends.s3.requests import ObjectRequests
+from storage_backend.backends.s3.xml_documents import ListedObject, ListingPage, unexpected
 from storage_backend.errors import InvalidIdentifierError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.scanning import FolderMarkerError, OnSkip, report_skip
 
 logger = logging.getLogger(__name__)
 
+EMPTY_MOST = 1000  # pages in a row with nothing new; S3 gives some empty ones where many objects were deleted
 
-def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | None) -> Iterator[ObjectInfo]:
-    """Every object beneath *root* whose identifier begins with *prefix*, in the order of S3, which is ours.
+
+def objects(
+    requests: ObjectRequests, root: str, prefix: str, where: str, on_skip: OnSkip | None
+) -> Iterator[ObjectInfo]:
+    """Every object beneath *root* whose identifier begins with *prefix*, in the order of the encoded bytes.
 
     Args:
-        calls: of the service.
+        requests: to the service.
         root: what stands before each identifier: "", or ending in "/".
         prefix: literal.
         where: the storage's location.
         on_skip: hears of keys that are no identifiers.
     """
     start = root + prefix
-    skipped = _Skipped(on_skip, where)
+    skipped = _SkipReporter(on_skip, where)
     last = None
-    for page in _pages(calls, start):
+    for page in _pages(requests, start):
         for entry in page.entries:
-            # rclone takes the prefix "/" for "", and names an object twice that several have just written.
+            # rclone takes the prefix "/" for "", and lists an object twice that several have just written.
             if entry.key == last or not entry.key.startswith(start):
                 continue
             last = entry.key
@@ -41,11 +44,11 @@ def objects(calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | 
 
 
 def level(
-    calls: Calls, root: str, prefix: str, where: str, on_skip: OnSkip | None
+    requests: ObjectRequests, root: str, prefix: str, where: str, on_skip: OnSkip | None
 ) -> Iterator[ObjectInfo | str]:
-    """One level of it: the objects without a further "/" after *prefix*, and the others once as "name/"."""
-    skipped = _Skipped(on_skip, where)
-    for page in _pages(calls, root + prefix, "/"):
+    """One level: the objects without a further "/" after *prefix*, and what lies deeper once, as "name/"."""
+    skipped = _SkipReporter(on_skip, where)
+    for page in _pages(requests, root + prefix, "/"):
         found: list[tuple[bytes, ObjectInfo | str]] = []
         for entry in page.entries:
             if not entry.key.startswith(root + prefix):
@@ -55,7 +58,7 @@ def level(
                 found.append((info.identifier.encode(), info))
         for directory in page.prefixes:
             name = directory[len(root) :]
-            # "a//": what is beneath has no identifier; a scan names it.
+            # "a//": the keys beneath are no identifiers; a scan reports each.
             if identifiers.is_valid(name.removesuffix("/")):
                 found.append((name.encode(), name))
             else:
@@ -63,28 +66,28 @@ def level(
         yield from (item for _, item in sorted(found, key=lambda pair: pair[0]))
 
 
-def _pages(calls: Calls, start: str, delimiter: str = "") -> Iterator[Page]:
+def _pages(requests: ObjectRequests, start: str, delimiter: str = "") -> Iterator[ListingPage]:
     """All pages of what begins with *start*.
 
     Raises:
-        DocumentError: there is no end to them.
+        UnexpectedResponseError: there is no end to them.
     """
-    trail = Trail()
+    trail = PageLoopDetector()
     token = None
     greatest = ""
     while True:
-        page = calls.page(start, delimiter=delimiter, token=token)
+        page = requests.page(start, delimiter=delimiter, token=token)
         yield page
         token = page.token
         if token is None:
             return
-        # Not every service lists in order, but none gives many pages that end before those that it gave.
+        # Not every service lists in order, but none sends many pages that end before an earlier one.
         last = max((*(entry.key for entry in page.entries[-1:]), *page.prefixes[-1:]), default="")
         trail.follow(token, new=last > greatest)
         greatest = max(greatest, last)
 
 
-def _info(entry: Entry, root: str, where: str, skipped: _Skipped) -> ObjectInfo | None:
+def _info(entry: ListedObject, root: str, where: str, skipped: _SkipReporter) -> ObjectInfo | None:
     identifier = entry.key[len(root) :]
     try:
         identifiers.check(identifier)
@@ -103,8 +106,8 @@ def _info(entry: Entry, root: str, where: str, skipped: _Skipped) -> ObjectInfo 
     return ObjectInfo(identifier, entry.size, entry.modified, entry.etag)
 
 
-class _Skipped:
-    """Tells of what is no object; the log, of the markers of folders only once a listing."""
+class _SkipReporter:
+    """Reports keys that are no identifiers; to the log, folder markers only once a listing."""
 
     def __init__(self, on_skip: OnSkip | None, where: str) -> None:
         self._on_skip = on_skip
@@ -125,3 +128,31 @@ def _unusable(key: str, root: str, where: str, error: Exception | None = None) -
     return InvalidIdentifierError(
         f"the key {key!r} in {where} is no identifier{reason}", identifier=key[len(root) :], backend=where
     )
+
+
+class PageLoopDetector:
+    """Follows the tokens of one listing, and notices any circle of them by remembering only one."""
+
+    def __init__(self) -> None:
+        self._kept: object = None
+        self._count = 0
+        self._next = 1
+        self._empty = 0
+
+    def follow(self, token: object, *, new: bool) -> None:
+        """Go on with *token*, after a page that had something *new*.
+
+        Raises:
+            UnexpectedResponseError: the listing leads nowhere.
+        """
+        self._empty = 0 if new else self._empty + 1
+        if self._empty > EMPTY_MOST:
+            raise unexpected("the end of the listing", f"{self._empty:,} pages in a row with nothing new")
+        if token == self._kept:
+            raise unexpected("a token that leads on", f"{token!r} again")
+        # The token that is compared is replaced ever more seldom, so that it is at last one of the circle's, however long
+        # that is ("An improved Monte Carlo factorization algorithm", R. P. Brent, 1980).
+        self._count += 1
+        if self._count == self._next:
+            self._kept = token
+            self._next *= 2

@@ -1,4 +1,4 @@
-"""Multipart: an upload in parts, several at a time, that a killed process leaves to the next one."""
+"""An upload in parts, several at a time, which the next process resumes if this one is killed."""
 
 from __future__ import annotations
 
@@ -11,54 +11,57 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from storage_backend.backends.s3 import digests
-from storage_backend.backends.s3.calls import Facts
-from storage_backend.backends.s3.errors import is_foreign, refusal_of
-from storage_backend.backends.s3.http import FilePart
-from storage_backend.backends.s3.records import Record
+from storage_backend.backends.s3 import checksums
+from storage_backend.backends.s3.checksums import BodyChecksums, base64_of, uses_crc
+from storage_backend.backends.s3.destination import Destination, Piece, StoredObject
+from storage_backend.backends.s3.errors import is_foreign, response_error_of
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.object_head import ObjectHead
+from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import PARTS_MOST
-from storage_backend.backends.s3.sums import Sums, base64_of, uses_crc
-from storage_backend.backends.s3.target import Piece, Stored, Target, size_of
-from storage_backend.backends.s3.workers import Answers
+from storage_backend.backends.s3.upload_records import UploadRecord
 from storage_backend.errors import UnsupportedOperationError
 from storage_backend.threads import attend, patience
 
 logger = logging.getLogger(__name__)
 
-UNHEARD_SECONDS = 60.0  # that the start of an upload whose answer was lost may lie from the start of ours, by the service's clock
-FEW = 3  # parts of a file that are sent at a time at first
-PACE_SECONDS = 0.5  # that a rate is taken over
-BUFFERED_MOST = 24 << 20  # bytes of parts from a stream that are held at a time; parts of a file need none
+UNHEARD_SECONDS = (
+    60.0  # between our start of an upload and the service's, where the response with its id was lost
+)
+FEW = 3  # parts of a file that are sent side by side at first
+PACE_SECONDS = 0.5  # over which a rate is measured
+BUFFERED_MOST = 24 << 20  # bytes of parts from a stream that are in memory at a time; parts of a file are not
 
 
-class Multipart:
-    """An upload in parts, of which several are sent at a time. Used by one thread.
+class MultipartUpload:
+    """An upload in parts, of which several are sent side by side. Used by one thread.
 
-    It goes on with what a killed process has begun: parts that the service has already are compared by their MD5, not
-    sent again.
+    It resumes the upload of a killed process: a part that the service has already, by its MD5, is not sent again.
 
     Args:
-        target: where.
+        destination: where.
         size: of each part but the last, in bytes.
 
     Attributes:
-        part_size: what `add` must be given each time but the last; of the upload that is gone on with, if there is one.
+        part_size: bytes that `add` must be given each time but the last; that of the resumed upload, if there is one.
         size: bytes added.
         count: parts added.
     """
 
-    def __init__(self, target: Target, size: int) -> None:
-        self._target = target
+    def __init__(self, destination: Destination, size: int) -> None:
+        self._destination = destination
         self._pid = os.getpid()
         self.part_size = size
         self.size = 0
         self.count = 0
         self._there: dict[int, tuple[int, str]] = {}
-        self._parts: dict[int, _Part] = {}
-        self._answers: Answers[tuple[int, Piece, Any], _Part] = Answers(target.workers, self._send)
-        self._pace = _Pace(target.settings.max_concurrency)
-        self._record = target.records.claim(target.settings.location, target.key)
-        self._crc = uses_crc(target)
+        self._parts: dict[int, _SentPart] = {}
+        self._tasks: ParallelTasks[tuple[int, Piece, Any], _SentPart] = ParallelTasks(
+            destination.workers, self._send
+        )
+        self._pace = _UploadPace(destination.settings.max_concurrency)
+        self._crc = uses_crc(destination.router.requests)  # which may fail, so it comes before the claim
+        self._record = destination.records.claim(destination.settings.location, destination.key)
         try:
             self.upload_id = self._resumed(self._record) or self._begun()
         except BaseException:
@@ -66,7 +69,7 @@ class Multipart:
             raise
 
     def add(self, body: Piece, done: Callable[[], object] | None = None) -> None:
-        """Begin to send the next part; wait while as many are under way as may be.
+        """Begin to send the next part; wait while too many are under way.
 
         Args:
             body: unchanged until *done* is called.
@@ -80,57 +83,59 @@ class Multipart:
             raise UnsupportedOperationError(
                 f"more than {PARTS_MOST:,} parts of {self.part_size:,} bytes: give info.size, or a larger "
                 "multipart_chunk_size",
-                backend=self._target.settings.location,
+                backend=self._destination.settings.location,
             )
         if isinstance(body, FilePart):
             self._wait(self._pace.window)
         else:
             self.wait()
         self.count += 1
-        self.size += size_of(body)
-        self._answers.ask((self.count, body, done))
+        self.size += body.size if isinstance(body, FilePart) else len(body)
+        self._tasks.submit((self.count, body, done))
 
     def wait(self) -> None:
-        """Wait while as many parts are under way as may be held; called before memory is taken for the next one."""
-        self._wait(min(self._target.settings.max_concurrency, max(1, BUFFERED_MOST // self.part_size)))
+        """Wait while as many parts are under way as may be in memory; called before the next one is allocated."""
+        self._wait(min(self._destination.settings.max_concurrency, max(1, BUFFERED_MOST // self.part_size)))
 
     def settle(self) -> None:
-        """Wait until each part is there."""
+        """Wait until every part has been sent."""
         self._wait(1)
 
-    def complete(self) -> Stored:
+    def complete(self) -> StoredObject:
         """Publish the object."""
         self._check_process()
         parts = [self._parts[number] for number in sorted(self._parts)]
-        extra: dict[str, Any] = dict(self._target.conditions)
+        extra: dict[str, Any] = dict(self._destination.conditions)
         crc32 = None
         if self._crc:
             crc = 0
             for part in parts:
-                crc = digests.crc32_combined(crc, part.crc, part.size)
+                crc = checksums.crc32_combined(crc, part.crc, part.size)
             crc32 = base64_of(crc.to_bytes(4))
             extra |= {"ChecksumCRC32": crc32, "ChecksumType": "FULL_OBJECT"}
-        expected = digests.multipart_etag([part.md5 for part in parts]) if all(p.md5 for p in parts) else None
+        expected = (
+            checksums.multipart_etag([part.md5 for part in parts]) if all(p.md5 for p in parts) else None
+        )
         try:
-            facts = self._target.service.rare.complete_upload(
-                self._target.key, self.upload_id, [part.named() for part in parts], **extra
+            head = self._destination.router.boto3.complete_upload(
+                self._destination.key, self.upload_id, [part.named() for part in parts], **extra
             )
         except Exception as error:
             landed = self._landed(error, expected, crc32)
             if landed is None:
                 raise
-            facts = landed
+            head = landed
         self._record.clear()
         self._record.release()
-        proven = (self._crc and self._target.service.vouches) or (
-            expected is not None and facts.etag == expected
+        proven = (self._crc and self._destination.router.requests.verifies_checksums) or (
+            expected is not None and head.etag == expected
         )
-        return Stored(self.size, facts.etag, proven, parts=True)
+        return StoredObject(self.size, head.etag, proven, parts=True)
 
     def abort(self) -> None:
-        """Drop the parts. It never raises; what cannot be dropped is remembered, and done by the next upload.
+        """Drop the parts. It never raises; what cannot be dropped is recorded, and dropped by the next upload.
 
-        After an interrupt it returns soon; a silent service is then waited for by a thread.
+        After an interrupt it returns soon, and a thread waits for a silent service.
         """
         if self._pid != os.getpid():
             return
@@ -140,13 +145,13 @@ class Multipart:
             attend(self._abort, "storage-backend-s3-abort")
 
     def _abort(self) -> None:
-        self._answers.settle()
+        self._tasks.stop()
         try:
-            self._target.service.rare.abort_upload(self._target.key, self.upload_id)
+            self._destination.router.boto3.abort_upload(self._destination.key, self.upload_id)
         except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
-            refusal = refusal_of(error)
-            if refusal is None or refusal.code != "NoSuchUpload":
-                logger.warning("an unfinished upload of %r stays for now: %s", self._target.key, error)
+            refused = response_error_of(error)
+            if refused is None or refused.code != "NoSuchUpload":
+                logger.warning("an unfinished upload of %r stays for now: %s", self._destination.key, error)
                 self._record.release()
                 return
         self._record.clear()
@@ -158,122 +163,120 @@ class Multipart:
 
     def _begun(self) -> str:
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if self._crc else {}
-        # Killed before it has the id, the next process knows at least that there may be an upload.
+        # If this process is killed before it has the id, the next one knows at least that there may be an upload.
         self._record.save(f"{self._fingerprint()} ", self.part_size)
         try:
-            upload_id = self._target.service.rare.create_upload(
-                self._target.key, **self._target.parameters, **extra
+            upload_id = self._destination.router.boto3.create_upload(
+                self._destination.key, **self._destination.parameters, **extra
             )
         except Exception as error:
-            if refusal_of(error) is not None:
+            if response_error_of(error) is not None:
                 self._record.clear()
             raise
         self._record.save(f"{self._fingerprint()} {upload_id}", self.part_size)
         return upload_id
 
     def _abort_unheard(self, began: float) -> None:
-        """Abort the uploads of this key that began at about *began* and have no part: of one of them the id was lost."""
-        rare = self._target.service.rare
+        """Abort the uploads of this key that began at about *began* and have no part: one of them is ours, its id lost."""
+        boto3 = self._destination.router.boto3
         try:
-            for key, upload_id, moment in rare.uploads(self._target.key):
+            for key, upload_id, moment in boto3.uploads(self._destination.key):
                 near = abs(moment.timestamp() - began) < UNHEARD_SECONDS
-                if key == self._target.key and near and not rare.parts(key, upload_id):
-                    rare.abort_upload(key, upload_id)
+                if key == self._destination.key and near and not boto3.parts(key, upload_id):
+                    boto3.abort_upload(key, upload_id)
         except Exception as error:
-            # It may not be allowed to list them. What has no part costs nothing.
+            # Listing them may be denied. An upload without parts costs nothing.
             if not is_foreign(error):
                 raise
-            logger.debug("%r: an upload may be left that has no parts: %s", self._target.key, error)
+            logger.debug("%r: an upload may be left that has no parts: %s", self._destination.key, error)
 
-    def _resumed(self, record: Record) -> str | None:
-        """The id of the upload that a killed process left, if it can be gone on with; else it is dropped."""
+    def _resumed(self, record: UploadRecord) -> str | None:
+        """The id of the upload that a killed process left, if it can be resumed; else it is dropped."""
         fingerprint, _, upload_id = (record.upload_id or "").partition(" ")
         if not fingerprint or record.part_size is None:
             return None
         if not upload_id:
             self._abort_unheard(record.started)
             return None
-        rare = self._target.service.rare
+        boto3 = self._destination.router.boto3
         if fingerprint == self._fingerprint() and record.part_size >= self.part_size:
             try:
-                self._there = rare.parts(self._target.key, upload_id)
+                self._there = boto3.parts(self._destination.key, upload_id)
             except Exception as error:
                 if not _is_refused(error, 403, 404):
                     raise
             else:
                 self.part_size = record.part_size
-                logger.debug("%r: going on with %s parts", self._target.key, len(self._there))
+                logger.debug("%r: resuming with %s parts", self._destination.key, len(self._there))
                 return upload_id
         try:
-            rare.abort_upload(self._target.key, upload_id)
+            boto3.abort_upload(self._destination.key, upload_id)
         except Exception as error:
-            # Who may not abort may upload all the same.
+            # Those who may not abort may upload all the same.
             if not _is_refused(error, 403, 404):
                 raise
             if _is_refused(error, 403):
-                logger.warning("the unfinished upload %s of %r stays: %s", upload_id, self._target.key, error)
+                logger.warning(
+                    "the unfinished upload %s of %r stays: %s", upload_id, self._destination.key, error
+                )
         record.clear()
         return None
 
     def _fingerprint(self) -> str:
-        """Of what the object was given when the upload began, which cannot be changed later."""
-        given = json.dumps([dict(self._target.parameters), self._crc], sort_keys=True)
+        """A fingerprint of what the object is given when the upload begins, which cannot be changed later."""
+        given = json.dumps([dict(self._destination.parameters), self._crc], sort_keys=True)
         return hashlib.sha256(given.encode()).hexdigest()[:16]
 
-    def _send(self, task: tuple[int, Piece, Any]) -> _Part:
+    def _send(self, task: tuple[int, Piece, Any]) -> _SentPart:
         number, body, done = task
         there = self._there.get(number)
-        sums = Sums(self._target, body, crc=self._crc, md5=there is not None)
-        if there is None or there != (size_of(body), sums.md5_hex):
-            facts = self._target.service.calls.upload_part(
-                self._target.key,
-                body,
-                UploadId=self.upload_id,
-                PartNumber=number,
-                **sums.parameters,
+        requests = self._destination.router.requests
+        sums = BodyChecksums(requests, body, crc=self._crc, md5=there is not None)
+        if there is None or there != (sums.size, sums.md5.hex()):
+            head = requests.upload_part(
+                self._destination.key, body, UploadId=self.upload_id, PartNumber=number, **sums.parameters
             )
-            etag = facts.etag
+            etag = head.etag
         else:
             etag = there[1]
-        size = size_of(body)
         if done is not None:
             done()
-        return _Part(number, etag or "", size, sums.md5, sums.crc, with_crc=self._crc)
+        return _SentPart(number, etag or "", sums.size, sums.md5, sums.crc, with_crc=self._crc)
 
     def _wait(self, window: int) -> None:
-        while self._answers.pending >= window:
+        while self._tasks.pending >= window:
             self._take()
 
     def _take(self) -> None:
-        _, part, error = self._answers.take()
+        _, part, error = self._tasks.next_done()
         if error is not None:
             raise error
         self._parts[part.number] = part
         self._pace.learn(part.size)
 
-    def _landed(self, error: Exception, etag: str | None, crc32: str | None) -> Facts | None:
-        """What stands there, if a completion that looks failed has been done.
+    def _landed(self, error: Exception, etag: str | None, crc32: str | None) -> ObjectHead | None:
+        """The object's metadata, if a completion that looks failed was done.
 
-        Its answer was lost, and asked again S3 knows the upload no more.
+        If its response was lost, the repeated request finds no upload any more.
         """
-        refusal = refusal_of(error)
-        if refusal is None or refusal.code != "NoSuchUpload":
+        refused = response_error_of(error)
+        if refused is None or refused.code != "NoSuchUpload":
             return None
-        facts = self._target.service.calls.head(self._target.key, ChecksumMode="ENABLED")
-        same = facts.etag == etag if etag is not None else facts.digests.get("crc32") == crc32 is not None
-        return facts if same and facts.size == self.size else None
+        head = self._destination.router.requests.head(self._destination.key, ChecksumMode="ENABLED")
+        same = head.etag == etag if etag is not None else head.digests.get("crc32") == crc32 is not None
+        return head if same and head.size == self.size else None
 
 
-class _Pace:
-    """How many parts of a file are sent at a time: few at first, and more as long as more are faster.
+class _UploadPace:
+    """How many parts of a file are sent side by side: few at first, and more as long as more are faster.
 
-    A near service is busy with three; a far one is not, and there each further one adds what a connection can carry.
+    Three keep a near service busy; to a far one, each further connection adds its own throughput.
 
     Args:
-        most: how many there may be.
+        most: that there may be.
 
     Attributes:
-        window: how many there are to be now.
+        window: that there should be now.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -298,7 +301,7 @@ class _Pace:
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _SentPart:
     number: int
     etag: str
     size: int
@@ -315,5 +318,5 @@ class _Part:
 
 
 def _is_refused(error: Exception, *statuses: int) -> bool:
-    refusal = refusal_of(error)
-    return refusal is not None and refusal.status in statuses
+    refused = response_error_of(error)
+    return refused is not None and refused.status in statuses

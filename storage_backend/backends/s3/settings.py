@@ -1,19 +1,23 @@
-"""Settings: what an S3Storage was told, checked, and all of it that may go into a pickle."""
+"""What an S3Storage was given, checked."""
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from storage_backend import locations
-from storage_backend.errors import ConfigurationError
+from storage_backend import identifiers, locations
+from storage_backend.errors import ConfigurationError, InvalidIdentifierError
 from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
+
+P = ParamSpec("P")
+S = TypeVar("S")
 
 MIB = 1 << 20
 # "Amazon S3 multipart upload limits", S3 User Guide.
@@ -38,42 +42,51 @@ _TEXTS = (
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The parameters of `S3Storage`, which describes them."""
+class S3Settings:
+    """The parameters of `S3Storage`, which describes them.
+
+    Attributes:
+        secrets: access key, secret key and session token.
+    """
 
     bucket: str
-    prefix: str
-    region: str | None
-    endpoint_url: str | None
-    access_key: Secret | None
-    secret_key: Secret | None
-    session_token: Secret | None
-    profile: str | None
-    anonymous: bool
-    client: Any = field(repr=False)
-    create_bucket: bool
-    max_concurrency: int
-    multipart_chunk_size: int
-    multipart_threshold: int
-    storage_class: str | None
-    server_side_encryption: str | None
-    sse_kms_key_id: str | None
-    request_payer: str | None
-    content_type: str | None
-    acl: str | None
-    accelerate: bool
-    addressing_style: str
-    ca_bundle: str | None
-    checksum: str
-    attempts: int
-    connect_timeout: float
-    io_timeout: float
+    prefix: str = ""
+    _: KW_ONLY
+    region: str | None = None
+    endpoint_url: str | None = None
+    access_key: str | None = field(default=None, repr=False)
+    secret_key: str | None = field(default=None, repr=False)
+    session_token: str | None = field(default=None, repr=False)
+    profile: str | None = None
+    anonymous: bool = False
+    client: Any = field(default=None, repr=False)
+    create_bucket: bool = False
+    max_concurrency: int = 16
+    multipart_chunk_size: int = 8 * MIB
+    multipart_threshold: int = 16 * MIB
+    storage_class: str | None = None
+    server_side_encryption: str | None = None
+    sse_kms_key_id: str | None = None
+    request_payer: str | None = None
+    content_type: str | None = None
+    acl: str | None = None
+    accelerate: bool = False
+    addressing_style: str = "auto"
+    ca_bundle: str | None = None
+    checksum: str = "auto"
+    attempts: int = 6
+    connect_timeout: float = 5.0
+    io_timeout: float = 60.0
     clock: Callable[[], float] = field(default=time.time, repr=False)
     sleep: Callable[[float], object] = field(default=time.sleep, repr=False)
+    secrets: tuple[Secret | None, ...] = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.bucket, str) or not self.bucket:
             raise _wrong("bucket", f"{self.bucket!r} is not the name of a bucket")
+        object.__setattr__(self, "prefix", _normalised(self.prefix))
+        names = ("access_key", "secret_key", "session_token")
+        object.__setattr__(self, "secrets", tuple(_secret(name, getattr(self, name)) for name in names))
         for name in _TEXTS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
@@ -109,7 +122,7 @@ class Settings:
 
     @property
     def location(self) -> str:
-        """The place as a URL that opens it again, without secrets."""
+        """A URL that opens the storage again, without secrets."""
         parameters = {
             "region": self.region,
             "endpoint_url": self.endpoint_url,
@@ -177,12 +190,19 @@ class Settings:
             )
 
 
-def secret(name: str, value: str | None) -> Secret | None:
-    """The secret that *value* means.
+def _normalised(prefix: str) -> str:
+    if not isinstance(prefix, str):
+        raise _wrong("prefix", f"{prefix!r} is no text")
+    found = "/".join(segment for segment in prefix.split("/") if segment)
+    if found:
+        try:
+            identifiers.check(found)
+        except InvalidIdentifierError as error:
+            raise _wrong("prefix", str(error)) from None
+    return found
 
-    Raises:
-        ConfigurationError: it is no text, or cannot be sent.
-    """
+
+def _secret(name: str, value: str | None) -> Secret | None:
     if value is not None and not isinstance(value, str):
         raise _wrong(name, "it is no text")
     found = Secret.given(name, value)
@@ -192,7 +212,7 @@ def secret(name: str, value: str | None) -> Secret | None:
 
 
 def check_sendable(name: str, credential: str | None) -> None:
-    """Check that a credential can stand in a header, as what was read or pasted with its line's end cannot.
+    """Check that a credential can stand in a header; one that was read or pasted with its line's end cannot.
 
     Raises:
         ConfigurationError: it cannot.
@@ -211,10 +231,24 @@ def _wrong(name: str, reason: str) -> ConfigurationError:
     return ConfigurationError(f"{name}: {reason}", parameter=name)
 
 
-def part_size(settings: Settings, size: int | None) -> int:
-    """How long each part is, in bytes, so that 10,000 of them hold *size* bytes."""
+def part_size(settings: S3Settings, size: int | None) -> int:
+    """The size of each part, in bytes, so that 10,000 parts hold *size* bytes."""
     if size is None:
         return settings.multipart_chunk_size
     needed = -(-size // PARTS_MOST)
     # Whole MiB, so that the parts of a resumed upload fall on the same bounds.
     return max(settings.multipart_chunk_size, -(-needed // MIB) * MIB)
+
+
+def takes(
+    described: Callable[P, object],
+) -> Callable[[Callable[Concatenate[S, ...], None]], Callable[Concatenate[S, P], None]]:
+    """Give a constructor the parameters of *described*, for type checkers, `help` and `inspect` alike."""
+
+    def decorate(constructor: Callable[Concatenate[S, ...], None]) -> Callable[Concatenate[S, P], None]:
+        ours, theirs = inspect.signature(constructor), inspect.signature(described)
+        parameters = [next(iter(ours.parameters.values())), *theirs.parameters.values()]
+        constructor.__signature__ = theirs.replace(parameters=parameters)  # type: ignore[attr-defined]  # "PEP 362"
+        return constructor
+
+    return decorate

@@ -1,7 +1,7 @@
-"""Signatures: AWS Signature Version 4 in the Authorization header, as S3 reads it.
+"""AWS Signature Version 4 in the Authorization header, as S3 verifies it.
 
 The rules: "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)", Amazon S3 API Reference.
-Where they leave a choice, it is made as botocore makes it.
+Where the rules leave a choice, this does as botocore does.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ LEFT_OUT = frozenset(
 _KEPT = 4  # derived keys: two secrets (around a refresh of credentials) times two days (around midnight, UTC)
 
 # Letters, digits and "_.-~" stand for themselves everywhere, "/" only in a path. Nearly every name is of these alone.
-_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
+PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
 
 
 @dataclass(frozen=True, slots=True)
-class Keys:
-    """Credentials as they are at one moment; the secret and the token never show in a representation."""
+class SigningCredentials:
+    """SigningCredentials as they are at one moment; the secret and the token never show in a representation."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -69,7 +69,7 @@ class Signer:
         path: str,
         query: str,
         headers: dict[str, str],
-        keys: Keys,
+        credentials: SigningCredentials,
         moment: float,
         payload: str = UNSIGNED,
     ) -> None:
@@ -83,19 +83,21 @@ class Signer:
             query: as sent: without "?", percent-encoded (`encode_query`), in any order.
             headers: names in lower case, with "host". All are signed but those `LEFT_OUT`, and must be sent as they are;
                 values should be ASCII, since others are signed as UTF-8 but sent by `http.client` as Latin-1.
-            keys: the credentials.
+            credentials: the credentials.
             moment: seconds since the Unix epoch by the service's clock, which tolerates 15 minutes of difference.
             payload: lower-case hex of the body's SHA-256, or `UNSIGNED`.
         """
         stamp = self._stamp(int(moment))
         day = stamp[:8]
-        scope, key = self._derived.get((day, keys.secret_key)) or self._derive(day, keys.secret_key)
+        scope, key = self._derived.get((day, credentials.secret_key)) or self._derive(
+            day, credentials.secret_key
+        )
 
         headers.pop("authorization", None)
         headers["x-amz-date"] = stamp
         headers["x-amz-content-sha256"] = payload
-        if keys.token:
-            headers["x-amz-security-token"] = keys.token
+        if credentials.token:
+            headers["x-amz-security-token"] = credentials.token
         else:
             headers.pop("x-amz-security-token", None)
 
@@ -108,7 +110,7 @@ class Signer:
         signature = key.copy()
         signature.update(f"AWS4-HMAC-SHA256\n{stamp}\n{scope}\n{digest}".encode())
         headers["authorization"] = (
-            f"AWS4-HMAC-SHA256 Credential={keys.access_key}/{scope}, "
+            f"AWS4-HMAC-SHA256 Credential={credentials.access_key}/{scope}, "
             f"SignedHeaders={signed}, Signature={signature.hexdigest()}"
         )
 
@@ -135,7 +137,7 @@ def quote_key(key: str) -> str:
     Raises:
         UnicodeEncodeError: it holds a lone surrogate.
     """
-    return key if _PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
+    return key if PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
 
 
 def encode_query(pairs: Iterable[tuple[str, str]]) -> str:

@@ -1,14 +1,9 @@
-"""S3Storage: the verbs."""
+"""The verbs of S3Storage."""
 
 from __future__ import annotations
 
-import base64
-import logging
 import os
-import re
-import stat
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, BinaryIO, Literal, cast
@@ -16,46 +11,34 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.backends.s3 import batches, downloading, listing, looking, uploading
-from storage_backend.backends.s3.errors import refusal_of, rule_of
+from storage_backend.backends.s3 import batches, listing, uploading
+from storage_backend.backends.s3.bucket import Bucket, version_parameter
 from storage_backend.backends.s3.hooks import S3Hooks
-from storage_backend.backends.s3.objects import Objects, version_parameter
-from storage_backend.backends.s3.reading import Pinned, Reader, read_span, read_whole
-from storage_backend.backends.s3.settings import MIB, Settings, secret
+from storage_backend.backends.s3.object_reader import ObjectReader, RawObjectReader, read_again
+from storage_backend.backends.s3.reading import read_span, read_whole
+from storage_backend.backends.s3.settings import S3Settings, takes
 from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
-from storage_backend.destinations import write_file
 from storage_backend.errors import (
     BucketNotFoundError,
     ConfigurationError,
     IntegrityError,
     InvalidIdentifierError,
-    NotFoundError,
     PreconditionFailedError,
-    SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source
-from storage_backend.hooks import Hooks, digest_of
+from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
-    Moved,
     Writer,
-    check_arrived,
     check_mode,
     check_range,
-    counting,
-    hashing,
-    new_digest,
     plain,
     unwatched,
 )
-from storage_backend.unsized import told_size
-
-logger = logging.getLogger(__name__)
 
 URL_LONGEST = 7 * 24 * 3600  # seconds that a signature of version 4 is good
 
@@ -106,78 +89,12 @@ class S3Storage(StorageBackend):
         ConfigurationError: a parameter is wrong.
     """
 
-    def __init__(
-        self,
-        bucket: str,
-        prefix: str = "",
-        *,
-        region: str | None = None,
-        endpoint_url: str | None = None,
-        access_key: str | None = None,
-        secret_key: str | None = None,
-        session_token: str | None = None,
-        profile: str | None = None,
-        anonymous: bool = False,
-        client: Any = None,
-        create_bucket: bool = False,
-        max_concurrency: int = 16,
-        multipart_chunk_size: int = 8 * MIB,
-        multipart_threshold: int = 16 * MIB,
-        storage_class: str | None = None,
-        server_side_encryption: str | None = None,
-        sse_kms_key_id: str | None = None,
-        request_payer: str | None = None,
-        content_type: str | None = None,
-        acl: str | None = None,
-        accelerate: bool = False,
-        addressing_style: str = "auto",
-        ca_bundle: str | None = None,
-        checksum: str = "auto",
-        attempts: int = 6,
-        connect_timeout: float = 5.0,
-        io_timeout: float = 60.0,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
-        self._begin(
-            Settings(
-                bucket=bucket,
-                prefix=_normalised(prefix),
-                region=region,
-                endpoint_url=endpoint_url,
-                access_key=secret("access_key", access_key),
-                secret_key=secret("secret_key", secret_key),
-                session_token=secret("session_token", session_token),
-                profile=profile,
-                anonymous=anonymous,
-                client=client,
-                create_bucket=create_bucket,
-                max_concurrency=max_concurrency,
-                multipart_chunk_size=multipart_chunk_size,
-                multipart_threshold=multipart_threshold,
-                storage_class=storage_class,
-                server_side_encryption=server_side_encryption,
-                sse_kms_key_id=sse_kms_key_id,
-                request_payer=request_payer,
-                content_type=content_type,
-                acl=acl,
-                accelerate=accelerate,
-                addressing_style=addressing_style,
-                ca_bundle=ca_bundle,
-                checksum=checksum,
-                attempts=attempts,
-                connect_timeout=connect_timeout,
-                io_timeout=io_timeout,
-                clock=clock,
-                sleep=sleep,
-            )
-        )
-
-    def _begin(self, settings: Settings) -> None:
-        self._objects = Objects(settings)
+    @takes(S3Settings)
+    def __init__(self, *given: Any, **parameters: Any) -> None:
+        self._bucket = Bucket(S3Settings(*given, **parameters))
 
     def __getstate__(self) -> dict[str, Any]:
-        settings = self._objects.settings
+        settings = self._bucket.settings
         if settings.client is not None:
             raise ConfigurationError(
                 f"{self.location}: it was given a client, which does not go into a pickle; give region, endpoint_url and "
@@ -187,14 +104,13 @@ class S3Storage(StorageBackend):
             )
         refuse_pickle(
             self.location,
-            settings.secret_key,
-            settings.session_token,
+            *settings.secrets[1:],  # an access key is no secret
             advice='a profile, the environment, "env:NAME" or "file:PATH"',
         )
         return {"settings": settings}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._begin(state["settings"])
+        self._bucket = Bucket(state["settings"])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.location!r})"
@@ -202,27 +118,27 @@ class S3Storage(StorageBackend):
     @property
     def bucket(self) -> str:
         """The bucket's name."""
-        return self._objects.settings.bucket
+        return self._bucket.settings.bucket
 
     @property
     def prefix(self) -> str:
         """What stands before every identifier, without slashes at its ends."""
-        return self._objects.settings.prefix
+        return self._bucket.settings.prefix
 
     @property
     def client(self) -> Any:
         """The boto3 client."""
-        with self._objects.mapped("make a client", None):
-            return self._objects.service.client
+        with self._bucket.translated_errors("make a client for"):
+            return self._bucket.router.client
 
     @override
     def exists(self, identifier: str) -> bool:
         if not identifiers.is_valid(identifier):
             return False
         try:
-            self._objects.facts(identifier)
+            self._bucket.head(identifier)
         except BucketNotFoundError:
-            if not self._objects.may_be_missing:
+            if not self._bucket.may_be_missing:
                 raise
             return False
         except (FileNotFoundError, InvalidIdentifierError):  # with the prefix it may be too long
@@ -241,22 +157,19 @@ class S3Storage(StorageBackend):
             NotFoundError: there is none; a FileNotFoundError.
             IntegrityError: twice the checksum was another.
         """
-        return read_whole(self._objects.wanted(identifier, version_id))
+        source = self._bucket.read_source(identifier, version_id)
+        content = read_whole(source)
+        return read_again(source) if content is None else content
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
-        key = self._objects.key(identifier)
-        content = plain(content)
-        if not isinstance(content, bytes):
-            return self.write_stream(identifier, content)
-        self._objects.put(identifier, key, content, None, verify=False)
+        self._bucket.put(identifier, plain(content))
         return True
 
     @override
     def delete(self, identifier: str) -> bool:
-        self._objects.facts(identifier)
-        with self._objects.mapped("delete", identifier):
-            self._objects.calls.delete(self._objects.key(identifier))
+        self._bucket.head(identifier)
+        self._bucket.delete(identifier)
         return True
 
     @override
@@ -275,11 +188,11 @@ class S3Storage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         """`s3://bucket/prefix/identifier`, where "%", "#" and "?" are percent-encoded, as in every URL."""
-        return f"s3://{self.bucket}/{locations.escaped(self._objects.key(identifier))}"
+        return f"s3://{self.bucket}/{locations.escaped(self._bucket.key(identifier))}"
 
     @override
     def size(self, identifier: str) -> int:
-        size = self._objects.facts(identifier).size
+        size = self._bucket.head(identifier).size
         if size is None:
             raise StorageError(
                 f"the service does not tell the size of {identifier!r} in {self.location}",
@@ -290,11 +203,11 @@ class S3Storage(StorageBackend):
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        dest = self._objects.key(dest_id)
+        self._bucket.key(dest_id)
         if source_id == dest_id:
-            self._objects.facts(source_id)
+            self._bucket.head(source_id)
             return True
-        self._objects.copy(self._objects, source_id, dest_id, dest)
+        self._bucket.copy(self._bucket, source_id, dest_id)
         return True
 
     def copy_from(self, source: S3Storage, source_id: str, dest_id: str | None = None) -> bool:
@@ -314,15 +227,15 @@ class S3Storage(StorageBackend):
         """
         if (
             source.endpoint != self.endpoint
-            and not source._objects.service.vouches & self._objects.service.vouches
+            and not source._bucket.router.requests.verifies_checksums
+            & self._bucket.router.requests.verifies_checksums
         ):
             raise ConfigurationError(
                 f"{source.location} and {self.location} are different services: use sync() or migrate()",
                 parameter="source",
                 backend=self.location,
             )
-        dest_id = source_id if dest_id is None else dest_id
-        self._objects.copy(source._objects, source_id, dest_id, self._objects.key(dest_id))
+        self._bucket.copy(source._bucket, source_id, source_id if dest_id is None else dest_id)
         return True
 
     @property
@@ -333,52 +246,25 @@ class S3Storage(StorageBackend):
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        dest = self._objects.key(dest_id)
-        source = self._objects.facts(source_id)
+        self._bucket.key(dest_id)
+        source = self._bucket.head(source_id)
         if source_id == dest_id:
             return True
-        self._objects.copy(self._objects, source_id, dest_id, dest, source.etag)
-        copied = self._objects.facts(dest_id)
-        if copied.size != source.size:
+        self._bucket.copy(self._bucket, source_id, dest_id, source.etag)
+        if self._bucket.head(dest_id).size != source.size:
             raise IntegrityError(
                 f"the copy of {source_id!r} at {dest_id!r} has another size; nothing was deleted",
                 identifier=source_id,
                 backend=self.location,
             )
-        # Amazon S3 deletes it only if nobody has overwritten it meanwhile; others ignore the condition.
-        pinned = {} if source.etag is None else {"IfMatch": f'"{source.etag}"'}
-        with self._objects.mapped("delete", source_id):
-            try:
-                self._objects.calls.delete(self._objects.key(source_id), **pinned)
-            except Exception as error:
-                # The answer to a first try was lost: with a condition the second finds nothing, because of ourselves.
-                refusal = refusal_of(error)
-                if refusal is None or refusal.attempts == 1:
-                    raise
-                if rule_of(refusal.status, refusal.code).kind is not NotFoundError:
-                    raise
+        self._bucket.delete(source_id, source.etag)  # unless somebody has overwritten it meanwhile
         return True
 
     @override
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        key = self._objects.key(identifier)
-        source = hashing(reader) if verify else None
-
-        def check(size: int) -> str | None:
-            digest = None if source is None else source.hexdigest()
-            check_arrived(info, identifier, size, digest)
-            return digest
-
-        with self._objects.mapped("write", identifier):
-            stored = uploading.put_stream(
-                self._objects.target(key, identifier, info),
-                reader if source is None else cast(BinaryIO, source),
-                None if info is None else info.size,
-                check,
-            )
-        self._objects.prove(identifier, stored, None if source is None else source.hexdigest())
+        self._bucket.put(identifier, reader, info, verify=verify)
         return True
 
     @override
@@ -392,24 +278,17 @@ class S3Storage(StorageBackend):
         Raises:
             NotFoundError: there is none.
         """
-        # Elsewhere a checksum may be an echo of what the uploader claimed.
-        with self._objects.mapped("look at", identifier):
-            extra = {"ChecksumMode": "ENABLED"} if self._objects.service.vouches else {}
-        facts = self._objects.facts(identifier, **version_parameter(version_id), **extra)
-        digest = facts.digests.get("sha256") if extra else None
-        return ObjectInfo(
-            identifier,
-            facts.size,
-            facts.modified,
-            facts.etag,
-            None if digest is None else _hex(digest),
-            facts.content_type,
-        )
+        # Other services may return a checksum unchecked, as the uploader claimed it.
+        with self._bucket.translated_errors("look up", identifier):
+            vouched = self._bucket.router.requests.verifies_checksums
+        extra = {"ChecksumMode": "ENABLED"} if vouched else {}
+        head = self._bucket.head(identifier, **version_parameter(version_id), **extra)
+        return head.info(identifier, head.digest("sha256") if vouched else None)
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        with self._objects.listing():
-            found = listing.objects(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
+        with self._bucket.listing():
+            found = listing.objects(self._bucket.requests, self._bucket.root, prefix, self.location, on_skip)
             if self.bucket.endswith("--x-s3"):
                 # Directory buckets list in no order ("ListObjectsV2", Amazon S3 API Reference).
                 found = iter(sorted(found, key=lambda info: info.identifier))
@@ -417,12 +296,12 @@ class S3Storage(StorageBackend):
 
     @override
     def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        with self._objects.listing():
-            yield from listing.level(self._objects.calls, self._objects.root, prefix, self.location, on_skip)
+        with self._bucket.listing():
+            yield from listing.level(self._bucket.requests, self._bucket.root, prefix, self.location, on_skip)
 
     @override
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return looking.stat_many(self._objects, self.stat, identifiers)
+        return batches.stat_many(self._bucket, self.stat, identifiers)
 
     @override
     def open(
@@ -441,29 +320,26 @@ class S3Storage(StorageBackend):
         """
         check_mode(mode)
         if mode == "rb":
-            wanted = self._objects.wanted(identifier, version_id)
-            pinned = Pinned(wanted)
-            wanted.saw(pinned.facts)
-            return Reader(pinned)
-        key = self._objects.key(identifier)
-        with self._objects.mapped("write", identifier):
-            target = self._objects.target(key, identifier, None)
-        return cast(
-            BinaryIO, Writer(uploading.UploadSink(target, partial(self._objects.mapped, "write", identifier)))
-        )
+            source = self._bucket.read_source(identifier, version_id)
+            raw = RawObjectReader(source)
+            source.saw(raw.head)
+            return ObjectReader(raw)
+        errors = partial(self._bucket.translated_errors, "write", identifier)
+        sink = self._bucket.send(identifier, lambda to: uploading.UploadSink(to, errors))
+        return cast(BinaryIO, Writer(sink))
 
     @override
     def read_range(
         self, identifier: str, start: int, end: int | None = None, *, version_id: str | None = None
     ) -> bytes:
         check_range(start, end)
-        return read_span(self._objects.wanted(identifier, version_id), start, end)
+        return read_span(self._bucket.read_source(identifier, version_id), start, end)
 
     @override
     def read_many(
         self, identifiers: Iterable[str], *, progress: Progress | None = None
     ) -> Iterator[tuple[str, bytes]]:
-        return read_counted(batches.read_many(self._objects, self.read, identifiers), progress)
+        return read_counted(batches.read_many(self._bucket, self.read, identifiers), progress)
 
     @override
     def write_many(
@@ -471,56 +347,26 @@ class S3Storage(StorageBackend):
     ) -> int:
         if progress is not None:
             return write_counted(self, items, progress, verify=verify)
-        return batches.write_many(self._objects, items, verify=verify)
+        return batches.write_many(self._bucket, items, verify=verify)
 
     @override
     def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
         if progress is not None:
             return delete_counted(self, identifiers, progress)
-        return batches.delete_many(self._objects, identifiers)
+        return batches.delete_many(self._bucket, identifiers)
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        return self._download(identifier, path, unwatched)
-
-    def _download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:
-        wanted = self._objects.wanted(identifier, None)
-        write_file(path, lambda staged: downloading.fill(wanted, staged, self._objects.workers, moved))
-        return True
+        return self.hooks.download(identifier, path, unwatched)
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        return self._upload(path, identifier, unwatched)
-
-    def _upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        key = self._objects.key(identifier)
-        with open_source(path) as reader:
-            facts = os.fstat(reader.fileno())
-            info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size <= self._objects.settings.multipart_threshold:
-                known = info if stat.S_ISREG(facts.st_mode) else None
-                return self.write_stream(identifier, counting(reader, moved), info=known)
-
-            def check(size: int) -> None:
-                now = os.fstat(reader.fileno())
-                if (now.st_size, now.st_mtime_ns) != (size, facts.st_mtime_ns):
-                    raise SourceChangedError(
-                        f"{os.fspath(path)!r} changed while it was read; nothing was stored",
-                        identifier=identifier,
-                        backend=self.location,
-                    )
-
-            with self._objects.mapped("write", identifier):
-                stored = uploading.put_file(
-                    self._objects.target(key, identifier, info), reader.fileno(), facts.st_size, check, moved
-                )
-        self._objects.remember(identifier, stored)
-        return True
+        return self.hooks.upload(path, identifier, unwatched)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
         try:
-            self._objects.put_if(identifier, content, {"IfNoneMatch": "*"})
+            self._bucket.put_if(identifier, content, {"IfNoneMatch": "*"})
         except PreconditionFailedError:
             return False
         return True
@@ -528,7 +374,7 @@ class S3Storage(StorageBackend):
     @override
     def replace(self, identifier: str, content: Content, etag: str) -> str:
         try:
-            stored = self._objects.put_if(identifier, content, {"IfMatch": f'"{etag}"'})
+            stored = self._bucket.put_if(identifier, content, {"IfMatch": f'"{etag}"'})
         except BucketNotFoundError:
             raise
         except (PreconditionFailedError, FileNotFoundError) as error:
@@ -551,24 +397,7 @@ class S3Storage(StorageBackend):
             NotFoundError: there is no such object.
             ConfigurationError: the algorithm is unknown.
         """
-        return self._checksum(identifier, algorithm, unwatched)
-
-    def _checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        new_digest(algorithm)
-        with self._objects.mapped("read", identifier):
-            vouches = self._objects.service.vouches
-        if vouches:
-            facts = self._objects.facts(identifier, ChecksumMode="ENABLED")
-            kept = facts.digests.get(algorithm)
-            if kept is not None:
-                return _hex(kept)
-            # The etag of what was stored by one request and is not encrypted with a key of its own.
-            plain_etag = facts.encryption in {None, "AES256"} and re.fullmatch(
-                "[0-9a-f]{32}", facts.etag or ""
-            )
-            if algorithm == "md5" and plain_etag:
-                return plain_etag[0]
-        return digest_of(self, identifier, algorithm, moved)
+        return self.hooks.checksum(identifier, algorithm, unwatched)
 
     @override
     def get_url(
@@ -591,9 +420,9 @@ class S3Storage(StorageBackend):
             raise ConfigurationError(
                 f"expires_in: {expires_in!r} is not between 1 second and 7 days", parameter="expires_in"
             )
-        with self._objects.mapped("sign a URL for", identifier):
-            return self._objects.service.rare.presigned(
-                calls[method], self._objects.key(identifier), expires_in
+        with self._bucket.translated_errors("sign a URL for", identifier):
+            return self._bucket.router.boto3.presigned(
+                calls[method], self._bucket.key(identifier), expires_in
             )
 
     @override
@@ -616,16 +445,16 @@ class S3Storage(StorageBackend):
     @property
     @override
     def location(self) -> str:
-        return self._objects.location
+        return self._bucket.location
 
     @property
     @override
     def hooks(self) -> Hooks:
-        return S3Hooks(self)
+        return S3Hooks(self, self._bucket)
 
     @override
     def close(self) -> None:
-        self._objects.close()
+        self._bucket.close()
 
     def abort_incomplete_uploads(self, older_than: timedelta = timedelta(days=1)) -> int:
         """Drop the parts of uploads beneath the prefix that nobody completed, which are stored, and paid for, until then.
@@ -636,34 +465,6 @@ class S3Storage(StorageBackend):
         Returns:
             How many uploads there were.
         """
-        before = datetime.fromtimestamp(self._objects.settings.clock(), UTC) - older_than
-        count = 0
-        with self._objects.listing("abort uploads"):
-            for key, upload_id, began in self._objects.service.rare.uploads(self._objects.root):
-                if began > before:
-                    continue
-                try:
-                    self._objects.service.rare.abort_upload(key, upload_id)
-                except Exception as error:
-                    refusal = refusal_of(error)
-                    if refusal is None or refusal.code != "NoSuchUpload":
-                        raise
-                    continue  # completed or aborted meanwhile
-                count += 1
-        return count
-
-
-def _normalised(prefix: str) -> str:
-    if not isinstance(prefix, str):
-        raise ConfigurationError(f"prefix: {prefix!r} is no text", parameter="prefix")
-    found = "/".join(segment for segment in prefix.split("/") if segment)
-    if found:
-        try:
-            identifiers.check(found)
-        except InvalidIdentifierError as error:
-            raise ConfigurationError(f"prefix: {error}", parameter="prefix") from None
-    return found
-
-
-def _hex(digest: str) -> str:
-    return base64.b64decode(digest).hex()
+        return self._bucket.abort_uploads(
+            datetime.fromtimestamp(self._bucket.settings.clock(), UTC) - older_than
+        )

@@ -1,4 +1,4 @@
-"""Uploading: one object stored by one PUT, or in parts; each carries a checksum, and is proven where the service can."""
+"""Stores one object by one PUT or in parts. Each body carries a checksum, and is proven where the service can."""
 
 from __future__ import annotations
 
@@ -13,52 +13,53 @@ from typing import Any, BinaryIO
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.s3.http import FilePart
-from storage_backend.backends.s3.multipart import Multipart
+from storage_backend.backends.s3.checksums import BodyChecksums
+from storage_backend.backends.s3.destination import Destination, Piece, StoredObject
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.multipart import MultipartUpload
 from storage_backend.backends.s3.settings import part_size
-from storage_backend.backends.s3.sums import Sums
-from storage_backend.backends.s3.target import Piece, Stored, Target, size_of
 from storage_backend.streams import Moved, chunks
 
 
-def put(target: Target, body: Piece, sha256: str | None = None) -> Stored:
+def put(destination: Destination, body: Piece, sha256: str | None = None) -> StoredObject:
     """Store *body* by one request.
 
     Args:
-        target: where.
+        destination: of the object.
         body: all of it.
         sha256: of the body in hex, if known.
     """
-    sums = Sums(target, body, sha256=sha256)
-    facts = target.service.calls.put(
-        target.key, body, **target.parameters, **target.conditions, **sums.parameters
+    requests = destination.router.requests
+    sums = BodyChecksums(requests, body, sha256=sha256)
+    head = requests.put(
+        destination.key, body, **destination.parameters, **destination.conditions, **sums.parameters
     )
-    return Stored(size_of(body), facts.etag, sums.are_proven_by(facts))
+    return sums.stored(head)
 
 
 def put_stream(
-    target: Target, reader: BinaryIO, size: int | None, check: Callable[[int], str | None]
-) -> Stored:
+    destination: Destination, reader: BinaryIO, size: int | None, check: Callable[[int], str | None]
+) -> StoredObject:
     """Store all that *reader* gives.
 
     Args:
-        target: where.
+        destination: of the object.
         reader: of bytes.
         size: as announced; None if unknown.
-        check: is given the number of bytes once all have been read, before the object is visible, and gives their
-            SHA-256 in hex if it is known. If it raises, the old object stays.
+        check: called with the number of bytes that were read, before the object is visible; returns their SHA-256 in
+            hex if it is known. If it raises, the old object stays.
     """
-    threshold = target.settings.multipart_threshold
-    source = _Filler(reader)
-    length = part_size(target.settings, size)
+    threshold = destination.settings.multipart_threshold
+    source = _BufferFiller(reader)
+    length = part_size(destination.settings, size)
     if size is None or size <= threshold:
         head = bytearray(min(threshold, size) + 1 if size is not None else threshold + 1)
         filled = source.fill(memoryview(head))
         if filled < len(head) or size is not None:
-            return put(target, memoryview(head)[:filled], check(filled))
+            return put(destination, memoryview(head)[:filled], check(filled))
     else:
         head = bytearray()
-    upload = Multipart(target, length)
+    upload = MultipartUpload(destination, length)
     try:
         rest = memoryview(head)
         del head
@@ -66,10 +67,10 @@ def put_stream(
             upload.add(rest[: upload.part_size])
             rest = rest[upload.part_size :]
         from_head = upload.count
-        buffers = _Buffers(upload.part_size)
+        buffers = _BufferPool(upload.part_size)
         while True:
             if 0 < from_head == upload.count - 1:
-                upload.settle()  # only then all that was read first is let go of
+                upload.settle()  # until then the parts hold all of the first buffer
             else:
                 upload.wait()
             buffer = buffers.take()
@@ -90,16 +91,18 @@ def put_stream(
         raise
 
 
-def put_file(target: Target, fd: int, size: int, check: Callable[[int], object], moved: Moved) -> Stored:
-    """As `put_stream`, of a file's first *size* bytes. Many parts may be under way, since none of them is held.
+def put_file(
+    destination: Destination, fd: int, size: int, check: Callable[[int], object], moved: Moved
+) -> StoredObject:
+    """As `put_stream`, of a file's first *size* bytes. Many parts may be under way, since none is held in memory.
 
     *moved* is told of each part that has been sent.
     """
-    if size <= target.settings.multipart_threshold:
-        stored = put(target, FilePart(fd, 0, size))
+    if size <= destination.settings.multipart_threshold:
+        stored = put(destination, FilePart(fd, 0, size))
         check(size)
         return stored
-    upload = Multipart(target, part_size(target.settings, size))
+    upload = MultipartUpload(destination, part_size(destination.settings, size))
     try:
         for offset in range(0, size, upload.part_size):
             part = FilePart(fd, offset, min(upload.part_size, size - offset))
@@ -116,26 +119,31 @@ class UploadSink:
     """The sink of a writer: one request if it stays small, else parts. What was not published is dropped.
 
     Args:
-        target: where.
-        mapped: a context in which errors of the service become ours.
+        destination: of the object.
+        translated_errors: a context that raises errors of the service as ours.
     """
 
-    def __init__(self, target: Target, mapped: Callable[[], AbstractContextManager[None]]) -> None:
-        self._target = target
-        self._mapped = mapped
+    def __init__(
+        self, destination: Destination, translated_errors: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self._destination = destination
+        self._translated_errors = translated_errors
         self._buffer = bytearray()
-        self._upload: Multipart | None = None
+        self._upload: MultipartUpload | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*."""
         rest = memoryview(data).cast("B")
-        if self._upload is None and len(self._buffer) + len(rest) > self._target.settings.multipart_threshold:
+        if (
+            self._upload is None
+            and len(self._buffer) + len(rest) > self._destination.settings.multipart_threshold
+        ):
             self._begin()
         if self._upload is None:
             self._buffer += rest
             return
-        with self._mapped():
+        with self._translated_errors():
             self._send(self._upload, self._upload.part_size)
             # Part by part: however much is given at once, little of it is held.
             while rest:
@@ -146,9 +154,9 @@ class UploadSink:
 
     def publish(self) -> None:
         """Make the object visible with all that was written."""
-        with self._mapped():
+        with self._translated_errors():
             if self._upload is None:
-                put(self._target, memoryview(self._buffer))
+                put(self._destination, memoryview(self._buffer))
                 return
             self._send(self._upload, 1)
             self._upload.settle()
@@ -165,12 +173,12 @@ class UploadSink:
             upload.abort()
 
     def _begin(self) -> None:
-        with self._mapped():
-            self._upload = Multipart(self._target, part_size(self._target.settings, None))
-        # A writer that is dropped unclosed leaves no parts.
+        with self._translated_errors():
+            self._upload = MultipartUpload(self._destination, part_size(self._destination.settings, None))
+        # A writer that is collected unclosed leaves no parts.
         self._finalizer = weakref.finalize(self, _abort_dropped, self._upload)
 
-    def _send(self, upload: Multipart, least: int) -> None:
+    def _send(self, upload: MultipartUpload, least: int) -> None:
         """Send parts as long as there are *least* bytes."""
         while len(self._buffer) >= least:
             # Handed over, not copied: the rest begins a new buffer.
@@ -178,18 +186,18 @@ class UploadSink:
             upload.add(memoryview(part)[: upload.part_size])
 
 
-def _abort_dropped(upload: Multipart) -> None:
+def _abort_dropped(upload: MultipartUpload) -> None:
     """Abort the upload of a writer that was collected, or that the end of the program finds open."""
     if threading.main_thread().is_alive():
-        # The collector runs in the middle of anything: in a worker that the abort would wait for, or where a lock of
-        # boto3's is held. threading.Thread takes a lock itself.
+        # The garbage collector interrupts anything: a worker that the abort would wait for, or code that holds a lock of
+        # boto3's. threading.Thread takes a lock itself.
         _thread.start_new_thread(upload.abort, ())
     else:
-        upload.abort()  # weakref.finalize at exit, when new threads would not be waited for
+        upload.abort()  # at exit, when no new thread would be waited for
 
 
-class _Filler:
-    """Fills buffers from a reader of bytes, whatever it gives at a time."""
+class _BufferFiller:
+    """Fills buffers from a reader, however few bytes it gives at a time."""
 
     def __init__(self, reader: BinaryIO) -> None:
         self._chunks = chunks(reader)
@@ -211,7 +219,7 @@ class _Filler:
         return done
 
 
-class _Buffers:
+class _BufferPool:
     """Buffers that are used again: fresh memory costs a page fault every 4 KiB."""
 
     def __init__(self, size: int) -> None:

@@ -1,1 +1,1 @@
-"""The topics of the conformance suite, one idea a module."""
+"""The topics of the conformance suite, one part of the contract in each module."""

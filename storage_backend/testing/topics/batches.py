@@ -1,4 +1,4 @@
-"""Many objects at once."""
+"""Batches: `read_many`, `write_many`, `delete_many`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from storage_backend.testing.subject import (
 
 
 class EnoughError(Exception):
-    """Raised by a caller's progress."""
+    """The error of a caller's `progress` function."""
 
 
 def _enough(objects: int, size: int) -> None:  # noqa: ARG001 - as it is called
@@ -33,7 +33,7 @@ def _enough(objects: int, size: int) -> None:  # noqa: ARG001 - as it is called
 
 
 def _told(told: list[tuple[int, int]]) -> tuple[int, ...]:
-    """What was told last, after what was told before was found to grow; it is forgotten."""
+    """The last progress, after a check that each is above the one before; clears the list."""
     taken, told[:] = told[:], []
     assert taken
     assert taken == sorted(taken)
@@ -172,7 +172,7 @@ class Batches(Topic):
                 yield f"{number}", Counted(content_of(1 << 20))
 
         assert backend.write_many(items()) == 96
-        # 1 MiB each; how many a store gathers is its own affair, but it is not all of them.
+        # 1 MiB each. A store may collect some of them, but not all.
         assert most <= 64
 
     def test_items_that_break_off_are_an_error(self, backend: StorageBackend) -> None:
@@ -191,7 +191,7 @@ class Batches(Topic):
             list(backend.read_many(identifiers()))
         with pytest.raises(SourceBrokeError):
             backend.delete_many(identifiers())
-        # Nothing is left locked or half done.
+        # The store is not locked, and no operation is unfinished.
         assert set(backend.list()) <= {"a", "old"}
         fill(backend, "b")
 

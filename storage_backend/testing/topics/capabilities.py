@@ -1,4 +1,4 @@
-"""What a backend says that it can do, and what it does."""
+"""Capabilities: what a backend declares, and what it does."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ METHODS: Mapping[Capability, str] = {
     Capability.CHECKSUM: "checksum",
     Capability.FLUSH: "flush",
 }
-"""A flag needs a method of the backend's own. DIRECTORIES is about every method."""
+"""A backend with the flag overrides the method. DIRECTORIES concerns all methods."""
 
 REFUSED = (Capability.CREATE, Capability.REPLACE, Capability.URL, Capability.FLUSH)
-"""Without the flag the method raises, also where a class has its own but not every server can do it; others are emulated."""
+"""Without the flag these methods raise, also if the class overrides them but the server lacks the feature; others are emulated."""
 
 
 class Capabilities(Topic):
-    """`capabilities`: flags that are true, both ways."""
+    """`capabilities`: a flag is set if and only if the method works."""
 
     def test_flags_are_capabilities(self, backend: StorageBackend) -> None:
         assert isinstance(backend.capabilities, Capability)
         assert backend.capabilities == backend.capabilities
 
     def test_flag_and_override_go_together(self, backend: StorageBackend) -> None:
-        # A wrapper forwards everything, and what it forwards to decides.
+        # A wrapper overrides all methods; the backend within decides.
         flags = backend.capabilities
         while isinstance(backend, Wrapper):
             backend = backend.backend

@@ -1,4 +1,4 @@
-"""Closing, and not closing."""
+"""`close`, and objects that are never closed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from storage_backend.testing.subject import Subject, Topic, everything, fill, ha
 
 
 class Deleting(Topic):
-    """`delete`: the one object, and nothing like it."""
+    """`delete`: exactly one object."""
 
     def test_deleted_object_is_gone(self, backend: StorageBackend) -> None:
         fill(backend, "a/b", "a/c")

@@ -1,4 +1,4 @@
-"""Downloads and uploads."""
+"""`download` and `upload`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Files(Topic):
 
     @pytest.fixture
     def files(self, tmp_path: Path) -> Path:
-        """A folder of the test's own; the store may be beside it."""
+        """A new folder, apart from the store."""
         folder = tmp_path / "files of the test"
         folder.mkdir()
         return folder

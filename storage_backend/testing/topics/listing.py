@@ -113,10 +113,10 @@ GLOBS: dict[str, tuple[str, ...]] = {
     "nothing/**": (),
     "a.pdf/**": (),
 }
-"""Pattern -> what it finds among OBJECTS. Every backend, and `identifiers.glob` itself, is held to this one table."""
+"""Pattern -> its matches among OBJECTS. All backends, and `identifiers.glob`, are tested against this table."""
 
 BAD_PATTERNS = ("/", "/*.pdf", "/a", "../*", "a/../*", "..", "a/..", "a/", "**/", "*/")
-"""Absolute, with "..", or ending in "/"."""
+"""Invalid patterns: absolute, with "..", or ending in "/"."""
 
 
 class Listing(Topic):
@@ -174,7 +174,7 @@ class Listing(Topic):
 
     @staticmethod
     def objects(subject: Subject) -> list[str]:
-        """The objects of the table that the store can hold, and tell apart."""
+        """The objects of the table that the store can hold and tell apart."""
         return [
             name
             for name in OBJECTS
@@ -234,7 +234,7 @@ class Scanning(Topic):
         return any(other.startswith(f"{name}/") for other in self.IN_ORDER)
 
     def test_objects_beneath_objects_are_in_order(self, subject: Subject, backend: StorageBackend) -> None:
-        # Where both cannot be, what is beneath takes the place of the object.
+        # Where both cannot exist, keep the longer names.
         expected = [
             name
             for name in self.FLAT
@@ -292,7 +292,7 @@ class Scanning(Topic):
         assert isinstance(scan, Iterator)
         first = [next(scan).identifier, next(scan).identifier]
         assert first == objects[:2]
-        # Another scan, and writes, while one stands open: nothing is locked by it.
+        # An unfinished scan locks neither another scan nor writes.
         assert names(backend.scan()) == objects
         fill(backend, "b/new")
         backend.delete("b/new")

@@ -1,4 +1,4 @@
-"""Many threads, pickles, and other processes."""
+"""Threads, pickles, and child processes."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class Threads(Topic):
 
 
 class Pickling(Topic):
-    """A pickle holds the configuration, and works."""
+    """A pickle holds the configuration; its copy works."""
 
     def test_pickled_instance_works(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("pickle")
@@ -128,7 +128,7 @@ class Pickling(Topic):
 
 
 class Processes(Topic):
-    """Children by fork and by spawn."""
+    """Forked and spawned children."""
 
     def test_forked_child_can_use_it(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("fork")
@@ -146,7 +146,7 @@ class Processes(Topic):
 
             in_child(child)
             in_child(lambda: fill(backend, "second child"))
-            # The parent's own session goes on: what was open, and what comes.
+            # The parent's session still works, for open readers and for new requests.
             if not shared:
                 assert same(started + reader.read(), content_of(3 << 20))
         fill(backend, "parent too")
@@ -165,7 +165,7 @@ class Processes(Topic):
 
             def child() -> None:
                 assert same(backend.read("a"), content)
-                # A child that ends in the ordinary way collects what it inherited; the parent's must not be hurt.
+                # A child that exits normally collects inherited objects; that must not damage the parent's.
                 gc.collect()
 
             in_child(child)
@@ -227,7 +227,7 @@ class Processes(Topic):
 
 
 def _use(backend: StorageBackend) -> None:
-    """A spawned child's part: use what came by pickle."""
+    """In a spawned child: use the unpickled backend."""
     assert backend.read("parent") == named("parent")
     fill(backend, "child")
     assert backend.read("child") == named("child")
@@ -235,7 +235,7 @@ def _use(backend: StorageBackend) -> None:
 
 
 def _fork_and_go_on(backend: StorageBackend) -> None:
-    """A spawned child's part: have a child of its own that runs every finaliser, and finish what it had begun."""
+    """In a spawned child: fork a child that runs all finalisers, then finish the reads that were begun."""
     backend.write("a", content_of(3 << 20))
     with backend.open("a") as reader, backend.open("b", "wb") as writer:
         head = reader.read(100_000)
@@ -269,7 +269,7 @@ def _spawned(answers: Connection, work: Callable[[StorageBackend], object], back
     try:
         work(backend)
     except SystemExit:
-        raise  # a child of this one; its parent answers
+        raise  # in a grandchild; its parent reports the result
     except BaseException:
         answers.send(traceback.format_exc())
         raise
@@ -291,16 +291,16 @@ def plain_main() -> Iterator[None]:
 
 
 def fork() -> int:
-    """`os.fork`, without the warning of forking with threads: users' programs do that, so it is tested."""
+    """`os.fork` without Python's warning about threads: users' programs do this, so it is tested."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         return os.fork()
 
 
 def in_child(work: Callable[[], object]) -> None:
-    """Run *work* in a forked child that ends by `os._exit`, and fail if it does; of one that hangs with its stacks."""
+    """Run *work* in a forked child that ends by `os._exit`, and fail if it fails; if it hangs, print its stacks."""
     ours, theirs = os.pipe()
-    # Before the fork, since a child may hang in what other libraries do at its very beginning.
+    # Before the fork: a child may hang in the fork handlers of other libraries.
     faulthandler.register(_TELL, file=theirs)
     pid = fork()
     if pid == 0:
@@ -310,7 +310,7 @@ def in_child(work: Callable[[], object]) -> None:
             work()
             os.write(theirs, b"done")
             status = 0
-        except BaseException:  # noqa: BLE001 - told to the parent; the child must not run on as a second test session
+        except BaseException:  # noqa: BLE001 - reported to the parent; the child must not continue as a second test session
             os.write(theirs, traceback.format_exc().encode("utf-8", "backslashreplace")[-60_000:])
         finally:
             os._exit(status)
@@ -331,11 +331,11 @@ def in_child(work: Callable[[], object]) -> None:
 
 
 _TELL = signal.SIGUSR1
-"""Has a child say where its threads are."""
+"""The signal on which a child prints its stacks."""
 
 
 def _heard(source: int, patience: float) -> tuple[bytes, bool]:
-    """What comes from a pipe before *patience* seconds without anything, and whether it came to its end."""
+    """The bytes of a pipe until *patience* seconds pass without any, and whether its end was reached."""
     told = b""
     readable = select.poll()
     readable.register(source, select.POLLIN)

@@ -1,4 +1,4 @@
-"""Ranges."""
+"""`read_range`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading, and what is known without reading."""
+"""Reading, and metadata."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from storage_backend.errors import ConfigurationError
 from storage_backend.testing.subject import ALL_BYTES, Subject, Topic, content_of, fill
 
 CLOCKS_APART = timedelta(minutes=5)
-"""How far a server's clock may be from ours."""
+"""The largest clock difference to a server that is allowed."""
 
 
 class Reading(Topic):
@@ -47,7 +47,7 @@ class Reading(Topic):
         fill(backend, "folder/object")
         assert backend.exists("folder") is False
         assert backend.exists("folder/obj") is False
-        # Not an object either way; a store with directories says so in a class of its own.
+        # No object in either kind of store; one with directories raises another class.
         with pytest.raises((FileNotFoundError, IsADirectoryError)):
             backend.read("folder")
         with pytest.raises(FileNotFoundError):
@@ -119,7 +119,7 @@ class Reading(Topic):
         assert backend.read("a/b") == b"from the other"
 
     def test_path_needs_no_object(self, backend: StorageBackend) -> None:
-        with suppress(FileNotFoundError):  # a pair has a path where it has the object
+        with suppress(FileNotFoundError):  # FallbackStorage has a path only for objects that exist
             path = backend.get_path("folder/not there")
             assert isinstance(path, str)
             assert "not there" in unquote(path)  # a URL has it percent-encoded

@@ -1,4 +1,4 @@
-"""Replacing an object that others read; creating and replacing on a condition."""
+"""Overwrites during reads; conditional writes (`create`, `replace`)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from storage_backend.testing.subject import (
     same,
 )
 
-ROUNDS = 60  # of each side of a race, before it counts as one
-PATIENCE = 60.0  # seconds until a race that does not get there is an error
+ROUNDS = 60  # of each side, for a race to count
+PATIENCE = 60.0  # seconds after which a race that had fewer rounds is an error
 THREADS = 8
 
 
 @contextmanager
 def close_race() -> Iterator[None]:
-    """Let threads change places as often as the interpreter can."""
+    """Switch threads as often as the interpreter can."""
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     try:
@@ -45,7 +45,7 @@ def close_race() -> Iterator[None]:
 
 
 def together(calls: list[Callable[[], Any]]) -> list[Any]:
-    """Run all *calls* at the same moment, each in a thread; give what each returned or raised."""
+    """Run all *calls* at the same moment, each in a thread; return their results or errors."""
     results: list[Any] = [None] * len(calls)
     start = threading.Barrier(len(calls))
 
@@ -53,7 +53,7 @@ def together(calls: list[Callable[[], Any]]) -> list[Any]:
         start.wait(PATIENCE)
         try:
             results[number] = call()
-        except Exception as error:  # noqa: BLE001 - given back, for the test to judge
+        except Exception as error:  # noqa: BLE001 - returned for the test to judge
             results[number] = error
 
     threads = [threading.Thread(target=run, args=item, daemon=True) for item in enumerate(calls)]
@@ -66,7 +66,7 @@ def together(calls: list[Callable[[], Any]]) -> list[Any]:
 
 
 class Replacing(Topic):
-    """Readers see the old object or the new one, and nothing between."""
+    """Readers see the old object or the new one, never a mixture."""
 
     def test_readers_see_whole_versions(self, subject: Subject, backend: StorageBackend) -> None:
         subject.require("atomic")
@@ -185,7 +185,7 @@ class Replacing(Topic):
 
 
 class Conditions(Topic):
-    """`create` and `replace`: the check and the write are one."""
+    """`create` and `replace`: check and write are atomic."""
 
     def test_create_does_not_overwrite(self, subject: Subject, backend: StorageBackend) -> None:
         if not offers(backend, Capability.CREATE):
@@ -299,7 +299,7 @@ class Conditions(Topic):
         for round_number in range(10):
             etag = backend.stat("a").etag
             assert etag is not None
-            # None like another: where an etag is made of the content, writing the same again keeps it, and two may win.
+            # All different: where the etag is a digest of the content, two writers of the same content may both win.
             contents = [b"%d of round %d" % (n, round_number) for n in range(THREADS)]
             answers = together(
                 [lambda c=content, etag=etag: backend.replace("a", c, etag) for content in contents]  # type: ignore[misc] # defaults bind the loop's names
@@ -324,7 +324,7 @@ class Conditions(Topic):
                 tries += 1
                 info = backend.stat("count")
                 assert info.etag is not None
-                # What was read may be newer than the etag; then the replace fails, and that is the point.
+                # If the content is newer than the etag, the replace fails: that is what is tested.
                 value = int(backend.read("count"))
                 try:
                     backend.replace("count", b"%d" % (value + 1), info.etag)
@@ -339,7 +339,7 @@ class Conditions(Topic):
 
 
 def offers(backend: StorageBackend, capability: Capability) -> bool:
-    """Whether the backend says that it can; one that says no must refuse."""
+    """Whether the backend has the capability. One without it must refuse."""
     if capability in capabilities_of(backend):
         return True
     with pytest.raises(UnsupportedOperationError):

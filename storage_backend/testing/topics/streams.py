@@ -1,4 +1,4 @@
-"""Readers and writers that `open` gives."""
+"""Readers and writers of `open`."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ class Streams(Topic):
 
 
 class Writers(Topic):
-    """`open(identifier, "wb")`: published as a whole, by a clean exit only."""
+    """`open(identifier, "wb")`: the object is published whole, and only by a clean exit."""
 
     def test_clean_exit_publishes(self, backend: StorageBackend) -> None:
         fill(backend, "old")

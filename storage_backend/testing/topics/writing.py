@@ -1,4 +1,4 @@
-"""Writing, from bytes and from readers, and the check of what arrives."""
+"""Writing from bytes and readers, and verification."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ class Writing(Topic):
         assert same(backend.read("a"), content)
 
     def test_source_may_be_longer_than_it_looks(self, backend: StorageBackend) -> None:
-        # A file that grows while it is read: its seekable end, asked for early, is not what comes.
+        # A file that grows while it is read is longer than a seek to its end showed before.
         class Growing(io.BytesIO):
             def read(self, size: int | None = -1, /) -> bytes:
                 if self.tell() == 0:
@@ -203,7 +203,7 @@ class Writing(Topic):
 
 
 class Verifying(Topic):
-    """What `info` promises and `verify` proves."""
+    """`write_stream` with `info` (size, time, media type) and `verify`."""
 
     def test_promised_size_is_checked(self, backend: StorageBackend) -> None:
         fill(backend, "old")
@@ -232,7 +232,7 @@ class Verifying(Topic):
             assert same(backend.read("a"), content)
 
     def test_reader_that_hashes_is_left_with_the_digest(self, backend: StorageBackend) -> None:
-        # A transfer digests what it copies, and asks the reader afterwards.
+        # A transfer wraps its source in a digesting reader and needs the digest afterwards.
         content = content_of(MEGABYTE + 1)
         for verify in (True, False):
             reader = HashingReader(io.BytesIO(content))
@@ -266,7 +266,7 @@ class Verifying(Topic):
                 found = backend.stat(identifier).modified
                 assert found is not None
                 assert found.tzinfo is not None
-                # A store has its own resolution, of two seconds at the worst (FAT).
+                # Stores round times, FAT to two seconds.
                 assert abs(found - modified) <= timedelta(seconds=2), identifier
                 assert {info.modified for info in backend.scan(identifier)} == {found}
 

@@ -1,4 +1,19 @@
-"""CachedStorage: a local disk cache before any backend."""
+"""CachedStorage: a cache on the local disk in front of any backend.
+
+Read in this order:
+
+    storage         CachedStorage: the public methods, each a lookup, or a write that invalidates
+    cache           ObjectCache: finds an entry, or has one reader fetch the object, and publishes it
+    freshness       when an entry is stale, how it is revalidated, what a new one records for that
+    invalidation    what a write does to entries
+    single_flight   of many that miss the same object, one fetches it
+    ranges          blocks of large objects; prefetch: many small objects; publishing: many entries in one transaction
+    namespaces      keeps the entries of several backends apart
+    engine          the interface of what keeps the entries; diskcache: the engine over python-diskcache
+    blobs           our engine: one file an entry (entry, staged, layout), and index, an SQLite database for writers
+    pending_writes  the writes under way, for other processes; users: who lives, and counters; formats: the version
+    recovery        after a kill, a loss of power, or damage
+"""
 
 from __future__ import annotations
 
@@ -21,19 +36,19 @@ __all__ = ["CachedStorage", "open_cache"]
 
 
 def open_cache(directory: str | os.PathLike[str]) -> CacheEngine:
-    """The cache that is in a directory, to be looked at and mended without its backend.
+    """The cache in a directory, to be inspected and repaired without its backend.
 
     Raises:
         NotFoundError: there is none.
         ConfigurationError: it is of another format.
     """
-    place = Path(expanded(directory))
+    path = Path(expanded(directory)).absolute()
     try:
-        found = formats_in(str(place))
+        found = formats_in(str(path))
     except (FileNotFoundError, NotADirectoryError):
         found = []
     if not found:
-        raise NotFoundError(f"no cache in {place}", backend=str(place))
+        raise NotFoundError(f"no cache in {path}", backend=str(path))
     if found == [diskcache.FORMAT]:
-        return diskcache.DiskCacheEngine(str(place.absolute()), None, logger.warning)
-    return BlobEngine(str(place.absolute()), None, time.time, logger.warning)
+        return diskcache.DiskCacheEngine(str(path), None, logger.warning)
+    return BlobEngine(str(path), None, time.time, logger.warning)

@@ -2,9 +2,9 @@
 
     format.diskcache.1  this layout
     values/             a diskcache.Cache: each value is a file with the content, its tag the rest of an entry (see `entry`)
-    generations/        another, whose values are JSON: what changes are under way, and the generations they have begun
+    generations/        another, whose values are JSON: the writes under way, and the generations that they have begun
     counters            what users that are gone have counted
-    members/ queue staging/  as in `blobs`
+    members/ queue staging/  as in `layout`
 
 Nothing is unpickled: python-diskcache does so with what it finds in its directory (CVE-2025-69872), so its `Disk` is replaced
 by one that refuses.
@@ -16,43 +16,39 @@ import errno
 import functools
 import json
 import os
-import struct
 import threading
 import time
 import weakref
-import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-from typing_extensions import Buffer
+from typing import TYPE_CHECKING, Any
 
 from storage_backend.errors import MissingClientError
 from storage_backend.forks import inherited
-from storage_backend.streams import CHUNK
-from storage_backend.wrappers.cached import users
-from storage_backend.wrappers.cached.blob_files import fetched, remove
-from storage_backend.wrappers.cached.engine import (
-    CacheKey,
-    CacheStats,
-    CheckReport,
-    OverCacheLimitError,
-    PendingWrite,
-    Publication,
-    key_of,
-)
+from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite, Publication
 from storage_backend.wrappers.cached.entry import (
-    CacheEntry,
+    CacheKey,
     OpenEntry,
+    TruncatedEntryError,
     Verification,
-    packed,
-    renewed_tail,
+    crc_of,
+    key_of,
     unpacked,
 )
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
-from storage_backend.wrappers.cached.users import EVICTIONS, HITS, SAVED, CacheCounters, CacheUser
+from storage_backend.wrappers.cached.staged import StagedContent
+from storage_backend.wrappers.cached.users import (
+    EVICTIONS,
+    HITS,
+    CacheCounters,
+    CacheUser,
+    bury_dead,
+    counters_in,
+    is_alive,
+    remove_dead,
+)
 
 if TYPE_CHECKING:
     import diskcache
@@ -61,8 +57,7 @@ FORMAT = "diskcache.1"
 _TIMEOUT = 60.0  # seconds that SQLite waits for another's transaction
 _REMEMBERED = 86_400.0  # seconds that a generation is kept; a fetch that takes longer might not be refused
 _NO_LIMIT = 1 << 62  # bytes
-_KNOWN = 10_000  # entries whose comparisons are remembered
-_COUNTERS = struct.Struct("<5Q")
+_KNOWN = 10_000  # entries whose verifications are remembered
 
 
 class DiskCacheEngine:
@@ -86,21 +81,24 @@ class DiskCacheEngine:
     """
 
     _process: int
-    _lock: threading.Lock
+    _lock: threading.Lock  # of the open files
     _changing: threading.Lock  # of the queue
-    _counting: threading.Lock
-    _counts: list[int]
+    _user: CacheUser
     _open: DiskCacheFiles | None
     _finalizer: weakref.finalize[..., DiskCacheEngine]  # of the open files
-    _torn: bool
-    _checks: dict[str, tuple[tuple[int, int, int, float], Verification]]  # of files that were found, by names
+    _torn: bool  # whether this is a forked child
+    _verified: dict[
+        str, tuple[tuple[int, int, int, float], Verification]
+    ]  # of files that were found, by names
 
     def __init__(self, directory: str, limit: int | None, warn: Callable[[Exception], object]) -> None:
         self.directory = directory
         self.limit = limit
         self.trusted_since = 0.0
+        self._members = f"{directory}/members"
+        self._staging = f"{directory}/staging"
         _library()  # before anything is created
-        self._begin()
+        self._begin(torn=False)
         prepare(directory, FORMAT, warn)
 
     def find(self, key: CacheKey) -> OpenEntry | None:
@@ -110,16 +108,16 @@ class DiskCacheEngine:
         if reader is None:
             return None
         with reader:
-            facts = os.fstat(reader.fileno())
-            entry = unpacked(tag, facts.st_size + len(tag)) if isinstance(tag, bytes) else None
+            status = os.fstat(reader.fileno())
+            entry = unpacked(tag, status.st_size + len(tag)) if isinstance(tag, bytes) else None
             if entry is None or entry.label != key.label:
                 return None
-            file = (entry.stamp, entry.crc, facts.st_ino, facts.st_ctime)
-            known = self._checks.get(key.name)
+            file = (entry.stamp, entry.crc, status.st_ino, status.st_ctime)
+            known = self._verified.get(key.name)
             if known is None or known[0] != file:
-                if len(self._checks) >= _KNOWN:
-                    self._checks.clear()
-                known = self._checks[key.name] = file, Verification(facts.st_ctime)
+                if len(self._verified) >= _KNOWN:
+                    self._verified.clear()
+                known = self._verified[key.name] = file, Verification(status.st_ctime)
             return OpenEntry(os.dup(reader.fileno()), entry, b"", known[1])
 
     def hit(self, key: CacheKey, size: int) -> None:
@@ -134,89 +132,85 @@ class DiskCacheEngine:
         """Add one to a counter (see `users`), and *size* to the bytes saved."""
         if self._process != os.getpid():
             self._begin_in_child()
-        if self._torn:
-            return
-        opened = self._opened()
-        with self._counting:
-            self._counts[counter] += 1
-            self._counts[SAVED] += size
-            opened.member.save(self._counts)
+        if not self._torn:
+            self._opened()
+            self._user.count(counter, size)
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """The keys' generations."""
         with self._generations() as rows:
-            return [rows.load(key.name).generation for key in keys]
+            return [rows.load(key.name)[0] for key in keys]
 
-    def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedValue | None:
+    def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
         """Begin to take in content; see `engine.CacheEngine`."""
         del replacing
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
-        token = self._opened().member.token
-        return StagedValue(f"{self.directory}/staging/{token}-{os.urandom(8).hex()}", self.limit)
+        self._opened()
+        return StagedContent(self, f"{self._staging}/{self._user.token}-{os.urandom(8).hex()}", size)
 
-    def publish(self, offers: Sequence[tuple[Publication, int]]) -> None:
-        """Make the entries found, each if the generation beside it is still its key's. Others are evicted to make room."""
-        for offer, generation in offers:
-            self._publish(offer, generation)
+    def reserve(self, size: int, replacing: str | None = None) -> None:
+        """Nothing: python-diskcache makes room after it has stored."""
 
-    def _publish(self, offer: Publication, generation: int) -> None:
-        key, staged, entry = offer
-        assert isinstance(staged, StagedValue)
+    def release(self, size: int) -> None:
+        """Nothing, as was reserved."""
+
+    def publish(self, publications: Sequence[tuple[Publication, int]]) -> None:
+        """Make entries found, each if the generation beside it still is its key's. Others are evicted to make room."""
+        for publication, generation in publications:
+            self._publish(publication, generation)
+
+    def _publish(self, publication: Publication, generation: int) -> None:
+        name, staged = publication.key.name, publication.staged
         values = self._opened().values
-        tag = packed(entry._replace(crc=staged.crc))
+        tag = publication.entry._replace(crc=staged.crc).packed()
         with self._generations() as rows:
-            row = rows.load(key.name)
-            if rows.changing(row) or row.generation != generation:
+            now, writes = rows.load(name)
+            if writes or now != generation:
                 return
-            before = len(values) + (key.name not in values)
+            before = len(values) + (name not in values)
             with staged.reader() as reader:
-                values.set(key.name, reader, read=True, tag=tag, retry=True)
+                values.set(name, reader, read=True, tag=tag, retry=True)
             evicted = before - len(values)
         if evicted > 0:
-            with self._counting:
-                self._counts[EVICTIONS] += evicted
+            self._user.count(EVICTIONS, times=evicted)
 
     def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
-        """Drop the entries: a change of their objects begins."""
+        """Drop the entries, since their objects are about to be written."""
         values = self._opened().values
         with self._generations() as rows:
             mark = str(rows.next())
             generations = {}
             for key in keys:
-                row = rows.load(key.name)
-                rows.changing(row)
-                row.changes.append([self._opened().member.token, mark])
-                generations[key] = row.generation = rows.next()
-                rows.store(key.name, row)
+                _, writes = rows.load(key.name)
+                generations[key] = rows.next()
+                rows.store(key.name, generations[key], [*writes, [self._user.token, mark]])
                 values.delete(key.name, retry=True)
         return PendingWrite(mark, generations)
 
-    def end(self, change: PendingWrite, offer: Publication | None = None) -> dict[CacheKey, int]:
-        """The change is over; see `engine.CacheEngine`."""
-        alone = {}
+    def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
+        """The write is over; see `engine.CacheEngine`."""
+        generations = {}
         values = self._opened().values
         with self._generations() as rows:
-            for key, generation in change.generations.items():
+            for key, generation in write.generations.items():
                 values.delete(key.name, retry=True)
-                row = rows.load(key.name)
-                row.changes = [found for found in row.changes if found[1] != change.mark]
-                overlapped = rows.changing(row) or row.generation != generation
-                row.generation = rows.next()
-                rows.store(key.name, row)
+                now, writes = rows.load(key.name)
+                others = [found for found in writes if found[1] != write.mark]
+                overlapped = others or now != generation
+                now = rows.next()
+                rows.store(key.name, now, others)
                 if not overlapped:
-                    alone[key] = row.generation
-        if offer is not None and offer.key in alone:
-            self._publish(offer, alone[offer.key])
-        return alone
+                    generations[key] = now
+        if publication is not None and publication.key in generations:
+            self._publish(publication, generations[publication.key])
+        return generations
 
     def drop(self, key: CacheKey, stamp: int | None = None) -> None:
         """Forget the entry; with *stamp* only if it is that publication."""
         with self._generations() as rows:
             if stamp is None:
-                row = rows.load(key.name)
-                row.generation = rows.next()
-                rows.store(key.name, row)
+                rows.store(key.name, rows.next(), rows.load(key.name)[1])
             else:
                 found = self.find(key)
                 if found is not None:
@@ -226,7 +220,7 @@ class DiskCacheEngine:
             self._opened().values.delete(key.name, retry=True)
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
-        """Have the entry that was found be as if it had been fetched at *fetched*, if it is still there."""
+        """Set the time of fetching of the entry that was found, if it still is there."""
         values = self._opened().values
         with self._generations():
             now = self.find(key)
@@ -234,9 +228,8 @@ class DiskCacheEngine:
                 return
             with now.reader() as reader:
                 if now.entry.stamp == found.entry.stamp:
-                    values.set(
-                        key.name, reader, read=True, tag=renewed_tail(found.entry, fetched), retry=True
-                    )
+                    tag = found.entry._replace(fetched=fetched).packed()
+                    values.set(key.name, reader, read=True, tag=tag, retry=True)
 
     def clear(self, *, patient: bool = False) -> None:
         """Forget all entries; what is being fetched now is not published either. It always takes as long as it takes."""
@@ -249,49 +242,39 @@ class DiskCacheEngine:
         """What there is, and what all users have counted."""
         opened = self._opened()
         with self._changing, queued(opened.queue):
-            counters = self._bequeathed()
-            with self._counting:
-                counters = counters.plus(CacheCounters(*self._counts))
-            for other in users.others(self._members, opened.member.token):
-                counters = counters.plus(other)
+            counters = self._bequeathed().plus(self._user.counters())
         return CacheStats(int(opened.values.reset("size")), len(opened.values), counters)
 
     def check(self) -> CheckReport:
-        """Read everything, compare it with its checksum, and mend what is not right."""
+        """Read everything, verify its checksum, and repair what is not right."""
         values = self._opened().values
         entries = size = damaged = 0
         for name in list(values):
             with self._generations():
                 reader, tag = values.get(name, read=True, tag=True, retry=True)
-                whole = None
                 if reader is not None:
                     with reader:
-                        whole = _whole(reader, tag, name)
-                if whole is None:
+                        found = _size_if_whole(reader.fileno(), tag, name)
+                if reader is None or found is None:
                     damaged += values.delete(name, retry=True)
                 else:
                     entries += 1
-                    size += whole.size
+                    size += found
         warnings = values.check(fix=True, retry=True)
         return CheckReport(entries, size, damaged, len(warnings), 0)
 
     def close(self) -> None:
-        """Let go of files. Used again, it opens them again."""
+        """Close the files. Used again, it opens them again."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
             opened, self._open = self._open, None
             if opened is None:
                 return
-            with self._changing, queued(opened.queue), self._counting:
-                self._bequeath(CacheCounters(*self._counts))
-                self._counts[:] = [0] * len(self._counts)
-                opened.leave()
+            with self._changing, queued(opened.queue):
+                self._user.hand_over(self._bequeath)
+                self._user.leave()
             self._finalizer()
-
-    @property
-    def _members(self) -> str:
-        return f"{self.directory}/members"
 
     def _opened(self) -> DiskCacheFiles:
         if self._process != os.getpid():
@@ -309,28 +292,19 @@ class DiskCacheEngine:
     def _opening(self) -> DiskCacheFiles:
         Path(self.directory).mkdir(mode=0o700, parents=True, exist_ok=True)
         mark_format(self.directory, FORMAT)
-        for folder in ("members", "staging"):
-            Path(f"{self.directory}/{folder}").mkdir(exist_ok=True)
-        opened = DiskCacheFiles(self.directory, self.limit)
-        self._finalizer = weakref.finalize(self, opened.shut)
+        for folder in (self._members, self._staging):
+            Path(folder).mkdir(exist_ok=True)
+        opened = DiskCacheFiles(self.directory, self.limit, self._user)
+        self._finalizer = weakref.finalize(self, opened.close)
         try:
             with queued(opened.queue):
-                opened.join(self._members)
-                self._settle()
+                self._user.join()
+                dead = bury_dead(self._members, self._bequeath)
+                remove_dead(self._members, self._staging, dead)
         except BaseException:
             self._finalizer()
             raise
         return opened
-
-    def _settle(self) -> None:
-        """Clear up after those that are gone; the queue's lock is held."""
-        for token, counters in list(users.dead(self._members)):
-            self._bequeath(counters)
-            users.bury(self._members, token)
-        alive = set(os.listdir(self._members))
-        for name in os.listdir(f"{self.directory}/staging"):
-            if name.partition("-")[0] not in alive:
-                remove(f"{self.directory}/staging/{name}")
 
     @contextmanager
     def _generations(self) -> Iterator[GenerationRows]:
@@ -342,102 +316,36 @@ class DiskCacheEngine:
 
     def _bequeathed(self) -> CacheCounters:
         try:
-            data = Path(f"{self.directory}/counters").read_bytes()
+            return counters_in(Path(f"{self.directory}/counters").read_bytes())
         except FileNotFoundError:
             return CacheCounters()
-        return CacheCounters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else CacheCounters()
 
-    def _bequeath(self, counters: CacheCounters) -> None:
-        """Add to what those that are gone have counted; the queue's lock is held."""
-        Path(f"{self.directory}/counters").write_bytes(_COUNTERS.pack(*self._bequeathed().plus(counters)))
+    def _bequeath(self, _token: str, counters: CacheCounters) -> None:
+        """Add to what users that are gone have counted; the queue's lock is held."""
+        Path(f"{self.directory}/counters").write_bytes(self._bequeathed().plus(counters).packed())
 
-    def _begin(self) -> None:
+    def _begin(self, *, torn: bool) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._changing = threading.Lock()
-        self._counting = threading.Lock()
-        self._counts = [0] * len(CacheCounters())
+        self._user = CacheUser(self._members)
         self._open = None
-        self._torn = False
-        self._checks = {}
+        self._torn = torn
+        self._verified = {}
 
     def _begin_in_child(self) -> None:
-        opened, torn = self._open, self._torn
-        self._begin()
-        self._torn = torn or opened is not None
+        opened = self._open
+        self._begin(torn=self._torn or opened is not None)
         if opened is not None:
             self._finalizer()  # in this process, it closes no database
 
 
-class StagedValue:
-    """Content on its way into the cache (see `engine.StagedContent`).
-
-    Attributes:
-        size: bytes so far.
-        crc: CRC-32 of them.
-    """
-
-    def __init__(self, path: str, limit: int | None) -> None:
-        self.size = 0
-        self.crc = 0
-        self._limit = limit
-        self._path = path
-        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(path, flags, 0o666)
-
-    def write(self, data: Buffer, /) -> None:
-        """Append all of *data*.
-
-        Raises:
-            OverCacheLimitError: it is more than the cache may hold.
-        """
-        view = memoryview(data).cast("B")
-        if self._limit is not None and self.size + len(view) > self._limit:
-            raise OverCacheLimitError(f"more than {self._limit:,} bytes")
-        self.crc = zlib.crc32(view, self.crc)
-        self.size += len(view)
-        while view:
-            view = view[os.write(self._fd, view) :]
-
-    def fetch(self, download: Callable[[str], object]) -> None:
-        """Take in all of the content at once: *download* makes a file of it at the path that it is given."""
-        fd, self.size, self.crc = fetched(self._path, download)
-        os.close(self._fd)
-        self._fd = fd
-        if self._limit is not None and self.size > self._limit:
-            raise OverCacheLimitError(f"more than {self._limit:,} bytes")
-
-    def reader(self) -> BinaryIO:
-        """What was written."""
-        return open(self._path, "rb")
-
-    def found(self, entry: CacheEntry) -> OpenEntry:
-        """What was written, to be read although it is not published."""
-        return OpenEntry(os.dup(self._fd), entry)
-
-    def discard(self) -> None:
-        """Drop it; what is published has been copied."""
-        fd, self._fd = self._fd, -1
-        if fd >= 0:
-            os.close(fd)
-            with suppress(FileNotFoundError):
-                os.unlink(self._path)
-
-
-class GenerationRow:
-    """A key's generation, and the changes under way: [token, mark] of each."""
-
-    def __init__(self, generation: int, changes: list[Any]) -> None:
-        self.generation = generation
-        self.changes = changes
-
-
 class GenerationRows:
-    """The rows of generations, in a transaction."""
+    """The keys' generations and the writes under way, [token, mark] of each; in a transaction."""
 
-    def __init__(self, cache: diskcache.Cache, folder: str) -> None:
+    def __init__(self, cache: diskcache.Cache, members: str) -> None:
         self._cache = cache
-        self._folder = folder
+        self._members = members
 
     def next(self) -> int:
         """A number above all before."""
@@ -446,21 +354,19 @@ class GenerationRows:
         self._cache.set("counter", number)
         return number
 
-    def load(self, name: str) -> GenerationRow:
-        """The key's row."""
+    def load(self, name: str) -> tuple[int, list[list[str]]]:
+        """The key's generation, and the writes of users that live."""
         floor = self._cache.get("floor", default=0)
         text = self._cache.get(name)
-        generation, changes = json.loads(text) if isinstance(text, str) else (0, [])
-        return GenerationRow(max(generation, floor if isinstance(floor, int) else 0), changes)
+        generation, writes = json.loads(text) if isinstance(text, str) else (0, [])
+        return (
+            max(generation, floor if isinstance(floor, int) else 0),
+            [write for write in writes if is_alive(self._members, write[0])],
+        )
 
-    def store(self, name: str, row: GenerationRow) -> None:
+    def store(self, name: str, generation: int, writes: list[list[str]]) -> None:
         """Keep the row, for a day after its last change."""
-        self._cache.set(name, json.dumps([row.generation, row.changes]), expire=_REMEMBERED)
-
-    def changing(self, row: GenerationRow) -> bool:
-        """Whether somebody changes the object; those that are gone do not any more."""
-        row.changes = [found for found in row.changes if users.is_alive(self._folder, found[0])]
-        return bool(row.changes)
+        self._cache.set(name, json.dumps([generation, writes]), expire=_REMEMBERED)
 
     def raise_floor(self) -> None:
         """Begin another generation of all keys."""
@@ -468,61 +374,37 @@ class GenerationRows:
 
 
 class DiskCacheFiles:
-    """The open files of a cache."""
+    """The open files of a cache; closing them leaves the user's for others to find."""
 
-    def __init__(self, directory: str, limit: int | None) -> None:
-        library = _library()
-        disk = _disk()
+    def __init__(self, directory: str, limit: int | None, user: CacheUser) -> None:
         self._process = os.getpid()
-        self._member: CacheUser | None = None
+        self._user = user
+        cache = functools.partial(_library().Cache, timeout=_TIMEOUT, disk=_disk())
         # As measured for an LRU that holds its limit best (design, "Cache").
-        self.values: diskcache.Cache = library.Cache(
+        self.values: diskcache.Cache = cache(
             f"{directory}/values",
-            timeout=_TIMEOUT,
-            disk=disk,
             eviction_policy="least-recently-used",
             size_limit=_NO_LIMIT if limit is None else limit,
             disk_min_file_size=0,
             cull_limit=10,
         )
-        self.generations: diskcache.Cache = library.Cache(
+        self.generations: diskcache.Cache = cache(
             f"{directory}/generations",
-            timeout=_TIMEOUT,
-            disk=disk,
             eviction_policy="none",
             size_limit=_NO_LIMIT,
             disk_min_file_size=1 << 20,
         )
         self.queue = os.open(f"{directory}/queue", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
 
-    @property
-    def member(self) -> CacheUser:
-        """This user of the cache."""
-        assert self._member is not None
-        return self._member
-
-    def join(self, folder: str) -> None:
-        """Become a member; the queue's lock is held."""
-        self._member = CacheUser(folder)
-
-    def leave(self) -> None:
-        """Remove the member's file; the queue's lock is held."""
-        self.member.leave()
-
-    def shut(self) -> None:
-        """Close all files; the member's is left for others to find. In a forked child only its descriptors."""
+    def close(self) -> None:
+        """Close all files; in a forked child only the descriptors."""
         if self._process == os.getpid():
             # This thread's connections. Those of others, which only they may close, go with these objects.
             self.values.close()
             self.generations.close()
         else:
             inherited().append(self)
-        self.abandon()
-
-    def abandon(self) -> None:
-        """Close the descriptors, and nothing else."""
-        if self._member is not None:
-            self._member.abandon()
+        self._user.abandon()
         queue, self.queue = self.queue, -1
         if queue >= 0:
             os.close(queue)
@@ -572,13 +454,12 @@ def _disk() -> Any:
     return PlainDisk
 
 
-def _whole(reader: BinaryIO, tag: object, name: str) -> CacheEntry | None:
-    """The entry, all of whose content was read and compared; None if it is damaged."""
-    size = os.fstat(reader.fileno()).st_size
-    entry = unpacked(tag, size + len(tag)) if isinstance(tag, bytes) else None
+def _size_if_whole(fd: int, tag: object, name: str) -> int | None:
+    """The size of a value whose content matches its checksum; None if it is damaged."""
+    entry = unpacked(tag, os.fstat(fd).st_size + len(tag)) if isinstance(tag, bytes) else None
     if entry is None or key_of(entry.label).name != name:
         return None
-    crc = 0
-    while piece := reader.read(CHUNK):
-        crc = zlib.crc32(piece, crc)
-    return entry if crc == entry.crc else None
+    try:
+        return entry.size if crc_of(fd, entry.size) == entry.crc else None
+    except TruncatedEntryError:
+        return None

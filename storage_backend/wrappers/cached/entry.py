@@ -1,31 +1,32 @@
-"""CacheEntry: what a cache knows of the bytes that it keeps, and how both stand in one file.
+"""CacheEntry: the metadata of a cached content, and the file format that holds both.
 
-A file is the content, which begins at its first byte, then the label and the etag, then a fixed record that ends the
-file:
+A file is the content, which begins at its first byte, then the label and the etag, then a fixed record that ends the file:
 
     magic      8 bytes  "sb-blob1"
     size       u64      of the content, in bytes
-    fetched    f64      when the bytes were the backend's: seconds since the epoch
-    modified   f64      the object's own time then, as seconds since the epoch; NaN where it proves nothing
-    stamp      u64      of this publication
+    fetched    f64      when the content was read from the backend: seconds since the epoch
+    modified   f64      the object's modification time, as seconds since the epoch; NaN where it proves nothing
+    stamp      u64      unique to this publication
     label      u16      its length in bytes
     etag       u16      its length in bytes; 65535 where there is none
-    note       u8       1 if the content is not the object's, but what is known of it
+    note       u8       1 for a version note (see `ranges`) instead of an object's content
     content    u32      CRC-32 of the content
     record     u32      CRC-32 of label, etag and all of the record before this
 
-all little-endian. A file that was cut, or never finished, does not end with a record that fits its length.
+all little-endian. The record is last, so that a file that was truncated, or never finished, is not taken for an entry.
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import os
+import re
 import struct
 import time
 import zlib
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 from typing_extensions import Buffer, override
 
@@ -37,28 +38,51 @@ _RECORD = struct.Struct("<8sQddQHHBI")
 _SUM = struct.Struct("<I")
 _FIXED = _RECORD.size + _SUM.size
 _NO_ETAG = 0xFFFF
-LONGEST_ETAG = 4 << 10  # bytes; a longer one is not kept, and the object read again instead
-_SMALL = 64 << 10  # bytes; read by one call, with the record
-_TAIL = 2 << 10  # bytes, which nearly every label, etag and record fit into
-_BUFFER = 64 << 10  # bytes of a reader: the file is at hand, and who seeks needs no more
-GOOD_FOR = 60.0  # seconds that a comparison counts for `content`
+LONGEST_ETAG = 4 << 10  # bytes; an object with a longer one cannot be revalidated, and is read again instead
+_SMALL = 64 << 10  # bytes; smaller files are read in one call, record included
+_TAIL = 2 << 10  # bytes, enough for nearly every label, etag and record
+_BUFFER = 64 << 10  # bytes of a reader; the file is local, so a larger buffer only costs seeks
+GOOD_FOR = 60.0  # seconds that a verified checksum is trusted
 _NEVER = -math.inf
-_TICK = 0.1  # seconds; the times of files advance in steps of up to 10 ms
+_TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
+_NAME = re.compile("[0-9a-f]{32}")
+
+
+class CacheKey(NamedTuple):
+    """Identifies an entry.
+
+    Attributes:
+        label: namespace and identifier; stored in the entry, and compared when it is found.
+        name: hexadecimal digest of the label: the name of its file and its rows.
+    """
+
+    label: bytes
+    name: str
+
+
+def key_of(label: bytes) -> CacheKey:
+    """The key of a label."""
+    return CacheKey(label, hashlib.blake2b(label, digest_size=16).hexdigest())
+
+
+def is_name(text: str) -> bool:
+    """Whether *text* has the form of a key's name."""
+    return _NAME.fullmatch(text) is not None
 
 
 class CacheEntry(NamedTuple):
-    """What is known of a cached content.
+    """The metadata of a cached content.
 
     Attributes:
-        label: what it is the content of, in bytes.
+        label: of its key.
         size: of the content, in bytes.
-        fetched: when the bytes were the backend's, in seconds since the epoch.
-        etag: the backend's, where it told.
-        modified: the object's own time, in seconds since the epoch; only where it proves that nothing changed.
-        stamp: tells one publication from another.
+        fetched: when the content was read from the backend, in seconds since the epoch.
+        etag: the backend's, where it gave one.
+        modified: the object's modification time, in seconds since the epoch; only where it proves "unchanged".
+        stamp: unique to this publication.
         crc: CRC-32 of the content; 0 until it is published.
-        note: whether the content is not the object's, but what is known of it (see `ranges`).
+        note: whether this is a version note (see `ranges`), not an object's content.
     """
 
     label: bytes
@@ -70,31 +94,36 @@ class CacheEntry(NamedTuple):
     crc: int = 0
     note: bool = False
 
+    def packed(self) -> bytes:
+        """What follows the content in a file."""
+        etag = b"" if self.etag is None else self.etag.encode("utf-8", "surrogateescape")
+        length = _NO_ETAG if self.etag is None or len(etag) > LONGEST_ETAG else len(etag)
+        head = self.label + (b"" if length == _NO_ETAG else etag)
+        head += _RECORD.pack(
+            MAGIC,
+            self.size,
+            self.fetched,
+            math.nan if self.modified is None else self.modified,
+            self.stamp,
+            len(self.label),
+            length,
+            self.note,
+            self.crc,
+        )
+        return head + _SUM.pack(zlib.crc32(head))
 
-def packed(entry: CacheEntry) -> bytes:
-    """What follows the content in a file."""
-    etag = b"" if entry.etag is None else entry.etag.encode("utf-8", "surrogateescape")
-    length = _NO_ETAG if entry.etag is None or len(etag) > LONGEST_ETAG else len(etag)
-    head = entry.label + (b"" if length == _NO_ETAG else etag)
-    head += _RECORD.pack(
-        MAGIC,
-        entry.size,
-        entry.fetched,
-        math.nan if entry.modified is None else entry.modified,
-        entry.stamp,
-        len(entry.label),
-        length,
-        entry.note,
-        entry.crc,
-    )
-    return head + _SUM.pack(zlib.crc32(head))
+    def record_at(self, fetched: float) -> tuple[int, bytes]:
+        """The offset of the fixed record in a file, and that record with another time of fetching."""
+        tail = self._replace(fetched=fetched).packed()
+        start = len(tail) - _FIXED
+        return self.size + start, tail[start:]
 
 
 def unpacked(tail: bytes, length: int) -> CacheEntry | None:
-    """The entry at the end of a file of *length* bytes, of which *tail* is the end; None if there is no whole one there.
+    """The entry of a file of *length* bytes that ends in *tail*; None if its record is incomplete or damaged.
 
     Raises:
-        LongerTailNeededError: the tail is too short to tell.
+        LongerTailNeededError: the tail is shorter than label, etag and record.
     """
     if len(tail) < _FIXED:
         return None
@@ -127,14 +156,14 @@ class TruncatedEntryError(UnavailableError):
 
 
 class CorruptEntryError(UnavailableError):
-    """A cached file has other bytes than were stored."""
+    """The content of a cached file does not match its checksum."""
 
 
 class LongerTailNeededError(Exception):
     """A longer tail is needed.
 
     Attributes:
-        size: how much of it, in bytes.
+        size: how many bytes.
     """
 
     def __init__(self, size: int) -> None:
@@ -143,13 +172,13 @@ class LongerTailNeededError(Exception):
 
 
 class Verification:
-    """When this process has last compared the content of one file with its checksum.
+    """Until when this process trusts the content of one file, whose checksum it has verified.
 
     Args:
         written: when the file was last written to, in seconds since the epoch.
 
     Attributes:
-        good_until: what `time.monotonic` must not have passed for the content to be taken for right once more.
+        good_until: on the clock of `time.monotonic`.
     """
 
     __slots__ = ("_written", "good_until")
@@ -159,71 +188,66 @@ class Verification:
         self.good_until = _NEVER
 
     def mark(self) -> None:
-        """It was compared, and is right."""
-        # What is written to in the same tick of the clock looks like the same file.
+        """The checksum was verified just now."""
+        # A write within the same clock tick would leave the same file time, and go unnoticed.
         if time.time() - self._written > _TICK:
             self.good_until = time.monotonic() + GOOD_FOR
 
 
 class OpenEntry:
-    """A cached content, held open: whoever has one closes it, or takes a reader that does.
+    """An entry whose file is open. Whoever gets one closes it, or takes its reader.
 
     Args:
         fd: of the file; this owns it.
-        entry: at its end.
+        entry: at the file's end.
         head: the beginning of the file, if it was read already.
-        checked: of the file; None if this process has just written it.
+        verified: of the file; None if this process has just written it.
     """
 
-    __slots__ = ("_checked", "_fd", "_head", "entry")
+    __slots__ = ("_fd", "_head", "_verified", "entry")
 
     def __init__(
-        self, fd: int, entry: CacheEntry, head: bytes = b"", checked: Verification | None = None
+        self, fd: int, entry: CacheEntry, head: bytes = b"", verified: Verification | None = None
     ) -> None:
         self._fd = fd
         self.entry = entry
         self._head = head
-        self._checked = checked
+        self._verified = verified
 
     def content(self) -> bytes:
-        """All of it, compared with its checksum if that was not done in the last minute.
+        """The whole content; the file is closed. Its checksum is verified unless that was done in the last minute.
 
         Raises:
-            OSError: it cannot be read, is shorter than it was (TruncatedEntryError), or not what was stored (CorruptEntryError).
+            OSError: it cannot be read, is truncated (TruncatedEntryError) or corrupt (CorruptEntryError).
         """
         size = self.entry.size
-        if self._head:
-            found = self._head[:size]
-        else:
-            found = os.pread(self._fd, min(size, _READ_MOST), 0)
-            if len(found) != size:
-                found = _pread(self._fd, size, 0, found)
-        checked = self._checked
-        if checked is not None and checked.good_until < time.monotonic():
-            self._compare(zlib.crc32(found))
-        return found
+        try:
+            if self._head:
+                found = self._head[:size]
+            else:
+                found = os.pread(self._fd, min(size, _READ_MOST), 0)
+                if len(found) != size:
+                    found = _pread(self._fd, size, 0, found)
+            verified = self._verified
+            if verified is not None and verified.good_until < time.monotonic():
+                self._compare(zlib.crc32(found))
+            return found
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
-    def check(self) -> None:
-        """Compare the content with its checksum, if this process has not yet; in bounded memory.
+    def whole(self) -> Self:
+        """This entry, after its checksum is verified, unless this process has done so before; in bounded memory.
 
         Raises:
-            OSError: see `content`.
+            OSError: see `content`; the file is closed then.
         """
-        checked = self._checked
-        if checked is None or checked.good_until != _NEVER:
-            return
-        crc = position = 0
-        while position < self.entry.size:
-            piece = _pread(self._fd, min(CHUNK, self.entry.size - position), position)
-            crc = zlib.crc32(piece, crc)
-            position += len(piece)
-        self._compare(crc)
-
-    def _compare(self, crc: int) -> None:
-        if crc != self.entry.crc:
-            raise CorruptEntryError("a cached file has other bytes than were stored")
-        if self._checked is not None:
-            self._checked.mark()
+        try:
+            self._verify()
+        except OSError:
+            self.close()
+            raise
+        return self
 
     def piece(self, start: int, end: int | None) -> bytes:
         """The bytes of [start, end), clamped.
@@ -231,7 +255,7 @@ class OpenEntry:
         Raises:
             OSError: see `content`.
         """
-        self.check()
+        self._verify()
         size = self.entry.size
         end = size if end is None else min(end, size)
         if start >= end:
@@ -239,7 +263,7 @@ class OpenEntry:
         return self._head[start:end] if self._head else _pread(self._fd, end - start, start)
 
     def reader(self) -> BinaryIO:
-        """A seekable reader of the file itself; this is closed with it."""
+        """A seekable reader of the content, which takes over the file."""
         raw = EntryContentReader(self._fd, self.entry.size)
         self._fd = -1
         return io.BufferedReader(raw, _BUFFER)
@@ -254,31 +278,60 @@ class OpenEntry:
         if fd >= 0:
             os.close(fd)
 
+    def _verify(self) -> None:
+        verified = self._verified
+        if verified is not None and verified.good_until == _NEVER:
+            self._compare(crc_of(self._fd, self.entry.size))
 
-def found_in(fd: int, label: bytes, length: int, checked: Verification) -> OpenEntry | None:
-    """The content in an open file of *length* bytes, which this takes over; None (and the file closed) if it is not whole, or another's."""
+    def _compare(self, crc: int) -> None:
+        if crc != self.entry.crc:
+            raise CorruptEntryError("the content of a cached file does not match its checksum")
+        if self._verified is not None:
+            self._verified.mark()
+
+
+def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> OpenEntry | None:
+    """The entry of an open file of *length* bytes, which this takes over.
+
+    Returns:
+        None, and the file is closed, if it is incomplete, damaged, or of another label.
+    """
     try:
         if length <= _SMALL:
             head = os.pread(fd, _SMALL, 0)
             entry = unpacked(head, len(head))
         else:
             head = b""
-            entry = _large(fd, length)
+            entry = _entry_at_end(fd, length)
     except OSError:
         os.close(fd)
         raise
     if entry is None or entry.label != label:
         os.close(fd)
         return None
-    return OpenEntry(fd, entry, head, checked)
+    return OpenEntry(fd, entry, head, verified)
 
 
 def entry_of(fd: int) -> CacheEntry | None:
-    """The entry of an open file, whichever it is; None if there is no whole one."""
-    return _large(fd, os.fstat(fd).st_size)
+    """The entry of an open file, whatever its label; None if it is incomplete or damaged."""
+    return _entry_at_end(fd, os.fstat(fd).st_size)
 
 
-def _large(fd: int, length: int) -> CacheEntry | None:
+def crc_of(fd: int, size: int) -> int:
+    """CRC-32 of the first *size* bytes of a file.
+
+    Raises:
+        OSError: they cannot be read, or the file is shorter (TruncatedEntryError).
+    """
+    crc = position = 0
+    while position < size:
+        piece = _pread(fd, min(CHUNK, size - position), position)
+        crc = zlib.crc32(piece, crc)
+        position += len(piece)
+    return crc
+
+
+def _entry_at_end(fd: int, length: int) -> CacheEntry | None:
     tail = min(_TAIL, length)
     while True:
         try:
@@ -288,6 +341,7 @@ def _large(fd: int, length: int) -> CacheEntry | None:
 
 
 def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
+    """Exactly *size* bytes, of which *begun* were read before."""
     pieces = [begun]
     have = len(begun)
     while have < size:
@@ -351,15 +405,3 @@ class EntryContentReader(io.RawIOBase):
             super().close()
             if fd >= 0:
                 os.close(fd)
-
-
-def renewed_tail(entry: CacheEntry, fetched: float) -> bytes:
-    """What follows the content of an entry that was fetched at another time."""
-    return packed(entry._replace(fetched=fetched))
-
-
-def renewed(entry: CacheEntry, fetched: float) -> tuple[int, bytes]:
-    """Where in its file, and with what, an entry is overwritten to have been fetched at another time."""
-    tail = renewed_tail(entry, fetched)
-    start = len(tail) - _FIXED
-    return entry.size + start, tail[start:]

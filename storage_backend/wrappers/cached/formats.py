@@ -1,4 +1,4 @@
-"""Formats: an empty file in the directory of a cache says by its name how the rest is laid out, and survives being cut."""
+"""Formats: an empty file in the directory of a cache says by its name which layout the directory has; truncating it does no harm."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ _MARK = "format."
 
 
 def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> None:
-    """Look at the directory of a cache before it is used, which creates it if it is not there.
+    """Check the directory of a cache before its first use, which creates it.
 
     Args:
         directory: of the cache.
-        known: the format that it must have, if it has any.
-        warn: is told why it cannot be made use of now.
+        known: the format that is asked for.
+        warn: is told why the directory cannot be used now.
 
     Raises:
         ConfigurationError: something else is in its place, or it is of another format.
@@ -47,12 +47,12 @@ def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> 
 
 
 def _is_there(path: Path) -> bool:
-    """Whether there is anything; a link that leads nowhere is something."""
+    """Whether the path exists, if only as a dangling link."""
     return path.exists() or path.is_symlink()
 
 
 def check_format(directory: str, known: str) -> None:
-    """Refuse a cache that is not of the format *known*. A directory without any is no cache yet.
+    """Raise if the directory is a cache of another format than *known*. One without a format is no cache yet.
 
     Raises:
         ConfigurationError: it is of another.
@@ -67,7 +67,7 @@ def check_format(directory: str, known: str) -> None:
 
 
 def mark_format(directory: str, known: str) -> None:
-    """Say that the directory is a cache of the format *known*.
+    """Mark the directory as a cache of the format *known*.
 
     Raises:
         ConfigurationError: it is of another.
@@ -79,7 +79,7 @@ def mark_format(directory: str, known: str) -> None:
 
 
 def formats_in(directory: str) -> list[str]:
-    """The formats that a directory says it has: none, or one.
+    """The formats that a directory is marked with: none, or one.
 
     Raises:
         OSError: it cannot be listed.

@@ -1,15 +1,17 @@
-"""BlobIndex: the SQLite file beside the blobs: sizes, order of use, and generations.
+"""The index of a blob cache, in SQLite, and the small files that make its transactions safe to kill.
 
-SQLite's own locks are polled; so each transaction is first queued for by a lock on another file, and finds the database
-free. Where such locks do not work, SQLite's do.
+    index.db    sizes, order of use, and generations
+    queue       locked by whoever runs a transaction
+    intent      write-ahead record: a number above all that were committed before (u64), how many names follow (u32), the names
+                of the entries that the transaction under way is about to name or unlink (32 bytes each), CRC-32 (u32)
+    latest      upper bound of all generations (u64), to be read without a transaction; CRC-32 (u32)
 
-The row of an evicted entry is kept (without a size) if its generation is above the floor, since a fill that began before the
-last change must still be refused. When too many such rows have gathered, they are dropped and the floor, which is the
+All numbers are little-endian. SQLite's own locks are polled, so each transaction first waits for the lock of `queue`, and then
+finds the database free. Where such locks do not work, SQLite's do.
+
+An evicted entry's row is kept as a tombstone (without a size) if its generation is above the floor, since a fetch that began before
+the last write must still be refused. When there are too many tombstones they are dropped, and the floor, which is the
 generation of all keys without a row, is raised above them.
-
-The journal is an ordinary one, not a write-ahead log: that log's index is mapped into memory, and whoever cuts that file short
-(a cleaner of caches, say) would end every process that uses it. Nothing is synced: after a kill the kernel has all of it,
-and after a loss of power the totals are counted anew, or the index is built anew.
 """
 
 from __future__ import annotations
@@ -17,19 +19,28 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
+import struct
 import time
-from collections.abc import Callable, Iterable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
-from storage_backend.wrappers.cached.latest import HighestGeneration
+from storage_backend.wrappers.cached.entry import is_name
 from storage_backend.wrappers.cached.users import CacheCounters
 
+if TYPE_CHECKING:
+    from storage_backend.wrappers.cached.recovery import BlobRecovery
+
+EVERYTHING = "*" * 32  # in the write-ahead record: all entries
 BUSY = 60.0  # seconds that SQLite waits for another's transaction where the queue does not work
-_GRAVES = 10_000  # rows without an entry before they are dropped; each has some 50 bytes
+_NAME = 32  # bytes
+_HEAD = struct.Struct("<QI")
+_MOST_NAMES = 1 << 20  # a larger number is damage
+_TOMBSTONES = 10_000  # that are kept; each has some 50 bytes
 _VICTIMS = 16  # rows looked at a time when room is made
-# What a file that is no database, or half of one, makes SQLite say (sqlite3.h).
+# What SQLite says of a file that is no database, or half of one (sqlite3.h).
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column", "corrupt")
 _SCHEMA = """
 CREATE TABLE entries (
@@ -46,11 +57,11 @@ CREATE TABLE state (
 
 
 class CorruptIndexError(Exception):
-    """The file is no index, or half of one: to be made anew from the blobs."""
+    """The file is no index, or half of one: it must be rebuilt from the blobs."""
 
 
 class IndexReplacedError(Exception):
-    """The file is another one now, or none: to be opened again."""
+    """The file at the index's path is another one now, or none: it must be opened again."""
 
 
 @dataclass
@@ -60,45 +71,45 @@ class IndexState:
     Attributes:
         counter: gives generations and the order of use; it only grows.
         floor: the generation of every key without a row.
-        size: content bytes of all entries, and of what is reserved.
+        size: content bytes of all entries, and those reserved.
         count: entries.
-        graves: rows without an entry.
+        graves: tombstones: rows without an entry.
         hits, misses, expired, evictions, bytes_saved: of users that are gone.
-        boot: of the machine, in which this was last opened; "" where it cannot be told.
+        boot: of the machine, in which this was last opened; "" where that is unknown.
         trusted_since: see `CacheEngine`.
     """
 
     counter: int
     floor: int
-    size: int
-    count: int
-    graves: int
-    hits: int
-    misses: int
-    expired: int
-    evictions: int
-    bytes_saved: int
-    boot: str
-    trusted_since: float
+    size: int = 0
+    count: int = 0
+    graves: int = 0
+    hits: int = 0
+    misses: int = 0
+    expired: int = 0
+    evictions: int = 0
+    bytes_saved: int = 0
+    boot: str = ""
+    trusted_since: float = 0.0
 
     def next(self) -> int:
         """The next number."""
         self.counter += 1
         return self.counter
 
-    def bequeath(self, counters: CacheCounters) -> None:
-        """Add what one that is gone has counted."""
-        self.hits += counters.hits
-        self.misses += counters.misses
-        self.expired += counters.expired
-        self.evictions += counters.evictions
-        self.bytes_saved += counters.bytes_saved
+    def values(self) -> tuple[object, ...]:
+        """The columns of the row."""
+        return tuple(self.__dict__.values())
+
+    def counters(self) -> CacheCounters:
+        """What users that are gone have counted."""
+        return CacheCounters(self.hits, self.misses, self.expired, self.evictions, self.bytes_saved)
 
 
-_COLUMNS = ", ".join(field.name for field in fields(IndexState))
-_UPDATE = f"UPDATE state SET {', '.join(f'{field.name} = ?' for field in fields(IndexState))}"  # noqa: S608 - of our own names
-
-
+_NAMES = tuple(field.name for field in fields(IndexState))
+_COLUMNS = ", ".join(_NAMES)
+_STATE = f"SELECT {_COLUMNS} FROM state"  # noqa: S608 - our own names
+_UPDATE = f"UPDATE state SET {', '.join(f'{name} = ?' for name in _NAMES)}"  # noqa: S608 - our own names
 _ROW = "SELECT size, used, generation FROM entries WHERE name = ?"
 # One statement, since a statement takes longer than a row.
 _STORE = (
@@ -112,18 +123,36 @@ IndexRow: TypeAlias = tuple[int, int | None, int]  # size, used, generation
 class IndexTransaction:
     """One transaction.
 
-    Attributes:
+    Args:
+        connection: of the index.
         state: as it is in it.
-        token: whose it is.
-        committed: the counter of the last transaction that was committed.
+        token: of the user that runs it.
+        intent: descriptor of the write-ahead record; None if nothing is to be recorded.
+
+    Attributes:
+        state, token: as given.
+        after_commit: what is called after the commit.
     """
 
-    def __init__(self, connection: sqlite3.Connection, state: IndexState, token: str) -> None:
+    def __init__(
+        self, connection: sqlite3.Connection, state: IndexState, token: str, intent: int | None
+    ) -> None:
         self._connection = connection
+        self._execute = connection.execute
+        self._intent = intent
+        self._intended: dict[str, None] = {}
         self.state = state
         self.token = token
-        self.committed = state.counter
+        self.after_commit: list[Callable[[], object]] = []
         self._rows: dict[str, IndexRow | None] = {}  # that were looked at, and not changed since
+
+    def intend(self, names: Collection[str]) -> None:
+        """Record the entries whose files this transaction is about to name or unlink, before it does (write-ahead)."""
+        if self._intent is None or self._intended.keys() >= set(names):
+            return
+        self._intended.update(dict.fromkeys(names))
+        data = _HEAD.pack(self.state.next(), len(self._intended)) + "".join(self._intended).encode()
+        os.pwrite(self._intent, _summed(data), 0)
 
     def generation(self, name: str) -> int:
         """The key's generation."""
@@ -131,7 +160,7 @@ class IndexTransaction:
         return self.state.floor if row is None else row[2]
 
     def raise_generation(self, name: str) -> int:
-        """Begin another generation; the key has no entry in it yet.
+        """Begin another generation, in which the key has no entry yet.
 
         Returns:
             It.
@@ -139,25 +168,19 @@ class IndexTransaction:
         generation = self.state.next()
         self._take_out(name)
         self.state.graves += 1
-        self._connection.execute(_STORE, (name, 0, generation, None))
+        self._execute(_STORE, (name, 0, generation, None))
         return generation
 
-    def store(self, name: str, size: int) -> None:
-        """Put the key's entry in."""
-        self._store(name, size, self.generation(name))
-
-    def store_anew(self, name: str, size: int) -> int:
-        """Begin another generation, and put the key's entry in.
-
-        Returns:
-            The generation.
-        """
-        generation = self.state.next()
-        self._store(name, size, generation)
-        return generation
+    def store(self, name: str, size: int, generation: int | None = None) -> None:
+        """Put the key's entry in, in its generation or in another one."""
+        generation = self.generation(name) if generation is None else generation
+        self._take_out(name)
+        self._execute(_STORE, (name, size, generation, self.state.next()))
+        self.state.size += size
+        self.state.count += 1
 
     def forget(self, name: str) -> bool:
-        """Take the key's entry out; its generation stays what it is.
+        """Take the key's entry out; its generation stays.
 
         Returns:
             Whether there was one.
@@ -167,28 +190,27 @@ class IndexTransaction:
             return False
         self._take_out(name)
         if row[2] <= self.state.floor:
-            self._connection.execute("DELETE FROM entries WHERE name = ?", (name,))
+            self._execute("DELETE FROM entries WHERE name = ?", (name,))
         else:
-            self._connection.execute(_STORE, (name, 0, row[2], None))
+            self._execute(_STORE, (name, 0, row[2], None))
             self.state.graves += 1
         return row[1] is not None
 
-    def _store(self, name: str, size: int, generation: int) -> None:
-        self._take_out(name)
-        self._connection.execute(_STORE, (name, size, generation, self.state.next()))
-        self.state.size += size
-        self.state.count += 1
+    def has(self, name: str) -> bool:
+        """Whether there is such an entry."""
+        row = self._row(name)
+        return row is not None and row[1] is not None
 
     def _row(self, name: str) -> IndexRow | None:
         try:
             return self._rows[name]
         except KeyError:
-            row: IndexRow | None = self._connection.execute(_ROW, (name,)).fetchone()
+            row: IndexRow | None = self._execute(_ROW, (name,)).fetchone()
             self._rows[name] = row
             return row
 
     def _take_out(self, name: str) -> None:
-        """Take the key's row out of the totals: it is about to be another one."""
+        """Subtract the key's row from the totals: it is about to be replaced."""
         row = self._row(name)
         del self._rows[name]
         if row is None:
@@ -201,8 +223,16 @@ class IndexTransaction:
 
     def oldest(self) -> list[str]:
         """Some of the entries, the least recently used first."""
-        rows = self._connection.execute(
+        rows = self._execute(
             "SELECT name FROM entries WHERE used IS NOT NULL ORDER BY used LIMIT ?", (_VICTIMS,)
+        )
+        return [name for (name,) in rows]
+
+    def names(self, after: str, limit: int) -> list[str]:
+        """The next entries in the order of their names."""
+        rows = self._execute(
+            "SELECT name FROM entries WHERE name > ? AND used IS NOT NULL ORDER BY name LIMIT ?",
+            (after, limit),
         )
         return [name for (name,) in rows]
 
@@ -219,7 +249,7 @@ class IndexTransaction:
         """Count *size* bytes more (or fewer) that this user is about to store."""
         if not size:
             return
-        self._connection.execute(
+        self._execute(
             "INSERT INTO staged (token, size) VALUES (?, ?) "
             "ON CONFLICT (token) DO UPDATE SET size = size + excluded.size",
             (self.token, size),
@@ -227,169 +257,245 @@ class IndexTransaction:
         self.state.size += size
 
     def reserved(self) -> int:
-        """How many bytes all users are about to store."""
-        row = self._connection.execute("SELECT coalesce(sum(size), 0) FROM staged").fetchone()
-        return int(row[0])
+        """How many bytes all users have reserved."""
+        return int(self._execute("SELECT coalesce(sum(size), 0) FROM staged").fetchone()[0])
 
     def bury(self, token: str, counters: CacheCounters) -> None:
-        """Take over what one that is gone has left: counts and reservations."""
-        self.state.bequeath(counters)
-        row = self._connection.execute("SELECT size FROM staged WHERE token = ?", (token,)).fetchone()
+        """Add the counters of a user that is gone, and drop its reservation."""
+        state = self.state
+        sums = state.counters().plus(counters)
+        state.hits, state.misses, state.expired, state.evictions, state.bytes_saved = sums
+        row = self._execute("SELECT size FROM staged WHERE token = ?", (token,)).fetchone()
         if row is not None:
-            self.state.size -= row[0]
-            self._connection.execute("DELETE FROM staged WHERE token = ?", (token,))
+            state.size -= row[0]
+            self._execute("DELETE FROM staged WHERE token = ?", (token,))
 
     def clear(self) -> None:
         """Forget all entries, and refuse what is being fetched now."""
-        self._connection.execute("DELETE FROM entries")
+        self._execute("DELETE FROM entries")
         self._rows = {}
         self.state.floor = self.state.next()
         self.state.size = self.reserved()
         self.state.count = self.state.graves = 0
 
-    def names(self, after: str, limit: int) -> list[str]:
-        """The next entries in the order of their names."""
-        rows = self._connection.execute(
-            "SELECT name FROM entries WHERE name > ? AND used IS NOT NULL ORDER BY name LIMIT ?",
-            (after, limit),
-        )
-        return [name for (name,) in rows]
-
-    def has(self, name: str) -> bool:
-        """Whether there is such an entry."""
-        row = self._row(name)
-        return row is not None and row[1] is not None
-
     def recount(self) -> None:
-        """Take the totals from the entries: the machine has been off, and nothing is reserved or under way."""
-        self._connection.execute("DELETE FROM staged")
+        """Take the totals from the entries, after a reboot: nothing is reserved or under way."""
+        self._execute("DELETE FROM staged")
         self.state.counter = max(self.state.counter, time.time_ns())
-        self.state.size, self.state.count, self.state.graves = self._connection.execute(
+        self.state.size, self.state.count, self.state.graves = self._execute(
             "SELECT coalesce(sum(size), 0), count(used), count(*) - count(used) FROM entries"
         ).fetchone()
 
     def finish(self) -> None:
-        """Store the state, which has changed, and drop graves if there are too many."""
-        if self.state.graves > _GRAVES and self.state.graves > self.state.count // 4:
-            self.state.floor = self.state.next()
-            self._connection.execute("DELETE FROM entries WHERE used IS NULL")
-            self.state.graves = 0
-        self._connection.execute(_UPDATE, [getattr(self.state, name) for name in _NAMES])
+        """Store the state, which has changed, and drop tombstones if there are too many."""
+        state = self.state
+        if state.graves > _TOMBSTONES and state.graves > state.count // 4:
+            state.floor = state.next()
+            self._execute("DELETE FROM entries WHERE used IS NULL")
+            state.graves = 0
+        self._execute(_UPDATE, state.values())
 
 
-_NAMES = tuple(field.name for field in fields(IndexState))
-
-
-class BlobIndex:
-    """The open file. Used by one thread at a time.
+class IndexFiles:
+    """The open files. Used by one thread at a time.
 
     Args:
-        path: of the file; the queue's is beside it.
-        build: fills a new file, given its first transaction: with what blobs there are.
+        directory: of the cache.
+        recovery: brings index and files in step.
 
-    Raises:
-        CorruptIndexError: it is no index.
-        OSError, sqlite3.Error: it cannot be opened.
+    Attributes:
+        queue: descriptor of the file whose lock transactions wait for.
     """
 
-    def __init__(self, path: str, build: Callable[[IndexTransaction], object]) -> None:
-        self.path = path
-        self._connection = sqlite3.connect(
-            path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=64
-        )
+    def __init__(self, directory: str, recovery: BlobRecovery) -> None:
+        self._path = f"{directory}/index.db"
+        self._recovery = recovery
+        self._index: sqlite3.Connection | None = None
+        self._identity = (0, 0)
+        self._process = os.getpid()
+        self.queue = self._intent = self._latest = -1
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         try:
-            self._connection.execute("PRAGMA journal_mode = PERSIST")
-            self._connection.execute("PRAGMA synchronous = OFF")
-            if not self._connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
-                self._create(build)
-            found = os.stat(path)
-            self._identity = (found.st_dev, found.st_ino)
-        except BaseException as error:
-            self.close()
-            if isinstance(error, sqlite3.DatabaseError):
-                check_damage(error)
+            self.queue = os.open(f"{directory}/queue", flags, 0o666)
+            self._intent = os.open(f"{directory}/intent", flags, 0o666)
+            self._latest = os.open(f"{directory}/latest", flags, 0o666)
+        except BaseException:
+            self.abandon()
             raise
 
-    def close(self) -> None:
-        """Close the file."""
-        self._connection.close()
+    def check(self) -> int | None:
+        """Open the index, if it is not, and make sure that it is the one at its path.
 
-    @contextmanager
-    def transaction(self, token: str, latest: HighestGeneration) -> Iterator[IndexTransaction]:
-        """A transaction that nothing else of this cache runs beside; whoever calls has the queue's lock (see `queued`).
-
-        Args:
-            token: of whoever calls.
-            latest: is told of generations that begin, before the commit.
+        Returns:
+            See `latest`.
 
         Raises:
-            IndexReplacedError: the file is not the one at its path any more.
-            CorruptIndexError: it is no index.
+            IndexReplacedError, CorruptIndexError, OSError, sqlite3.Error: it cannot be used.
         """
-        self.check_place()
-        execute = self._connection.execute
+        if self._index is None:
+            with queued(self.queue):
+                self._open()
+        self._check_path()
+        return self.latest()
+
+    @contextmanager
+    def transaction(self, token: str) -> Iterator[IndexTransaction]:
+        """A transaction of the user *token*; the caller holds the lock of `queue`.
+
+        Raises:
+            IndexReplacedError, CorruptIndexError, OSError, sqlite3.Error: it cannot be used.
+        """
+        index = self._open()
+        self._check_path()
+        execute = index.execute
         try:
             execute("BEGIN IMMEDIATE")
             try:
-                row = execute(f"SELECT {_COLUMNS} FROM state").fetchone()  # noqa: S608 - our own names
+                row = execute(_STATE).fetchone()
                 if row is None:
                     raise CorruptIndexError("it has no state")
                 state = IndexState(*row)
-                transaction = IndexTransaction(self._connection, state, token)
-                told = latest.read()
-                if told is not None and told > state.counter:
-                    state.counter = told  # by a transaction that was never committed
+                latest = self.latest()
+                counter, names = self._unfinished(state.counter)
+                # Numbers that a transaction which was never committed has given are not given again.
+                state.counter = max(state.counter, latest or 0, counter)
+                transaction = IndexTransaction(index, state, token, self._intent)
+                if counter:
+                    self._recovery.undo(transaction, names)
                 yield transaction
-                if state != IndexState(*row):
+                if state.values() != row:
                     transaction.finish()
-                if told != state.counter:
-                    latest.write(state.counter)
+                if latest != state.counter:
+                    write_latest(self._latest, state.counter)
                 execute("COMMIT")
             except BaseException:
                 with suppress(sqlite3.Error):
                     execute("ROLLBACK")
                 raise
         except sqlite3.DatabaseError as error:
-            check_damage(error)
+            _check_damage(error)
             raise
+        for call in transaction.after_commit:
+            call()
 
-    def in_place(self) -> bool:
-        """Whether the file is still the one at its path."""
+    def latest(self) -> int | None:
+        """An upper bound of all generations, so that a fetch need not ask the index; None if there is none."""
+        data = os.pread(self._latest, _HEAD.size, 0)
+        return int.from_bytes(data[:8], "little") if data and _summed(data[:8]) == data else None
+
+    def _unfinished(self, committed: int) -> tuple[int, list[str]]:
+        """The write-ahead record, if its number is above the last that was committed; else 0 and no names."""
+        data = os.pread(self._intent, _HEAD.size, 0)
+        if len(data) < _HEAD.size:
+            return 0, []
+        counter, count = _HEAD.unpack(data)
+        if counter <= committed:
+            return 0, []
+        size = count * _NAME
+        data += os.pread(self._intent, size + 4, _HEAD.size) if count <= _MOST_NAMES else b""
+        if len(data) != _HEAD.size + size + 4 or _summed(data[:-4]) != data:
+            return 0, []
+        names = data[_HEAD.size : -4].decode("ascii", "replace")
+        found = [names[at : at + _NAME] for at in range(0, size, _NAME)]
+        return counter, [name for name in found if name == EVERYTHING or is_name(name)]  # they become paths
+
+    def _open(self) -> sqlite3.Connection:
+        """The index, opened; the caller holds the lock of `queue` if it is not open yet."""
+        if self._index is not None:
+            return self._index
+        index = sqlite3.connect(
+            self._path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=64
+        )
         try:
-            found = os.stat(self.path)
-        except FileNotFoundError:
-            return False
-        return (found.st_dev, found.st_ino) == self._identity
+            # Not a write-ahead log: its index is mapped into memory, and truncating that file (as cleaners of caches do) kills
+            # every process that uses it. Not synced: after a kill the kernel has all of it, and after a loss of power
+            # the totals are counted anew, or the index is rebuilt.
+            index.execute("PRAGMA journal_mode = PERSIST")
+            index.execute("PRAGMA synchronous = OFF")
+            if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
+                self._create(index)
+            found = os.stat(self._path)
+        except BaseException as error:
+            index.close()
+            if isinstance(error, sqlite3.DatabaseError):
+                _check_damage(error)
+            raise
+        self._identity = (found.st_dev, found.st_ino)
+        self._index = index
+        return index
 
-    def check_place(self) -> None:
-        """Raise an IndexReplacedError unless it is."""
-        if not self.in_place():
-            raise IndexReplacedError(self.path)
-
-    def _create(self, build: Callable[[IndexTransaction], object]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
+    def _create(self, index: sqlite3.Connection) -> None:
+        index.execute("BEGIN IMMEDIATE")
         try:
             for statement in _SCHEMA.split(";"):
-                self._connection.execute(statement)
+                index.execute(statement)
             # Above every number that an older index of this directory can have given.
             start = time.time_ns()
-            state = IndexState(start, start, 0, 0, 0, 0, 0, 0, 0, 0, "", 0.0)
-            self._connection.execute(
-                f"INSERT INTO state ({_COLUMNS}) VALUES ({', '.join('?' * len(_NAMES))})",  # noqa: S608 - our own names
-                [getattr(state, name) for name in _NAMES],
-            )
-            transaction = IndexTransaction(self._connection, state, "")
-            build(transaction)
+            state = IndexState(start, start)
+            values = state.values()
+            index.execute(f"INSERT INTO state ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)  # noqa: S608 - our own names
+            transaction = IndexTransaction(index, state, "", None)
+            self._recovery.rebuild(transaction)
             transaction.finish()
-            self._connection.execute("COMMIT")
+            index.execute("COMMIT")
         except BaseException:
             with suppress(sqlite3.Error):
-                self._connection.execute("ROLLBACK")
+                index.execute("ROLLBACK")
             raise
 
+    def _check_path(self) -> None:
+        try:
+            found = os.stat(self._path)
+        except FileNotFoundError:
+            raise IndexReplacedError(self._path) from None
+        if (found.st_dev, found.st_ino) != self._identity:
+            raise IndexReplacedError(self._path)
 
-def check_damage(error: sqlite3.DatabaseError) -> None:
-    """Raise a CorruptIndexError if that is what the error tells."""
+    def remove_index(self) -> None:
+        """Remove the index, if the open one is still at its path; the caller holds the lock of `queue`."""
+        try:
+            if self._index is not None:
+                self._check_path()
+        except IndexReplacedError:
+            return
+        finally:
+            self.close_index()
+        for ending in ("", "-journal"):
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._path}{ending}")
+
+    def close_index(self) -> None:
+        """Close the index; it is opened again when it is needed."""
+        index, self._index = self._index, None
+        if index is not None:
+            index.close()
+
+    def close(self) -> None:
+        """Close all files; in a forked child only the descriptors, since its SQLite handle is the parent's."""
+        if self._process == os.getpid():
+            self.close_index()
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Close the descriptors, and nothing else."""
+        for fd in (self.queue, self._intent, self._latest):
+            if fd >= 0:
+                os.close(fd)
+        self.queue = self._intent = self._latest = -1
+
+
+def write_latest(fd: int, number: int) -> None:
+    """Store an upper bound of all generations, before the transaction that reaches it is committed."""
+    os.pwrite(fd, _summed(number.to_bytes(8, "little")), 0)
+
+
+def _summed(data: bytes) -> bytes:
+    """*data* and its CRC-32."""
+    return data + zlib.crc32(data).to_bytes(4, "little")
+
+
+def _check_damage(error: sqlite3.DatabaseError) -> None:
+    """Raise a CorruptIndexError if that is what the error says."""
     text = str(error)
     if any(word in text for word in _DAMAGED):
         raise CorruptIndexError(text) from error
@@ -397,13 +503,11 @@ def check_damage(error: sqlite3.DatabaseError) -> None:
 
 @contextmanager
 def queued(fd: int) -> Iterator[bool]:
-    """Hold the queue's lock; whether the file system has such."""
+    """Hold the lock of the queue; False where the file system has no locks."""
     locked = False
-    try:
+    with suppress(OSError):  # SQLite's locks still work
         fcntl.flock(fd, fcntl.LOCK_EX)
         locked = True
-    except OSError:
-        pass  # SQLite's locks are there in any case
     try:
         yield locked
     finally:

@@ -1,7 +1,8 @@
-"""Namespaces: what tells the entries of one backend from those of another in the same directory."""
+"""Namespaces: keep the entries of several backends apart in the same directory."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import weakref
@@ -21,17 +22,17 @@ logger = logging.getLogger(__name__)
 def namespace_of(backend: StorageBackend, directory: str, given: str | None, token: str) -> str:
     """The namespace of a backend in the cache of *directory*.
 
-    A location that is a URL tells a store from all others. Without one, a store is told by its class and by what `get_path` gives, and of
-    those that agree in both, one object at a time may use the directory.
+    A location that is a URL identifies a store. Without one, its class and what `get_path` gives do; of stores that agree in
+    both, only one object at a time may use the directory.
 
     Args:
         backend: what is cached.
         directory: of the cache.
-        given: the namespace that was asked for, if any.
+        given: the namespace that the user gave, if any.
         token: of the CachedStorage and its pickled copies.
 
     Raises:
-        ConfigurationError: another object, of which nothing tells whether it is the same store, uses the directory.
+        ConfigurationError: another object uses the directory, and nothing tells whether it is the same store.
     """
     where = location_of(backend) + _recodings(backend)
     if given is not None:
@@ -44,7 +45,7 @@ def namespace_of(backend: StorageBackend, directory: str, given: str | None, tok
 
 
 def _leaves(backend: StorageBackend) -> Iterator[StorageBackend]:
-    """The backends that everything is forwarded to in the end: one, or those of a pair."""
+    """The innermost backends: one, or two beneath a FallbackStorage."""
     if isinstance(backend, Wrapper):
         yield from _leaves(backend.backend)
         return
@@ -58,7 +59,7 @@ def _leaves(backend: StorageBackend) -> Iterator[StorageBackend]:
 
 
 def _described(leaf: StorageBackend) -> str:
-    """What is known of a store that has no URL."""
+    """Identifies a store that has no URL, as well as possible."""
     kind = type(leaf)
     try:
         path: object = leaf.get_path("x")
@@ -80,17 +81,19 @@ class DirectoryClaim(NamedTuple):
     leaf: weakref.ref[StorageBackend]
 
 
-# Of this process: which objects live, and so could be in each other's way, only the process knows.
-_claims: dict[tuple[str, str], DirectoryClaim] = {}
+@functools.cache
+def _claims() -> dict[tuple[str, str], DirectoryClaim]:
+    """This process's claims: no other process knows which objects live, and so could be taken for each other."""
+    return {}
 
 
 def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> None:
     key = (os.path.realpath(directory), namespace)
     ours = DirectoryClaim(token, weakref.ref(leaf))
-    claim = _claims.setdefault(key, ours)
+    claim = _claims().setdefault(key, ours)
     claimant = claim.leaf()
     if claimant is None:
-        _claims[key] = ours
+        _claims()[key] = ours
     elif claimant is not leaf and claim.token != token:
         raise ConfigurationError(
             f"namespace: another {type(leaf).__name__} is cached in {directory}, and nothing tells the two apart, since its "
@@ -100,7 +103,7 @@ def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> 
 
 
 def _recodings(backend: StorageBackend) -> str:
-    """What makes other bytes of those at a location, on the way to the cache."""
+    """The wrappers that change the bytes between the location and the cache."""
     found = ""
     while isinstance(backend, Wrapper):
         if isinstance(backend, RecodingWrapper):

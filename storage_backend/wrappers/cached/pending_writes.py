@@ -1,20 +1,23 @@
-"""Changes: what is being changed in the backend, as all users of a cache directory see it.
+"""PendingWrites: which objects are being written in the backend, as all users of a cache directory see it.
 
-Each change under way is a file in the folder `changing`. Its name is made of the token of whoever makes it (16 digits, see
-`users`), a number (16 digits) and, of one object, its key's name (32 digits); of several objects their names are in
-the file. It is there before the backend is called and outlives a kill: whoever finds that its maker is gone raises the generations
-of its keys, and removes it.
+Each write under way is a file in the folder `changing`. Its name, the mark, is the token of the user that writes (16 digits, see
+`users`), a random number (16 digits) and, for one object, its key's name (32 digits); for several objects the file holds
+their names. It exists before the backend is called and outlives a kill: whoever finds that its user is dead raises the
+generations of its keys, and removes it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-from storage_backend.wrappers.cached.blob_files import remove
-from storage_backend.wrappers.cached.engine import is_name
+from storage_backend.wrappers.cached.entry import is_name
+from storage_backend.wrappers.cached.index import IndexTransaction
+from storage_backend.wrappers.cached.layout import BlobLayout, remove
+from storage_backend.wrappers.cached.users import is_alive
 
 _TOKEN = 16
 _MARK = 32
@@ -22,78 +25,104 @@ _NAME = 32
 _FEW = 8  # names that are looked for one by one
 
 
-def begin(folder: str, staging: str, token: str, names: Sequence[str]) -> str:
-    """Tell that objects are being changed; the name of the file that does.
+class PendingWrites:
+    """The marks of one cache directory.
 
-    Args:
-        folder: of the changes.
-        staging: a folder beside it.
-        token: whose change it is.
-        names: of the objects' keys.
+    Attributes:
+        unended: marks of this process whose write is over, but could not be ended.
     """
-    mark = token + os.urandom((_MARK - _TOKEN) // 2).hex()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    if len(names) == 1:
-        mark += names[0]
-        os.close(os.open(f"{folder}/{mark}", flags, 0o666))
+
+    def __init__(self, layout: BlobLayout) -> None:
+        self.unended: set[str] = set()
+        self._layout = layout
+
+    def begin(self, token: str, names: Sequence[str]) -> str:
+        """Mark objects as being written by the user *token*.
+
+        Args:
+            token: of the user.
+            names: of the objects' keys.
+
+        Returns:
+            The mark.
+        """
+        folder = self._layout.changing
+        mark = token + os.urandom((_MARK - _TOKEN) // 2).hex()
+        if len(names) == 1:
+            mark += names[0]
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(f"{folder}/{mark}", flags, 0o666))
+            return mark
+        path = f"{self._layout.staging}/{token}-{mark}"
+        Path(path).write_text("".join(names), encoding="ascii")
+        os.rename(path, f"{folder}/{mark}")
         return mark
-    path = f"{staging}/{token}-{mark}"
-    Path(path).write_text("".join(names), encoding="ascii")
-    os.rename(path, f"{folder}/{mark}")
-    return mark
 
+    def end(self, mark: str) -> None:
+        """Remove a mark, after the commit of the transaction that has raised the generations."""
+        with suppress(OSError):
+            remove(f"{self._layout.changing}/{mark}")
+        self.unended.discard(mark)
 
-def end(folder: str, mark: str) -> None:
-    """Tell that a change is over."""
-    with suppress(OSError):
-        remove(f"{folder}/{mark}")
+    def of(self, transaction: IndexTransaction, wanted: Collection[str], but: str = "") -> set[str]:
+        """Those of some keys whose objects are being written now; writes of dead users end here.
+
+        Args:
+            transaction: raises the generations of the keys of dead users' writes.
+            wanted: names of keys.
+            but: a mark that is left out.
+        """
+        pending: set[str] = set()
+        for mark in under_way(self._layout.changing):
+            if mark == but:
+                continue
+            text = self._names_text(mark)
+            if len(wanted) <= _FEW:
+                found = {name for name in wanted if name in text}
+            else:
+                found = {text[at : at + _NAME] for at in range(0, len(text), _NAME)}.intersection(wanted)
+            if found and not self._end_if_dead(transaction, mark):
+                pending |= found
+        return pending
+
+    def any_of(self, name: str) -> bool:
+        """Whether there is a mark of a key, of whomever."""
+        return any(name in self._names_text(mark) for mark in under_way(self._layout.changing))
+
+    def end_dead(self, transaction: IndexTransaction) -> None:
+        """End all writes of dead users."""
+        for mark in under_way(self._layout.changing):
+            self._end_if_dead(transaction, mark)
+
+    def _end_if_dead(self, transaction: IndexTransaction, mark: str) -> bool:
+        """End a write whose user is dead, or could not end it: nobody knows what the object is now. Whether that is so."""
+        token = mark[:_TOKEN]
+        alive = token == transaction.token or is_alive(self._layout.members, token)
+        if alive and mark not in self.unended:
+            return False
+        text = self._names_text(mark)
+        found = [text[at : at + _NAME] for at in range(0, len(text), _NAME)]
+        names = [name for name in found if is_name(name)]  # they become paths
+        transaction.intend(names)
+        for name in names:
+            self._layout.unlink(name)
+            transaction.raise_generation(name)
+        transaction.after_commit.append(partial(self.end, mark))
+        return True
+
+    def _names_text(self, mark: str) -> str:
+        """The names that a mark is of, one after the other; "" if the write is over."""
+        if len(mark) > _MARK:
+            return mark[_MARK:]
+        try:
+            return Path(f"{self._layout.changing}/{mark}").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return ""
 
 
 def under_way(folder: str) -> list[str]:
-    """The marks of all changes under way."""
+    """The marks of all writes under way."""
     try:
         return [mark for mark in os.listdir(folder) if len(mark) in {_MARK, _MARK + _NAME}]
     except FileNotFoundError:
         return []
-
-
-def owner(mark: str) -> str:
-    """The token of whoever makes a change."""
-    return mark[:_TOKEN]
-
-
-def names(folder: str, mark: str) -> list[str]:
-    """The names of the keys whose objects a change is of; none if it is over."""
-    text = _text(folder, mark)
-    found = [text[at : at + _NAME] for at in range(0, len(text), _NAME)]
-    return [name for name in found if is_name(name)]  # they become paths
-
-
-def of(folder: str, wanted: Collection[str], but: str = "") -> Iterator[tuple[str, set[str]]]:
-    """The changes under way of some objects: the mark of each, and those of their keys' names that it is of.
-
-    Args:
-        folder: of the changes.
-        wanted: names of keys.
-        but: the mark of a change that is left out.
-    """
-    for mark in under_way(folder):
-        if mark == but:
-            continue
-        text = _text(folder, mark)
-        if len(wanted) <= _FEW:
-            found = {name for name in wanted if name in text}
-        else:
-            found = {text[at : at + _NAME] for at in range(0, len(text), _NAME)}.intersection(wanted)
-        if found:
-            yield mark, found
-
-
-def _text(folder: str, mark: str) -> str:
-    """The names that a change is of, one after the other."""
-    if len(mark) > _MARK:
-        return mark[_MARK:]
-    try:
-        return Path(f"{folder}/{mark}").read_text(encoding="ascii", errors="replace")
-    except OSError:
-        return ""

@@ -1,4 +1,4 @@
-"""PublishingBatch: contents that go into the cache together, since a transaction takes longer than to store what is small."""
+"""Publishing: contents go into the cache together, since a transaction takes longer than storing what is small."""
 
 from __future__ import annotations
 
@@ -6,19 +6,13 @@ from collections.abc import Callable, Sequence
 from time import monotonic
 from typing import NamedTuple
 
-from storage_backend.wrappers.cached.engine import (
-    HELD,
-    CacheEngine,
-    CacheKey,
-    OverCacheLimitError,
-    Publication,
-    StagedContent,
-)
-from storage_backend.wrappers.cached.entry import CacheEntry
+from storage_backend.wrappers.cached.engine import CacheEngine, Publication
+from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
+from storage_backend.wrappers.cached.staged import HELD, OverCacheLimitError, StagedContent
 
-MOST = 64  # contents that go in together: others' changes wait meanwhile
+MOST = 64  # contents that go in together: others' transactions wait meanwhile
 MOST_BYTES = 4 << 20
-LONGEST = 0.05  # seconds that one waits for those after it: where the backend is slow, others find it soon
+LONGEST = 0.05  # seconds that a content waits for those after it: with a slow backend, others find it soon
 
 
 class NewEntry(NamedTuple):
@@ -27,7 +21,7 @@ class NewEntry(NamedTuple):
     Attributes:
         key: of the entry.
         content: of it.
-        entry: what else is known of it.
+        entry: its metadata.
         generation: of the key, from before the backend was asked.
     """
 
@@ -37,88 +31,87 @@ class NewEntry(NamedTuple):
     generation: int
 
 
-def publish(engine: CacheEngine, pieces: Sequence[NewEntry]) -> None:
-    """Put them into the cache, but for those that it does not take.
+def publish(engine: CacheEngine, entries: Sequence[NewEntry]) -> None:
+    """Put entries into the cache, but for those that it has no room for.
 
     Raises:
         OSError, or an error of the engine's database: none of them is in it.
     """
-    offers: list[tuple[Publication, int]] = []
+    publications: list[tuple[Publication, int]] = []
     try:
-        for key, content, entry, generation in pieces:
-            staged = _staged(engine, content)
+        for key, content, entry, generation in entries:
+            staged = stage_content(engine, content)
             if staged is not None:
-                offers.append((Publication(key, staged, entry), generation))
-        if offers:
-            engine.publish(offers)
+                publications.append((Publication(key, staged, entry), generation))
+        if publications:
+            engine.publish(publications)
     finally:
-        for offer, _ in offers:
-            offer.staged.discard()
+        for publication, _ in publications:
+            publication.staged.discard()
 
 
-def _staged(engine: CacheEngine, content: bytes) -> StagedContent | None:
-    """The content, taken in; None if the cache has no room for it."""
+def stage_content(
+    engine: CacheEngine, content: bytes, replacing: CacheKey | None = None
+) -> StagedContent | None:
+    """The content, staged; None if the cache has no room for it."""
+    staged = None
     try:
-        staged = engine.stage(len(content))
-    except OverCacheLimitError:
-        return None
-    if staged is None:
-        return None
-    try:
-        staged.write(content)
-    except OverCacheLimitError:
-        staged.discard()
-        return None
-    except BaseException:
-        staged.discard()
+        staged = engine.stage(len(content), replacing)
+        if staged is not None:
+            staged.write(content)
+    except BaseException as error:
+        if staged is not None:
+            staged.discard()
+        if isinstance(error, OverCacheLimitError):
+            return None
         raise
     return staged
 
 
 class PublishingBatch:
-    """Contents of a batch that comes from the backend, or went to it, on their way into the cache.
+    """Gathers entries, and publishes them in groups.
 
     What is not flushed is dropped with it, which loses nothing.
 
     Args:
         engine: of the cache.
-        warn: is told why nothing of a group could be published.
+        warn: is told why a group could not be published.
     """
 
     def __init__(self, engine: CacheEngine, warn: Callable[[Exception], object]) -> None:
         self._engine = engine
         self._warn = warn
-        self._pieces: list[NewEntry] = []
+        self._entries: list[NewEntry] = []
         self._size = 0
         self._begun = 0.0
 
-    def add(self, piece: NewEntry | None) -> None:
-        """Put one into the cache, now or with those that follow; None is passed over."""
-        if piece is None:
+    def add(self, entry: NewEntry | None) -> None:
+        """Publish an entry, now or with those that follow; None is ignored."""
+        if entry is None:
             return
-        size = len(piece.content)
+        size = len(entry.content)
         if size > HELD:
-            # For it, room is made before it is written.
+            # Its room is made before it is written, and what is gathered must not wait for that.
             self.flush()
         now = monotonic()
-        if not self._pieces:
+        if not self._entries:
             self._begun = now
-        self._pieces.append(piece)
+        self._entries.append(entry)
         self._size += size
         if (
             size > HELD
-            or len(self._pieces) >= MOST
+            or len(self._entries) >= MOST
             or self._size >= MOST_BYTES
             or now - self._begun >= LONGEST
         ):
             self.flush()
 
     def flush(self) -> None:
-        """Put what has been added into the cache; nothing is raised."""
-        pieces, self._pieces, self._size = self._pieces, [], 0
-        if not pieces:
+        """Publish what has been gathered; nothing is raised."""
+        entries, self._entries, self._size = self._entries, [], 0
+        if not entries:
             return
         try:
-            publish(self._engine, pieces)
+            publish(self._engine, entries)
         except Exception as error:  # noqa: BLE001 - of the cache, and logged
             self._warn(error)

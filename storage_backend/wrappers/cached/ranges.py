@@ -1,22 +1,21 @@
-"""Ranges of large objects that are not in the cache: blocks of them are, each an entry of its own.
+"""Ranges of large objects that are not in the cache as a whole: blocks of them are, each an entry of its own.
 
 A block's label holds the object's identifier, its version (the etag, or size and time where they prove something) and the
-block's number: so it never goes bad. What expires is the note under the object's own key that says which version is the
-present one.
+block's number, so a block never becomes stale. What does is the version note, under the object's own key, which says which
+version is the present one.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from storage_backend.defensive import info_of
 from storage_backend.errors import SourceChangedError
 from storage_backend.info import ObjectInfo
-from storage_backend.wrappers.cached.cache import ObjectCache, RequestTime
-from storage_backend.wrappers.cached.engine import CacheKey
-from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry
+from storage_backend.wrappers.cached.cache import ObjectCache
+from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntry
+from storage_backend.wrappers.cached.freshness import BackendRequest
 from storage_backend.wrappers.cached.users import HITS, MISSES
 
 BLOCK = 1 << 20  # bytes; an object that is not larger is fetched whole
@@ -32,173 +31,153 @@ class ObjectVersion(NamedTuple):
     modified: float | None
 
     def label(self) -> bytes:
-        """What blocks of it are labelled with."""
+        """What its blocks are labelled with."""
         return f"{self.size}\0{self.etag if self.etag is not None else self.modified}".encode(
             "utf-8", "surrogateescape"
         )
 
 
-class BlockRange(NamedTuple):
-    """The blocks that have the bytes of [start, end): those of *keys*, from number *first* on."""
-
-    start: int
-    end: int
-    first: int
-    keys: list[CacheKey]
-
-    @classmethod
-    def of(
-        cls, cache: ObjectCache, identifier: str, version: ObjectVersion, start: int, end: int | None
-    ) -> BlockRange:
-        """The blocks of one version that cover [start, end), clamped to its size."""
-        end = max(start, version.size if end is None else min(end, version.size))
-        first, last = start // BLOCK, -(-end // BLOCK) if start < end else start // BLOCK
-        keys = [cache.part_key(identifier, version.label(), number) for number in range(first, last)]
-        return cls(start, end, first, keys)
-
-    def cut(self, pieces: Iterable[bytes | None]) -> bytes:
-        """The bytes, out of the contents of all."""
-        begin = self.start - self.first * BLOCK
-        whole = b"".join(piece for piece in pieces if piece is not None)
-        return whole[begin : begin + self.end - self.start]
-
-
-class VersionNote(NamedTuple):
-    """The version that was the present one when its entry, a note, was written."""
-
-    version: ObjectVersion
-    entry: CacheEntry
-
-
 def read(
-    cache: ObjectCache, identifier: str, key: CacheKey, start: int, end: int | None, *, seen: OpenEntry | None
+    cache: ObjectCache, identifier: str, key: CacheKey, start: int, end: int | None, *, stamp: int | None
 ) -> bytes:
-    """The bytes of [start, end) of an object that is not in the cache as a whole, or as *seen*, which is not good."""
+    """The bytes of [start, end) of an object without a fresh entry; *stamp* is of its stale one, if any."""
     for _ in range(_TRIES):
-        noted = _noted(cache, key)
-        if noted is not None and cache.is_fresh(noted.entry):
+        noted, note = _noted(cache, key)
+        if note is not None and cache.freshness.is_fresh(note):
+            version = noted
             cache.touch(key)
-            version: ObjectVersion | None = noted.version
         else:
             try:
                 version = _asked(cache, identifier, key)
             except Exception as error:
-                stale = None if noted is None else _held(cache, identifier, noted.version, start, end)
-                if noted is None or stale is None or not cache.serves_stale(identifier, error, noted.entry):
+                if noted is None or note is None:
+                    raise
+                stale = _Blocks(cache, identifier, noted, start, end).cached()
+                if stale is None or not cache.freshness.serves_stale(identifier, error, note):
                     raise
                 cache.count(HITS, len(stale))
                 return stale
         if version is None:
             break
         if version.size <= BLOCK:
-            return cache.missed(identifier, key, seen, cache.content, cache.fetched)[start:end]
+            return cache.missed(identifier, key, stamp, OpenEntry.content, cache.read)[start:end]
         try:
-            return _from_blocks(cache, identifier, version, start, end)
+            return _Blocks(cache, identifier, version, start, end).read()
         except SourceChangedError:
             cache.safely(cache.engine.drop, key)
     cache.count(MISSES)
     return cache.backend.read_range(identifier, start, end)
 
 
-def _noted(cache: ObjectCache, key: CacheKey) -> VersionNote | None:
-    """What a note tells, fresh or expired."""
-    found = cache.find(key)
-    if found is None:
-        return None
+def _noted(cache: ObjectCache, key: CacheKey) -> tuple[ObjectVersion | None, CacheEntry | None]:
+    """The version that the note names, and the note, fresh or stale."""
+    found = cache.find(key, note=True)
+    content = None if found is None else cache.content(found)
+    if found is None or content is None:
+        return None, None
     entry = found.entry
-    if not entry.note:
-        found.close()
-        return None
-    content = cache.content(found)
-    if content is None:
-        return None
-    return VersionNote(ObjectVersion(_NOTE.unpack(content)[0], entry.etag, entry.modified), entry)
+    return ObjectVersion(_NOTE.unpack(content)[0], entry.etag, entry.modified), entry
 
 
 def _asked(cache: ObjectCache, identifier: str, key: CacheKey) -> ObjectVersion | None:
-    """The version that the backend tells of; None if it does not tell enough."""
+    """The version that the backend tells of, which is noted; None if it does not tell enough."""
     generation = cache.generation(key)
-    began = cache.begin()
+    request = cache.freshness.ask()
     try:
         info = info_of(cache.backend.stat(identifier), identifier)
     except FileNotFoundError:
         cache.safely(cache.engine.drop, key)
         raise
-    version = _version(cache, info, began)
-    if version is not None and version.size > BLOCK and generation is not None:
+    version = _version(cache, request, info)
+    if version is not None and version.size > BLOCK:
         content = _NOTE.pack(version.size)
-        entry = CacheEntry(
-            key.label, len(content), began.at, version.etag, version.modified, cache.stamp(), note=True
-        )
-        cache.store_piece(key, content, entry, generation)
+        entry = cache.freshness.entry(key, len(content), request, info)._replace(note=True)
+        cache.store(key, content, entry, generation)
     return version
 
 
-def _version(cache: ObjectCache, info: ObjectInfo | None, looked: RequestTime) -> ObjectVersion | None:
-    etag, modified = cache.proof(info, looked)
-    if info is None or info.size is None or (etag is None and modified is None):
+def _version(cache: ObjectCache, request: BackendRequest, info: ObjectInfo) -> ObjectVersion | None:
+    etag, modified = cache.freshness.validator(request, info)
+    if info.size is None or (etag is None and modified is None):
         return None
     return ObjectVersion(info.size, etag, modified)
 
 
-def _held(
-    cache: ObjectCache, identifier: str, version: ObjectVersion, start: int, end: int | None
-) -> bytes | None:
-    """The bytes of [start, end), if all blocks of them are in the cache."""
-    blocks = BlockRange.of(cache, identifier, version, start, end)
-    pieces = [cache.cached_piece(key) for key in blocks.keys]
-    return blocks.cut(pieces) if None not in pieces else None
+class _Blocks:
+    """The blocks of one version that cover [start, end), clamped to its size."""
 
+    def __init__(
+        self, cache: ObjectCache, identifier: str, version: ObjectVersion, start: int, end: int | None
+    ) -> None:
+        self._cache = cache
+        self._identifier = identifier
+        self._version = version
+        self._start = start
+        self._end = max(start, version.size if end is None else min(end, version.size))
+        self._first = start // BLOCK
+        last = -(-self._end // BLOCK) if start < self._end else self._first
+        label = version.label()
+        self._keys = [cache.block_key(identifier, label, number) for number in range(self._first, last)]
 
-def _from_blocks(
-    cache: ObjectCache, identifier: str, version: ObjectVersion, start: int, end: int | None
-) -> bytes:
-    """The bytes of [start, end), from blocks.
+    def cached(self) -> bytes | None:
+        """The bytes, if all blocks of them are in the cache."""
+        pieces = [self._cached(key) for key in self._keys]
+        return None if None in pieces else self._cut(pieces)
 
-    Raises:
-        SourceChangedError: the object is of another version now.
-    """
-    blocks = BlockRange.of(cache, identifier, version, start, end)
-    pieces = [cache.cached_piece(key) for key in blocks.keys]
-    if None not in pieces:
-        cache.count(HITS, blocks.end - blocks.start)
-        return blocks.cut(pieces)
-    cache.count(MISSES)
-    at = 0
-    while at < len(pieces):
-        if pieces[at] is not None:
-            at += 1
-            continue
-        stop = at
-        while stop < len(pieces) and pieces[stop] is None:
-            stop += 1
-        pieces[at:stop] = _fetched(cache, identifier, version, blocks.keys[at:stop], blocks.first + at)
-        at = stop
-    return blocks.cut(pieces)
+    def read(self) -> bytes:
+        """The bytes; blocks that are missing are fetched.
 
+        Raises:
+            SourceChangedError: the object is of another version now.
+        """
+        pieces = [self._cached(key) for key in self._keys]
+        if None not in pieces:
+            self._cache.count(HITS, self._end - self._start)
+            return self._cut(pieces)
+        self._cache.count(MISSES)
+        at = 0
+        while at < len(pieces):
+            stop = at
+            while stop < len(pieces) and pieces[stop] is None:
+                stop += 1
+            if stop > at:
+                pieces[at:stop] = self._fetched(at, stop)
+            at = stop + 1
+        return self._cut(pieces)
 
-def _fetched(
-    cache: ObjectCache, identifier: str, version: ObjectVersion, keys: list[CacheKey], number: int
-) -> list[bytes | None]:
-    """Neighbouring blocks, by one request."""
-    with cache.flights.alone(keys[0].name):
-        found = [cache.cached_piece(key) for key in keys]
-        if all(piece is not None for piece in found):
-            return found
-        generations = [cache.generation(key) for key in keys]
-        start, end = number * BLOCK, min((number + len(keys)) * BLOCK, version.size)
-        began = cache.begin()
-        content = cache.backend.read_range(identifier, start, end)
-        # Of that very answer, or else what the object is after it.
-        info = cache.seen(identifier)
-        if info is None:
-            info = info_of(cache.backend.stat(identifier), identifier)
-        if len(content) != end - start or _version(cache, info, began) != version:
-            raise SourceChangedError(f"{identifier!r} changed while it was read", identifier=identifier)
-        pieces: list[bytes | None] = []
-        for position, (key, generation) in enumerate(zip(keys, generations, strict=True)):
-            piece = content[position * BLOCK : (position + 1) * BLOCK]
-            entry = CacheEntry(key.label, len(piece), began.at, None, None, cache.stamp())
-            cache.store_piece(key, piece, entry, generation)
-            pieces.append(piece)
-        return pieces
+    def _cached(self, key: CacheKey) -> bytes | None:
+        found = self._cache.find(key)
+        if found is None:
+            return None
+        self._cache.touch(key)
+        return self._cache.content(found)
+
+    def _cut(self, pieces: list[bytes | None]) -> bytes:
+        """The bytes, out of the contents of all blocks."""
+        begin = self._start - self._first * BLOCK
+        whole = b"".join(piece for piece in pieces if piece is not None)
+        return whole[begin : begin + self._end - self._start]
+
+    def _fetched(self, at: int, stop: int) -> list[bytes | None]:
+        """Neighbouring blocks, by one request."""
+        cache, keys, identifier = self._cache, self._keys[at:stop], self._identifier
+        with cache.flights.alone(keys[0].name):
+            found = [self._cached(key) for key in keys]
+            if None not in found:
+                return found
+            generations = [cache.generation(key) for key in keys]
+            start = (self._first + at) * BLOCK
+            end = min((self._first + stop) * BLOCK, self._version.size)
+            request = cache.freshness.ask()
+            content = cache.backend.read_range(identifier, start, end)
+            # Of that very answer, or else what the object is after it.
+            info = cache.freshness.seen(identifier) or info_of(cache.backend.stat(identifier), identifier)
+            if len(content) != end - start or _version(cache, request, info) != self._version:
+                raise SourceChangedError(f"{identifier!r} changed while it was read", identifier=identifier)
+            pieces: list[bytes | None] = []
+            for number, (key, generation) in enumerate(zip(keys, generations, strict=True)):
+                piece = content[number * BLOCK : (number + 1) * BLOCK]
+                entry = cache.freshness.entry(key, len(piece), request, None)
+                cache.store(key, piece, entry, generation)
+                pieces.append(piece)
+            return pieces

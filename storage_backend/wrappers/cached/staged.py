@@ -1,127 +1,151 @@
-"""StagedBlob: content on its way into the cache."""
+"""StagedContent: content on its way into the cache."""
 
 from __future__ import annotations
 
+import io
 import os
+import shutil
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from typing_extensions import Buffer
 
-from storage_backend.wrappers.cached.blob_files import fetched
-from storage_backend.wrappers.cached.engine import HELD, OverCacheLimitError
-from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry, packed
+from storage_backend.streams import CHUNK
+from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry
+from storage_backend.wrappers.cached.layout import remove
 
-STEPS = 256  # what is coming in is counted in steps of this part of the limit
+HELD = 256 << 10  # bytes of one content that may be in memory until it is published
+STEPS = 256  # room is reserved in steps of this part of the limit
+
+
+class OverCacheLimitError(Exception):
+    """The content is more than the cache may hold."""
 
 
 class StagingSpace(Protocol):
-    """A cache that content is on its way into."""
+    """Where staged content gets its room from."""
 
     limit: int | None
 
-    def staging_path(self) -> str:
-        """A path for content that is coming in."""
-
     def reserve(self, size: int, replacing: str | None = None) -> None:
-        """Make room for *size* bytes, at first that of the entry *replacing*."""
+        """Make room for *size* bytes, first by evicting the entry *replacing*."""
 
     def release(self, size: int) -> None:
         """Give back what was reserved."""
 
 
-class StagedBlob:
-    """Content on its way into the cache (see `engine.StagedContent`).
+class StagedContent:
+    """Content on its way into the cache.
 
-    A little is held in memory until room has been made for it; more goes into a file of its own, for which room is made on the way.
+    A little is held in memory, and gets its room when it is published; more goes into a file, for which room is reserved on the way.
+
+    Args:
+        space: of the cache.
+        path: of the file.
+        size: of the content, in bytes, if that is known.
+        replacing: name of the entry that it will replace, which is evicted first.
 
     Attributes:
         size: bytes so far.
-        reserved: bytes that count as the cache's already.
+        crc: CRC-32 of them.
+        reserved: bytes that are reserved in the cache.
 
     Raises:
-        OverCacheLimitError: from `write` too: it is more than the cache may hold.
+        OverCacheLimitError: it is more than the cache may hold; from `write` and `fetch`, too.
     """
 
-    def __init__(self, cache: StagingSpace, size: int | None, replacing: str | None = None) -> None:
+    def __init__(
+        self, space: StagingSpace, path: str, size: int | None, replacing: str | None = None
+    ) -> None:
         self.size = 0
+        self.crc = 0
         self.reserved = 0
-        self._crc = 0
-        self._cache = cache
+        self._space = space
+        self._path: str | None = path
         self._replacing = replacing
-        # So much is not counted before it is published.
-        self._step = None if cache.limit is None else cache.limit // STEPS
+        # So much need not be reserved before it is published.
+        self._step = None if space.limit is None else space.limit // STEPS
         self._held: list[bytes] | None = []
-        self._path: str | None = cache.staging_path()
         self._fd = -1
         if size is not None and size > HELD:
-            self._spill(size)
+            self._reserve(size)
+            self._store()
 
     def write(self, data: Buffer, /) -> None:
-        """Append all of *data*.
-
-        Raises:
-            OverCacheLimitError: it is more than the cache may hold.
-        """
+        """Append all of *data*."""
         view = memoryview(data).cast("B")
         size = self.size + len(view)
         self._check(size)
-        if self._held is not None and size > HELD:
-            self._spill(size)
         if self._held is None:
-            self._count(size)
-        self._crc = zlib.crc32(view, self._crc)
+            self._reserve(size)
+        elif size > HELD:
+            self._reserve(size)
+            self._store()
+        self.crc = zlib.crc32(view, self.crc)
         self.size = size
         self._append(data if isinstance(data, bytes) else view)
 
     def fetch(self, download: Callable[[str], object]) -> None:
-        """Take in all of the content at once: *download* makes a file of it at the path that it is given.
-
-        Raises:
-            OverCacheLimitError: it is more than the cache may hold.
-        """
-        if self._held is not None:
-            self._spill(0)
-        assert self._path is not None
-        fd, self.size, self._crc = fetched(self._path, download)
-        os.close(self._fd)
-        self._fd = fd
-        self._check(self.size)
-        self._count(self.size)
-
-    def finish(self, entry: CacheEntry) -> None:
-        """Append what makes it an entry."""
-        self._append(packed(entry._replace(crc=self._crc)))
-
-    def rename(self, path: str) -> None:
-        """Give it its name."""
-        assert self._path is not None
+        """Take in the whole content at once: *download* makes a file of it at the path that it is given."""
         if self._held is not None:
             self._store()
-        os.rename(self._path, path)
+        path = self._path
+        assert path is not None
+        # In a directory of its own, since the download may put other files beside its own.
+        folder = f"{path}.d"
+        os.mkdir(folder, 0o700)
+        try:
+            download(f"{folder}/content")
+            os.rename(f"{folder}/content", path)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        os.close(self._fd)
+        self._fd = fd
+        self.size = self.crc = 0
+        while piece := os.read(self._fd, CHUNK):
+            self.crc = zlib.crc32(piece, self.crc)
+            self.size += len(piece)
+        self._check(self.size)
+        self._reserve(self.size)
+
+    def publish(self, path: str, entry: CacheEntry) -> None:
+        """Append the metadata, and move the file to its place in the cache."""
+        assert self._path is not None
+        self._append(entry._replace(crc=self.crc).packed())
+        if self._held is not None:
+            self._store()
+        try:
+            os.rename(self._path, path)
+        except (FileNotFoundError, IsADirectoryError):
+            remove(path)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(self._path, path)
         self._path = None
 
     def found(self, entry: CacheEntry) -> OpenEntry:
-        """What was written, to be read although it is not published."""
+        """The content, to be read whether or not it was published: *entry* describes it."""
         if self._held is not None:
             self._store()
         return OpenEntry(os.dup(self._fd), entry)
 
+    def reader(self) -> BinaryIO:
+        """The content from its first byte."""
+        if self._held is not None:
+            return io.BytesIO(b"".join(self._held))
+        assert self._path is not None
+        return open(self._path, "rb")
+
     def discard(self) -> None:
-        """Drop it, unless it was published."""
+        """Drop it, unless it was moved to its place."""
         self._held = None
         if self._fd >= 0:
             self._remove()
         reserved, self.reserved = self.reserved, 0
         if reserved:
-            self._cache.release(reserved)
-
-    def _spill(self, size: int) -> None:
-        """Go on in a file, with room for *size* bytes."""
-        self._count(size)
-        self._store()
+            self._space.release(reserved)
 
     def _store(self) -> None:
         """Put what is held into a file, all of it or nothing."""
@@ -155,14 +179,14 @@ class StagedBlob:
             view = view[os.write(self._fd, view) :]
 
     def _check(self, size: int) -> None:
-        limit = self._cache.limit
+        limit = self._space.limit
         if limit is not None and size > limit:
             raise OverCacheLimitError(f"{size:,} bytes are more than {limit:,}")
 
-    def _count(self, size: int) -> None:
-        """See to it that *size* bytes in all are within the limit."""
+    def _reserve(self, size: int) -> None:
+        """Reserve room for *size* bytes in all."""
         if self._step is None or size <= self.reserved + self._step:
             return
         more = max(size - self.reserved, self._step)
-        self._cache.reserve(more, self._replacing)
+        self._space.reserve(more, self._replacing)
         self.reserved += more

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend.base import Item, StorageBackend
-from storage_backend.counted import Progress, Tally, delete_counted, read_counted, write_counted
+from storage_backend.counted import Progress, ProgressCount, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, store
 from storage_backend.destinations import write_file
 from storage_backend.errors import BatchError, ConfigurationError, Failures, StorageError, UnavailableError
@@ -24,9 +24,12 @@ from storage_backend.paths import expanded
 from storage_backend.streams import Content, Writer, check_mode, check_range, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks, WriterSink
 from storage_backend.wrappers.cached import ranges
-from storage_backend.wrappers.cached.cache import CachePolicy, ObjectCache
-from storage_backend.wrappers.cached.engine import CacheKey, CheckReport
-from storage_backend.wrappers.cached.entry import OpenEntry, TruncatedEntryError
+from storage_backend.wrappers.cached.cache import ObjectCache
+from storage_backend.wrappers.cached.engine import CheckReport
+from storage_backend.wrappers.cached.entry import CacheKey, OpenEntry, TruncatedEntryError
+from storage_backend.wrappers.cached.freshness import CachePolicy
+from storage_backend.wrappers.cached.invalidation import WrittenContents, writing
+from storage_backend.wrappers.cached.prefetch import fetch_many
 
 BATCH = 1000  # objects of a batch that are asked for, or changed, together
 BATCH_BYTES = 8 << 20  # and of those that are written, bytes
@@ -102,93 +105,74 @@ class CachedStorage(Wrapper):
 
     @override
     def read(self, identifier: str) -> bytes:
-        key = self._cache.key(identifier)
-        found = self._cache.find(key)
-        if found is not None:
-            if not found.entry.note and self._cache.is_fresh(found.entry):
-                content = self._cache.content(found)
-                if content is not None:
-                    self._cache.hit(key, len(content))
-                    return content
-            else:
-                found.close()
-        return self._cache.missed(identifier, key, found, self._cache.content, self._cache.fetched)
+        return self._cache.get(identifier, OpenEntry.content, self._cache.read)
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
         content = plain(content)
         if not isinstance(content, bytes):
             return self.write_stream(identifier, content)
-        with self._cache.changing([identifier]) as change:
-            began = self._cache.begin()
+        with self._writing([identifier]) as written:
             store(self.backend, identifier, content)
-            change.done(identifier, content, began, self._cache.written(identifier))
+            written.add(identifier, content, self._cache.freshness.written(identifier))
         return True
 
     @override
     def delete(self, identifier: str) -> bool:
-        with self._cache.changing([identifier]):
+        with self._writing([identifier]):
             return self.backend.delete(identifier) is not False
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        with self._cache.changing([dest_id]):
+        with self._writing([dest_id]):
             return self.backend.copy(source_id, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        with self._cache.changing([source_id, dest_id]):
+        with self._writing([source_id, dest_id]):
             return self.backend.move(source_id, dest_id)
 
     @override
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        with self._cache.changing([identifier]):
+        with self._writing([identifier]):
             return self.backend.write_stream(identifier, reader, info=info, verify=verify)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
-        key = self._cache.key(identifier)
         if mode == "wb":
+            self._cache.key(identifier)  # refuses what is no identifier
             inner = self.backend.open(identifier, mode)
-            return cast(
-                BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._cache.changing([identifier])))
-            )
-        found = self._cache.find(key)
-        if found is not None:
-            if not found.entry.note and self._cache.is_fresh(found.entry):
-                if self._cache.whole(found) is not None:
-                    self._cache.hit(key, found.entry.size)
-                    return found.reader()
-            else:
-                found.close()
-        given = self._cache.missed(identifier, key, found, self._cache.whole, self._cache.streamed)
-        return given.reader() if isinstance(given, OpenEntry) else given
+            return cast(BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._writing([identifier]))))
+        found = self._cache.get(identifier, OpenEntry.whole, self._cache.stream)
+        return found.reader() if isinstance(found, OpenEntry) else found
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
-        key = self._cache.key(identifier)
-        found = self._cache.find(key)
+        cache = self._cache
+        key = cache.key(identifier)
+        found = cache.find(key)
         try:
-            if found is not None and not found.entry.note and self._cache.is_fresh(found.entry):
-                piece = self._cache.piece(found, start, end)
+            if found is not None and (
+                cache.freshness.is_fresh(found.entry)
+                or (self._fetches_ranges() and cache.revalidated(identifier, key, found))
+            ):
+                piece = cache.piece(key, found, start, end)
                 if piece is not None:
-                    self._cache.hit(key, len(piece))
-                    return piece
-            if Capability.RANGES not in capabilities_of(self.backend) or not self._cache.limit_allows(1):
-                return self.read(identifier)[start:end]
-            if found is not None and not found.entry.note and self._still_good(identifier, key, found):
-                piece = self._cache.piece(found, start, end)
-                if piece is not None:
-                    self._cache.hit(key, len(piece))
                     return piece
         finally:
             if found is not None:
                 found.close()
-        return ranges.read(self._cache, identifier, key, start, end, seen=found)
+        if not self._fetches_ranges():
+            return self.read(identifier)[start:end]
+        stamp = None if found is None else found.entry.stamp
+        return ranges.read(cache, identifier, key, start, end, stamp=stamp)
+
+    def _fetches_ranges(self) -> bool:
+        return Capability.RANGES in capabilities_of(self.backend) and self._cache.limit_allows(1)
 
     @override
     def read_many(
@@ -203,15 +187,15 @@ class CachedStorage(Wrapper):
             content = None
             with failures.of(identifier):
                 key = self._cache.key(identifier)
-                content = self._cache.cached(key)
+                content, _ = self._cache.lookup(key, OpenEntry.content)
                 if content is None:
                     missing.append((identifier, key))
             if content is not None:
                 yield identifier, content
             if len(missing) >= BATCH:
-                yield from self._cache.fetch_many(missing, failures)
+                yield from fetch_many(self._cache, missing, failures)
                 missing = []
-        yield from self._cache.fetch_many(missing, failures)
+        yield from fetch_many(self._cache, missing, failures)
         failures.raise_any("read", self.location)
 
     @override
@@ -227,8 +211,7 @@ class CachedStorage(Wrapper):
             contents = {_identifier(item): bytes(item[1]) for item in group}  # bytes are not copied
             for identifier in identifiers:
                 failures.errors.pop(identifier, None)
-            with self._cache.changing(list(contents)) as change:
-                began = self._cache.begin()
+            with self._writing(list(contents)) as written:
                 failed: dict[str, Exception] = {}
                 try:
                     stored += self.backend.write_many(group, verify=verify)
@@ -238,7 +221,7 @@ class CachedStorage(Wrapper):
                 failures.errors.update(failed)
                 if not failed:
                     for identifier, content in contents.items():
-                        change.done(identifier, content, began, None)
+                        written.add(identifier, content)
         failures.raise_any("write", self.location)
         return stored
 
@@ -249,7 +232,7 @@ class CachedStorage(Wrapper):
         failures = Failures()
         absent = 0
         for group in _chunked(dict.fromkeys(identifiers), BATCH):
-            with self._cache.changing(group):
+            with self._writing(group):
                 try:
                     absent += self.backend.delete_many(group)
                 except BatchError as error:
@@ -260,17 +243,7 @@ class CachedStorage(Wrapper):
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
-        key = self._cache.key(identifier)
-        found = self._cache.find(key)
-        given: OpenEntry | BinaryIO | None = None
-        if found is not None and not found.entry.note and self._cache.is_fresh(found.entry):
-            given = self._cache.whole(found)
-            if given is not None:
-                self._cache.hit(key, found.entry.size)
-        elif found is not None:
-            found.close()
-        if given is None:
-            given = self._cache.missed(identifier, key, found, self._cache.whole, self._cache.streamed)
+        given = self._cache.get(identifier, OpenEntry.whole, self._cache.stream)
         if not isinstance(given, OpenEntry):
             with given:
                 return download_from(given, path)
@@ -285,17 +258,17 @@ class CachedStorage(Wrapper):
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        with self._cache.changing([identifier]):
+        with self._writing([identifier]):
             return self.backend.upload(path, identifier)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
-        with self._cache.changing([identifier]):
+        with self._writing([identifier]):
             return self.backend.create(identifier, content)
 
     @override
     def replace(self, identifier: str, content: Content, etag: str) -> str:
-        with self._cache.changing([identifier]):
+        with self._writing([identifier]):
             return self.backend.replace(identifier, content, etag)
 
     @property
@@ -326,15 +299,12 @@ class CachedStorage(Wrapper):
         """
         failures = Failures()
         fetched = 0
-        tally = Tally(progress)
+        tally = ProgressCount(progress)
         missing: list[tuple[str, CacheKey]] = []
         for identifier in identifiers:
             with failures.of(identifier):
                 key = self._cache.key(identifier)
-                found = self._cache.find(key)
-                if found is not None:
-                    found.close()
-                if found is None or found.entry.note or not self._cache.is_fresh(found.entry):
+                if not self._cache.has_fresh(key):
                     missing.append((identifier, key))
             if len(missing) >= BATCH:
                 fetched += self._fetch(missing, failures, tally)
@@ -343,9 +313,9 @@ class CachedStorage(Wrapper):
         failures.raise_any("prefetch", self.location)
         return fetched
 
-    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: Tally) -> int:
+    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: ProgressCount) -> int:
         count = 0
-        for _, content in self._cache.fetch_many(missing, failures):
+        for _, content in fetch_many(self._cache, missing, failures):
             tally.add(1, len(content))
             count += 1
         return count
@@ -434,14 +404,8 @@ class CachedStorage(Wrapper):
         )
         self._cache = ObjectCache(self.backend, self.cache_dir, self.engine, policy)
 
-    def _still_good(self, identifier: str, key: CacheKey, found: OpenEntry) -> bool:
-        """Whether an expired entry may be given: the backend says so, or is unavailable and the entry stands in."""
-        try:
-            return self._cache.renewed(identifier, key, found)
-        except Exception as error:
-            if self._cache.serves_stale(identifier, error, found.entry):
-                return True
-            raise
+    def _writing(self, identifiers: Sequence[str]) -> AbstractContextManager[WrittenContents]:
+        return writing(self._cache, identifiers)
 
     def _trouble(self, verb: str) -> AbstractContextManager[None]:
         return _reported(f"cannot {verb} in {self.cache_dir}", self.location)

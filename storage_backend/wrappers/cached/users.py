@@ -1,9 +1,9 @@
-"""CacheUser: one user of a cache directory, as the others see it: whether it lives, and what it has counted.
+"""CacheUser: one user of a cache directory, as the others see it: whether it lives, and its counters.
 
-Each has a file of its own in the folder `users`, which it locks for as long as it lives (a killed process lets go of
-its locks) and which holds its counters: they are right at any time, whoever looks, and outlive a kill. (They are not mapped
-into memory: a store into a page that a full disk has no room for ends the process.) Whoever finds a file that nobody
-holds adds its counters to the common ones and removes it.
+Each has a file of its own in the folder `members`. Its lock, which ends with the process, says that the user lives; its content is
+the user's counters, so that they are right at any time and outlive a kill. (They are not mapped into memory: storing into a page
+that a full disk has no room for kills the process.) Whoever finds a file that nobody locks adds its counters to the
+common ones and removes it.
 """
 
 from __future__ import annotations
@@ -12,9 +12,12 @@ import fcntl
 import logging
 import os
 import struct
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from typing import NamedTuple
+
+from storage_backend.wrappers.cached.layout import remove
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +29,11 @@ class CacheCounters(NamedTuple):
     """What is counted.
 
     Attributes:
-        hits: reads that the backend was not asked for content for.
-        misses: reads that it was.
-        expired: entries that were found, and too old.
-        evictions: entries that made room for others.
-        bytes_saved: that hits gave.
+        hits: reads that were answered without asking the backend for content.
+        misses: reads that asked it.
+        expired: entries that were found, and were too old.
+        evictions: entries that were removed to make room.
+        bytes_saved: bytes that hits gave.
     """
 
     hits: int = 0
@@ -43,93 +46,129 @@ class CacheCounters(NamedTuple):
         """The sums."""
         return CacheCounters(*(a + b for a, b in zip(self, other, strict=True)))
 
+    def packed(self) -> bytes:
+        """As they stand in a file."""
+        return _pack(*self)
+
 
 HITS, MISSES, EXPIRED, EVICTIONS, SAVED = range(5)
 
 
 class CacheUser:
-    """This user's own file, made while nobody can look for dead ones.
+    """This process's use of a cache directory. It counts before it joins, too.
 
     Args:
-        folder: where the files are.
+        folder: where the users' files are.
 
     Attributes:
-        token: its name, which no other has.
+        token: names the file; unique. "" before the first `join`.
     """
 
     def __init__(self, folder: str) -> None:
-        self.token = os.urandom(8).hex()
-        self._path = f"{folder}/{self.token}"
-        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
-        try:
-            with suppress(OSError):
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self.save(CacheCounters())
-        except BaseException:
-            os.close(self._fd)
-            with suppress(OSError):
-                os.unlink(self._path)
-            raise
+        self.token = ""
+        self._folder = folder
+        self._fd = -1
+        self._lock = threading.Lock()  # of the counters alone: a hit must not wait for a transaction
+        self._counts = [0] * len(CacheCounters())
 
-    def save(self, counts: Sequence[int]) -> None:
-        """Store the counters, in the order of `CacheCounters`. What the disk refuses is stored with the next."""
-        # Not by suppress(), which takes half as long as the call: every hit comes here.
-        try:
-            _pwrite(self._fd, _pack(*counts), 0)
-        except OSError as error:
-            logger.debug("counters not stored: %s", error)
+    def count(self, counter: int, size: int = 0, times: int = 1) -> None:
+        """Add to a counter, and *size* to the bytes saved. What the disk refuses is stored with the next count."""
+        with self._lock:
+            counts = self._counts
+            counts[counter] += times
+            counts[SAVED] += size
+            if self._fd >= 0:
+                # Not suppress(), which takes half as long as the call: every hit comes here.
+                try:
+                    _pwrite(self._fd, _pack(*counts), 0)
+                except OSError as error:
+                    logger.debug("counters not stored: %s", error)
+
+    def join(self) -> None:
+        """Create and lock the file; the caller holds the lock under which dead users are looked for."""
+        self.token = os.urandom(8).hex()
+        path = f"{self._folder}/{self.token}"
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
+        with suppress(OSError):  # where locks do not work, nobody is taken for dead
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with self._lock:
+            self._fd = fd
+        self.count(HITS, times=0)
+
+    def counters(self) -> CacheCounters:
+        """The sums of this user's and all other present users' counters."""
+        with self._lock:
+            found = CacheCounters(*self._counts)
+        for name in os.listdir(self._folder):
+            if name != self.token:
+                found = found.plus(_read(f"{self._folder}/{name}"))
+        return found
+
+    def hand_over(self, take: Callable[[str, CacheCounters], object]) -> None:
+        """Have *take* add the counters to the common ones, and begin again at zero."""
+        with self._lock:
+            take(self.token, CacheCounters(*self._counts))
+            self._counts[:] = [0] * len(self._counts)
+        self.count(HITS, times=0)
 
     def leave(self) -> None:
-        """Remove the file, of which the counters have been added to the common ones."""
+        """Remove the file, whose counters were handed over."""
         with suppress(OSError):
-            os.unlink(self._path)
-        self.abandon()
+            os.unlink(f"{self._folder}/{self.token}")
+        with self._lock:
+            self.abandon()
 
     def abandon(self) -> None:
-        """Let go of the file; in a forked child too, which must not hold its parent's lock after its parent's end."""
+        """Close the file; a forked child does so too, or it would hold its parent's lock after its parent's end."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def is_alive(folder: str, token: str) -> bool:
-    """Whether somebody holds the file of *token*."""
-    return _held(f"{folder}/{token}")
+    """Whether the user of *token* lives."""
+    return _is_locked(f"{folder}/{token}")
 
 
-def dead(folder: str) -> Iterator[tuple[str, CacheCounters]]:
-    """The tokens whose owners are gone, with what they counted. Each is to be buried, under a lock that all take."""
-    for name in os.listdir(folder):
-        path = f"{folder}/{name}"
-        if not _held(path):
-            yield name, _read(path)
+def bury_dead(folder: str, take: Callable[[str, CacheCounters], object]) -> list[str]:
+    """Have *take* add the counters of dead users to the common ones; the caller holds the lock that all take for this.
+
+    Returns:
+        Their tokens, to be given to `remove_dead` when the counters are stored.
+    """
+    dead = [name for name in os.listdir(folder) if not _is_locked(f"{folder}/{name}")]
+    for name in dead:
+        take(name, _read(f"{folder}/{name}"))
+    return dead
 
 
-def bury(folder: str, token: str) -> None:
-    """Remove the file of a dead one."""
-    with suppress(OSError):
-        os.unlink(f"{folder}/{token}")
+def remove_dead(folder: str, staging: str, dead: list[str]) -> None:
+    """Remove the files of dead users, and the staged content of all that are gone."""
+    for token in dead:
+        with suppress(OSError):
+            os.unlink(f"{folder}/{token}")
+    alive = set(os.listdir(folder))
+    for name in os.listdir(staging):
+        if name.partition("-")[0] not in alive:
+            remove(f"{staging}/{name}")
 
 
-def others(folder: str, token: str) -> Iterator[CacheCounters]:
-    """The counters of all but *token*."""
-    for name in os.listdir(folder):
-        if name != token:
-            yield _read(f"{folder}/{name}")
+def counters_in(data: bytes) -> CacheCounters:
+    """The counters of a file; zeros if it is damaged."""
+    return CacheCounters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else CacheCounters()
 
 
 def _read(path: str) -> CacheCounters:
     try:
-        # A pipe is not waited for.
+        # O_NONBLOCK: a pipe in its place is not waited for.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as reader:
-            data = reader.read(_COUNTERS.size)
+            return counters_in(reader.read(_COUNTERS.size))
     except OSError:
         return CacheCounters()
-    return CacheCounters(*_COUNTERS.unpack(data)) if len(data) == _COUNTERS.size else CacheCounters()
 
 
-def _held(path: str) -> bool:
-    """Whether somebody holds the lock of the file, as far as can be told: one that cannot be told of lives."""
+def _is_locked(path: str) -> bool:
+    """Whether somebody holds the lock of the file; also True if that cannot be found out."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

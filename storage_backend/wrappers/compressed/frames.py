@@ -38,7 +38,7 @@ from typing import BinaryIO
 from typing_extensions import Buffer
 
 from storage_backend.errors import IntegrityError, MissingClientError
-from storage_backend.wrappers.blocks import Blocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import DecodedBlocks, Fault, read_up_to
 
 BLOCK = 1 << 20  # bytes of content in a frame: what a small range costs, against what compression loses
 HEADER_SIZE = 32
@@ -154,7 +154,7 @@ class FrameEncoder:
         return b"".join([struct.pack("<II", _TABLE_MAGIC, length), *entries, footer])
 
 
-def blocks_of(stored: BinaryIO, fault: Fault) -> Blocks | None:
+def blocks_of(stored: BinaryIO, fault: Fault) -> DecodedBlocks | None:
     """The content of the object that *stored* reads, from its beginning on; None if it is raw.
 
     Raises:
@@ -183,7 +183,7 @@ def blocks_of(stored: BinaryIO, fault: Fault) -> Blocks | None:
                     raise fault(f"its frame {number} is damaged or another one")
             yield decoded(frame, min(BLOCK, size - number * BLOCK), fault)
 
-    return Blocks(size, BLOCK, load, count=count)
+    return DecodedBlocks(size, BLOCK, load, count=count)
 
 
 def _read_table(

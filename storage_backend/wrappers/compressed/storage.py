@@ -15,9 +15,10 @@ from storage_backend.defensive import info_of
 from storage_backend.errors import ConfigurationError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, gathered, plain
-from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
+from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.compressed import frames
-from storage_backend.wrappers.recoding import LOOKS, RecodingWrapper, inner_info, outer_info
+from storage_backend.wrappers.recoding import LOOKS, RecodingWrapper, outer_info
+from storage_backend.wrappers.sources import info_for_copy
 
 T = TypeVar("T")
 
@@ -109,11 +110,11 @@ class CompressedStorage(RecodingWrapper):
         if info is not None and info.size is not None and info.size > SPOOL:
             pieces = self._pieces(identifier, reader, info, info.size, verify=verify)
             stream = PieceReader(pieces).as_binary()
-            told = inner_info(info, identifier, None)
+            told = info_for_copy(info, identifier, None)
             return self.backend.write_stream(identifier, stream, info=told, verify=verify) is not False
 
         def deliver(spool: BinaryIO, size: int) -> bool:
-            told = inner_info(info, identifier, size)
+            told = info_for_copy(info, identifier, size)
             return self.backend.write_stream(identifier, spool, info=told, verify=verify) is not False
 
         return self._spooled(arriving(reader, identifier, info, verify=verify), deliver, verify=verify)
@@ -134,7 +135,7 @@ class CompressedStorage(RecodingWrapper):
         return gathered(chain([frames.header(len(content))], encoded(encoder, slices(content))))
 
     @override
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks | None:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks | None:
         blocks = frames.blocks_of(stored, self._fault(identifier))
         if blocks is not None and self.max_object_size is not None and blocks.size > self.max_object_size:
             raise StorageError(

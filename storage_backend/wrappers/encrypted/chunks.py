@@ -38,7 +38,7 @@ from typing_extensions import Buffer
 
 from storage_backend import identifiers as names
 from storage_backend.errors import IntegrityError, MissingClientError
-from storage_backend.wrappers.blocks import Blocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import DecodedBlocks, Fault, read_up_to
 from storage_backend.wrappers.encrypted.keys import id_of
 
 if TYPE_CHECKING:
@@ -173,7 +173,9 @@ class ChunkEncoder:
         return sealed
 
 
-def blocks_of(stored: BinaryIO, identifier: str, find: Callable[[bytes], bytes], fault: Fault) -> Blocks:
+def blocks_of(
+    stored: BinaryIO, identifier: str, find: Callable[[bytes], bytes], fault: Fault
+) -> DecodedBlocks:
     """The content of the object that *stored* reads. Nothing of it leaves unauthenticated.
 
     Args:
@@ -212,7 +214,7 @@ def blocks_of(stored: BinaryIO, identifier: str, find: Callable[[bytes], bytes],
                         "moved or truncated, or is another object's"
                     ) from None
 
-    return Blocks(size, CHUNK, load, count=count, proved=False)
+    return DecodedBlocks(size, CHUNK, load, count=count, proved=False)
 
 
 def _nonce(number: int, *, last: bool) -> bytes:

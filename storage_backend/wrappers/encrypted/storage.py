@@ -13,10 +13,11 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content, Writer, gathered, plain
-from storage_backend.wrappers.blocks import Blocks, PieceReader, arriving, encoded, slices
+from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.encrypted import chunks
 from storage_backend.wrappers.encrypted.keys import Keyring, id_of
-from storage_backend.wrappers.recoding import RecodingWrapper, inner_info, outer_info
+from storage_backend.wrappers.recoding import RecodingWrapper, outer_info
+from storage_backend.wrappers.sources import info_for_copy
 
 
 class EncryptedStorage(RecodingWrapper):
@@ -132,7 +133,7 @@ class EncryptedStorage(RecodingWrapper):
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
         size = info.size if info is not None else None
-        told = inner_info(info, identifier, None if size is None else chunks.stored_size(size))
+        told = info_for_copy(info, identifier, None if size is None else chunks.stored_size(size))
         stream = self._encrypting(identifier, reader, info, verify=verify)
         return self.backend.write_stream(identifier, stream, info=told, verify=verify) is not False
 
@@ -154,7 +155,7 @@ class EncryptedStorage(RecodingWrapper):
         return gathered(encoded(self._encoder(identifier, verify=verify), slices(content)))
 
     @override
-    def _blocks(self, identifier: str, stored: BinaryIO) -> Blocks:
+    def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks:
         find = partial(self._keyring.find, identifier=identifier, where=self.location)
         return chunks.blocks_of(stored, identifier, find, self._fault(identifier))
 

@@ -13,6 +13,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.streams import HashingReader
 from storage_backend.wrappers.fallback.merged_scans import paired
 from storage_backend.wrappers.fallback.pair import FallbackPair
+from storage_backend.wrappers.sources import info_for_copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,10 @@ def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> N
     with source.open(identifier) as reader:
         hashing = HashingReader(reader)
         stored = target.write_stream(
-            identifier, cast(BinaryIO, hashing), info=told_of(before, identifier), verify=True
+            identifier,
+            cast(BinaryIO, hashing),
+            info=info_for_copy(before, identifier, before.size),
+            verify=True,
         )
     if stored is False:
         where = location_of(target)
@@ -92,11 +96,6 @@ def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> N
             identifier=identifier,
             backend=where,
         )
-
-
-def told_of(info: ObjectInfo, identifier: str) -> ObjectInfo:
-    """What a target is told of an object: all that is not the source's own."""
-    return ObjectInfo(identifier, info.size, info.modified, content_type=info.content_type)
 
 
 def _is_still(source: StorageBackend, before: ObjectInfo, digest: str) -> bool:

@@ -15,8 +15,7 @@ from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError, StorageError
 from storage_backend.streams import SPOOL, HashingReader, chunks
 from storage_backend.wrappers.fallback.pair import FallbackPair
-from storage_backend.wrappers.fallback.repair import told_of
-from storage_backend.wrappers.sources import Source, name_of
+from storage_backend.wrappers.sources import RewindableSource, info_for_copy, name_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +26,7 @@ def put(
     pair: FallbackPair,
     identifier: str,
     store: Callable[[StorageBackend], object],
-    source: Source | None = None,
+    source: RewindableSource | None = None,
 ) -> bool:
     """Write one object where `write_to` says: *store* stores it on one side, out of *source* if there is one."""
     if pair.write_to == "both":
@@ -119,7 +118,7 @@ def _written(pair: FallbackPair, side: StorageBackend, items: Items, verify: boo
         return dict.fromkeys((name_of(key) for key, _ in items), error)
 
 
-def _again(pair: FallbackPair, source: Source | None, identifier: str) -> None:
+def _again(pair: FallbackPair, source: RewindableSource | None, identifier: str) -> None:
     if source is not None and not source.rewind():
         raise StorageError(
             f"the source of {identifier!r} cannot be read a second time, for the second side of {pair.location}",
@@ -147,7 +146,9 @@ def carried(source: StorageBackend, target: StorageBackend, source_id: str, dest
     """Copy an object from one side to the other, and verify it."""
     info = info_of(source.stat(source_id), source_id)
     with source.open(source_id) as reader:
-        stored = target.write_stream(dest_id, reader, info=told_of(info, dest_id), verify=True)
+        stored = target.write_stream(
+            dest_id, reader, info=info_for_copy(info, dest_id, info.size), verify=True
+        )
     return done(stored, target, dest_id)
 
 
@@ -183,9 +184,9 @@ class SameContentReader(HashingReader):
 
 
 @contextmanager
-def replayable(reader: BinaryIO) -> Iterator[Source]:
+def replayable(reader: BinaryIO) -> Iterator[RewindableSource]:
     """*reader* as a source that can be read twice: itself where it seeks, else a copy of what it gives."""
-    source = Source(reader)
+    source = RewindableSource(reader)
     if source.seekable:
         yield source
         return
@@ -193,4 +194,4 @@ def replayable(reader: BinaryIO) -> Iterator[Source]:
         for chunk in chunks(reader):
             spool.write(chunk)
         spool.seek(0)
-        yield Source(cast(BinaryIO, spool))
+        yield RewindableSource(cast(BinaryIO, spool))

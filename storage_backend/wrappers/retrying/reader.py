@@ -15,7 +15,7 @@ from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import SourceChangedError, is_retryable
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import position_after
-from storage_backend.wrappers.retrying.tries import Tries
+from storage_backend.wrappers.retrying.attempts import RetryAttempts
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class ResumingReader(io.BufferedIOBase):
         stream: BinaryIO,
         pin: Pin,
         *,
-        tries: Callable[[], Tries],
+        tries: Callable[[], RetryAttempts],
         clock: Callable[[], float],
     ) -> None:
         self._backend = backend

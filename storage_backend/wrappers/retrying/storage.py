@@ -6,7 +6,6 @@ import io
 import math
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, Literal, TypeAlias, TypeVar, cast
 
@@ -18,11 +17,9 @@ from storage_backend.counted import Progress, delete_counted, read_counted, writ
 from storage_backend.defensive import info_of, overrides
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
-    BatchError,
     BucketNotFoundError,
     ConfigurationError,
     Failures,
-    StorageError,
     is_retryable,
 )
 from storage_backend.hooks import Hooks, download_from
@@ -30,15 +27,13 @@ from storage_backend.info import ObjectInfo
 from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks
+from storage_backend.wrappers.retrying.attempts import RetryAttempts, RetryPolicy, proves_nothing_done
 from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
-from storage_backend.wrappers.retrying.tries import Policy, Tries, proves_nothing_done
-from storage_backend.wrappers.sources import GROUP_ITEMS, Source, grouped, name_of, sliced
+from storage_backend.wrappers.retrying.resuming import repeated, resumed_batch, resumed_scan
+from storage_backend.wrappers.sources import GROUP_ITEMS, RewindableSource, grouped, name_of, sliced
 
 T = TypeVar("T")
 Items: TypeAlias = list[Item]  # inside the class, `list` is a method
-Many: TypeAlias = list[T]
-
-MOST_SKIPS = 10_000  # remembered, so as not to tell of them twice
 
 
 class RetryingStorage(Wrapper):
@@ -99,7 +94,7 @@ class RetryingStorage(Wrapper):
         self.first = _seconds("first", first)
         self.longest = _seconds("longest", longest)
         self._clock = clock
-        self._policy = Policy(attempts, self.first, self.longest, sleep, random)
+        self._policy = RetryPolicy(attempts, self.first, self.longest, sleep, random)
 
     @override
     def exists(self, identifier: str) -> bool:
@@ -120,7 +115,7 @@ class RetryingStorage(Wrapper):
 
     @override
     def delete(self, identifier: str) -> bool:
-        tries = self._tries("delete", identifier)
+        tries = self._attempts("delete", identifier)
         while True:
             try:
                 # False is an older program's word for "it was not there" (FallbackStorage's).
@@ -151,7 +146,7 @@ class RetryingStorage(Wrapper):
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
         before = None if source_id == dest_id else info_of(self.stat(source_id), source_id)
-        tries = self._tries("move", source_id)
+        tries = self._attempts("move", source_id)
         doubtful: Exception | None = None
         while True:
             try:
@@ -188,24 +183,29 @@ class RetryingStorage(Wrapper):
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
-        heard = None if on_skip is None else _Skips(on_skip)
-        return self._resumed(
-            prefix, heard, lambda: self.backend.scan(prefix, on_skip=heard), lambda info: info.identifier
+        attempts = self._attempts("scan", prefix or None)
+        return resumed_scan(
+            attempts,
+            lambda heard: self.backend.scan(prefix, on_skip=heard),
+            lambda info: info.identifier,
+            on_skip,
         )
 
     @override
     def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
-        heard = None if on_skip is None else _Skips(on_skip)
-        return self._resumed(
-            prefix,
-            heard,
-            lambda: self.backend.scan_level(prefix, on_skip=heard),
+        attempts = self._attempts("scan", prefix or None)
+        return resumed_scan(
+            attempts,
+            lambda heard: self.backend.scan_level(prefix, on_skip=heard),
             lambda found: found if isinstance(found, str) else found.identifier,
+            on_skip,
         )
 
     @override
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return self._rest("stat", identifiers, self.backend.stat_many, lambda info: info.identifier)
+        return self._many(
+            "look at", "stat", identifiers, self.backend.stat_many, lambda info: info.identifier
+        )
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -224,13 +224,8 @@ class RetryingStorage(Wrapper):
     def read_many(
         self, identifiers: Iterable[str], *, progress: Progress | None = None
     ) -> Iterator[tuple[str, bytes]]:
-        if progress is not None:
-            yield from read_counted(self.read_many(identifiers), progress)
-            return
-        failures = Failures()
-        for group in sliced(identifiers, GROUP_ITEMS):
-            yield from self._read_group(group, failures)
-        failures.raise_any("read", self.location)
+        found = self._many("read", "read_many", identifiers, self.backend.read_many, lambda item: item[0])
+        return read_counted(found, progress)
 
     @override
     def write_many(
@@ -241,8 +236,6 @@ class RetryingStorage(Wrapper):
         failures = Failures()
         stored = 0
         for group in grouped(items):
-            for key, _ in group:
-                failures.errors.pop(name_of(key), None)
             stored += self._write_group(group, failures, verify)
             group.clear()  # not held while the next one is gathered
         failures.raise_any("write", self.location)
@@ -255,7 +248,8 @@ class RetryingStorage(Wrapper):
         failures = Failures()
         distinct = dict.fromkeys(identifiers)
         for group in sliced(distinct, GROUP_ITEMS):
-            self._batch("delete", group, failures, self.backend.delete_many, lambda again: again)
+            attempts = self._attempts("delete_many", None)
+            repeated(attempts, group, self.backend.delete_many, lambda again: again, failures)
         failures.raise_any("delete", self.location)
         return len(distinct)
 
@@ -298,12 +292,41 @@ class RetryingStorage(Wrapper):
     def hooks(self) -> Hooks:
         return _RetryingHooks(self)
 
-    def _tries(self, method: str, about: str | None) -> Tries:
-        return Tries(self._policy, method, about, self.location)
+    def _attempts(self, method: str, about: str | None) -> RetryAttempts:
+        return RetryAttempts(self._policy, method, about, self.location)
+
+    def _many(
+        self,
+        verb: str,
+        method: str,
+        identifiers: Iterable[str],
+        start: Callable[[Identifiers], Iterator[T]],
+        name: Callable[[T], str],
+    ) -> Iterator[T]:
+        """What *start* gives of the objects, group by group; see `resumed_batch`."""
+        failures = Failures()
+        for group in sliced(identifiers, GROUP_ITEMS):
+            yield from resumed_batch(self._attempts(method, None), group, start, name, failures)
+        failures.raise_any(verb, self.location)
+
+    def _write_group(self, group: Items, failures: Failures, verify: bool) -> int:
+        """Store the group; the errors of those that cannot be stored are noted. How many items it has."""
+        # Of a name that comes twice, the last item is the one that stays.
+        by_name = {name_of(key): (key, content) for key, content in group}
+        for name in by_name:
+            failures.errors.pop(name, None)
+        repeated(
+            self._attempts("write_many", None),
+            group,
+            lambda items: self.backend.write_many(items, verify=verify),
+            lambda again: [by_name[name] for name in again if name in by_name],
+            failures,
+        )
+        return len(group)
 
     def _run(self, method: str, about: str | None, call: Callable[[], T]) -> T:
         """What *call* gives, which may be made as often as one likes."""
-        tries = self._tries(method, about)
+        tries = self._attempts(method, about)
         while True:
             try:
                 return call()
@@ -312,8 +335,8 @@ class RetryingStorage(Wrapper):
 
     def _written(self, method: str, identifier: str, reader: BinaryIO, call: Callable[[BinaryIO], T]) -> T:
         """What *call* gives of *reader*, which is sent back to where it stands for each further try."""
-        source = Source(reader)
-        tries = self._tries(method, identifier)
+        source = RewindableSource(reader)
+        tries = self._attempts(method, identifier)
         while True:
             try:
                 return call(source.reader)
@@ -323,8 +346,8 @@ class RetryingStorage(Wrapper):
     def _once(self, method: str, identifier: str, content: Content, call: Callable[[str, Content], T]) -> T:
         """What *call* gives, which is made again only if it certainly did nothing."""
         found = plain(content)
-        source = None if isinstance(found, bytes) else Source(found)
-        tries = self._tries(method, identifier)
+        source = None if isinstance(found, bytes) else RewindableSource(found)
+        tries = self._attempts(method, identifier)
         while True:
             try:
                 return call(identifier, cast(bytes, found) if source is None else source.reader)
@@ -351,220 +374,24 @@ class RetryingStorage(Wrapper):
             identifier,
             stream,
             pin,
-            tries=lambda: self._tries("read", identifier),
+            tries=lambda: self._attempts("read", identifier),
             clock=self._clock,
         )
         return cast(BinaryIO, reader)
-
-    def _resumed(
-        self,
-        prefix: str,
-        heard: _Skips | None,
-        start: Callable[[], Iterator[T]],
-        name: Callable[[T], str],
-    ) -> Iterator[T]:
-        """What *start* gives, in order; begun again where it breaks, and what came before is left out."""
-        tries = self._tries("scan", prefix or None)
-        found: Iterator[T] | None = None
-        last: T | None = None
-        after: bytes | None = None
-        while True:
-            try:
-                if found is None:
-                    found = iter(start())
-                item = next(found)
-            except StopIteration:
-                return
-            except Exception as error:
-                if heard is not None and error is heard.raised:
-                    raise
-                found = None
-                after = None if last is None else names.encode(name(last))
-                if heard is not None:
-                    heard.again(after)
-                tries.failed(error)
-                continue
-            if after is not None:
-                if names.encode(name(item)) <= after:
-                    continue
-                after = None
-            tries.progressed()
-            last = item
-            yield item
-
-    def _rest(
-        self,
-        method: str,
-        identifiers: Iterable[str],
-        start: Callable[[Iterable[str]], Iterator[T]],
-        name: Callable[[T], str],
-    ) -> Iterator[T]:
-        """What *start* gives of identifiers; where it breaks, it is asked for those that have not come yet."""
-        tries = self._tries(method, None)
-        pending = dict.fromkeys(identifiers)
-        found: Iterator[T] | None = None
-        while True:
-            try:
-                if found is None:
-                    found = iter(start([*pending]))
-                item = next(found)
-            except StopIteration:
-                return
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                found = None
-                tries.failed(error)
-                continue
-            pending.pop(name(item), None)
-            yield item
-
-    def _read_group(self, group: Identifiers, failures: Failures) -> Iterator[tuple[str, bytes]]:
-        """Those of the group that can be read; the errors of the others are noted."""
-        tries = self._tries("read_many", None)
-        pending = Counter(group)
-        came = False
-        found: Iterator[tuple[str, bytes]] | None = None
-        while True:
-            try:
-                if found is None:
-                    found = iter(self.backend.read_many([*pending.elements()]))
-                item = next(found)
-            except StopIteration:
-                return
-            except BatchError as error:
-                again = _kept(error, failures)
-                if not again:
-                    return
-                pending = Counter({name: pending[name] or 1 for name in again})
-                found = None
-                if not _goes_on(tries, error, again, failures):
-                    return
-                continue
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                found = None
-                if came:
-                    tries.progressed()
-                came = False
-                tries.failed(error)
-                continue
-            came = True
-            pending[item[0]] -= 1
-            yield item
-
-    def _write_group(self, group: Items, failures: Failures, verify: bool) -> int:
-        """Store the group; the errors of those that cannot be stored are noted. How many items it has."""
-        # Each name's last item is the one that stays.
-        by_name = {name_of(key): (key, content) for key, content in group}
-        self._batch(
-            "write",
-            group,
-            failures,
-            lambda items: self.backend.write_many(items, verify=verify),
-            lambda again: [by_name[name] for name in again if name in by_name],
-        )
-        return len(group)
-
-    def _batch(
-        self,
-        verb: str,
-        group: Many[T],
-        failures: Failures,
-        call: Callable[[Many[T]], object],
-        pick: Callable[[Identifiers], Many[T]],
-    ) -> None:
-        """Make *call* with the group, then with those that failed for a moment; the errors of others are noted."""
-        tries = self._tries(f"{verb}_many", None)
-        while group:
-            try:
-                call(group)
-            except BatchError as error:
-                again = _kept(error, failures)
-                if not again or not _goes_on(tries, error, again, failures):
-                    return
-                group = pick(again)
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                tries.failed(error)
-            else:
-                return
 
 
 class _RetryingHooks(WrapperHooks):
     def __init__(self, storage: RetryingStorage) -> None:
         super().__init__(storage)
-        self._rest = storage._rest
+        self._many = storage._many
 
     @override
     def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        return self._rest("checksum", identifiers, self.inner.sha256_many, lambda found: found[0])
+        return self._many("read", "checksum", identifiers, self.inner.sha256_many, lambda found: found[0])
 
 
 _NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
 """Nothing is proven of the object where its whole place is missing."""
-
-
-class _Skips:
-    """Tells the caller's callback of each skipped entry once, though a scan is begun again.
-
-    Attributes:
-        raised: what the callback raised, which is not the scan's.
-    """
-
-    def __init__(self, on_skip: OnSkip) -> None:
-        self.raised: BaseException | None = None
-        self._on_skip = on_skip
-        self._heard: set[tuple[str | None, str]] = set()
-        self._after: bytes | None = None
-
-    def again(self, after: bytes | None) -> None:
-        """The scan begins again; all up to *after* has been told."""
-        self._after = after
-
-    def __call__(self, error: StorageError) -> None:
-        entry = (error.identifier, str(error))
-        if entry in self._heard or self._is_before(error.identifier):
-            return
-        if len(self._heard) == MOST_SKIPS:
-            self._heard.clear()
-        self._heard.add(entry)
-        try:
-            self._on_skip(error)
-        except BaseException as raised:
-            self.raised = raised
-            raise
-
-    def _is_before(self, identifier: str | None) -> bool:
-        if self._after is None or identifier is None:
-            return False
-        return identifier.encode("utf-8", "surrogatepass") <= self._after
-
-
-def _kept(error: BatchError, failures: Failures) -> Identifiers:
-    """Note those failures that are final; the identifiers of the others."""
-    again = []
-    for name, failure in error.failures.items():
-        if is_retryable(failure):
-            again.append(name)
-        else:
-            failures.note(name, failure)
-    return again
-
-
-def _goes_on(tries: Tries, error: BatchError, again: Identifiers, failures: Failures) -> bool:
-    """Wait for another try at those that failed for a moment, or note their errors: then there is none."""
-    # The error as a whole is not retryable where a failure in it is final: what is left of it is.
-    rest = {name: error.failures[name] for name in again}
-    first = next(iter(rest))
-    left = BatchError(
-        f"{len(rest)} of them, the first is {first!r} ({type(rest[first]).__name__})", failures=rest
-    )
-    try:
-        tries.failed(left)
-    except BatchError as final:
-        if final is not left:
-            raise
-        for name, failure in rest.items():
-            failures.note(name, tries.told(failure))
-        return False
-    return True
 
 
 def _may_be_moved(source: ObjectInfo, dest: ObjectInfo) -> bool:

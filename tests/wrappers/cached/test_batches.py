@@ -14,8 +14,7 @@ import pytest
 from storage_backend import BatchError, CachedStorage, LocalStorage, MemoryStorage
 from storage_backend.testing import FaultyStorage
 from storage_backend.wrappers.cached import publishing
-from storage_backend.wrappers.cached.engine import HELD, OverCacheLimitError
-from storage_backend.wrappers.cached.staged import StagedBlob
+from storage_backend.wrappers.cached.staged import HELD, OverCacheLimitError, StagedContent
 from tests.wrappers.cached.tools import KIB, assert_whole, blobs, content_bytes, end, line_of, program
 
 COUNT = 200
@@ -217,14 +216,14 @@ def test_what_finds_no_room_is_left_out_without_a_word(
 ) -> None:
     memory.write("large", bytes(HELD + 1))
     cached = CachedStorage(backend, tmp_path)
-    write = StagedBlob.write
+    write = StagedContent.write
 
-    def refusing(blob: StagedBlob, data: bytes) -> None:
+    def refusing(blob: StagedContent, data: bytes) -> None:
         if data[:5] in {b"d/001", bytes(5)}:
             raise OverCacheLimitError("another has taken the room")
         write(blob, data)
 
-    monkeypatch.setattr(StagedBlob, "write", refusing)
+    monkeypatch.setattr(StagedContent, "write", refusing)
     assert len(dict(cached.read_many([*NAMES, "large"]))) == COUNT + 1
     assert len(blobs(tmp_path)) == COUNT - 1
     assert caplog.messages == []
@@ -252,9 +251,9 @@ def test_a_group_that_cannot_be_stored_is_given_all_the_same(
 
         return fail
 
-    method = "write" if at == "writing" else "rename"
+    method = "write" if at == "writing" else "publish"
     with monkeypatch.context() as patched:
-        patched.setattr(StagedBlob, method, failing(getattr(StagedBlob, method)))
+        patched.setattr(StagedContent, method, failing(getattr(StagedContent, method)))
         assert dict(cached.read_many(NAMES)) == {name: content_of(name) for name in NAMES}
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "no space left" in caplog.text
@@ -289,7 +288,7 @@ CHILD = """
 import sys
 from storage_backend import CachedStorage, LocalStorage
 from storage_backend.wrappers.cached.index import IndexTransaction
-from storage_backend.wrappers.cached.staged import StagedBlob
+from storage_backend.wrappers.cached.staged import StagedContent
 
 base, directory, where, way = sys.argv[1:]
 cached = CachedStorage(LocalStorage(base), directory)
@@ -303,11 +302,11 @@ def stop():
         print(where, flush=True)
         sys.stdin.readline()
 
-rename, store, finish = StagedBlob.rename, IndexTransaction.store, IndexTransaction.finish
+publish, store, finish = StagedContent.publish, IndexTransaction.store, IndexTransaction.finish
 if where == "unnamed":
-    StagedBlob.rename = lambda *arguments: (stop(), rename(*arguments))[1]
+    StagedContent.publish = lambda *arguments: (stop(), publish(*arguments))[1]
 if where == "named":
-    StagedBlob.rename = lambda *arguments: (rename(*arguments), stop())[0]
+    StagedContent.publish = lambda *arguments: (publish(*arguments), stop())[0]
 if where == "stored":
     IndexTransaction.store = lambda *arguments: (store(*arguments), stop())[0]
 names = [name for name in cached.list() if name != "kept"]

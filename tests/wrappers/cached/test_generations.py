@@ -16,8 +16,9 @@ import pytest
 
 from storage_backend import CachedStorage, LocalStorage, MemoryStorage, NotFoundError, UnavailableError
 from storage_backend.testing import FaultyStorage
+from storage_backend.wrappers.cached.blobs import BlobEngine
 from storage_backend.wrappers.cached.ranges import BLOCK
-from storage_backend.wrappers.cached.staged import StagedBlob
+from storage_backend.wrappers.cached.staged import StagedContent
 from tests.wrappers.cached.tools import assert_whole, blobs, end, line_of, program, tell
 
 PATIENCE = 30.0  # seconds
@@ -190,18 +191,18 @@ class TestOvertaken:
     def test_a_transaction_that_fails_at_its_end_gives_no_generation_twice(
         self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from storage_backend.wrappers.cached.latest import HighestGeneration
+        from storage_backend.wrappers.cached import index
 
         cached = CachedStorage(backend, directory)
         cached.read("other")
 
-        def failing(latest: HighestGeneration, number: int) -> None:
-            write(latest, number)
+        def failing(fd: int, number: int) -> None:
+            write(fd, number)
             raise OSError(errno.EIO, "told, and never committed")
 
-        write = HighestGeneration.write
+        write = index.write_latest
         with monkeypatch.context() as patched:
-            patched.setattr(HighestGeneration, "write", failing)
+            patched.setattr(index, "write_latest", failing)
             cached.delete_many([f"{number}" for number in range(10)])
         backend.meanwhile = lambda: cached.write("a", b"new")
         assert cached.read("a") == b"old"
@@ -246,7 +247,7 @@ class TestOvertaken:
     ) -> None:
         from storage_backend.wrappers.cached import index
 
-        monkeypatch.setattr(index, "_GRAVES", 3)
+        monkeypatch.setattr(index, "_TOMBSTONES", 3)
         cached = CachedStorage(backend, directory)
 
         def overtake() -> None:
@@ -333,16 +334,16 @@ class TestOverlapping:
         self, backend: Held, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
-        finish = StagedBlob.finish
+        end = BlobEngine.end
         written: list[int] = []
 
-        def overtaken(blob: StagedBlob, entry: Any) -> None:
-            finish(blob, entry)
+        def overtaken(engine: BlobEngine, *arguments: Any) -> Any:
             if not written:
                 written.append(1)
                 other.write("a", b"newest")
+            return end(engine, *arguments)
 
-        monkeypatch.setattr(StagedBlob, "finish", overtaken)
+        monkeypatch.setattr(BlobEngine, "end", overtaken)
         cached.write("a", b"new")
         assert written
         assert cached.read("a") == other.read("a") == b"newest"
@@ -401,7 +402,8 @@ CHILD = """
 import os, sys
 from storage_backend import CachedStorage, LocalStorage
 from storage_backend.wrappers.cached.blobs import BlobEngine
-from storage_backend.wrappers.cached.staged import StagedBlob
+from storage_backend.wrappers.cached.layout import BlobLayout
+from storage_backend.wrappers.cached.staged import StagedContent
 
 def stop(where):
     print(where, flush=True)
@@ -439,19 +441,19 @@ if where == "staged":
     ended = BlobEngine._ended
     BlobEngine._ended = lambda *arguments: (stop(where), ended(*arguments))[1]
 if where in ("unnamed", "named"):
-    rename = StagedBlob.rename
-    def stopped(blob, path):
+    publish = StagedContent.publish
+    def stopped(blob, path, entry):
         if where == "unnamed":
             stop(where)
-        rename(blob, path)
+        publish(blob, path, entry)
         stop(where)
-    StagedBlob.rename = stopped
+    StagedContent.publish = stopped
 if where == "unlinked":
-    unlink = BlobEngine._unlink
-    def stopped(blobs, name):
-        unlink(blobs, name)
+    unlink = BlobLayout.unlink
+    def stopped(layout, name):
+        unlink(layout, name)
         stop(where)
-    BlobEngine._unlink = stopped
+    BlobLayout.unlink = stopped
 if "opened" in where:
     cached.read("a")
     stop("opened")
@@ -621,7 +623,7 @@ class TestProcesses:
     def test_a_change_that_cannot_be_told_of_leaves_nothing_stale(
         self, base: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from storage_backend.wrappers.cached import pending_writes
+        from storage_backend.wrappers.cached.pending_writes import PendingWrites
 
         def begin(*_arguments: object) -> str:
             raise OSError(errno.ENOSPC, "no room")
@@ -629,7 +631,7 @@ class TestProcesses:
         backend = Held(LocalStorage(base))
         cached, other = CachedStorage(backend, directory), CachedStorage(backend, directory)
         assert cached.read("a") == b"old"
-        monkeypatch.setattr(pending_writes, "begin", begin)
+        monkeypatch.setattr(PendingWrites, "begin", begin)
         backend.before("write", lambda: cached.read("a") and None)
         other.write("a", b"new")
         assert cached.read("a") == other.read("a") == b"new"
@@ -669,12 +671,12 @@ class TestProcesses:
     ) -> None:
         cached = CachedStorage(LocalStorage(base), directory)
         child = program(CHILD, base, directory, "write", "opened, written")
-        rename = StagedBlob.rename
+        publish = StagedContent.publish
         try:
             assert line_of(child.stdout) == "opened"
             cached.invalidate("a")
 
-            def delayed(blob: StagedBlob, path: str) -> None:
+            def delayed(blob: StagedContent, path: str, entry: Any) -> None:
                 tell(child, "go on")
                 assert child.stdout is not None
                 done = select.poll()
@@ -683,11 +685,11 @@ class TestProcesses:
                     assert line_of(child.stdout) == "written"
                     child.kill()
                     child.wait()
-                rename(blob, path)
+                publish(blob, path, entry)
 
-            monkeypatch.setattr(StagedBlob, "rename", delayed)
+            monkeypatch.setattr(StagedContent, "publish", delayed)
             assert cached.read("a") == b"old"
-            monkeypatch.setattr(StagedBlob, "rename", rename)
+            monkeypatch.setattr(StagedContent, "publish", publish)
             if child.poll() is None:
                 assert line_of(child.stdout) == "written"
                 child.kill()

@@ -1,0 +1,366 @@
+"""Failover: chooses the endpoint, keeps the connection in use, repeats operations whose connection is lost, and fails back."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.dialing import dial
+from storage_backend.backends.remote.errors import ConnectionLostError, unreachable
+from storage_backend.backends.remote.remote_path import RemotePath
+from storage_backend.backends.remote.settings import Endpoint, SSHSettings
+from storage_backend.backends.remote.sftp_operations import SFTPOperations
+from storage_backend.backends.remote.sftp_packets import Steps
+from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
+from storage_backend.threads import beside
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+LOSSES = 4  # how many connections an operation may lose before it fails
+MOST_LEFT = 100_000  # paths that are remembered; a hostile server may send names without end
+FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between attempts to return to a preferred endpoint
+
+
+class Failover:
+    """The connections to a server.
+
+    Args:
+        settings: of the backend.
+        base_dir: the base directory as configured.
+        where: the backend's location, for errors.
+        must_exist: whether a missing base directory is an error, at the first connection.
+        clock: monotonic seconds.
+
+    Attributes:
+        where: as given.
+        left: paths, beneath the base directory, of files with temporary names that a listing has shown.
+        lost: what the temporary names of lost connections begin with.
+    """
+
+    def __init__(
+        self,
+        settings: SSHSettings,
+        base_dir: str,
+        where: str,
+        *,
+        must_exist: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._must_exist = must_exist
+        self._settings = settings
+        self._base_dir = base_dir
+        self.where = where
+        self._clock = clock
+        self.left: set[bytes] = set()
+        self.lost: set[bytes] = set()
+        self._reset()
+        _registry().add(self)
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """The endpoint in use; None while there is none."""
+        return self._open.current.endpoint if self._open.current is not None else None
+
+    def connection(self) -> SSHConnection:
+        """A live connection, of the least busy ones where there are several.
+
+        Raises:
+            NoEndpointError: no endpoint works.
+        """
+        current = self._open.current
+        if current is None or not current.alive:
+            current = self._connected()
+        if current.endpoint is not self._settings.endpoints[0]:
+            self._look_for_better(current)
+        return current if self._settings.max_connections == 1 else self._least_busy(current)
+
+    def perform(
+        self,
+        operation: Callable[Concatenate[SFTPOperations, RemotePath, P], Steps[T]],
+        path: RemotePath,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Carry out an SFTP operation on an object; it may be repeated as it is. Raises as `run`."""
+        return self.run(
+            path.identifier,
+            lambda connection, _: connection.session.run(
+                operation(connection.operations, path, *args, **kwargs)
+            ),
+        )
+
+    def perform_with_attempt(
+        self,
+        operation: Callable[Concatenate[SFTPOperations, RemotePath, int, P], Steps[T]],
+        path: RemotePath,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        """Carry out an SFTP operation that must know the number of the attempt. Raises as `run`."""
+        return self.run(
+            path.identifier,
+            lambda connection, attempt: connection.session.run(
+                operation(connection.operations, path, attempt, *args, **kwargs)
+            ),
+        )
+
+    def run(
+        self, identifier: str | None, operation: Callable[[SSHConnection, int], T], *, again: bool = True
+    ) -> T:
+        """Call *operation* with a live connection; if that is lost meanwhile, with the next one.
+
+        Args:
+            identifier: for errors.
+            operation: also gets the number of the attempt, from 0: an earlier one may have taken effect.
+            again: whether it may be repeated; otherwise a lost connection is an error.
+
+        Raises:
+            NoEndpointError: no endpoint works.
+            UnavailableError: the connection was lost, and the operation may not be repeated, or was often enough.
+        """
+        attempt = 0
+        while True:
+            connection = self.connection()
+            connection.hold()
+            try:
+                return operation(connection, attempt)
+            except ConnectionLostError as error:
+                attempt += 1
+                self.give_up(connection, error, attempt, LOSSES if again else 1, identifier)
+            except BaseException:
+                # Removals that it posted must not wait for the next operation.
+                connection.session.flush()
+                raise
+            finally:
+                connection.release()
+
+    def note_left(self, path: bytes) -> None:
+        """Remember a file with a temporary name."""
+        if len(self.left) < MOST_LEFT:
+            self.left.add(path)
+
+    def lose(self, connection: SSHConnection, error: ConnectionLostError) -> None:
+        """Close *connection*, which has failed."""
+        logger.warning("%s: lost the connection to %s: %s", self.where, connection.endpoint, error)
+        self.lost.add(connection.operations.temporary)
+        with self._open.lock:
+            if self._open.current is connection:
+                self._open.current = None
+            if connection in self._open.more:
+                self._open.more.remove(connection)
+        connection.close()
+
+    def give_up(
+        self,
+        connection: SSHConnection,
+        error: ConnectionLostError,
+        losses: int,
+        most: int = LOSSES,
+        identifier: str | None = None,
+    ) -> None:
+        """Close *connection*, which has failed; raise at the last loss.
+
+        Raises:
+            UnavailableError: *losses* has reached *most*; a StorageTimeoutError if the server stopped answering.
+        """
+        self.lose(connection, error)
+        if losses >= most:
+            raise unreachable(error, identifier, self.where, losses) from error
+
+    def prefer(self) -> SSHConnection:
+        """A live connection to the first endpoint that works now, whichever was in use before."""
+        current = self.connection()
+        if current.endpoint is not self._settings.endpoints[0]:
+            self._fail_back(current)
+        return self.connection()
+
+    def close(self) -> None:
+        """Close the connections; the next use dials again."""
+        self._open.close()
+
+    def after_fork(self) -> None:
+        """In a child: leave the parent's connections alone, and start without any."""
+        for connection in list(self._made):
+            # Kept for ever: paramiko's destructors would write to the parent's connection.
+            _registry().abandoned.append(connection)
+            connection.abandon()
+        self._finalizer.detach()
+        self._reset()
+
+    def _reset(self) -> None:
+        # All connections, also those that are not in use any more: a reader may still have one.
+        self._made: weakref.WeakSet[SSHConnection] = weakref.WeakSet()
+        self._open = _OpenConnections()
+        # Readers and writers refer to this object, too: the connections are closed with the last of all.
+        self._finalizer = weakref.finalize(self, self._open.close)
+        self._dialling = threading.Lock()
+        self._growing = False
+        self._looking = False
+        self._pause = FIRST_LOOK
+        self._next_look = 0.0
+
+    def _connected(self) -> SSHConnection:
+        with self._dialling:
+            current = self._open.current
+            if current is not None and current.alive:
+                return current
+            if current is not None:
+                self.lose(current, current.session.failure or ConnectionLostError("the server closed it"))
+            dialled = self._dial(None)
+            if self._must_exist and not dialled.base_exists:
+                dialled.close()
+                raise BaseDirectoryNotFoundError(
+                    f"base directory {self._base_dir!r} does not exist at {dialled.endpoint}",
+                    backend=self.where,
+                )
+            self._must_exist = False
+            with self._open.lock:
+                self._open.current = dialled
+                self._next_look = self._clock() + self._pause
+            return dialled
+
+    def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> SSHConnection:
+        # The lambda must not refer to self: paramiko's thread keeps it for as long as it runs.
+        settings, base_dir, where = self._settings, self._base_dir, self.where
+        dialled = dial(
+            settings,
+            lambda client, endpoint: SSHConnection(client, endpoint, settings, base_dir, where),
+            endpoints=endpoints,
+            where=where,
+        )
+        # Closing the client alone would leave jump hosts and proxy commands behind.
+        dialled.found.on_close(dialled.close)
+        self._made.add(dialled.found)
+        return dialled.found
+
+    def _least_busy(self, current: SSHConnection) -> SSHConnection:
+        """The least busy connection to the endpoint in use; if none is idle, another one is made in the background."""
+        with self._open.lock:
+            found = [
+                current,
+                *(one for one in self._open.more if one.alive and one.endpoint is current.endpoint),
+            ]
+            best = min(found, key=lambda connection: connection.users)
+            if not best.users or len(found) >= self._settings.max_connections or self._growing:
+                return best
+            self._growing = True
+
+        def grow() -> None:
+            try:
+                another = self._dial((current.endpoint,))
+                with self._open.lock:
+                    wanted = self._open.current is current
+                    if wanted:
+                        self._open.more.append(another)
+                if not wanted:
+                    another.close()
+            except StorageError as error:
+                logger.debug("%s: no further connection: %s", self.where, error)
+            finally:
+                self._growing = False
+
+        if beside(grow, "storage-backend-grow") is None:
+            self._growing = False
+        return best
+
+    def _look_for_better(self, current: SSHConnection) -> None:
+        """From time to time, in the background, try the endpoints listed before *current*'s."""
+        with self._open.lock:
+            if self._looking or self._clock() < self._next_look:
+                return
+            self._looking = True
+
+        def look() -> None:
+            returned = False
+            try:
+                returned = self._fail_back(current)
+            finally:
+                with self._open.lock:
+                    self._looking = False
+                    self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
+                    self._next_look = self._clock() + self._pause
+
+        if beside(look, "storage-backend-look") is None:
+            self._looking = False
+
+    def _fail_back(self, current: SSHConnection) -> bool:
+        """Return to an endpoint listed before *current*'s, if one works. Running operations end on the old connection."""
+        endpoints = self._settings.endpoints
+        earlier = endpoints[: endpoints.index(current.endpoint)]
+        try:
+            better = self._dial(earlier)
+        except StorageError as error:
+            logger.debug("%s: still on %s: %s", self.where, current.endpoint, error)
+            return False
+        with self._open.lock:
+            replaced = self._open.current is current
+            if replaced:
+                self._open.current = better
+                self._pause = FIRST_LOOK
+                old, self._open.more = self._open.more, []
+                for connection in old:
+                    connection.retire()
+        if not replaced:
+            better.close()
+            return False
+        logger.warning("%s: back on %s", self.where, better.endpoint)
+        current.retire()
+        return True
+
+
+class _OpenConnections:
+    """The connections in use.
+
+    Attributes:
+        lock: of the others.
+        current: the one whose endpoint is in use.
+        more: others to the same endpoint.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.current: SSHConnection | None = None
+        self.more: list[SSHConnection] = []
+
+    def close(self) -> None:
+        """Close them all."""
+        with self.lock:
+            found, self.more = self.more, []
+            if self.current is not None:
+                found.insert(0, self.current)
+            self.current = None
+        for connection in found:
+            connection.close()
+
+
+class _FailoverRegistry:
+    """All instances of this process, which a forked child resets; and connections that must never be collected."""
+
+    def __init__(self) -> None:
+        self._members: weakref.WeakSet[Failover] = weakref.WeakSet()
+        self.abandoned: list[SSHConnection] = []
+        os.register_at_fork(after_in_child=self._after_in_child)
+
+    def add(self, failover: Failover) -> None:
+        """Reset *failover* in children."""
+        self._members.add(failover)
+
+    def _after_in_child(self) -> None:
+        for failover in list(self._members):
+            failover.after_fork()
+
+
+@functools.cache
+def _registry() -> _FailoverRegistry:
+    """This process's. Made when first needed: a hook of `os.register_at_fork` cannot be removed."""
+    return _FailoverRegistry()

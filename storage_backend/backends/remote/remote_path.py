@@ -1,0 +1,65 @@
+"""RemotePath: an object's identifier with its path; StagedUpload: new content under a temporary name; times as SFTP has them."""
+
+from __future__ import annotations
+
+import posixpath
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+from storage_backend.backends.remote.sftp_packets import Attributes
+from storage_backend.errors import SourceChangedError
+from storage_backend.info import ObjectInfo
+
+
+class RemotePath(NamedTuple):
+    """An object's identifier and the path of its file, relative to the base directory or absolute."""
+
+    identifier: str
+    path: bytes
+
+
+@dataclass(frozen=True)
+class StagedUpload:
+    """A complete file under a temporary name.
+
+    Attributes:
+        temporary: its path.
+        old: attributes of what it will replace; None if there was nothing.
+        new: its own attributes, as the server reported them after CLOSE.
+    """
+
+    temporary: bytes
+    old: Attributes | None
+    new: Attributes | None = None
+
+
+def beside(path: bytes, name: bytes) -> bytes:
+    """The path of *name* in the directory of *path*."""
+    return posixpath.join(posixpath.dirname(path), name)
+
+
+def in_seconds(modified: datetime | None) -> int | None:
+    """A time for SFTP, in whole seconds since 1970; None for one that SFTP cannot represent."""
+    return None if modified is None else unambiguous(int(modified.timestamp() // 1))
+
+
+def unambiguous(seconds: int | None) -> int | None:
+    """A time of SFTP, or None if it is ambiguous: from 2**31 on (2038) it may be one before 1970, modulo 2**32."""
+    return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
+
+
+def info_of(identifier: str, attributes: Attributes) -> ObjectInfo:
+    """The ObjectInfo of an object with these attributes."""
+    seconds = unambiguous(attributes.modified)
+    modified = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
+    return ObjectInfo(identifier, attributes.size, modified)
+
+
+def changed(path: RemotePath, where: str, how: str = "") -> SourceChangedError:
+    """The error for an object that was replaced or cut while it was read."""
+    return SourceChangedError(
+        f"{path.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",
+        identifier=path.identifier,
+        backend=where,
+    )

@@ -1,0 +1,421 @@
+"""Requests through a boto3 client, whoever made it: all of them where it has custom hooks, the rare ones always."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from typing import Any, NoReturn, cast
+
+from typing_extensions import override
+
+from storage_backend.backends.s3.boto3_client import is_amazon
+from storage_backend.backends.s3.boto3_handlers import payer_in_query
+from storage_backend.backends.s3.botocore_private import is_botocore, is_stubbed
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.listing import PageLoopDetector
+from storage_backend.backends.s3.object_head import CARRIED, ObjectHead, etag_of
+from storage_backend.backends.s3.requests import BodyReader, GetResponse
+from storage_backend.backends.s3.responses import FIRST, MOST_ERROR, size_from_head
+from storage_backend.backends.s3.settings import S3Settings
+from storage_backend.backends.s3.xml_documents import (
+    EmbeddedError,
+    ErrorDocument,
+    ListedObject,
+    ListingPage,
+    UnexpectedResponseError,
+    parse_error,
+    unexpected,
+)
+from storage_backend.streams import SeekableRaw
+
+SIZES = 10**18  # bytes; what is larger is no size
+DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
+
+
+class Boto3Requests:
+    """Requests by a client's own methods.
+
+    botocore takes any page that can be parsed for an answer of S3, so what an answer must have is looked for here. What is
+    no botocore client (a mock), or has a Stubber, may leave out any field of an answer.
+
+    Args:
+        client: with boto3's methods.
+        settings: of the storage.
+    """
+
+    def __init__(self, client: Any, settings: S3Settings) -> None:
+        self.client = client
+        self.verifies_checksums = is_amazon(client)
+        self._ours = settings.client is None
+        self._checksum = settings.checksum
+        self._bucket = {"Bucket": settings.bucket}
+        if settings.request_payer is not None:
+            self._bucket["RequestPayer"] = settings.request_payer
+
+    @property
+    def may_ask_again(self) -> bool:
+        """Whether a real service answers, not a mock or a Stubber."""
+        return is_botocore(self.client) and not is_stubbed(self.client)
+
+    @property
+    def checksum(self) -> str:
+        """See `ObjectRequests`."""
+        if self._checksum != "auto":
+            return self._checksum
+        if not self._ours or not self.may_ask_again:
+            return "none"
+        return "auto" if self.verifies_checksums else "md5"
+
+    def get(self, key: str, **parameters: Any) -> GetResponse:
+        """GetObject."""
+        answer = self._call("get_object", **self._bucket, Key=key, **parameters)
+        length = _kind(answer, "ContentLength", int)
+        content_range = _kind(answer, "ContentRange", str)
+        try:
+            self._check(answer, "ETag", "an object with an ETag")
+            partial = content_range is not None or _status(answer) == 206
+            if "Range" not in parameters and self.may_ask_again and partial:
+                _refuse(answer, "the whole object")
+            # The end of the connection may come at any time, and is no end of a body.
+            if length is None and self.may_ask_again and "transfer-encoding" not in _headers(answer):
+                _refuse(answer, "Content-Length, or a body in chunks")
+            start, whole = _bounds(content_range, length)
+            if whole is None and self.may_ask_again and parameters.get("Range") != FIRST:
+                whole = self._size_from_head(key, parameters, answer)
+        except UnexpectedResponseError as error:
+            with closing(answer["Body"]) as body:
+                refused = parse_error(body.read(MOST_ERROR))
+            raise error if refused is None else EmbeddedError(refused) from None
+        except BaseException:
+            answer["Body"].close()
+            raise
+        return GetResponse(_head_of(answer, size=whole), start, length, cast(BodyReader, answer["Body"]))
+
+    def head(self, key: str, **parameters: Any) -> ObjectHead:
+        """HeadObject."""
+        answer = self._call("head_object", **self._bucket, Key=key, **parameters)
+        return _head_of(self._check(answer, "ETag", "an ETag"))
+
+    def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
+        """PutObject."""
+        with _sent(body) as content:
+            answer = self._call("put_object", **self._bucket, Key=key, Body=content, **parameters)
+        return _head_of(self._check(answer, "ETag", "an ETag"))
+
+    def delete(self, key: str, **parameters: Any) -> None:
+        """DeleteObject."""
+        answer = self._call("delete_object", **self._bucket, Key=key, **parameters)
+        if self.may_ask_again and not _is_removal(_status(answer), _headers(answer)):
+            _refuse(answer, "status 204")
+
+    def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
+        """DeleteObjects."""
+        # What is not quiet names each key, and no other page does.
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.may_ask_again}
+        answer = self._call("delete_objects", **self._bucket, Delete=objects)
+        refused = {
+            _needed(error, "Key"): ErrorDocument(
+                str(error.get("Code", "")), str(error.get("Message", "")), None, {}
+            )
+            for error in _items(answer, "Errors")
+        }
+        named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
+        if self.may_ask_again and not named.issuperset(keys):
+            _refuse(answer, "each key deleted or refused")
+        return refused
+
+    def page(
+        self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
+    ) -> ListingPage:
+        """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
+        optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
+        answer = self._call(
+            "list_objects_v2",
+            **self._bucket,
+            Prefix=prefix,
+            **{name: value for name, value in optional.items() if value},
+        )
+        self._check(answer, "IsTruncated", "IsTruncated, true or false")
+        more = answer.get("IsTruncated") is True
+        if more:
+            self._check(answer, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
+        return ListingPage(
+            [_entry(found) for found in _items(answer, "Contents")],
+            [_needed(found, "Prefix") for found in _items(answer, "CommonPrefixes")],
+            _kind(answer, "NextContinuationToken", str) if more else None,
+        )
+
+    def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
+        """CopyObject."""
+        answer = self._call("copy_object", **self._bucket, Key=key, CopySource=_source(source), **parameters)
+        return _head_of(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
+
+    def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
+        """UploadPart."""
+        with _sent(body) as content:
+            answer = self._call("upload_part", **self._bucket, Key=key, Body=content, **parameters)
+        return _head_of(self._check(answer, "ETag", "an ETag"))
+
+    def copy_part(self, key: str, source: str, **parameters: Any) -> ObjectHead:
+        """UploadPartCopy."""
+        answer = self._call(
+            "upload_part_copy", **self._bucket, Key=key, CopySource=_source(source), **parameters
+        )
+        return _head_of(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
+
+    def create_upload(self, key: str, **parameters: Any) -> str:
+        """CreateMultipartUpload; the upload's id."""
+        answer = self._call("create_multipart_upload", **self._bucket, Key=key, **parameters)
+        return str(_needed(answer, "UploadId"))
+
+    def complete_upload(
+        self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], **parameters: Any
+    ) -> ObjectHead:
+        """CompleteMultipartUpload; *parts* have PartNumber and ETag."""
+        answer = self._call(
+            "complete_multipart_upload",
+            **self._bucket,
+            Key=key,
+            UploadId=upload_id,
+            MultipartUpload={"Parts": list(parts)},
+            **parameters,
+        )
+        return _head_of(self._check(answer, "ETag", "an object with an ETag"))
+
+    def abort_upload(self, key: str, upload_id: str) -> None:
+        """AbortMultipartUpload."""
+        self._call("abort_multipart_upload", **self._bucket, Key=key, UploadId=upload_id)
+
+    def parts(self, key: str, upload_id: str) -> dict[int, tuple[int, str]]:
+        """ListParts: number -> size in bytes and etag."""
+        found: dict[int, tuple[int, str]] = {}
+        marker: dict[str, Any] = {}
+        trail = PageLoopDetector()
+        while True:
+            answer = self._call("list_parts", **self._bucket, Key=key, UploadId=upload_id, **marker)
+            before = len(found)
+            for part in _items(answer, "Parts"):
+                etag = etag_of(_needed(part, "ETag"))
+                found[_needed(part, "PartNumber")] = (_needed(part, "Size"), etag or "")
+            if answer.get("IsTruncated") is not True:
+                return found
+            marker = {"PartNumberMarker": _needed(answer, "NextPartNumberMarker")}
+            trail.follow(marker, new=len(found) > before)
+
+    def uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
+        """ListMultipartUploads: key, upload id and beginning of each unfinished one."""
+        marker: dict[str, Any] = {}
+        trail = PageLoopDetector()
+        while True:
+            answer = self._call("list_multipart_uploads", **self._bucket, Prefix=prefix, **marker)
+            uploads = _items(answer, "Uploads")
+            for upload in uploads:
+                yield _needed(upload, "Key"), _needed(upload, "UploadId"), _needed(upload, "Initiated")
+            if answer.get("IsTruncated") is not True:
+                return
+            marker = {
+                "KeyMarker": _needed(answer, "NextKeyMarker"),
+                "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
+            }
+            trail.follow(marker, new=bool(uploads))
+
+    def tags(self, bucket: str, key: str) -> dict[str, str]:
+        """GetObjectTagging, of an object in any bucket."""
+        answer = self._call("get_object_tagging", **self._bucket | {"Bucket": bucket}, Key=key)
+        if "TagSet" not in answer:
+            _refuse(answer, "TagSet")
+        return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(answer, "TagSet")}
+
+    def create_bucket(self) -> None:
+        """CreateBucket, in the client's region."""
+        region = getattr(getattr(self.client, "meta", None), "region_name", None)
+        place: dict[str, Any] = {"Bucket": self._bucket["Bucket"]}
+        # "us-east-1" must not be named ("CreateBucket", Amazon S3 API Reference); "aws-global" is no region.
+        if isinstance(region, str) and region not in {"us-east-1", "aws-global"}:
+            place["CreateBucketConfiguration"] = {"LocationConstraint": region}
+        self._call("create_bucket", **place)
+
+    def presigned(self, method: str, key: str, expires_in: int, **parameters: Any) -> str:
+        """A URL for *method*, "get_object" or "put_object"; no I/O."""
+        with self._payer_in_query():
+            return str(
+                self.client.generate_presigned_url(
+                    method, Params={**self._bucket, "Key": key, **parameters}, ExpiresIn=expires_in
+                )
+            )
+
+    @contextmanager
+    def _payer_in_query(self) -> Iterator[None]:
+        if self._ours or "RequestPayer" not in self._bucket or not self.may_ask_again:
+            yield
+            return
+        thread = threading.get_ident()
+
+        def move(**keywords: Any) -> None:
+            if threading.get_ident() == thread:
+                payer_in_query(**keywords)
+
+        # Not for good: whoever has this client may send the header that its URLs ask for.
+        self.client.meta.events.register("before-sign.s3", move)
+        try:
+            yield
+        finally:
+            self.client.meta.events.unregister("before-sign.s3", move)
+
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
+        same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}
+        etag = etag_of(_kind(answer, "ETag", str))
+        return size_from_head(
+            etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same)
+        )
+
+    def _call(self, method: str, **parameters: Any) -> Any:
+        """The answer that the client gives; where it cannot make sense of one, botocore raises whatever comes."""
+        try:
+            return getattr(self.client, method)(**parameters)
+        except UnexpectedResponseError:
+            raise
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
+            if not self.may_ask_again:
+                raise
+            raise unexpected("an answer that botocore can read", str(error)) from error
+
+    def _check(self, answer: Any, field: str, expected: str) -> Any:
+        """*answer*, which must have *field*."""
+        if self.may_ask_again and answer.get(field) in {None, ""}:
+            _refuse(answer, expected)
+        return answer
+
+
+def _needed(answer: Any, field: str) -> Any:
+    found = answer.get(field)
+    if found is None:
+        _refuse(answer, field)
+    return found
+
+
+def _refuse(answer: Any, expected: str) -> NoReturn:
+    kind = _headers(answer).get("content-type", "no Content-Type")
+    raise unexpected(expected, f"status {_status(answer) or 200}, {kind}")
+
+
+def _is_removal(status: int, headers: Mapping[str, str]) -> bool:
+    # S3 itself says 204; "200 OK" without a body could be anybody's.
+    empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    return status == 204 or (empty and any(name.startswith("x-amz-") for name in headers))
+
+
+def _status(answer: Any) -> int:
+    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else 0
+
+
+def _headers(answer: Any) -> Mapping[str, str]:
+    found = answer.get("ResponseMetadata", {}).get("HTTPHeaders")
+    return found if isinstance(found, dict) else {}
+
+
+def _head_of(answer: Any, size: int | None = None) -> ObjectHead:
+    modified = _kind(answer, "LastModified", datetime)
+    whole = answer.get("ChecksumType") != "COMPOSITE"
+    digests = {
+        name: value
+        for field, name in DIGESTS.items()
+        if (value := _kind(answer, field, str)) is not None and whole and "-" not in value
+    }
+    metadata = answer.get("Metadata")
+    return ObjectHead(
+        size=_kind(answer, "ContentLength", int) if size is None else size,
+        modified=None if modified is None else _second(modified),
+        etag=etag_of(_kind(answer, "ETag", str)),
+        content_type=_kind(answer, "ContentType", str),
+        version_id=_kind(answer, "VersionId", str),
+        digests=digests,
+        encryption=_kind(answer, "ServerSideEncryption", str),
+        metadata=metadata if isinstance(metadata, dict) else {},
+        # Of Expires as it came: "0" and the like are no dates, and mean something all the same.
+        carried={
+            name: value
+            for name in CARRIED.values()
+            if (value := _kind(answer, "ExpiresString" if name == "Expires" else name, str)) is not None
+        },
+    )
+
+
+def _entry(found: Mapping[str, Any]) -> ListedObject:
+    modified = found.get("LastModified")
+    return ListedObject(
+        _needed(found, "Key"),
+        _kind(found, "Size", int),
+        _second(modified) if isinstance(modified, datetime) else None,
+        etag_of(found.get("ETag")),
+    )
+
+
+def _second(moment: datetime) -> datetime:
+    """In whole seconds: HEAD has no finer."""
+    return moment.astimezone(UTC).replace(microsecond=0)
+
+
+def _kind(answer: Any, field: str, kind: type) -> Any:
+    """A field of an answer; None if it is absent, of another kind (from a mock), or a number that no size is."""
+    found = answer.get(field)
+    if isinstance(found, int) and not 0 <= found < SIZES:
+        return None
+    return found if isinstance(found, kind) else None
+
+
+def _items(answer: Any, field: str) -> Sequence[Any]:
+    found = answer.get(field)
+    return found if isinstance(found, list) else []
+
+
+def _bounds(content_range: str | None, length: int | None) -> tuple[int, int | None]:
+    """Where a body begins in its object, and the size of the whole, from "bytes 0-9/100"."""
+    if content_range is None:
+        return 0, length
+    span, _, whole = content_range.removeprefix("bytes ").partition("/")
+    first = span.partition("-")[0]
+    if not first.isdecimal():
+        raise unexpected("Content-Range, bytes first-last/size", content_range)
+    return int(first), int(whole) if whole.isdecimal() and int(whole) < SIZES else None
+
+
+def _source(source: str) -> dict[str, str]:
+    bucket, _, key = source.partition("/")
+    return {"Bucket": bucket, "Key": key}
+
+
+class _sent:  # noqa: N801 - reads as a function
+    """The body of a request as boto3 takes it, closed afterwards."""
+
+    def __init__(self, body: bytes | memoryview | FilePart) -> None:
+        self._content: Any
+        if isinstance(body, FilePart):
+            self._content = io.BufferedReader(_PartReader(body))
+        elif isinstance(body, memoryview):
+            self._content = bytes(body)
+        else:
+            self._content = body
+
+    def __enter__(self) -> Any:
+        return self._content
+
+    def __exit__(self, *error: object) -> None:
+        if isinstance(self._content, io.BufferedReader):
+            self._content.close()
+
+
+class _PartReader(SeekableRaw):
+    """A seekable reader of a part of a file, by positioned reads, so that many may share the descriptor."""
+
+    def __init__(self, part: FilePart) -> None:
+        self.size = part.size
+        self._part = part
+
+    @override
+    def _read_on(self, most: int) -> bytes:
+        return self._part.read(self._position, most) if self._position < self.size else b""

@@ -1,0 +1,250 @@
+"""Checksums: those that S3 knows, those that go with a body, and what a response proves of them.
+
+What S3 computes: "Checking object integrity", Amazon S3 User Guide.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib
+import os
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Final, Protocol, cast
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.s3.destination import Piece, StoredObject
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.object_head import ObjectHead
+from storage_backend.backends.s3.requests import ObjectRequests
+from storage_backend.errors import ConfigurationError
+from storage_backend.streams import CHUNK
+
+_HASHES: Final = frozenset({"md5", "sha1", "sha256"})
+_AWSCRT: Final = {
+    "crc32c": 4,
+    "crc64nvme": 8,
+}  # sizes in bytes; only awscrt computes these, which is optional
+
+_POLYNOMIAL = 0xEDB88320  # CRC-32 of ISO 3309, as zlib writes it: the highest bit is the coefficient of x^0
+_ORDER = (1 << 32) - 1  # of x modulo the polynomial, which is primitive
+_ONE = 1 << 31
+_BYTE = 1 << 23  # x^8: what one more byte multiplies a CRC by
+
+
+class BodyChecksums:
+    """The checksums of one body: those that are sent, and the MD5 where the response can be compared with it.
+
+    Args:
+        requests: by which the body is sent.
+        body: all of it.
+        sha256: its SHA-256 in hex, if known.
+        crc: send the CRC-32: the body is a part of an object that is checked as a whole by that.
+        md5: compute the MD5 in any case.
+
+    Attributes:
+        parameters: the checksums to send, in boto3's names.
+        size: of the body, in bytes.
+        md5: of the body; b"" if it was not computed.
+        crc: its CRC-32; 0 if it was not computed.
+    """
+
+    def __init__(
+        self,
+        requests: ObjectRequests,
+        body: Piece,
+        *,
+        sha256: str | None = None,
+        crc: bool = False,
+        md5: bool = False,
+    ) -> None:
+        self.size = body.size if isinstance(body, FilePart) else len(body)
+        self.md5 = b""
+        self.crc = 0
+        self.parameters: dict[str, str] = {}
+        algorithm = "crc32" if crc else requests.checksum
+        self._verified = algorithm != "md5" and requests.verifies_checksums
+        if algorithm == "sha256" or (algorithm == "auto" and sha256 is not None):
+            digest = bytes.fromhex(sha256) if sha256 is not None else _hashed(body, "sha256")
+            self.parameters["ChecksumSHA256"] = base64_of(digest)
+        elif algorithm in {"crc32", "auto"}:
+            self.crc = _crc_of(body)
+            self.parameters["ChecksumCRC32"] = base64_of(self.crc.to_bytes(4))
+        if algorithm in {"md5", "none"} or md5:
+            self.md5 = _hashed(body, "md5")
+        if algorithm == "md5":
+            self.parameters["ContentMD5"] = base64_of(self.md5)
+
+    def stored(self, head: ObjectHead) -> StoredObject:
+        """What was stored, proven if the response *head* shows that the service has these very bytes."""
+        proven = self._verified or (bool(self.md5) and head.etag == self.md5.hex())
+        return StoredObject(self.size, head.etag, proven)
+
+
+def uses_crc(requests: ObjectRequests) -> bool:
+    """Whether an object in parts is checked as a whole by its CRC-32."""
+    return requests.checksum in {"auto", "crc32"}
+
+
+def _hashed(body: Piece, algorithm: str) -> bytes:
+    if not isinstance(body, FilePart):
+        return hashlib.new(algorithm, body, usedforsecurity=False).digest()
+    digest = hashlib.new(algorithm, usedforsecurity=False)
+    for block in _blocks(body):
+        digest.update(block)
+    return digest.digest()
+
+
+def _crc_of(body: Piece) -> int:
+    if not isinstance(body, FilePart):
+        return zlib.crc32(body)
+    crc = 0
+    for block in _blocks(body):
+        crc = zlib.crc32(block, crc)
+    return crc
+
+
+def _blocks(body: FilePart) -> Iterator[Buffer]:
+    buffer = memoryview(bytearray(min(CHUNK, body.size)))
+    done = 0
+    while done < body.size:
+        count = os.preadv(body.fd, [buffer[: body.size - done]], body.offset + done)
+        if not count:
+            return  # the file became shorter, which sending it finds out
+        done += count
+        yield buffer[:count]
+
+
+def base64_of(digest: bytes) -> str:
+    """A digest as headers and documents write it."""
+    return base64.b64encode(digest).decode()
+
+
+def known(algorithm: str) -> bool:
+    """Whether `RunningDigests` can compute an algorithm here; names are S3's in lower case: "crc32", "sha256", ..."""
+    return algorithm in _HASHES or algorithm == "crc32" or (algorithm in _AWSCRT and _awscrt() is not None)
+
+
+class RunningDigests:
+    """Several digests over one stream.
+
+    Args:
+        algorithms: of "md5", "sha1", "sha256", "crc32", and with awscrt installed "crc32c" and "crc64nvme".
+
+    Raises:
+        ConfigurationError: one is not known here.
+    """
+
+    def __init__(self, *algorithms: str) -> None:
+        self._running = {algorithm: _new(algorithm) for algorithm in algorithms}
+
+    def update(self, data: Buffer) -> None:
+        """Take in *data*, which is contiguous."""
+        for running in self._running.values():
+            running.update(data)
+
+    def base64(self, algorithm: str) -> str:
+        """The digest of all data so far, as the service's headers and documents write it.
+
+        Raises:
+            KeyError: it is not among those asked for.
+        """
+        return base64.b64encode(self._running[algorithm].digest()).decode()
+
+    def hexdigest(self, algorithm: str) -> str:
+        """The digest of all data so far, in lower-case hex.
+
+        Raises:
+            KeyError: it is not among those asked for.
+        """
+        return self._running[algorithm].digest().hex()
+
+
+def multipart_etag(md5s: Sequence[bytes]) -> str:
+    """The etag of an object uploaded in parts, from the MD5 (16 bytes) of each, in order.
+
+    The service computes it so, unless the object is encrypted with a key of KMS or the customer.
+    """
+    return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
+
+
+def crc32_combined(first: int, second: int, second_size: int) -> int:
+    """The CRC-32 of two pieces end to end, from the CRC of each and the size of the second in bytes.
+
+    A CRC is a polynomial over GF(2): bytes behind a piece multiply its own by a power of x, and those of both add up
+    (so zlib's `crc32_combine`). The time does not depend on the size.
+    """
+    power = _ONE
+    # Powers repeat, which also bounds the table.
+    size = second_size % _ORDER
+    for row in _powers():
+        power = _product(row[size & 15], power)
+        size >>= 4
+    return _product(first, power) ^ second
+
+
+@cache
+def _powers() -> tuple[tuple[int, ...], ...]:
+    """`[place][digit]`: x^(8 * digit * 16**place), for the eight hexadecimal digits of a size."""
+    rows = []
+    base = _BYTE
+    for _ in range(8):
+        row = [_ONE]
+        for _ in range(15):
+            row.append(_product(row[-1], base))
+        rows.append(tuple(row))
+        base = _product(row[-1], base)
+    return tuple(rows)
+
+
+def _product(left: int, right: int) -> int:
+    """Of two polynomials, modulo that of CRC-32."""
+    product = 0
+    while left:
+        if left & _ONE:
+            product ^= right
+        left = left << 1 & _ORDER
+        right = right >> 1 ^ _POLYNOMIAL if right & 1 else right >> 1
+    return product
+
+
+class _Digest(Protocol):
+    def update(self, data: Buffer, /) -> None: ...
+    def digest(self) -> bytes: ...
+
+
+class _Checksum:
+    """A CRC in the manner of `hashlib`; *size* in bytes."""
+
+    def __init__(self, function: Callable[[Buffer, int], int], size: int) -> None:
+        self._function = function
+        self._size = size
+        self._value = 0
+
+    def update(self, data: Buffer, /) -> None:
+        self._value = self._function(data, self._value)
+
+    def digest(self) -> bytes:
+        return self._value.to_bytes(self._size, "big")
+
+
+def _new(algorithm: str) -> _Digest:
+    if algorithm in _HASHES:
+        return hashlib.new(algorithm, usedforsecurity=False)
+    if algorithm == "crc32":
+        return _Checksum(zlib.crc32, 4)
+    functions = _awscrt() if algorithm in _AWSCRT else None
+    if functions is None:
+        hint = " without awscrt (pip install awscrt)" if algorithm in _AWSCRT else ""
+        raise ConfigurationError(f"checksum {algorithm!r} is not known{hint}", parameter="checksum")
+    return _Checksum(cast("Callable[[Buffer, int], int]", getattr(functions, algorithm)), _AWSCRT[algorithm])
+
+
+def _awscrt() -> object | None:
+    try:
+        return importlib.import_module("awscrt.checksums")
+    except ImportError:
+        return None

@@ -1,0 +1,73 @@
+"""Parts of open files as the bodies of requests: sent by the kernel where it can, and read at given positions elsewhere."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NoReturn
+
+PIECE = 256 << 10  # bytes sent or received at a time; larger objects leave the allocator's cache
+
+_NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # not from this kind of file: sendfile(2)
+
+
+class FileChangedError(OSError):
+    """The file that is being sent has become shorter than the part that was announced."""
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A body of *size* bytes of an open file, from *offset*. The file's own position is neither used nor moved."""
+
+    fd: int
+    offset: int
+    size: int
+
+    def read(self, position: int, size: int) -> bytes:
+        """1 to *size* bytes from *position* in the part.
+
+        Raises:
+            FileChangedError: the file ends before that.
+        """
+        data = os.pread(self.fd, min(size, self.size - position), self.offset + position)
+        return data or self._shortened(position)
+
+    def read_all(self) -> bytes:
+        """All of it."""
+        pieces = []
+        position = 0
+        while position < self.size:
+            pieces.append(self.read(position, self.size))
+            position += len(pieces[-1])
+        return b"".join(pieces)
+
+    def sender(self, sock: socket.socket, *, by_kernel: bool) -> Callable[[int], int]:
+        """A function that sends bytes from a position and tells how many; *by_kernel*, by sendfile(2) if that works."""
+        start, piece = 0, b""
+
+        def step(position: int) -> int:
+            nonlocal by_kernel, start, piece
+            if by_kernel:
+                try:
+                    size = min(PIECE, self.size - position)
+                    sent = os.sendfile(sock.fileno(), self.fd, self.offset + position, size)
+                except OSError as error:
+                    if error.errno not in _NO_SENDFILE:
+                        raise
+                    by_kernel = False
+                else:
+                    return sent or self._shortened(position)
+            # TLS wants the very bytes again that it could not send ("SSL_write", OpenSSL).
+            if not start <= position < start + len(piece):
+                start, piece = position, self.read(position, PIECE)
+            return sock.send(memoryview(piece)[position - start :])
+
+        return step
+
+    def _shortened(self, position: int) -> NoReturn:
+        raise FileChangedError(
+            f"the file became shorter while it was sent: {position:,} of {self.size:,} bytes from {self.offset:,} are there"
+        )

@@ -1,0 +1,275 @@
+"""HTTPResponse, and the strict parser of its head (RFC 9110, RFC 9112).
+
+Not `http.client`, which parses heads by `email.parser`: a GET of 4 KiB over loopback then takes 145 us instead of 71 (Python 3.11).
+A subclass of its HTTPResponse with the parser below is as fast as this, but its body takes "0x5" and "1_0" for the sizes of chunks, any
+two bytes for the end of one, two different lengths for the first, and a timeout of the kernel's for the end of the body.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.s3.file_parts import PIECE
+
+if TYPE_CHECKING:
+    from storage_backend.backends.s3.http import HTTPConnection
+
+NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # a "token": RFC 9110, 5.6.2
+HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
+TINY = 64  # bytes of a chunk, which costs more than its content
+TINY_MOST = 100_000  # such chunks of one body
+RECEIVE = 64 << 10  # bytes asked for where a head or a chunk's frame is expected
+
+_RESPONSE = re.compile(
+    rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: [^\r\n\0]*)?((?:\r\n{NAME}:[^\r\n\0]*)*)", re.ASCII
+)
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
+_TRAILER = re.compile(rf"{NAME}:[^\r\n\0]*".encode())
+
+
+class HTTPProtocolError(ConnectionError):
+    """The peer does not speak HTTP/1.1, or ended a message before its end."""
+
+
+class ResponseHead(NamedTuple):
+    """The head of a response."""
+
+    status: int
+    headers: dict[str, str]
+    keep_alive: bool  # as far as version and "Connection" go
+
+
+def parse_head(head: bytes, origin: str) -> ResponseHead:
+    """The head of a response from *origin*, given without the empty line at its end.
+
+    Raises:
+        HTTPProtocolError: it is none.
+    """
+    found = _RESPONSE.fullmatch(head.decode("latin-1"))
+    if found is None:
+        raise HTTPProtocolError(f"{origin} sent a malformed head: {head[:100]!r}")
+    minor, status, fields = found.groups()
+    headers: dict[str, str] = {}
+    for line in fields.split("\r\n")[1:]:
+        name, _, value = line.partition(":")
+        name, value = name.lower(), value.strip(" \t")
+        headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    options = headers.get("connection", "").lower().replace(" ", "").replace("\t", "").split(",")
+    return ResponseHead(int(status), headers, keep_alive=minor == "1" and "close" not in options)
+
+
+class HTTPResponse:
+    """The response to one request; its body is read from the connection. Used by one thread at a time.
+
+    Collected unclosed, it closes its connection. In a child of the process that made it, `close` is all that may be called.
+
+    Attributes:
+        status: 200 to 999.
+        headers: lower-case name -> value; the values of a repeated name are joined by ", ".
+        length: bytes of the body; None if only its end will tell. 0 for HEAD, 204 and 304, which have none.
+        done: the whole body has arrived, and the connection may be used again.
+    """
+
+    __slots__ = (
+        *("__weakref__", "_chunked", "_connection", "_ended", "_left", "_give_back", "_reusable", "_tiny"),
+        *("done", "headers", "length", "status"),
+    )
+
+    def __init__(self, connection: HTTPConnection, method: str, given: bytes, *, whole: bool) -> None:
+        head = parse_head(given, connection._origin)
+        self.status = head.status
+        self.headers = head.headers
+        self.done = False
+        self.length, self._chunked = _framing(method, head, connection._origin)
+        # One who sends both may have been tricked into passing on two responses as one (RFC 9112, 6.3).
+        doubtful = "transfer-encoding" in head.headers and "content-length" in head.headers
+        until_close = self.length is None and not self._chunked
+        self._reusable = whole and head.keep_alive and not doubtful and not until_close
+        # Bytes to come of the body, or of the present chunk; -1: no chunk has begun; endless where closing is the end.
+        self._left = -1 if self._chunked else sys.maxsize if self.length is None else self.length
+        self._ended = False
+        self._tiny = 0  # chunks so far of less than TINY bytes
+        self._give_back: Callable[[HTTPConnection, bool], None] | None = None  # a pool's
+        self._connection: HTTPConnection | None = connection
+        if self._left == 0:
+            self._end(connection)
+
+    def read(self, size: int = -1) -> bytes:
+        """Exactly *size* bytes, fewer only where the body ends; all the rest if *size* is negative.
+
+        Raises:
+            HTTPProtocolError: the body broke off, or its chunks are malformed.
+            ConnectionError: the connection was reset.
+            TimeoutError: nothing came for `io_timeout`.
+        """
+        connection = self._open()
+        wanted = size if size >= 0 else sys.maxsize
+        pieces = []
+        try:
+            while wanted > 0 and self._advance(connection) and (piece := self._take(connection, wanted)):
+                wanted -= len(piece)
+                pieces.append(piece)
+        except BaseException:
+            self._fail(connection)
+            raise
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Put at least one byte into *buffer* and return how many; 0 only at the end (or for an empty buffer).
+
+        Raises:
+            HTTPProtocolError, ConnectionError, TimeoutError: as `read`.
+        """
+        connection = self._open()
+        view = memoryview(buffer).cast("B")
+        try:
+            if not len(view) or not self._advance(connection):
+                return 0
+            wanted = min(len(view), self._left)
+            if connection._at < len(connection._data) or (self._chunked and wanted < RECEIVE):
+                piece = self._take(connection, wanted)
+                view[: len(piece)] = piece
+                return len(piece)
+            received = connection._receive_into(view[:wanted])
+            self._arrived(connection, received)
+        except BaseException:
+            self._fail(connection)
+            raise
+        return received
+
+    def drain(self, at_most: int) -> bool:
+        """Read and drop the rest if it is at most *at_most* bytes; whether the connection may be used again."""
+        connection = self._connection
+        if self.done or connection is None or not self._reusable:
+            return self.done
+        try:
+            while self._advance(connection):
+                if self._left > at_most:
+                    return False
+                at_most -= len(self._take(connection, at_most))
+        except (ConnectionError, TimeoutError):
+            self._fail(connection)
+        except BaseException:
+            self._fail(connection)
+            raise
+        return self.done
+
+    def close(self) -> None:
+        """Give the connection back to its pool if `done`, else close it. Idempotent."""
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._give_back is not None:
+            self._give_back(connection, self.done)
+        elif not self.done or connection._pid != os.getpid():
+            connection.close()
+
+    def _open(self) -> HTTPConnection:
+        if self._connection is None:
+            raise ValueError("the response is closed, or broke off")
+        return self._connection
+
+    def _advance(self, connection: HTTPConnection) -> bool:
+        """Whether a byte of the body is next; reads the frame before it. False at the end."""
+        if self._left > 0:
+            return True
+        if self._ended:
+            return False
+        if self._left == 0 and connection._line("a chunk's end"):
+            raise HTTPProtocolError(f"{connection._origin} sent a chunk that is longer than it said")
+        line = connection._line("a chunk's size")
+        found = _CHUNK.fullmatch(line)
+        if found is None:
+            raise HTTPProtocolError(f"{connection._origin} sent a malformed chunk size: {line[:40]!r}")
+        self._left = int(found[1], 16)
+        self._tiny += self._left < TINY
+        if self._tiny > TINY_MOST:
+            raise HTTPProtocolError(
+                f"{connection._origin} sent more than {TINY_MOST:,} chunks of a few bytes"
+            )
+        if self._left > 0:
+            return True
+        allowed = HEAD_LIMIT
+        while line := connection._line("the trailers"):
+            allowed -= len(line) + 2
+            if allowed < 0 or not _TRAILER.fullmatch(line):
+                raise HTTPProtocolError(f"{connection._origin} sent malformed or oversized trailers")
+        self._end(connection)
+        return False
+
+    def _take(self, connection: HTTPConnection, limit: int) -> bytes:
+        """1 to *limit* bytes that stand next; b"" where closing was the end."""
+        wanted = min(limit, self._left)
+        if connection._at == len(connection._data):
+            # The frames of small chunks come along with their content.
+            framed = self._chunked and wanted < RECEIVE
+            more = connection._receive(RECEIVE if framed else min(wanted, PIECE))
+            if not framed or not more:
+                self._arrived(connection, len(more))
+                return more
+            connection._append(more)
+        piece = connection._data[connection._at : connection._at + wanted]
+        connection._at += len(piece)
+        self._arrived(connection, len(piece))
+        return piece
+
+    def _arrived(self, connection: HTTPConnection, size: int) -> None:
+        """Count *size* bytes of the body; 0 says that the peer has closed."""
+        if size == 0:
+            if self._chunked or self.length is not None or connection._ragged:
+                short = "" if self.length is None else f" {self._left:,} bytes"
+                raise HTTPProtocolError(
+                    f"{connection._origin} closed the connection{short} before the end of the body"
+                )
+            self._left = 0
+        else:
+            self._left -= size
+        if self._left == 0 and not self._chunked:
+            self._end(connection)
+
+    def _end(self, connection: HTTPConnection) -> None:
+        self._ended = True
+        # Bytes beyond the end, which nobody asked for, would be taken for the next response.
+        if self._reusable and connection._at == len(connection._data):
+            connection._data, connection._at = b"", 0
+            connection.reused = True
+            connection._busy = False
+            self.done = True
+
+    def _fail(self, connection: HTTPConnection) -> None:
+        self.done = False
+        self.close()
+        connection.close()
+
+
+def _framing(method: str, head: ResponseHead, origin: str) -> tuple[int | None, bool]:
+    """The length of the body, and whether it is chunked (RFC 9112, 6.3)."""
+    given = head.headers.get("content-length")
+    length = None if given is None else _length(given, origin)
+    if method == "HEAD" or head.status in {204, 304}:
+        return 0, False
+    coding = head.headers.get("transfer-encoding")
+    if coding is None:
+        return length, False
+    if coding.lower() != "chunked":
+        raise HTTPProtocolError(f"{origin} sent an unknown Transfer-Encoding: {coding[:40]!r}")
+    return None, True
+
+
+def _length(given: str, origin: str) -> int:
+    """The Content-Length; of several, all must be the same (RFC 9110, 8.6)."""
+    lengths = set()
+    for value in given.split(","):
+        digits = value.strip(" \t")
+        if not (digits.isascii() and digits.isdigit() and len(digits) <= 18):
+            raise HTTPProtocolError(f"{origin} sent a malformed Content-Length: {given[:40]!r}")
+        lengths.add(int(digits))
+    if len(lengths) > 1:
+        raise HTTPProtocolError(f"{origin} sent contradictory lengths: {given[:40]!r}")
+    return lengths.pop()

@@ -1,0 +1,303 @@
+"""The seekable reader of one object, pinned to the version that was first seen."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+
+from typing_extensions import Buffer, override
+
+from storage_backend.backends.s3 import checksums, retries
+from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3.object_head import ObjectHead
+from storage_backend.backends.s3.reading import ReadSource, body_of, checked_algorithm, raise_as
+from storage_backend.backends.s3.requests import GetResponse
+from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
+from storage_backend.streams import CHUNK, SeekableRaw
+
+SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
+AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
+AHEAD_MOST = 16 << 20
+GROWTH_FIRST = 64 << 20  # bytes that are allocated before they have come
+
+
+def read_again(source: ReadSource) -> bytes:
+    """The whole object, after `read_whole` failed: what breaks off is resumed, and damage is an IntegrityError."""
+    with RawObjectReader(source) as reader:
+        content = reader.readall()
+    source.saw(reader.head)
+    return content
+
+
+class ObjectReader(io.BufferedReader):
+    """The seekable reader that callers get.
+
+    After an error it reads nothing until `seek` says where to go on: the bytes that the failed call had read are lost, and
+    the next ones would be taken for them.
+    """
+
+    def __init__(self, raw: RawObjectReader) -> None:
+        super().__init__(raw, CHUNK)
+        self._raw = raw
+
+    @override
+    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
+        self._raw.forget_failure()
+        return super().seek(target, whence)
+
+
+class RangesIgnoredError(Exception):
+    """The service answers a request for a range with the whole object."""
+
+
+class RawObjectReader(SeekableRaw):
+    """The unbuffered reader beneath an `ObjectReader`.
+
+    It begins with one GET of the whole object. After a jump it requests ranges, each twice as long as the one before while
+    reading goes on from there, so that neither many small reads nor few distant ones cost much. A response that breaks off
+    is resumed. Every response must be of the object that was first seen.
+
+    Args:
+        source: the object.
+        facts: of the object that was seen already; then nothing is asked for yet.
+        ahead: bytes to ask for after a jump.
+
+    Attributes:
+        facts: of the object.
+        size: in bytes.
+
+    Raises:
+        StorageError: there is none, or it cannot be read; at once.
+    """
+
+    def __init__(
+        self, source: ReadSource, *, head: ObjectHead | None = None, ahead: int = AHEAD_FIRST
+    ) -> None:
+        self._source = source
+        self._got: GetResponse | None = None
+        self._branch = head is not None
+        self._kept: bytes | None = None
+        self._pid = os.getpid()
+        if head is None:
+            self._got = source.get()
+            head = self._got.head
+            if head.size is None:
+                # S3 always tells the size; a mock, or a proxy that sends everything in chunks, may not.
+                self._kept = body_of(source, self._got)
+                head = ObjectHead(size=len(self._kept))
+                self._got = GetResponse(head, 0, len(self._kept), io.BytesIO(self._kept))
+        assert head.size is not None
+        self.head = head
+        self.size: int = head.size
+        self._position = 0  # of the reader
+        self._at = 0  # of the body
+        self._until = self.size  # where the body ends
+        self._first_ahead = self._ahead = ahead
+        self._failure: StorageError | None = None
+        self._algorithm = checked_algorithm(head) if not self._branch else None
+        self._digest = checksums.RunningDigests(self._algorithm) if self._algorithm else None
+        if self._got is not None and not self.size:
+            # Nothing will be read, and what is said to be empty need not be.
+            if self._got.length is None:
+                self._check_end(self._got)
+            if self._digest is not None:
+                self._drop()
+                self._check()
+
+    def forget_failure(self) -> None:
+        """Read on although a read has failed."""
+        self._failure = None
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        self._check_open()
+        if self._failure is not None:
+            raise copy.copy(self._failure)
+        try:
+            return self._readinto(buffer)
+        except StorageError as error:
+            # A copy, without the frames that hold this reader.
+            self._failure = copy.copy(error)
+            raise
+        except BaseException:
+            self._failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
+            raise
+
+    def _readinto(self, buffer: Buffer) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self.size - self._position)]
+        if not view:
+            return 0
+        if self._digest is not None and self._position != self._at:
+            self._digest = None  # not read from one end to the other
+        count = self._read(view)
+        if self._got is not None and self._got.length is None and self._position + count == self.size:
+            self._check_end(self._got)
+        if self._digest is not None:
+            self._digest.update(view[:count])
+            if self._position + count == self.size:
+                self._check()
+        self._position += count
+        self._at = self._position
+        return count
+
+    @override
+    def readall(self) -> bytes:
+        self._check_open()
+        left = max(0, self.size - self._position)
+        content = bytearray(min(left, GROWTH_FIRST))
+        done = 0
+        while done < left:
+            if done == len(content):
+                # As it comes: the size is what an answer claims.
+                content += bytes(min(left, 2 * done) - done)
+            with memoryview(content) as view:
+                while done < len(content):
+                    done += self.readinto(view[done:])
+        return bytes(content)
+
+    @override
+    def close(self) -> None:
+        self._drop()
+        super().close()
+
+    def _read(self, view: memoryview) -> int:
+        """At least one byte from the reader's position."""
+        tries = 0
+        while True:
+            tries += 1
+            try:
+                self._arrive()
+                assert self._got is not None
+                count = self._got.body.readinto(view[: self._until - self._position])
+            except Exception as error:
+                self._drop()
+                if isinstance(error, RangesIgnoredError):
+                    raise
+                found = self._source.error(error)
+                most = self._source.settings.attempts
+                try:
+                    # A request that was refused or unanswered has had its tries; here only bodies are tried again.
+                    if not found.retryable or tries >= most or found.attempts >= most:
+                        found.attempts = max(found.attempts, tries)
+                        raise_as(found, error)
+                finally:
+                    del found
+                self._source.settings.sleep(retries.pause(tries))
+                continue
+            except BaseException:
+                self._drop()  # where its body stands is unknown now
+                raise
+            if count:
+                return count
+            # Shorter than announced: what is missing is asked for.
+            self._drop()
+            if tries >= self._source.settings.attempts:
+                short = self._source.broken(f"it ends at byte {self._position:,} of {self.size:,}")
+                short.attempts = tries
+                raise short
+
+    def _arrive(self) -> None:
+        """Have the body stand where the reader is."""
+        if self._pid != os.getpid():
+            # A forked child reads on by a connection of its own; the parent's is left alone.
+            self._drop()
+            self._pid = os.getpid()
+        gap = self._position - self._at
+        if self._got is not None and 0 < gap <= SKIP_MOST and self._position < self._until:
+            self._skip(gap)
+        if self._got is not None and self._at == self._position and self._at < self._until:
+            return
+        goes_on = self._at == self._position and self._at > 0
+        self._drop()
+        self._ahead = min(AHEAD_MOST, self._ahead * 2) if goes_on else self._first_ahead
+        # An answer that has broken off is taken up to its end.
+        end = self._until if goes_on and self._until > self._position else self._position + self._ahead
+        self._ask(min(self.size, end))
+
+    def _ask(self, end: int) -> None:
+        if self._kept is not None:
+            self._got = GetResponse(self.head, 0, self.size, io.BytesIO(self._kept))
+            self._at, self._until = 0, self.size
+            self._skip(self._position)
+            return
+        parameters = {"Range": f"bytes={self._position}-{end - 1}"}
+        if self.head.etag is not None:
+            parameters["IfMatch"] = f'"{self.head.etag}"'
+        try:
+            got = self._source.router.requests.get(self._source.key, **self._source.parameters, **parameters)
+        except Exception as error:
+            refused = response_error_of(error)
+            if refused is not None and refused.status in {404, 412, 416}:
+                raise self._changed() from error
+            raise
+        head = got.head
+        self._got = got
+        if (head.size, head.etag) != (self.size, self.head.etag) or head.modified != self.head.modified:
+            self._drop()
+            raise self._changed()
+        if self._branch and got.start != self._position:
+            self._drop()
+            raise RangesIgnoredError
+        self._at, self._until = got.start, end
+        if got.start > self._position:
+            self._drop()
+            raise self._source.broken(f"asked for bytes from {self._position}, got bytes from {got.start}")
+        if got.length is not None and got.start + got.length > end:
+            self._until = min(self.size, got.start + got.length)
+        self._skip(self._position - self._at)
+
+    def _skip(self, gap: int) -> None:
+        assert self._got is not None
+        scratch = memoryview(bytearray(min(gap, CHUNK)))
+        while gap:
+            count = self._got.body.readinto(scratch[:gap])
+            if not count:
+                raise self._source.broken("the answer ends early")
+            gap -= count
+            self._at += count
+
+    def _check_end(self, got: GetResponse) -> None:
+        """A body whose length its answer does not tell ends where the object does, of which another answer told the size."""
+        try:
+            more = got.body.read(1)
+        except Exception as error:  # noqa: BLE001 - raised as ours
+            self._drop()
+            raise_as(self._source.error(error), error)
+        if more:
+            self._drop()
+            raise self._source.broken(f"it goes on after its size, {self.size:,} bytes")
+
+    def _check(self) -> None:
+        assert self._digest is not None
+        assert self._algorithm is not None
+        expected = self.head.digests[self._algorithm]
+        found = self._digest.base64(self._algorithm)
+        if found != expected:
+            raise self.damaged(self._algorithm, found)
+
+    def leave_unchecked(self) -> None:
+        """Do not compare checksums: the caller does."""
+        self._digest = None
+
+    def damaged(self, algorithm: str, found: str) -> IntegrityError:
+        """The error for an object that came with a checksum of *found* instead of its own."""
+        where = self._source.settings.location
+        return IntegrityError(
+            f"{self._source.identifier!r} in {where}: the {algorithm} of what came is {found}, that of the object "
+            f"{self.head.digests[algorithm]}",
+            identifier=self._source.identifier,
+            backend=where,
+        )
+
+    def _changed(self) -> SourceChangedError:
+        return SourceChangedError(
+            f"{self._source.identifier!r} in {self._source.settings.location} changed while it was read",
+            identifier=self._source.identifier,
+            backend=self._source.settings.location,
+        )
+
+    def _drop(self) -> None:
+        got, self._got = self._got, None
+        if got is not None:
+            got.body.close()

@@ -1,0 +1,341 @@
+"""Files that record which multipart uploads are under way, so that the next process resumes those of a killed one."""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+_log = logging.getLogger(__name__)
+
+FORMAT = 1
+_SUFFIX = ".json"
+_TAIL = 64 << 10  # bytes; several times what the longest key (1,024 bytes) makes as JSON
+_ATTEMPTS = 1000
+_PAUSE = 0.001  # seconds
+# What is no regular file is neither followed nor waited for.
+_FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+
+
+class UploadRecords:
+    """The records of a directory, one for each object that is being uploaded. For all threads and processes.
+
+    Args:
+        directory: created, readable by its owner only, when first needed.
+        clock: Unix time in seconds.
+        sleep: for so many seconds.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], object] = time.sleep,
+    ) -> None:
+        self._directory = directory
+        self._clock = clock
+        self._sleep = sleep
+
+    def claim(self, location: str, key: str) -> UploadRecord:
+        """The record of an object, to be released. It never fails: see `UploadRecord.held`.
+
+        Args:
+            location: the storage's location, without secrets.
+            key: the object's whole key there.
+        """
+        path = self._directory / _file_name(location, key)
+        return UploadRecord(path, location, key, clock=self._clock, sleep=self._sleep)
+
+
+class UploadRecord:
+    """The record of one object's upload. One holder at a time has it, until `release` or the end of its process.
+
+    A forked child's copy is not held. For one thread at a time.
+
+    Attributes:
+        upload_id: of an upload that an earlier holder left unfinished; None if there was none.
+        part_size: of that upload, in bytes.
+        started: when it was saved, in whole seconds of Unix time; 0 if there was none.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        location: str,
+        key: str,
+        *,
+        clock: Callable[[], float],
+        sleep: Callable[[float], object],
+    ) -> None:
+        self.upload_id: str | None = None
+        self.part_size: int | None = None
+        self.started = 0
+        self._path = path
+        self._location = location
+        self._key = key
+        self._clock = clock
+        self._open_records = _open_records()
+        self._fd = -1
+        self._end = 0  # of what is whole in the file
+        try:
+            self._acquire(sleep)
+            self._load()
+        except BlockingIOError:
+            _log.debug(
+                "%r in %s: another upload of it is under way; this one is not remembered", key, location
+            )
+        except OSError as error:
+            _log.debug("%r in %s: its upload is not remembered: %s", key, location, error)
+            self.release()
+
+    @property
+    def held(self) -> bool:
+        """False where somebody else uploads the same object at this moment, or the directory cannot be written.
+
+        Then nothing is remembered: `save` and `clear` do nothing.
+        """
+        return self._fd >= 0
+
+    def save(self, upload_id: str, part_size: int) -> None:
+        """Remember this upload instead of any other.
+
+        It survives the death of this process, not power loss. Killed in the middle of it, the next one finds what was
+        remembered before.
+        """
+        if not self.held:
+            return
+        entry = _RecordLine(FORMAT, self._location, self._key, upload_id, part_size, int(self._clock()))
+        line = json.dumps(asdict(entry)).encode() + b"\n"
+        try:
+            # Appended, since bytes that are overwritten in place could be torn, and a new file would lose the lock.
+            if os.fstat(self._fd).st_size != self._end:
+                os.ftruncate(self._fd, self._end)
+            if os.pwrite(self._fd, line, self._end) == len(line):
+                self._end += len(line)
+                return
+            reason = "no space left"
+        except OSError as error:
+            reason = str(error)
+        with suppress(OSError):
+            os.ftruncate(self._fd, self._end)
+        _log.debug("%r in %s: its upload is not remembered: %s", self._key, self._location, reason)
+
+    def clear(self) -> None:
+        """Remember nothing: the upload has been completed or aborted. The file goes with `release`."""
+        if not self.held:
+            return
+        # Not removed yet: the lock is the file's, and another upload may be saved.
+        self._end = 0
+        try:
+            os.ftruncate(self._fd, 0)
+        except OSError as error:
+            _log.warning("%r in %s: cannot forget its upload: %s", self._key, self._location, error)
+
+    def release(self) -> None:
+        """Let go; what was saved stays. Harmless if that was done."""
+        with self._open_records.lock:
+            fd, self._fd = self._fd, -1
+            if fd < 0:
+                return
+            self._open_records.members.discard(self)
+            try:
+                if os.fstat(fd).st_size == 0 and _is_at(fd, self._path):
+                    self._path.unlink()
+            except OSError as error:
+                _log.debug("%s stays, empty: %s", self._path, error)
+            with suppress(OSError):
+                # To close it is not enough: a child that was just forked or spawned still has a copy.
+                fcntl.flock(fd, fcntl.LOCK_UN)
+            os.close(fd)
+
+    def leave_to_parent(self) -> None:
+        """Close the descriptor that this forked child has inherited; the lock is the parent's."""
+        fd, self._fd = self._fd, -1
+        os.close(fd)
+
+    def _acquire(self, sleep: Callable[[float], object]) -> None:
+        """Open and lock the file.
+
+        Raises:
+            BlockingIOError: somebody else holds it.
+            OSError: it cannot be written.
+        """
+        for _ in range(_ATTEMPTS):
+            with self._open_records.lock:
+                fd = _create(self._path)
+                try:
+                    locked = _lock(fd)
+                    # A file that its holder removed between the two calls is no longer the one that others open.
+                    if locked and _is_at(fd, self._path):
+                        self._open_records.members.add(self)
+                        self._fd, fd = fd, -1
+                        return
+                finally:
+                    if fd >= 0:
+                        os.close(fd)
+            if not locked:
+                sleep(_PAUSE)
+        raise BlockingIOError
+
+    def _load(self) -> None:
+        size = os.fstat(self._fd).st_size
+        if size == 0:
+            return
+        entry, self._end = _last_entry(self._fd, size)
+        if entry is not None and (entry.place, entry.key) == (self._location, self._key):
+            self.upload_id, self.part_size, self.started = entry.upload_id, entry.part_size, entry.started
+        else:
+            _log.warning(
+                "%s: no record of %r in %s: it will be overwritten", self._path, self._key, self._location
+            )
+            self._end = 0
+
+
+def left_over(directory: Path, location: str) -> Iterator[tuple[str, str]]:
+    """The uploads to *location* that are remembered, while nobody goes on with them.
+
+    That may change at any time: whoever wants to abort one claims its record first, and compares the upload id.
+
+    Args:
+        directory: as given to UploadRecords.
+        location: as given to `UploadRecords.claim`.
+
+    Yields:
+        Key and upload id.
+    """
+    try:
+        paths = [path for path in directory.iterdir() if path.suffix == _SUFFIX]
+    except OSError as error:
+        _log.debug("no uploads are remembered: %s", error)
+        return
+    for path in paths:
+        try:
+            entry = _look(path)
+        except OSError as error:
+            _log.debug("%s is passed over: %s", path, error)
+            continue
+        if entry is not None and entry.place == location and path.name == _file_name(location, entry.key):
+            yield entry.key, entry.upload_id
+
+
+class _OpenRecords:
+    """The records that this process holds. A child that it forks closes its copies: a lock lives as long as they do.
+
+    Attributes:
+        lock: while a descriptor is open that no member has. Re-entrant, since garbage collection may release a record
+            in the middle of a claim.
+        members: the records.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.members: set[UploadRecord] = set()
+        os.register_at_fork(
+            before=self.lock.acquire, after_in_parent=self.lock.release, after_in_child=self._after_in_child
+        )
+
+    def _after_in_child(self) -> None:
+        for record in self.members:
+            record.leave_to_parent()
+        self.members.clear()
+        self.lock.release()
+
+
+@functools.cache
+def _open_records() -> _OpenRecords:
+    """This process's. Made when first needed, since a hook of `os` cannot be taken back."""
+    return _OpenRecords()
+
+
+@dataclass(frozen=True, slots=True)
+class _RecordLine:
+    """A line of a record's file."""
+
+    format: int
+    place: str  # the location; the name in files that are on disk already
+    key: str
+    upload_id: str
+    part_size: int
+    started: int  # Unix time in seconds, for who looks into the file
+
+
+def _file_name(location: str, key: str) -> str:
+    digest = hashlib.sha256(f"{location}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{digest[:40]}{_SUFFIX}"
+
+
+def _create(path: Path) -> int:
+    flags = os.O_RDWR | os.O_CREAT | _FLAGS
+    try:
+        return os.open(path, flags, 0o600)
+    except FileNotFoundError:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return os.open(path, flags, 0o600)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file. False where somebody only looks at it (`left_over`), which is over at once.
+
+    Raises:
+        BlockingIOError: somebody else holds the record.
+    """
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    return True
+
+
+def _is_at(fd: int, path: Path) -> bool:
+    """Whether *path* is the name of this open file."""
+    try:
+        return os.path.samestat(os.fstat(fd), path.lstat())
+    except FileNotFoundError:
+        return False
+
+
+def _look(path: Path) -> _RecordLine | None:
+    """The record at *path*, None if it is held or damaged."""
+    with _open_records().lock:
+        fd = os.open(path, os.O_RDONLY | _FLAGS)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return _last_entry(fd, os.fstat(fd).st_size)[0]
+        except BlockingIOError:
+            return None
+        finally:
+            os.close(fd)
+
+
+def _last_entry(fd: int, size: int) -> tuple[_RecordLine | None, int]:
+    """The last whole line of a file, None if it is damaged, and where it ends. What follows was torn."""
+    start = max(0, size - _TAIL)
+    whole, newline, torn = os.pread(fd, _TAIL, start).rpartition(b"\n")
+    if not newline:
+        return None, 0
+    return _parse(whole.rpartition(b"\n")[2]), size - len(torn)
+
+
+def _parse(line: bytes) -> _RecordLine | None:
+    try:
+        fields: Any = json.loads(line)
+        entry = _RecordLine(**fields)
+    except (ValueError, TypeError, RecursionError):
+        return None
+    texts = (entry.place, entry.key, entry.upload_id)
+    numbers = (entry.format, entry.part_size, entry.started)
+    if not all(type(each) is str for each in texts) or not all(type(each) is int for each in numbers):
+        return None
+    return entry if entry.format == FORMAT and entry.upload_id and entry.part_size > 0 else None
