@@ -1,4 +1,4 @@
-"""Scanner: the objects beneath the base directory, in order."""
+"""DirectoryScanner: the objects beneath the base directory, in order."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from storage_backend.scanning import OnSkip, report_skip
 Identifiers: TypeAlias = list[str]
 
 
-class Scanner:
+class DirectoryScanner:
     """Lists a directory tree: `list`, `scan` and `scan_level` of LocalStorage.
 
     Args:

@@ -23,7 +23,7 @@ from storage_backend.backends.local.hooks import LocalHooks
 from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.local_file import LocalFile, info_of_file, native_path, require_regular
 from storage_backend.backends.local.renaming import check_entry, rename
-from storage_backend.backends.local.scanner import Scanner
+from storage_backend.backends.local.scanner import DirectoryScanner
 from storage_backend.backends.local.small_write import SMALL, write_small
 from storage_backend.backends.local.staged_object import StagedObject
 from storage_backend.backends.local.symlinks import move_symlink
@@ -104,7 +104,7 @@ class LocalStorage(StorageBackend):
         self._prefix = str(self.base_dir).rstrip("/") + "/"
         self._leftovers = Leftovers()
         self._root = ContainedRoot(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
-        self._scanner = Scanner(self._root, self._location, self._leftovers.note)
+        self._scanner = DirectoryScanner(self._root, self._location, self._leftovers.note)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self.base_dir)!r}{', durable=True' if self._durable else ''})"

@@ -1,4 +1,4 @@
-"""ConnectionPool: one process's connections to one database."""
+"""DatabasePool: one process's connections to one database."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 FORK_PATIENCE = 5.0  # seconds that a fork waits for statements under way
 
 
-class ConnectionPool:
+class DatabasePool:
     """A pool of connections in driver autocommit, made when first used, and the order in which they are used.
 
     Args:
@@ -244,7 +244,7 @@ def _dispose(engine: Engine) -> None:
     pool.dispose()
 
 
-def inherited(pool: ConnectionPool) -> UnavailableError:
+def inherited(pool: DatabasePool) -> UnavailableError:
     """The error for a child that was forked while statements were under way."""
     where = pool.address.location
     return UnavailableError(

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from storage_backend import owners
 from storage_backend.backends.sql import drivers, schema
 from storage_backend.backends.sql.address import Address
-from storage_backend.backends.sql.connection_pool import ConnectionPool, inherited
+from storage_backend.backends.sql.connection_pool import DatabasePool, inherited
 from storage_backend.backends.sql.drivers import DatabaseSettings, is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.heartbeat import Heartbeat
@@ -55,7 +55,7 @@ class Database:
         self.settings = settings
         self.statements = Statements(address.dialect)
         # By process. What a child inherits stays here, untouched: collected, it would be closed.
-        self._pools: dict[int, ConnectionPool] = {}
+        self._pools: dict[int, DatabasePool] = {}
         self._heartbeats: dict[int, Heartbeat] = {}
         self._swept = float("-inf")
         self._undiscarded: deque[bytes] = deque()
@@ -263,7 +263,7 @@ class Database:
         while self.transact(partial(self.statements.prune, version=version)):
             pass
 
-    def _pool(self) -> ConnectionPool:
+    def _pool(self) -> DatabasePool:
         pid = os.getpid()
         pool = self._pools.get(pid)
         if pool is not None:
@@ -272,7 +272,7 @@ class Database:
             if old.torn and self.address.dialect == "sqlite":
                 raise inherited(old)
             old.abandon()
-        pool = self._pools.setdefault(pid, ConnectionPool(self.address, self.settings))
+        pool = self._pools.setdefault(pid, DatabasePool(self.address, self.settings))
         if self.address.dialect == "sqlite":
             guard().add(pool)
         return pool
@@ -332,7 +332,7 @@ def _is_dead(error: SQLAlchemyError) -> bool:
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-def _close(pools: dict[int, ConnectionPool], heartbeats: dict[int, Heartbeat]) -> None:
+def _close(pools: dict[int, DatabasePool], heartbeats: dict[int, Heartbeat]) -> None:
     pid = os.getpid()
     if (pool := pools.get(pid)) is not None:
         pool.close()
