@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from storage_backend import identifiers
 from storage_backend.backends.sql.object_row import ObjectRow
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from storage_backend.backends.sql.database import Database
 
+Result = TypeVar("Result")
+
 AT_ONCE = 4 << 20  # bytes in one answer
 
 
@@ -27,12 +29,7 @@ def find(database: Database, identifier: str) -> ObjectRow:
     Raises:
         NotFoundError: there is none.
     """
-    identifiers.check(identifier)
-    name = identifier.encode()
-    row = database.run(lambda connection: database.statements.find(connection, name), identifier)
-    if row is None:
-        raise not_found(identifier, database.address.location)
-    return row
+    return _query(database, identifier, database.statements.find)
 
 
 def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
@@ -42,9 +39,7 @@ def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
         return content, row
 
     def work(connection: Connection) -> tuple[bytes, ObjectRow]:
-        found = database.statements.find(connection, row.name)
-        if found is None:
-            raise not_found(identifier, database.address.location)
+        found = _found(database, identifier, database.statements.find(connection, row.name))
         buffer = io.BytesIO()
         for piece in _pieces(database, connection, found, 0, found.size):
             buffer.write(piece)
@@ -58,25 +53,21 @@ def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
 def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, ObjectRow]:
     """The bytes of [start, end) or from *start* on, as far as there are any; and the object's row."""
     identifiers.check(identifier)
-    name = identifier.encode()
     if end is None or end - start > AT_ONCE:
 
         def work(connection: Connection) -> tuple[bytes, ObjectRow]:
-            found = database.statements.find(connection, name)
-            if found is None:
-                raise not_found(identifier, database.address.location)
+            found = _found(database, identifier, database.statements.find(connection, identifier.encode()))
             stop = found.size if end is None else min(end, found.size)
             content = b"".join(_pieces(database, connection, found, start, stop))
             _check_length(database, identifier, len(content), stop - start)
             return content, found
 
         return database.snapshot(work, identifier)
-    span = database.run(
-        lambda connection: database.statements.span_of_object(connection, name, start, end), identifier
+    row, content = _query(
+        database,
+        identifier,
+        lambda connection, name: database.statements.span_of_object(connection, name, start, end),
     )
-    if span is None:
-        raise not_found(identifier, database.address.location)
-    row, content = span
     _check_length(database, identifier, len(content), min(end, row.size) - start)
     return content, row
 
@@ -150,15 +141,24 @@ class PinnedVersion:
 
 def _first(database: Database, identifier: str) -> tuple[ObjectRow, bytes]:
     """The object's row and first chunk, checked if that is all of it."""
-    identifiers.check(identifier)
-    name = identifier.encode()
-    found = database.run(lambda connection: database.statements.read(connection, name), identifier)
-    if found is None:
-        raise not_found(identifier, database.address.location)
-    row, content = found
+    row, content = _query(database, identifier, database.statements.read)
     if row.size <= row.chunk_size:
         check(database, identifier, row, content)
     return row, content
+
+
+def _query(
+    database: Database, identifier: str, query: Callable[[Connection, bytes], Result | None]
+) -> Result:
+    identifiers.check(identifier)
+    name = identifier.encode()
+    return _found(database, identifier, database.run(lambda connection: query(connection, name), identifier))
+
+
+def _found(database: Database, identifier: str, found: Result | None) -> Result:
+    if found is None:
+        raise not_found(identifier, database.address.location)
+    return found
 
 
 def _pieces(
