@@ -1,4 +1,4 @@
-"""The grammar of locations: paths and URLs taken apart, and put together for single objects."""
+"""The grammar of locations: parses paths and URLs, and composes the locations of single objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ EXAMPLES: Mapping[str, str] = {
     "s3": "s3://bucket/prefix",
     "ssh": "ssh://user@host:22/~/papers",
 }
-"""A location of each scheme of ours, for messages."""
+"""An example of each scheme, for messages."""
 
 CACHED = "cached+"
 # A parameter of a URL that begins so, and the one of CachedStorage that it is.
@@ -149,13 +149,13 @@ def _url(text: str, scheme: str, end: int) -> Url:
 
 
 def _is_there(path: str) -> bool:
-    """Whether there is anything at the path that a part of a URL spells."""
+    """Whether the percent-encoded path exists."""
     name = locations.unquoted(path)
     return "\0" not in name and os.path.lexists(expanded(name))
 
 
 def _cached_url(text: str) -> Url:
-    """A URL that begins with `cached+`, with the cache's parameters apart."""
+    """Parse a URL that begins with `cached+`; the cache's parameters go to `Url.cache`."""
     rest, hash_sign, fragment = text[len(CACHED) :].partition("#")
     hierarchy, question_mark, query = rest.partition("?")
     pieces = [piece for piece in query.split("&") if piece]
@@ -176,7 +176,7 @@ def _cached_url(text: str) -> Url:
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
-    """The location of a place, in front of which is a cache."""
+    """*location* with `cached+` before it and the cache's parameters in it."""
     if not cache:
         return CACHED + location
     return f"{CACHED}{location}{'&' if '?' in location else '?'}{locations.parameters_as_text(dict(cache))}"
@@ -260,7 +260,7 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
 
 
 def _as_path(path: str) -> str:
-    """*path* as a location that is not taken for anything else."""
+    """*path* as a location, with "./" before it where it would be parsed as something else."""
     with suppress(ConfigurationError):
         if parse_location(path) == path:
             return path
@@ -277,7 +277,7 @@ def redacted(location: str) -> str:
 
 
 def has_password(location: str) -> bool:
-    """Whether there is a password in *location*."""
+    """Whether *location* contains a password."""
     return redacted(location) != location
 
 

@@ -1,4 +1,4 @@
-"""The schemes of locations: from the parts of a URL, the class of its backend and the arguments to construct it."""
+"""The schemes of locations: which backend a URL means, and the arguments of its constructor."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Arguments: TypeAlias = dict[str, Any]
 
 
 def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
-    """Refuse what is neither the backend's nor, of a URL that began with `cached+`, the cache's."""
+    """Refuse parameters that are neither the backend's nor, after `cached+`, the cache's."""
     cache = frozenset({*CACHE_TEXTS, *CACHE_NUMBERS})
     for name in url.parameters:
         if name in known:
@@ -176,7 +176,7 @@ def _endpoint(text: str) -> list[str | int]:
 
 
 def _with_user(config: Arguments) -> Arguments:
-    """The same with a user: the one given, or the configuration's, or this one."""
+    """*config* with a user: as given, or from the OpenSSH configuration, or the current one."""
     settings = import_module("storage_backend.backends.remote.settings")
     try:
         settings.read_settings(config)

@@ -1,4 +1,4 @@
-"""Opening what lies beneath one directory, and nothing else, wherever symlinks lead."""
+"""ContainedRoot: opens paths beneath one directory. No symlink leads outside it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PATH = getattr(os, "O_PATH", 0)
 _CALM = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
 
 READ = os.O_RDONLY | _CALM | getattr(os, "O_LARGEFILE", 0)
-"""To read a file."""
+"""Open a file for reading."""
 LIST = os.O_RDONLY | _DIRECTORY | _CALM
-"""To list or sync a directory."""
+"""Open a directory to list or sync it."""
 LOOKUP = _PATH | _DIRECTORY | _CLOEXEC
-"""To name things in a directory. On Linux that needs no right to list it."""
+"""Open a directory for use as a dir_fd. On Linux this needs no permission to list it."""
 
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 _RACES = 16  # how often the kernel is asked again after losing a race; then we walk by ourselves
@@ -125,7 +125,7 @@ class ContainedRoot:
         return self._walk(path, lambda directory, name: os.open(name, flags | _NOFOLLOW, dir_fd=directory))
 
     def stat(self, path: bytes) -> os.stat_result:
-        """What is known of that which *path* names. Needs no right to read it.
+        """The status of the file at *path* (stat(2)). Needs no permission to read it.
 
         Raises:
             OSError: as `open`.
@@ -215,7 +215,7 @@ class ContainedRoot:
             os.close(fd)
 
     def _ask_kernel(self, path: bytes, flags: int) -> int:
-        """A descriptor, or a number below 0 where only a walk can tell."""
+        """A descriptor from openat2(2), or a negative number where only `_walk` can decide."""
         if self._syscall is None:
             return -1
         fd: int = self._syscall(
@@ -224,7 +224,7 @@ class ContainedRoot:
         return fd if fd >= 0 else self._ask_again(path, flags, ctypes.get_errno())
 
     def _ask_again(self, path: bytes, flags: int, code: int) -> int:
-        """The same after the kernel, asked to follow no symlink, has answered with the error *code*."""
+        """As `_ask_kernel`, after openat2 without symlinks has failed with the error *code*."""
         if code == errno.EINTR:
             return self._ask_kernel(path, flags)
         if not path:
@@ -247,7 +247,7 @@ class ContainedRoot:
         raise OSError(-fd, os.strerror(-fd), path)
 
     def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:
-        """Go down a component at a time and let *act* do the last step, which must fail for a symlink."""
+        """Walk *path* one component at a time; *act* does the last step, and must fail on a symlink."""
         todo = path.split(b"/")[::-1]
         done: list[bytes] = []  # directories, none of them a symlink when it was passed
         links = 0
@@ -329,7 +329,7 @@ def _stat_unless_link(directory: int, name: bytes) -> os.stat_result:
 
 
 def _openat2(directory: int | ctypes.c_int, path: bytes, flags: int, resolve: int) -> int:
-    """A descriptor, or an error's number below 0."""
+    """A descriptor, or a negated errno."""
     while True:
         fd: int = _syscall()(_OPENAT2, directory, path, _how(flags, resolve), _HOW_SIZE)
         if fd >= 0:

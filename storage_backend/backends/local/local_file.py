@@ -1,4 +1,4 @@
-"""One file as an object: its path, what is known of it, and a reader of it."""
+"""One file as an object: its path, its ObjectInfo, and a reader."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def is_surely_valid(path: str, longest: int = 0) -> bool:
 
 
 def require_regular(facts: os.stat_result) -> os.stat_result:
-    """*facts*, if they are of a regular file."""
+    """Return *facts*; raise IsADirectoryError unless they describe a regular file."""
     if not stat.S_ISREG(facts.st_mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
     return facts
 
 
 def info_of_file(identifier: str, facts: os.stat_result) -> ObjectInfo:
-    """What a listing says of the object."""
+    """The ObjectInfo of a file with the status *facts*."""
     seconds = facts.st_mtime
     size = told_size(facts)
     if 0 <= seconds < _EXACT_SECONDS:

@@ -17,7 +17,7 @@ ATTEMPTS = (*[True] * 99, False)
 
 
 def rename(root: ContainedRoot, directory: int, name: bytes, path: bytes, *, durable: bool) -> None:
-    """Give the entry *name* of *directory* the place *path*, in place of what was there; also of another name of the same file.
+    """Rename the entry *name* of *directory* to *path*, replacing what was there, even another hard link to the same file.
 
     Raises:
         OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
@@ -55,7 +55,7 @@ def rename(root: ContainedRoot, directory: int, name: bytes, path: bytes, *, dur
 
 
 def _is_other_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> bool:
-    """Whether two entries, of which the second is *there*, are names of one file: then rename(2) does nothing."""
+    """Whether two entries are hard links to one file, with the status *there*: then rename(2) does nothing."""
     here = entry_facts(directory, name)
     if here is None or stat.S_ISDIR(here.st_mode) or not os.path.samestat(here, there):
         return False
@@ -72,7 +72,7 @@ def _is_other_name(there: os.stat_result, directory: int, name: bytes, to: int, 
 
 
 def _remove_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> None:
-    """Remove one of two names of the file *there*; if it is another's by now, that one is renamed."""
+    """Remove one of two hard links to the file *there*; if the name was replaced meanwhile, rename the new file."""
     aside = os.fsencode(temporary_name())
     os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
     if os.path.samestat(os.stat(aside, dir_fd=directory, follow_symlinks=False), there) and _is_there(
@@ -89,7 +89,7 @@ def _is_there(facts: os.stat_result, directory: int, name: bytes) -> bool:
 
 
 def is_directory(directory: int, name: bytes | str) -> bool:
-    """Whether *name* is a directory; or nothing by now, which is as good to one who wants the name."""
+    """Whether *name* is a directory, or was removed meanwhile: the caller may try again either way."""
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except FileNotFoundError:
@@ -125,7 +125,7 @@ def _descend_bare(directory: int, name: bytes | str, *, remove: bool) -> None:
 
 
 def check_entry(directory: int, name: bytes) -> os.stat_result:
-    """What is known of an entry, which must be a file or a symlink.
+    """The status of a directory entry, which must be a file or a symlink.
 
     Raises:
         OSError: with ENOENT, there is none; with EISDIR or ENXIO, it is something else.

@@ -92,7 +92,7 @@ class DirectoryScanner:
     def _runs(
         self, stem: str, enter: Callable[[str], bool], on_skip: OnSkip | None
     ) -> Iterator[tuple[WalkedDirectory, Identifiers, bool]]:
-        """Runs of entries whose identifiers are valid; the others are reported."""
+        """Runs of entries with valid identifiers; the others are reported."""
 
         def may_enter(path: str) -> bool:
             return enter(path) and (is_surely_valid(path) or self._valid(f"{path}/x", on_skip))
@@ -112,7 +112,7 @@ class DirectoryScanner:
         return True
 
     def _look(self, directory: WalkedDirectory, name: str, on_skip: OnSkip | None) -> ObjectInfo | None:
-        """What an entry is, if it is an object. If it is none it is reported, and if it is gone it is not."""
+        """The ObjectInfo of an entry. None if it was removed meanwhile, or is no object; the latter is reported."""
         identifier = directory.path + name
         try:
             facts = os.stat(identifiers.encode(name), dir_fd=directory.fd, follow_symlinks=False)

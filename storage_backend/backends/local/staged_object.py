@@ -24,7 +24,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StagedObject:
-    """A new version of one object, with an unseen or temporary name until it is published. Used by one thread.
+    """A new version of one object, without a name or with a temporary one until it is published. Used by one thread.
 
     Its directories are created. As a context, it is discarded at the end unless it was published.
 
@@ -70,7 +70,7 @@ class StagedObject:
 
     @property
     def size(self) -> int:
-        """How many bytes `write` has appended."""
+        """Bytes appended by `write`."""
         return self._file.size
 
     def __enter__(self) -> Self:
@@ -109,13 +109,13 @@ class StagedObject:
             )
 
     def set_modified(self, modified: datetime) -> None:
-        """Give it a time, to the microsecond."""
+        """Set the modification time, to the microsecond."""
         nanoseconds = (modified - EPOCH) // timedelta(microseconds=1) * 1000
         with self._translation:
             os.utime(self._file.fd, ns=(nanoseconds, nanoseconds))
 
     def sha256(self) -> str:
-        """Lower-case hex of the SHA-256 of what the file system gives back."""
+        """SHA-256 of the staged content as read back from the file system, in lower-case hex."""
         digest = new_digest("sha256")
         position = 0
         with self._translation:
@@ -133,7 +133,7 @@ class StagedObject:
         return digest.hexdigest()
 
     def publish(self) -> None:
-        """Make it the object, in place of what was there.
+        """Publish it, replacing what was there.
 
         Raises:
             AlreadyExistsError: a directory that is not empty is in the way.
@@ -142,7 +142,7 @@ class StagedObject:
             self._publish(overwrite=True)
 
     def create(self) -> bool:
-        """Make it the object unless there is one.
+        """Publish it unless an object is there.
 
         Returns:
             Whether this call created it.
@@ -158,7 +158,7 @@ class StagedObject:
         return True
 
     def discard(self) -> None:
-        """Drop it. Harmless after it was published."""
+        """Discard it. Does nothing after it was published."""
         self._file.discard()
 
     def _publish(self, *, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""LocalStorage: the verbs."""
+"""LocalStorage: the operations of a backend on local files."""
 
 from __future__ import annotations
 
@@ -394,7 +394,7 @@ class LocalStorage(StorageBackend):
             return require_regular(self._root.stat(native_path(identifier)))
 
     def _read_size(self, identifier: str, facts: os.stat_result) -> int:
-        """The size of a file whose file system does not tell it: 0, or that is an error."""
+        """The size of a file whose file system does not report sizes: 0 if it is empty, else an error."""
         with ErrorTranslation(identifier, self._location):
             require_regular(facts)
         with self._opened(identifier) as reader:
@@ -429,7 +429,7 @@ class LocalStorage(StorageBackend):
 
 
 def _read_on(fd: int, start: bytes) -> bytes:
-    """*start* and the rest of the file: one call gives at most 2 GiB, and files grow or do not know their size."""
+    """*start* and the rest of the file. One read(2) returns at most 2 GiB, and the file may have grown or report no size."""
     pieces = [start]
     while piece := os.read(fd, max(CHUNK, len(start))):
         pieces.append(piece)

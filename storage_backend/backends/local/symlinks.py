@@ -1,4 +1,4 @@
-"""Moving a symbolic link, so that what it leads to is found at the new place too."""
+"""Moves a symbolic link so that it has the same target at its new path."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def move_symlink(root: ContainedRoot, base: bytes, source: bytes, dest: bytes, *
 
 
 def _is_file(root: ContainedRoot, path: bytes, facts: os.stat_result) -> bool:
-    """Whether *path* is a name of the very file, and no link to it."""
+    """Whether *path* is a hard link to the file with the status *facts*, not a symlink to it."""
     try:
         directory, name = root.parent(path)
     except OSError:
@@ -72,7 +72,7 @@ def _is_file(root: ContainedRoot, path: bytes, facts: os.stat_result) -> bool:
 
 
 def _leads(base: bytes, source: bytes, dest: bytes, text: bytes, facts: os.stat_result) -> bool:
-    """Whether a link with that text leads from both places to the file, with no other link at its end."""
+    """Whether a symlink with this text resolves to the file from both paths, without a second symlink at its end."""
     if not text.startswith(b"/") and os.path.dirname(source) != os.path.dirname(dest):
         return False
     try:

@@ -1,4 +1,4 @@
-"""What survives power loss."""
+"""Syncs files, directories and file systems to disk, so that they survive power loss."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """`sync`, by a descriptor that may be good for lookups only."""
+    """`sync` of a directory whose descriptor may be an O_PATH one."""
     _sync_and_close(os.open(".", LIST, dir_fd=directory))
 
 

@@ -1,4 +1,4 @@
-"""Walking a directory tree by descriptors, in the order of identifiers."""
+"""Walks a directory tree by descriptors, in the order of identifiers."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def walk(
 
 
 def _descend(root: ContainedRoot, path: str) -> int | None:
-    """A descriptor of the directory at *path*, None if there is none that is walked; a symlink is not."""
+    """A descriptor of the directory at *path*; None if it is missing or is reached through a symlink."""
     try:
         names = identifiers.encode(path).split(b"/") if path else []
     except UnicodeEncodeError:
@@ -144,7 +144,7 @@ def _descend(root: ContainedRoot, path: str) -> int | None:
 
 
 def _inner(directory: int, name: bytes) -> int | None:
-    """A descriptor of a directory in a directory, None if there is none by now; a symlink is none."""
+    """A descriptor of a subdirectory; None if it is missing or a symlink."""
     try:
         return os.open(name, LIST | _NOFOLLOW, dir_fd=directory)
     except OSError as error:
@@ -192,7 +192,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _steps(names: list[str], odd: set[str]) -> Iterator[Step]:
-    """Runs of regular files, runs of one entry that is none, and names of directories, in order."""
+    """Runs of regular files, single entries of other kinds, and names of directories, in order."""
     start = 0
     for index, name in enumerate(names):
         if name[-1] == "/" or name in odd:

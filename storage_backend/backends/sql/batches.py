@@ -1,4 +1,4 @@
-"""Batches: many small objects by few statements."""
+"""Reads, writes and deletes many small objects with few statements."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Names = Mapping[bytes, str]
 
 
 def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> Iterator[tuple[str, bytes]]:
-    """Each object as often as it is wanted, but for those that cannot be read."""
+    """Yield each object as often as it is wanted; those that cannot be read go to *failures*."""
     for batch in _slices(wanted):
         times = Counter(batch)
         names = _names(times, failures)
@@ -47,7 +47,7 @@ def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> 
 
 
 def delete_many(database: Database, unwanted: Iterable[str], failures: Failures) -> int:
-    """Delete objects, there or not; how many distinct identifiers there were."""
+    """Delete objects, whether or not they exist. Returns the number of distinct identifiers."""
     distinct = set(unwanted)
     for batch in _slices(distinct):
         names = _names(batch, failures)
@@ -57,7 +57,7 @@ def delete_many(database: Database, unwanted: Iterable[str], failures: Failures)
 
 
 def delete(database: Database, names: Sequence[bytes], identifier: str | None = None) -> bool:
-    """Delete objects in one transaction; whether any was there."""
+    """Delete objects in one transaction. Returns whether any of them existed."""
     found = False
 
     def work(connection: Connection) -> bool:
@@ -74,7 +74,7 @@ def delete(database: Database, names: Sequence[bytes], identifier: str | None = 
 
 @dataclass(slots=True)
 class PendingObject:
-    """An object that is to be written. *times* counts those that it took the place of."""
+    """An object that waits to be written. *times* counts it and the earlier ones that it superseded in this batch."""
 
     identifier: str
     content: bytes
@@ -127,7 +127,7 @@ class BatchWriter:
             self._keep(identifier, content, new_row(identifier, new_version(), len(content), digest, info))
 
     def finish(self) -> None:
-        """Store what is kept."""
+        """Store the pending objects."""
         # In one order, or two such transactions could wait for each other.
         batch = sorted(self._pending.values(), key=lambda pending: pending.row.name)
         self._pending = {}
@@ -183,7 +183,7 @@ class BatchWriter:
             self._database.collect()
 
     def _wrong(self, connection: Connection, batch: Sequence[PendingObject]) -> dict[str, IntegrityError]:
-        """Those whose bytes are not in the database as they were written."""
+        """The objects whose stored bytes differ from what was written."""
         versions = [pending.row.version for pending in batch]
         found = self._database.statements.contents(connection, versions)
         wrong = {}
@@ -218,7 +218,7 @@ def _read(
 
 
 def _groups(rows: Sequence[ObjectRow]) -> Iterator[list[bytes]]:
-    """Names of objects that are read together. A large one is alone; the answer has its first chunk only."""
+    """Names of objects that are read by one statement. A large object is alone: only its first chunk is read here."""
     group: list[bytes] = []
     size = 0
     for row in rows:
@@ -253,7 +253,7 @@ def _miss(database: Database, names: Names, found: Collection[bytes], failures: 
 
 
 def _of_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
-    """What *step* gives; if it fails, all that are concerned have failed."""
+    """The result of *step*; if it fails, its error is that of all identifiers in *concerned*."""
     try:
         return step()
     except FATAL:

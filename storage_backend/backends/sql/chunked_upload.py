@@ -1,4 +1,4 @@
-"""ChunkedUpload: one object on its way into the database, as chunks of a version that nothing points to yet."""
+"""ChunkedUpload: stores one object as chunks of a new version, then points its name to the version."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 _STORED = "what was stored (nothing was published)"
 
 Flip = Callable[["Connection", ObjectRow], bool]
-"""Points a name to a version; whether that left garbage behind."""
+"""Points a name to a version. Returns whether that left garbage."""
 
 
 class ChunkedUpload:
-    """Takes bytes, and publishes them as a whole. An object of one chunk is stored in a single transaction.
+    """Takes bytes and publishes them as a whole. An object of one chunk is stored in a single transaction.
 
     Args:
         database: where to.
@@ -60,7 +60,7 @@ class ChunkedUpload:
         self.size += len(view)
 
     def row(self, sha256: str, info: ObjectInfo | None = None) -> ObjectRow:
-        """The row of the object to be.
+        """The row of the object that `publish` will create.
 
         Args:
             sha256: digest of all that was written.
@@ -131,7 +131,7 @@ class ChunkedUpload:
         return True
 
     def discard(self) -> None:
-        """Drop what was written. Harmless after `publish`."""
+        """Discard the upload. Does nothing after `publish`."""
         # A forked child has a copy of its parent's upload, and it is not the child's to drop.
         if self._dropped is not None and self._dropped.alive and self._process == os.getpid():
             self._done()
@@ -151,7 +151,7 @@ class ChunkedUpload:
         self._inserted += 1
 
     def _begin(self) -> None:
-        """Before the first transaction: see to it that this upload is kept alive, and cleared away if it is dropped."""
+        """Before the first transaction: register the upload for heartbeats, and for removal if it is garbage-collected."""
         self._check_process()
         if self._dropped is not None:
             return
@@ -164,7 +164,7 @@ class ChunkedUpload:
         self._dropped.atexit = False
 
     def _claim(self, connection: Connection) -> None:
-        """In each transaction that inserts, or chunks could come after a sweep and stay for ever."""
+        """Part of each transaction that inserts: otherwise chunks inserted after a sweep would stay for ever."""
         if not self._database.statements.beat(connection, [self.version]):
             raise self._given_up()
 
@@ -191,7 +191,7 @@ class ChunkedUpload:
             self._database.heartbeat.remove(self.version)
 
     def _check_process(self) -> None:
-        """Two processes would each write a part of the same version."""
+        """Refuse a forked child: both processes would write parts of the same version."""
         if self._process != os.getpid():
             raise UnsupportedOperationError(
                 f"{self._identifier!r}: a writer is of use only to the process that opened it, not to a forked child",
@@ -210,7 +210,7 @@ class ChunkedUpload:
 
 
 class HashingSink:
-    """The sink of a writer: an upload with a digest of what passes."""
+    """The sink of a writer: an upload that also digests what is written."""
 
     def __init__(self, upload: ChunkedUpload, flip: Flip) -> None:
         self._upload = upload
@@ -227,7 +227,7 @@ class HashingSink:
         self._upload.publish(self._upload.row(self._digest.hexdigest()), self._flip)
 
     def discard(self) -> None:
-        """Drop what was written."""
+        """Discard the upload."""
         self._upload.discard()
 
 

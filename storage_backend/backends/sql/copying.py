@@ -1,4 +1,4 @@
-"""Moving and copying, within the database."""
+"""Copies and renames objects within the database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Database: runs work in the right kind of transaction, again where that helps, and translates what goes wrong."""
+"""Database: runs work in transactions, retries it, translates errors, and removes garbage."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _IN_THE_WAY = {"40001", "40P01", "23505"}
 
 
 class Database:
-    """One database, from any thread and after any fork.
+    """One database, for use by all threads and after forks.
 
     Args:
         address: of the database.
@@ -62,11 +62,11 @@ class Database:
         weakref.finalize(self, _close, self._pools, self._heartbeats)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work*, which only reads, with a connection on which each statement is a transaction. It must bear being run again."""
+        """Run read-only *work*; each of its statements is a transaction. It may be run more than once."""
         return self._attempt(work, None, identifier, reads=True)
 
     def snapshot(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work* where all its statements see the database as it was at the first of them."""
+        """Run read-only *work* in one snapshot of the database."""
         begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
         return self._attempt(work, begin[self.address.dialect], identifier, reads=True)
 
@@ -94,7 +94,7 @@ class Database:
             return self._attempt(work, begin[self.address.dialect], identifier)
 
     def flush(self) -> None:
-        """Return once every commit so far survives power loss: one that waits for the disk has all before it there."""
+        """Return once every commit so far survives power loss: a commit that waits for the disk syncs all earlier ones."""
         if self.address.dialect == "postgresql":
 
             def wait(connection: Connection) -> None:
@@ -138,11 +138,11 @@ class Database:
 
     @cached_property
     def _real_path(self) -> str:
-        """Of an SQLite file: its log is beside what a link leads to."""
+        """The SQLite file behind all symlinks: its log is beside that one."""
         return os.path.realpath(self.address.path)
 
     def _keep_room(self, size: int, identifier: str | None) -> None:
-        """See to it that SQLite's log has room, now and for deleting later: what is deleted is written there, too."""
+        """Refuse a write that would leave SQLite's log no room for later deletes, which are written there, too."""
         place = self._real_path
         try:
             free, log = drivers.free_bytes(place), drivers.size_of(f"{place}-wal")
@@ -169,14 +169,14 @@ class Database:
 
     @property
     def heartbeat(self) -> Heartbeat:
-        """Keeps this process's uploads alive."""
+        """The heartbeat of this process's uploads."""
         pid = os.getpid()
         return self._heartbeats.get(pid) or self._heartbeats.setdefault(
             pid, Heartbeat(self.beat, self.discard, self.settings.stale_seconds / 10)
         )
 
     def beat(self, versions: Sequence[bytes]) -> None:
-        """Show that uploads are alive. What goes wrong is logged."""
+        """Record a heartbeat of uploads. Errors are logged."""
         try:
             self.transact(lambda connection: self.statements.beat(connection, versions))
         except StorageError as error:
@@ -196,7 +196,7 @@ class Database:
         return self._clear(self.run(lambda connection: self.statements.stale(connection, seconds)), seconds)
 
     def sweep_abandoned(self) -> int:
-        """Delete the chunks that uploads of this machine's processes left that have ended; how many uploads there were."""
+        """Delete the chunks of uploads whose process on this machine has ended. Returns the number of uploads."""
         versions = self.run(lambda connection: self.statements.stale(connection, 0))
         living = owners.living() if versions else frozenset()
         return self._clear([each for each in versions if owners.is_abandoned_tag(tag_of(each), living)], 0)
@@ -212,7 +212,7 @@ class Database:
         return len(condemned)
 
     def sweep_now_and_then(self) -> None:
-        """Before a write: finish what could not be discarded, and sweep, if this process has not done so lately.
+        """Before a write: discard what could not be discarded before, and sweep if this process has not done so lately.
 
         What goes wrong is logged: it is not the caller's concern.
         """
@@ -231,7 +231,7 @@ class Database:
                 logger.info("swept %d stale uploads in %s", count, self.address.location)
 
     def discard(self, version: bytes) -> None:
-        """Delete an upload that will not be published. If that cannot be done now, it is before a later write.
+        """Delete an upload that will not be published. If that fails, a later write tries again.
 
         After an interrupt it returns soon, however silent the server is.
         """
@@ -249,7 +249,7 @@ class Database:
             self._undiscarded.append(version)
 
     def collect(self) -> None:
-        """Delete the garbage that a transaction has left behind, if nothing goes wrong; else a later sweep does."""
+        """Delete the garbage that a transaction left. Errors are logged, and a later sweep tries again."""
         try:
             self.sweep(float(1 << 60))
         except StorageError as error:
@@ -320,7 +320,7 @@ class Database:
 
 
 def _tries(error: SQLAlchemyError) -> int:
-    """How often a transaction that failed so is tried."""
+    """The number of tries of a transaction that failed with *error*."""
     if _is_dead(error):
         return RECONNECTS
     orig = error.orig if isinstance(error, DBAPIError) else None
@@ -328,7 +328,7 @@ def _tries(error: SQLAlchemyError) -> int:
 
 
 def _is_dead(error: SQLAlchemyError) -> bool:
-    """Whether the connection is."""
+    """Whether the connection is dead."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 

@@ -1,4 +1,4 @@
-"""Listing: pages by name, so that memory and statements stay small however many objects there are."""
+"""Lists objects page by page in the order of names, in bounded memory."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def _paged(
 
 
 def _after(prefix: bytes) -> bytes | None:
-    """The least name that is greater than all that begin with *prefix*; None if there is none."""
+    """Upper bound of all names that begin with *prefix*; None if there is none."""
     head = prefix.rstrip(b"\xff")
     return head[:-1] + bytes([head[-1] + 1]) if head else None
 
@@ -93,7 +93,7 @@ def _itself(name: bytes) -> bytes:
 
 
 def _identifier(database: Database, name: bytes, on_skip: OnSkip | None) -> str | None:
-    """The identifier of a row; None, reported, if another program has put in what is none."""
+    """The identifier of a row; None, after a report, if another program stored an invalid one."""
     try:
         identifier = name.decode()
         identifiers.check(identifier)

@@ -1,4 +1,4 @@
-"""Reading: one version, never a mix of two, and whole only if it is what was written."""
+"""Reads objects: never a mix of two versions, and compared with the digest where read whole."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, ObjectRo
 
 
 def checksum(database: Database, identifier: str, moved: Moved) -> str:
-    """The SHA-256 of the bytes as they are now, digested once; *moved* is told of them."""
+    """The SHA-256 of the bytes as they are read now; *moved* is called with the number of bytes."""
     row, content = _first(database, identifier)
     if len(content) < row.size:
         pinned = PinnedVersion(database, identifier, row)
@@ -102,7 +102,7 @@ def check(database: Database, identifier: str, row: ObjectRow, content: bytes) -
 
 
 class PinnedVersion:
-    """Reads ranges of one version. Bytes that are read from the first to the last are compared with their digest."""
+    """Reads ranges of one version. A sequential read of the whole is compared with its digest."""
 
     def __init__(self, database: Database, identifier: str, row: ObjectRow) -> None:
         self._database = database

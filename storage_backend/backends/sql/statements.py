@@ -1,4 +1,4 @@
-"""Statements: the statements. Each method takes a connection and belongs to whatever transaction that is in."""
+"""Statements: the SQL, composed once. Each method runs within the transaction of the connection that it is given."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _FIELDS = tuple(objects.c[name] for name in ObjectRow._fields)
 
 
 class Statements:
-    """What is asked of the tables.
+    """The SQL statements on the tables.
 
     Args:
         dialect: "sqlite" or "postgresql".
@@ -234,12 +234,12 @@ class Statements:
             connection.execute(self._insert_chunk, parameters)
 
     def copy_chunks(self, connection: Connection, old: bytes, new: bytes, first: int, stop: int) -> int:
-        """Copy the chunks of [first, stop) from one version to another; how many there were."""
+        """Copy the chunks [first, stop) from one version to another. Returns how many there were."""
         parameters = {"old": old, "new": new, "first": first, "stop": stop}
         return connection.execute(self._copy_chunks, parameters).rowcount
 
     def put(self, connection: Connection, rows: Sequence[ObjectRow]) -> bool:
-        """Point the names, each named once, to the versions; see `retire` for what is returned."""
+        """Point distinct names to versions. Returns what `retire` does."""
         if len(rows) == 1:
             previous = connection.execute(self._upsert_one, rows[0]._asdict()).scalars().all()
         else:
@@ -249,13 +249,13 @@ class Statements:
         return self.retire(connection, [version for version in previous if version is not None])
 
     def create(self, connection: Connection, row: ObjectRow) -> bool:
-        """Point the name to the version if there is no such object (or it is that version already); whether it does."""
+        """Point the name to the version unless the object exists. Returns whether it points there now."""
         if connection.execute(self._create, row._asdict()).rowcount == 1:
             return True
         return self.version_of(connection, row.name) == row.version
 
     def replace(self, connection: Connection, row: ObjectRow, old: bytes) -> bool:
-        """Point the name from version *old* to this one; whether it does now."""
+        """Point the name from version *old* to this one. Returns whether it points there now."""
         parameters = row._asdict() | {"key": row.name, "old": old}
         del parameters["name"]
         if connection.execute(self._replace, parameters).rowcount == 1:
@@ -263,15 +263,15 @@ class Statements:
         return self.version_of(connection, row.name) == row.version
 
     def rename(self, connection: Connection, source: bytes, target: bytes) -> bool:
-        """Give the object another name, which no object has; whether it was there."""
+        """Rename an object to a free name. Returns whether it existed."""
         return connection.execute(self._rename, {"source": source, "target": target}).rowcount == 1
 
     def delete(self, connection: Connection, names: Sequence[bytes]) -> list[bytes]:
-        """Delete the rows of objects; the versions that they pointed to."""
+        """Delete the rows of objects. Returns the versions that they pointed to."""
         return list(connection.execute(self._delete, {"names": names}).scalars())
 
     def retire(self, connection: Connection, versions: Sequence[bytes]) -> bool:
-        """Delete chunks to which nothing points any more; whether some are left as garbage, for `prune`."""
+        """Delete chunks of versions that nothing points to. Returns whether some are left as garbage, for `prune`."""
         if not versions:
             return False
         if connection.execute(self._retire, {"versions": versions}).rowcount < RETIRED_AT_ONCE:
@@ -279,31 +279,31 @@ class Statements:
         return connection.execute(self._leave, {"versions": versions}).rowcount > 0
 
     def register(self, connection: Connection, version: bytes) -> None:
-        """Note that a version is being uploaded."""
+        """Register an upload."""
         connection.execute(self._register, {"version": version})
 
     def beat(self, connection: Connection, versions: Sequence[bytes]) -> int:
-        """Note that uploads are alive; how many of them were not given up by others."""
+        """Record a heartbeat of uploads. Returns how many of them have not been swept by others."""
         return connection.execute(self._beat, {"versions": versions}).rowcount
 
     def release(self, connection: Connection, version: bytes) -> bool:
-        """Note that an upload is complete; False if it was given up by others."""
+        """Unregister a complete upload. Returns False if it was swept by others."""
         return connection.execute(self._release, {"versions": [version]}).rowcount == 1
 
     def discard(self, connection: Connection, versions: Sequence[bytes]) -> None:
-        """Declare uploads garbage."""
+        """Mark uploads as garbage."""
         connection.execute(self._discard, {"versions": versions})
 
     def stale(self, connection: Connection, age: int) -> list[bytes]:
-        """Garbage, and uploads that have shown no life for *age* seconds."""
+        """Garbage, and uploads without a heartbeat for *age* seconds."""
         return list(connection.execute(self._stale, {"age": age}).scalars())
 
     def condemn(self, connection: Connection, version: bytes, age: int) -> bool:
-        """Declare an upload garbage if it is still stale; whether it is garbage now."""
+        """Mark an upload as garbage if it is still stale. Returns whether it is garbage now."""
         return connection.execute(self._condemn, {"key": version, "age": age}).rowcount == 1
 
     def prune(self, connection: Connection, version: bytes) -> bool:
-        """Delete some chunks of garbage; whether there may be more."""
+        """Delete some chunks of garbage. Returns whether more may be left."""
         if connection.execute(self._prune, {"version": version}).rowcount == RETIRED_AT_ONCE:
             return True
         connection.execute(self._forget, {"version": version})

@@ -1,4 +1,4 @@
-"""DatabaseStorage: the verbs."""
+"""DatabaseStorage: the operations of a backend on a database."""
 
 from __future__ import annotations
 
@@ -384,7 +384,7 @@ class DatabaseStorage(StorageBackend):
 
 
 class _TakenError(Exception):
-    """There is such an object already."""
+    """The object exists already."""
 
 
 class _DatabaseHooks(Hooks):
