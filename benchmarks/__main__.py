@@ -33,6 +33,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     results = Results((output or HERE) / "results")
     if chosen.show:
         return _show(results, chosen.workloads)
+    if chosen.page:
+        write(page.page(results, GROUPS), (output or HERE) / "RESULTS.md")
+        return 0
     directory = Path(tempfile.mkdtemp(prefix="benchmarks-", dir=chosen.directory or _fast_directory()))
     started, failed = time.monotonic(), []
     try:
@@ -90,8 +93,12 @@ def _parser() -> argparse.ArgumentParser:
         help="where data is made; default: /dev/shm, else the folder for temporary files",
     )
     parser.add_argument("--output", type=Path, help=f"the folder of RESULTS.md and results/; default: {HERE}")
-    parser.add_argument(
+    printing = parser.add_mutually_exclusive_group()
+    printing.add_argument(
         "--show", action="store_true", help="measure nothing; print earlier measurements in full"
+    )
+    printing.add_argument(
+        "--page", action="store_true", help="measure nothing; write RESULTS.md again from results/"
     )
     return parser
 
