@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TextIO, cast
 
@@ -21,7 +22,7 @@ from storage_backend.cli.progress import Status
 from storage_backend.defensive import location_of
 
 if TYPE_CHECKING:  # at run time they are imported by the commands that use them, once something is shown
-    from storage_backend.cli.live import Live
+    from storage_backend.cli.live_display import LiveDisplay
     from storage_backend.transfer.progress import Event
 
 SHOWN_FROM = 0.5  # seconds; what is done by then needs no display
@@ -60,7 +61,7 @@ class Display:
         self._is_terminal = is_terminal(self._stream)
         self._due = PIPED_INTERVAL
         self._verb = ""
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
         self._lock = threading.RLock()  # logs come from any thread
         self.started = False
         context = click.get_current_context(silent=True)
@@ -95,9 +96,9 @@ class Display:
                     self._stream.flush()
             elif self._live is not None or fields["seconds"] >= SHOWN_FROM:
                 if self._live is None:
-                    from storage_backend.cli.live import Live
+                    from storage_backend.cli.live_display import LiveDisplay
 
-                    self._live = Live(self._stream)
+                    self._live = LiveDisplay(self._stream)
                     self._watch_logs()
                 self._live.show(status)
 
@@ -189,10 +190,9 @@ class Meter:
     def __enter__(self) -> Self:
         if not self._quiet:
             display = Display()
-            self._thread = threading.Thread(
-                target=self._tick, args=(display,), name="storage-meter", daemon=True
-            )
-            self._thread.start()
+            from storage_backend.threads import start_daemon  # not needed by commands that show nothing
+
+            self._thread = start_daemon(partial(self._tick, display), "storage-meter")
         return self
 
     def __exit__(
@@ -206,12 +206,13 @@ class Meter:
         began = time.monotonic()
         if self._ended.wait(SHOWN_FROM):
             return
+        from storage_backend.threads import start_daemon
         from storage_backend.transfer.in_flight import host_of
         from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
         if self._ask is not None:
             # Not waited for: the command may be done before there is an answer.
-            threading.Thread(target=self._learn, args=(self._ask,), name="storage-size", daemon=True).start()
+            start_daemon(partial(self._learn, self._ask), "storage-size")
         pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
         try:
