@@ -2,13 +2,14 @@
 
 Read in this order:
 
-* `settings` checks `SSHConfig` (`openssh_config` reads ~/.ssh/config); `storage` has the verbs; `failover` chooses the endpoint and retries.
-* `sftp_operations` and `sftp_directories` describe each verb as pipelined SFTP requests; `sftp_packets` encodes and decodes them;
-  `sftp_session` sends them (`sftp_client_session` where a test replaced paramiko's SSHClient); `non_atomic_overwrite` is for servers without posix-rename.
-* `upload`, `remote_file` and `resumable` move large contents; `batches`, `tar_upload` and `tar_download` many small ones (`tar_format`, `tar_unpacker`).
-* `listing` scans. `probe` finds out what the server's `shell` can do: `commands` runs it, `scripts` are its texts, `find_output` parses its listings.
-* `dialing` races the endpoints; `client_chain` logs in through jump hosts (`proxy_command`); `paramiko_transport` sets timeouts and ciphers;
-  `hostkeys`, `authentication` and `private_keys` are the handshake; `connection` is what comes out. `errors` translates failures.
+* `storage` has the verbs, `hooks` what transfers ask; `settings` checks `SSHConfig` (`openssh_config` reads ~/.ssh/config).
+* `failover` chooses the endpoint, and repeats what a lost connection interrupted. `connection` is one connection: SFTP session, shell, base directory.
+* `sftp_operations` (with `sftp_contents`, `sftp_moves`, `sftp_directories`; paths are `remote_path`) makes each verb of pipelined requests, which
+  `sftp_packets` encodes and `sftp_session` sends. `non_atomic_overwrite` is for servers that cannot replace, `sftp_client_session` for mocks.
+* Large contents: `upload`, `remote_file`, `resumable`. Many small ones: `batches`, `tar_upload`, `tar_download` (`tar_unpacker`, `tar_format`).
+* Scans: `scanning`, `listing`. The server's tools: `server_side`, `shell`, `commands`, `scripts`, `find_output`; `probe` finds out which work.
+* Connecting: `dialing` races the endpoints, `client_chain` logs in (`proxy_command`, `hostkeys`, `authentication`, `private_keys`),
+  `paramiko_transport` sets timeouts and ciphers, `library` imports paramiko. `errors` translates all failures.
 """
 
 from storage_backend.backends.remote.settings import SSHConfig

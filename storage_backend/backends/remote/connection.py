@@ -143,12 +143,6 @@ class SSHConnection:
             if self._from_cache:
                 self._features = None
 
-    @property
-    def shell(self) -> Shell:
-        """The server's shell; only for what `features` has."""
-        assert self._shell is not None
-        return self._shell
-
     def run(self, steps: Steps[T]) -> T:
         """Carry out one SFTP operation."""
         return self.session.run(steps)
@@ -277,8 +271,9 @@ class SSHConnection:
     @contextmanager
     def command(self, identifier: str | None = None) -> Iterator[Shell]:
         """The shell, for the body; its failures become our errors, or a ConnectionLostError."""
+        assert self._shell is not None
         try:
-            yield self.shell
+            yield self._shell
         except StorageError:
             raise
         except Exception as error:

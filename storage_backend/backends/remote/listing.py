@@ -47,11 +47,6 @@ class ListedPath(NamedTuple):
     path: bytes
     attributes: Attributes | None
 
-    @property
-    def is_object(self) -> bool:
-        """Whether it is a regular file."""
-        return self.attributes is not None and self.attributes.is_regular
-
 
 def find(connection: SSHConnection, prefix: bytes, left: Left, *, details: bool) -> Iterator[ListedPath]:
     """As `walk` into every directory, by the server's `find`.
@@ -70,27 +65,22 @@ def find(connection: SSHConnection, prefix: bytes, left: Left, *, details: bool)
     start = prefix.rpartition(b"/")[0]
     before = start + b"/" if start else b""
     previous = b""
-
-    def ascending(name: bytes) -> bytes:
-        nonlocal previous
-        if name <= previous:
-            raise IntegrityError(
-                f"the server's find or sort gave {name[:200]!r} out of order at {connection.endpoint}"
-            )
-        previous = name
-        return before + name
-
     directory = posixpath.join(connection.base, start) if start else connection.base
     try:
         with connection.command(os.fsdecode(start)) as shell:
             if not details:
                 for name in shell.find_names(directory):
-                    path = ascending(name)
-                    if path.startswith(prefix):
+                    if name <= previous:
+                        raise _disordered(connection, name)
+                    previous = name
+                    if (path := before + name).startswith(prefix):
                         yield ListedPath(path, _REGULAR)
                 return
             for entry in shell.find(directory):
-                path = ascending(entry.path)
+                if entry.path <= previous:
+                    raise _disordered(connection, entry.path)
+                previous = entry.path
+                path = before + entry.path
                 if _RESERVED in entry.path and posixpath.basename(entry.path).startswith(_RESERVED):
                     left(path)
                 elif path.startswith(prefix):
@@ -101,6 +91,12 @@ def find(connection: SSHConnection, prefix: bytes, left: Left, *, details: bool)
         raise
     except StorageError as error:
         raise ShellError(str(error), backend=error.backend) from error
+
+
+def _disordered(connection: SSHConnection, path: bytes) -> IntegrityError:
+    return IntegrityError(
+        f"the server's find or sort gave {path[:200]!r} out of order at {connection.endpoint}"
+    )
 
 
 def _attributes(connection: SSHConnection, path: bytes, entry: FindRecord) -> Attributes | None:

@@ -70,7 +70,8 @@ class Scanner:
                     if last is not None and entry.path <= last:
                         continue
                     last = entry.path
-                    if details or not entry.is_object:
+                    attributes = entry.attributes
+                    if details or attributes is None or not attributes.is_regular:
                         info = self._info(entry, on_skip)
                         if info is not None:
                             yield info.identifier, info
@@ -120,7 +121,7 @@ class Scanner:
         identifier = self._identifier(entry.path, on_skip)
         if identifier is None:
             return None
-        if entry.is_object and entry.attributes is not None:
+        if entry.attributes is not None and entry.attributes.is_regular:
             return info_of(identifier, entry.attributes)
         where = self._failover.where
         reason = "Not a regular file" if entry.attributes is not None else "a link that leads nowhere"
