@@ -1,4 +1,4 @@
-"""A version of botocore that lacks a private attribute which the choice of our own HTTP client rests on."""
+"""Versions of botocore that have, or lack, the private attributes that the choice of our own HTTP client rests on."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from storage_backend import IntegrityError, ObjectInfo, S3Storage
+from storage_backend.backends.s3.botocore_private import is_plain
 from tests.s3_server import ACCESS_KEY, SECRET_KEY, S3Server
 
 LOGGER = "storage_backend.backends.s3.botocore_private"
@@ -82,3 +83,13 @@ def test_what_is_missing_sends_requests_through_boto3_and_says_so_once(
     assert "go through boto3" in warnings[0]
     agents = {request.headers.get("user-agent", "").split("/")[0] for request in server.actions}
     assert agents == {"Boto3"}
+
+
+@pytest.mark.quick  # so .ci/bounds asks the oldest and the newest version that we allow
+def test_this_version_of_botocore_lacks_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    client = S3Storage(
+        "bucket", endpoint_url="http://127.0.0.1:9", region="eu-west-1", access_key="a", secret_key="b"
+    ).client
+    with caplog.at_level(logging.WARNING, LOGGER):
+        assert is_plain(client)
+    assert not caplog.records

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import os
 import pickle
+import re
 import threading
 import time
 import urllib.error
@@ -1007,3 +1009,13 @@ class TestOldUploads:
         make().client.create_multipart_upload(Bucket="bucket", Key="left")
         assert make().abort_incomplete_uploads() == 0
         assert make(clock=lambda: time.time() + 2 * 86_400).abort_incomplete_uploads() == 1
+
+
+def test_signature_and_help_show_each_parameter() -> None:
+    parameters = inspect.signature(S3Storage).parameters
+    assert [*parameters][:2] == ["bucket", "prefix"]
+    assert {"region", "secret_key", "multipart_threshold", "sleep"} <= parameters.keys()
+    documented = inspect.cleandoc(S3Storage.__doc__ or "")
+    for name, parameter in parameters.items():
+        assert parameter.annotation not in {parameter.empty, "Any"} or name == "client"
+        assert re.search(rf"^    {name}: ", documented, re.MULTILINE), name

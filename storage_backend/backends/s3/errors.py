@@ -193,7 +193,7 @@ def is_transient(refusal: S3ResponseError) -> bool:
     return rule_of(refusal.status, refusal.code).kind.default_retryable
 
 
-def response_error_of(error: Exception) -> S3ResponseError | None:
+def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
     if isinstance(error, S3ResponseError):
         # A copy: the caller keeps it in a frame that the error's own traceback may hold, which would be a cycle.

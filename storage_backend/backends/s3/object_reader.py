@@ -11,7 +11,7 @@ from typing_extensions import Buffer, override
 from storage_backend.backends.s3 import checksums, retries
 from storage_backend.backends.s3.errors import response_error_of
 from storage_backend.backends.s3.object_head import ObjectHead
-from storage_backend.backends.s3.reading import ReadSource, body_of, checked_algorithm, raise_as
+from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, raise_as, taken
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
 from storage_backend.streams import CHUNK, SeekableRaw
@@ -67,7 +67,7 @@ class RawObjectReader(SeekableRaw):
             head = self._got.head
             if head.size is None:
                 # S3 always tells the size; a mock, or a proxy that sends everything in chunks, may not.
-                self._kept = body_of(source, self._got)
+                _, self._kept = taken(source, lambda got: got.body.read(), self._got)
                 head = ObjectHead(size=len(self._kept))
                 self._got = GetResponse(head, 0, len(self._kept), io.BytesIO(self._kept))
         assert head.size is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -117,17 +117,44 @@ def read_whole(source: ReadSource) -> bytes | None:
     return content
 
 
-def body_of(source: ReadSource, got: GetResponse) -> bytes:
-    """All of a body of unknown length; if it breaks off, the request is repeated."""
+def read_span(source: ReadSource, start: int, end: int | None) -> bytes:
+    """The bytes of [start, end)."""
+    empty = end is not None and end <= start
+    if empty:
+        end = start + 1  # an object that is not there must be found out
+    source.saw(None)
+    try:
+        got, content = taken(
+            source,
+            lambda got: _sliced(source, got, start, end),
+            Range=f"bytes={start}-{'' if end is None else end - 1}",
+        )
+    except StorageError as error:
+        refused = response_error_of(error.__cause__)
+        if refused is not None and refused.status == 416:
+            return b""
+        raise
+    source.saw(got.head)
+    return b"" if empty else content
+
+
+def taken(
+    source: ReadSource,
+    take: Callable[[GetResponse], bytes],
+    got: GetResponse | None = None,
+    **parameters: str,
+) -> tuple[GetResponse, bytes]:
+    """A response, *got* or a new one, and what *take* reads from it; if its body breaks off, the request is repeated."""
     for tries in range(1, source.settings.attempts + 1):
+        got = got or source.get(**parameters)
         try:
-            return got.body.read()
+            return got, take(got)
         except Exception as error:  # noqa: BLE001 - raised as ours
             _raise_unless_retried(source, error, tries)
         finally:
             got.body.close()
+        got = None
         source.settings.sleep(retries.pause(tries))
-        got = source.get()
     raise AssertionError("the last try returns or raises")
 
 
@@ -140,36 +167,6 @@ def _raise_unless_retried(source: ReadSource, error: Exception, tries: int) -> N
             raise_as(found, error)
     finally:
         del found  # its traceback leads to this frame
-
-
-def read_span(source: ReadSource, start: int, end: int | None) -> bytes:
-    """The bytes of [start, end)."""
-    if end is not None and end <= start:
-        end = start + 1  # an object that is not there must be found out
-        empty = True
-    else:
-        empty = False
-    last = "" if end is None else end - 1
-    source.saw(None)
-    for tries in range(1, source.settings.attempts + 1):
-        try:
-            got = source.router.requests.get(source.key, **source.parameters, Range=f"bytes={start}-{last}")
-        except Exception as error:  # noqa: BLE001 - raised as ours
-            refused = response_error_of(error)
-            if refused is not None and refused.status == 416:
-                return b""
-            raise_as(source.error(error), error)
-        try:
-            content = _sliced(source, got, start, end)
-        except Exception as error:  # noqa: BLE001 - raised as ours
-            _raise_unless_retried(source, error, tries)
-            source.settings.sleep(retries.pause(tries))
-            continue
-        finally:
-            got.body.close()
-        source.saw(got.head)
-        return b"" if empty else content
-    raise AssertionError("the last try returns or raises")
 
 
 def _sliced(source: ReadSource, got: GetResponse, start: int, end: int | None) -> bytes:

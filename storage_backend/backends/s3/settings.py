@@ -169,7 +169,7 @@ class S3Settings:
             return
         try:
             parts = urlsplit(self.endpoint_url)
-            _ = parts.port
+            _ = parts.port  # raises ValueError where it is no number
         except ValueError as error:
             raise _wrong("endpoint_url", f"{error}; it is of the form https://host:port") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
