@@ -21,7 +21,7 @@ from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import INTERVAL, RateEstimator, StallDetector
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
-from storage_backend.transfer.workers import Workers
+from storage_backend.transfer.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TransferEngine:
     ) -> None:
         self._job = TransferJob(verb, source, target, options, journal)
         self._planner = Planner(self._job)
-        self._workers = Workers(
+        self._workers = WorkerPool(
             self._job, self._record, lambda: self._job.events.progress(self._progress_fields)
         )
         self._again: list[Action] = []

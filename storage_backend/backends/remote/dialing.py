@@ -20,9 +20,7 @@ from typing import Any, Generic, TypeVar
 
 from storage_backend.backends.remote.client_chain import ClientChain, translate_dial_error
 from storage_backend.backends.remote.library import ssh_library
-from storage_backend.backends.remote.paramiko_transport import (
-    DialTimeouts,
-)
+from storage_backend.backends.remote.paramiko_transport import DialTimeouts
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
 from storage_backend.errors import (
     AuthenticationError,

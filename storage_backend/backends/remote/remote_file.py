@@ -9,9 +9,9 @@ from typing_extensions import override
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.errors import ConnectionLostError, translate, unreachable
+from storage_backend.backends.remote.errors import ConnectionLostError, changed, translate, unreachable
 from storage_backend.backends.remote.failover import LOSSES, Failover
-from storage_backend.backends.remote.remote_path import RemotePath, changed
+from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_contents import open_to_read
 from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
 from storage_backend.backends.remote.sftp_session import PendingReply
@@ -129,7 +129,7 @@ class RemoteFile(SeekableRaw):
         if (found.size, found.modified) != (self.attributes.size, self.attributes.modified):
             # Otherwise the next read would continue in the other object.
             self._release()
-            raise changed(self._path, self._failover.where) from error
+            raise changed(self._path.identifier, self._failover.where) from error
 
     def _forget(self) -> None:
         """Drop what was read ahead."""
@@ -163,7 +163,7 @@ class RemoteFile(SeekableRaw):
             raise translate(error, self._path.identifier, self._failover.where) from error
         if not data:
             how = f"it ended after {self._position:,} of {self.size:,} bytes"
-            raise changed(self._path, self._failover.where, how)
+            raise changed(self._path.identifier, self._failover.where, how)
         if len(data) < size:
             # The server sends less at a time: the other replies do not continue this one.
             self._under_way.clear()

@@ -162,7 +162,7 @@ class Bucket:
                     refused is None
                     or refused.code
                     or is_transient(refused)
-                    or not self.router.requests.may_ask_again
+                    or not self.router.requests.is_real_service
                 ):
                     raise
             try:
@@ -301,7 +301,7 @@ class Bucket:
         self.remember(identifier, stored)
 
     def remember(self, identifier: str, stored: StoredObject) -> None:
-        """Keep what a listing will show of the object, for whoever asks."""
+        """Keep what a listing will show of the object, for `Hooks.last_written`."""
         if stored.etag is None or stored.parts:
             self.receipts.pop(identifier, None)
             return

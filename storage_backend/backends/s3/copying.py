@@ -100,7 +100,7 @@ def _carried(destination: Destination, source: str, head: ObjectHead) -> dict[st
 
 
 def _tags(destination: Destination, source: str) -> dict[str, str]:
-    if not destination.router.requests.may_ask_again:  # a mock expects certain requests
+    if not destination.router.requests.is_real_service:  # a mock expects certain requests
         return {}
     bucket, _, key = source.partition("/")
     try:
