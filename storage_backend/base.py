@@ -10,7 +10,6 @@ import io
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from types import TracebackType
 from typing import BinaryIO, Literal, Self, TypeAlias, cast
 
@@ -239,10 +238,13 @@ class StorageBackend(ABC):
         """
         failures = Failures()
         for identifier in identifiers:
-            found = None
-            with failures.of(identifier), suppress(FileNotFoundError):
+            try:
                 found = info_of(self.stat(identifier), identifier)
-            if found is not None:
+            except FileNotFoundError:
+                continue
+            except Exception as error:  # noqa: BLE001 - raised by raise_any
+                failures.note(identifier, error)
+            else:
                 yield found
         failures.raise_any("look at", location_of(self))
 

@@ -322,9 +322,18 @@ class StoppingReader(io.BufferedReader):
 
 def gathered(pieces: Iterable[Buffer]) -> bytes:
     """All of *pieces* as one."""
+    found = iter(pieces)
+    first = next(found, b"")
+    second = next(found, None)
+    if second is None:
+        return bytes(first)  # uncopied, as a rule
     # b"".join would first have all of them beside each other, in as much memory again.
     whole = io.BytesIO()
-    for piece in pieces:
+    whole.write(first)
+    del first
+    whole.write(second)
+    del second
+    for piece in found:
         whole.write(piece)
     return whole.getvalue()
 

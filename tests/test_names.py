@@ -13,37 +13,13 @@ PACKAGE = Path(__file__).parent.parent / "storage_backend"
 MOST_LINES = 500
 
 MUTATING = {
-    *(
-        "add",
-        "append",
-        "appendleft",
-        "clear",
-        "discard",
-        "extend",
-        "insert",
-        "pop",
-        "popitem",
-        "popleft",
-        "remove",
-    ),
-    *("setdefault", "update", "put", "acquire"),
+    *("add", "append", "appendleft", "clear", "discard", "extend", "insert", "pop", "popitem", "popleft"),
+    *("remove", "setdefault", "update", "put", "acquire"),
 }
 STATEFUL = {
-    *(
-        "set",
-        "dict",
-        "list",
-        "bytearray",
-        "count",
-        "cycle",
-        "deque",
-        "defaultdict",
-        "Counter",
-        "OrderedDict",
-        "local",
-    ),
+    *("set", "dict", "list", "bytearray", "count", "cycle", "deque", "defaultdict", "Counter", "OrderedDict"),
     *("Lock", "RLock", "Condition", "Event", "Semaphore", "BoundedSemaphore", "SimpleQueue", "Queue"),
-    *("WeakSet", "WeakKeyDictionary", "WeakValueDictionary", "Memory", "ContextVar"),
+    *("local", "WeakSet", "WeakKeyDictionary", "WeakValueDictionary", "ContextVar"),
 }
 """What only makes sense at the top of a module if it changes there."""
 

@@ -8,24 +8,24 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
 
-from typing_extensions import override
+from typing_extensions import Buffer, override
 
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import SourceChangedError, is_retryable
 from storage_backend.info import ObjectInfo
-from storage_backend.streams import position_after
+from storage_backend.streams import SPOOL, SeekableRaw
 from storage_backend.wrappers.retrying.attempts import RetryState
 
 logger = logging.getLogger(__name__)
+A = TypeVar("A")
 T = TypeVar("T")
 
 # Kernels stamp times coarsely and SFTP in whole seconds: within this a second write may leave size and time as they
 # were ("racy git", Documentation/technical/racy-git).
 RACY_SECONDS = 2.0
 UNKNOWN = -1  # no position
-LOOK_AHEAD = 64 << 10  # bytes read at a time for lines
-STEP = 8 << 20  # bytes asked for at a time; what was got by then is not asked for again
+LOOK_AHEAD = 64 << 10  # bytes read at a time for small reads and lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,51 @@ class Pin:
         return True if is_old else None
 
 
-class ResumingReader(io.BufferedIOBase):
+class ResumingReader(io.BufferedReader):
+    """Reads an object through a `ResumingStream`. A call that fails leaves the reader where it was."""
+
+    def __init__(self, stream: ResumingStream) -> None:
+        super().__init__(stream, LOOK_AHEAD)
+        self._resuming = stream
+
+    @override
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size >= LOOK_AHEAD and self.tell() == self._resuming.tell():
+            return self._restoring(self._large, size)
+        return self._restoring(super().read, size)
+
+    def _large(self, size: int) -> bytes:
+        """As `read` while nothing is buffered: without the buffer, which would copy all of it once more."""
+        pieces = []
+        while size and (piece := self._resuming.next_piece(size)):
+            pieces.append(piece)
+            size -= len(piece)
+        super().seek(self._resuming.tell())
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    @override
+    def read1(self, size: int = -1, /) -> bytes:
+        return self._restoring(super().read1, size)
+
+    @override
+    def readinto(self, buffer: Buffer, /) -> int:
+        return self._restoring(super().readinto, buffer)
+
+    @override
+    def readline(self, size: int | None = -1, /) -> bytes:
+        return self._restoring(super().readline, size)
+
+    def _restoring(self, call: Callable[[A], T], argument: A) -> T:
+        start = self.tell()
+        try:
+            return call(argument)
+        except BaseException:
+            if not self.closed:
+                self.seek(start)  # the buffer drops what a failed call has read
+            raise
+
+
+class ResumingStream(SeekableRaw):
     """Reads an object. After a retryable error it opens another reader and goes on at its offset.
 
     Args:
@@ -99,88 +143,39 @@ class ResumingReader(io.BufferedIOBase):
         self._pin = pin
         self._tries = tries
         self._clock = clock
-        self._position = 0
         self._stands_at = 0  # the stream does
-        self._ahead = b""  # read for a line, from this reader's position on but for `_used` of it
-        self._used = 0
         self._seen = False  # something of this very object has been given out
 
     @override
-    def read(self, size: int | None = -1, /) -> bytes:
-        wanted = None if size is None or size < 0 else size
-        start = self._position
-        pieces = []
-        try:
-            while wanted is None or wanted > 0:
-                piece = self.read1(STEP if wanted is None else min(wanted, STEP))
-                if not piece:
-                    break
-                pieces.append(piece)
-                if wanted is not None:
-                    wanted -= len(piece)
-        except BaseException:
-            self._go_to(start)  # what was got is not given out
-            raise
-        self._check_open()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        if whence != io.SEEK_END:
+            return super().seek(offset, whence)
+        self._position = self._stands_at = self._through(lambda stream: stream.seek(offset, whence))
+        self._seen = True  # its length
+        return self._position
 
     @override
-    def read1(self, size: int = -1, /) -> bytes:
-        most = STEP if size < 0 else size
-        if self._used < len(self._ahead):
-            return self._take(min(most, len(self._ahead) - self._used))
-        data = self._fetch(most)
+    def readall(self) -> bytes:
+        start = self._position
+        try:
+            return super().readall()
+        except BaseException:
+            self._position = start
+            raise
+
+    def next_piece(self, most: int) -> bytes:
+        """Some of the next bytes, at most *most*; b"" at the end."""
+        data = self._read_on(most)
         self._position += len(data)
         return data
 
     @override
-    def readline(self, size: int | None = -1, /) -> bytes:
-        # Not by the stream's own: what it had of a line when it broke would be asked for again, and again.
-        most = None if size is None or size < 0 else size
-        start = self._position
-        pieces: list[bytes] = []
-        left = most
-        try:
-            while left is None or left > 0:
-                if self._used == len(self._ahead):
-                    self._ahead, self._used = self._fetch(LOOK_AHEAD), 0
-                    if not self._ahead:
-                        break
-                end = self._ahead.find(b"\n", self._used) + 1 or len(self._ahead)
-                count = end - self._used if left is None else min(left, end - self._used)
-                pieces.append(self._take(count))
-                left = None if left is None else left - count
-                if pieces[-1].endswith(b"\n"):
-                    break
-        except BaseException:
-            self._go_to(start)
-            raise
-        self._check_open()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._check_open()
-        if whence == io.SEEK_END:
-            self._go_to(self._position)
-            self._position = self._stands_at = self._through(lambda stream: stream.seek(offset, whence))
-            self._seen = True  # its length
-        else:
-            self._go_to(position_after(offset, whence, self._position, 0))
-        return self._position
-
-    @override
-    def tell(self) -> int:
-        self._check_open()
-        return self._position
+    def _read_on(self, most: int) -> bytes:
+        data = bytes(self._through(lambda stream: stream.read(min(most, SPOOL))))
+        self._stands_at = self._position + len(data)
+        # An end that was reached early says something of the object too.
+        self._seen = True
+        return data
 
     @override
     def close(self) -> None:
@@ -189,26 +184,6 @@ class ResumingReader(io.BufferedIOBase):
                 self._drop()
         finally:
             super().close()
-
-    def _take(self, count: int) -> bytes:
-        """The next bytes of those that were read ahead."""
-        data = self._ahead[self._used : self._used + count]
-        self._used += count
-        self._position += count
-        return data
-
-    def _go_to(self, position: int) -> None:
-        """Stand at *position*; the stream follows when it is read."""
-        self._position = position
-        self._ahead, self._used = b"", 0
-
-    def _fetch(self, most: int) -> bytes:
-        """At most so many bytes from this reader's position, where the stream then stands behind them."""
-        data = bytes(self._through(lambda stream: stream.read(most)))
-        self._stands_at = self._position + len(data)
-        # An end that was reached early says something of the object too.
-        self._seen = True
-        return data
 
     def _through(self, call: Callable[[BinaryIO], T]) -> T:
         """What *call* returns for a stream at this reader's position; after a retryable error, for a new one."""
@@ -272,7 +247,3 @@ class ResumingReader(io.BufferedIOBase):
                 stream.close()
             except OSError as error:
                 logger.debug("closing a broken reader of %r: %s", self._identifier, type(error).__name__)
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("I/O operation on a closed reader")

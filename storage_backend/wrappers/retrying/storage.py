@@ -28,7 +28,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks
 from storage_backend.wrappers.retrying.attempts import RetryPolicy, RetryState, proves_nothing_done
-from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
+from storage_backend.wrappers.retrying.reader import Pin, ResumingReader, ResumingStream
 from storage_backend.wrappers.retrying.resuming import repeated, resumed_batch, resumed_scan
 from storage_backend.wrappers.sources import GROUP_ITEMS, RewindableSource, grouped, name_of, sliced
 
@@ -369,7 +369,7 @@ class RetryingStorage(Wrapper):
         stream = self.backend.open(identifier)
         if type(stream) is io.BytesIO or type(getattr(stream, "raw", None)) is io.FileIO:
             return stream  # nothing of it fails for a moment only
-        reader = ResumingReader(
+        resuming = ResumingStream(
             self.backend,
             identifier,
             stream,
@@ -377,7 +377,7 @@ class RetryingStorage(Wrapper):
             tries=lambda: self._attempts("read", identifier),
             clock=self._clock,
         )
-        return cast(BinaryIO, reader)
+        return ResumingReader(resuming)
 
 
 class _RetryingHooks(WrapperHooks):

@@ -149,6 +149,29 @@ class ScansByPosition(MemoryStorage):
             yield rest[0]
 
 
+@caught_by(Scanning, "test_a_level_has_its_objects_and_the_folders_of_the_others")
+class LevelRepeatsItsFolders(MemoryStorage):
+    @override
+    def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
+        for info in self.scan(prefix, on_skip=on_skip):
+            name, slash, _ = info.identifier[len(prefix) :].partition("/")
+            yield f"{prefix}{name}/" if slash else info
+
+
+@caught_by(Batches, "test_stat_of_many_is_that_of_each")
+class StatManyStopsAtWhatIsMissing(MemoryStorage):
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return map(self.stat, identifiers)
+
+
+@caught_by(Batches, "test_stat_of_many_is_that_of_each")
+class StatManyShowsSizesOnly(MemoryStorage):
+    @override
+    def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
+        return (ObjectInfo(info.identifier, info.size) for info in super().stat_many(identifiers))
+
+
 @caught_by(Batches, "test_missing_objects_are_reported_after_the_others")
 class ReadManyLeavesOutWhatIsMissing(MemoryStorage):
     @override
