@@ -213,19 +213,15 @@ class BlobEngine:
                 queued(files.queue) as alone,
                 nullcontext() if alone else files.transaction(self._user.token),
             ):
-                mark = self._mark(names)
+                mark = ""  # where it cannot be made, only a kill before the end of this write goes unnoticed
+                try:
+                    mark = self._pending.begin(self._user.token, names)
+                except OSError as error:
+                    self._warn(error)
                 for name in names:
                     self._layout.unlink(name)
                 latest = files.latest()
         return PendingWrite(mark, dict.fromkeys(keys, self._new_latest() if latest is None else latest))
-
-    def _mark(self, names: Sequence[str]) -> str:
-        """The mark of a write that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
-        try:
-            return self._pending.begin(self._user.token, names)
-        except OSError as error:
-            self._warn(error)
-            return ""
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
         """The write is over, whether it succeeded or not."""
@@ -286,6 +282,7 @@ class BlobEngine:
         """What follows the commit."""
         for publication in publications:
             publication.staged.reserved = 0
+            publication.staged.pending = False
             # The new file may have the old one's inode number, length and time.
             self._known.pop(publication.key.name, None)
             self.touch(publication.key)  # later than the uses that the index has not been told of

@@ -368,8 +368,9 @@ class ObjectCache:
     ) -> OpenEntry | None:
         """Staged content as an entry that is held open, whether or not the cache could publish it."""
         entry = self.freshness.entry(key, staged.size, request, info)
+        found = self.safely(staged.found, entry)
         self.safely(self.engine.publish, [(Publication(key, staged, entry), generation)])
-        return self.safely(staged.found, entry)
+        return found
 
     def _filled(self, staged: StagedContent, reader: BinaryIO) -> bool:
         """Whether the cache has taken all that the reader gave, whose errors are raised."""

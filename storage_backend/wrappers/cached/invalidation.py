@@ -83,7 +83,8 @@ def _end_and_publish(
         entry = cache.freshness.entry(key, staged.size, written.request, info)
         _end(cache, pending, [key], Publication(key, staged, entry))
     finally:
-        cache.safely(staged.discard)
+        if staged.pending:
+            cache.safely(staged.discard)
 
 
 def _end(
