@@ -1,4 +1,4 @@
-"""BlobEngine: one file an entry, found by its name alone; beside them the index, which only writes go to."""
+"""BlobEngine: each entry is a file, found by its name alone; publications and writes also go to an index."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _RETRY = 1.0  # seconds after which a directory that could not be opened is trie
 
 
 class BlobEngine:
-    """The engine of our own (see `engine.CacheEngine`).
+    """Our own engine (see `engine.CacheEngine`).
 
     Args:
         directory: of the cache; it is created, for this user alone.
         limit: content bytes that the cache may hold; None for any number.
         clock: seconds since the epoch.
-        warn: is told of troubles that do not keep entries from being found.
+        warn: is told of errors in spite of which entries are found.
 
     Attributes:
         trusted_since: entries fetched before this moment count as expired.
@@ -82,7 +82,7 @@ class BlobEngine:
         guard().add(self)
 
     def _renew(self) -> None:
-        """Begin without open files and counts, as at first and in a forked child."""
+        """Set up the state of this process, at first and in a forked child."""
         self._lock = threading.Lock()  # of the open files, and of transactions
         self._layout = BlobLayout(self.directory)
         self._user = CacheUser(self._layout.members)
@@ -157,7 +157,7 @@ class BlobEngine:
         self._user.count(counter, size)
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
-        """An upper bound of all generations, for each key."""
+        """An upper bound of all generations, once for each key."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -269,7 +269,7 @@ class BlobEngine:
         return generations
 
     def _has_room(self, transaction: IndexTransaction, publication: Publication) -> bool:
-        """Whether there is room for an entry, which is no longer reserved then."""
+        """Make room for an entry, whose reservation ends with it; False if that cannot be."""
         staged, size, name = publication.staged, publication.entry.size, publication.key.name
         if staged.reserved:
             transaction.reserve(-staged.reserved)
@@ -279,7 +279,7 @@ class BlobEngine:
         return False
 
     def _published(self, publications: Sequence[Publication]) -> None:
-        """What follows the commit."""
+        """After the commit: forget what was known of the files that were replaced, and note the use."""
         for publication in publications:
             publication.staged.reserved = 0
             publication.staged.pending = False
@@ -375,7 +375,7 @@ class BlobEngine:
                 self._leave()
 
     def _try_to_open(self) -> None:
-        """Open the index, if that can be: entries are found in any case."""
+        """Open the index, if possible: entries are found even without it."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -420,7 +420,7 @@ class BlobEngine:
 
     @contextmanager
     def _transaction(self) -> Iterator[IndexTransaction]:
-        """A transaction, alone in this directory; the index is opened again if it was replaced or is damaged."""
+        """A transaction, with the lock of the queue; an index that was replaced or is damaged is opened anew."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -441,7 +441,7 @@ class BlobEngine:
                     return
 
     def _checked(self) -> tuple[IndexFiles, int | None]:
-        """The open files, of which the index is the one at its path, and the latest generation; the lock is held."""
+        """The open files, whose index is checked to be the one at its path, and the latest generation; the lock is held."""
         files = self._opened()
         try:
             return files, files.check()
@@ -466,7 +466,7 @@ class BlobEngine:
             self._finalizer.detach()
 
     def before_fork(self) -> None:
-        """Let nobody begin, and close the index: SQLite counts its locks for the whole process (see `forks`)."""
+        """Block new transactions, and close the index: SQLite counts its locks for the whole process (see `forks`)."""
         self._lock.acquire()
         if self._files is not None and self._process == os.getpid():
             self._files.close_index()
@@ -476,7 +476,7 @@ class BlobEngine:
         self._lock.release()
 
     def _begin_in_child(self) -> None:
-        """What was inherited is the parent's: its counts, its files, its locks."""
+        """Replace what a forked child has inherited: counts, files and locks are the parent's."""
         # A lock that was held when this process was forked would be held for ever: each process has its own.
         with self._renewing.setdefault(os.getpid(), threading.Lock()):
             if self._process == os.getpid():
@@ -492,6 +492,6 @@ class BlobEngine:
 
 
 def _close(files: IndexFiles, user: CacheUser) -> None:
-    """Close the files of an engine that is gone; the user's file is left for others to find."""
+    """Close the files of a collected engine; the user's file stays, so that others take over its counters."""
     files.close()
     user.abandon()

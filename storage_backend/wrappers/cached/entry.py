@@ -174,7 +174,7 @@ class LongerTailNeededError(Exception):
 
 
 class Verification:
-    """Until when this process trusts the content of one file, whose checksum it has verified.
+    """How long this process trusts the content of one file after it has verified its checksum.
 
     Args:
         written: when the file was last written to, in seconds since the epoch.
@@ -190,7 +190,7 @@ class Verification:
         self.good_until = _NEVER
 
     def mark(self) -> None:
-        """The checksum was verified just now."""
+        """Note that the checksum has just been verified."""
         # A write within the same clock tick would leave the same file time, and go unnoticed.
         if time.time() - self._written > _TICK:
             self.good_until = time.monotonic() + GOOD_FOR

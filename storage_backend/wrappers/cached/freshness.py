@@ -27,7 +27,7 @@ RACY = 2.0
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What a CachedStorage was asked for.
+    """The arguments of a CachedStorage.
 
     Attributes:
         limit: content bytes at most; None for any number.
@@ -53,7 +53,7 @@ class CachePolicy:
 
 
 class BackendRequest(NamedTuple):
-    """When the backend was asked.
+    """A moment right before the backend is asked.
 
     Attributes:
         at: by the clock of the policy, which entries are timed by.
@@ -95,7 +95,7 @@ class Freshness:
         return self._ttl is None or 0 <= self._clock() - entry.fetched < self._ttl
 
     def still_right(self, identifier: str, entry: CacheEntry) -> BackendRequest | None:
-        """Revalidate: when the backend said that a stale entry still is right; None if it is not, or cannot be proven.
+        """Revalidate a stale entry: the request that has proven it right; None if it is not, or that cannot be proven.
 
         Raises:
             FileNotFoundError: the object is gone.
@@ -137,7 +137,7 @@ class Freshness:
         return BackendRequest(self._clock(), time.time(), before)
 
     def entry(self, key: CacheKey, size: int, request: BackendRequest, info: ObjectInfo | None) -> CacheEntry:
-        """The metadata of content of *size* bytes that *request* gave, of which *info* is known."""
+        """The metadata of content of *size* bytes that *request* gave, with the validators in *info*."""
         etag, modified = self.validator(request, info)
         return CacheEntry(key.label, size, request.at, etag, modified, next(self._stamps))
 
@@ -146,7 +146,7 @@ class Freshness:
         return self.entry(key, size, request, self.seen(identifier) or self.unchanged(identifier, request))
 
     def validator(self, request: BackendRequest, info: ObjectInfo | None) -> tuple[str | None, float | None]:
-        """The etag, or the time where it proves something, that tells later whether an object is unchanged."""
+        """The validator: an etag, or a modification time where that proves something (RFC 9110, 8.8)."""
         if info is None or not self._revalidates:
             return None, None
         if info.etag is not None:
@@ -167,7 +167,7 @@ class Freshness:
         return self._hooks.last_written(identifier)
 
     def unchanged(self, identifier: str, request: BackendRequest) -> ObjectInfo | None:
-        """What the object was before it was read, if it is so still."""
+        """What the object was before the request, if it is unchanged after it."""
         if request.before is None:
             return None
         try:

@@ -34,13 +34,13 @@ class WrittenContents:
         self.contents: dict[str, tuple[bytes, ObjectInfo | None]] = {}
 
     def add(self, identifier: str, content: bytes, info: ObjectInfo | None = None) -> None:
-        """The backend has the content."""
+        """Note that the backend has stored the content."""
         self.contents[identifier] = content, info
 
 
 @contextmanager
 def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenContents]:
-    """The body writes objects in the backend: nothing older is given after it, nor published."""
+    """Wraps a write in the backend: afterwards nothing older is given or published."""
     keys = {}
     for identifier in identifiers:
         # One that is refused was never cached, and the backend says what is wrong with it.
@@ -71,7 +71,7 @@ def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenC
 def _end_and_publish(
     cache: ObjectCache, pending: PendingWrite, written: WrittenContents, identifier: str, key: CacheKey
 ) -> None:
-    """The end of a write of one object, which is published in the same transaction."""
+    """End a write of one object, and publish it in the same transaction."""
     content, info = written.contents[identifier]
     staged = None
     if cache.limit_allows(len(content)):
@@ -93,7 +93,7 @@ def _end(
     keys: Iterable[CacheKey],
     publication: Publication | None = None,
 ) -> dict[CacheKey, int]:
-    """The end of a write: the new generations of the keys that no other write has touched in the meantime."""
+    """End a write, and return the new generations of the keys that no other write has touched in the meantime."""
     if pending is None:
         return {}
     generations = cache.safely(cache.engine.end, pending, publication)
