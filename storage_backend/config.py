@@ -16,8 +16,7 @@ from typing import Any, TypeAlias, cast
 from storage_backend import locations
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
-from storage_backend.files import cache_directory
-from storage_backend.paths import expanded
+from storage_backend.paths import cache_directory, expanded
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
 

@@ -80,7 +80,7 @@ class Stream(io.FileIO):
         except OSError as error:
             raise OSError(f"cannot read {_NAMES[self.fileno()]}: {_reason(error)}") from error
 
-    def _patiently(self, call: _Call, data: Buffer, event: int) -> int:
+    def _patiently(self, call: _ReadOrWrite, data: Buffer, event: int) -> int:
         while (done := call(data)) is None:
             ready = select.poll()
             ready.register(self.fileno(), event)
@@ -88,7 +88,7 @@ class Stream(io.FileIO):
         return done
 
 
-class _Call(Protocol):
+class _ReadOrWrite(Protocol):
     def __call__(self, data: Buffer, /) -> int | None: ...
 
 

@@ -18,10 +18,9 @@ from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
 from storage_backend.file_rights import entry_facts
-from storage_backend.files import StagedFile, copy_descriptor
+from storage_backend.files import StagedFile, copy_descriptor, told_size
 from storage_backend.owners import temporary_name
 from storage_backend.streams import CHUNK, Moved, new_digest
-from storage_backend.unsized import told_size
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # A directory may be taken away, or put in the way, again and again. Each attempt has whether one more is left.

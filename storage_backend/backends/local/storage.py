@@ -40,7 +40,7 @@ from storage_backend.errors import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.files import copy_descriptor, open_source
+from storage_backend.files import copy_descriptor, open_source, told_size
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.paths import expanded
@@ -61,7 +61,6 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
-from storage_backend.unsized import told_size
 
 MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
 EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic

@@ -9,7 +9,7 @@ import weakref
 from typing import TYPE_CHECKING
 
 from storage_backend.errors import StorageError
-from storage_backend.threads import beside
+from storage_backend.threads import start_daemon
 
 if TYPE_CHECKING:
     from storage_backend.backends.sql.database import Database
@@ -39,7 +39,7 @@ class Heart:
         with self._lock:
             self._live.add(version)
             if self._thread is None:
-                self._thread = beside(self._beat, "storage-backend-heart")
+                self._thread = start_daemon(self._beat, "storage-backend-heart")
 
     def remove(self, version: bytes) -> None:
         """This upload is done."""
