@@ -191,7 +191,8 @@ class BlobEngine:
             transaction.intend(good)
             for name, publication in good.items():
                 if self.limit is None or self._has_room(transaction, publication):
-                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
+                    metadata = publication.entry.packed(publication.staged.crc)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", metadata)
                     transaction.store(name, publication.entry.size)
                     published.append(publication)
         self._published(published)
@@ -254,7 +255,8 @@ class BlobEngine:
                     and not overlapped
                     and (self.limit is None or self._has_room(transaction, publication))
                 ):
-                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
+                    metadata = publication.entry.packed(publication.staged.crc)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", metadata)
                     published.append(publication)
                     now = transaction.state.next()
                     transaction.store(name, publication.entry.size, now)

@@ -163,7 +163,7 @@ class DiskCacheEngine:
     def _publish(self, publication: Publication, generation: int) -> None:
         name, staged = publication.key.name, publication.staged
         values = self._opened().values
-        tag = publication.entry._replace(crc=staged.crc).packed()
+        tag = publication.entry.packed(staged.crc)
         with self._generations() as rows:
             now, writes = rows.load(name)
             if writes or now != generation:
@@ -228,7 +228,7 @@ class DiskCacheEngine:
                 return
             with now.reader() as reader:
                 if now.entry.stamp == found.entry.stamp:
-                    tag = found.entry._replace(fetched=fetched).packed()
+                    tag = found.entry._replace(fetched=fetched).packed(found.entry.crc)
                     values.set(key.name, reader, read=True, tag=tag, retry=True)
 
     def clear(self, *, patient: bool = False) -> None:

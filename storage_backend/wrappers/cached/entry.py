@@ -96,8 +96,8 @@ class CacheEntry(NamedTuple):
     crc: int = 0
     note: bool = False
 
-    def packed(self) -> bytes:
-        """What follows the content in a file."""
+    def packed(self, crc: int) -> bytes:
+        """What follows the content, whose CRC-32 is *crc*, in a file."""
         etag = b"" if self.etag is None else self.etag.encode("utf-8", "surrogateescape")
         length = _NO_ETAG if self.etag is None or len(etag) > LONGEST_ETAG else len(etag)
         head = self.label + (b"" if length == _NO_ETAG else etag)
@@ -110,13 +110,13 @@ class CacheEntry(NamedTuple):
             len(self.label),
             length,
             self.note,
-            self.crc,
+            crc,
         )
         return head + _SUM.pack(zlib.crc32(head))
 
     def overwrite(self, fd: int, fetched: float) -> None:
         """Overwrite the fixed record in the entry's file with one of another time of fetching."""
-        tail = self._replace(fetched=fetched).packed()
+        tail = self._replace(fetched=fetched).packed(self.crc)
         start = len(tail) - _FIXED
         os.pwrite(fd, tail[start:], self.size + start)
 

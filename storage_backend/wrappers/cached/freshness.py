@@ -13,7 +13,7 @@ from typing import NamedTuple
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import is_retryable
-from storage_backend.hooks import hooks_of
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
@@ -78,6 +78,7 @@ class Freshness:
     def __init__(self, backend: StorageBackend, policy: CachePolicy, engine: CacheEngine) -> None:
         self._backend = backend
         self._hooks = hooks_of(backend)
+        self._reads_tell = type(self._hooks).last_read is not Hooks.last_read
         self._policy = policy
         self._ttl = policy.ttl
         self._clock = policy.now
@@ -158,7 +159,7 @@ class Freshness:
 
     def seen(self, identifier: str) -> ObjectInfo | None:
         """What the backend saw of the object that this thread has just read."""
-        return self._hooks.last_read(identifier)
+        return self._hooks.last_read(identifier) if self._reads_tell else None
 
     def written(self, identifier: str) -> ObjectInfo | None:
         """What the backend tells of the object that this thread has just written."""

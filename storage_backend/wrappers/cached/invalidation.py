@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from storage_backend.errors import InvalidIdentifierError
 from storage_backend.info import ObjectInfo
@@ -21,21 +22,17 @@ from storage_backend.wrappers.cached.publishing import PublishingBatch
 from storage_backend.wrappers.cached.staged import Publication, stage_content
 
 
+@dataclass
 class WrittenContents:
     """The contents that a write has stored in the backend, to be published.
 
     Attributes:
         request: when the write began.
-        contents: by identifier, each with what is known of the object.
+        contents: identifier -> content, and what is known of the object; filled by the body.
     """
 
-    def __init__(self, request: BackendRequest) -> None:
-        self.request = request
-        self.contents: dict[str, tuple[bytes, ObjectInfo | None]] = {}
-
-    def add(self, identifier: str, content: bytes, info: ObjectInfo | None = None) -> None:
-        """Note that the backend has stored the content."""
-        self.contents[identifier] = content, info
+    request: BackendRequest
+    contents: dict[str, tuple[bytes, ObjectInfo | None]] = field(default_factory=dict)
 
 
 @contextmanager
@@ -73,9 +70,7 @@ def _end_and_publish(
 ) -> None:
     """End a write of one object, and publish it in the same transaction."""
     content, info = written.contents[identifier]
-    staged = None
-    if cache.limit_allows(len(content)):
-        staged = cache.safely(stage_content, cache.engine, content, key)
+    staged = cache.safely(stage_content, cache.engine, content, key)
     if staged is None:
         _end(cache, pending, [key])
         return

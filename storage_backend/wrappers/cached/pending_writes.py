@@ -66,8 +66,12 @@ class PendingWrites:
 
     def end(self, mark: str) -> None:
         """Remove a mark, after the commit of the transaction that has raised the generations."""
-        with suppress(OSError):
-            remove(f"{self._layout.changing}/{mark}")
+        path = f"{self._layout.changing}/{mark}"
+        try:
+            os.unlink(path)
+        except OSError:
+            with suppress(OSError):
+                remove(path)  # in whose place somebody has put a directory
         self.unended.discard(mark)
 
     def of(self, transaction: IndexTransaction, wanted: Collection[str], but: str = "") -> set[str]:

@@ -116,17 +116,19 @@ class StagedContent:
         self._check(self.size)
         self._reserve(self.size)
 
-    def publish(self, path: str, entry: CacheEntry) -> None:
-        """Append the metadata, and move the file to its place in the cache; it cannot be read here any more."""
+    def publish(self, path: str, metadata: bytes) -> None:
+        """Append the packed metadata, and move the file to its place in the cache; it cannot be read here any more."""
         assert self._path is not None
-        self._append(entry._replace(crc=self.crc).packed())
+        self._append(metadata)
         if self._held is not None:
             self._store()
         try:
             os.rename(self._path, path)
-        except (FileNotFoundError, IsADirectoryError):
-            remove(path)
+        except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
+            os.rename(self._path, path)
+        except IsADirectoryError:
+            remove(path)
             os.rename(self._path, path)
         self._path = None
         fd, self._fd = self._fd, -1

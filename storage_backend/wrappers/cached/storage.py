@@ -115,12 +115,12 @@ class CachedStorage(Wrapper):
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
-        content = plain(content)
-        if not isinstance(content, bytes):
-            return self.write_stream(identifier, content)
+        found = content if type(content) is bytes else plain(content)
+        if not isinstance(found, bytes):
+            return self.write_stream(identifier, found)
         with writing(self._cache, [identifier]) as written:
-            store(self.backend, identifier, content)
-            written.add(identifier, content, self._cache.freshness.written(identifier))
+            store(self.backend, identifier, found)
+            written.contents[identifier] = found, self._cache.freshness.written(identifier)
         return True
 
     @override
@@ -224,8 +224,7 @@ class CachedStorage(Wrapper):
                     failures.errors.update(error.failures)
                     stored += sum(name_of(key) not in error.failures for key, _ in group)
                 else:
-                    for identifier, content in contents.items():
-                        written.add(identifier, content)
+                    written.contents.update((name, (content, None)) for name, content in contents.items())
         failures.raise_any("write", self.location)
         return stored
 
