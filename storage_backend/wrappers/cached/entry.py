@@ -244,11 +244,13 @@ class OpenEntry:
         Raises:
             OSError: see `content`; the file is closed then.
         """
-        try:
-            self._verify()
-        except OSError:
-            self.close()
-            raise
+        verified = self._verified
+        if verified is not None and verified.good_until == _NEVER:
+            try:
+                self._compare(crc_of(self._fd, self.entry.size))
+            except OSError:
+                self.close()
+                raise
         return self
 
     def piece(self, start: int, end: int | None) -> bytes:
@@ -257,7 +259,9 @@ class OpenEntry:
         Raises:
             OSError: see `content`.
         """
-        self._verify()
+        verified = self._verified
+        if verified is not None and verified.good_until == _NEVER:
+            self._compare(crc_of(self._fd, self.entry.size))
         size = self.entry.size
         end = size if end is None else min(end, size)
         if start >= end:
@@ -279,11 +283,6 @@ class OpenEntry:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _verify(self) -> None:
-        verified = self._verified
-        if verified is not None and verified.good_until == _NEVER:
-            self._compare(crc_of(self._fd, self.entry.size))
 
     def _compare(self, crc: int) -> None:
         if crc != self.entry.crc:
@@ -373,6 +372,10 @@ class EntryContentReader(SeekableRaw):
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
         self.size = size
+
+    @override
+    def tell(self) -> int:  # without a check, since every open of a hit asks it
+        return self._position
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:
