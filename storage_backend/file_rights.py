@@ -1,4 +1,4 @@
-"""What a file has that replaces another: its permission bits, ACL, extended attributes, and its owner and group where we may."""
+"""Gives a replacing file the permission bits, ACL, extended attributes, owner and group of the file it replaces."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _CALM = (
 
 
 def entry_facts(directory: int, name: str | bytes) -> os.stat_result | None:
-    """What is known of a directory's entry, None if there is none.
+    """The status of a directory entry, not followed; None if there is none.
 
     Raises:
         OSError: with ENXIO, it is a device, a pipe or a socket.
@@ -47,7 +47,7 @@ def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_
 
 
 def give_rights(fd: int, facts: os.stat_result, attributes: dict[str, bytes] | None) -> None:
-    """`take_over` of a file whose attributes, as `attributes_of` gives them, are known already."""
+    """As `take_over`, with the *attributes* of the old file as `attributes_of` returned them."""
     new = os.fstat(fd)
     own = os.listxattr(fd) if attributes is not None else []
     same_owners = new.st_uid == facts.st_uid and new.st_gid == facts.st_gid
@@ -77,7 +77,7 @@ def _chowned(fd: int, owner: int, group: int) -> bool:
 
 
 def attributes_of(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
-    """The ACL and the extended attributes of a file that a file in its place is to have; None if the file system has none."""
+    """The ACL and the extended attributes that a replacing file takes over; None if the file system has none."""
     try:
         # By a descriptor it takes half the time; but it may be that the file is not ours to read.
         opened = os.open(name, _CALM, dir_fd=directory)
@@ -92,7 +92,7 @@ def attributes_of(directory: int | None, name: str | bytes) -> dict[str, bytes] 
 
 
 def look_at(directory: int, name: bytes) -> tuple[os.stat_result | None, dict[str, bytes] | None]:
-    """What `entry_facts` and `attributes_of` give, by fewer system calls where the file is ours to read.
+    """The results of `entry_facts` and `attributes_of`, in fewer system calls if the file is readable.
 
     Raises:
         IsADirectoryError: it is a directory.
@@ -118,7 +118,7 @@ def look_at(directory: int, name: bytes) -> tuple[os.stat_result | None, dict[st
 
 
 def _attributes(place: int | str | bytes) -> dict[str, bytes] | None:
-    """Those of a descriptor, or of a path that is not followed."""
+    """The kept attributes of a descriptor, or of a path, without following a symlink."""
     if not _HAS_ATTRIBUTES:
         return None
     follow = isinstance(place, int)
@@ -131,7 +131,7 @@ def _attributes(place: int | str | bytes) -> dict[str, bytes] | None:
 
 
 def _give_attributes(fd: int, old: dict[str, bytes], own: list[str]) -> bool:
-    """Give a file, which has the attributes *own*, those of the old one; whether the ACL is the same now."""
+    """Set the attributes of the old file on a file that has the attributes *own*. Returns whether the ACL is the same now."""
     if _ACL in own and _ACL not in old:  # it came from the directory
         os.removexattr(fd, _ACL)
     whole = True

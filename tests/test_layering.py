@@ -41,6 +41,8 @@ FLOORS = {
     "testing": 3,
     "stores": 4,
     "aio": 4,
+    "location_urls": 1.5,
+    "schemes": 4.5,
     "config": 5,
     "fsspec": 5,
     "cli": 6,

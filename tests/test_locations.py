@@ -22,8 +22,9 @@ from storage_backend import (
     StorageBackend,
     open_storage,
 )
-from storage_backend.config import SCHEMES, locations_in, parse_location, split_location
 from storage_backend.identifiers import is_valid
+from storage_backend.location_urls import locations_in, parse_location, split_location
+from storage_backend.schemes import SCHEMES
 from tests.cli.conftest import Program
 
 program = pytest.importorskip("tests.cli.conftest").program

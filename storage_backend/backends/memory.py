@@ -29,7 +29,7 @@ from storage_backend.streams import (
 
 
 @dataclass(frozen=True, slots=True)
-class _Entry:
+class _MemoryObject:
     content: bytes
     modified: datetime
     etag: str
@@ -43,7 +43,7 @@ class MemoryStorage(StorageBackend):
     """
 
     def __init__(self) -> None:
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, _MemoryObject] = {}
         self._version = 0
         self._locks: dict[int, threading.RLock] = {}
         self._token = os.urandom(8).hex()
@@ -185,7 +185,7 @@ class MemoryStorage(StorageBackend):
     def hooks(self) -> Hooks:
         return _MemoryHooks(self)
 
-    def _entry(self, identifier: str) -> _Entry:
+    def _entry(self, identifier: str) -> _MemoryObject:
         identifiers.check(identifier)
         entry = self._entries.get(identifier)
         if entry is None:
@@ -198,10 +198,10 @@ class MemoryStorage(StorageBackend):
         content: bytes,
         modified: datetime | None = None,
         content_type: str | None = None,
-    ) -> _Entry:
+    ) -> _MemoryObject:
         with self._lock:
             self._version += 1
-            entry = _Entry(content, modified or datetime.now(UTC), str(self._version), content_type)
+            entry = _MemoryObject(content, modified or datetime.now(UTC), str(self._version), content_type)
             self._entries[identifier] = entry
         return entry
 
@@ -222,7 +222,7 @@ class _MemoryHooks(Hooks):
         return self._token
 
 
-def _info(identifier: str, entry: _Entry) -> ObjectInfo:
+def _info(identifier: str, entry: _MemoryObject) -> ObjectInfo:
     return ObjectInfo(
         identifier, len(entry.content), entry.modified, entry.etag, content_type=entry.content_type
     )

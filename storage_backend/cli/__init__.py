@@ -1,4 +1,14 @@
-"""The program `storage-backend`: one module a group of commands."""
+"""The program `storage-backend`: `main` runs one command and exits with its code.
+
+One module a group of commands: `objects` (cat, get, put, cp, mv, rm, url), `listing` (ls, stat, checksum), `find`, `usage`
+(du, tree), `diff`, `transfer` (sync, migrate, verify, plan), `caches` (cache) and `compact`. What they share:
+
+`operands`: the locations that a command is given, opened. `contents`: the objects beneath one.
+`output`: lines, complaints, and the options that all commands have. `units`: sizes and times in text.
+`display`, `progress`, `live_display`: how far a command is. `exit_codes`: the exit code for each error.
+`groups`: what is different from click's own groups. `standard_streams`, `interrupts`: streams and signals of the process.
+`postponed`: modules that are imported when they are first used.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +23,12 @@ from typing import NoReturn
 import click
 
 from storage_backend import __version__
-from storage_backend.cli.exits import Exit, code_of
-from storage_backend.cli.group import NoArgumentsError, PassingError, Program
+from storage_backend.cli.exit_codes import Exit, code_of
+from storage_backend.cli.groups import NoArgumentsError, PassingError, Program
 from storage_backend.cli.interrupts import Interrupts
-from storage_backend.cli.lazy import postpone
 from storage_backend.cli.output import complain
-from storage_backend.cli.standard import OutputError, lost_output, outlive_output, take_streams
+from storage_backend.cli.postponed import postpone
+from storage_backend.cli.standard_streams import OutputError, lost_output, outlive_output, take_streams
 
 logger = logging.getLogger(__name__)
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from storage_backend.cli.exits import Exit
-from storage_backend.cli.group import Group
+from storage_backend.cli.exit_codes import Exit
+from storage_backend.cli.groups import CommandGroup
 from storage_backend.cli.output import Lines, common
-from storage_backend.cli.standard import outlive_output
+from storage_backend.cli.standard_streams import outlive_output
 
 if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
     from storage_backend.wrappers.cached.engine import CacheEngine
 
 
-@click.group(cls=Group)
+@click.group(cls=CommandGroup)
 def cache() -> None:
     """Look at the directory of a cache, empty it, or check it.
 

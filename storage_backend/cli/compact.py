@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from storage_backend.cli.exits import Exit
+from storage_backend.cli.exit_codes import Exit
+from storage_backend.cli.operands import place_at
 from storage_backend.cli.output import common
-from storage_backend.cli.places import place_at
 
 
 @click.command(no_args_is_help=True)

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from storage_backend.base import StorageBackend
-from storage_backend.cli.places import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.cli.operands import has_directories, names_a_place, names_either, object_at, place_at
 from storage_backend.defensive import info_of
 from storage_backend.info import ObjectInfo
 

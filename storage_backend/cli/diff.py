@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import click
 
 from storage_backend.base import StorageBackend
-from storage_backend.cli.exits import Exit, code_of_report
+from storage_backend.cli.exit_codes import Exit, code_of_report
+from storage_backend.cli.operands import place_at
 from storage_backend.cli.output import Lines, coloured, common, complain
-from storage_backend.cli.places import place_at
-from storage_backend.cli.standard import outlive_output
+from storage_backend.cli.standard_streams import outlive_output
 from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
 
 if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it

@@ -22,7 +22,7 @@ from storage_backend.cli.progress import Status
 from storage_backend.defensive import location_of
 
 if TYPE_CHECKING:  # at run time they are imported by the commands that use them, once something is shown
-    from storage_backend.cli.live import Live
+    from storage_backend.cli.live_display import LiveDisplay
     from storage_backend.transfer.progress import Event
 
 SHOWN_FROM = 0.5  # seconds; what is done by then needs no display
@@ -61,7 +61,7 @@ class Display:
         self._is_terminal = is_terminal(self._stream)
         self._due = PIPED_INTERVAL
         self._verb = ""
-        self._live: Live | None = None
+        self._live: LiveDisplay | None = None
         self._lock = threading.RLock()  # logs come from any thread
         self.started = False
         context = click.get_current_context(silent=True)
@@ -96,9 +96,9 @@ class Display:
                     self._stream.flush()
             elif self._live is not None or fields["seconds"] >= SHOWN_FROM:
                 if self._live is None:
-                    from storage_backend.cli.live import Live
+                    from storage_backend.cli.live_display import LiveDisplay
 
-                    self._live = Live(self._stream)
+                    self._live = LiveDisplay(self._stream)
                     self._watch_logs()
                 self._live.show(status)
 

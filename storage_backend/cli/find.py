@@ -12,12 +12,12 @@ import click
 from storage_backend import identifiers
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import contents_of
-from storage_backend.cli.output import ONE_LEVEL, Lines, Tally, common, complain, record_of
-from storage_backend.cli.units import Sizes, moment_of, sizes_of
-from storage_backend.config import locations_in
+from storage_backend.cli.output import ONE_LEVEL, Lines, Outcomes, common, complain, record_of
+from storage_backend.cli.units import SizeRange, moment_of, sizes_of
 from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
 from storage_backend.info import ObjectInfo
+from storage_backend.location_urls import locations_in
 
 T = TypeVar("T")
 
@@ -45,7 +45,7 @@ def _moment(text: str) -> datetime:
 
 
 @dataclass(slots=True)
-class _Wanted:
+class ObjectFilter:
     """What is looked for; None stands for anything.
 
     Attributes:
@@ -54,7 +54,7 @@ class _Wanted:
 
     name: Glob | None
     pattern: Glob | None
-    sizes: Sizes | None
+    sizes: SizeRange | None
     newer: datetime | None
     older: datetime | None
     unknown: int = field(default=0, init=False)
@@ -118,7 +118,7 @@ def find(  # noqa: PLR0917 - click gives them by name
     locations: tuple[str, ...],
     name: Glob | None,
     pattern: Glob | None,
-    sizes: Sizes | None,
+    sizes: SizeRange | None,
     newer: datetime | None,
     older: datetime | None,
     null: bool,
@@ -138,11 +138,11 @@ def find(  # noqa: PLR0917 - click gives them by name
       storage-backend find s3://bucket/logs/ --older 4w -0 | xargs -0 -r storage-backend rm
       storage-backend find ./papers --name '*.txt' -0 | xargs -0 -r storage-backend cat
     """
-    lines, tally = Lines(null=null), Tally()
-    wanted = _Wanted(name, pattern, sizes, newer, older)
+    lines, outcomes = Lines(null=null), Outcomes()
+    wanted = ObjectFilter(name, pattern, sizes, newer, older)
     some = False
     for location in locations:
-        with tally.each(), contents_of(location, wanted.scan) as contents:
+        with outcomes.each(), contents_of(location, wanted.scan) as contents:
             located = locations_in(location)
             for info in contents.entries:
                 if not wanted.matches(contents.storage, info):
@@ -155,7 +155,7 @@ def find(  # noqa: PLR0917 - click gives them by name
                     lines.name(where)
     if wanted.unknown and not quiet:
         complain(f"left out {wanted.unknown:,} whose time is not known")
-    elif not (some or tally.errors or quiet):
+    elif not (some or outcomes.errors or quiet):
         level = pattern is not None and "*" in pattern.pattern and "/" not in pattern.pattern
         complain(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
-    return tally.code
+    return outcomes.code

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
-from storage_backend.cli.exits import Exit
+from storage_backend.cli.exit_codes import Exit
 from storage_backend.cli.output import complain
 
 LIMIT_SECONDS = (

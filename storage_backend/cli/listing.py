@@ -10,8 +10,8 @@ import click
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
-from storage_backend.cli.output import Lines, Tally, coloured, common, complain, record_of
-from storage_backend.cli.places import Sources, place_at
+from storage_backend.cli.operands import SourceObjects, place_at
+from storage_backend.cli.output import Lines, Outcomes, coloured, common, complain, record_of
 from storage_backend.cli.units import shown_size, size_width
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import ConfigurationError
@@ -62,15 +62,15 @@ def ls(  # noqa: PLR0917 - click gives them by name
       storage-backend ls -R0 ./papers | xargs -0 -n 1 echo
     """
     del quiet
-    lines, tally = Lines(null=null), Tally()
+    lines, outcomes = Lines(null=null), Outcomes()
     write = _as_json if as_json else partial(_in_full, human=human) if long else _by_name
     for number, location in enumerate(locations):
-        with tally.each(), contents_of(location, all_objects if recursive else _one_level) as contents:
+        with outcomes.each(), contents_of(location, all_objects if recursive else _one_level) as contents:
             if len(locations) > 1 and not (as_json or null):
                 lines.name(location, before="\n" if number else "", after=":")
             for entry in _in_order(contents.entries, sort, reverse):
                 write(lines, entry)
-    return tally.code
+    return outcomes.code
 
 
 def _one_level(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
@@ -126,10 +126,10 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
       storage-backend stat --json 'sqlite:///archive.db#2024/report.pdf'
     """
     del quiet
-    lines, tally = Lines(), Tally()
-    with Sources() as sources:
+    lines, outcomes = Lines(), Outcomes()
+    with SourceObjects() as sources:
         for location in locations:
-            with tally.each():
+            with outcomes.each():
                 with sources.at(location) as (storage, identifier):
                     record = record_of(info_of(storage.stat(identifier), identifier))
                     record["path"] = storage.get_path(identifier)
@@ -138,7 +138,7 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
                     continue
                 for name, value in record.items():
                     lines.name(str(value), before=f"{name + ':':<14}")
-    return tally.code
+    return outcomes.code
 
 
 def _known_algorithm(context: click.Context, option: click.Parameter, value: str) -> str:  # noqa: ARG001 - click's
@@ -171,7 +171,7 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
       storage-backend checksum -a md5 'sqlite:///archive.db#report.pdf'
       storage-backend checksum -r sqlite:///archive.db > SHA256SUMS; (cd ./papers && sha256sum -c SHA256SUMS)
     """
-    lines, tally = Lines(), Tally()
+    lines, outcomes = Lines(), Outcomes()
 
     def show(storage: StorageBackend, identifier: str, name: str, meter: Meter) -> None:
         digest = hooks_of(storage).checksum(identifier, algorithm, meter.moved)
@@ -185,9 +185,9 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         safe = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         lines.text(f"{'' if safe == name else chr(92)}{digest}  {safe}")
 
-    with Sources() as sources:
+    with SourceObjects() as sources:
         for location in locations:
-            with tally.each():
+            with outcomes.each():
                 if not recursive:
                     with (
                         sources.at(location) as (storage, identifier),
@@ -205,7 +205,7 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
                     if contents is None and not quiet:
                         complain(f"{location_of(storage)} holds no objects")
                     for info in contents.entries if contents is not None else ():
-                        with tally.each():
+                        with outcomes.each():
                             show(storage, info.identifier, info.identifier, meter)
                             meter.done()
-    return tally.code
+    return outcomes.code

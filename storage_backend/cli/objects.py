@@ -18,10 +18,10 @@ import click
 from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend
 from storage_backend.cli.display import STDIN, Meter
-from storage_backend.cli.exits import Exit
-from storage_backend.cli.output import Lines, Tally, common
-from storage_backend.cli.places import Sources, destination_at, local_path, place_at, source_at
-from storage_backend.cli.standard import outlive_output
+from storage_backend.cli.exit_codes import Exit
+from storage_backend.cli.operands import SourceObjects, destination_at, local_path, place_at, source_at
+from storage_backend.cli.output import Lines, Outcomes, common
+from storage_backend.cli.standard_streams import outlive_output
 from storage_backend.cli.transfer import synchronize, synchronize_places
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError
@@ -47,16 +47,16 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
       storage-backend cat ./papers/notes.txt
       storage-backend cat 'sqlite:///archive.db#part-1' 'sqlite:///archive.db#part-2' > whole
     """
-    tally = Tally()
-    with Sources() as sources:
+    outcomes = Outcomes()
+    with SourceObjects() as sources:
         for location in locations:
-            with tally.each(), ExitStack() as stack:
+            with outcomes.each(), ExitStack() as stack:
                 if location == "-":
                     _pour(sys.stdin.buffer, STDIN, quiet=quiet)
                 else:
                     storage, identifier = stack.enter_context(sources.at(location))
                     _pour(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
-    return tally.code
+    return outcomes.code
 
 
 def _pour(reader: BinaryIO, place: StorageBackend | str, *, quiet: bool) -> None:
@@ -254,16 +254,16 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
     outlive_output()
-    tally = Tally()
-    with Sources() as sources:
+    outcomes = Outcomes()
+    with SourceObjects() as sources:
         for location in locations:
-            with tally.each():
+            with outcomes.each():
                 if recursive:
                     _remove_all(location, yes, quiet)
                     continue
                 with sources.at(location) as (storage, identifier):
                     storage.delete(identifier)
-    return tally.code
+    return outcomes.code
 
 
 def _remove_all(location: str, yes: bool, quiet: bool) -> None:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from storage_backend import identifiers
-from storage_backend.cli.exits import Exit, code_of_failures
-from storage_backend.cli.standard import OutputError
+from storage_backend.cli.exit_codes import Exit, code_of_failures
+from storage_backend.cli.standard_streams import OutputError
 from storage_backend.errors import FATAL
 
 if TYPE_CHECKING:  # at run time only the commands that have one need it
@@ -136,7 +136,7 @@ def record_of(info: ObjectInfo) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-class Tally:
+class Outcomes:
     """Does the same for each of several things: one that fails is complained of and does not stop the rest."""
 
     def __init__(self) -> None:

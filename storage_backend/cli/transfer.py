@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from storage_backend.base import StorageBackend
-from storage_backend.cli.exits import Exit, code_of_report
+from storage_backend.cli.exit_codes import Exit, code_of_report
 from storage_backend.cli.interrupts import Interrupts
+from storage_backend.cli.operands import place_at
 from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
-from storage_backend.cli.places import place_at
-from storage_backend.cli.standard import outlive_output
+from storage_backend.cli.standard_streams import outlive_output
 from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
 

@@ -13,7 +13,7 @@ _AGE = re.compile(r"(\d+(?:\.\d+)?)([smhdw])", re.ASCII)
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
-class Sizes(NamedTuple):
+class SizeRange(NamedTuple):
     """A range of sizes in bytes, both ends in it.
 
     Attributes:
@@ -28,7 +28,7 @@ class Sizes(NamedTuple):
         return isinstance(size, int) and self.least <= size and (self.most is None or size <= self.most)
 
 
-def sizes_of(text: str) -> Sizes:
+def sizes_of(text: str) -> SizeRange:
     """The sizes that *text* means: "+10M" at least, "-1k" at most, "1k..10M" from and to, "4096" exactly.
 
     A unit is 1024 times the one before: k, M, G, T, P, or KiB and so on, in either case.
@@ -38,14 +38,14 @@ def sizes_of(text: str) -> Sizes:
     """
     least, dots, most = text.partition("..")
     if dots:
-        found = Sizes(_bytes(least, text), _bytes(most, text))
+        found = SizeRange(_bytes(least, text), _bytes(most, text))
         if found.most is not None and found.most < found.least:
             raise ValueError(f"{text!r} ends before it begins")
         return found
     size = _bytes(text.removeprefix("+") if text[:1] == "+" else text.removeprefix("-"), text)
     if text[:1] == "+":
-        return Sizes(size, None)
-    return Sizes(0 if text[:1] == "-" else size, size)
+        return SizeRange(size, None)
+    return SizeRange(0 if text[:1] == "-" else size, size)
 
 
 def _bytes(number: str, text: str) -> int:

@@ -10,7 +10,7 @@ import click
 
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import Contents, all_objects, contents_of, size_of
-from storage_backend.cli.output import Lines, Tally, coloured, common, record_of
+from storage_backend.cli.output import Lines, Outcomes, coloured, common, record_of
 from storage_backend.cli.units import amount, shown_size, size_width
 from storage_backend.info import ObjectInfo
 
@@ -18,7 +18,7 @@ MOST_HELD = 10_000  # lines of a tree that wait for what comes after them
 
 
 @dataclass(slots=True)
-class Total:
+class FolderTotal:
     """What is beneath a folder.
 
     Attributes:
@@ -31,7 +31,7 @@ class Total:
     size: int = 0
     objects: int = 0
 
-    def add(self, other: Total) -> None:
+    def add(self, other: FolderTotal) -> None:
         """Count what *other* counts, too."""
         self.size += other.size
         self.objects += other.objects
@@ -70,9 +70,9 @@ def du(  # noqa: PLR0917 - click gives them by name
     if summarize and depth:
         raise click.UsageError("--summarize is --depth 0: give one of the two")
     most = 0 if summarize else depth
-    lines, tally, everything = Lines(), Tally(), Total()
+    lines, outcomes, everything = Lines(), Outcomes(), FolderTotal()
     for location in locations:
-        with tally.each(), contents_of(location, all_objects) as contents:
+        with outcomes.each(), contents_of(location, all_objects) as contents:
             for total in _totals(contents):
                 if total.prefix and most is not None and total.prefix.count("/") > most:
                     continue
@@ -90,12 +90,12 @@ def du(  # noqa: PLR0917 - click gives them by name
             everything.add(total)
     if len(locations) > 1 and not as_json:
         lines.text("".join(reversed(everything.line("total", human=human))))
-    return tally.code
+    return outcomes.code
 
 
-def _totals(contents: Contents[ObjectInfo]) -> Iterator[Total]:
+def _totals(contents: Contents[ObjectInfo]) -> Iterator[FolderTotal]:
     """Each folder as soon as the scan has left it, so that only those above the current object are held; last the whole."""
-    above = [Total()]
+    above = [FolderTotal()]
     for info in contents.entries:
         size = size_of(contents.storage, info)
         if size is None:
@@ -107,7 +107,7 @@ def _totals(contents: Contents[ObjectInfo]) -> Iterator[Total]:
             yield done
         # A place that is one object has no folders, whatever its name.
         while not contents.single and (slash := name.find("/", len(above[-1].prefix))) >= 0:
-            above.append(Total(name[: slash + 1]))
+            above.append(FolderTotal(name[: slash + 1]))
         above[-1].size += size
         above[-1].objects += 1
     while above:
@@ -137,16 +137,16 @@ def tree(locations: tuple[str, ...], depth: int | None, as_json: bool, quiet: bo
       storage-backend tree --depth 2 s3://bucket/papers/
       storage-backend tree 'sqlite:///archive.db#2024'
     """
-    lines, tally = Lines(), Tally()
+    lines, outcomes = Lines(), Outcomes()
 
     def entries(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
         return _with_folders(storage.scan()) if depth is None else _levels(storage, "", depth)
 
     for number, location in enumerate(locations):
-        with tally.each(), contents_of(location, entries) as contents:
+        with outcomes.each(), contents_of(location, entries) as contents:
             if not as_json:
                 lines.name(location, before="\n" if number else "")
-            count = _Count()
+            count = FolderTotals()
             counted = count.each(contents.entries)
             if as_json:
                 for entry in counted:
@@ -157,7 +157,7 @@ def tree(locations: tuple[str, ...], depth: int | None, as_json: bool, quiet: bo
                     lines.name(branch.name, before=branch.rule())
                 if not quiet:
                     lines.text(f"\n{count}")
-    return tally.code
+    return outcomes.code
 
 
 def _with_folders(infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo | str]:
@@ -182,7 +182,7 @@ def _levels(storage: StorageBackend, prefix: str, depth: int) -> Iterator[Object
 
 
 @dataclass(slots=True)
-class _Count:
+class FolderTotals:
     """What a tree has."""
 
     folders: int = 0
@@ -213,7 +213,7 @@ class _Count:
 
 
 @dataclass(slots=True)
-class _Branch:
+class TreeBranch:
     """A line of a tree.
 
     Attributes:
@@ -223,7 +223,7 @@ class _Branch:
     """
 
     name: str
-    above: tuple[_Branch, ...] = ()
+    above: tuple[TreeBranch, ...] = ()
     last: bool | None = None
 
     def is_settled(self) -> bool:
@@ -243,10 +243,10 @@ class _Branch:
         )
 
 
-def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[_Branch]:
+def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[TreeBranch]:
     """The lines of a tree in order, each as soon as it is known what follows on its level and those above, or too many wait."""
-    waiting: deque[_Branch] = deque()
-    newest: list[_Branch] = []  # on each level
+    waiting: deque[TreeBranch] = deque()
+    newest: list[TreeBranch] = []  # on each level
     for entry in entries:
         name = entry if isinstance(entry, str) else entry.identifier
         parts = name.split("/") if isinstance(entry, ObjectInfo) else name[:-1].split("/")
@@ -255,7 +255,7 @@ def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[_Branch]:
         del newest[level + 1 :]
         if level < len(newest):
             newest.pop().last = False
-        branch = _Branch(parts[-1] + "/" * isinstance(entry, str), tuple(newest))
+        branch = TreeBranch(parts[-1] + "/" * isinstance(entry, str), tuple(newest))
         newest.append(branch)
         waiting.append(branch)
         while waiting and (waiting[0].is_settled() or len(waiting) > MOST_HELD):
@@ -265,7 +265,7 @@ def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[_Branch]:
     yield from waiting
 
 
-def _end(branches: Iterable[_Branch]) -> None:
+def _end(branches: Iterable[TreeBranch]) -> None:
     """Nothing follows on these levels. What was drawn without knowing stays as it was drawn."""
     for branch in branches:
         if branch.last is None:

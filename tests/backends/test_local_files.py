@@ -43,8 +43,8 @@ from storage_backend import (
     UnsupportedOperationError,
     destinations,
 )
+from storage_backend.backends.local.base_directory import refuse_platform
 from storage_backend.backends.local.errors import translate
-from storage_backend.backends.local.storage import refuse_platform
 from storage_backend.owners import temporary_name
 from storage_backend.streams import ranged_reader
 from storage_backend.testing import Source, SourceBrokeError

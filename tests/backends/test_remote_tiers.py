@@ -641,4 +641,4 @@ def test_directory_that_is_gone_or_a_file_has_nothing_beneath(openssh_place: SSH
 def test_names_of_the_tree_are_odd_enough() -> None:
     assert {decode(name) for name in NAMES} >= {"a", "a!", "\udcff"}
     with pytest.raises(InvalidIdentifierError):
-        LocalStorage("/")._native("/".join(["y" * 200] * 6))
+        LocalStorage("/").get_path("/".join(["y" * 200] * 6))

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from storage_backend import BatchError, Capability, DatabaseStorage, IntegrityError, SourceChangedError
-from storage_backend.backends.sql.entry import CHUNK_SIZE
+from storage_backend.backends.sql.object_row import CHUNK_SIZE
 from tests.backends.sql_samples import query
 
 pytestmark = pytest.mark.soak  # each bit of each table, on both databases

@@ -27,7 +27,7 @@ from storage_backend import (
     StorageTimeoutError,
     UnavailableError,
 )
-from storage_backend.backends.sql.entry import CHUNK_SIZE
+from storage_backend.backends.sql.object_row import CHUNK_SIZE
 from storage_backend.testing.topics.processes import in_child
 from tests.backends.sql_samples import is_clean, line_of, program, query, rows, until
 
@@ -452,8 +452,8 @@ def test_child_speaks_on_no_inherited_connection(postgresql_url: str) -> None:
             assert backend() != ours
             assert storage.read("a") == b"1"
             # The inherited descriptor is another file now, so that the server hears of the parent's end.
-            (session,) = (s for pid, s in storage._database._sessions.items() if pid != os.getpid())
-            for raw in session._raw:
+            (pool,) = (s for pid, s in storage._database._pools.items() if pid != os.getpid())
+            for raw in pool._raw:
                 assert Path(f"/proc/self/fd/{raw.fileno()}").readlink() == Path(os.devnull)
 
         for _ in range(3):

@@ -13,7 +13,7 @@ from typing import cast
 import pytest
 
 from storage_backend import DatabaseStorage, PreconditionFailedError, SourceChangedError
-from storage_backend.backends.sql.entry import CHUNK_SIZE
+from storage_backend.backends.sql.object_row import CHUNK_SIZE
 from storage_backend.testing.topics.replacing import close_race, together
 from tests.backends.sql_samples import is_clean, line_of, program, rows
 
@@ -211,7 +211,7 @@ def test_batches_in_opposite_order_both_arrive(database_url: str) -> None:
 def test_copy_and_move_of_what_is_being_replaced_are_whole(
     database_url: str, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from storage_backend.backends.sql import moving as module
+    from storage_backend.backends.sql import copying as module
 
     monkeypatch.setattr(module, "COPY_AT_ONCE", 2)
     with DatabaseStorage(database_url) as storage, DatabaseStorage(database_url) as other:

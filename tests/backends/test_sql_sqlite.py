@@ -396,10 +396,10 @@ def test_limit_of_pages_is_a_quota(place: Path) -> None:
         storage.write("a", b"old")
         from sqlalchemy import event
 
-        engine = storage._database._session()._opened()
+        engine = storage._database._pool()._opened()
         storage.close()
         event.listen(engine, "connect", lambda raw, _: raw.execute("PRAGMA max_page_count = 100"))
-        storage._database._session()._engine = engine
+        storage._database._pool()._engine = engine
         with pytest.raises(QuotaExceededError):
             storage.write("a", os.urandom(5 << 20))
         assert storage.read("a") == b"old"
@@ -483,7 +483,7 @@ def test_flush_waits_for_the_disk(place: Path, tmp_path: Path) -> None:
         wal = place.with_name(place.name + "-wal")
         frames = wal.stat().st_size
         levels: list[str] = []
-        engine = storage._database._session()._opened()
+        engine = storage._database._pool()._opened()
         from sqlalchemy import event
 
         def watch(*arguments: object) -> None:
@@ -524,9 +524,9 @@ def test_child_keeps_its_writes_when_the_parent_closes(place: Path) -> None:
 
 
 def test_child_of_a_fork_that_could_not_wait_refuses(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from storage_backend.backends.sql import session
+    from storage_backend.backends.sql import connection_pool
 
-    monkeypatch.setattr(session, "FORK_PATIENCE", 0.05)
+    monkeypatch.setattr(connection_pool, "FORK_PATIENCE", 0.05)
     with opened(place) as storage:
         storage.write("a", b"1")
         inside, leave = threading.Event(), threading.Event()
@@ -600,7 +600,7 @@ def test_batches_never_exceed_the_limit_of_parameters(place: Path) -> None:
             assert isinstance(parameters, list | tuple)
             most = max(most, *map(len, parameters if many else [parameters]))
 
-        event.listen(storage._database._session()._opened(), "before_cursor_execute", watch)
+        event.listen(storage._database._pool()._opened(), "before_cursor_execute", watch)
         assert storage.delete_many(names) == 70_000
         assert storage.list() == []
         assert storage.write_many([("a", b"1")] * 1200) == 1200

@@ -23,9 +23,9 @@ from storage_backend import (
     UnsupportedOperationError,
     sync,
 )
-from storage_backend.backends.sql import catalog
+from storage_backend.backends.sql import statements
 from storage_backend.backends.sql.database import Database
-from storage_backend.backends.sql.entry import CHUNK_SIZE
+from storage_backend.backends.sql.object_row import CHUNK_SIZE
 from storage_backend.testing import Source, SourceBrokeError
 from storage_backend.testing.topics.processes import in_child
 from tests.backends.sql_samples import is_clean, line_of, program, query, rows, until
@@ -337,7 +337,7 @@ def test_object_at_the_edge_of_a_chunk(database_url: str, size: int) -> None:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two chunks are as many as one transaction may delete."""
-    monkeypatch.setattr(catalog, "RETIRED_AT_ONCE", 2)
+    monkeypatch.setattr(statements, "RETIRED_AT_ONCE", 2)
 
 
 @pytest.mark.usefixtures("impatient")

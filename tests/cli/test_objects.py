@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from storage_backend import IntegrityError, LocalStorage, MemoryStorage, open_storage
-from storage_backend.cli import places
+from storage_backend.cli import operands
 from tests.backends.local_ways import small_disk
 from tests.cli.conftest import Program
 
@@ -317,7 +317,7 @@ def test_mv_removes_the_source_only_if_the_copy_is_good(
     backends = iter([one, other])
     for backend, name in ((one, "one"), (other, "other")):
         monkeypatch.setattr(type(backend), "location", f"{name}:", raising=False)
-    monkeypatch.setattr(places, "open_storage", lambda *_, **__: next(backends))
+    monkeypatch.setattr(operands, "open_storage", lambda *_, **__: next(backends))
     result = program("mv", "memory:#x", "memory:#y")
     assert result.code == code
     assert one.exists("x")

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from storage_backend.cli.units import Sizes, amount, in_unit_of, moment_of, sizes_of, unit_of
+from storage_backend.cli.units import SizeRange, amount, in_unit_of, moment_of, sizes_of, unit_of
 
 pytestmark = pytest.mark.quick
 
@@ -50,7 +50,7 @@ def test_two_amounts_share_a_unit() -> None:
 )
 def test_sizes(text: str, least: int, most: int | None) -> None:
     sizes = sizes_of(text)
-    assert sizes == Sizes(least, most)
+    assert sizes == SizeRange(least, most)
     assert least in sizes
     assert least - 1 not in sizes
     assert (most is None) == (1 << 60 in sizes)

@@ -1,4 +1,4 @@
-"""The operating system's errors as ours."""
+"""Translates OSErrors of the file system into StorageErrors."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ _KINDS: dict[int | None, tuple[type[StorageError], str]] = {
 
 
 def translate(error: OSError, identifier: str | None, where: str) -> StorageError:
-    """Our error for the system's; one that is ours already stays as it is."""
+    """The StorageError for an OSError; a StorageError is returned as it is."""
     if isinstance(error, StorageError):
         return error
     if error.errno in _ABSENT and identifier is not None:
@@ -70,8 +70,8 @@ def translate(error: OSError, identifier: str | None, where: str) -> StorageErro
     return ours
 
 
-class Mapped:
-    """Turns each OSError of a `with` body into ours. A class, since a generator's context costs a microsecond a read."""
+class ErrorTranslation:
+    """Translates each OSError of a `with` body. A class: a generator-based context manager costs a microsecond a read."""
 
     __slots__ = ("identifier", "where")
 

@@ -1,4 +1,4 @@
-"""LocalHooks: what transfers and displays may ask of a directory."""
+"""LocalHooks: the hooks of LocalStorage for transfers and displays."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import os
 import time
 from contextlib import suppress
 
-from storage_backend.backends.local.beneath import LIST, Beneath
+from storage_backend.backends.local.containment import LIST, ContainedRoot
 from storage_backend.identifiers import RESERVED, encode
 from storage_backend.owners import is_abandoned
 
@@ -33,7 +33,7 @@ class Leftovers:
         """Remember a temporary file that a listing has shown."""
         self._listed.add(path)
 
-    def remove_listed(self, beneath: Beneath) -> int:
+    def remove_listed(self, root: ContainedRoot) -> int:
         """Remove those of the noted files whose process has ended, and forget the others.
 
         Returns:
@@ -44,7 +44,7 @@ class Leftovers:
         for path in listed:
             if not is_abandoned(path.rpartition("/")[2]):
                 continue
-            directory, name = beneath.parent(encode(path))
+            directory, name = root.parent(encode(path))
             try:
                 os.unlink(name, dir_fd=directory)
                 removed += 1

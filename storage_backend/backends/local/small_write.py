@@ -12,9 +12,9 @@ import os
 import stat
 from contextlib import suppress
 
-from storage_backend.backends.local.beneath import Beneath
+from storage_backend.backends.local.containment import ContainedRoot
 from storage_backend.backends.local.leftovers import Leftovers
-from storage_backend.backends.local.staging import ATTEMPTS, clear_way
+from storage_backend.backends.local.renaming import ATTEMPTS, clear_way
 from storage_backend.file_rights import entry_facts, give_rights, look_at
 from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
@@ -27,12 +27,12 @@ _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | get
 
 
 def write_small(
-    beneath: Beneath, path: bytes, content: bytes, leftovers: Leftovers, *, anonymous: bool
+    root: ContainedRoot, path: bytes, content: bytes, leftovers: Leftovers, *, anonymous: bool
 ) -> None:
     """Make *content* the object at *path*, in place of what was there. Missing directories are created.
 
     Args:
-        beneath: the root.
+        root: the base directory.
         path: where it will be.
         content: of it.
         leftovers: of killed writes.
@@ -42,7 +42,7 @@ def write_small(
         OSError: with EEXIST or ENOTEMPTY, something is in the way; with ENXIO, it is a device, a pipe or a socket.
     """
     for more in ATTEMPTS:
-        directory, name, _ = beneath.make_parent(path)
+        directory, name, _ = root.make_parent(path)
         try:
             leftovers.sweep(directory, path[: -len(name)])
             old, attributes = look_at(directory, name)

@@ -1,4 +1,4 @@
-"""What survives power loss."""
+"""Syncs files, directories and file systems to disk, so that they survive power loss."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import ctypes
 import os
 import sys
 
-from storage_backend.backends.local.beneath import LIST, Beneath
+from storage_backend.backends.local.containment import LIST, ContainedRoot
 
 
 def sync(fd: int) -> None:
@@ -21,7 +21,7 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """`sync`, by a descriptor that may be good for lookups only."""
+    """`sync` of a directory whose descriptor may be an O_PATH one."""
     _sync_and_close(os.open(".", LIST, dir_fd=directory))
 
 
@@ -30,9 +30,9 @@ def sync_path(path: str | os.PathLike[str]) -> None:
     _sync_and_close(os.open(path, LIST))
 
 
-def sync_beneath(beneath: Beneath, path: bytes) -> None:
+def sync_beneath(root: ContainedRoot, path: bytes) -> None:
     """`sync` of the directory at *path* beneath the root."""
-    _sync_and_close(beneath.open(path, LIST))
+    _sync_and_close(root.open(path, LIST))
 
 
 def _sync_and_close(fd: int) -> None:

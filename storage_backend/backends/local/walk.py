@@ -1,4 +1,4 @@
-"""Walking a directory tree by descriptors, in the order of identifiers."""
+"""Walks a directory tree by descriptors, in the order of identifiers."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
 from storage_backend import identifiers
-from storage_backend.backends.local.beneath import LIST, Beneath
-from storage_backend.backends.local.errors import Mapped
+from storage_backend.backends.local.containment import LIST, ContainedRoot
+from storage_backend.backends.local.errors import ErrorTranslation
 from storage_backend.errors import BaseDirectoryNotFoundError
 from storage_backend.identifiers import RESERVED
 
@@ -26,7 +26,7 @@ Note: TypeAlias = Callable[[str], object]
 Step: TypeAlias = tuple[list[str], bool] | str
 
 
-class Directory:
+class WalkedDirectory:
     """A directory that is being walked.
 
     Attributes:
@@ -60,11 +60,11 @@ class Directory:
             self.fd = -1
 
 
-Run: TypeAlias = tuple[Directory, list[str], bool]
+Run: TypeAlias = tuple[WalkedDirectory, list[str], bool]
 
 
 def walk(
-    beneath: Beneath, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
+    root: ContainedRoot, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
 ) -> Iterator[Run]:
     """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
 
@@ -72,10 +72,10 @@ def walk(
     meanwhile is left out; temporary files are too.
 
     Args:
-        beneath: the root.
+        root: the base directory.
         stem: a literal prefix.
         enter: whether to walk a directory, given its path without a "/" at the end.
-        where: the root's location, for errors.
+        where: the base directory's location, for errors.
         note: is told of the paths of files with temporary names.
 
     Yields:
@@ -85,17 +85,17 @@ def walk(
         AccessDeniedError: a directory may not be listed.
     """
     start, slash, first = stem.rpartition("/")
-    stack: list[Directory] = []
+    stack: list[WalkedDirectory] = []
     try:
-        with Mapped(start or None, where):
-            fd = _descend(beneath, start) if start or not slash else None
+        with ErrorTranslation(start or None, where):
+            fd = _descend(root, start) if start or not slash else None
             if fd is not None:
-                stack.append(Directory(start + slash, fd, first, note))
+                stack.append(WalkedDirectory(start + slash, fd, first, note))
         while stack:
             here = stack[-1]
             if here.fd < 0:
-                with Mapped(here.path, where):
-                    fd = _descend(beneath, here.path.rstrip("/"))
+                with ErrorTranslation(here.path, where):
+                    fd = _descend(root, here.path.rstrip("/"))
                 if fd is None:
                     stack.pop()
                     continue
@@ -106,10 +106,10 @@ def walk(
             elif not isinstance(found, str):
                 yield here, *found
             elif enter(path := here.path + found):
-                with Mapped(path, where):
+                with ErrorTranslation(path, where):
                     fd = _inner(here.fd, identifiers.encode(found))
                     if fd is not None:
-                        stack.append(Directory(path + "/", fd, note=note))
+                        stack.append(WalkedDirectory(path + "/", fd, note=note))
                 if len(stack) > KEEP_OPEN:
                     stack[-KEEP_OPEN - 1].close()
     finally:
@@ -117,8 +117,8 @@ def walk(
             directory.close()
 
 
-def _descend(beneath: Beneath, path: str) -> int | None:
-    """A descriptor of the directory at *path*, None if there is none that is walked; a symlink is not."""
+def _descend(root: ContainedRoot, path: str) -> int | None:
+    """A descriptor of the directory at *path*; None if it is missing or is reached through a symlink."""
     try:
         names = identifiers.encode(path).split(b"/") if path else []
     except UnicodeEncodeError:
@@ -126,7 +126,7 @@ def _descend(beneath: Beneath, path: str) -> int | None:
     if any(name in {b"", b".", b".."} or b"\0" in name or name.startswith(_RESERVED) for name in names):
         return None
     try:
-        fd: int | None = beneath.root(LIST)
+        fd: int | None = root.root(LIST)
     except BaseDirectoryNotFoundError:
         raise
     except FileNotFoundError:  # it is yet to be created
@@ -144,7 +144,7 @@ def _descend(beneath: Beneath, path: str) -> int | None:
 
 
 def _inner(directory: int, name: bytes) -> int | None:
-    """A descriptor of a directory in a directory, None if there is none by now; a symlink is none."""
+    """A descriptor of a subdirectory; None if it is missing or a symlink."""
     try:
         return os.open(name, LIST | _NOFOLLOW, dir_fd=directory)
     except OSError as error:
@@ -192,7 +192,7 @@ def _name(entry: os.DirEntry[str]) -> str:
 
 
 def _steps(names: list[str], odd: set[str]) -> Iterator[Step]:
-    """Runs of regular files, runs of one entry that is none, and names of directories, in order."""
+    """Runs of regular files, single entries of other kinds, and names of directories, in order."""
     start = 0
     for index, name in enumerate(names):
         if name[-1] == "/" or name in odd:

@@ -1,4 +1,4 @@
-"""Address: which database a URL means, and what may be said of it aloud."""
+"""Address: parses the URL of a database; its location has no password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Database: runs work in the right kind of transaction, again where that helps, and translates what goes wrong."""
+"""Database: runs work in transactions, retries it, translates errors, and removes garbage."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property, partial
 from typing import TypeVar
 
@@ -19,12 +19,12 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from storage_backend import owners
 from storage_backend.backends.sql import drivers, schema
 from storage_backend.backends.sql.address import Address
-from storage_backend.backends.sql.catalog import Catalog
-from storage_backend.backends.sql.drivers import Settings, is_pooled, lock_timeout, synchronous
-from storage_backend.backends.sql.entry import tag_of
+from storage_backend.backends.sql.connection_pool import DatabasePool, inherited
+from storage_backend.backends.sql.drivers import DatabaseSettings, is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
-from storage_backend.backends.sql.heart import Heart
-from storage_backend.backends.sql.session import Session, inherited
+from storage_backend.backends.sql.heartbeat import Heartbeat
+from storage_backend.backends.sql.object_row import tag_of
+from storage_backend.backends.sql.statements import Statements
 from storage_backend.errors import QuotaExceededError, StorageError, UnsupportedOperationError
 from storage_backend.forks import guard
 from storage_backend.threads import grace, run_within_grace
@@ -43,30 +43,30 @@ _IN_THE_WAY = {"40001", "40P01", "23505"}
 
 
 class Database:
-    """One database, from any thread and after any fork.
+    """One database, for use by all threads and after forks.
 
     Args:
         address: of the database.
         settings: how to use it.
     """
 
-    def __init__(self, address: Address, settings: Settings) -> None:
+    def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
-        self.catalog = Catalog(address.dialect)
+        self.statements = Statements(address.dialect)
         # By process. What a child inherits stays here, untouched: collected, it would be closed.
-        self._sessions: dict[int, Session] = {}
-        self._hearts: dict[int, Heart] = {}
+        self._pools: dict[int, DatabasePool] = {}
+        self._heartbeats: dict[int, Heartbeat] = {}
         self._swept = float("-inf")
         self._undiscarded: deque[bytes] = deque()
-        weakref.finalize(self, _close, self._sessions, self._hearts)
+        weakref.finalize(self, _close, self._pools, self._heartbeats)
 
     def run(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work*, which only reads, with a connection on which each statement is a transaction. It must bear being run again."""
+        """Run read-only *work*; each of its statements is a transaction. It may be run more than once."""
         return self._attempt(work, None, identifier, reads=True)
 
     def snapshot(self, work: Callable[[Connection], Result], identifier: str | None = None) -> Result:
-        """Run *work* where all its statements see the database as it was at the first of them."""
+        """Run read-only *work* in one snapshot of the database."""
         begin = {"sqlite": "BEGIN", "postgresql": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"}
         return self._attempt(work, begin[self.address.dialect], identifier, reads=True)
 
@@ -87,14 +87,14 @@ class Database:
             QuotaExceededError: they would leave no room on the disk for deleting anything.
         """
         begin = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED"}
-        with self._session().turn():
+        with self._pool().turn():
             if self.address.dialect == "sqlite":
-                self._session().forget_stillness()
+                self._pool().forget_stillness()
                 self._keep_room(size, identifier)
             return self._attempt(work, begin[self.address.dialect], identifier)
 
     def flush(self) -> None:
-        """Return once every commit so far survives power loss: one that waits for the disk has all before it there."""
+        """Return once every commit so far survives power loss: a commit that waits for the disk syncs all earlier ones."""
         if self.address.dialect == "postgresql":
 
             def wait(connection: Connection) -> None:
@@ -112,7 +112,7 @@ class Database:
             finally:
                 connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous(self.settings)}")
 
-        with self._session().turn():
+        with self._pool().turn():
             self._attempt(sync, None, None)
 
     def compact(self) -> None:
@@ -133,16 +133,16 @@ class Database:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
         self.sweep(self.settings.stale_seconds)
-        with self._session().turn():
+        with self._pool().turn():
             self._attempt(work, None, None)
 
     @cached_property
     def _real_path(self) -> str:
-        """Of an SQLite file: its log is beside what a link leads to."""
+        """The SQLite file behind all symlinks: its log is beside that one."""
         return os.path.realpath(self.address.path)
 
     def _keep_room(self, size: int, identifier: str | None) -> None:
-        """See to it that SQLite's log has room, now and for deleting later: what is deleted is written there, too."""
+        """Refuse a write that would leave SQLite's log no room for later deletes, which are written there, too."""
         place = self._real_path
         try:
             free, log = drivers.free_bytes(place), drivers.size_of(f"{place}-wal")
@@ -168,12 +168,19 @@ class Database:
             )
 
     @property
-    def heart(self) -> Heart:
-        """Keeps this process's uploads alive."""
+    def heartbeat(self) -> Heartbeat:
+        """The heartbeat of this process's uploads."""
         pid = os.getpid()
-        return self._hearts.get(pid) or self._hearts.setdefault(
-            pid, Heart(weakref.ref(self), self.settings.stale_seconds / 10)
+        return self._heartbeats.get(pid) or self._heartbeats.setdefault(
+            pid, Heartbeat(self.beat, self.discard, self.settings.stale_seconds / 10)
         )
+
+    def beat(self, versions: Sequence[bytes]) -> None:
+        """Record a heartbeat of uploads. Errors are logged."""
+        try:
+            self.transact(lambda connection: self.statements.beat(connection, versions))
+        except StorageError as error:
+            logger.warning("uploads could not be kept alive: %s", error)
 
     def sweep(self, age: float) -> int:
         """Delete the chunks of versions that no object points to, in short transactions.
@@ -186,11 +193,11 @@ class Database:
         """
         # Beats are whole seconds of the database's clock: a difference of n says that more than n - 1 have passed.
         seconds = math.ceil(age) + 1 if age > 0 else 0
-        return self._clear(self.run(lambda connection: self.catalog.stale(connection, seconds)), seconds)
+        return self._clear(self.run(lambda connection: self.statements.stale(connection, seconds)), seconds)
 
     def sweep_abandoned(self) -> int:
-        """Delete the chunks that uploads of this machine's processes left that have ended; how many uploads there were."""
-        versions = self.run(lambda connection: self.catalog.stale(connection, 0))
+        """Delete the chunks of uploads whose process on this machine has ended. Returns the number of uploads."""
+        versions = self.run(lambda connection: self.statements.stale(connection, 0))
         living = owners.living() if versions else frozenset()
         return self._clear([each for each in versions if owners.is_abandoned_tag(tag_of(each), living)], 0)
 
@@ -198,14 +205,14 @@ class Database:
         condemned = [
             version
             for version in versions
-            if self.transact(partial(self.catalog.condemn, version=version, age=seconds))
+            if self.transact(partial(self.statements.condemn, version=version, age=seconds))
         ]
         for version in condemned:
             self._prune(version)
         return len(condemned)
 
     def sweep_now_and_then(self) -> None:
-        """Before a write: finish what could not be discarded, and sweep, if this process has not done so lately.
+        """Before a write: discard what could not be discarded before, and sweep if this process has not done so lately.
 
         What goes wrong is logged: it is not the caller's concern.
         """
@@ -224,7 +231,7 @@ class Database:
                 logger.info("swept %d stale uploads in %s", count, self.address.location)
 
     def discard(self, version: bytes) -> None:
-        """Delete an upload that will not be published. If that cannot be done now, it is before a later write.
+        """Delete an upload that will not be published. If that fails, a later write tries again.
 
         After an interrupt it returns soon, however silent the server is.
         """
@@ -235,14 +242,14 @@ class Database:
 
     def _discard(self, version: bytes) -> None:
         try:
-            self.transact(lambda connection: self.catalog.discard(connection, [version]))
+            self.transact(lambda connection: self.statements.discard(connection, [version]))
             self._prune(version)
         except StorageError as error:
             logger.warning("an unfinished upload is left for later: %s", error)
             self._undiscarded.append(version)
 
     def collect(self) -> None:
-        """Delete the garbage that a transaction has left behind, if nothing goes wrong; else a later sweep does."""
+        """Delete the garbage that a transaction left. Errors are logged, and a later sweep tries again."""
         try:
             self.sweep(float(1 << 60))
         except StorageError as error:
@@ -250,25 +257,25 @@ class Database:
 
     def close(self) -> None:
         """Close this process's connections."""
-        _close(self._sessions, self._hearts)
+        _close(self._pools, self._heartbeats)
 
     def _prune(self, version: bytes) -> None:
-        while self.transact(partial(self.catalog.prune, version=version)):
+        while self.transact(partial(self.statements.prune, version=version)):
             pass
 
-    def _session(self) -> Session:
+    def _pool(self) -> DatabasePool:
         pid = os.getpid()
-        session = self._sessions.get(pid)
-        if session is not None:
-            return session
-        for old in list(self._sessions.values()):
+        pool = self._pools.get(pid)
+        if pool is not None:
+            return pool
+        for old in list(self._pools.values()):
             if old.torn and self.address.dialect == "sqlite":
                 raise inherited(old)
             old.abandon()
-        session = self._sessions.setdefault(pid, Session(self.address, self.settings))
+        pool = self._pools.setdefault(pid, DatabasePool(self.address, self.settings))
         if self.address.dialect == "sqlite":
-            guard().add(session)
-        return session
+            guard().add(pool)
+        return pool
 
     def _within(
         self, connection: Connection, begin: str | None, work: Callable[[Connection], Result]
@@ -293,12 +300,12 @@ class Database:
     ) -> Result:
         attempt = 1
         while True:
-            session = self._session()
+            pool = self._pool()
             try:
-                if reads and session.is_missing():
-                    with session.empty() as connection:
+                if reads and pool.is_missing():
+                    with pool.empty() as connection:
                         return work(connection)
-                with session.connection() as connection:
+                with pool.connection() as connection:
                     return self._within(connection, begin, work)
             except SQLAlchemyError as error:
                 if attempt < _tries(error):
@@ -313,7 +320,7 @@ class Database:
 
 
 def _tries(error: SQLAlchemyError) -> int:
-    """How often a transaction that failed so is tried."""
+    """The number of tries of a transaction that failed with *error*."""
     if _is_dead(error):
         return RECONNECTS
     orig = error.orig if isinstance(error, DBAPIError) else None
@@ -321,13 +328,13 @@ def _tries(error: SQLAlchemyError) -> int:
 
 
 def _is_dead(error: SQLAlchemyError) -> bool:
-    """Whether the connection is."""
+    """Whether the connection is dead."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 
-def _close(sessions: dict[int, Session], hearts: dict[int, Heart]) -> None:
+def _close(pools: dict[int, DatabasePool], heartbeats: dict[int, Heartbeat]) -> None:
     pid = os.getpid()
-    if (session := sessions.get(pid)) is not None:
-        session.close()
-    if (heart := hearts.get(pid)) is not None:
-        heart.rest()
+    if (pool := pools.get(pid)) is not None:
+        pool.close()
+    if (heartbeat := heartbeats.get(pid)) is not None:
+        heartbeat.rest()

@@ -1,4 +1,4 @@
-"""Drivers: how a connection is opened, and how it behaves from then on."""
+"""Opens connections of sqlite3 and psycopg, and sets them up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DatabaseSettings:
     """How a database is used; the fields are `DatabaseStorage`'s parameters."""
 
     create_if_missing: bool
@@ -49,15 +49,15 @@ class Settings:
     stale_seconds: float
 
 
-def synchronous(settings: Settings) -> str:
-    """SQLite's level. In WAL mode NORMAL keeps the file whole through power loss; only the latest commits may go."""
+def synchronous(settings: DatabaseSettings) -> str:
+    """SQLite's `synchronous` level. In WAL mode, NORMAL keeps the file intact through power loss; the last commits may be lost."""
     return "FULL" if settings.durable else "NORMAL"
 
 
 def sqlite_dial(
-    address: Address, settings: Settings, still: Callable[[Stillness | None], object]
+    address: Address, settings: DatabaseSettings, still: Callable[[Stillness | None], object]
 ) -> Callable[[], sqlite3.Connection]:
-    """What opens a connection to the SQLite file.
+    """A function that opens a connection to the SQLite file.
 
     Where the file or its directory may not be written to, or the disk is full, it is opened to be read; where SQLite needs files beside it even
     for that, and there are none, as one that nobody writes to ("immutable", in "Uniform Resource Identifiers" of SQLite's
@@ -84,7 +84,7 @@ def sqlite_dial(
     return dial
 
 
-def _connected(uri: str, settings: Settings) -> sqlite3.Connection:
+def _connected(uri: str, settings: DatabaseSettings) -> sqlite3.Connection:
     connection = sqlite3.connect(
         uri,
         uri=True,
@@ -107,7 +107,7 @@ def _connected(uri: str, settings: Settings) -> sqlite3.Connection:
 
 
 def stillness(path: str) -> Stillness | None:
-    """What changes when somebody writes to an SQLite file; None if somebody does, or has died over it.
+    """A fingerprint of an SQLite file that no write is under way to; None if one is, or was interrupted.
 
     A writer has a file beside it, whose end it is that the file itself is written to.
     """
@@ -123,8 +123,10 @@ def stillness(path: str) -> Stillness | None:
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
 
 
-def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSet[Any]) -> Callable[[], Any]:
-    """What opens a connection to the PostgreSQL server and notes it in *opened*.
+def postgresql_dial(
+    address: Address, settings: DatabaseSettings, opened: weakref.WeakSet[Any]
+) -> Callable[[], Any]:
+    """A function that opens a connection to the PostgreSQL server and adds it to *opened*.
 
     Raises:
         MissingClientError: psycopg is not installed.
@@ -139,7 +141,7 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
         ) from error
 
     class BinaryCursor(psycopg.Cursor[Any]):
-        """Has bytes sent as they are: as text they are twice as many."""
+        """Sends bytes in the binary format: in the text format they take twice the space."""
 
         def __init__(self, *args: Any, **keywords: Any) -> None:
             super().__init__(*args, **keywords)
@@ -170,18 +172,18 @@ def postgresql_dial(address: Address, settings: Settings, opened: weakref.WeakSe
     return dial
 
 
-def lock_timeout(settings: Settings) -> int:
+def lock_timeout(settings: DatabaseSettings) -> int:
     """How many milliseconds a transaction of PostgreSQL waits for others."""
     return round(settings.timeout_seconds * 1000)
 
 
 def is_pooled(connection: Connection) -> bool:
-    """Whether each transaction may have another session of the server."""
+    """Whether a proxy may run each transaction in another session of the server."""
     return getattr(connection.connection.dbapi_connection, "prepare_threshold", 0) is None
 
 
 def identity(path: str) -> tuple[int, int]:
-    """What tells a file from another of the same name; (0, 0) if there is none to be seen."""
+    """Device and inode of a file; (0, 0) if it cannot be seen."""
     try:
         found = os.stat(path)  # noqa: PTH116 - on the way of each call, and twice as fast as Path.stat
     except OSError:
@@ -206,7 +208,7 @@ def size_of(path: str) -> int:
 
 
 def refuse_single_byte(address: Address) -> None:
-    """SQLite takes a file of one byte for an empty one (unixFileSize in os_unix.c)."""
+    """Refuse a file of one byte: SQLite takes it for an empty one (unixFileSize in os_unix.c)."""
     if Path(address.path).stat().st_size == 1:
         raise ConfigurationError(
             f"{address.location}: file is not a database: it was left as it is", backend=address.location
@@ -214,7 +216,7 @@ def refuse_single_byte(address: Address) -> None:
 
 
 def use_wal(connection: Connection, patience: float) -> None:
-    """Readers then never wait for a writer. The page size can be chosen only before the first table."""
+    """Switch to WAL mode, in which readers never wait for a writer, and set the page size, which is fixed by the first table."""
     connection.exec_driver_sql(f"PRAGMA page_size = {schema.PAGE_SIZE}")
     deadline = time.monotonic() + patience
     while True:

@@ -1,4 +1,4 @@
-"""Our errors for those of the databases."""
+"""Translates errors of the databases into StorageErrors."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _WORDS: dict[str, str] = {
 
 
 def translate(error: Exception, address: Address, identifier: str | None = None) -> StorageError:
-    """Our error for one of SQLAlchemy, sqlite3 or psycopg. What it says is one line, without a secret.
+    """The StorageError for an error of SQLAlchemy, sqlite3 or psycopg. Its message is one line, without secrets.
 
     Args:
         error: what was raised.
@@ -121,7 +121,7 @@ def _of_sqlite(code: int, path: str) -> tuple[type[StorageError], str]:
 
 
 def _of_path(path: str) -> tuple[type[StorageError], str]:
-    """Why a file cannot be opened. It is not tried: closing a descriptor would drop SQLite's own locks on the file."""
+    """Why a file cannot be opened. Does not open it: closing a descriptor would drop SQLite's locks on the file (fcntl(2))."""
     directory = Path(path).parent
     if not directory.is_dir():
         return BaseDirectoryNotFoundError, f"there is no directory {str(directory)!r}; create it first"

@@ -1,4 +1,4 @@
-"""Listing: pages by name, so that memory and statements stay small however many objects there are."""
+"""Lists objects page by page in the order of names, in bounded memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 
 from storage_backend import identifiers
-from storage_backend.backends.sql.entry import Entry
+from storage_backend.backends.sql.object_row import ObjectRow
 from storage_backend.base import Identifiers
 from storage_backend.errors import InvalidIdentifierError
 from storage_backend.scanning import OnSkip, report_skip
@@ -28,7 +28,7 @@ def matching(database: Database, pattern: str | None) -> Identifiers:
     """The identifiers that match *pattern*, ascending."""
     glob = identifiers.glob(pattern) if pattern is not None else None
     depth = glob.depth if glob and not glob.recursive else None
-    names = _paged(database, database.catalog.names, _itself, glob.stem if glob else "", depth)
+    names = _paged(database, database.statements.names, _itself, glob.stem if glob else "", depth)
     found = (_identifier(database, name, None) for name in names)
     return [
         identifier
@@ -48,10 +48,10 @@ def scan(
         on_skip: is told of rows that are no object.
         depth: leave out most of those with more segments; None leaves out none.
     """
-    for entry in _paged(database, database.catalog.page, _name_of, prefix, depth):
-        identifier = _identifier(database, entry.name, on_skip)
+    for row in _paged(database, database.statements.page, _name_of, prefix, depth):
+        identifier = _identifier(database, row.name, on_skip)
         if identifier is not None:
-            yield entry.info(identifier)
+            yield row.info(identifier)
 
 
 def _paged(
@@ -79,13 +79,13 @@ def _paged(
 
 
 def _after(prefix: bytes) -> bytes | None:
-    """The least name that is greater than all that begin with *prefix*; None if there is none."""
+    """Upper bound of all names that begin with *prefix*; None if there is none."""
     head = prefix.rstrip(b"\xff")
     return head[:-1] + bytes([head[-1] + 1]) if head else None
 
 
-def _name_of(entry: Entry) -> bytes:
-    return entry.name
+def _name_of(row: ObjectRow) -> bytes:
+    return row.name
 
 
 def _itself(name: bytes) -> bytes:
@@ -93,7 +93,7 @@ def _itself(name: bytes) -> bytes:
 
 
 def _identifier(database: Database, name: bytes, on_skip: OnSkip | None) -> str | None:
-    """The identifier of a row; None, reported, if another program has put in what is none."""
+    """The identifier of a row; None, after a report, if another program stored an invalid one."""
     try:
         identifier = name.decode()
         identifiers.check(identifier)

@@ -1,14 +1,14 @@
-"""Reading: one version, never a mix of two, and whole only if it is what was written."""
+"""Reads objects: never a mix of two versions, and compared with the digest where read whole."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, BinaryIO
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
 from storage_backend import identifiers
-from storage_backend.backends.sql.entry import Entry
+from storage_backend.backends.sql.object_row import ObjectRow
 from storage_backend.base import not_found
 from storage_backend.errors import IntegrityError, SourceChangedError
 from storage_backend.streams import Moved, ranged_reader
@@ -18,33 +18,28 @@ if TYPE_CHECKING:
 
     from storage_backend.backends.sql.database import Database
 
+Result = TypeVar("Result")
+
 AT_ONCE = 4 << 20  # bytes in one answer
 
 
-def find(database: Database, identifier: str) -> Entry:
+def find(database: Database, identifier: str) -> ObjectRow:
     """The object's row.
 
     Raises:
         NotFoundError: there is none.
     """
-    identifiers.check(identifier)
-    name = identifier.encode()
-    entry = database.run(lambda connection: database.catalog.find(connection, name), identifier)
-    if entry is None:
-        raise not_found(identifier, database.address.location)
-    return entry
+    return _query(database, identifier, database.statements.find)
 
 
-def read(database: Database, identifier: str) -> tuple[bytes, Entry]:
+def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
     """The whole object, and its row."""
-    entry, content = _first(database, identifier)
-    if entry.size <= entry.chunk_size:
-        return content, entry
+    row, content = _first(database, identifier)
+    if row.size <= row.chunk_size:
+        return content, row
 
-    def work(connection: Connection) -> tuple[bytes, Entry]:
-        found = database.catalog.find(connection, entry.name)
-        if found is None:
-            raise not_found(identifier, database.address.location)
+    def work(connection: Connection) -> tuple[bytes, ObjectRow]:
+        found = _found(database, identifier, database.statements.find(connection, row.name))
         buffer = io.BytesIO()
         for piece in _pieces(database, connection, found, 0, found.size):
             buffer.write(piece)
@@ -55,75 +50,71 @@ def read(database: Database, identifier: str) -> tuple[bytes, Entry]:
     return database.snapshot(work, identifier)
 
 
-def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, Entry]:
+def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, ObjectRow]:
     """The bytes of [start, end) or from *start* on, as far as there are any; and the object's row."""
     identifiers.check(identifier)
-    name = identifier.encode()
     if end is None or end - start > AT_ONCE:
 
-        def work(connection: Connection) -> tuple[bytes, Entry]:
-            found = database.catalog.find(connection, name)
-            if found is None:
-                raise not_found(identifier, database.address.location)
+        def work(connection: Connection) -> tuple[bytes, ObjectRow]:
+            found = _found(database, identifier, database.statements.find(connection, identifier.encode()))
             stop = found.size if end is None else min(end, found.size)
             content = b"".join(_pieces(database, connection, found, start, stop))
             _check_length(database, identifier, len(content), stop - start)
             return content, found
 
         return database.snapshot(work, identifier)
-    span = database.run(
-        lambda connection: database.catalog.span_of_object(connection, name, start, end), identifier
+    row, content = _query(
+        database,
+        identifier,
+        lambda connection, name: database.statements.span_of_object(connection, name, start, end),
     )
-    if span is None:
-        raise not_found(identifier, database.address.location)
-    entry, content = span
-    _check_length(database, identifier, len(content), min(end, entry.size) - start)
-    return content, entry
+    _check_length(database, identifier, len(content), min(end, row.size) - start)
+    return content, row
 
 
-def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, Entry]:
+def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, ObjectRow]:
     """A seekable reader of the version that the object is now, and its row."""
-    entry, content = _first(database, identifier)
-    if entry.size <= entry.chunk_size:
-        return io.BytesIO(content), entry
-    pinned = _Pinned(database, identifier, entry)
-    return ranged_reader(pinned.fetch, entry.size, entry.chunk_size), entry
+    row, content = _first(database, identifier)
+    if row.size <= row.chunk_size:
+        return io.BytesIO(content), row
+    pinned = PinnedVersion(database, identifier, row)
+    return ranged_reader(pinned.fetch, row.size, row.chunk_size), row
 
 
 def checksum(database: Database, identifier: str, moved: Moved) -> str:
-    """The SHA-256 of the bytes as they are now, digested once; *moved* is told of them."""
-    entry, content = _first(database, identifier)
-    if len(content) < entry.size:
-        pinned = _Pinned(database, identifier, entry)
-        for start in range(0, entry.size, entry.chunk_size):
-            moved(len(pinned.fetch(start, min(start + entry.chunk_size, entry.size))))
-    return entry.sha256.hex()
+    """The SHA-256 of the bytes as they are read now; *moved* is called with the number of bytes."""
+    row, content = _first(database, identifier)
+    if len(content) < row.size:
+        pinned = PinnedVersion(database, identifier, row)
+        for start in range(0, row.size, row.chunk_size):
+            moved(len(pinned.fetch(start, min(start + row.chunk_size, row.size))))
+    return row.sha256.hex()
 
 
-def check(database: Database, identifier: str, entry: Entry, content: bytes) -> None:
+def check(database: Database, identifier: str, row: ObjectRow, content: bytes) -> None:
     """Compare what was read with what was written.
 
     Raises:
         IntegrityError: it differs.
     """
-    if len(content) != entry.size or hashlib.sha256(content, usedforsecurity=False).digest() != entry.sha256:
+    if len(content) != row.size or hashlib.sha256(content, usedforsecurity=False).digest() != row.sha256:
         raise _damaged(database, identifier)
 
 
-class _Pinned:
-    """Reads ranges of one version. Bytes that are read from the first to the last are compared with their digest."""
+class PinnedVersion:
+    """Reads ranges of one version. A sequential read of the whole is compared with its digest."""
 
-    def __init__(self, database: Database, identifier: str, entry: Entry) -> None:
+    def __init__(self, database: Database, identifier: str, row: ObjectRow) -> None:
         self._database = database
         self._identifier = identifier
-        self._entry = entry
+        self._row = row
         self._digest = hashlib.sha256(usedforsecurity=False)
         self._digested = 0
 
     def fetch(self, start: int, end: int) -> bytes:
         """The bytes of [start, end)."""
         content = self._database.run(
-            lambda connection: self._database.catalog.span(connection, self._entry, start, end),
+            lambda connection: self._database.statements.span(connection, self._row, start, end),
             self._identifier,
         )
         if len(content) != end - start:
@@ -131,14 +122,14 @@ class _Pinned:
         if start == self._digested:
             self._digest.update(content)
             self._digested = end
-            if end == self._entry.size and self._digest.digest() != self._entry.sha256:
+            if end == self._row.size and self._digest.digest() != self._row.sha256:
                 raise _damaged(self._database, self._identifier)
         return content
 
     def _gone(self) -> IntegrityError | SourceChangedError:
-        catalog, name = self._database.catalog, self._entry.name
-        current = self._database.run(lambda connection: catalog.version_of(connection, name))
-        if current == self._entry.version:
+        statements, name = self._database.statements, self._row.name
+        current = self._database.run(lambda connection: statements.version_of(connection, name))
+        if current == self._row.version:
             return _damaged(self._database, self._identifier)
         where = self._database.address.location
         return SourceChangedError(
@@ -148,27 +139,36 @@ class _Pinned:
         )
 
 
-def _first(database: Database, identifier: str) -> tuple[Entry, bytes]:
+def _first(database: Database, identifier: str) -> tuple[ObjectRow, bytes]:
     """The object's row and first chunk, checked if that is all of it."""
+    row, content = _query(database, identifier, database.statements.read)
+    if row.size <= row.chunk_size:
+        check(database, identifier, row, content)
+    return row, content
+
+
+def _query(
+    database: Database, identifier: str, query: Callable[[Connection, bytes], Result | None]
+) -> Result:
     identifiers.check(identifier)
     name = identifier.encode()
-    found = database.run(lambda connection: database.catalog.read(connection, name), identifier)
+    return _found(database, identifier, database.run(lambda connection: query(connection, name), identifier))
+
+
+def _found(database: Database, identifier: str, found: Result | None) -> Result:
     if found is None:
         raise not_found(identifier, database.address.location)
-    entry, content = found
-    if entry.size <= entry.chunk_size:
-        check(database, identifier, entry, content)
-    return entry, content
+    return found
 
 
 def _pieces(
-    database: Database, connection: Connection, entry: Entry, start: int, end: int
+    database: Database, connection: Connection, row: ObjectRow, start: int, end: int
 ) -> Iterator[bytes]:
-    step = max(1, AT_ONCE // entry.chunk_size) * entry.chunk_size
+    step = max(1, AT_ONCE // row.chunk_size) * row.chunk_size
     while start < end:
         # At multiples of the chunk size, so that no chunk is read twice.
         stop = min((start // step + 1) * step, end)
-        yield database.catalog.span(connection, entry, start, stop)
+        yield database.statements.span(connection, row, start, stop)
         start = stop
 
 

@@ -1,4 +1,4 @@
-"""The tables, and how they come to be.
+"""The tables, and their creation.
 
 An object is a row of `sb_objects` that points to a version; its bytes are the rows of `sb_chunks` of that version, all of
 `chunk_size` bytes but the last. A version in `sb_unpublished` belongs to no object: its upload is under way, or (beat 0)
@@ -93,7 +93,7 @@ def check(connection: Connection, address: Address) -> bool:
 
 
 def create(connection: Connection, address: Address) -> None:
-    """Create the tables, inside a transaction. Of several processes at once, one does it."""
+    """Create the tables, inside a transaction. If several processes try at once, one of them creates them."""
     if address.dialect == "postgresql":
         # CREATE TABLE IF NOT EXISTS fails if another transaction is creating the same table.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
@@ -107,13 +107,13 @@ def create(connection: Connection, address: Address) -> None:
 
 
 def touch(connection: Connection) -> None:
-    """Change something, so that a commit is written."""
+    """Change a row, so that the commit is written to disk."""
     if connection.execute(update(schema).values(flushes=schema.c.flushes + 1)).rowcount != 1:
         raise UnavailableError("the tables were dropped meanwhile; try again")
 
 
 def missing(address: Address) -> BaseDirectoryNotFoundError:
-    """The error for a database without our tables that is not to get any."""
+    """The error for a database without our tables, where they are not to be created."""
     return BaseDirectoryNotFoundError(
         f"{address.location} holds no objects: it is no database of this program", backend=address.location
     )

@@ -1,4 +1,4 @@
-"""DatabaseStorage: the verbs."""
+"""DatabaseStorage: the operations of a backend on a database."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers, locations
-from storage_backend.backends.sql import batch, listing, moving, reading
+from storage_backend.backends.sql import batches, copying, listing, reading
 from storage_backend.backends.sql.address import parse
-from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, version_of
-from storage_backend.backends.sql.upload import Flip, HashingSink, Upload
+from storage_backend.backends.sql.chunked_upload import ChunkedUpload, Flip, HashingSink
+from storage_backend.backends.sql.object_row import CHUNK_SIZE, ObjectRow, version_of
 from storage_backend.base import Identifiers, Item, StorageBackend, not_found
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
@@ -111,8 +111,8 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def read(self, identifier: str) -> bytes:
-        content, entry = reading.read(self._database, identifier)
-        self._last_seen.note(entry.info(identifier))
+        content, row = reading.read(self._database, identifier)
+        self._last_seen.note(row.info(identifier))
         return content
 
     @override
@@ -122,7 +122,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def delete(self, identifier: str) -> bool:
         identifiers.check(identifier)
-        if not batch.delete(self._database, [identifier.encode()], identifier):
+        if not batches.delete(self._database, [identifier.encode()], identifier):
             raise not_found(identifier, self.location)
         return True
 
@@ -141,11 +141,11 @@ class DatabaseStorage(StorageBackend):
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        return moving.copy(self._database, source_id, dest_id)
+        return copying.copy(self._database, source_id, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        return moving.move(self._database, source_id, dest_id)
+        return copying.move(self._database, source_id, dest_id)
 
     @override
     def write_stream(
@@ -170,17 +170,17 @@ class DatabaseStorage(StorageBackend):
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "rb":
-            reader, entry = reading.open_reader(self._database, identifier)
-            self._last_seen.note(entry.info(identifier))
+            reader, row = reading.open_reader(self._database, identifier)
+            self._last_seen.note(row.info(identifier))
             return reader
         identifiers.check(identifier)
-        return cast(BinaryIO, Writer(HashingSink(Upload(self._database, identifier), self._put)))
+        return cast(BinaryIO, Writer(HashingSink(ChunkedUpload(self._database, identifier), self._put)))
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         check_range(start, end)
-        content, entry = reading.read_range(self._database, identifier, start, end)
-        self._last_seen.note(entry.info(identifier))
+        content, row = reading.read_range(self._database, identifier, start, end)
+        self._last_seen.note(row.info(identifier))
         return content
 
     @override
@@ -191,7 +191,7 @@ class DatabaseStorage(StorageBackend):
             yield from read_counted(self.read_many(identifiers), progress)
             return
         failures = Failures()
-        yield from batch.read_many(self._database, identifiers, failures)
+        yield from batches.read_many(self._database, identifiers, failures)
         failures.raise_any("read", self.location)
 
     @override
@@ -201,7 +201,7 @@ class DatabaseStorage(StorageBackend):
         if progress is not None:
             return write_counted(self, items, progress, verify=verify)
         failures = Failures()
-        writing = batch.Writing(self._database, verify=verify, failures=failures)
+        writing = batches.BatchWriter(self._database, verify=verify, failures=failures)
 
         def stream(identifier: str, content: bytes, info: ObjectInfo | None) -> None:
             self.write_stream(identifier, io.BytesIO(content), info=info, verify=verify)
@@ -217,7 +217,7 @@ class DatabaseStorage(StorageBackend):
         if progress is not None:
             return delete_counted(self, identifiers, progress)
         failures = Failures()
-        count = batch.delete_many(self._database, identifiers, failures)
+        count = batches.delete_many(self._database, identifiers, failures)
         failures.raise_any("delete", self.location)
         return count
 
@@ -228,8 +228,8 @@ class DatabaseStorage(StorageBackend):
         if self._version(identifier) is not None:
             return False
 
-        def flip(connection: Connection, entry: Entry) -> bool:
-            if not self._database.catalog.create(connection, entry):
+        def flip(connection: Connection, row: ObjectRow) -> bool:
+            if not self._database.statements.create(connection, row):
                 raise _TakenError
             return False
 
@@ -252,10 +252,10 @@ class DatabaseStorage(StorageBackend):
         if old is None or old != self._version(identifier):
             raise changed
 
-        def flip(connection: Connection, entry: Entry) -> bool:
-            if not self._database.catalog.replace(connection, entry, old):
+        def flip(connection: Connection, row: ObjectRow) -> bool:
+            if not self._database.statements.replace(connection, row, old):
                 raise changed
-            return self._database.catalog.retire(connection, [old])
+            return self._database.statements.retire(connection, [old])
 
         return self._upload(identifier, reader, flip).version.hex()
 
@@ -338,7 +338,7 @@ class DatabaseStorage(StorageBackend):
         if found is None:
             try:
                 from storage_backend.backends.sql.database import Database
-                from storage_backend.backends.sql.drivers import Settings
+                from storage_backend.backends.sql.drivers import DatabaseSettings
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "sqlalchemy":
                     raise
@@ -347,15 +347,17 @@ class DatabaseStorage(StorageBackend):
                     backend=self.location,
                 ) from error
             # Atomic; what the loser of a race has made has not connected yet.
-            found = self.__dict__.setdefault("_opened", Database(self._address, Settings(**self._settings)))
+            found = self.__dict__.setdefault(
+                "_opened", Database(self._address, DatabaseSettings(**self._settings))
+            )
         return cast("Database", found)
 
     def _version(self, identifier: str) -> bytes | None:
-        query = partial(self._database.catalog.version_of, name=identifier.encode())
+        query = partial(self._database.statements.version_of, name=identifier.encode())
         return self._database.run(query, identifier)
 
-    def _put(self, connection: Connection, entry: Entry) -> bool:
-        return self._database.catalog.put(connection, [entry])
+    def _put(self, connection: Connection, row: ObjectRow) -> bool:
+        return self._database.statements.put(connection, [row])
 
     def _upload(
         self,
@@ -365,24 +367,24 @@ class DatabaseStorage(StorageBackend):
         *,
         info: ObjectInfo | None = None,
         verify: bool = False,
-    ) -> Entry:
+    ) -> ObjectRow:
         identifiers.check(identifier)
         source = hashing(reader)
-        upload = Upload(self._database, identifier)
+        upload = ChunkedUpload(self._database, identifier)
         try:
             for chunk in chunks(cast(BinaryIO, source), CHUNK_SIZE):
                 upload.write(chunk)
             digest = source.hexdigest()
             check_arrived(info, identifier, upload.size, digest if verify else None)
-            entry = upload.entry(digest, info)
-            upload.publish(entry, flip, verify=verify)
+            row = upload.row(digest, info)
+            upload.publish(row, flip, verify=verify)
         finally:
             upload.discard()
-        return entry
+        return row
 
 
 class _TakenError(Exception):
-    """There is such an object already."""
+    """The object exists already."""
 
 
 class _DatabaseHooks(Hooks):

@@ -21,7 +21,7 @@ from storage_backend import (
     NotFoundError,
     StorageError,
 )
-from storage_backend.backends.local import beneath
+from storage_backend.backends.local import containment
 from tests.backends.local_ways import WAYS, BareStorage, NamingStorage, Swapper, without_openat2
 from tests.tiers import few
 
@@ -75,7 +75,7 @@ def outcome(act: Callable[[], object]) -> object:
 def test_kernel_is_asked_where_it_can_answer() -> None:
     if sys.platform != "linux":
         pytest.skip("openat2 is Linux's")
-    fd = beneath._openat2(beneath._AT_FDCWD, b"/", beneath.PLACE, beneath._NO_SYMLINKS)
+    fd = containment._openat2(containment._AT_FDCWD, b"/", containment.LOOKUP, containment._NO_SYMLINKS)
     if fd == -errno.ENOSYS:
         pytest.skip("this kernel has no openat2")
     assert fd >= 0
@@ -344,7 +344,7 @@ def test_kernel_without_an_answer_is_done_without(base: Path, outside: Path, cod
         (base / "in").symlink_to("d/a")
         (base / "out").symlink_to(outside)
         return [
-            beneath._openat2(beneath._AT_FDCWD, b"/", beneath.PLACE, beneath._NO_SYMLINKS),
+            containment._openat2(containment._AT_FDCWD, b"/", containment.LOOKUP, containment._NO_SYMLINKS),
             storage.read("in"),
             storage.size("d/a"),
             storage.exists("d/b"),

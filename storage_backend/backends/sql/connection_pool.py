@@ -1,4 +1,4 @@
-"""Session: one process's connections to one database."""
+"""DatabasePool: one process's connections to one database."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from storage_backend.errors import StorageTimeoutError, UnavailableError
 
 if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
-    from storage_backend.backends.sql.drivers import Settings
+    from storage_backend.backends.sql.drivers import DatabaseSettings
 
 FORK_PATIENCE = 5.0  # seconds that a fork waits for statements under way
 
 
-class Session:
-    """A pool of connections in driver autocommit, made when first used, and the order in which they are used.
+class DatabasePool:
+    """A pool of connections in driver autocommit, created on first use, with a lock for SQLite's single writer.
 
     Args:
         address: of the database.
         settings: how to use it.
     """
 
-    def __init__(self, address: Address, settings: Settings) -> None:
+    def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
         # Whether a fork had to leave connections open, which makes SQLite unsafe in the child.
@@ -74,7 +74,7 @@ class Session:
                     self._gate.notify_all()
 
     def is_missing(self) -> bool:
-        """Whether the first write has yet to make the file or the tables."""
+        """Whether the first write has yet to create the file or the tables."""
         if self._engine is not None or not self.settings.create_if_missing:
             return False
         if self.address.dialect == "sqlite":
@@ -95,7 +95,7 @@ class Session:
 
     @contextmanager
     def empty(self) -> Iterator[Connection]:
-        """A connection to a database as the first write would make it, which nobody else ever sees."""
+        """A connection to an empty private database with our tables, for reads before the first write."""
         engine = create_engine("sqlite://") if self.address.dialect == "sqlite" else self._make()
         try:
             with engine.connect() as connection:
@@ -108,7 +108,7 @@ class Session:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """This thread's turn to write, where only one may."""
+        """Hold the lock for writing, where the database allows only one writer."""
         if self.address.dialect != "sqlite":
             yield
             return
@@ -131,7 +131,7 @@ class Session:
             _dispose(engine)
 
     def before_fork(self) -> None:
-        """Let nobody begin, wait for those that have, and close all connections."""
+        """Block new statements, wait for those under way, and close all connections."""
         self._gate.acquire()
         self._closed = True
         self.torn = not self._gate.wait_for(lambda: self._users == 0, FORK_PATIENCE)
@@ -139,7 +139,7 @@ class Session:
             _dispose(self._engine)
 
     def after_fork(self) -> None:
-        """Go on, in the parent."""
+        """In the parent: allow statements again."""
         self.torn = False
         self._closed = False
         self._gate.notify_all()
@@ -174,7 +174,7 @@ class Session:
             return self._engine
 
     def _check_place(self) -> None:
-        """SQLite would go on writing to a file that has been deleted, or that another has taken the place of."""
+        """Refuse a database file that was deleted or replaced: SQLite would go on writing to the old one."""
         if self._place is not None and self._place != drivers.identity(self.address.path):
             self.close()
             where = self.address.location
@@ -184,7 +184,7 @@ class Session:
             )
 
     def forget_stillness(self) -> None:
-        """Before a write: what could not be written to may be by now."""
+        """Before a write: reopen a database that was opened as immutable; it may be writable by now."""
         if self._still is not None:
             self.close()
 
@@ -192,7 +192,7 @@ class Session:
         return self._still is None or drivers.stillness(self.address.path) == self._still
 
     def _check_still(self) -> None:
-        """What was read while somebody wrote may be of before and after."""
+        """Refuse a result that was read while somebody wrote: it may mix two states."""
         if not self._is_still():
             where = self.address.location
             raise UnavailableError(
@@ -237,16 +237,16 @@ class Session:
 
 
 def _dispose(engine: Engine) -> None:
-    """Close the connections that are in the pool, and have those in use closed when they come back."""
+    """Close the idle connections now, and those in use when they are returned."""
     pool = engine.pool
     engine.dispose()
     # One that came back before the engine had another pool, and so did not notice.
     pool.dispose()
 
 
-def inherited(session: Session) -> UnavailableError:
+def inherited(pool: DatabasePool) -> UnavailableError:
     """The error for a child that was forked while statements were under way."""
-    where = session.address.location
+    where = pool.address.location
     return UnavailableError(
         f"{where}: this process was forked while statements were under way, so SQLite is not safe in it; "
         "start it by 'spawn', or fork while no other thread uses the database",

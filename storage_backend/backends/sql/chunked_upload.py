@@ -1,4 +1,4 @@
-"""Upload: one object on its way into the database, as chunks of a version that nothing points to yet."""
+"""ChunkedUpload: stores one object as chunks of a new version, then points its name to the version."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from typing_extensions import Buffer
 
-from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_entry, new_version
+from storage_backend.backends.sql.object_row import CHUNK_SIZE, ObjectRow, new_row, new_version
 from storage_backend.errors import UnavailableError, UnsupportedOperationError
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import check_digest
@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 _STORED = "what was stored (nothing was published)"
 
-Flip = Callable[["Connection", Entry], bool]
-"""Points a name to a version; whether that left garbage behind."""
+Flip = Callable[["Connection", ObjectRow], bool]
+"""Points a name to a version. Returns whether that left garbage."""
 
 
-class Upload:
-    """Takes bytes, and publishes them as a whole. An object of one chunk is stored in a single transaction.
+class ChunkedUpload:
+    """Takes bytes and publishes them as a whole. An object of one chunk is stored in a single transaction.
 
     Args:
         database: where to.
@@ -43,7 +43,7 @@ class Upload:
         self._inserted = 0  # chunks
         self.size = 0
         self._process = os.getpid()
-        self._dropped: weakref.finalize[..., Upload] | None = None
+        self._dropped: weakref.finalize[..., ChunkedUpload] | None = None
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*."""
@@ -59,20 +59,20 @@ class Upload:
             position += len(piece)
         self.size += len(view)
 
-    def entry(self, sha256: str, info: ObjectInfo | None = None) -> Entry:
-        """The row of the object to be.
+    def row(self, sha256: str, info: ObjectInfo | None = None) -> ObjectRow:
+        """The row of the object that `publish` will create.
 
         Args:
             sha256: digest of all that was written.
             info: gives its time and media type.
         """
-        return new_entry(self._identifier, self.version, self.size, sha256, info)
+        return new_row(self._identifier, self.version, self.size, sha256, info)
 
-    def publish(self, entry: Entry, flip: Flip, *, verify: bool = False) -> None:
+    def publish(self, row: ObjectRow, flip: Flip, *, verify: bool = False) -> None:
         """Make the object visible.
 
         Args:
-            entry: its row.
+            row: its row.
             flip: points the name to the version.
             verify: read what was stored and digest it first.
 
@@ -82,45 +82,45 @@ class Upload:
         """
         self._check_process()
         self._database.sweep_now_and_then()
-        catalog = self._database.catalog
+        statements = self._database.statements
         streamed = self._inserted > 0
         if streamed and verify:
             self._insert()
-            self._check(entry)
+            self._check(row)
         last = self._take()
 
         def work(connection: Connection) -> bool:
-            if streamed and not catalog.release(connection, entry.version):
-                if catalog.version_of(connection, entry.name) == entry.version:
+            if streamed and not statements.release(connection, row.version):
+                if statements.version_of(connection, row.name) == row.version:
                     return False  # the acknowledgement of an earlier attempt was lost
                 raise self._given_up()
             if last:
-                catalog.insert_chunks(connection, [(entry.version, self._inserted, last)])
+                statements.insert_chunks(connection, [(row.version, self._inserted, last)])
             if verify and not streamed:
-                found = catalog.span(connection, entry, 0, entry.size) if entry.size else b""
-                check_stored(self._identifier, entry.sha256, found)
-            return flip(connection, entry)
+                found = statements.span(connection, row, 0, row.size) if row.size else b""
+                check_stored(self._identifier, row.sha256, found)
+            return flip(connection, row)
 
         garbage = self._database.transact(work, self._identifier, size=len(last))
         self._done()
         if garbage:
             self._database.collect()
 
-    def copy_from(self, source: Entry, at_once: int) -> bool:
+    def copy_from(self, source: ObjectRow, at_once: int) -> bool:
         """Take all chunks of another version, within the database; False if that has been replaced meanwhile.
 
         Args:
             source: its row.
             at_once: how many chunks a transaction may copy.
         """
-        catalog = self._database.catalog
+        statements = self._database.statements
         count = -(-source.size // source.chunk_size)
         while self._inserted < count:
             first, stop = self._inserted, min(self._inserted + at_once, count)
 
             def work(connection: Connection, first: int = first, stop: int = stop) -> int:
                 self._claim(connection)
-                return catalog.copy_chunks(connection, source.version, self.version, first, stop)
+                return statements.copy_chunks(connection, source.version, self.version, first, stop)
 
             self._begin()
             size = (stop - first) * source.chunk_size
@@ -131,7 +131,7 @@ class Upload:
         return True
 
     def discard(self) -> None:
-        """Drop what was written. Harmless after `publish`."""
+        """Discard the upload. Does nothing after `publish`."""
         # A forked child has a copy of its parent's upload, and it is not the child's to drop.
         if self._dropped is not None and self._dropped.alive and self._process == os.getpid():
             self._done()
@@ -144,40 +144,40 @@ class Upload:
 
         def work(connection: Connection) -> None:
             self._claim(connection)
-            self._database.catalog.insert_chunks(connection, [(self.version, self._inserted, data)])
+            self._database.statements.insert_chunks(connection, [(self.version, self._inserted, data)])
 
         self._begin()
         self._database.transact(work, self._identifier, size=len(data))
         self._inserted += 1
 
     def _begin(self) -> None:
-        """Before the first transaction: see to it that this upload is kept alive, and cleared away if it is dropped."""
+        """Before the first transaction: register the upload for heartbeats, and for removal if it is garbage-collected."""
         self._check_process()
         if self._dropped is not None:
             return
         self._database.transact(
-            lambda connection: self._database.catalog.register(connection, self.version), self._identifier
+            lambda connection: self._database.statements.register(connection, self.version), self._identifier
         )
-        heart = self._database.heart
-        heart.add(self.version)
-        self._dropped = weakref.finalize(self, heart.drop, self.version)
+        heartbeat = self._database.heartbeat
+        heartbeat.add(self.version)
+        self._dropped = weakref.finalize(self, heartbeat.drop, self.version)
         self._dropped.atexit = False
 
     def _claim(self, connection: Connection) -> None:
-        """In each transaction that inserts, or chunks could come after a sweep and stay for ever."""
-        if not self._database.catalog.beat(connection, [self.version]):
+        """Part of each transaction that inserts: otherwise chunks inserted after a sweep would stay for ever."""
+        if not self._database.statements.beat(connection, [self.version]):
             raise self._given_up()
 
-    def _check(self, entry: Entry) -> None:
+    def _check(self, row: ObjectRow) -> None:
         digest = hashlib.sha256(usedforsecurity=False)
-        for start in range(0, entry.size, CHUNK_SIZE):
-            end = min(start + CHUNK_SIZE, entry.size)
+        for start in range(0, row.size, CHUNK_SIZE):
+            end = min(start + CHUNK_SIZE, row.size)
 
             def work(connection: Connection, start: int = start, end: int = end) -> bytes:
-                return self._database.catalog.span(connection, entry, start, end)
+                return self._database.statements.span(connection, row, start, end)
 
             digest.update(self._database.run(work, self._identifier))
-        check_digest(self._identifier, entry.sha256.hex(), digest.hexdigest(), _STORED)
+        check_digest(self._identifier, row.sha256.hex(), digest.hexdigest(), _STORED)
 
     def _take(self) -> bytes:
         data = self._held[0] if len(self._held) == 1 else b"".join(self._held)
@@ -188,10 +188,10 @@ class Upload:
     def _done(self) -> None:
         if self._dropped is not None:
             self._dropped.detach()
-            self._database.heart.remove(self.version)
+            self._database.heartbeat.remove(self.version)
 
     def _check_process(self) -> None:
-        """Two processes would each write a part of the same version."""
+        """Refuse a forked child: both processes would write parts of the same version."""
         if self._process != os.getpid():
             raise UnsupportedOperationError(
                 f"{self._identifier!r}: a writer is of use only to the process that opened it, not to a forked child",
@@ -210,9 +210,9 @@ class Upload:
 
 
 class HashingSink:
-    """The sink of a writer: an upload with a digest of what passes."""
+    """The sink of a writer: an upload that also digests what is written."""
 
-    def __init__(self, upload: Upload, flip: Flip) -> None:
+    def __init__(self, upload: ChunkedUpload, flip: Flip) -> None:
         self._upload = upload
         self._flip = flip
         self._digest = hashlib.sha256(usedforsecurity=False)
@@ -224,10 +224,10 @@ class HashingSink:
 
     def publish(self) -> None:
         """Make the object visible."""
-        self._upload.publish(self._upload.entry(self._digest.hexdigest()), self._flip)
+        self._upload.publish(self._upload.row(self._digest.hexdigest()), self._flip)
 
     def discard(self) -> None:
-        """Drop what was written."""
+        """Discard the upload."""
         self._upload.discard()
 
 

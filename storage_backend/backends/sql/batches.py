@@ -1,4 +1,4 @@
-"""Batches: many small objects by few statements."""
+"""Reads, writes and deletes many small objects with few statements."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from storage_backend import identifiers
 from storage_backend.backends.sql import reading
-from storage_backend.backends.sql.entry import CHUNK_SIZE, Entry, new_entry, new_version
-from storage_backend.backends.sql.upload import check_stored
+from storage_backend.backends.sql.chunked_upload import check_stored
+from storage_backend.backends.sql.object_row import CHUNK_SIZE, ObjectRow, new_row, new_version
 from storage_backend.base import Item, not_found
 from storage_backend.errors import FATAL, Failures, IntegrityError, is_retryable
 from storage_backend.info import ObjectInfo
@@ -31,23 +31,23 @@ Names = Mapping[bytes, str]
 
 
 def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> Iterator[tuple[str, bytes]]:
-    """Each object as often as it is wanted, but for those that cannot be read."""
+    """Yield each object as often as it is wanted; those that cannot be read go to *failures*."""
     for batch in _slices(wanted):
         times = Counter(batch)
         names = _names(times, failures)
-        query = partial(database.catalog.find_many, names=list(names))
-        entries = _of_all(failures, names.values(), partial(database.run, query))
-        if entries is None:
+        query = partial(database.statements.find_many, names=list(names))
+        rows = _of_all(failures, names.values(), partial(database.run, query))
+        if rows is None:
             continue
-        _miss(database, names, {entry.name for entry in entries}, failures)
-        for group in _groups(entries):
+        _miss(database, names, {row.name for row in rows}, failures)
+        for group in _groups(rows):
             for identifier, content in _read(database, group, names, failures):
                 for _ in range(times[identifier]):
                     yield identifier, content
 
 
 def delete_many(database: Database, unwanted: Iterable[str], failures: Failures) -> int:
-    """Delete objects, there or not; how many distinct identifiers there were."""
+    """Delete objects, whether or not they exist. Returns the number of distinct identifiers."""
     distinct = set(unwanted)
     for batch in _slices(distinct):
         names = _names(batch, failures)
@@ -57,15 +57,15 @@ def delete_many(database: Database, unwanted: Iterable[str], failures: Failures)
 
 
 def delete(database: Database, names: Sequence[bytes], identifier: str | None = None) -> bool:
-    """Delete objects in one transaction; whether any was there."""
+    """Delete objects in one transaction. Returns whether any of them existed."""
     found = False
 
     def work(connection: Connection) -> bool:
         nonlocal found
-        versions = database.catalog.delete(connection, names)
+        versions = database.statements.delete(connection, names)
         # It stays true if this is run again since the acknowledgement was lost.
         found = found or bool(versions)
-        return database.catalog.retire(connection, versions)
+        return database.statements.retire(connection, versions)
 
     if database.transact(work, identifier):
         database.collect()
@@ -73,16 +73,16 @@ def delete(database: Database, names: Sequence[bytes], identifier: str | None = 
 
 
 @dataclass(slots=True)
-class _Pending:
-    """An object that is to be written. *times* counts those that it took the place of."""
+class PendingObject:
+    """An object that waits to be written. *times* counts it and the earlier ones that it superseded in this batch."""
 
     identifier: str
     content: bytes
-    entry: Entry
+    row: ObjectRow
     times: int = 1
 
 
-class Writing:
+class BatchWriter:
     """Collects small objects and stores them many at a time.
 
     Args:
@@ -99,7 +99,7 @@ class Writing:
         self._database = database
         self._verify = verify
         self._failures = failures
-        self._pending: dict[str, _Pending] = {}
+        self._pending: dict[str, PendingObject] = {}
         self._bytes = 0
 
     def add(self, item: Item, stream: Callable[[str, bytes, ObjectInfo | None], object]) -> None:
@@ -124,19 +124,19 @@ class Writing:
                 return
             digest = sha256(content)
             check_arrived(info, identifier, len(content), digest if self._verify else None)
-            self._keep(identifier, content, new_entry(identifier, new_version(), len(content), digest, info))
+            self._keep(identifier, content, new_row(identifier, new_version(), len(content), digest, info))
 
     def finish(self) -> None:
-        """Store what is kept."""
+        """Store the pending objects."""
         # In one order, or two such transactions could wait for each other.
-        batch = sorted(self._pending.values(), key=lambda pending: pending.entry.name)
+        batch = sorted(self._pending.values(), key=lambda pending: pending.row.name)
         self._pending = {}
         self._bytes = 0
         if batch:
             self._store(batch)
 
-    def _keep(self, identifier: str, content: bytes, entry: Entry) -> None:
-        pending = _Pending(identifier, content, entry)
+    def _keep(self, identifier: str, content: bytes, row: ObjectRow) -> None:
+        pending = PendingObject(identifier, content, row)
         superseded = self._pending.pop(identifier, None)
         if superseded is not None:
             pending.times += superseded.times
@@ -146,7 +146,7 @@ class Writing:
         if len(self._pending) >= COUNT or self._bytes >= BYTES:
             self.finish()
 
-    def _store(self, batch: Sequence[_Pending]) -> None:
+    def _store(self, batch: Sequence[PendingObject]) -> None:
         try:
             self._transact(batch)
         except FATAL:
@@ -161,19 +161,19 @@ class Writing:
             self._store(batch[:middle])
             self._store(batch[middle:])
 
-    def _transact(self, batch: Sequence[_Pending]) -> None:
-        catalog = self._database.catalog
+    def _transact(self, batch: Sequence[PendingObject]) -> None:
+        statements = self._database.statements
 
         def work(connection: Connection) -> tuple[bool, dict[str, IntegrityError]]:
-            catalog.insert_chunks(
+            statements.insert_chunks(
                 connection,
-                [(pending.entry.version, 0, pending.content) for pending in batch if pending.content],
+                [(pending.row.version, 0, pending.content) for pending in batch if pending.content],
             )
             wrong = self._wrong(connection, batch) if self._verify else {}
-            good = [pending.entry for pending in batch if pending.identifier not in wrong]
-            bad = [pending.entry.version for pending in batch if pending.identifier in wrong]
-            garbage = catalog.retire(connection, bad)
-            return (catalog.put(connection, good) if good else False) or garbage, wrong
+            good = [pending.row for pending in batch if pending.identifier not in wrong]
+            bad = [pending.row.version for pending in batch if pending.identifier in wrong]
+            garbage = statements.retire(connection, bad)
+            return (statements.put(connection, good) if good else False) or garbage, wrong
 
         self._database.sweep_now_and_then()
         garbage, wrong = self._database.transact(work, size=sum(len(each.content) for each in batch))
@@ -182,14 +182,14 @@ class Writing:
         if garbage:
             self._database.collect()
 
-    def _wrong(self, connection: Connection, batch: Sequence[_Pending]) -> dict[str, IntegrityError]:
-        """Those whose bytes are not in the database as they were written."""
-        versions = [pending.entry.version for pending in batch]
-        found = self._database.catalog.contents(connection, versions)
+    def _wrong(self, connection: Connection, batch: Sequence[PendingObject]) -> dict[str, IntegrityError]:
+        """The objects whose stored bytes differ from what was written."""
+        versions = [pending.row.version for pending in batch]
+        found = self._database.statements.contents(connection, versions)
         wrong = {}
         for pending in batch:
             try:
-                check_stored(pending.identifier, pending.entry.sha256, found.get(pending.entry.version, b""))
+                check_stored(pending.identifier, pending.row.sha256, found.get(pending.row.version, b""))
             except IntegrityError as error:
                 wrong[pending.identifier] = error
         return wrong
@@ -198,35 +198,35 @@ class Writing:
 def _read(
     database: Database, group: Sequence[bytes], names: Names, failures: Failures
 ) -> Iterator[tuple[str, bytes]]:
-    query = partial(database.catalog.read_many, names=group)
+    query = partial(database.statements.read_many, names=group)
     rows = _of_all(failures, [names[name] for name in group], partial(database.run, query))
     if rows is None:
         return
-    for entry, first in rows:
-        identifier = names[entry.name]
+    for row, first in rows:
+        identifier = names[row.name]
         content = None
         with failures.of(identifier):
-            if entry.size > entry.chunk_size:
+            if row.size > row.chunk_size:
                 content, _ = reading.read(database, identifier)
             else:
-                reading.check(database, identifier, entry, first)
+                reading.check(database, identifier, row, first)
                 content = first
         if content is not None:
             yield identifier, content
     # Deleted since it was found.
-    _miss(database, {name: names[name] for name in group}, {entry.name for entry, _ in rows}, failures)
+    _miss(database, {name: names[name] for name in group}, {row.name for row, _ in rows}, failures)
 
 
-def _groups(entries: Sequence[Entry]) -> Iterator[list[bytes]]:
-    """Names of objects that are read together. A large one is alone; the answer has its first chunk only."""
+def _groups(rows: Sequence[ObjectRow]) -> Iterator[list[bytes]]:
+    """Names of objects that are read by one statement. A large object is alone: only its first chunk is read here."""
     group: list[bytes] = []
     size = 0
-    for entry in entries:
-        if group and size + entry.size > BYTES:
+    for row in rows:
+        if group and size + row.size > BYTES:
             yield group
             group, size = [], 0
-        group.append(entry.name)
-        size += entry.size
+        group.append(row.name)
+        size += row.size
     if group:
         yield group
 
@@ -253,7 +253,7 @@ def _miss(database: Database, names: Names, found: Collection[bytes], failures: 
 
 
 def _of_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
-    """What *step* gives; if it fails, all that are concerned have failed."""
+    """The result of *step*; if it fails, its error is that of all identifiers in *concerned*."""
     try:
         return step()
     except FATAL:

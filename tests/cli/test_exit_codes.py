@@ -21,7 +21,7 @@ from storage_backend import (
     UnavailableError,
     UnsupportedOperationError,
 )
-from storage_backend.cli.exits import Exit, code_of, code_of_failures, code_of_report
+from storage_backend.cli.exit_codes import Exit, code_of, code_of_failures, code_of_report
 
 pytestmark = pytest.mark.quick
 

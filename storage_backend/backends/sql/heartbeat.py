@@ -1,32 +1,29 @@
-"""Heart: shows that uploads are alive while their sources are slow, and clears away those that were dropped."""
+"""Heartbeat: keeps uploads alive while their sources are slow, and discards those that were dropped."""
 
 from __future__ import annotations
 
-import logging
 import queue
 import threading
 import weakref
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
 
-from storage_backend.errors import StorageError
 from storage_backend.threads import start_daemon
 
-if TYPE_CHECKING:
-    from storage_backend.backends.sql.database import Database
 
-logger = logging.getLogger(__name__)
-
-
-class Heart:
+class Heartbeat:
     """Beats for the uploads of one process, on a thread that lives while there are any.
 
     Args:
-        database: whose uploads; the heart does not keep it alive.
+        beat: a method that shows the database that these versions are alive; its object is not kept alive.
+        discard: a method of the same object, which deletes a version.
         interval: seconds between two beats.
     """
 
-    def __init__(self, database: weakref.ref[Database], interval: float) -> None:
-        self._database = database
+    def __init__(
+        self, beat: Callable[[Sequence[bytes]], None], discard: Callable[[bytes], None], interval: float
+    ) -> None:
+        self._beat_once = weakref.WeakMethod(beat)
+        self._discard = weakref.WeakMethod(discard)
         self._interval = interval
         self._live: set[bytes] = set()
         self._lock = threading.Lock()
@@ -39,7 +36,7 @@ class Heart:
         with self._lock:
             self._live.add(version)
             if self._thread is None:
-                self._thread = start_daemon(self._beat, "storage-backend-heart")
+                self._thread = start_daemon(self._beat, "storage-backend-heartbeat")
 
     def remove(self, version: bytes) -> None:
         """This upload is done."""
@@ -61,8 +58,8 @@ class Heart:
                 version = self._dropped.get(timeout=self._interval)
             except queue.Empty:
                 version = None  # it is time
-            database = self._database()
-            if database is None:
+            beat, discard = self._beat_once(), self._discard()
+            if beat is None or discard is None:
                 return
             with self._lock:
                 if version:
@@ -72,14 +69,7 @@ class Heart:
                     self._thread = None
                     return
             if version:
-                database.discard(version)
+                discard(version)
             elif version is None:
-                _keep(database, alive)
-            del database
-
-
-def _keep(database: Database, versions: list[bytes]) -> None:
-    try:
-        database.transact(lambda connection: database.catalog.beat(connection, versions))
-    except StorageError as error:
-        logger.warning("uploads could not be kept alive: %s", error)
+                beat(alive)
+            del beat, discard

@@ -1,4 +1,4 @@
-"""Live: a display that is drawn again and again where it stands. It fits the terminal's width, also when that changes."""
+"""LiveDisplay: a display that is drawn again and again where it stands. It fits the terminal's width, also when that changes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BAR = 50  # columns at most
 LEAST_BAR = 8  # columns; less shows nothing
 
 
-class Live:
+class LiveDisplay:
     """Shows the last status it was given, until it is closed."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -34,7 +34,7 @@ class Live:
 
     def show(self, status: Status) -> None:
         """Draw *status* where the last one was."""
-        self._live.update(_Drawn(status), refresh=True)
+        self._live.update(DrawnLines(status), refresh=True)
 
     def close(self) -> None:
         """Remove it from the terminal."""
@@ -49,7 +49,7 @@ class _Console(Console):
         return False
 
 
-class _Drawn:
+class DrawnLines:
     """A status as rich draws it."""
 
     def __init__(self, status: Status) -> None:

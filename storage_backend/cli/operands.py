@@ -11,10 +11,11 @@ from typing import Self
 import click
 
 from storage_backend.base import StorageBackend
-from storage_backend.config import Url, has_password, open_storage, parse_location, split_location
+from storage_backend.config import open_storage
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.info import Capability
+from storage_backend.location_urls import Url, has_password, parse_location, split_location
 from storage_backend.locations import unquoted
 
 
@@ -54,11 +55,11 @@ def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
     Raises:
         NotAFileError: of the body's errors, those that come of a folder, or a prefix, where an object should be.
     """
-    with Sources() as sources, sources.at(location) as found:
+    with SourceObjects() as sources, sources.at(location) as found:
         yield found
 
 
-class Sources:
+class SourceObjects:
     """Gives many objects to be used one after the other. What follows each other in one place is used over one connection."""
 
     def __init__(self) -> None:

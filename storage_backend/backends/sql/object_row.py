@@ -1,4 +1,4 @@
-"""Entry: what the database holds of an object beside its bytes."""
+"""ObjectRow: a row of the table of objects, and the versions that rows point to."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
 
-class Entry(NamedTuple):
+class ObjectRow(NamedTuple):
     """A row of `sb_objects`; the fields are columns.
 
     Attributes:
@@ -44,21 +44,21 @@ class Entry(NamedTuple):
 
     @property
     def chunks(self) -> int:
-        """How many there are."""
+        """The number of chunks."""
         return -(-self.size // self.chunk_size)
 
     def info(self, identifier: str) -> ObjectInfo:
-        """What is known of the object. Not the digest: nobody has looked at the bytes since."""
+        """The ObjectInfo of the row. Without the digest: the bytes have not been checked since they were written."""
         modified = _EPOCH + self.modified * _MICROSECOND
         return ObjectInfo(identifier, self.size, modified, self.version.hex(), content_type=self.content_type)
 
 
-def new_entry(
+def new_row(
     identifier: str, version: bytes, size: int, sha256: str, info: ObjectInfo | None = None
-) -> Entry:
-    """The row of an object to be; its time is that of *info*, else now."""
+) -> ObjectRow:
+    """The row of a new object; its time is that of *info*, else now."""
     modified = info.modified if info is not None and info.modified is not None else datetime.now(UTC)
-    return Entry(
+    return ObjectRow(
         identifier.encode(),
         version,
         size,
@@ -70,7 +70,7 @@ def new_entry(
 
 
 def new_version() -> bytes:
-    """A version that never was: 6 bytes of time, so that the newest rows are neighbours, 7 of the process, and 3 counted by it."""
+    """A unique version: 6 bytes of time, so that new rows are neighbours; 7 that identify the process; 3 of a counter."""
     tag, numbers = _numbers(os.getpid())
     return (
         (time.time_ns() // 1_000_000).to_bytes(6, "big") + tag + (next(numbers) & 0xFFFFFF).to_bytes(3, "big")
@@ -78,7 +78,7 @@ def new_version() -> bytes:
 
 
 def tag_of(version: bytes) -> bytes:
-    """Which process made a version: see `owners.tag`."""
+    """The process that made a version, as `owners.tag`."""
     return version[6:13]
 
 
@@ -88,7 +88,7 @@ def _numbers(pid: int) -> tuple[bytes, Iterator[int]]:  # noqa: ARG001 - a forke
 
 
 def version_of(etag: str) -> bytes | None:
-    """The version that an etag names; None if it can name none."""
+    """The version that an etag names; None for any other text."""
     try:
         version = bytes.fromhex(etag)
     except (ValueError, TypeError):

@@ -13,7 +13,7 @@ from typing import BinaryIO, Protocol, TextIO
 
 from typing_extensions import Buffer, override
 
-from storage_backend.cli.exits import Exit
+from storage_backend.cli.exit_codes import Exit
 
 BUFFER = 64 << 10  # bytes
 _NAMES = ("standard input", "standard output", "standard error")
@@ -45,7 +45,7 @@ def _reason(error: OSError) -> str | None:
     return "it is closed" if error.errno == errno.EBADF else error.strerror
 
 
-class Stream(io.FileIO):
+class StandardStream(io.FileIO):
     """A standard stream. It waits where somebody who has the same pipe or terminal made it non-blocking.
 
     Args:
@@ -93,7 +93,7 @@ class _ReadOrWrite(Protocol):
 
 
 def take_streams() -> None:
-    """Put a `Stream` behind sys.stdin, sys.stdout and sys.stderr each. What cannot be written to the last is dropped.
+    """Put a `StandardStream` behind sys.stdin, sys.stdout and sys.stderr each. What cannot be written to the last is dropped.
 
     A descriptor that is closed is taken first: else the next file or connection would have its number, and get what is
     written for people. It stays as good as closed: to read from it, or to write to it, is an EBADF.
@@ -103,9 +103,9 @@ def take_streams() -> None:
             os.fstat(number)
         except OSError:
             os.set_inheritable(os.open(os.devnull, wrong_way), True)  # the lowest that is free is this one
-    sys.stdin = _text(io.BufferedReader(Stream(0), BUFFER), sys.stdin)
-    sys.stdout = _text(io.BufferedWriter(Stream(1), BUFFER), sys.stdout)
-    errors = Stream(2)
+    sys.stdin = _text(io.BufferedReader(StandardStream(0), BUFFER), sys.stdin)
+    sys.stdout = _text(io.BufferedWriter(StandardStream(1), BUFFER), sys.stdout)
+    errors = StandardStream(2)
     errors.lossy = True
     sys.stderr = _text(io.BufferedWriter(errors, BUFFER), sys.stderr)
     sys.stderr.reconfigure(errors="backslashreplace", line_buffering=True)
@@ -134,10 +134,10 @@ def lost_output() -> OutputError | None:
     return None if stream is None or stream.lost is None or stream.lost.unwanted else stream.lost
 
 
-def _output() -> Stream | None:
+def _output() -> StandardStream | None:
     raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    return raw if isinstance(raw, Stream) else None
+    return raw if isinstance(raw, StandardStream) else None
 
 
-def _is_writable(stream: Stream) -> bool:
+def _is_writable(stream: StandardStream) -> bool:
     return fcntl.fcntl(stream.fileno(), fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY

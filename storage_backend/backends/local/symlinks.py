@@ -1,4 +1,4 @@
-"""Moving a symbolic link, so that what it leads to is found at the new place too."""
+"""Moves a symbolic link so that it has the same target at its new path."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import os
 import stat
 from contextlib import suppress
 
-from storage_backend.backends.local.beneath import Beneath
-from storage_backend.backends.local.staging import rename
+from storage_backend.backends.local.containment import ContainedRoot
+from storage_backend.backends.local.renaming import rename
 from storage_backend.owners import temporary_name
 
 
-def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, durable: bool) -> bool:
+def move_symlink(root: ContainedRoot, base: bytes, source: bytes, dest: bytes, *, durable: bool) -> bool:
     """Give the symlink *source* the place *dest*, if it leads to a file beneath the base directory, and still does there.
 
     Args:
-        beneath: the root.
+        root: the base directory.
         base: its path.
         source: a path beneath it.
         dest: another.
@@ -25,14 +25,14 @@ def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, dura
         Whether that was done; if not, it leads nowhere, or is to be copied.
     """
     try:
-        facts = beneath.stat(source)
+        facts = root.stat(source)
     except OSError:
         return False
     if not stat.S_ISREG(facts.st_mode):
         return False
-    directory, name = beneath.parent(source)
+    directory, name = root.parent(source)
     try:
-        if not _is_file(beneath, dest, facts):
+        if not _is_file(root, dest, facts):
             # To the file itself: what is on the way to it may be about to be replaced.
             file = os.path.realpath(os.path.join(base, source))
             above = os.path.realpath(os.path.join(base, os.path.dirname(dest)))
@@ -42,12 +42,12 @@ def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, dura
             aside = os.fsencode(temporary_name())
             os.symlink(text, aside, dir_fd=directory)
             try:
-                rename(beneath, directory, aside, dest, durable=durable)
+                rename(root, directory, aside, dest, durable=durable)
             finally:
                 with suppress(FileNotFoundError):
                     os.unlink(aside, dir_fd=directory)
             try:
-                if not os.path.samestat(beneath.stat(dest), facts):
+                if not os.path.samestat(root.stat(dest), facts):
                     return False
             except OSError:
                 return False
@@ -57,10 +57,10 @@ def move_link(beneath: Beneath, base: bytes, source: bytes, dest: bytes, *, dura
     return True
 
 
-def _is_file(beneath: Beneath, path: bytes, facts: os.stat_result) -> bool:
-    """Whether *path* is a name of the very file, and no link to it."""
+def _is_file(root: ContainedRoot, path: bytes, facts: os.stat_result) -> bool:
+    """Whether *path* is a hard link to the file with the status *facts*, not a symlink to it."""
     try:
-        directory, name = beneath.parent(path)
+        directory, name = root.parent(path)
     except OSError:
         return False
     try:
@@ -72,7 +72,7 @@ def _is_file(beneath: Beneath, path: bytes, facts: os.stat_result) -> bool:
 
 
 def _leads(base: bytes, source: bytes, dest: bytes, text: bytes, facts: os.stat_result) -> bool:
-    """Whether a link with that text leads from both places to the file, with no other link at its end."""
+    """Whether a symlink with this text resolves to the file from both paths, without a second symlink at its end."""
     if not text.startswith(b"/") and os.path.dirname(source) != os.path.dirname(dest):
         return False
     try:

@@ -1,4 +1,4 @@
-"""Opening what lies beneath one directory, and nothing else, wherever symlinks lead."""
+"""ContainedRoot: opens paths beneath one directory. No symlink leads outside it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _PATH = getattr(os, "O_PATH", 0)
 _CALM = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
 
 READ = os.O_RDONLY | _CALM | getattr(os, "O_LARGEFILE", 0)
-"""To read a file."""
+"""Open a file for reading."""
 LIST = os.O_RDONLY | _DIRECTORY | _CALM
-"""To list or sync a directory."""
-PLACE = _PATH | _DIRECTORY | _CLOEXEC
-"""To name things in a directory. On Linux that needs no right to list it."""
+"""Open a directory to list or sync it."""
+LOOKUP = _PATH | _DIRECTORY | _CLOEXEC
+"""Open a directory for use as a dir_fd. On Linux this needs no permission to list it."""
 
 MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
 _RACES = 16  # how often the kernel is asked again after losing a race; then we walk by ourselves
@@ -49,7 +49,7 @@ _LOOK = ctypes.byref(_OpenHow(_PATH | _CLOEXEC, 0, _NO_SYMLINKS))
 _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 
 
-class Beneath:
+class ContainedRoot:
     """Resolves relative paths beneath a directory. No symlink, even one put there meanwhile, leads outside.
 
     A symlink whose target is beneath the directory is followed, also an absolute one. The directory is looked up by its
@@ -77,10 +77,10 @@ class Beneath:
         self._openat2 = openat2 and sys.platform == "linux"
         self._syscall = _syscall() if self._openat2 else None
 
-    def __reduce__(self) -> tuple[Callable[..., Beneath], tuple[object, ...]]:
-        return _beneath, (self.base, self._openat2, self._make_base)
+    def __reduce__(self) -> tuple[Callable[..., ContainedRoot], tuple[object, ...]]:
+        return _contained_root, (self.base, self._openat2, self._make_base)
 
-    def root(self, flags: int = PLACE) -> int:
+    def root(self, flags: int = LOOKUP) -> int:
         """A descriptor of the directory itself.
 
         Raises:
@@ -125,7 +125,7 @@ class Beneath:
         return self._walk(path, lambda directory, name: os.open(name, flags | _NOFOLLOW, dir_fd=directory))
 
     def stat(self, path: bytes) -> os.stat_result:
-        """What is known of that which *path* names. Needs no right to read it.
+        """The status of the file at *path* (stat(2)). Needs no permission to read it.
 
         Raises:
             OSError: as `open`.
@@ -156,7 +156,7 @@ class Beneath:
             OSError: as `open`.
         """
         directory, _, name = path.rpartition(b"/")
-        return self.open(directory, PLACE), name
+        return self.open(directory, LOOKUP), name
 
     def make_parent(self, path: bytes) -> tuple[int, bytes, list[bytes]]:
         """As `parent`, creating the directories that are missing.
@@ -174,14 +174,14 @@ class Beneath:
             make()
             self._make_base = None  # once: it may be on a disk that is taken away later
         try:
-            return self.open(directory, PLACE), name, []
+            return self.open(directory, LOOKUP), name, []
         except (FileNotFoundError, NotADirectoryError):
             pass
         grown: list[bytes] = []
         try:
             for _ in range(_ATTEMPTS):
                 try:
-                    return self.open(directory, PLACE), name, grown
+                    return self.open(directory, LOOKUP), name, grown
                 except FileNotFoundError:
                     self._make(directory, grown)
             raise OSError(errno.EAGAIN, "removed as often as it was created", directory)
@@ -196,7 +196,7 @@ class Beneath:
             for name in path.split(b"/"):
                 here, done = done, done + b"/" + name if done else name
                 try:
-                    inner = self.open(done, PLACE)
+                    inner = self.open(done, LOOKUP)
                 except FileNotFoundError:
                     try:
                         os.mkdir(name, dir_fd=fd)
@@ -204,7 +204,7 @@ class Beneath:
                         if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
                             raise  # it leads nowhere
                     grown.append(here)
-                    inner = self.open(done, PLACE)
+                    inner = self.open(done, LOOKUP)
                 os.close(fd)
                 fd = inner
         except BaseDirectoryNotFoundError:
@@ -215,7 +215,7 @@ class Beneath:
             os.close(fd)
 
     def _ask_kernel(self, path: bytes, flags: int) -> int:
-        """A descriptor, or a number below 0 where only a walk can tell."""
+        """A descriptor from openat2(2), or a negative number where only `_walk` can decide."""
         if self._syscall is None:
             return -1
         fd: int = self._syscall(
@@ -224,7 +224,7 @@ class Beneath:
         return fd if fd >= 0 else self._ask_again(path, flags, ctypes.get_errno())
 
     def _ask_again(self, path: bytes, flags: int, code: int) -> int:
-        """The same after the kernel, asked to follow no symlink, has answered with the error *code*."""
+        """As `_ask_kernel`, after openat2 without symlinks has failed with the error *code*."""
         if code == errno.EINTR:
             return self._ask_kernel(path, flags)
         if not path:
@@ -247,7 +247,7 @@ class Beneath:
         raise OSError(-fd, os.strerror(-fd), path)
 
     def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:
-        """Go down a component at a time and let *act* do the last step, which must fail for a symlink."""
+        """Walk *path* one component at a time; *act* does the last step, and must fail on a symlink."""
         todo = path.split(b"/")[::-1]
         done: list[bytes] = []  # directories, none of them a symlink when it was passed
         links = 0
@@ -268,7 +268,7 @@ class Beneath:
                 try:
                     if not todo:
                         return act(here, name)
-                    here = _replace(here, os.open(name, PLACE | _NOFOLLOW, dir_fd=here))
+                    here = _replace(here, os.open(name, LOOKUP | _NOFOLLOW, dir_fd=here))
                     done.append(name)
                 except OSError as error:
                     target = _link_at(here, name, error)
@@ -296,8 +296,8 @@ class Beneath:
         return real[len(self._slashed) :]
 
 
-def _beneath(base: bytes, openat2: bool, make: Callable[[], object] | None) -> Beneath:
-    return Beneath(base, openat2=openat2, make=make)
+def _contained_root(base: bytes, openat2: bool, make: Callable[[], object] | None) -> ContainedRoot:
+    return ContainedRoot(base, openat2=openat2, make=make)
 
 
 def _replace(old: int, new: int) -> int:
@@ -329,7 +329,7 @@ def _stat_unless_link(directory: int, name: bytes) -> os.stat_result:
 
 
 def _openat2(directory: int | ctypes.c_int, path: bytes, flags: int, resolve: int) -> int:
-    """A descriptor, or an error's number below 0."""
+    """A descriptor, or a negated errno."""
     while True:
         fd: int = _syscall()(_OPENAT2, directory, path, _how(flags, resolve), _HOW_SIZE)
         if fd >= 0:

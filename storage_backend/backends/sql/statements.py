@@ -1,4 +1,4 @@
-"""Catalog: the statements. Each method takes a connection and belongs to whatever transaction that is in."""
+"""Statements: the SQL, composed once. Each method runs within the transaction of the connection that it is given."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from sqlalchemy import (
     update,
 )
 
-from storage_backend.backends.sql.entry import Entry
+from storage_backend.backends.sql.object_row import ObjectRow
 from storage_backend.backends.sql.schema import chunks, objects, unpublished
 
 RETIRED_AT_ONCE = (
@@ -43,11 +43,11 @@ _NOW = {  # seconds since 1970; the database's clock is the only one that all cl
 }
 
 
-_FIELDS = tuple(objects.c[name] for name in Entry._fields)
+_FIELDS = tuple(objects.c[name] for name in ObjectRow._fields)
 
 
-class Catalog:
-    """What is asked of the tables.
+class Statements:
+    """The SQL statements on the tables.
 
     Args:
         dialect: "sqlite" or "postgresql".
@@ -118,7 +118,7 @@ class Catalog:
         upsert = upsert_of(objects)
         self._upsert = upsert.on_conflict_do_update(
             index_elements=[objects.c.name],
-            set_={field: upsert.excluded[field] for field in Entry._fields[1:]}
+            set_={field: upsert.excluded[field] for field in ObjectRow._fields[1:]}
             | {"previous": objects.c.version},
             where=objects.c.version != upsert.excluded.version,
         )
@@ -128,7 +128,7 @@ class Catalog:
         self._replace = (
             update(objects)
             .where(objects.c.name == bindparam("key"), objects.c.version == bindparam("old"))
-            .values({field: bindparam(field) for field in Entry._fields[1:]})
+            .values({field: bindparam(field) for field in ObjectRow._fields[1:]})
         )
         self._rename = (
             update(objects)
@@ -163,24 +163,24 @@ class Catalog:
         remaining = select(chunks.c.seq).where(chunks.c.version == bindparam("version")).exists()
         self._forget = delete(unpublished).where(unpublished.c.version == bindparam("version"), ~remaining)
 
-    def find(self, connection: Connection, name: bytes) -> Entry | None:
+    def find(self, connection: Connection, name: bytes) -> ObjectRow | None:
         """The object's row."""
-        return _entry(connection.execute(self._find, {"name": name}).first())
+        return _row(connection.execute(self._find, {"name": name}).first())
 
-    def find_many(self, connection: Connection, names: Sequence[bytes]) -> list[Entry]:
+    def find_many(self, connection: Connection, names: Sequence[bytes]) -> list[ObjectRow]:
         """The rows of those objects that are there."""
-        return [Entry._make(row) for row in connection.execute(self._find_many, {"names": names})]
+        return [ObjectRow._make(row) for row in connection.execute(self._find_many, {"names": names})]
 
     def version_of(self, connection: Connection, name: bytes) -> bytes | None:
         """The version that the object points to."""
         return typing.cast("bytes | None", connection.execute(self._version, {"name": name}).scalar())
 
-    def read(self, connection: Connection, name: bytes) -> tuple[Entry, bytes] | None:
+    def read(self, connection: Connection, name: bytes) -> tuple[ObjectRow, bytes] | None:
         """The object's row and its first chunk."""
         row = connection.execute(self._read, {"name": name}).first()
         return None if row is None else _with_data(row)
 
-    def read_many(self, connection: Connection, names: Sequence[bytes]) -> list[tuple[Entry, bytes]]:
+    def read_many(self, connection: Connection, names: Sequence[bytes]) -> list[tuple[ObjectRow, bytes]]:
         """The rows and first chunks of those objects that are there."""
         return [_with_data(row) for row in connection.execute(self._read_many, {"names": names})]
 
@@ -189,13 +189,13 @@ class Catalog:
         rows = connection.execute(self._contents, {"versions": versions})
         return {row.version: row.data for row in rows}
 
-    def lock(self, connection: Connection, name: bytes) -> Entry | None:
+    def lock(self, connection: Connection, name: bytes) -> ObjectRow | None:
         """As `find`; the object stays as it is until the transaction's end."""
-        return _entry(connection.execute(self._lock, {"name": name}).first())
+        return _row(connection.execute(self._lock, {"name": name}).first())
 
     def span_of_object(
         self, connection: Connection, name: bytes, start: int, end: int
-    ) -> tuple[Entry, bytes] | None:
+    ) -> tuple[ObjectRow, bytes] | None:
         """The object's row, and its bytes of [start, end) as far as they are there."""
         rows = connection.execute(
             self._span_of_object, {"name": name, "start": start, "end": max(end, start + 1)}
@@ -204,18 +204,18 @@ class Catalog:
             return None
         return _with_data(rows[0])[0], b"".join(row[-1] for row in rows if row[-1] is not None)[: end - start]
 
-    def span(self, connection: Connection, entry: Entry, start: int, end: int) -> bytes:
+    def span(self, connection: Connection, row: ObjectRow, start: int, end: int) -> bytes:
         """The bytes of [start, end), which is not empty, of a version as far as they are there."""
         pieces = connection.execute(
             self._span,
-            {"version": entry.version, "chunk_size": entry.chunk_size, "start": start, "end": end},
+            {"version": row.version, "chunk_size": row.chunk_size, "start": start, "end": end},
         ).scalars()
         found = pieces.all()
         return typing.cast(bytes, found[0]) if len(found) == 1 else b"".join(found)
 
-    def page(self, connection: Connection, low: bytes, high: bytes | None, limit: int) -> list[Entry]:
+    def page(self, connection: Connection, low: bytes, high: bytes | None, limit: int) -> list[ObjectRow]:
         """The first rows with low <= name < high, ascending."""
-        return [Entry._make(row) for row in self._rows(connection, _FIELDS, low, high, limit)]
+        return [ObjectRow._make(row) for row in self._rows(connection, _FIELDS, low, high, limit)]
 
     def names(self, connection: Connection, low: bytes, high: bytes | None, limit: int) -> list[bytes]:
         """As `page`, the names alone."""
@@ -234,44 +234,44 @@ class Catalog:
             connection.execute(self._insert_chunk, parameters)
 
     def copy_chunks(self, connection: Connection, old: bytes, new: bytes, first: int, stop: int) -> int:
-        """Copy the chunks of [first, stop) from one version to another; how many there were."""
+        """Copy the chunks [first, stop) from one version to another. Returns how many there were."""
         parameters = {"old": old, "new": new, "first": first, "stop": stop}
         return connection.execute(self._copy_chunks, parameters).rowcount
 
-    def put(self, connection: Connection, entries: Sequence[Entry]) -> bool:
-        """Point the names, each named once, to the versions; see `retire` for what is returned."""
-        if len(entries) == 1:
-            previous = connection.execute(self._upsert_one, entries[0]._asdict()).scalars().all()
+    def put(self, connection: Connection, rows: Sequence[ObjectRow]) -> bool:
+        """Point distinct names to versions. Returns what `retire` does."""
+        if len(rows) == 1:
+            previous = connection.execute(self._upsert_one, rows[0]._asdict()).scalars().all()
         else:
-            connection.execute(self._upsert, [entry._asdict() for entry in entries])
-            names = {"names": [entry.name for entry in entries]}
+            connection.execute(self._upsert, [row._asdict() for row in rows])
+            names = {"names": [row.name for row in rows]}
             previous = connection.execute(self._previous, names).scalars().all()
         return self.retire(connection, [version for version in previous if version is not None])
 
-    def create(self, connection: Connection, entry: Entry) -> bool:
-        """Point the name to the version if there is no such object (or it is that version already); whether it does."""
-        if connection.execute(self._create, entry._asdict()).rowcount == 1:
+    def create(self, connection: Connection, row: ObjectRow) -> bool:
+        """Point the name to the version unless the object exists. Returns whether it points there now."""
+        if connection.execute(self._create, row._asdict()).rowcount == 1:
             return True
-        return self.version_of(connection, entry.name) == entry.version
+        return self.version_of(connection, row.name) == row.version
 
-    def replace(self, connection: Connection, entry: Entry, old: bytes) -> bool:
-        """Point the name from version *old* to this one; whether it does now."""
-        parameters = entry._asdict() | {"key": entry.name, "old": old}
+    def replace(self, connection: Connection, row: ObjectRow, old: bytes) -> bool:
+        """Point the name from version *old* to this one. Returns whether it points there now."""
+        parameters = row._asdict() | {"key": row.name, "old": old}
         del parameters["name"]
         if connection.execute(self._replace, parameters).rowcount == 1:
             return True
-        return self.version_of(connection, entry.name) == entry.version
+        return self.version_of(connection, row.name) == row.version
 
     def rename(self, connection: Connection, source: bytes, target: bytes) -> bool:
-        """Give the object another name, which no object has; whether it was there."""
+        """Rename an object to a free name. Returns whether it existed."""
         return connection.execute(self._rename, {"source": source, "target": target}).rowcount == 1
 
     def delete(self, connection: Connection, names: Sequence[bytes]) -> list[bytes]:
-        """Delete the rows of objects; the versions that they pointed to."""
+        """Delete the rows of objects. Returns the versions that they pointed to."""
         return list(connection.execute(self._delete, {"names": names}).scalars())
 
     def retire(self, connection: Connection, versions: Sequence[bytes]) -> bool:
-        """Delete chunks to which nothing points any more; whether some are left as garbage, for `prune`."""
+        """Delete chunks of versions that nothing points to. Returns whether some are left as garbage, for `prune`."""
         if not versions:
             return False
         if connection.execute(self._retire, {"versions": versions}).rowcount < RETIRED_AT_ONCE:
@@ -279,31 +279,31 @@ class Catalog:
         return connection.execute(self._leave, {"versions": versions}).rowcount > 0
 
     def register(self, connection: Connection, version: bytes) -> None:
-        """Note that a version is being uploaded."""
+        """Register an upload."""
         connection.execute(self._register, {"version": version})
 
     def beat(self, connection: Connection, versions: Sequence[bytes]) -> int:
-        """Note that uploads are alive; how many of them were not given up by others."""
+        """Record a heartbeat of uploads. Returns how many of them have not been swept by others."""
         return connection.execute(self._beat, {"versions": versions}).rowcount
 
     def release(self, connection: Connection, version: bytes) -> bool:
-        """Note that an upload is complete; False if it was given up by others."""
+        """Unregister a complete upload. Returns False if it was swept by others."""
         return connection.execute(self._release, {"versions": [version]}).rowcount == 1
 
     def discard(self, connection: Connection, versions: Sequence[bytes]) -> None:
-        """Declare uploads garbage."""
+        """Mark uploads as garbage."""
         connection.execute(self._discard, {"versions": versions})
 
     def stale(self, connection: Connection, age: int) -> list[bytes]:
-        """Garbage, and uploads that have shown no life for *age* seconds."""
+        """Garbage, and uploads without a heartbeat for *age* seconds."""
         return list(connection.execute(self._stale, {"age": age}).scalars())
 
     def condemn(self, connection: Connection, version: bytes, age: int) -> bool:
-        """Declare an upload garbage if it is still stale; whether it is garbage now."""
+        """Mark an upload as garbage if it is still stale. Returns whether it is garbage now."""
         return connection.execute(self._condemn, {"key": version, "age": age}).rowcount == 1
 
     def prune(self, connection: Connection, version: bytes) -> bool:
-        """Delete some chunks of garbage; whether there may be more."""
+        """Delete some chunks of garbage. Returns whether more may be left."""
         if connection.execute(self._prune, {"version": version}).rowcount == RETIRED_AT_ONCE:
             return True
         connection.execute(self._forget, {"version": version})
@@ -330,10 +330,10 @@ def _span(query: Select[Any], chunk_size: Any, start: Any, end: Any) -> Select[A
     return query.with_only_columns(*others, piece, maintain_column_froms=True).order_by(chunks.c.seq)
 
 
-def _entry(row: Row[Any] | None) -> Entry | None:
-    return None if row is None else Entry._make(row)
+def _row(row: Row[Any] | None) -> ObjectRow | None:
+    return None if row is None else ObjectRow._make(row)
 
 
-def _with_data(row: Row[Any]) -> tuple[Entry, bytes]:
+def _with_data(row: Row[Any]) -> tuple[ObjectRow, bytes]:
     """An object without bytes has no chunk."""
-    return Entry._make(row[:-1]), row[-1] or b""
+    return ObjectRow._make(row[:-1]), row[-1] or b""

@@ -1,4 +1,4 @@
-"""Group and Program: click's groups, with our exit codes under every click, and commands that are imported when wanted."""
+"""CommandGroup and Program: click's groups, with our exit codes under every click, and commands that are imported when wanted."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PassingError(Exception):
         self.error = error
 
 
-class Group(click.Group):
+class CommandGroup(click.Group):
     """A group of commands: one without arguments is refused with its help, and arguments are completed as files."""
 
     @override
@@ -61,7 +61,7 @@ class Group(click.Group):
         return name, command, rest
 
 
-class Program(Group):
+class Program(CommandGroup):
     """The outermost group. Errors that click's `main` would misunderstand come out of it as `PassingError`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Moving and copying, within the database."""
+"""Copies and renames objects within the database."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from storage_backend import identifiers
 from storage_backend.backends.sql import reading
-from storage_backend.backends.sql.entry import Entry, new_version
-from storage_backend.backends.sql.upload import Upload
+from storage_backend.backends.sql.chunked_upload import ChunkedUpload
+from storage_backend.backends.sql.object_row import ObjectRow, new_version
 from storage_backend.base import not_found
 from storage_backend.errors import SourceChangedError
 
@@ -24,13 +24,13 @@ def copy(database: Database, source_id: str, dest_id: str) -> bool:
     """Store the bytes of one object under another name too. No byte leaves the database."""
     identifiers.check(dest_id)
     for _ in range(COPY_TRIES):
-        entry = reading.find(database, source_id)
+        row = reading.find(database, source_id)
         if source_id == dest_id:
             return True
-        if entry.chunks <= COPY_AT_ONCE:
+        if row.chunks <= COPY_AT_ONCE:
             if _copy_small(database, source_id, dest_id):
                 return True
-        elif _copy_large(database, entry, dest_id):
+        elif _copy_large(database, row, dest_id):
             return True
     where = database.address.location
     raise SourceChangedError(
@@ -44,18 +44,18 @@ def copy(database: Database, source_id: str, dest_id: str) -> bool:
 def move(database: Database, source_id: str, dest_id: str) -> bool:
     """Give an object another name, in one transaction."""
     identifiers.check(dest_id)
-    entry = reading.find(database, source_id)
+    row = reading.find(database, source_id)
     if source_id == dest_id:
         return True
-    catalog, target = database.catalog, dest_id.encode()
+    statements, target = database.statements, dest_id.encode()
 
     def work(connection: Connection) -> bool:
-        if catalog.version_of(connection, entry.name) is None:
-            if catalog.version_of(connection, target) == entry.version:
+        if statements.version_of(connection, row.name) is None:
+            if statements.version_of(connection, target) == row.version:
                 return False  # the acknowledgement of an earlier attempt was lost
             raise not_found(source_id, database.address.location)
-        garbage = catalog.retire(connection, catalog.delete(connection, [target]))
-        if not catalog.rename(connection, entry.name, target):
+        garbage = statements.retire(connection, statements.delete(connection, [target]))
+        if not statements.rename(connection, row.name, target):
             raise not_found(source_id, database.address.location)
         return garbage
 
@@ -66,17 +66,17 @@ def move(database: Database, source_id: str, dest_id: str) -> bool:
 
 def _copy_small(database: Database, source_id: str, dest_id: str) -> bool:
     """Copy in one transaction; False if the object has become too large for that."""
-    catalog, name = database.catalog, source_id.encode()
+    statements, name = database.statements, source_id.encode()
 
     def work(connection: Connection) -> bool | None:
-        entry = catalog.lock(connection, name)
-        if entry is None:
+        row = statements.lock(connection, name)
+        if row is None:
             raise not_found(source_id, database.address.location)
-        if entry.chunks > COPY_AT_ONCE:
+        if row.chunks > COPY_AT_ONCE:
             return None
-        target = entry._replace(name=dest_id.encode(), version=new_version())
-        catalog.copy_chunks(connection, entry.version, target.version, 0, entry.chunks)
-        return catalog.put(connection, [target])
+        target = row._replace(name=dest_id.encode(), version=new_version())
+        statements.copy_chunks(connection, row.version, target.version, 0, row.chunks)
+        return statements.put(connection, [target])
 
     garbage = database.transact(work, source_id)
     if garbage:
@@ -84,14 +84,14 @@ def _copy_small(database: Database, source_id: str, dest_id: str) -> bool:
     return garbage is not None
 
 
-def _copy_large(database: Database, source: Entry, dest_id: str) -> bool:
+def _copy_large(database: Database, source: ObjectRow, dest_id: str) -> bool:
     """Copy in many transactions; False if the object has been replaced meanwhile."""
-    upload = Upload(database, dest_id)
+    upload = ChunkedUpload(database, dest_id)
     try:
         if not upload.copy_from(source, COPY_AT_ONCE):
             return False
         copied = source._replace(name=dest_id.encode(), version=upload.version)
-        upload.publish(copied, lambda connection, entry: database.catalog.put(connection, [entry]))
+        upload.publish(copied, lambda connection, row: database.statements.put(connection, [row]))
     finally:
         upload.discard()
     return True

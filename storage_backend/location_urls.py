@@ -1,0 +1,287 @@
+"""The grammar of locations: parses paths and URLs, and composes the locations of single objects."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+
+from storage_backend import locations
+from storage_backend.errors import ConfigurationError
+from storage_backend.paths import expanded
+
+EXAMPLES: Mapping[str, str] = {
+    "file": "file:///data/papers",
+    "memory": "memory:",
+    "sqlite": "sqlite:///archive.db",
+    "postgresql": "postgresql://user@host:5432/database",
+    "s3": "s3://bucket/prefix",
+    "ssh": "ssh://user@host:22/~/papers",
+}
+"""An example of each scheme, for messages."""
+
+CACHED = "cached+"
+# A parameter of a URL that begins so, and the one of CachedStorage that it is.
+CACHE_TEXTS = {"cache_dir": "cache_dir", "cache_engine": "engine"}
+CACHE_NUMBERS = {"max_mb": "max_cache_size_mb", "ttl": "ttl_seconds", "stale_if_error": "stale_if_error"}
+
+# One letter is a Windows drive, not a scheme (RFC 3986 would allow it).
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):(//)?")
+_DRIVE = re.compile(r"[A-Za-z]:[\\/]")
+
+
+@dataclass(frozen=True)
+class Url:
+    """The parts of a URL, still percent-encoded.
+
+    Attributes:
+        text: all of it, but for the fragment.
+        scheme: in lower case.
+        authority: between "//" and the next "/".
+        path: from that "/" on.
+        parameters: those after "?".
+        fragment: what follows "#"; None without one.
+        cache: of a URL that began with `cached+`, which none of the above has, the parameters that are the cache's.
+    """
+
+    text: str
+    scheme: str
+    authority: str
+    path: str
+    parameters: Mapping[str, str]
+    fragment: str | None
+    cache: Mapping[str, str] | None = None
+
+    def without_cache(self) -> str:
+        """The location of what is cached."""
+        return self.text if self.fragment is None else f"{self.text}#{self.fragment}"
+
+
+def parse_location(location: str | os.PathLike[str]) -> str | Url:
+    """*location* taken apart: a literal path as a str, or a Url.
+
+    Raises:
+        ConfigurationError: it is malformed.
+    """
+    text = _text(location)
+    if not text:
+        raise ConfigurationError("the location is empty", parameter="location")
+    if "\0" in text:
+        raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
+    if not isinstance(location, str):
+        return expanded(text)
+    if _DRIVE.match(text):
+        raise ConfigurationError(
+            f'{text!r} looks like a path on Windows, where local disks are not supported; write "./{text}" for a file '
+            "of that name",
+            parameter="location",
+        )
+    if text[: len(CACHED)].lower() == CACHED:
+        return _cached_url(text)
+    found = _SCHEME.match(text)
+    scheme = found[1].lower() if found else ""
+    if found is None or not (found[2] or scheme in EXAMPLES):
+        return expanded(text)
+    if not found[2] and scheme != "memory":
+        raise ConfigurationError(
+            f'a URL has "//" after "{scheme}:", as {EXAMPLES[scheme]}; a path of that name is written with "./" '
+            "before it",
+            parameter="location",
+        )
+    return _url(text, scheme, found.end())
+
+
+# S3's access points, whose names have a "/" ("Access points", Amazon S3 User Guide).
+_ARN = re.compile(r"arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(accesspoint|outpost/[^/?]+/accesspoint)/[^/?]+")
+
+
+def _url(text: str, scheme: str, end: int) -> Url:
+    """The parts of *text*, whose scheme ends at *end*.
+
+    Raises:
+        ConfigurationError: it may be read in two ways.
+    """
+    rest, hash_sign, fragment = text.partition("#")
+    hierarchy, question_mark, query = rest[end:].partition("?")
+    arn = _ARN.match(hierarchy) if scheme == "s3" else None
+    authority, slash, path = hierarchy.partition("/")
+    if arn is not None:
+        authority, (slash, path) = arn[0], (hierarchy[arn.end() : arn.end() + 1], hierarchy[arn.end() + 1 :])
+    start = redacted(rest[:end] + hierarchy)
+    if scheme in EXAMPLES and scheme != "postgresql":  # a careless password may have any character
+        locations.check_escapes(start)
+        if question_mark and "=" not in query:
+            raise ConfigurationError(
+                f'no parameter, as name=value, follows the "?"; if it is part of the name, write {f"{start}%3F{query}"!r}',
+                parameter="location",
+            )
+        for piece in query.split("&"):
+            locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+        if hash_sign:
+            locations.check_escapes(fragment)
+        if "#" in fragment:
+            raise ConfigurationError(
+                'there are two "#" in the URL; the one that is part of a name is written %23',
+                parameter="location",
+            )
+        whole = f"{slash}{path}#{fragment}"
+        if hash_sign and scheme in {"file", "sqlite"} and _is_there(whole[scheme == "sqlite" :]):
+            raise ConfigurationError(
+                f'there is a file whose name has this "#"; write {f"{start}%23{fragment}"!r} for it',
+                parameter="location",
+            )
+        if hash_sign and locations.is_name(rest):
+            raise ConfigurationError(
+                f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
+                f"{start!r} is {f'{start}/#{fragment}'!r}",
+                parameter="location",
+            )
+    return Url(
+        text=rest,
+        scheme=scheme,
+        authority=authority,
+        path=slash + path,
+        parameters=locations.parameters_in(query),
+        fragment=fragment if hash_sign else None,
+    )
+
+
+def _is_there(path: str) -> bool:
+    """Whether the percent-encoded path exists."""
+    name = locations.unquoted(path)
+    return "\0" not in name and os.path.lexists(expanded(name))
+
+
+def _cached_url(text: str) -> Url:
+    """Parse a URL that begins with `cached+`; the cache's parameters go to `Url.cache`."""
+    rest, hash_sign, fragment = text[len(CACHED) :].partition("#")
+    hierarchy, question_mark, query = rest.partition("?")
+    pieces = [piece for piece in query.split("&") if piece]
+    known = {*CACHE_TEXTS, *CACHE_NUMBERS}
+    ours = [piece for piece in pieces if locations.unquoted(piece.partition("=")[0]) in known]
+    others = [piece for piece in pieces if piece not in ours]
+    kept = question_mark + "&".join(others) if others or not ours else ""
+    for piece in ours:
+        locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+    inner = hierarchy + kept + hash_sign + fragment
+    place = parse_location(inner)
+    if isinstance(place, str) or place.cache is not None:
+        raise ConfigurationError(
+            f'"{CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
+            parameter="location",
+        )
+    return replace(place, cache=locations.parameters_in("&".join(ours)))
+
+
+def _with_cache(location: str, cache: Mapping[str, str]) -> str:
+    """*location* with `cached+` before it and the cache's parameters in it."""
+    if not cache:
+        return CACHED + location
+    return f"{CACHED}{location}{'&' if '?' in location else '?'}{locations.parameters_as_text(dict(cache))}"
+
+
+def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
+    """The location of one object as that of its backend and its identifier there.
+
+    Of a path, and of a `file:` or `ssh:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
+    of any other URL it is the fragment: `sqlite:///file.db#identifier`, percent-encoded.
+
+    Raises:
+        ConfigurationError: it names no object.
+    """
+    place = parse_location(location)
+    if isinstance(place, Url) and place.cache is not None:
+        base, name = split_location(place.without_cache())
+        return _with_cache(base, place.cache), name
+    if isinstance(place, str):
+        parent, name = os.path.split(place)
+        base = _as_path(parent or ".")
+    elif place.fragment is not None:
+        base, name = place.text, locations.unquoted(place.fragment)
+    elif place.scheme == "file":
+        base, _, name = place.text.rpartition("/")
+        base, name = f"{base}/", locations.unquoted(name)
+    elif place.scheme == "ssh":
+        _, query_mark, query = place.text.partition("?")
+        above, _, name = place.path.rpartition("/")
+        # What is in the root directory has nothing but "/" above it.
+        name = "" if place.path == "/~" else locations.unquoted(name)
+        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
+    elif place.scheme == "s3":
+        _, query_mark, query = place.text.partition("?")
+        # A key that ends in "/" is a place.
+        name = "" if place.path.endswith("/") else locations.unquoted(place.path[1:])
+        base = f"s3://{place.authority}{query_mark}{query}"
+    elif place.scheme == "memory" and place.authority + place.path:
+        base, name = "memory:", locations.unquoted(place.authority + place.path)
+    else:
+        raise ConfigurationError(
+            f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
+        )
+    if name in {"", ".", ".."}:
+        raise ConfigurationError(
+            f"{_text(location)!r} names a directory, not an object", parameter="location"
+        )
+    return base, name
+
+
+def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
+    """What gives the location of each object in the place at *location*, by its identifier; the inverse of `split_location`.
+
+    Raises:
+        ConfigurationError: the location is malformed.
+    """
+    place = parse_location(location)
+    if isinstance(place, str):
+        # A Path would drop "./", which may tell it from a URL.
+        above = os.path.join(place, "")  # noqa: PTH118
+        return lambda identifier: _as_path(above + identifier)
+    rest, _, fragment = _text(location).partition("#")
+    query = ""
+    if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
+        before = f"{rest}#{fragment.removesuffix('/')}/" if fragment else f"{rest}#"
+    else:
+        hierarchy, mark, query = rest.partition("?")
+        if place.scheme == "ssh" and not place.path:
+            hierarchy += "/~"
+        before = f"{hierarchy.removesuffix('/')}/"
+        query = mark + query
+    in_root = place.scheme == "ssh" and place.path == "/"
+
+    def located(identifier: str) -> str:
+        name = locations.quoted(identifier)
+        if in_root and (name == "~" or name.startswith("~/")):
+            name = f"%7E{name[1:]}"  # "~" alone is the home directory
+        return f"{before}{name}{query}"
+
+    return located
+
+
+def _as_path(path: str) -> str:
+    """*path* as a location, with "./" before it where it would be parsed as something else."""
+    with suppress(ConfigurationError):
+        if parse_location(path) == path:
+            return path
+    return f"./{path}"
+
+
+def redacted(location: str) -> str:
+    """*location* without its password, for messages."""
+    # In an ssh URL ports stand before the path, which may have an "@"; elsewhere a careless password may have a "/".
+    inside = r"[^/@]*" if re.match(r"(cached\+)?ssh://", location, re.IGNORECASE) else r".*"
+    return re.sub(
+        rf"\A([a-z][a-z0-9+.-]*://[^/:@]*):{inside}@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
+    )
+
+
+def has_password(location: str) -> bool:
+    """Whether *location* contains a password."""
+    return redacted(location) != location
+
+
+def _text(location: str | os.PathLike[str]) -> str:
+    if isinstance(location, str):
+        return location
+    return os.fsdecode(location)
