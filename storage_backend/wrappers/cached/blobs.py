@@ -1,4 +1,4 @@
-"""BlobEngine: one file an entry, found by its name alone; beside them the index, which only writes go to."""
+"""BlobEngine: each entry is a file, found by its name alone; publications and writes also go to an index."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ _RETRY = 1.0  # seconds after which a directory that could not be opened is trie
 
 
 class BlobEngine:
-    """The engine of our own (see `engine.CacheEngine`).
+    """Our own engine (see `engine.CacheEngine`).
 
     Args:
         directory: of the cache; it is created, for this user alone.
         limit: content bytes that the cache may hold; None for any number.
         clock: seconds since the epoch.
-        warn: is told of troubles that do not keep entries from being found.
+        warn: is told of errors in spite of which entries are found.
 
     Attributes:
         trusted_since: entries fetched before this moment count as expired.
@@ -82,7 +82,7 @@ class BlobEngine:
         guard().add(self)
 
     def _renew(self) -> None:
-        """Begin without open files and counts, as at first and in a forked child."""
+        """Set up the state of this process, at first and in a forked child."""
         self._lock = threading.Lock()  # of the open files, and of transactions
         self._layout = BlobLayout(self.directory)
         self._user = CacheUser(self._layout.members)
@@ -157,7 +157,7 @@ class BlobEngine:
         self._user.count(counter, size)
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
-        """An upper bound of all generations, for each key."""
+        """An upper bound of all generations, once for each key."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -191,7 +191,8 @@ class BlobEngine:
             transaction.intend(good)
             for name, publication in good.items():
                 if self.limit is None or self._has_room(transaction, publication):
-                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
+                    metadata = publication.entry.packed(publication.staged.crc)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", metadata)
                     transaction.store(name, publication.entry.size)
                     published.append(publication)
         self._published(published)
@@ -213,19 +214,15 @@ class BlobEngine:
                 queued(files.queue) as alone,
                 nullcontext() if alone else files.transaction(self._user.token),
             ):
-                mark = self._mark(names)
+                mark = ""  # where it cannot be made, only a kill before the end of this write goes unnoticed
+                try:
+                    mark = self._pending.begin(self._user.token, names)
+                except OSError as error:
+                    self._warn(error)
                 for name in names:
                     self._layout.unlink(name)
                 latest = files.latest()
         return PendingWrite(mark, dict.fromkeys(keys, self._new_latest() if latest is None else latest))
-
-    def _mark(self, names: Sequence[str]) -> str:
-        """The mark of a write that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
-        try:
-            return self._pending.begin(self._user.token, names)
-        except OSError as error:
-            self._warn(error)
-            return ""
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
         """The write is over, whether it succeeded or not."""
@@ -258,7 +255,8 @@ class BlobEngine:
                     and not overlapped
                     and (self.limit is None or self._has_room(transaction, publication))
                 ):
-                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", publication.entry)
+                    metadata = publication.entry.packed(publication.staged.crc)
+                    publication.staged.publish(f"{self._blobs}/{name[:2]}/{name[2:]}", metadata)
                     published.append(publication)
                     now = transaction.state.next()
                     transaction.store(name, publication.entry.size, now)
@@ -273,7 +271,7 @@ class BlobEngine:
         return generations
 
     def _has_room(self, transaction: IndexTransaction, publication: Publication) -> bool:
-        """Whether there is room for an entry, which is no longer reserved then."""
+        """Make room for an entry, whose reservation ends with it; False if that cannot be."""
         staged, size, name = publication.staged, publication.entry.size, publication.key.name
         if staged.reserved:
             transaction.reserve(-staged.reserved)
@@ -283,9 +281,10 @@ class BlobEngine:
         return False
 
     def _published(self, publications: Sequence[Publication]) -> None:
-        """What follows the commit."""
+        """After the commit: forget what was known of the files that were replaced, and note the use."""
         for publication in publications:
             publication.staged.reserved = 0
+            publication.staged.pending = False
             # The new file may have the old one's inode number, length and time.
             self._known.pop(publication.key.name, None)
             self.touch(publication.key)  # later than the uses that the index has not been told of
@@ -378,7 +377,7 @@ class BlobEngine:
                 self._leave()
 
     def _try_to_open(self) -> None:
-        """Open the index, if that can be: entries are found in any case."""
+        """Open the index, if possible: entries are found even without it."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -423,7 +422,7 @@ class BlobEngine:
 
     @contextmanager
     def _transaction(self) -> Iterator[IndexTransaction]:
-        """A transaction, alone in this directory; the index is opened again if it was replaced or is damaged."""
+        """A transaction, with the lock of the queue; an index that was replaced or is damaged is opened anew."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -444,7 +443,7 @@ class BlobEngine:
                     return
 
     def _checked(self) -> tuple[IndexFiles, int | None]:
-        """The open files, of which the index is the one at its path, and the latest generation; the lock is held."""
+        """The open files, whose index is checked to be the one at its path, and the latest generation; the lock is held."""
         files = self._opened()
         try:
             return files, files.check()
@@ -469,7 +468,7 @@ class BlobEngine:
             self._finalizer.detach()
 
     def before_fork(self) -> None:
-        """Let nobody begin, and close the index: SQLite counts its locks for the whole process (see `forks`)."""
+        """Block new transactions, and close the index: SQLite counts its locks for the whole process (see `forks`)."""
         self._lock.acquire()
         if self._files is not None and self._process == os.getpid():
             self._files.close_index()
@@ -479,7 +478,7 @@ class BlobEngine:
         self._lock.release()
 
     def _begin_in_child(self) -> None:
-        """What was inherited is the parent's: its counts, its files, its locks."""
+        """Replace what a forked child has inherited: counts, files and locks are the parent's."""
         # A lock that was held when this process was forked would be held for ever: each process has its own.
         with self._renewing.setdefault(os.getpid(), threading.Lock()):
             if self._process == os.getpid():
@@ -495,6 +494,6 @@ class BlobEngine:
 
 
 def _close(files: IndexFiles, user: CacheUser) -> None:
-    """Close the files of an engine that is gone; the user's file is left for others to find."""
+    """Close the files of a collected engine; the user's file stays, so that others take over its counters."""
     files.close()
     user.abandon()

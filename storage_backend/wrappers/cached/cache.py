@@ -40,7 +40,7 @@ _KEYS = 10_000  # that are remembered
 
 
 class ObjectCache:
-    """The cache of one backend. Only the backend's errors come out of it, but where an engine is asked directly.
+    """The cache of one backend. It raises the backend's errors only; those of the cache are logged.
 
     Args:
         backend: what is cached.
@@ -53,7 +53,7 @@ class ObjectCache:
         engine: keeps the entries.
         freshness: decides whether they may be given.
         flights: the fetches under way.
-        distrusted: names of keys whose entries could not be dropped when they had to be.
+        distrusted: names of keys whose entries could not be dropped when they had to be: they are not used.
         warn: logs that the cache does not work.
 
     Raises:
@@ -69,7 +69,7 @@ class ObjectCache:
         self.warn = CacheWarnings(directory, self._location).log
         namespace = namespace_of(backend, str(directory), policy.namespace, policy.token)
         self._namespace = f"{namespace}\0".encode("utf-8", "surrogateescape")
-        self._keys: dict[str, CacheKey] = {}  # since making one takes as long as opening a file
+        self._keys: dict[str, CacheKey] = {}  # a new one takes as long as opening a file
         # The engine gets no reference to this object: in a cycle, its files would stay open until a garbage collection.
         self.engine = _engine(engine, directory, policy, self.warn)
         self.freshness = Freshness(backend, policy, self.engine)
@@ -112,7 +112,7 @@ class ObjectCache:
         return found
 
     def take(self, key: CacheKey, found: OpenEntry, take: Take[T]) -> T | None:
-        """What *take* gives of an entry, which counts as a hit; None if it cannot be read: then it is dropped."""
+        """What *take* gives of an entry, which counts as a hit. None if it cannot be read; it is dropped then."""
         try:
             taken = take(found)
         except OSError as error:
@@ -125,7 +125,7 @@ class ObjectCache:
         return taken
 
     def piece(self, key: CacheKey, found: OpenEntry, start: int, end: int | None) -> bytes | None:
-        """The bytes of [start, end) of an entry, which counts as a hit; None as of `take`. It stays open."""
+        """The bytes of [start, end) of an entry, which counts as a hit; None as in `take`. The entry stays open."""
         try:
             piece = found.piece(start, end)
         except OSError as error:
@@ -143,7 +143,7 @@ class ObjectCache:
         return self.freshness.is_fresh(found.entry)
 
     def content(self, found: OpenEntry) -> bytes | None:
-        """The content of an entry that is not counted; None as of `take`."""
+        """The content of an entry, without counting a hit; None as in `take`."""
         try:
             return found.content()
         except OSError as error:
@@ -279,7 +279,7 @@ class ObjectCache:
         return None if found is None else found[0]
 
     def read(self, identifier: str, key: CacheKey) -> bytes:
-        """The content from the backend, by one read; it is published."""
+        """Read the object from the backend, and publish it."""
         generation = self.generation(key)
         request = self.freshness.ask(identifier)
         content = self.backend.read(identifier)
@@ -288,7 +288,7 @@ class ObjectCache:
         return content
 
     def stream(self, identifier: str, key: CacheKey) -> OpenEntry | BinaryIO:
-        """The entry after a stream or a download into the cache; the backend's own reader if the cache does not take it."""
+        """Stream or download the object into the cache; the backend's own reader if the cache does not take it."""
         generation = self.generation(key)
         request = self.freshness.ask(identifier)
         reader = self.backend.open(identifier)
@@ -368,11 +368,12 @@ class ObjectCache:
     ) -> OpenEntry | None:
         """Staged content as an entry that is held open, whether or not the cache could publish it."""
         entry = self.freshness.entry(key, staged.size, request, info)
+        found = self.safely(staged.found, entry)
         self.safely(self.engine.publish, [(Publication(key, staged, entry), generation)])
-        return self.safely(staged.found, entry)
+        return found
 
     def _filled(self, staged: StagedContent, reader: BinaryIO) -> bool:
-        """Whether the cache has taken all that the reader gave, whose errors are raised."""
+        """Copy all of *reader* into the cache, and return whether that worked; the reader's errors are raised."""
         for chunk in chunks(reader):
             try:
                 staged.write(chunk)
@@ -384,7 +385,7 @@ class ObjectCache:
         return True
 
     def _outgrown(self, key: CacheKey) -> None:
-        """Forget an object whose present content does not go in: nothing older is given after it."""
+        """Forget an object whose present content is too large: nothing older is given after it."""
         found = self.safely(self.engine.find, key)
         if found is not None:
             found.close()
@@ -416,7 +417,7 @@ class ObjectCache:
         return self._limit is None or (self._limit > 0 and size <= self._limit)
 
     def safely(self, call: Callable[..., T], *arguments: Any) -> T | None:
-        """What a call of the engine gives; None if it fails, which is logged and nothing else."""
+        """The result of a call of the engine; None if it fails, which is logged."""
         try:
             return call(*arguments)
         except OverCacheLimitError:
@@ -440,7 +441,7 @@ class CacheWarnings:
         self._warned = False
 
     def log(self, error: Exception) -> None:
-        """Log it."""
+        """Log one error, as a WARNING if it is the first."""
         level = logging.DEBUG if self._warned else logging.WARNING
         self._warned = True
         logger.log(

@@ -69,7 +69,7 @@ class DiskCacheEngine:
     Args:
         directory: of the cache; it is created, for this user alone.
         limit: content bytes that the cache is to hold; None for any number.
-        warn: is told of troubles.
+        warn: is told of errors.
 
     Attributes:
         trusted_since: always 0.0: what a loss of power undoes is not noticed.
@@ -126,7 +126,7 @@ class DiskCacheEngine:
         self.count(HITS, size)
 
     def touch(self, key: CacheKey) -> None:
-        """Nothing: to find is to use."""
+        """Nothing: python-diskcache counts each lookup as a use."""
 
     def count(self, counter: int, size: int = 0) -> None:
         """Add one to a counter (see `users`), and *size* to the bytes saved."""
@@ -153,7 +153,7 @@ class DiskCacheEngine:
         """Nothing: python-diskcache makes room after it has stored."""
 
     def release(self, size: int) -> None:
-        """Nothing, as was reserved."""
+        """Nothing, since nothing was reserved."""
 
     def publish(self, publications: Sequence[tuple[Publication, int]]) -> None:
         """Make entries found, each if the generation beside it still is its key's. Others are evicted to make room."""
@@ -163,7 +163,7 @@ class DiskCacheEngine:
     def _publish(self, publication: Publication, generation: int) -> None:
         name, staged = publication.key.name, publication.staged
         values = self._opened().values
-        tag = publication.entry._replace(crc=staged.crc).packed()
+        tag = publication.entry.packed(staged.crc)
         with self._generations() as rows:
             now, writes = rows.load(name)
             if writes or now != generation:
@@ -228,11 +228,11 @@ class DiskCacheEngine:
                 return
             with now.reader() as reader:
                 if now.entry.stamp == found.entry.stamp:
-                    tag = found.entry._replace(fetched=fetched).packed()
+                    tag = found.entry._replace(fetched=fetched).packed(found.entry.crc)
                     values.set(key.name, reader, read=True, tag=tag, retry=True)
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries; what is being fetched now is not published either. It always takes as long as it takes."""
+        """Forget all entries; what is being fetched now is not published either. It is always as with *patient*."""
         del patient
         with self._generations() as rows:
             rows.raise_floor()
@@ -308,7 +308,7 @@ class DiskCacheEngine:
 
     @contextmanager
     def _generations(self) -> Iterator[GenerationRows]:
-        """All rows of generations, for this one alone."""
+        """A transaction over the generations, with the lock of the queue."""
         opened = self._opened()
         # Queued for, since SQLite's own locks are polled.
         with self._changing, queued(opened.queue), opened.generations.transact(retry=True):
@@ -348,7 +348,7 @@ class GenerationRows:
         self._members = members
 
     def next(self) -> int:
-        """A number above all before."""
+        """A number that is higher than all before."""
         last = self._cache.get("counter", default=0)
         number = max(time.time_ns(), int(last) + 1 if isinstance(last, int) else 0)
         self._cache.set("counter", number)
@@ -374,13 +374,13 @@ class GenerationRows:
 
 
 class DiskCacheFiles:
-    """The open files of a cache; closing them leaves the user's for others to find."""
+    """The open files; when they are closed, the user's stays, so that others take over its counters."""
 
     def __init__(self, directory: str, limit: int | None, user: CacheUser) -> None:
         self._process = os.getpid()
         self._user = user
         cache = functools.partial(_library().Cache, timeout=_TIMEOUT, disk=_disk())
-        # As measured for an LRU that holds its limit best (design, "Cache").
+        # Of an LRU, these settings kept closest to the limit when measured.
         self.values: diskcache.Cache = cache(
             f"{directory}/values",
             eviction_policy="least-recently-used",

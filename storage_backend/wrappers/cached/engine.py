@@ -1,4 +1,4 @@
-"""CacheEngine: the interface of what keeps the entries. `blobs` is ours, `diskcache` stands over python-diskcache."""
+"""CacheEngine: the interface of storage engines for entries. `blobs` is ours, `diskcache` uses python-diskcache."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class PendingWrite(NamedTuple):
 
 
 class CacheEngine(Protocol):
-    """Keeps entries, finds them again, and never one that is older than the last write.
+    """Stores entries, and never gives one that is older than the last write.
 
     Every key has a generation. A fetch takes it before it reads the backend. A write marks the object as being written and drops
     the entry before it calls the backend, and raises the generation after, as whoever finds the mark of a dead user does.

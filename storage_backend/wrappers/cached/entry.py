@@ -96,8 +96,8 @@ class CacheEntry(NamedTuple):
     crc: int = 0
     note: bool = False
 
-    def packed(self) -> bytes:
-        """What follows the content in a file."""
+    def packed(self, crc: int) -> bytes:
+        """What follows the content, whose CRC-32 is *crc*, in a file."""
         etag = b"" if self.etag is None else self.etag.encode("utf-8", "surrogateescape")
         length = _NO_ETAG if self.etag is None or len(etag) > LONGEST_ETAG else len(etag)
         head = self.label + (b"" if length == _NO_ETAG else etag)
@@ -110,13 +110,13 @@ class CacheEntry(NamedTuple):
             len(self.label),
             length,
             self.note,
-            self.crc,
+            crc,
         )
         return head + _SUM.pack(zlib.crc32(head))
 
     def overwrite(self, fd: int, fetched: float) -> None:
         """Overwrite the fixed record in the entry's file with one of another time of fetching."""
-        tail = self._replace(fetched=fetched).packed()
+        tail = self._replace(fetched=fetched).packed(self.crc)
         start = len(tail) - _FIXED
         os.pwrite(fd, tail[start:], self.size + start)
 
@@ -174,7 +174,7 @@ class LongerTailNeededError(Exception):
 
 
 class Verification:
-    """Until when this process trusts the content of one file, whose checksum it has verified.
+    """How long this process trusts the content of one file after it has verified its checksum.
 
     Args:
         written: when the file was last written to, in seconds since the epoch.
@@ -190,7 +190,7 @@ class Verification:
         self.good_until = _NEVER
 
     def mark(self) -> None:
-        """The checksum was verified just now."""
+        """Note that the checksum has just been verified."""
         # A write within the same clock tick would leave the same file time, and go unnoticed.
         if time.time() - self._written > _TICK:
             self.good_until = time.monotonic() + GOOD_FOR
@@ -244,11 +244,13 @@ class OpenEntry:
         Raises:
             OSError: see `content`; the file is closed then.
         """
-        try:
-            self._verify()
-        except OSError:
-            self.close()
-            raise
+        verified = self._verified
+        if verified is not None and verified.good_until == _NEVER:
+            try:
+                self._compare(crc_of(self._fd, self.entry.size))
+            except OSError:
+                self.close()
+                raise
         return self
 
     def piece(self, start: int, end: int | None) -> bytes:
@@ -257,7 +259,9 @@ class OpenEntry:
         Raises:
             OSError: see `content`.
         """
-        self._verify()
+        verified = self._verified
+        if verified is not None and verified.good_until == _NEVER:
+            self._compare(crc_of(self._fd, self.entry.size))
         size = self.entry.size
         end = size if end is None else min(end, size)
         if start >= end:
@@ -279,11 +283,6 @@ class OpenEntry:
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
-
-    def _verify(self) -> None:
-        verified = self._verified
-        if verified is not None and verified.good_until == _NEVER:
-            self._compare(crc_of(self._fd, self.entry.size))
 
     def _compare(self, crc: int) -> None:
         if crc != self.entry.crc:
@@ -373,6 +372,10 @@ class EntryContentReader(SeekableRaw):
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
         self.size = size
+
+    @override
+    def tell(self) -> int:  # without a check, since every open of a hit asks it
+        return self._position
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:

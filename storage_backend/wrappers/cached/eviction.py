@@ -8,7 +8,7 @@ from storage_backend.wrappers.cached.users import EVICTIONS, CacheUser
 
 
 class Eviction:
-    """Makes room.
+    """Evicts entries when room is needed.
 
     Args:
         limit: content bytes that the cache may hold; None for any number.
@@ -52,7 +52,7 @@ class Eviction:
         return state.size + size <= self._limit
 
     def tell(self, transaction: IndexTransaction) -> None:
-        """Tell the index of the uses."""
+        """Pass the uses on to the index."""
         touched, self.touched = self.touched, {}
         if touched:
             transaction.use(list(touched))

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import is_retryable
-from storage_backend.hooks import hooks_of
+from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
@@ -27,7 +27,7 @@ RACY = 2.0
 
 @dataclass(frozen=True)
 class CachePolicy:
-    """What a CachedStorage was asked for.
+    """The arguments of a CachedStorage.
 
     Attributes:
         limit: content bytes at most; None for any number.
@@ -53,7 +53,7 @@ class CachePolicy:
 
 
 class BackendRequest(NamedTuple):
-    """When the backend was asked.
+    """A moment right before the backend is asked.
 
     Attributes:
         at: by the clock of the policy, which entries are timed by.
@@ -78,6 +78,7 @@ class Freshness:
     def __init__(self, backend: StorageBackend, policy: CachePolicy, engine: CacheEngine) -> None:
         self._backend = backend
         self._hooks = hooks_of(backend)
+        self._reads_tell = type(self._hooks).last_read is not Hooks.last_read
         self._policy = policy
         self._ttl = policy.ttl
         self._clock = policy.now
@@ -95,7 +96,7 @@ class Freshness:
         return self._ttl is None or 0 <= self._clock() - entry.fetched < self._ttl
 
     def still_right(self, identifier: str, entry: CacheEntry) -> BackendRequest | None:
-        """Revalidate: when the backend said that a stale entry still is right; None if it is not, or cannot be proven.
+        """Revalidate a stale entry: the request that has proven it right; None if it is not, or that cannot be proven.
 
         Raises:
             FileNotFoundError: the object is gone.
@@ -137,7 +138,7 @@ class Freshness:
         return BackendRequest(self._clock(), time.time(), before)
 
     def entry(self, key: CacheKey, size: int, request: BackendRequest, info: ObjectInfo | None) -> CacheEntry:
-        """The metadata of content of *size* bytes that *request* gave, of which *info* is known."""
+        """The metadata of content of *size* bytes that *request* gave, with the validators in *info*."""
         etag, modified = self.validator(request, info)
         return CacheEntry(key.label, size, request.at, etag, modified, next(self._stamps))
 
@@ -146,7 +147,7 @@ class Freshness:
         return self.entry(key, size, request, self.seen(identifier) or self.unchanged(identifier, request))
 
     def validator(self, request: BackendRequest, info: ObjectInfo | None) -> tuple[str | None, float | None]:
-        """The etag, or the time where it proves something, that tells later whether an object is unchanged."""
+        """The validator: an etag, or a modification time where that proves something (RFC 9110, 8.8)."""
         if info is None or not self._revalidates:
             return None, None
         if info.etag is not None:
@@ -158,7 +159,7 @@ class Freshness:
 
     def seen(self, identifier: str) -> ObjectInfo | None:
         """What the backend saw of the object that this thread has just read."""
-        return self._hooks.last_read(identifier)
+        return self._hooks.last_read(identifier) if self._reads_tell else None
 
     def written(self, identifier: str) -> ObjectInfo | None:
         """What the backend tells of the object that this thread has just written."""
@@ -167,7 +168,7 @@ class Freshness:
         return self._hooks.last_written(identifier)
 
     def unchanged(self, identifier: str, request: BackendRequest) -> ObjectInfo | None:
-        """What the object was before it was read, if it is so still."""
+        """What the object was before the request, if it is unchanged after it."""
         if request.before is None:
             return None
         try:

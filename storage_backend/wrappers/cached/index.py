@@ -93,7 +93,7 @@ class IndexState:
     trusted_since: float = 0.0
 
     def next(self) -> int:
-        """The next number."""
+        """Count on, and return the number."""
         self.counter += 1
         return self.counter
 
@@ -121,7 +121,7 @@ IndexRow: TypeAlias = tuple[int, int | None, int]  # size, used, generation
 
 
 class IndexTransaction:
-    """One transaction.
+    """A transaction under way.
 
     Args:
         connection: of the index.
@@ -168,7 +168,7 @@ class IndexTransaction:
         return generation
 
     def store(self, name: str, size: int, generation: int | None = None) -> None:
-        """Put the key's entry in, in its generation or in another one."""
+        """Put the key's entry in, in its present generation or a given one."""
         generation = self.generation(name) if generation is None else generation
         self._take_out(name)
         self._execute(_STORE, (name, size, generation, self.state.next()))
@@ -266,7 +266,7 @@ class IndexTransaction:
         self.state.count = self.state.graves = 0
 
     def recount(self) -> None:
-        """Take the totals from the entries, after a reboot: nothing is reserved or under way."""
+        """Count the totals anew, after a reboot: nothing is reserved or under way."""
         self._execute("DELETE FROM staged")
         self.state.counter = max(self.state.counter, time.time_ns())
         self.state.size, self.state.count, self.state.graves = self._execute(
@@ -284,7 +284,7 @@ class IndexTransaction:
 
 
 class IndexFiles:
-    """The open files. Used by one thread at a time.
+    """The open files of an index. They are used by one thread at a time.
 
     Args:
         directory: of the cache.
@@ -461,7 +461,7 @@ class IndexFiles:
         self.abandon()
 
     def abandon(self) -> None:
-        """Close the descriptors, and nothing else."""
+        """Close the descriptors only."""
         for fd in (self.queue, self._intent, self._latest):
             if fd >= 0:
                 os.close(fd)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 
 from storage_backend.errors import InvalidIdentifierError
 from storage_backend.info import ObjectInfo
@@ -21,26 +22,22 @@ from storage_backend.wrappers.cached.publishing import PublishingBatch
 from storage_backend.wrappers.cached.staged import Publication, stage_content
 
 
+@dataclass
 class WrittenContents:
     """The contents that a write has stored in the backend, to be published.
 
     Attributes:
         request: when the write began.
-        contents: by identifier, each with what is known of the object.
+        contents: identifier -> content, and what is known of the object; filled by the body.
     """
 
-    def __init__(self, request: BackendRequest) -> None:
-        self.request = request
-        self.contents: dict[str, tuple[bytes, ObjectInfo | None]] = {}
-
-    def add(self, identifier: str, content: bytes, info: ObjectInfo | None = None) -> None:
-        """The backend has the content."""
-        self.contents[identifier] = content, info
+    request: BackendRequest
+    contents: dict[str, tuple[bytes, ObjectInfo | None]] = field(default_factory=dict)
 
 
 @contextmanager
 def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenContents]:
-    """The body writes objects in the backend: nothing older is given after it, nor published."""
+    """Wraps a write in the backend: afterwards nothing older is given or published."""
     keys = {}
     for identifier in identifiers:
         # One that is refused was never cached, and the backend says what is wrong with it.
@@ -71,11 +68,9 @@ def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenC
 def _end_and_publish(
     cache: ObjectCache, pending: PendingWrite, written: WrittenContents, identifier: str, key: CacheKey
 ) -> None:
-    """The end of a write of one object, which is published in the same transaction."""
+    """End a write of one object, and publish it in the same transaction."""
     content, info = written.contents[identifier]
-    staged = None
-    if cache.limit_allows(len(content)):
-        staged = cache.safely(stage_content, cache.engine, content, key)
+    staged = cache.safely(stage_content, cache.engine, content, key)
     if staged is None:
         _end(cache, pending, [key])
         return
@@ -83,7 +78,8 @@ def _end_and_publish(
         entry = cache.freshness.entry(key, staged.size, written.request, info)
         _end(cache, pending, [key], Publication(key, staged, entry))
     finally:
-        cache.safely(staged.discard)
+        if staged.pending:
+            cache.safely(staged.discard)
 
 
 def _end(
@@ -92,7 +88,7 @@ def _end(
     keys: Iterable[CacheKey],
     publication: Publication | None = None,
 ) -> dict[CacheKey, int]:
-    """The end of a write: the new generations of the keys that no other write has touched in the meantime."""
+    """End a write, and return the new generations of the keys that no other write has touched in the meantime."""
     if pending is None:
         return {}
     generations = cache.safely(cache.engine.end, pending, publication)

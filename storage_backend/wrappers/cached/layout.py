@@ -1,4 +1,4 @@
-"""BlobLayout: the folders and files of a blob cache, but for those of the index.
+"""BlobLayout: the folders and files of a blob cache, without those of the index.
 
 In the directory are:
 
@@ -9,7 +9,7 @@ In the directory are:
     staging/            content that is coming in, named by the token of the user that brings it
     trash/              what was cleared, until it is removed
     changed             the machine's boot in which objects were last written through this cache
-    index.db queue intent latest    see `index_files`
+    index.db queue intent latest    see `index`
 """
 
 from __future__ import annotations

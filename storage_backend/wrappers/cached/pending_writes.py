@@ -66,12 +66,16 @@ class PendingWrites:
 
     def end(self, mark: str) -> None:
         """Remove a mark, after the commit of the transaction that has raised the generations."""
-        with suppress(OSError):
-            remove(f"{self._layout.changing}/{mark}")
+        path = f"{self._layout.changing}/{mark}"
+        try:
+            os.unlink(path)
+        except OSError:
+            with suppress(OSError):
+                remove(path)  # in whose place somebody has put a directory
         self.unended.discard(mark)
 
     def of(self, transaction: IndexTransaction, wanted: Collection[str], but: str = "") -> set[str]:
-        """Those of some keys whose objects are being written now; writes of dead users end here.
+        """The keys, out of *wanted*, whose objects are being written; the writes of dead users are ended.
 
         Args:
             transaction: raises the generations of the keys of dead users' writes.
@@ -92,7 +96,7 @@ class PendingWrites:
         return pending
 
     def any_of(self, name: str) -> bool:
-        """Whether there is a mark of a key, of whomever."""
+        """Whether any user has marked the key."""
         return any(name in self._names_text(mark) for mark in under_way(self._layout.changing))
 
     def end_dead(self, transaction: IndexTransaction) -> None:
@@ -101,7 +105,7 @@ class PendingWrites:
             self._end_if_dead(transaction, mark)
 
     def _end_if_dead(self, transaction: IndexTransaction, mark: str) -> bool:
-        """End a write whose user is dead, or could not end it: nobody knows what the object is now. Whether that is so."""
+        """End a write whose user is dead or could not end it, since nobody knows the object's content; return whether it was one."""
         token = mark[:_TOKEN]
         alive = token == transaction.token or is_alive(self._layout.members, token)
         if alive and mark not in self.unended:
@@ -117,7 +121,7 @@ class PendingWrites:
         return True
 
     def _names_text(self, mark: str) -> str:
-        """The names that a mark is of, one after the other; "" if the write is over."""
+        """The names that a mark is for, one after the other; "" if the write is over."""
         if len(mark) > _MARK:
             return mark[_MARK:]
         try:

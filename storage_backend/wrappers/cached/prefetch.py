@@ -1,4 +1,4 @@
-"""Prefetch: what is missing is read from the backend as one batch, and published."""
+"""Prefetch: reads missing objects from the backend as one batch, and publishes them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage_backend.wrappers.cached.users import MISSES
 def fetch_many(
     cache: ObjectCache, missing: list[tuple[str, CacheKey]], failures: Failures
 ) -> Iterator[tuple[str, bytes]]:
-    """Read objects as one batch, and publish them; failures are noted. One that is named n times comes n times."""
+    """Read objects as one batch, and publish them; failures are noted. An object that is named n times is given n times."""
     if not missing:
         return
     keys = dict(missing)

@@ -14,7 +14,7 @@ LONGEST = 0.05  # seconds that a content waits for those after it: with a slow b
 
 
 class PublishingBatch:
-    """Gathers entries, and publishes them in groups.
+    """Gathers new entries, and publishes them in groups.
 
     What is not flushed is dropped with it, which loses nothing.
 

@@ -1,4 +1,4 @@
-"""Ranges of large objects that are not in the cache as a whole: blocks of them are, each an entry of its own.
+"""Ranges of large objects that are not cached as a whole, but in blocks, each of which is an entry.
 
 A block's label holds the object's identifier, its version (the etag, or size and time where they prove something) and the
 block's number, so a block never becomes stale. What does is the version note, under the object's own key, which says which

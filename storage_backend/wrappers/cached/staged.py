@@ -54,6 +54,7 @@ class StagedContent:
         size: bytes so far.
         crc: CRC-32 of them.
         reserved: bytes that are reserved in the cache.
+        pending: whether there is something to discard.
 
     Raises:
         OverCacheLimitError: it is more than the cache may hold; from `write` and `fetch`, too.
@@ -65,6 +66,7 @@ class StagedContent:
         self.size = 0
         self.crc = 0
         self.reserved = 0
+        self.pending = True
         self._space = space
         self._path: str | None = path
         self._replacing = replacing
@@ -114,22 +116,26 @@ class StagedContent:
         self._check(self.size)
         self._reserve(self.size)
 
-    def publish(self, path: str, entry: CacheEntry) -> None:
-        """Append the metadata, and move the file to its place in the cache."""
+    def publish(self, path: str, metadata: bytes) -> None:
+        """Append the packed metadata, and move the file to its place in the cache; it cannot be read here any more."""
         assert self._path is not None
-        self._append(entry._replace(crc=self.crc).packed())
+        self._append(metadata)
         if self._held is not None:
             self._store()
         try:
             os.rename(self._path, path)
-        except (FileNotFoundError, IsADirectoryError):
-            remove(path)
+        except FileNotFoundError:
             os.makedirs(os.path.dirname(path), exist_ok=True)
             os.rename(self._path, path)
+        except IsADirectoryError:
+            remove(path)
+            os.rename(self._path, path)
         self._path = None
+        fd, self._fd = self._fd, -1
+        os.close(fd)
 
     def found(self, entry: CacheEntry) -> OpenEntry:
-        """The content, to be read whether or not it was published: *entry* describes it."""
+        """The content, to be read whether or not it will be published: *entry* describes it."""
         if self._held is not None:
             self._store()
         return OpenEntry(os.dup(self._fd), entry)
@@ -143,6 +149,7 @@ class StagedContent:
 
     def discard(self) -> None:
         """Drop it, unless it was moved to its place."""
+        self.pending = False
         self._held = None
         if self._fd >= 0:
             self._remove()
@@ -241,7 +248,8 @@ def publish(engine: CacheEngine, entries: Sequence[NewEntry]) -> None:
             engine.publish(publications)
     finally:
         for publication, _ in publications:
-            publication.staged.discard()
+            if publication.staged.pending:
+                publication.staged.discard()
 
 
 def stage_content(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -27,7 +27,7 @@ from storage_backend.wrappers.cached.cache import ObjectCache
 from storage_backend.wrappers.cached.engine import CheckReport
 from storage_backend.wrappers.cached.entry import CacheKey, OpenEntry, TruncatedEntryError
 from storage_backend.wrappers.cached.freshness import CachePolicy
-from storage_backend.wrappers.cached.invalidation import WrittenContents, writing
+from storage_backend.wrappers.cached.invalidation import writing
 from storage_backend.wrappers.cached.prefetch import fetch_many
 from storage_backend.wrappers.sources import grouped, name_of, sliced
 
@@ -115,34 +115,34 @@ class CachedStorage(Wrapper):
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
-        content = plain(content)
-        if not isinstance(content, bytes):
-            return self.write_stream(identifier, content)
-        with self._writing([identifier]) as written:
-            store(self.backend, identifier, content)
-            written.add(identifier, content, self._cache.freshness.written(identifier))
+        found = content if type(content) is bytes else plain(content)
+        if not isinstance(found, bytes):
+            return self.write_stream(identifier, found)
+        with writing(self._cache, [identifier]) as written:
+            store(self.backend, identifier, found)
+            written.contents[identifier] = found, self._cache.freshness.written(identifier)
         return True
 
     @override
     def delete(self, identifier: str) -> bool:
-        with self._writing([identifier]):
+        with writing(self._cache, [identifier]):
             return self.backend.delete(identifier) is not False
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
-        with self._writing([dest_id]):
+        with writing(self._cache, [dest_id]):
             return self.backend.copy(source_id, dest_id)
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        with self._writing([source_id, dest_id]):
+        with writing(self._cache, [source_id, dest_id]):
             return self.backend.move(source_id, dest_id)
 
     @override
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        with self._writing([identifier]):
+        with writing(self._cache, [identifier]):
             return self.backend.write_stream(identifier, reader, info=info, verify=verify)
 
     @override
@@ -151,7 +151,9 @@ class CachedStorage(Wrapper):
         if mode == "wb":
             self._cache.key(identifier)  # refuses what is no identifier
             inner = self.backend.open(identifier, mode)
-            return cast(BinaryIO, Writer(WriterSink(inner, publishing=lambda: self._writing([identifier]))))
+            return cast(
+                BinaryIO, Writer(WriterSink(inner, publishing=lambda: writing(self._cache, [identifier])))
+            )
         found = self._cache.get(identifier, OpenEntry.whole, self._cache.stream)
         return found.reader() if isinstance(found, OpenEntry) else found
 
@@ -215,15 +217,14 @@ class CachedStorage(Wrapper):
             contents = {name_of(key): bytes(content) for key, content in group}  # bytes are not copied
             for identifier in contents:
                 failures.errors.pop(identifier, None)
-            with self._writing(list(contents)) as written:
+            with writing(self._cache, list(contents)) as written:
                 try:
                     stored += self.backend.write_many(group, verify=verify)
                 except BatchError as error:
                     failures.errors.update(error.failures)
                     stored += sum(name_of(key) not in error.failures for key, _ in group)
                 else:
-                    for identifier, content in contents.items():
-                        written.add(identifier, content)
+                    written.contents.update((name, (content, None)) for name, content in contents.items())
         failures.raise_any("write", self.location)
         return stored
 
@@ -234,7 +235,7 @@ class CachedStorage(Wrapper):
         failures = Failures()
         absent = 0
         for group in sliced(dict.fromkeys(identifiers), BATCH):
-            with self._writing(group):
+            with writing(self._cache, group):
                 try:
                     absent += self.backend.delete_many(group)
                 except BatchError as error:
@@ -260,17 +261,17 @@ class CachedStorage(Wrapper):
 
     @override
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        with self._writing([identifier]):
+        with writing(self._cache, [identifier]):
             return self.backend.upload(path, identifier)
 
     @override
     def create(self, identifier: str, content: Content) -> bool:
-        with self._writing([identifier]):
+        with writing(self._cache, [identifier]):
             return self.backend.create(identifier, content)
 
     @override
     def replace(self, identifier: str, content: Content, etag: str) -> str:
-        with self._writing([identifier]):
+        with writing(self._cache, [identifier]):
             return self.backend.replace(identifier, content, etag)
 
     @property
@@ -383,9 +384,6 @@ class CachedStorage(Wrapper):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._cache = ObjectCache(self.backend, self.cache_dir, self.engine, self._policy)
-
-    def _writing(self, identifiers: Sequence[str]) -> AbstractContextManager[WrittenContents]:
-        return writing(self._cache, identifiers)
 
     def _trouble(self, verb: str) -> AbstractContextManager[None]:
         return _reported(f"cannot {verb} in {self.cache_dir}", self.location)

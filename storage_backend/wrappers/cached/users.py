@@ -1,4 +1,4 @@
-"""CacheUser: one user of a cache directory, as the others see it: whether it lives, and its counters.
+"""CacheUser: a process's use of a cache directory, as others see it: whether it lives, and its counters.
 
 Each has a file of its own in the folder `members`. Its lock, which ends with the process, says that the user lives; its content is
 the user's counters, so that they are right at any time and outlive a kill. (They are not mapped into memory: storing into a page

@@ -93,7 +93,7 @@ def content_size(head: bytes, fault: Fault) -> int | None:
 
 
 class FrameEncoder:
-    """Content to frames and seek table; the header is not among them.
+    """Compresses content into frames and a seek table; the header is not included.
 
     Args:
         level: zstd's.
@@ -115,7 +115,7 @@ class FrameEncoder:
         self.size = 0
 
     def update(self, data: Buffer, /) -> bytes:
-        """Take in *data*; the frames that it completes."""
+        """Take in *data*, and return the frames that it completes."""
         self._pending += memoryview(data)
         full = len(self._pending) // BLOCK
         if not full:
@@ -126,7 +126,7 @@ class FrameEncoder:
         return b"".join(frames)
 
     def finish(self) -> bytes:
-        """The last frame, and the seek table."""
+        """Return the last frame and the seek table."""
         tail = self._frame(memoryview(self._pending)) if self._pending else b""
         return tail + (self._table() if len(self._sizes) > 1 else b"")
 

@@ -1,4 +1,4 @@
-"""CompressedStorage: the verbs."""
+"""CompressedStorage: the public methods."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ class CompressedStorage(RecodingWrapper):
 
     @override
     def stat(self, identifier: str) -> ObjectInfo:
-        # In this order the etag is never newer than the size: whoever relies on both learns of the change.
+        # In this order the etag is never newer than the size, so a caller that relies on both notices a change in between.
         found = info_of(self.backend.stat(identifier), identifier)
         return outer_info(found, self.size(identifier))
 
@@ -160,7 +160,7 @@ class CompressedStorage(RecodingWrapper):
     def _pieces(
         self, identifier: str, reader: BinaryIO, info: ObjectInfo, size: int, *, verify: bool
     ) -> Iterator[bytes]:
-        """The stored object, while its content arrives, which must have *size* bytes."""
+        """The pieces of the stored object, while its content of exactly *size* bytes arrives."""
         yield frames.header(size)
         encoder = frames.FrameEncoder(self.level, verify=verify)
         yield from encoded(encoder, arriving(reader, identifier, info, verify=verify))

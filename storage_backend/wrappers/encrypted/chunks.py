@@ -58,7 +58,7 @@ _STEP = 64  # chunks that are read at a time
 
 @dataclass(frozen=True)
 class Header:
-    """What stands at an object's beginning.
+    """The header of an object.
 
     Attributes:
         key_id: of the master key.
@@ -119,13 +119,13 @@ class ChunkCipher:
         """The content of a chunk.
 
         Raises:
-            InvalidTag: it is not what was sealed as this very chunk.
+            InvalidTag: it was not sealed as this very chunk.
         """
         return self._aead.decrypt(_nonce(number, last=last), sealed, self._associated)
 
 
 class ChunkEncoder:
-    """Content to an encrypted object, the header included.
+    """Encrypts content into an object, header included.
 
     Args:
         key: the master key.
@@ -143,7 +143,7 @@ class ChunkEncoder:
         self._number = 0
 
     def update(self, data: Buffer, /) -> bytes:
-        """Take in *data*; what can be stored by now."""
+        """Take in *data*, and return what can be stored by now."""
         self._pending += memoryview(data)
         # The last chunk is sealed as such, so one is held back until it is known that more follows.
         full = (len(self._pending) - 1) // CHUNK
@@ -155,7 +155,7 @@ class ChunkEncoder:
         return self._begun(sealed)
 
     def finish(self) -> bytes:
-        """What is stored last."""
+        """Return the rest of the object."""
         return self._begun([self._seal(memoryview(self._pending), last=True)])
 
     def _begun(self, sealed: list[bytes]) -> bytes:

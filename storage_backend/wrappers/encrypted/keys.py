@@ -20,14 +20,14 @@ _ID_LABEL = b"storage-backend encrypted key id"
 
 
 class Keyring:
-    """The current key and older ones. A key that was given by reference is looked up when it is first needed.
+    """The current key and older ones. A key that was given by reference is resolved when it is first needed.
 
     Args:
         current: the key to write with.
         others: id -> a key that still reads.
 
     Raises:
-        ConfigurationError: a key is none, or stands under another id than its own.
+        ConfigurationError: a key is invalid, or is given under another id than its own.
     """
 
     def __init__(self, current: Buffer | str, others: Mapping[str, Buffer | str] | None) -> None:
@@ -67,17 +67,17 @@ class Keyring:
         )
 
     def refuse_pickle(self, where: str) -> None:
-        """See to it that no key goes into a pickle.
+        """Raise if a pickle would contain a key.
 
         Raises:
-            ConfigurationError: one of them was given as itself.
+            ConfigurationError: one of them was given literally.
         """
         keys = (self._current, *self._others.values())
         refuse_pickle(where, *(key.secret for key in keys), advice='"env:NAME" or "file:PATH"')
 
 
 def id_of(key: bytes) -> bytes:
-    """The id of a key: the first bytes of HMAC-SHA256 (RFC 2104) of a label. It tells nothing of the key."""
+    """The id of a key: the first bytes of HMAC-SHA256 (RFC 2104) of a label. It reveals nothing about the key."""
     return hmac.digest(key, _ID_LABEL, "sha256")[:ID_SIZE]
 
 
@@ -106,7 +106,7 @@ class EncryptionKey:
         return repr(self.secret)
 
     def check(self) -> None:
-        """Refuse a wrong key that was given as itself; references are looked up later."""
+        """Raise if a key that was given literally is invalid; references are resolved later."""
         if self.secret.literal:
             self.material()
 
@@ -114,7 +114,7 @@ class EncryptionKey:
         """Its 32 bytes.
 
         Raises:
-            ConfigurationError: what was given is no key, or one with another id.
+            ConfigurationError: the value is no key, or a key with another id.
         """
         if self._found is None:
             found = _parsed(self.secret.value().strip())

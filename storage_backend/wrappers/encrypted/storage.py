@@ -1,4 +1,4 @@
-"""EncryptedStorage: the verbs."""
+"""EncryptedStorage: the public methods."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class EncryptedStorage(RecodingWrapper):
         backend: the backend within.
 
     Raises:
-        ConfigurationError: a key is none, or stands under another id than its own.
+        ConfigurationError: a key is invalid, or is given under another id than its own.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class EncryptedStorage(RecodingWrapper):
 
     @property
     def current_key_id(self) -> str:
-        """The id of the key that is written with, for `keys` once there is another: 16 hex digits, derived from the key."""
+        """The id of the key that new objects are encrypted with, to be used in `keys` when another one replaces it: 16 hex digits."""
         return id_of(self._keyring.current()).hex()
 
     def key_id(self, identifier: str) -> str:
@@ -114,7 +114,7 @@ class EncryptedStorage(RecodingWrapper):
             return True
         if self.size(source_id) != self.size(dest_id):
             raise self._fault(source_id)(f"its copy at {dest_id!r} has another size; nothing was deleted")
-        # The salts are random: with the same one, both are names of one file, which is already what it shall be.
+        # The salts are random: if they are equal, both are names of one file, which already is what it shall be.
         if self._head(source_id) != self._head(dest_id):
             self.backend.delete(source_id)
         return True

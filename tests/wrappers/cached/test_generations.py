@@ -442,10 +442,10 @@ if where == "staged":
     BlobEngine._ended = lambda *arguments: (stop(where), ended(*arguments))[1]
 if where in ("unnamed", "named"):
     publish = StagedContent.publish
-    def stopped(blob, path, entry):
+    def stopped(blob, path, metadata):
         if where == "unnamed":
             stop(where)
-        publish(blob, path, entry)
+        publish(blob, path, metadata)
         stop(where)
     StagedContent.publish = stopped
 if where == "unlinked":
@@ -676,7 +676,7 @@ class TestProcesses:
             assert line_of(child.stdout) == "opened"
             cached.invalidate("a")
 
-            def delayed(blob: StagedContent, path: str, entry: Any) -> None:
+            def delayed(blob: StagedContent, path: str, metadata: bytes) -> None:
                 tell(child, "go on")
                 assert child.stdout is not None
                 done = select.poll()
@@ -685,7 +685,7 @@ class TestProcesses:
                     assert line_of(child.stdout) == "written"
                     child.kill()
                     child.wait()
-                publish(blob, path, entry)
+                publish(blob, path, metadata)
 
             monkeypatch.setattr(StagedContent, "publish", delayed)
             assert cached.read("a") == b"old"
