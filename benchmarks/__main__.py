@@ -1,4 +1,4 @@
-"""`python -m benchmarks`: measure the workloads named, or all; keep the measurements; write RESULTS.md from all that are kept."""
+"""`python -m benchmarks`: measures workloads, writes results/*.json, and makes RESULTS.md of all of them."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _show(results: Results, names: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure storage-backend side by side with its peers. What is not installed is left out "
-        '(pip install -e ".[bench]" brings all but rsync and nginx).',
+        description="Measure storage-backend side by side with its peers. Peers that are not installed are left out "
+        '(pip install -e ".[bench]" installs all but rsync and nginx).',
     )
     parser.add_argument(
         "workloads", nargs="*", metavar="workload", help=f"all, or some of: {', '.join(NAMES)}"
@@ -85,11 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     sizes.add_argument("--full", action="store_true", help="a large object of 1 GiB, longer loops")
     parser.add_argument("--rounds", type=int, help="rounds that count, instead of each workload's own")
     parser.add_argument(
-        "--directory", type=Path, help="where data is made; default: /dev/shm, else the temporary"
+        "--directory",
+        type=Path,
+        help="where data is made; default: /dev/shm, else the folder for temporary files",
     )
     parser.add_argument("--output", type=Path, help=f"the folder of RESULTS.md and results/; default: {HERE}")
     parser.add_argument(
-        "--show", action="store_true", help="measure nothing; print in full what was measured before"
+        "--show", action="store_true", help="measure nothing; print earlier measurements in full"
     )
     return parser
 
@@ -107,7 +109,7 @@ def _scale(chosen: argparse.Namespace) -> Scale:
 
 
 def _fast_directory() -> str | None:
-    """Memory, if there is a file system in it: then the disk's mood is not measured."""
+    """The folder of a file system in memory, if there is one: a disk would add noise."""
     return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - mkdtemp makes a private one in it
 
 
@@ -116,6 +118,6 @@ def _tell(message: str) -> None:
 
 
 if __name__ == "__main__":
-    # One that is told to stop leaves neither data nor a server behind.
+    # SIGTERM runs the clean-up of data and servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""The caches, ours and the peers', as their documentation shows them, tuned where it tells how.
+"""Our cache and those of the peers, set up and tuned as their documentation says.
 
 All of them keep their files beneath `Place.scratch`.
 """
@@ -36,7 +36,7 @@ def ours(
 
 
 def diskcache(cache: Path, limit: int = UNLIMITED) -> Any:
-    """python-diskcache as one would cache files with it: in files, and the least recently used goes first."""
+    """python-diskcache with values in files and LRU eviction."""
     return peer("diskcache").Cache(
         str(cache),
         eviction_policy="least-recently-used",
@@ -47,21 +47,21 @@ def diskcache(cache: Path, limit: int = UNLIMITED) -> Any:
 
 
 def put(cache: Any, key: str, path: str) -> None:
-    """Have diskcache take a value from a file."""
+    """Store the content of a file in diskcache."""
     with open(path, "rb") as file:
         cache.set(key, file, read=True)
 
 
 def fsspec(kind: str, cache: Path, target: Any = None) -> Any:
-    """A caching file system of fsspec ("filecache", "simplecache", "blockcache"), over local files unless told else."""
+    """A caching file system of fsspec ("filecache", "simplecache", "blockcache"), by default over local files."""
     source = {"target_protocol": "file"} if target is None else {"fs": target}
     return peer("fsspec").filesystem(kind, cache_storage=str(cache), **source)
 
 
 def multi_storage_client(cache: Path) -> tuple[Any, Any]:
-    """The client of NVIDIA's multi-storage-client, and the cache that it reads first.
+    """The client of NVIDIA's multi-storage-client, and its cache.
 
-    It does not cache local files, so it stands before an S3 that is never asked; nor does it ask for versions.
+    It does not cache local files, so its backend is an S3 endpoint that is never reached. It does not check versions.
     """
     module = peer("multistorageclient")
     config = module.StorageClientConfig.from_dict(
@@ -97,9 +97,9 @@ def multi_storage_client(cache: Path) -> tuple[Any, Any]:
 
 
 def file_system(root: Path, opening: Any = None) -> Any:
-    """A file system of fsspec over files beneath *root*, as one over a network is made: files are fetched by ranges.
+    """An fsspec file system over files beneath *root* that fetches ranges, as those over a network do.
 
-    fsspec's own one over local files does not let a block cache see what it reads.
+    fsspec's own local file system bypasses a block cache.
 
     Args:
         root: of the files; paths are relative to it.

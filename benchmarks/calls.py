@@ -1,4 +1,4 @@
-"""`python -m benchmarks.calls`: how many functions and files of the package one warm operation goes through."""
+"""`python -m benchmarks.calls`: counts the functions and files of the package that one warm operation enters."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from storage_backend import CachedStorage, LocalStorage, MemoryStorage
 
 HERE = Path(__file__).parent
 PACKAGE = f"{Path(storage_backend.__file__).parent}{os.sep}"
-WARM_UPS = 5  # by then connections are open, and what is looked up once has been looked up
+WARM_UPS = 5  # after these, connections are open and lookups are cached
 TRACES = 5
 Operations: TypeAlias = dict[str, dict[str, int]]
 NAME = "folder/object"
@@ -33,12 +33,12 @@ NAME = "folder/object"
 
 @dataclass
 class Trace:
-    """What one operation did within the package, in the thread that called it.
+    """The calls of one operation within the package, in the thread that called it.
 
     Attributes:
-        calls: Python functions entered; a generator counts each time that it is resumed.
-        moves: calls of which the call before was of a function in another file.
-        files: all that were entered, relative to the package.
+        calls: Python functions entered; a generator counts each time it is resumed.
+        moves: pairs of consecutive calls that are in different files.
+        files: the files entered, relative to the package.
     """
 
     calls: int = 0
@@ -47,7 +47,7 @@ class Trace:
     _last: str = ""
 
     def __call__(self, frame: FrameType, event: str, _argument: object) -> None:
-        """Take an event, as `sys.setprofile` passes it."""
+        """Count an event of `sys.setprofile`."""
         file = frame.f_code.co_filename
         if event != "call" or not file.startswith(PACKAGE):
             return
@@ -58,9 +58,9 @@ class Trace:
 
 
 def traced(operation: Callable[[], object]) -> Trace:
-    """The trace of *operation*, which has run several times before.
+    """The trace of *operation* after warm-up.
 
-    Of several traces it is the shortest: one that waits for a server's answer may loop once more than another.
+    It is the shortest of several traces: one may loop once more than another while it waits for a response.
     """
     for _ in range(WARM_UPS):
         operation()
@@ -77,7 +77,7 @@ def traced(operation: Callable[[], object]) -> Trace:
 
 
 def local_operations(folder: Path) -> Iterator[tuple[str, Trace]]:
-    """Of LocalStorage, and of CachedStorage over MemoryStorage, whose own calls are few."""
+    """Traces of LocalStorage, and of CachedStorage over MemoryStorage, which adds few calls."""
     data = content()
     local = LocalStorage(folder / "local")
     yield "local write", traced(lambda: local.write(NAME, data))
@@ -93,7 +93,7 @@ def local_operations(folder: Path) -> Iterator[tuple[str, Trace]]:
 
 
 def server_operations(root: Path) -> Iterator[tuple[str, Trace]]:
-    """Of S3Storage and RemoteStorage, as far as their servers are installed."""
+    """Traces of S3Storage and RemoteStorage, if their servers are installed."""
     for name, server in (("S3", RCLONE), ("SSH", OPENSSH)):
         if server.path is None:
             continue
@@ -107,7 +107,7 @@ def server_operations(root: Path) -> Iterator[tuple[str, Trace]]:
 
 
 def measure(folder: Path, *, servers: bool = True) -> Operations:
-    """The numbers of each operation, by its name."""
+    """The counts of each operation, by its name."""
     traces = [*local_operations(folder), *(server_operations(folder) if servers else ())]
     return {
         name: {"calls": trace.calls, "files": len(trace.files), "moves": trace.moves}

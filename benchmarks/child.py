@@ -1,4 +1,4 @@
-"""One contender, one round, one process: so that its CPU time and its memory are its own."""
+"""Runs one round of one contender in a process of its own, so that CPU time and memory are those of the contender."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from benchmarks.workloads import load
 
 
 def main(request: dict[str, Any]) -> None:
-    """Do what *request* says and write what was measured to the file that it names."""
+    """Serve *request*, and write the measurement to the file that it names."""
     workload = load(request["workload"])
     place = Place(
         Path(request["root"]),
@@ -33,9 +33,9 @@ def main(request: dict[str, Any]) -> None:
 
 
 def measure(workload: Workload, name: str, place: Place) -> dict[str, float]:
-    """Seconds and CPU seconds per operation, the peak RSS of the process or its largest child in bytes, and the facts.
+    """Seconds and CPU seconds for each operation, the peak RSS of the process or its largest child in bytes, and the facts.
 
-    "prepared" is the peak RSS before the first pass; it says nothing of a child, whose start is in the pass.
+    "prepared" is the peak RSS before the first pass. It is left out for programs, which start within the pass.
     """
     contender = next(contender for contender in workload.contenders if contender.name == name)
     place = replace(place, scale=place.scale.with_fewer(contender.fewer))
@@ -67,10 +67,10 @@ def cpu_seconds() -> float:
 
 
 def peak_rss() -> int:
-    """Bytes.
+    """The peak RSS in bytes, of this process or its largest child.
 
-    Linux: `ru_maxrss` survives exec, so it would show the harness's memory; VmHWM (proc_pid_status(5)) starts anew. Of
-    a child it is all there is, and the process that a program is started from is smaller than that program.
+    On Linux `ru_maxrss` survives exec, so it includes the harness; VmHWM (proc_pid_status(5)) does not. For children only
+    `ru_maxrss` exists; the process that starts a program is smaller than the program.
     """
     unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, kilobytes here
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit

@@ -1,4 +1,4 @@
-"""The data sets: the same bytes, names and times on every run."""
+"""Data sets with the same bytes, names and times on every run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.harness import MEBIBYTE
 
 SMALL = 4096
-# Long ago (2024-01-01 UTC): whatever compares times need not doubt them, and each keeps whole seconds.
+# 2024-01-01 UTC: an old time is not racy, and every store keeps whole seconds.
 MODIFIED = 1_704_067_200
 
 
@@ -20,12 +20,12 @@ def names(count: int) -> Iterator[str]:
 
 
 def content(size: int = SMALL, seed: int = 0) -> bytes:
-    """*size* bytes that do not compress."""
+    """*size* incompressible bytes."""
     return random.Random(seed).randbytes(size)  # noqa: S311 - the same bytes on every run is the point
 
 
 def tree(folder: Path, count: int, size: int = SMALL) -> Path:
-    """A folder of *count* files of *size* bytes, no two alike; made unless it is there."""
+    """A folder of *count* files of *size* bytes, all different; made unless it exists."""
     if folder.exists():
         return folder
     block = content(size)
@@ -41,7 +41,7 @@ def tree(folder: Path, count: int, size: int = SMALL) -> Path:
 
 
 def large(path: Path, size: int) -> Path:
-    """A file of *size* bytes, a multiple of 1 MiB; made unless it is there."""
+    """A file of *size* bytes, a multiple of 1 MiB; made unless it exists."""
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def large(path: Path, size: int) -> Path:
 
 
 def contents(folder: Path) -> tuple[int, int]:
-    """How many files are beneath *folder*, and their bytes."""
+    """The number of files beneath *folder*, and their total size."""
     count = size = 0
     for parent, _, files in os.walk(folder):
         for file in files:

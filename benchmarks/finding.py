@@ -1,4 +1,4 @@
-"""Where the programs are that a benchmark runs."""
+"""Finds the programs that a benchmark runs."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from pathlib import Path
 
 
 def find_program(name: str) -> str | None:
-    """The path of a program, also if it is beside a Python whose environment is not activated."""
+    """The path of a program, on PATH or in the folder of this Python."""
     return shutil.which(name) or shutil.which(name, path=str(Path(sys.executable).parent))

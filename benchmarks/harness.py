@@ -1,4 +1,4 @@
-"""What a workload is made of: data, contenders, and what is expected of their ratios."""
+"""The parts of a workload: scale, contenders, comparisons, targets."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ MEBIBYTE = 1 << 20
 
 @dataclass(frozen=True)
 class Scale:
-    """How much of everything.
+    """The sizes of all workloads.
 
     Attributes:
         name: as printed.
-        objects: distinct small objects that single operations go round.
+        objects: distinct small objects of single operations.
         tree: objects in the trees that are listed and compared.
         batch: small objects that are migrated.
-        large: bytes of the one large object.
-        seconds: at least this long a loop of single operations runs in a round.
-        rounds: None leaves it to the workload.
-        warm_rounds: rounds before the first that counts.
+        large: bytes of the large object.
+        seconds: minimum duration of a loop of single operations in a round.
+        rounds: measured rounds; None means as many as the workload says.
+        warm_rounds: rounds before the first measured one.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Scale:
     warm_rounds: int = 1
 
     def fill(self, text: str) -> str:
-        """*text* with the numbers of this scale in its braces; bytes as MiB."""
+        """*text* with the fields of this scale in braces replaced; bytes as MiB."""
         return text.format(
             **{
                 **vars(self),
@@ -57,7 +57,7 @@ class Scale:
         )
 
     def with_fewer(self, fewer: int) -> Scale:
-        """The same with that fraction of the small objects."""
+        """This scale with one in *fewer* of the small objects."""
         return self if fewer == 1 else replace(self, batch=max(self.batch // fewer, 2))
 
     @property
@@ -97,14 +97,14 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a contender finds its data, and where it may write.
+    """The folders, the scale and the server of one round.
 
     Attributes:
         root: an absolute path above both of the following.
-        shared: made by `Workload.setup`, the same for all.
-        scratch: empty; this contender's in this round.
-        scale: how much.
-        endpoint: URL of the workload's server, if it has one.
+        shared: the data of `Workload.setup`, for all contenders.
+        scratch: an empty folder for this contender in this round.
+        scale: the sizes.
+        endpoint: URL of the workload's server, or "".
     """
 
     root: Path
@@ -116,19 +116,17 @@ class Place:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to do the work.
+    """One library or program that does the work of a workload.
 
     Attributes:
         name: as printed.
-        prepare: untimed; gives the pass that is timed. Runs in a process of its own, and imports what it needs there.
-        module: the peer's module; where it is missing, the contender is "not installed".
-        program: the same for a program.
-        device: the same for a path.
-        fewer: it is given one in so many of the small objects, since it would take too long for all. Times are per
-            object.
-        result: untimed; from what a pass returned to what `Workload.check` takes.
-        facts: untimed, and after the memory was looked at; from what a pass returned to numbers by the names of
-            `Workload.facts`. What it does not name is not known of this contender.
+        prepare: returns the pass that is timed; untimed itself. Runs in the process of the contender and imports what it needs.
+        module: the module that it needs; without it the contender is "not installed".
+        program: the program that it needs.
+        device: the path that it needs.
+        fewer: it gets one in so many of the small objects, because all would take too long. Times are per object.
+        result: converts the result of a pass for `Workload.check`; untimed.
+        facts: converts the result of a pass to numbers, by the names of `Workload.facts`; untimed, after the memory was measured.
     """
 
     name: str
@@ -142,7 +140,7 @@ class Contender:
 
     @property
     def installed(self) -> bool:
-        """Whether this machine has what is needed."""
+        """Whether this machine has what the contender needs."""
         if self.device is not None and not os.path.exists(self.device):
             return False
         if self.module is not None:
@@ -155,12 +153,12 @@ class Contender:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two contenders whose times are set against each other.
+    """Two contenders whose times are compared.
 
     Attributes:
         ours: name of our contender.
         peer: name of the peer's.
-        at_least: the target, in units of the peer's speed: 2.0 asks for half of its time. None asks for nothing.
+        at_least: the target for the peer's time divided by ours; None for no target.
     """
 
     ours: str
@@ -170,12 +168,12 @@ class Comparison:
 
 @dataclass(frozen=True)
 class CpuLimit:
-    """How much more CPU time than a yardstick a contender may take.
+    """A limit on the CPU time of a contender, relative to a yardstick.
 
     Attributes:
         ours: name of our contender.
-        yardstick: name of the one that does only what cannot be saved.
-        above: CPU seconds for a GiB of the large object that ours may take beyond that.
+        yardstick: name of the contender that does only the unavoidable work.
+        above: CPU seconds for each GiB of the large object by which ours may exceed it.
     """
 
     ours: str
@@ -185,13 +183,13 @@ class CpuLimit:
 
 @dataclass(frozen=True)
 class Fact:
-    """Something that is counted beside the time, and judged by the worst round.
+    """A number that is measured beside the time; the worst round counts.
 
     Attributes:
-        name: as printed, and what contenders report it by.
+        name: as printed, and the key in `Contender.facts`.
         form: how a number is printed, for `str.format`.
         more_is_better: else less is.
-        targets: contender -> how much of it there may be at most (at least, where more is better).
+        targets: contender -> the maximum (or the minimum, where more is better).
     """
 
     name: str
@@ -206,21 +204,21 @@ class Workload:
 
     Attributes:
         title: as printed, with fields of `Scale` in braces.
-        what: what is measured, what is not, and what is not alike about the contenders; braces as in the title.
+        what: what is measured, what is not, and how the contenders differ; braces as in the title.
         contenders: in the order of a round.
-        setup: makes what is shared, untimed. Leaves what it finds there: workloads share trees.
+        setup: makes the shared data, untimed. Keeps existing data: workloads share trees.
         check: raises AssertionError unless a contender did the work. Untimed.
-        operations: what a pass does, by which its time is divided.
-        loop: whether passes are short: one runs uncounted first, and a round lasts for `Scale.seconds`. Otherwise a
-            round is exactly one pass of a fresh process.
-        rounds: that count.
-        comparisons: what is asked of the ratios.
-        memory: contender -> the most bytes that its peak RSS may have.
-        growth: contender -> the most bytes that its peak RSS may have beyond what it had when it was prepared.
-        cpu: what is asked of the CPU time.
-        limits: contender -> the most seconds that it may take.
-        facts: what contenders report beside the time.
-        server: that all contenders talk to; each process that is measured finds a fresh one.
+        operations: the number of operations in a pass, by which its time is divided.
+        loop: passes are short: after one for warm-up, a round repeats them for `Scale.seconds`. Otherwise a round is one
+            pass of a new process.
+        rounds: measured rounds.
+        comparisons: the ratios to compute, and their targets.
+        memory: contender -> maximum peak RSS in bytes.
+        growth: contender -> maximum growth of the peak RSS after `prepare`, in bytes.
+        cpu: limits on the CPU time.
+        limits: contender -> maximum seconds.
+        facts: other numbers that contenders report.
+        server: the server of all contenders; each round of each contender gets a new one.
     """
 
     title: str
@@ -241,7 +239,7 @@ class Workload:
 
 
 def peer(module: str) -> Any:
-    """The peer's *module*, untyped: type checkers need not have it."""
+    """The module of a peer, untyped: type checkers need not find it."""
     return importlib.import_module(module)
 
 
@@ -259,6 +257,6 @@ def each(operation: Callable[[Any], Any], arguments: Iterable[Any]) -> Pass:
 
 
 def expect(condition: bool, message: str) -> None:
-    """Raise an AssertionError with *message* unless *condition*; also under `python -O`."""
+    """Like `assert`, but also under `python -O`."""
     if not condition:
         raise AssertionError(message)

@@ -1,4 +1,4 @@
-"""What a cache is measured by: reads that few objects get most of, and the hits of a perfect LRU."""
+"""Zipf-distributed reads, and the hits of an ideal LRU cache for comparison."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ K = TypeVar("K", bound=Hashable)
 def zipf(count: int, reads: int, exponent: float = 0.9, seed: int = 0) -> list[int]:
     """*reads* numbers below *count*, the same on every run: the object of rank r is read as r ** -exponent.
 
-    Which object has which rank is drawn too, so that a rank says nothing of the size.
+    Ranks are assigned at random, so that they do not depend on the sizes.
     """
     chance = random.Random(seed)  # noqa: S311 - the same on every run is the point
     by_rank = list(range(count))
@@ -30,7 +30,7 @@ def sizes(count: int, least: int, most: int, seed: int = 0) -> list[int]:
 
 
 class IdealLru(Generic[K]):
-    """A cache of bytes that are not there: it never holds more than *limit*, and gives up what was used longest ago.
+    """A simulated LRU cache that never exceeds *limit* bytes.
 
     Attributes:
         size: bytes that it holds.
@@ -45,7 +45,7 @@ class IdealLru(Generic[K]):
         self._sizes: OrderedDict[K, int] = OrderedDict()
 
     def read(self, key: K, size: int) -> bool:
-        """Read an object of *size* bytes; what is larger than the limit is not kept, and drives nothing out.
+        """Read an object of *size* bytes. One larger than the limit is not cached and evicts nothing.
 
         Returns:
             Whether it was held.

@@ -1,4 +1,4 @@
-"""Where a benchmark ran, and whether it ran alone."""
+"""Describes the machine, and measures how busy other processes keep it."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def describe(directory: Path) -> dict[str, str]:
 
 
 def versions() -> dict[str, str]:
-    """Of what took part; what is missing is left out."""
+    """The versions of all libraries and programs that are installed."""
     found = {}
     for distribution in DISTRIBUTIONS:
         try:
@@ -70,12 +70,12 @@ def package_commit() -> str:
 
 
 def now() -> str:
-    """The time of day, as it stands in the results."""
+    """The time of day, as the results show it."""
     return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 class Busy:
-    """Tells how many processors others kept busy since it was made, so that a noisy run shows."""
+    """Measures how many processors other processes keep busy, from its construction on."""
 
     def __init__(self) -> None:
         self._started = time.monotonic()
@@ -124,7 +124,7 @@ def _file_system(directory: Path) -> str:
 
 
 def _first_line(*arguments: str) -> str:
-    """What a program says first; nothing if it fails or is not there."""
+    """The first line of a program's output; "" if it fails or is missing."""
     try:
         done = subprocess.run(arguments, check=False, capture_output=True, text=True)
     except FileNotFoundError:

@@ -23,7 +23,7 @@ of one contender differ by more than half of their median, or other processes ke
 
 
 def page(results: Results, groups: Mapping[str, Sequence[str]]) -> str:
-    """The whole page; *groups* are the workloads' names by the heading under which they stand."""
+    """The page. *groups* has the names of the workloads under each heading."""
     order = [name for names in groups.values() for name in names]
     memory, disk = (
         {name: found[name] for name in order if name in found}
@@ -46,7 +46,7 @@ def _ratios(heading: str, measurements: Sequence[Measurement]) -> list[str]:
 
 
 def _ratio_rows(measurement: Measurement) -> Iterator[tuple[str, ...]]:
-    """One for each contender of ours that is compared."""
+    """A row for each contender of ours that is compared."""
     noisy = r"\*" if is_noisy(measurement) else ""
     title = f"{measurement['workload']}{noisy}: {measurement['title']}"
     pairs = measurement["comparisons"]
@@ -67,7 +67,7 @@ def _ratio(measurement: Measurement, pair: Mapping[str, Any]) -> str:
 
 
 def _limits(memory: Mapping[str, Measurement], disk: Mapping[str, Measurement]) -> list[str]:
-    """The targets that are no ratios; and how many of all targets are met."""
+    """The targets that are not ratios, and how many of all targets are met."""
     rows, met, missed = [], 0, 0
     for where, measurements in (("", memory), (", on a disk", disk)):
         for row in targets(measurements.values()):

@@ -1,4 +1,4 @@
-"""The peers' ways to a local folder, as their documentation shows them."""
+"""Local file systems of the peers, set up as their documentation says."""
 
 from __future__ import annotations
 

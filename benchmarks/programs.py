@@ -1,4 +1,4 @@
-"""Whole programs as contenders: the command line of ours, and rclone's."""
+"""Programs as contenders: our command line, and rclone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.harness import Pass, Place, expect
 
 
 def command(place: Place, *arguments: str, **variables: str) -> Pass:
-    """A pass that runs a program, from its start to its end. Its output is kept for its failure."""
+    """A pass that runs a program from start to end. If it fails, the error has its output."""
     environment = {**os.environ, "XDG_STATE_HOME": str(place.scratch / "state"), **variables}
 
     def run() -> None:

@@ -1,4 +1,4 @@
-"""`python relay.py PORT DELAY`: a program that passes on TCP connections to a port of 127.0.0.1, each byte DELAY seconds later.
+"""`python relay.py LISTENING PORT DELAY`: forwards TCP connections to a port of 127.0.0.1, each byte DELAY seconds later.
 
 Both ways, so that a round trip takes twice that. Connecting and throughput are not slowed.
 """
@@ -17,7 +17,7 @@ QUEUED = 1 << 10  # chunks on the way
 
 
 def main(listening: int, port: int, delay: float) -> None:
-    """Pass on what comes to the port *listening*, for ever."""
+    """Forward connections to the port *listening*, for ever."""
     with socket.create_server(("127.0.0.1", listening), backlog=128) as listener:
         while True:
             client, _ = listener.accept()
@@ -44,7 +44,7 @@ def _give(target: socket.socket, way: Queue[tuple[float, bytes]]) -> None:
     while True:
         due, data = way.get()
         time.sleep(max(0.0, due - time.monotonic()))
-        # What comes after an error is taken all the same: nobody else empties the queue.
+        # After an error, keep emptying the queue: its writer would block.
         with suppress(OSError):
             if not data:
                 target.shutdown(socket.SHUT_WR)

@@ -1,4 +1,4 @@
-"""One workload's measurement in full, as it is printed; and what was aimed at."""
+"""Prints one measurement in full, and judges measurements by their targets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NOISY_OTHERS = 0.1  # processors
 
 
 class Target(NamedTuple):
-    """A row of what was aimed at."""
+    """A target and its verdict, as a table shows them."""
 
     workload: str
     what: str
@@ -51,7 +51,7 @@ def section(measurement: Measurement) -> str:
 
 
 def targets(measurements: Iterable[Measurement]) -> list[Target]:
-    """What was aimed at, and whether it was reached."""
+    """All targets, each with its verdict."""
     rows = []
     for measurement in measurements:
         name = measurement["workload"]
@@ -135,7 +135,7 @@ def _fact_row(measurement: Measurement, fact: dict[str, Any], contender: str) ->
 
 
 def _fact_tables(measurement: Measurement) -> list[str]:
-    """One, or none: what was counted beside the time, the worst of all rounds."""
+    """A table of the facts, the worst of all rounds; no table without facts."""
     facts = measurement.get("facts", ())
     rows = []
     for entry in measurement["contenders"]:
@@ -168,7 +168,7 @@ def ratios_of(measurement: Measurement, ours: str, peer: str, what: str = "secon
 
 
 def rounds_of(measurement: Measurement, name: str) -> list[dict[str, float]]:
-    """What was measured of a contender, round by round; nothing of one that was absent."""
+    """The rounds of a contender; empty if it was absent."""
     return next((entry["rounds"] for entry in measurement["contenders"] if entry["name"] == name), [])
 
 
@@ -211,7 +211,7 @@ def _contender_cells(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _growth(rounds: Iterable[dict[str, float]]) -> float | None:
-    """By how many bytes the peak RSS grew at most; None where that is not known, as of a program."""
+    """The largest growth of the peak RSS in bytes; None for programs, of which it is unknown."""
     return max((one["rss"] - one["prepared"] for one in rounds if "prepared" in one), default=None)
 
 
@@ -228,7 +228,7 @@ def _noise(measurement: Measurement) -> str:
 
 
 def is_noisy(measurement: Measurement) -> bool:
-    """Whether only large differences are to be believed."""
+    """Whether small differences mean nothing."""
     widest = max(_spreads(measurement).values(), default=0.0)
     return (measurement["others"] or 0.0) > NOISY_OTHERS or widest > NOISY_SPREAD
 
@@ -247,7 +247,7 @@ def _spread(times: Sequence[float]) -> float:
 
 
 def duration(seconds: float) -> str:
-    """In the unit that needs no zeros."""
+    """Seconds as text, in s, ms or us."""
     for unit, factor in (("s", 1.0), ("ms", 1e3)):
         if seconds * factor >= 1:
             return f"{seconds * factor:.3g} {unit}"
@@ -259,6 +259,6 @@ def _mebibytes(size: float) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Of Markdown."""
+    """A Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -1,4 +1,4 @@
-"""The measurements that are kept: a JSON file a workload, from which the page is made."""
+"""Stores the measurements, one JSON file for each workload."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 Measurement: TypeAlias = dict[str, Any]
-"""What `rounds.run` gives: JSON values only."""
+"""The result of `rounds.run`, in JSON values."""
 
 MEMORY = "tmpfs"  # the file system of /dev/shm, tmpfs(5)
 
 
 class Results:
-    """The measurements beneath a folder.
+    """The measurements in a folder.
 
-    What was measured on a disk is in `disk/`, beside what was measured in memory: neither replaces the other.
-    `calls.json` has the tables of `benchmarks.calls`, in the order in which they were made.
+    Measurements on a disk are in its subfolder `disk`; those in memory stay beside them. `calls.json` has the tables of
+    `benchmarks.calls` in chronological order.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -24,10 +24,10 @@ class Results:
         self._calls = folder / "calls.json"
 
     def keep(self, measurement: Measurement) -> None:
-        """Write a measurement in the place of the older one of its workload."""
+        """Store a measurement, instead of an older one of the same workload."""
         disk = measurement["machine"]["files"] != MEMORY
         path = self._folder / ("disk" if disk else "") / f"{measurement['workload']}.json"
-        # A line a key: then a difference of two versions can be read.
+        # One line for each key keeps diffs readable.
         lines = (f"{json.dumps(key)}: {json.dumps(value)}" for key, value in measurement.items())
         write("{{\n{}\n}}\n".format(",\n".join(lines)), path)
 
@@ -42,11 +42,11 @@ class Results:
         return tables
 
     def in_memory(self) -> dict[str, Measurement]:
-        """By workload, what was measured in memory."""
+        """The measurements in memory, by workload."""
         return _measurements(self._folder)
 
     def on_disk(self) -> dict[str, Measurement]:
-        """By workload, what was measured on a disk."""
+        """The measurements on a disk, by workload."""
         return _measurements(self._folder / "disk")
 
 

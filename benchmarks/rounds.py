@@ -1,4 +1,4 @@
-"""The rounds: contenders take turns (A B C A B C ...), each in a fresh process."""
+"""Runs the rounds of a workload: contenders take turns (A B C A B C ...), each in a new process."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIMIT_SECONDS = 900  # a contender that takes longer has failed
 
 
 class FailedError(Exception):
-    """A process did not do its work; the message says why."""
+    """A process failed; the message says why."""
 
 
 def run(
@@ -33,8 +33,8 @@ def run(
         name: the workload's.
         workload: what to measure.
         directory: for the data; shared trees stay there for the next workload.
-        scale: how much.
-        tell: hears of progress.
+        scale: the sizes.
+        tell: is called with lines of progress.
 
     Returns:
         The measurement that report.section() prints: JSON values only.
@@ -122,10 +122,10 @@ def run(
 
 
 def _process(request: dict[str, str | None], server: Server | None = None) -> None:
-    """Run one child in an empty scratch folder, beside a server if there is one.
+    """Run one child process in an empty scratch folder, with the server if there is one.
 
     Raises:
-        FailedError: it did not end well.
+        FailedError: it failed.
     """
     scratch, root = Path(request["scratch"] or ""), Path(request["root"] or "")
     scratch.mkdir()
@@ -153,7 +153,7 @@ def _process(request: dict[str, str | None], server: Server | None = None) -> No
 
 
 def _environment(root: Path) -> dict[str, str]:
-    """The user's, without what would lead a client of S3 to an account, a proxy or other settings."""
+    """The environment without variables that lead S3 clients to an account, a proxy or other settings."""
     kept = {
         name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "RCLONE_", "S3_"))
     }

@@ -1,4 +1,4 @@
-"""The ways to an S3 server, ours and the peers', as their documentation shows them, tuned where it tells how.
+"""S3 clients, ours and those of the peers, set up and tuned as their documentation says.
 
 The server's buckets are the directories beneath `Place.root`.
 """
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from storage_backend import S3Storage
 
 SHARED, SCRATCH = "shared", "scratch"
-THREADS = 16  # of each contender that has a choice; ours has as many
+THREADS = 16  # of each contender that can be set; our default
 
 
 def ours(place: Place, bucket: str = SHARED, prefix: str = "") -> S3Storage:
-    """Our storage, with its client made."""
+    """Our storage, with its client built."""
     from storage_backend import S3Storage
 
     storage = S3Storage(
@@ -36,13 +36,13 @@ def ours(place: Place, bucket: str = SHARED, prefix: str = "") -> S3Storage:
 
 
 def boto3(place: Place) -> Any:
-    """A client without the checksums that no answer would have, and with a connection for each thread."""
+    """A client without checksums that the server does not know, and with a connection for each thread."""
     config = peer("botocore.config").Config(**_CHECKSUMS, max_pool_connections=THREADS)
     return peer("boto3").client("s3", config=config, **_credentials(place))
 
 
 def s3fs(place: Place) -> Any:
-    """The file system of s3fs; it takes "bucket/key". Its cache of listings is off, else it would measure itself."""
+    """The file system of s3fs; it takes "bucket/key". Without its cache of listings, which would answer most requests."""
     return peer("s3fs").S3FileSystem(
         key=ACCESS_KEY,
         secret=SECRET_KEY,
@@ -80,7 +80,7 @@ def opendal(place: Place, bucket: str = SHARED) -> Any:
 
 
 def cloudpathlib(place: Place) -> Any:
-    """The client of cloudpathlib; it makes paths of "s3://bucket/key". What it has read it forgets at once."""
+    """The client of cloudpathlib; it makes paths of "s3://bucket/key". It deletes its cached copy after each read."""
     session = peer("boto3").Session(
         aws_access_key_id=ACCESS_KEY, aws_secret_access_key=SECRET_KEY, region_name=REGION
     )
@@ -123,7 +123,7 @@ def s5cmd(place: Place, *arguments: str) -> Pass:
 
 
 def rclone(place: Place, *arguments: str) -> Pass:
-    """`rclone` with these arguments and as many transfers as others have threads (its own default is 4).
+    """`rclone` with these arguments, and as many transfers as the others have threads (its default is 4).
 
     Paths are "s3:bucket/key".
     """
@@ -143,7 +143,7 @@ def rclone(place: Place, *arguments: str) -> Pass:
     )
 
 
-# boto3's own default is to compute and to ask for CRCs that the server does not know.
+# By default boto3 sends and expects CRCs that the server does not know.
 _CHECKSUMS = {
     "request_checksum_calculation": "when_required",
     "response_checksum_validation": "when_required",

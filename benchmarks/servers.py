@@ -1,4 +1,4 @@
-"""Servers on 127.0.0.1 that workloads talk to, a fresh one for each process that is measured."""
+"""Servers on 127.0.0.1 for workloads, a new one for each measured process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PATIENCE = 30.0  # seconds for a server to come up or go down
 
 
 class ServerError(Exception):
-    """A server does not start; the message says why."""
+    """A server did not start; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Server:
     """A server program that shows each directory beneath a root as a bucket.
 
     Attributes:
-        program: without it the workload is left out.
-        command: its arguments, given the program's path, the root, an empty folder of its own, and the port.
+        program: its name; without the program the workload is left out.
+        command: its command line, from the program's path, the root, an empty folder, and the port.
     """
 
     program: str
@@ -45,7 +45,7 @@ class Server:
 
     @property
     def path(self) -> str | None:
-        """Where the program is. Debian keeps nginx where only the administrator's PATH leads."""
+        """The path of the program. Debian installs nginx outside of users' PATH."""
         return find_program(self.program) or shutil.which(self.program, path="/usr/sbin:/usr/local/sbin")
 
     @contextmanager
@@ -65,7 +65,7 @@ class Server:
                 stdout=output,
                 stderr=output,
                 cwd=folder,
-                # Nothing that would lead it to an account or to a user's settings.
+                # Without variables that lead to an account or a user's settings.
                 env={"PATH": os.environ.get("PATH", os.defpath), "HOME": str(folder), "TMPDIR": str(folder)},
             )
         try:
@@ -143,7 +143,7 @@ def _rclone(program: str, root: Path, folder: Path, port: int) -> Sequence[str]:
         "s3",
         f"--auth-key={ACCESS_KEY},{SECRET_KEY}",
         f"--addr=127.0.0.1:{port}",
-        # It would read and hash a file for each answer that has an ETag: then the server is what is measured.
+        # To compute an ETag, it would read and hash the file on each request, and so dominate the times.
         "--etag-hash=",
         "--config=",
         f"--cache-dir={folder / 'cache'}",
@@ -199,7 +199,7 @@ def _sshd(program: str, folder: Path, port: int, *lines: str) -> Sequence[str]:
                 "PrintMotd no",
                 "MaxSessions 1000",
                 "MaxStartups 1000",
-                # Not the user's start-up files, which bash reads for each command: some take longer than all else.
+                # bash would read the user's start-up files for each command, which may take longer than all else.
                 f"SetEnv HOME={folder}",
                 *lines,
                 "",
@@ -209,7 +209,7 @@ def _sshd(program: str, folder: Path, port: int, *lines: str) -> Sequence[str]:
     return [program, "-D", "-e", "-f", str(configuration)]
 
 
-# One process of whoever starts it: a worker of root's would be "nobody", who may not read what mkdtemp makes.
+# One process of the starting user: as root, a worker would run as "nobody", who cannot read a folder of mkdtemp.
 _CONFIGURATION = """\
 daemon off;
 master_process off;
@@ -244,19 +244,19 @@ http {{
 """
 
 RCLONE = Server("rclone", _rclone)
-"""`rclone serve s3`: a whole server, which costs more than its fastest clients."""
+"""`rclone serve s3`: a complete server, slower than the fastest clients."""
 
 NGINX = Server("nginx", _nginx)
-"""Files as objects, GET and HEAD only, whoever asks: so cheap that the clients are what is measured.
+"""Files as objects, GET and HEAD only, without authentication: so fast that the clients dominate the times.
 
 A bucket `pages-N`, of the workload `s3-list`, lists its objects page by page.
 """
 
 OPENSSH = SSHServer("sshd", _openssh)
-"""A server as Debian sets it up: a shell, and SFTP by a program of its own."""
+"""A server as configured by Debian: a shell, and SFTP by a separate program."""
 
 OPENSSH_20_MS = SSHServer("sshd", _openssh, round_trip=0.02)
-"""The same, 20 ms away."""
+"""The same, with a round-trip time of 20 ms."""
 
 OPENSSH_SFTP_ONLY = SSHServer("sshd", _openssh_sftp_only)
-"""SFTP within sshd and nothing else: no command runs."""
+"""SFTP within sshd, without a shell."""

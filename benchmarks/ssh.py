@@ -1,4 +1,4 @@
-"""The ways to an SSH server, ours and the peers', as their documentation shows them, tuned where it tells how.
+"""SSH clients, ours and those of the peers, set up and tuned as their documentation says.
 
 The server's files are this machine's, so all paths are absolute.
 """
@@ -26,8 +26,8 @@ T = TypeVar("T")
 HOST = "127.0.0.1"
 AT_ONCE = 64  # of asyncssh
 TRANSFERS = 16  # of rclone
-CIPHER = "aes128-gcm@openssh.com"  # that ours prefers
-SFTP_ONLY = {"shell": "never"}  # what ours needs not to ask for one
+CIPHER = "aes128-gcm@openssh.com"  # our default
+SFTP_ONLY = {"shell": "never"}  # without it, ours probes for a shell
 
 
 def key(place: Place) -> str:
@@ -41,12 +41,12 @@ def known_hosts(place: Place) -> str:
 
 
 def port(place: Place) -> int:
-    """The server's."""
+    """The port of the server."""
     return int(place.endpoint.rpartition(":")[2])
 
 
 def ours(place: Place, folder: Path, **settings: Any) -> RemoteStorage:
-    """Our storage over that folder, connected."""
+    """Our storage on that folder, connected."""
     from storage_backend import RemoteStorage
 
     return RemoteStorage(config(place, **settings), str(folder))
@@ -65,7 +65,7 @@ def config(place: Place, **settings: Any) -> Any:
 
 
 def paramiko(place: Place, **connecting: Any) -> Any:
-    """An SSHClient, connected, its `connect` with these arguments too; `open_sftp()` of it gives the client of SFTP."""
+    """A connected SSHClient; *connecting* are further arguments of `connect`. Its `open_sftp()` returns an SFTP client."""
     client = peer("paramiko").SSHClient()
     client.load_host_keys(known_hosts(place))
     client.connect(HOST, **{**_connecting(place), **connecting})
@@ -78,14 +78,14 @@ def fsspec(place: Place) -> Any:
 
 
 def smart_open(place: Place, path: Path, mode: str) -> Any:
-    """A file that smart_open opens; the first dials."""
+    """A file of smart_open; the first one connects."""
     options = {name: value for name, value in _connecting(place).items() if name not in {"port", "username"}}
     address = f"sftp://{getpass.getuser()}@{HOST}:{port(place)}/{path}"
     return peer("smart_open").open(address, mode, transport_params={"connect_kwargs": options})
 
 
 class AsyncSSH:
-    """asyncssh's connection and its client of SFTP, and the loop that they live in."""
+    """A connection of asyncssh, its SFTP client, and their event loop."""
 
     def __init__(self, place: Place) -> None:
         self.loop = asyncio.new_event_loop()
@@ -93,7 +93,7 @@ class AsyncSSH:
         self.sftp = self.run(self.connection.start_sftp_client())
 
     def run(self, work: Any) -> Any:
-        """What *work* comes to."""
+        """The result of the coroutine *work*."""
         return self.loop.run_until_complete(work)
 
     def all_of(self, operation: Callable[[T], Awaitable[object]], arguments: Iterable[T]) -> None:
@@ -111,7 +111,7 @@ class AsyncSSH:
 
 
 def asyncssh_connect(place: Place) -> Any:
-    """A coroutine that gives asyncssh's connection."""
+    """A coroutine that returns a connection of asyncssh."""
     return peer("asyncssh").connect(
         HOST,
         port(place),
@@ -124,7 +124,7 @@ def asyncssh_connect(place: Place) -> Any:
 
 
 def openssh(place: Place, program: str, *arguments: str) -> list[str]:
-    """The command line of ssh, scp or sftp, without the user's own settings."""
+    """A command line of ssh, scp or sftp, without the user's configuration."""
     options = (
         f"IdentityFile={key(place)}",
         "IdentitiesOnly=yes",
@@ -138,12 +138,12 @@ def openssh(place: Place, program: str, *arguments: str) -> list[str]:
 
 
 def remote(path: Path | str) -> str:
-    """*path* as scp and rsync take one on the server."""
+    """The argument of scp and rsync for *path* on the server."""
     return f"{getpass.getuser()}@{HOST}:{path}"
 
 
 def ssh(place: Place, command: str, *options: str, before: str = "", after: str = "") -> Pass:
-    """`ssh` that runs *command* there; what the shell here has *before* and *after* it directs its input and output."""
+    """`ssh` that runs *command* on the server. *before* and *after* are shell text around it, for redirections."""
     line = shlex.join(openssh(place, "ssh", *options, f"{getpass.getuser()}@{HOST}", command))
     return programs.command(place, "bash", "-c", f"set -o pipefail; {before} {line} {after}")
 
@@ -187,7 +187,7 @@ def rclone(place: Place, *arguments: str, shell: bool = True) -> Pass:
 
 
 class BlackHole:
-    """An address where connecting neither succeeds nor fails, as where packets are dropped.
+    """An address whose connections neither succeed nor fail, as if packets are dropped.
 
     Linux drops a SYN to a listener whose queue of connections is full (listen(2)).
     """
@@ -203,7 +203,7 @@ class BlackHole:
 
 
 def _connecting(place: Place) -> dict[str, Any]:
-    """What paramiko's `connect` takes."""
+    """Arguments of paramiko's `connect`."""
     return {
         "port": port(place),
         "username": getpass.getuser(),

@@ -1,4 +1,15 @@
-"""One interface over the places that hold named bytes, and a verified migration between any two of them."""
+"""One interface over the places that hold named bytes, and a verified migration between any two of them.
+
+The modules, in the order in which to read them; a module imports only from those before it:
+
+* `errors`, `identifiers`, `info`: the errors, the rules for names and patterns, and what is known of an object.
+* `base`: `StorageBackend`, seven abstract methods and what follows from them; `hooks`, `defensive`, `scanning` and `counted` belong to it.
+* `streams`, `files`, `destinations`, `threads`, `forks`: readers and writers, local files, worker threads, and what a fork must not break.
+* `backends`: memory first, then local, sql, remote (SSH), s3.
+* `wrappers`: cache, retry, fallback, compression, encryption and more, around any backend.
+* `transfer`: `sync`, `migrate` and `verify` between any two backends.
+* `config`: URLs and profiles; `cli`: the command line; `testing`: the conformance suite for authors of backends.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """StorageBackend: seven abstract methods, and what follows from them.
 
-What stands here is correct for any subclass, and slow; a backend overrides it to be fast. It asks nothing of a subclass
-but the seven: `write` is given plain bytes, `list` is called without a pattern, and what comes back is not trusted.
+The other methods work for any subclass; a backend overrides them to be fast. They call only the seven: `write` with plain
+bytes, `list` without a pattern, and they check what these return (see `storage_backend.defensive`).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def exists(self, identifier: str) -> bool:
-        """Whether there is such an object. False only when its absence is proven; an identifier that is refused has none.
+        """Whether there is such an object. False only when its absence is certain; also for an invalid identifier.
 
         Raises:
             StorageError: the store cannot tell (it is out of reach, denies us, ...).
@@ -98,7 +98,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def get_path(self, identifier: str) -> str:
-        """Where the object is or would be, for people and other programs; never a password. No I/O."""
+        """Where the object is or would be, for people and other programs; without passwords. No I/O."""
 
     @abstractmethod
     def size(self, identifier: str) -> int:
@@ -139,7 +139,7 @@ class StorageBackend(ABC):
         copied = self.copy(source_id, dest_id)
         if source_id == dest_id:
             return True
-        # None is taken as done: a subclass may override copy() as carelessly as write().
+        # None counts as done: a subclass's copy(), like its write(), may return nothing.
         if copied is False:
             raise StorageError(
                 f"{location_of(self)} did not copy {source_id!r} to {dest_id!r}; nothing was deleted",
@@ -332,7 +332,7 @@ class StorageBackend(ABC):
 
         Args:
             identifiers: of the objects.
-            progress: as for `read_many`, with how many are absent so far, group by group; their size is told as 0.
+            progress: as for `read_many`, with how many are absent so far, group by group, and 0 bytes.
 
         Returns:
             How many distinct identifiers are now absent.
@@ -449,7 +449,7 @@ class StorageBackend(ABC):
 
     @property
     def location(self) -> str:
-        """The place, as a URL without secrets, for messages and journals; the class's name where there is no URL."""
+        """The location as a URL without secrets, for messages and journals; the class's name where there is no URL."""
         return type(self).__name__
 
     @property
@@ -466,7 +466,7 @@ class StorageBackend(ABC):
         return Hooks(self)
 
     def close(self) -> None:
-        """Let go of connections and descriptors. Closing twice is harmless; using it again reconnects."""
+        """Release connections and descriptors. Closing twice is harmless; the next call connects again."""
 
     def __enter__(self) -> Self:
         return self

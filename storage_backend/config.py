@@ -11,8 +11,8 @@ from typing import cast
 from storage_backend import locations
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
-from storage_backend.files import cache_directory
 from storage_backend.location_urls import CACHE_NUMBERS, CACHE_TEXTS, CACHED, Url, parse_location, redacted
+from storage_backend.paths import cache_directory
 from storage_backend.schemes import SCHEMES, Arguments
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend

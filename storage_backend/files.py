@@ -1,10 +1,11 @@
-"""StagedFile: a local file that appears whole or not at all; and the user's directories for state and caches."""
+"""Local files: their sizes and times, readers of them, and StagedFile, a new file that appears whole or not at all."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import os
+import re
 import stat
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from typing import BinaryIO, cast
 
 from typing_extensions import Buffer
 
-from storage_backend.errors import ConfigurationError, NotAFileError
+from storage_backend.errors import NotAFileError
 from storage_backend.file_rights import entry_facts, take_over
 from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
@@ -41,35 +42,11 @@ _CHUNK = 256 << 10  # bytes, where the kernel does not copy
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
-
-def state_directory() -> Path:
-    """The user's directory for state: $XDG_STATE_HOME/storage-backend. It may not exist yet.
-
-    Without that variable it is below ~/.local/state (XDG Base Directory Specification).
-
-    Raises:
-        ConfigurationError: this user has no home.
-    """
-    given = os.environ.get("XDG_STATE_HOME")
-    try:
-        return (Path(given) if given else Path.home() / ".local" / "state") / "storage-backend"
-    except RuntimeError as error:
-        raise ConfigurationError(f"nowhere to keep state: {error}; set XDG_STATE_HOME") from None
-
-
-def cache_directory() -> Path:
-    """The user's directory for caches: $XDG_CACHE_HOME/storage-backend. It may not exist yet.
-
-    Without that variable it is below ~/.cache (XDG Base Directory Specification).
-
-    Raises:
-        ConfigurationError: this user has no home.
-    """
-    given = os.environ.get("XDG_CACHE_HOME")
-    try:
-        return (Path(given) if given else Path.home() / ".cache") / "storage-backend"
-    except RuntimeError as error:
-        raise ConfigurationError(f"nowhere to keep a cache: {error}; set XDG_CACHE_HOME") from None
+# File systems of the kernel, whose files are made as they are read: their sizes are 0, or a page (proc(5), sysfs(5)).
+_MADE = re.compile(
+    "binfmt_misc|bpf|cgroup2?|configfs|debugfs|efivarfs|fusectl|nsfs|proc|pstore|rpc_pipefs|securityfs|selinuxfs|sysfs|tracefs"
+)
+_ALWAYS, _UNLESS_ZERO, _NEVER = range(3)
 
 
 def modified_of(facts: os.stat_result) -> datetime | None:
@@ -78,6 +55,37 @@ def modified_of(facts: os.stat_result) -> datetime | None:
         return _EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
     except OverflowError:
         return None
+
+
+def told_size(facts: os.stat_result) -> int | None:
+    """The size of a regular file in bytes; None where only reading shows it, and of what is no regular file.
+
+    Of a file in user space (FUSE), a size of 0 may mean either.
+    """
+    told = _how_told(facts.st_dev)
+    size = facts.st_size
+    if (told == _ALWAYS or (told == _UNLESS_ZERO and size)) and stat.S_ISREG(facts.st_mode):
+        return size
+    return None
+
+
+@cache  # a mount stays what it is
+def _how_told(device: int) -> int:
+    if os.major(device):  # a disk
+        return _ALWAYS
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape")
+    except OSError:  # not Linux
+        return _ALWAYS
+    for line in mounts.splitlines():
+        fields, _, rest = line.partition(" - ")
+        if fields.split()[2] == number:
+            kind = rest.split()[0]
+            if _MADE.fullmatch(kind):
+                return _NEVER
+            return _UNLESS_ZERO if kind.partition(".")[0] == "fuse" else _ALWAYS
+    return _ALWAYS
 
 
 def open_source(path: str | os.PathLike[str]) -> BinaryIO:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from storage_backend.defensive import overrides
 from storage_backend.destinations import write_file
-from storage_backend.files import StagedFile, modified_of, open_source
+from storage_backend.files import StagedFile, modified_of, open_source, told_size
 from storage_backend.info import ObjectInfo
 from storage_backend.lineage import Lineage, within
 from storage_backend.streams import Moved, chunks, counting, new_digest, unwatched
-from storage_backend.unsized import told_size
 
 if TYPE_CHECKING:
     from storage_backend.base import StorageBackend
@@ -34,14 +33,14 @@ class Hooks:
         self.backend = backend
 
     def last_read(self, identifier: str) -> ObjectInfo | None:
-        """What the last `read`, `read_range`, `open` or `download` of the object by this thread, through this instance, saw; told once.
+        """What the last `read`, `read_range`, `open` or `download` of the object by this thread, through this instance, saw; returned once.
 
         For caches: what a `stat` shows before or after may be of another version. None where it is not known.
         """
         return None
 
     def last_written(self, identifier: str) -> ObjectInfo | None:
-        """What the last write of the object through this instance left there, as a scan shows it; told once.
+        """What the last write of the object through this instance left there, as a scan shows it; returned once.
 
         For transfers: it saves a `stat` of each object where the response to a write has all of it. None where it has not.
         """
@@ -142,7 +141,7 @@ def download_from(reader: BinaryIO, path: str | os.PathLike[str]) -> bool:
 def upload_from(
     backend: StorageBackend, path: str | os.PathLike[str], identifier: str, moved: Moved = unwatched
 ) -> bool:
-    """Store the local file at *path* by one reader; *moved* is told of the bytes."""
+    """Store the local file at *path* by one reader; *moved* is called as its bytes are read."""
     with open_source(path) as reader:
         facts = os.fstat(reader.fileno())
         info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
@@ -150,7 +149,7 @@ def upload_from(
 
 
 def digest_of(backend: StorageBackend, identifier: str, algorithm: str, moved: Moved = unwatched) -> str:
-    """The digest of what a reader of the object gives; *moved* is told of the bytes."""
+    """The digest of what a reader of the object gives; *moved* is called as its bytes are read."""
     digest = new_digest(algorithm)
     with backend.open(identifier) as reader:
         for chunk in chunks(counting(reader, moved)):

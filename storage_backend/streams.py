@@ -248,9 +248,11 @@ class SeekableRaw(io.RawIOBase):
 
     Attributes:
         size: of the object in bytes; set by the subclass.
+        failure: what a read has raised; a subclass that is read by a `StoppingReader` raises it again until that forgets it.
     """
 
     size = 0
+    failure: Exception | None = None
     _position = 0
 
     def _read_on(self, most: int) -> bytes:
@@ -299,6 +301,23 @@ class SeekableRaw(io.RawIOBase):
     def _check_open(self) -> None:
         if self.closed:
             raise ValueError("I/O operation on a closed reader")
+
+
+class StoppingReader(io.BufferedReader):
+    """The buffered half of a seekable reader.
+
+    After an error it reads nothing until `seek` says where to go on: the bytes that the failed call had read are lost, and
+    the next ones would be taken for them.
+    """
+
+    def __init__(self, raw: SeekableRaw) -> None:
+        super().__init__(raw, CHUNK)
+        self._raw = raw
+
+    @override
+    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
+        self._raw.failure = None
+        return super().seek(target, whence)
 
 
 def gathered(pieces: Iterable[Buffer]) -> bytes:

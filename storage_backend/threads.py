@@ -1,4 +1,4 @@
-"""Threads that work beside their caller, and how long they are waited for when it is interrupted."""
+"""Daemon threads: single ones, worker threads and an executor; and how long an interrupted caller waits for them."""
 
 from __future__ import annotations
 
@@ -23,23 +23,22 @@ with suppress(RuntimeError):
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GRACE_SECONDS = 2.0  # that an interrupted caller waits for what is under way
+GRACE_SECONDS = 2.0  # that an interrupted caller waits for what is in progress
 _STEP = 0.5  # seconds between two looks at signals
 
 Task: TypeAlias = Callable[[], None]
 
 
-def patience() -> float | None:
-    """How many seconds to wait for what is under way, by the exception that is being handled; None for as long as it takes.
+def grace() -> float | None:
+    """How many seconds to wait for what is in progress, by the exception that is being handled; None for as long as it takes.
 
-    KeyboardInterrupt, SystemExit and GeneratorExit come from somebody who wants to be gone, and a silent server may hold
-    up its caller for minutes.
+    After KeyboardInterrupt, SystemExit and GeneratorExit the caller is to end soon, and a silent server may hold it up for minutes.
     """
     error = sys.exception()
     return None if error is None or isinstance(error, Exception) else GRACE_SECONDS
 
 
-def attend(call: Callable[[], object], name: str) -> None:
+def run_within_grace(call: Callable[[], object], name: str) -> None:
     """Run *call* in a thread, and return once it is done, at the latest after `GRACE_SECONDS`. What it raises is dropped."""
     done = threading.Event()
 
@@ -50,13 +49,13 @@ def attend(call: Callable[[], object], name: str) -> None:
         finally:
             done.set()
 
-    if beside(run, name) is None:
+    if start_daemon(run, name) is None:
         run()
     done.wait(GRACE_SECONDS)
 
 
-def beside(call: Callable[[], object], name: str) -> threading.Thread | None:
-    """A thread that runs *call* and keeps no process alive; None if none can be started any more, since the interpreter is about to end.
+def start_daemon(call: Callable[[], object], name: str) -> threading.Thread | None:
+    """Start a daemon thread that runs *call*; None if none can be started any more, since the interpreter is about to end.
 
     Raises:
         RuntimeError: the system has no thread to spare.
@@ -71,19 +70,49 @@ def beside(call: Callable[[], object], name: str) -> threading.Thread | None:
     return thread
 
 
-class Crew:
-    """Up to so many threads, started as they are needed, that do one task after the other and keep no process alive.
+class WorkerThreads:
+    """Up to *count* daemon threads, started as they are needed, that do one task after the other. A forked child starts its own.
 
-    The interpreter joins those of concurrent.futures at its exit, however long a server is silent, and has them do nothing any more
+    The interpreter joins the threads of concurrent.futures at its exit, however long a server is silent, and lets them do nothing
     from then on: in an `atexit` handler, or a thread that outlives the main one. Handing over costs them several times as much, too.
 
     Since Python 3.12 no thread can be started once the interpreter is about to end: then the caller does the task itself.
 
     Args:
+        count: how many.
         name: of the threads.
+    """
+
+    def __init__(self, count: int, name: str) -> None:
+        self.count = count
+        self._name = name
+        self._crew = _Crew(name)
+
+    def run(self, task: Task) -> None:
+        """Have a thread run *task*, which must not raise, nor wait for another task.
+
+        Raises:
+            RuntimeError: the system has no thread to spare.
+        """
+        crew = self._crew
+        if crew.pid != os.getpid():
+            crew = self._crew = _Crew(self._name)
+        crew.run(task, self.count)
+
+    def close(self) -> list[threading.Thread]:
+        """Let the threads end once all that they were given is done; these threads, to be joined. Further tasks start new ones."""
+        crew, self._crew = self._crew, _Crew(self._name)
+        if crew.pid != os.getpid():
+            return []
+        crew.dismiss()
+        return crew.threads
+
+
+class _Crew:
+    """The threads of one process, until they are dismissed.
 
     Attributes:
-        pid: of the process whose threads they are.
+        pid: of the process.
         threads: those that were started.
     """
 
@@ -99,11 +128,7 @@ class Crew:
         self._finalizer.atexit = False
 
     def run(self, task: Task, most: int) -> None:
-        """Have a thread, of at most *most*, run *task*, which must not raise, nor wait for another task.
-
-        Raises:
-            RuntimeError: the system has no thread to spare.
-        """
+        """Have a thread, of at most *most*, run *task*."""
         if not self._idle.acquire(blocking=False) and not self._grow(most):
             task()
             return
@@ -161,9 +186,9 @@ def result_of(future: Future[T]) -> T:
 
 
 class DaemonPool(Executor):
-    """Runs calls in the threads of a `Crew`, as ThreadPoolExecutor does in its own.
+    """Runs calls in `WorkerThreads`, as ThreadPoolExecutor does in its own threads.
 
-    Used as a context manager it waits for what is under way: to its end, and after an interrupt `GRACE_SECONDS`.
+    Used as a context manager it waits for what is in progress: to its end, and after an interrupt `GRACE_SECONDS`.
 
     Args:
         workers: how many threads, started as they are needed.
@@ -171,8 +196,7 @@ class DaemonPool(Executor):
     """
 
     def __init__(self, workers: int, name: str) -> None:
-        self._workers = workers
-        self._crew = Crew(name)
+        self._workers = WorkerThreads(workers, name)
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
 
@@ -180,10 +204,9 @@ class DaemonPool(Executor):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        limit = patience()
-        self.shutdown(wait=False, cancel_futures=limit is not None)
+        limit = grace()
         deadline = Deadline(limit)
-        for thread in self._crew.threads:
+        for thread in self._end(cancel_futures=limit is not None):
             thread.join(deadline.left)
 
     @override
@@ -203,21 +226,24 @@ class DaemonPool(Executor):
         with self._lock:
             self._pending.add(future)
         future.add_done_callback(self._forget)
-        self._crew.run(task, self._workers)
+        self._workers.run(task)
         return future
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls; with *wait*, return once all that were taken are done."""
+        threads = self._end(cancel_futures=cancel_futures)
+        if wait:
+            for thread in threads:
+                thread.join()
+
+    def _end(self, *, cancel_futures: bool) -> list[threading.Thread]:
         if cancel_futures:
             with self._lock:
                 pending = list(self._pending)
             for future in pending:
                 future.cancel()
-        self._crew.dismiss()
-        if wait:
-            for thread in self._crew.threads:
-                thread.join()
+        return self._workers.close()
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:

@@ -24,7 +24,8 @@ from storage_backend import (
     StorageBackend,
 )
 from storage_backend.destinations import write_file
-from storage_backend.files import StagedFile, copy_descriptor, state_directory
+from storage_backend.files import StagedFile, copy_descriptor
+from storage_backend.paths import state_directory
 from tests.backends.local_ways import NOBODY, as_nobody, small_disk
 from tests.seven import Seven
 
@@ -310,7 +311,7 @@ class TestStateDirectory:
         # A container may run as a user that no file knows.
         if os.getuid() != 0:
             pytest.skip("only root can become another user")
-        program = "import os, pwd; from storage_backend.files import state_directory; os.setuid(54321); state_directory()"
+        program = "import os, pwd; from storage_backend.paths import state_directory; os.setuid(54321); state_directory()"
         environment = {
             name: value for name, value in os.environ.items() if name not in {"HOME", "XDG_STATE_HOME"}
         }

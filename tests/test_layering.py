@@ -17,7 +17,6 @@ FLOORS = {
     "paths": 0.5,
     "secrets": 1,
     "locations": 1,
-    "unsized": 1,
     "last_seen": 1.5,
     "file_rights": 1.4,
     "files": 1.5,

@@ -1,4 +1,4 @@
-"""The workloads, one module each."""
+"""The workloads, one module for each."""
 
 from __future__ import annotations
 

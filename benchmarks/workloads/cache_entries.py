@@ -1,4 +1,4 @@
-"""What many entries cost: a cache of a thousand, and one of a hundred thousand."""
+"""The cost of many entries: a cache of a thousand, and one of a hundred thousand."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def check(place: Place, result: Took) -> None:
 
 WORKLOAD = Workload(
     title="Bring 1,000-byte objects into a cache that has few entries, and one that has many",
-    what="{objects:,} and {tree:,} entries. Before that, untimed by the loop: the directory is opened, and entries across it are read.",
+    what="{objects:,} and {tree:,} entries. Before the loop, outside its time, the directory is "
+    "opened and some of its entries are read.",
     contenders=(contender(MANY, many), contender(FEW, few)),
     setup=setup,
     check=check,

@@ -1,4 +1,4 @@
-"""Read 100 KiB objects that are not in the cache yet, so that they come into it."""
+"""Read 100 KiB objects that are not in the cache yet."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def check(_place: Place, result: Any) -> None:
 
 WORKLOAD = Workload(
     title="Read a 100 KiB object that is not in the cache yet",
-    what="The backend is the local disk, so that what is measured is the cache: a look, the read, a file written, and what the "
-    "cache notes of it. The plain one reads a file and writes another. By `read_many()` they are asked for and kept as batches.",
+    what="The backend is the local disk, so the cache dominates the times: a lookup, the read, a file"
+    " written, and an index update. `open() twice` reads a file and writes another. "
+    "`read_many()` fetches and stores in batches.",
     contenders=(
         Contender(OURS, ours),
         Contender(BATCH, batch),

@@ -58,7 +58,8 @@ def multi_storage(place: Place, objects: Objects) -> Operation:
 
 WORKLOAD = cached.workload(
     "Open a cached 100 KiB object and read one byte",
-    "All are in the cache; `open`, `read(1)`, `close`, of each in turn. Nobody reads more than a buffer's worth.",
+    "All objects are in the cache. Each is opened, one byte is read, and it is closed. No contender "
+    "reads more than a buffer.",
     cached.HUNDRED,
     (
         (OURS, ours, None),

@@ -1,4 +1,4 @@
-"""A hundred threads want one object that is not in the cache, and whose backend takes its time."""
+"""A hundred threads read one object that is not in the cache, from a slow backend."""
 
 from __future__ import annotations
 
@@ -123,8 +123,9 @@ def check(_place: Place, result: Any) -> None:
 
 WORKLOAD = Workload(
     title="A hundred threads read one object that is not in the cache yet",
-    what="1 MiB; each read of the backend takes 50 ms and is counted. diskcache is used as one writes it: a look, else a read and a "
-    "set. A short read is one that gave less than the object.",
+    what="The object has 1 MiB. Each read of the backend takes 50 ms and is counted. diskcache is "
+    "used in the usual way: get, and on a miss read and set. A short read returned less than the"
+    " object.",
     contenders=(
         contender(OURS, ours),
         contender(DISKCACHE, diskcache, "diskcache"),

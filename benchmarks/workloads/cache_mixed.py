@@ -36,7 +36,7 @@ def operations(scale: Scale) -> int:
 
 
 def value(key: str, chance: random.Random) -> bytes:
-    """A value that can be told from half of it, and from another's, and that costs little to make and to look at."""
+    """A value whose parts cannot be confused with those of another value, and that is cheap to make and to check."""
     size = chance.choice(SIZES)
     return f"{key} {size} {chance.getrandbits(64):016x}".encode().ljust(PIECE) * (size // PIECE)
 
@@ -161,8 +161,9 @@ def workload(title: str, limit: int, target: float | None) -> Workload:
     """The workload of a cache that holds *limit* bytes."""
     return Workload(
         title=f"Four processes, nine reads to a write, one cache directory, {title}",
-        what="Objects of 1, 8 and 100 KiB; of each value all is checked. What is not in the cache is read "
-        "from a local file, and what is written goes there too. (diskcache promises nothing of a fill that a write overtakes.)",
+        what="Objects of 1, 8 and 100 KiB; all bytes of each value are checked. A miss reads a local "
+        "file, and a write also writes it. (diskcache makes no promise about a fill that is "
+        "concurrent with a write.)",
         contenders=(contender(OURS, None, limit), contender(DISKCACHE, "diskcache", limit)),
         setup=setup,
         check=check,

@@ -1,4 +1,4 @@
-"""Reads of which few objects get most, through a cache that holds a tenth of all."""
+"""Zipf-distributed reads through a cache that holds a tenth of all bytes."""
 
 from __future__ import annotations
 
@@ -125,8 +125,9 @@ def check(place: Place, result: Any) -> None:
 
 WORKLOAD = Workload(
     title="Zipf-distributed reads through a cache of a tenth of all bytes",
-    what="Objects of 1 KiB to 1 MiB (log-uniform), read by a Zipf law with the exponent 0.9 from the local disk. The ideal LRU is "
-    "simulated, with the same reads and the same limit in bytes. Every 50 reads the directory is looked at, which is timed too.",
+    what="Objects of 1 KiB to 1 MiB (log-uniform) on the local disk, read with a Zipf distribution of"
+    " exponent 0.9. The ideal LRU is simulated with the same reads and the same limit in bytes. "
+    "The size of the directory is checked every 50 reads, within the time.",
     contenders=(
         Contender(OURS, ours, facts=facts),
         Contender(DISKCACHE, diskcache, module="diskcache", facts=facts),

@@ -1,4 +1,4 @@
-"""What the workloads of cache hits share: objects of one size, and each cache with all of them in it."""
+"""Shared by the workloads of cache hits: objects of one size, and each cache with all of them in it."""
 
 from __future__ import annotations
 
@@ -172,10 +172,10 @@ def hits(size: str, objects: Objects, targets: dict[str, float]) -> Workload:
     """The workload of reading objects that are in the cache."""
     return workload(
         f"Read a cached {size} object",
-        "All are in the cache, which is a directory beside their files, and each is read whole, in an order that is none. Ours "
-        "stands over LocalStorage, fsspec's over local files, and that of multi-storage-client before an S3 that is never "
-        "asked. diskcache counts uses, since it is to drop the least recently used; fsspec's caches and multi-storage-client's "
-        "do so neither at a hit nor at all.",
+        "All objects are in the cache, a directory beside their files. Each is read whole, in random "
+        "order. Ours is over LocalStorage, fsspec's over local files, and multi-storage-client's over"
+        " an S3 endpoint that is never reached. diskcache records uses, for LRU eviction; fsspec and "
+        "multi-storage-client record nothing on a hit.",
         objects,
         (
             (OURS, ours, None),

@@ -1,4 +1,4 @@
-"""What the workloads of listing share: the tree."""
+"""Shared by the workloads of listing: the tree."""
 
 from __future__ import annotations
 

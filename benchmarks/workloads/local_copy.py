@@ -72,8 +72,9 @@ def check(place: Place, _result: Any) -> None:
 WORKLOAD = Workload(
     title="Copy a large object",
     what=(
-        "{large} (`--full`: 1 GiB), to a name that is not there. Ours appears whole or not at all; shutil and fsspec show "
-        "a part. obstore makes a hard link, which is no copy: a change of one in place changes both."
+        "{large} (`--full`: 1 GiB), to a new name. Ours appears whole or not at all; with shutil and "
+        "fsspec a part is visible. obstore creates a hard link, which is not a copy: a change in "
+        "place changes both."
     ),
     contenders=(
         Contender(OURS, ours),

@@ -43,8 +43,9 @@ def check(_place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="Whether an object exists",
     what=(
-        "{objects:,} files, 100 to a directory, all there. `open().read()` is in the target, `os.path.exists` (which checks "
-        "nothing and calls every fault absence) for comparison. obstore has no `exists`: `head`."
+        "{objects:,} files, 100 to a directory; all exist. `open().read()` is in the target; "
+        "`os.path.exists` (no checks, and any error counts as absent) is for comparison. obstore has "
+        "no `exists`: `head`."
     ),
     contenders=(
         Contender(OURS, ours),

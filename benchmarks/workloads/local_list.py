@@ -59,8 +59,8 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="List {tree:,} objects in order, names only",
     what=(
-        "100 files to a directory, 10 directories to a directory. The result is a sorted list of names; who does not sort "
-        "by itself is sorted within the time."
+        "100 files to a directory, 10 directories to a directory. The result is a sorted list of "
+        "names. The time includes sorting, for contenders that do not sort."
     ),
     contenders=(
         Contender(OURS, ours),

@@ -75,8 +75,8 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="List {tree:,} objects in order, with size and time",
     what=(
-        "The same tree. The result is a sorted list of (name, size, time), built within the time from whatever each "
-        "contender gives; ours and `os.walk` could also be consumed one by one."
+        "The same tree. The result is a sorted list of (name, size, time); the time includes building"
+        " it. Ours and `os.walk` could also be consumed lazily."
     ),
     contenders=(
         Contender(OURS, ours),

@@ -4,7 +4,8 @@ from benchmarks.workloads import writing
 
 WORKLOAD = writing.workload(
     "Overwrite a 4 KiB object",
-    "{objects:,} names in one directory, again and again. Ours, `os.replace`, obstore and opendal show readers the old object "
-    "or the new; a plain `open().write()` and fsspec truncate it first. Nobody syncs.",
+    "{objects:,} names in one directory, repeatedly. With ours, `os.replace`, obstore and opendal, "
+    "readers see the old object or the new one; `open().write()` and fsspec truncate it first. No "
+    "contender syncs.",
     fresh=False,
 )

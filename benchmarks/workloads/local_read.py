@@ -52,8 +52,9 @@ def check(_place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="Read a 4 KiB object",
     what=(
-        "{objects:,} files, 100 to a directory, read one after the other. Ours refuses names and symlinks that lead out of the "
-        "base directory; the others take them. `os.open, fstat, read` is the floor: no object, no check."
+        "{objects:,} files, 100 to a directory, read in turn. Ours refuses names and symbolic links "
+        "that lead out of the base directory; the others follow them. `os.open, fstat, read` is the "
+        "lower bound: no object, no check."
     ),
     contenders=(
         Contender(OURS, ours),

@@ -51,7 +51,8 @@ def check(_place: Place, result: Any) -> None:
 
 WORKLOAD = Workload(
     title="The size of an object",
-    what="{objects:,} files, 100 to a directory. `open().read()` is in the target, `os.stat` (which checks nothing) for comparison.",
+    what="{objects:,} files, 100 to a directory. `open().read()` is in the target; `os.stat` (no "
+    "checks) is for comparison.",
     contenders=(
         Contender(OURS, ours),
         Contender(single.PLAIN, plain_read),

@@ -46,9 +46,10 @@ def check(place: Place, _result: Any) -> None:
 WORKLOAD = Workload(
     title="{batch:,} x 4 KiB and one large object, local to S3, verified",
     what=(
-        "The large object has {large} (`--full`: 1 GiB); `rclone serve s3` in a process of its own. Ours proves each object by the "
-        "MD5 that the service computed of what it stored, or by reading it back, and keeps a journal. rclone sends the MD5 of each "
-        "object or part for the server to check, and has 16 transfers. s5cmd and s3fs check nothing."
+        "The large object has {large} (`--full`: 1 GiB). The server is `rclone serve s3` in a process"
+        " of its own. Ours verifies each object by the MD5 that the server computed of what it "
+        "stored, or reads it back, and keeps a journal. rclone sends the MD5 of each object or part "
+        "for the server to check, with 16 transfers. s5cmd and s3fs verify nothing."
     ),
     contenders=(
         Contender(MIGRATE, ours, module="boto3"),

@@ -152,10 +152,10 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="{batch:,} x 4 KiB and one large object, local to SQLite, verified",
     what=(
-        "The large object has {large} (`--full`: 1 GiB). Ours reads back and compares the SHA-256 of every object before it "
-        "is published, and keeps a journal. No peer has SQLite for a target: three plain scripts over sqlite3 (default "
-        "settings), and, for reference, what fsspec and rclone need for a copy into a folder beside ours into a folder. "
-        "rclone compares MD5 of both files; fsspec compares nothing."
+        "The large object has {large} (`--full`: 1 GiB). Ours reads back each object, compares its "
+        "SHA-256 before it is published, and keeps a journal. No peer can write to SQLite. Contenders"
+        " are three scripts with sqlite3 (default settings) and, for reference, a copy into a folder "
+        "by ours, fsspec and rclone. rclone compares the MD5 of both files; fsspec compares nothing."
     ),
     contenders=(
         Contender(MIGRATE, ours),

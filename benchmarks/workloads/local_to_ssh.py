@@ -1,4 +1,4 @@
-"""Migrate 10,000 small objects to a server by SSH, 20 ms away, verified."""
+"""Migrate 10,000 small objects to an SSH server 20 ms away, verified."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from benchmarks import data, ssh
 from benchmarks.harness import MEBIBYTE, Comparison, Contender, Pass, Place, Scale, Workload, expect
 from benchmarks.servers import OPENSSH_20_MS
-from benchmarks.workloads.ssh_read_many import slow, with_part
+from benchmarks.workloads.ssh_many import slow, with_part
 
 MIGRATE = "migrate(), verified"
 SYNC = 'sync(verify="digest")'
@@ -72,9 +72,10 @@ def check(place: Place, _result: Any) -> None:
 WORKLOAD = Workload(
     title="{batch:,} x 4 KiB, local to SSH at 20 ms, verified",
     what=(
-        "Times are per file; OpenSSH's sshd on this machine, behind a relay that adds 20 ms to a round trip. Ours proves each object "
-        "by a digest of what is stored there, and migrate() keeps a journal. rsync compares a checksum of what it has received, "
-        "rclone the MD5 of both files. rclone has 16 transfers, and one in 50 of the files, since it would take minutes."
+        "Times are per file. OpenSSH's sshd on this machine, behind a relay that adds 20 ms to each "
+        "round trip. Ours verifies each object by a digest of what the server stored; migrate() also "
+        "keeps a journal. rsync compares a checksum of what it received, rclone the MD5 of both "
+        "files. rclone has 16 transfers and one in 50 of the files, because all would take minutes."
     ),
     contenders=(
         Contender(MIGRATE, ours, module="paramiko"),

@@ -4,7 +4,8 @@ from benchmarks.workloads import writing
 
 WORKLOAD = writing.workload(
     "Write a new 4 KiB object",
-    "{objects:,} names to a directory that is there. Ours, `os.replace`, obstore and opendal show readers a whole object or "
-    "none; a plain `open().write()` and fsspec show a part. Nobody syncs.",
+    "{objects:,} new names in an existing directory. With ours, `os.replace`, obstore and opendal, "
+    "readers see a whole object or none; with `open().write()` and fsspec a part is visible. No "
+    "contender syncs.",
     fresh=True,
 )

@@ -1,4 +1,4 @@
-"""Compare two trees of 100,000 objects that are the same."""
+"""Compare two equal trees of 100,000 objects."""
 
 from __future__ import annotations
 
@@ -100,8 +100,9 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="Nothing to do, {tree:,} objects, local to local",
     what=(
-        "Both trees hold the same. Compared by size and time (fsspec: by size only); with the journal, by what was recorded "
-        "when each object was verified. Programs are measured from start to end, functions from call to return."
+        "Both trees are equal. They are compared by size and time (fsspec: by size only), or with the"
+        " journal by the recorded fingerprints. Programs are timed from start to end, functions from "
+        "call to return."
     ),
     contenders=(
         Contender(SYNC, ours),

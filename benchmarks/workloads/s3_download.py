@@ -103,8 +103,8 @@ def workload(title: str, what: str, server: Server) -> Workload:
 WORKLOAD = workload(
     "Download a large object",
     (
-        "{large} (`--full`: 1 GiB) into a file; `rclone serve s3` in a process of its own. Files of ours, boto3, s5cmd and rclone "
-        "appear whole or not at all."
+        "{large} (`--full`: 1 GiB) into a file, from `rclone serve s3` in a process of its own. Files"
+        " of ours, boto3, s5cmd and rclone appear whole or not at all."
     ),
     RCLONE,
 )

@@ -1,4 +1,4 @@
-"""Download one large object into a file, from a server that costs next to nothing."""
+"""Download one large object into a file, from a very fast server."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from benchmarks.workloads.s3_download import workload
 
 WORKLOAD = workload(
     "Download a large object from nginx",
-    "{large} (`--full`: 1 GiB) into a file. nginx gives it by sendfile, so that the clients are what is measured.",
+    "{large} (`--full`: 1 GiB) into a file. nginx sends it by sendfile, so the clients dominate the times.",
     NGINX,
 )

@@ -1,4 +1,4 @@
-"""GET objects of 4 KiB, one by one, from a server that costs next to nothing."""
+"""GET objects of 4 KiB, one by one, from a very fast server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from benchmarks.workloads.s3_get import REQUESTS, TARGETS
 WORKLOAD = of.workload(
     title="GET an object of 4 KiB, from nginx",
     what=(
-        "One thread, one request after the other, {objects:,} objects in turn. nginx gives files and looks at no signature, so "
-        "that the clients are what is measured."
+        "One thread, one request after the other, {objects:,} objects in turn. nginx sends files and "
+        "checks no signature, so the clients dominate the times."
     ),
     server=NGINX,
     requests=REQUESTS,

@@ -1,4 +1,4 @@
-"""Ask for the size of objects, one by one."""
+"""HEAD: the sizes of objects, one by one."""
 
 from __future__ import annotations
 

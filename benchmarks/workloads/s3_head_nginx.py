@@ -1,4 +1,4 @@
-"""Ask for the size of objects, one by one, of a server that costs next to nothing."""
+"""HEAD: the sizes of objects, one by one, from a very fast server."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from benchmarks.workloads.s3_head import REQUESTS, TARGETS
 WORKLOAD = of.workload(
     title="HEAD: the size of an object, of nginx",
     what=(
-        "One thread, one request after the other, {objects:,} objects in turn. nginx gives files and looks at no signature, so "
-        "that the clients are what is measured. smart_open has no such request."
+        "One thread, one request after the other, {objects:,} objects in turn. nginx checks no "
+        "signature, so the clients dominate the times. smart_open has no such request."
     ),
     server=NGINX,
     requests=REQUESTS,

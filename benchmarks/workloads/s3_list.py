@@ -96,8 +96,9 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="List {tree:,} objects",
     what=(
-        "Pages of 1,000 keys as Amazon S3 writes them, made beforehand and given by nginx, so that the clients are what is "
-        "measured. Each makes an object of each entry, with size, time and etag; the result is a list of names."
+        "Pages of 1,000 keys in the format of Amazon S3, prepared in advance and served by nginx, so "
+        "the clients dominate the times. Each client builds an object of each entry, with size, time "
+        "and etag; the result is a list of names."
     ),
     contenders=(
         Contender(SCAN, ours, module="boto3"),

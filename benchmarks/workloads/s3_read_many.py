@@ -125,9 +125,10 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="GET {batch:,} objects of 4 KiB",
     what=(
-        "Times are per object; `rclone serve s3` in a process of its own. Who copies into a folder also lists the bucket; ours "
-        "and rclone's files appear whole or not at all. Programs are measured from start to end. s5cmd has its default of 256 "
-        "workers, the others 16 of theirs."
+        "Times are per object, from `rclone serve s3` in a process of its own. Contenders that copy "
+        "into a folder also list the bucket; files of ours and rclone appear whole or not at all. "
+        "Programs are timed from start to end. s5cmd has its default of 256 workers, the others have "
+        "16."
     ),
     contenders=(
         Contender(READ, ours, module="boto3"),

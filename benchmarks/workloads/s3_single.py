@@ -1,4 +1,4 @@
-"""What the workloads of single S3 requests share: each contender's way to GET, HEAD and PUT one object of 4 KiB."""
+"""Shared by the workloads of single S3 requests: GET, HEAD and PUT of 4 KiB by each contender."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from benchmarks.servers import Server
 from benchmarks.workloads import single
 
 CONTENT = data.content()
-SAID = "One thread, one request after the other; `rclone serve s3` in a process of its own. Times are per request."
+SAID = (
+    "One thread, one request after the other, to `rclone serve s3` in a process of its own. "
+    "Times are per request."
+)
 
 # Given the place, a function of a key in the bucket.
 Request = Callable[[Place], Callable[[str], Any]]

@@ -84,8 +84,9 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="Upload a large object",
     what=(
-        "{large} (`--full`: 1 GiB); `rclone serve s3` in a process of its own. Each sends parts, several at a time. Ours and rclone "
-        "send an MD5 of each part that the server checks, the others nothing; what an MD5 costs is the last row."
+        "{large} (`--full`: 1 GiB) to `rclone serve s3` in a process of its own, in parts, several at"
+        " a time. Ours and rclone send an MD5 of each part, which the server checks; the others send "
+        "none. The last row is the time of the MD5 alone."
     ),
     contenders=(
         Contender(UPLOAD, ours, module="boto3"),

@@ -102,9 +102,10 @@ def check(place: Place, _result: Any) -> None:
 WORKLOAD = Workload(
     title="PUT {batch:,} objects of 4 KiB",
     what=(
-        "Times are per object; `rclone serve s3` in a process of its own. Ours and rclone send an MD5 that the server checks. Who "
-        "copies a folder reads it and, but for s5cmd, lists the bucket. Programs are measured from start to end. s5cmd has its "
-        "default of 256 workers, the others 16 of theirs."
+        "Times are per object, to `rclone serve s3` in a process of its own. Ours and rclone send an "
+        "MD5, which the server checks. Contenders that copy a folder also read it and, except s5cmd, "
+        "list the bucket. Programs are timed from start to end. s5cmd has its default of 256 workers,"
+        " the others have 16."
     ),
     contenders=(
         Contender(WRITE, ours, module="boto3"),

@@ -1,4 +1,4 @@
-"""What the workloads of single operations on local files share: a thousand files, and their names for each contender."""
+"""Shared by the workloads of single operations on local files: a thousand files and their names."""
 
 from __future__ import annotations
 

@@ -95,8 +95,9 @@ def check(_place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="From nothing to the first 4 KiB over SSH",
     what=(
-        "Dial, authenticate by an Ed25519 key, read one file and hang up; OpenSSH's sshd on this machine. The first endpoint of two "
-        "is a listener that takes no more connections, so that packets to it get lost; ours has its default settings."
+        "Connect, authenticate with an Ed25519 key, read one file and disconnect. OpenSSH's sshd on "
+        "this machine. The first of two endpoints is a listener with a full queue, so packets to it "
+        "are dropped. Ours has its default settings."
     ),
     contenders=(
         Contender(DEAD, dead, module="paramiko"),

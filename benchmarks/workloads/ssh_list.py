@@ -90,9 +90,10 @@ def check(place: Place, result: Any) -> None:
 WORKLOAD = Workload(
     title="List {half_tree:,} files over SSH",
     what=(
-        "100 files to a directory; OpenSSH's sshd on this machine. Ours and fsspec's give names in order. scan() has size, time and "
-        "what the server tells beside each; fsspec has asked for that anyway. Programs are measured from start to end; libraries "
-        "have dialled before, and ours, but for the one row, has asked what the shell can do, which is once a process."
+        "100 files to a directory; OpenSSH's sshd on this machine. Ours and fsspec return names in "
+        "order. scan() also has size and time; fsspec requests them in any case. Programs are timed "
+        "from start to end; libraries are connected before. Ours has also probed the shell before, "
+        "except in one row; it does so once a process."
     ),
     contenders=(
         Contender(LIST, ours, module="paramiko"),

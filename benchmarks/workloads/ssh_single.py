@@ -1,4 +1,4 @@
-"""What the workloads of single operations over SSH share: each contender's way to stat, read and write a file of 4 KiB."""
+"""Shared by the workloads of single operations over SSH: stat, read and write of 4 KiB by each contender."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ FSSPEC = "fsspec"
 PARAMIKO = "paramiko"
 SSHFS = "sshfs"
 SAID = (
-    "One after the other; OpenSSH's sshd on this machine. Times are per operation; {objects:,} files in turn. asyncssh has one "
-    "coroutine for them all. sshfs keeps nothing in mind (attr_timeout=0, dir_cache=no), and its own CPU time and memory do not show."
+    "One operation after the other; OpenSSH's sshd on this machine. Times are per operation; "
+    "{objects:,} files in turn. asyncssh runs all operations in one coroutine. sshfs caches no "
+    "metadata (attr_timeout=0, dir_cache=no); its own CPU time and memory are not included."
 )
 
 # Given the place, a function of a path on the server.

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 from benchmarks import data, ssh
-from benchmarks.harness import Comparison, Contender, Pass, Place, Workload, expect
-from benchmarks.servers import OPENSSH, Server
-from benchmarks.workloads.ssh_read_many import folder, operations, setup, slow, with_part
+from benchmarks.harness import Pass, Place, expect
+from benchmarks.servers import OPENSSH
+from benchmarks.workloads.ssh_many import folder, with_shell
 
-WRITE = "write_many()"
+MANY = "write_many()"
 SYNC = "sync() of a folder"
 RSYNC = "rsync -W of a folder"
 TAR = "ssh tar of a folder (not atomic)"
@@ -20,8 +21,6 @@ RCLONE = "rclone copy of a folder"
 ASYNCSSH = "asyncssh, 64 at a time"
 FSSPEC = "fsspec pipe (not atomic)"
 COPY = "copy"
-
-Way = Callable[[Place], Pass]
 
 
 def items(place: Place) -> Iterator[tuple[str, bytes]]:
@@ -60,7 +59,7 @@ def rclone(place: Place, *, shell: bool = True) -> Pass:
 
 
 def with_directories(place: Place) -> list[tuple[str, bytes]]:
-    """Path and content of each object, for those who do not make directories: these are made beforehand."""
+    """Path and content of each object, for contenders that do not make directories: these exist already."""
     found = [(f"{place.scratch}/{COPY}/{name}", content) for name, content in items(place)]
     for directory in {os.path.dirname(path) for path, _ in found}:
         os.makedirs(directory)
@@ -91,48 +90,16 @@ def check(place: Place, _result: Any) -> None:
     expect(found == (place.scale.half_batch, place.scale.half_batch * data.SMALL), f"{found} stored")
 
 
-def workload(
-    title: str, what: str, server: Server, *, fewer: dict[str, int], rsync_target: float
-) -> Workload:
-    """The workload on a server with a shell; *fewer* has the contenders that would take too long for all files."""
-    return Workload(
-        title=title,
-        what=what,
-        contenders=(
-            Contender(WRITE, ours, module="paramiko"),
-            Contender(SYNC, our_sync, module="paramiko"),
-            Contender(RSYNC, rsync, program="rsync"),
-            Contender(TAR, tar, program="ssh"),
-            slow(fewer, RCLONE, rclone, program="rclone"),
-            slow(fewer, ASYNCSSH, asyncssh, module="asyncssh"),
-            slow(fewer, FSSPEC, fsspec, module="fsspec"),
-        ),
-        setup=setup,
-        check=check,
-        operations=operations,
-        rounds=3,
-        comparisons=(
-            Comparison(WRITE, RSYNC, rsync_target),
-            *(
-                Comparison(WRITE, with_part(other, fewer.get(other, 1)), 10.0)
-                for other in (RCLONE, ASYNCSSH, FSSPEC)
-            ),
-            Comparison(WRITE, TAR),
-            Comparison(SYNC, RSYNC),
-            Comparison(SYNC, with_part(RCLONE, fewer.get(RCLONE, 1))),
-        ),
-        server=server,
-    )
-
-
 SAID = (
-    "Times are per file; OpenSSH's sshd on this machine{away}. Ours, rsync, rclone and asyncssh write under another name and rename. "
-    "asyncssh and fsspec find the directories made. Who copies a folder reads it, and rclone and sync() look at what "
-    "the target has. Programs are measured from start to end. rclone compares the MD5 of each file afterwards. "
-    '"1 in N": that contender has one in N of the files, since it would take too long for all.'
+    "Times are per file; OpenSSH's sshd on this machine{away}. Ours, rsync, rclone and asyncssh write"
+    " to a temporary name and rename. For asyncssh and fsspec the directories exist already. "
+    "Contenders that copy a folder also read it; rclone and sync() also list the target. Programs are"
+    ' timed from start to end. rclone compares the MD5 of each file afterwards. "1 in N": the '
+    "contender has one in N of the files, because all would take too long."
 )
 
-WORKLOAD = workload(
+WORKLOAD = with_shell(
+    sys.modules[__name__],
     "Write {half_batch:,} files of 4 KiB over SSH",
     SAID.replace("{away}", ""),
     OPENSSH,

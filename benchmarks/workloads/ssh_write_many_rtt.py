@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from benchmarks.servers import OPENSSH_20_MS
-from benchmarks.workloads.ssh_write_many import ASYNCSSH, FSSPEC, RCLONE, SAID, workload
+from benchmarks.workloads import ssh_write_many as way
+from benchmarks.workloads.ssh_many import with_shell
 
-WORKLOAD = workload(
+WORKLOAD = with_shell(
+    way,
     "Write {half_batch:,} files of 4 KiB over SSH at 20 ms",
-    SAID.replace("{away}", ", behind a relay that adds 20 ms to a round trip"),
+    way.SAID.replace("{away}", ", behind a relay that adds 20 ms to a round trip"),
     OPENSSH_20_MS,
-    fewer={RCLONE: 50, ASYNCSSH: 5, FSSPEC: 100},
+    fewer={way.RCLONE: 50, way.ASYNCSSH: 5, way.FSSPEC: 100},
     rsync_target=1.2,
 )

@@ -1,46 +1,13 @@
-"""Write 5,000 small files on a server that has SFTP and nothing else."""
+"""Write 5,000 small files on an SFTP-only server."""
 
 from __future__ import annotations
 
-from benchmarks import ssh
-from benchmarks.harness import Comparison, Contender, Pass, Place, Workload
-from benchmarks.servers import OPENSSH_SFTP_ONLY
-from benchmarks.workloads import ssh_write_many as of
-from benchmarks.workloads.ssh_read_many import operations, setup, slow, with_part
+from benchmarks.workloads import ssh_write_many
+from benchmarks.workloads.ssh_many import sftp_only
 
-FEWER = {of.RCLONE: 5, of.ASYNCSSH: 2, of.FSSPEC: 5}
-
-
-def ours(place: Place) -> Pass:
-    return of.ours(place, **ssh.SFTP_ONLY)
-
-
-def our_sync(place: Place) -> Pass:
-    return of.our_sync(place, **ssh.SFTP_ONLY)
-
-
-def rclone(place: Place) -> Pass:
-    return of.rclone(place, shell=False)
-
-
-WORKLOAD = Workload(
-    title="Write {half_batch:,} files of 4 KiB, SFTP only",
-    what="As `ssh-write-many`, on an sftp-only server, and nobody asks for a shell, so rclone compares nothing afterwards.",
-    contenders=(
-        Contender(of.WRITE, ours, module="paramiko"),
-        Contender(of.SYNC, our_sync, module="paramiko"),
-        slow(FEWER, of.RCLONE, rclone, program="rclone"),
-        slow(FEWER, of.ASYNCSSH, of.asyncssh, module="asyncssh"),
-        slow(FEWER, of.FSSPEC, of.fsspec, module="fsspec"),
-    ),
-    setup=setup,
-    check=of.check,
-    operations=operations,
-    rounds=3,
-    comparisons=(
-        *(Comparison(of.WRITE, with_part(other, FEWER[other]), 3.0) for other in (of.RCLONE, of.FSSPEC)),
-        Comparison(of.WRITE, with_part(of.ASYNCSSH, FEWER[of.ASYNCSSH])),
-        Comparison(of.SYNC, with_part(of.RCLONE, FEWER[of.RCLONE])),
-    ),
-    server=OPENSSH_SFTP_ONLY,
+WORKLOAD = sftp_only(
+    ssh_write_many,
+    "Write {half_batch:,} files of 4 KiB, SFTP only",
+    "As `ssh-write-many`, on an SFTP-only server. No contender uses a shell, so rclone compares "
+    "nothing afterwards.",
 )

@@ -1,4 +1,4 @@
-"""What the workloads of single writes share: each contender's way to write 4 KiB to a name."""
+"""Shared by the workloads of single local writes: 4 KiB written by each contender."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def operations(scale: Scale) -> int:
 
 
 def passes(place: Place, write: Callable[[str], object], *, fresh: bool) -> Pass:
-    """A pass writes one directory of objects, a new one each time if *fresh*; it gives the directory's name."""
+    """A pass writes one directory of objects, each time a new one if *fresh*; it returns the directory's name."""
     numbers = itertools.count() if fresh else itertools.repeat(0)
     if not fresh:
         (place.scratch / "0").mkdir()

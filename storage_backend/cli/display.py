@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO, Self, TextIO, cast
 
@@ -189,10 +190,9 @@ class Meter:
     def __enter__(self) -> Self:
         if not self._quiet:
             display = Display()
-            self._thread = threading.Thread(
-                target=self._tick, args=(display,), name="storage-meter", daemon=True
-            )
-            self._thread.start()
+            from storage_backend.threads import start_daemon  # not needed by commands that show nothing
+
+            self._thread = start_daemon(partial(self._tick, display), "storage-meter")
         return self
 
     def __exit__(
@@ -206,12 +206,13 @@ class Meter:
         began = time.monotonic()
         if self._ended.wait(SHOWN_FROM):
             return
+        from storage_backend.threads import start_daemon
         from storage_backend.transfer.in_flight import host_of
         from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
         if self._ask is not None:
             # Not waited for: the command may be done before there is an answer.
-            threading.Thread(target=self._learn, args=(self._ask,), name="storage-size", daemon=True).start()
+            start_daemon(partial(self._learn, self._ask), "storage-size")
         pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
         try:

@@ -10,6 +10,7 @@ from typing import BinaryIO, TypeVar, cast
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
+from storage_backend.streams import SeekableRaw
 
 T = TypeVar("T")
 
@@ -32,24 +33,19 @@ class Cut:
         raise self.error
 
 
-class _CutReader(io.RawIOBase):
-    """Returns the first `cut.at` bytes, then raises."""
+class _CutReader(SeekableRaw):
+    """Gives the first `cut.at` bytes, then raises."""
 
     def __init__(self, inner: BinaryIO, cut: Cut, closes: bool) -> None:
         self._inner = inner
         self._closes = closes
         self._cut = cut
-        self._position = 0
 
     @override
     def close(self) -> None:
         if self._closes:
             self._inner.close()
         super().close()
-
-    @override
-    def readable(self) -> bool:
-        return True
 
     @override
     def seekable(self) -> bool:
@@ -61,19 +57,11 @@ class _CutReader(io.RawIOBase):
         return self._position
 
     @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
+    def _read_on(self, most: int) -> bytes:
         left = self._cut.at - self._position
         if left <= 0:
             raise self._cut.error
-        data = self._inner.read(min(left, len(view)))
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
+        return self._inner.read(min(left, most))
 
 
 class CutSink:

@@ -5,7 +5,7 @@ Read in this order:
 * `options`, `report`, `progress`: what a caller sets, gets and hears. `job`: what all parts of one transfer share.
 * `engine` runs a transfer. `listing` lists both sides in a thread, `planning` merges the listings into actions, `unchanged`
   decides which objects need none by their `fingerprint`. `spool` queues actions, on disk if they are many.
-* `workers` does the actions: `copying`, and `digest_comparison` where fingerprints prove nothing. `retry_budget` decides how long
+* `worker_pool` does the actions: `copying`, and `digest_comparison` where fingerprints prove nothing. `retry_budget` decides how long
   failed work is tried again, `in_flight` knows the bytes of unfinished objects.
 * `journal` keeps what migrate verified. `deletion` is the last phase.
 * Safety: `overlap` refuses one place inside the other, `marker_probe` proves that there are two, `own_files` leaves out journals.

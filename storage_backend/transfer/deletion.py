@@ -49,12 +49,12 @@ class Deletion:
         if reason is not None:
             self._job.report.refused.append(reason)
             return
-        if extras.count and not self._differ_for_certain():
+        if extras.count and not self._proven_apart():
             return
         self._job.in_flight.waiting_for = self._job.target
         for batch in _batches(extras):
-            remove = partial(_delete, self._job, self._job.target, trash=self._job.options.trash)
-            for identifier, error in self._deleted(remove, batch, str):
+            delete = partial(_delete, self._job, self._job.target, trash=self._job.options.trash)
+            for identifier, error in self._delete_with_retries(delete, batch, str):
                 if error is not None:
                     self._job.fail(identifier, error)
                     continue
@@ -67,7 +67,7 @@ class Deletion:
         journal = self._job.journal
         assert journal is not None
         for batch in journal.confirmed(DELETED_AT_ONCE):
-            if not self._differ_for_certain():
+            if not self._proven_apart():
                 return
             if self._job.options.flush:
                 self._job.in_flight.waiting_for = self._job.target
@@ -76,8 +76,10 @@ class Deletion:
             self._job.in_flight.waiting_for = self._job.source
             gone = []
             lost: list[tuple[str, Exception]] = []
-            remove = partial(_delete_verified, self._job)
-            for identifier, error in self._deleted(remove, batch, lambda record: record.identifier):
+            delete = partial(_delete_verified, self._job)
+            for identifier, error in self._delete_with_retries(
+                delete, batch, lambda record: record.identifier
+            ):
                 if error is not None:
                     self._job.fail(identifier, error)
                     if isinstance(error, PreconditionFailedError) and not isinstance(
@@ -92,7 +94,7 @@ class Deletion:
             journal.write((), lost)
             self._job.report.source_deleted += len(gone)
 
-    def _differ_for_certain(self) -> bool:
+    def _proven_apart(self) -> bool:
         """Whether the two sides are proven to be different places. Tried once; if they are not, the report says why."""
         if self._two_places is None:
             self._job.in_flight.waiting_for = self._job.target
@@ -103,24 +105,24 @@ class Deletion:
                 self._job.report.refused.append(reason)
         return self._two_places
 
-    def _deleted(
-        self, remove: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
+    def _delete_with_retries(
+        self, delete: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
     ) -> list[Deleted]:
-        """The results of *remove* for a batch, tried again for those objects for which the connection failed."""
+        """The results of *delete* for a batch, tried again for those objects for which the connection failed."""
 
-        def removed() -> list[Deleted]:
+        def delete_all() -> list[Deleted]:
             budget = RetryBudget(self._job)
             attempts = budget.attempts()
             left = {name(item): item for item in batch}
             found: dict[str, Exception | None] = {}
             while True:
-                found.update(budget.run(partial(remove, list(left.values()))))
+                found.update(budget.run(partial(delete, list(left.values()))))
                 left = {key: item for key, item in left.items() if is_retryable(found[key])}
                 alone = len(left) < len(found) or len(left) == 1
                 if not left or not attempts.wait(cast(Exception, found[next(iter(left))]), alone=alone):
                     return list(found.items())
 
-        return self._job.apart(removed)
+        return self._job.apart(delete_all)
 
 
 def _refusal(job: TransferJob, extras: int) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 from storage_backend.base import StorageBackend
 from storage_backend.errors import IntegrityError, SourceChangedError, is_retryable
 from storage_backend.hooks import hooks_of
-from storage_backend.threads import GRACE_SECONDS, Deadline, patience
+from storage_backend.threads import GRACE_SECONDS, Deadline, grace
 from storage_backend.transfer.deletion import Deletion
 from storage_backend.transfer.fingerprint import JournalRecord
 from storage_backend.transfer.job import Outcome, TransferJob
@@ -21,7 +21,7 @@ from storage_backend.transfer.planning import Action
 from storage_backend.transfer.progress import INTERVAL, RateEstimator, StallDetector
 from storage_backend.transfer.report import TransferReport
 from storage_backend.transfer.spool import Spool
-from storage_backend.transfer.workers import Workers
+from storage_backend.transfer.worker_pool import WorkerPool
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class TransferEngine:
     ) -> None:
         self._job = TransferJob(verb, source, target, options, journal)
         self._planner = Planner(self._job)
-        self._workers = Workers(
+        self._workers = WorkerPool(
             self._job, self._record, lambda: self._job.events.progress(self._progress_fields)
         )
         self._again: list[Action] = []
@@ -104,7 +104,7 @@ class TransferEngine:
                 job.apart(self._tidy_up)
         except BaseException:
             job.stop.set()
-            limit = patience()
+            limit = grace()
             deadline = Deadline(limit)
             self._workers.wind_up(deadline)
             planner.join(GRACE_SECONDS if limit is None else deadline.left)  # it only reads

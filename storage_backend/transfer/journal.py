@@ -22,8 +22,8 @@ from storage_backend.errors import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.files import StagedFile, state_directory
-from storage_backend.paths import expanded
+from storage_backend.files import StagedFile
+from storage_backend.paths import expanded, state_directory
 from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 
 FORMAT = "1"

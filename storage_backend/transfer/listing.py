@@ -13,7 +13,7 @@ from storage_backend.errors import StorageError, is_retryable
 from storage_backend.hooks import hooks_of
 from storage_backend.info import ObjectInfo
 from storage_backend.scanning import FolderMarkerError
-from storage_backend.threads import beside
+from storage_backend.threads import start_daemon
 from storage_backend.transfer.job import TransferJob
 from storage_backend.transfer.planning import Action, actions, comes_before, merge
 from storage_backend.transfer.retry_budget import FIRST_CONTACT, RetryBudget
@@ -56,7 +56,7 @@ class Planner:
             finally:
                 work.complete()
 
-        self._thread = beside(run, "storage-planner")
+        self._thread = start_daemon(run, "storage-planner")
         if self._thread is None:
             run()
 

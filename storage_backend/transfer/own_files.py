@@ -9,10 +9,9 @@ from pathlib import Path
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
-from storage_backend.files import state_directory
 from storage_backend.hooks import hooks_of
 from storage_backend.lineage import lineage
-from storage_backend.paths import expanded
+from storage_backend.paths import expanded, state_directory
 
 _OF_A_JOURNAL = ("", "-wal", "-shm", "-journal", ".lock")
 

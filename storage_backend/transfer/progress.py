@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
-from storage_backend.threads import beside
+from storage_backend.threads import start_daemon
 
 Kind: TypeAlias = Literal["start", "object", "progress", "end"]
 
@@ -151,7 +151,7 @@ class EventEmitter:
                     self._error = error
                     return
 
-        thread = beside(tick, "storage-progress")
+        thread = start_daemon(tick, "storage-progress")
         try:
             yield
         finally:

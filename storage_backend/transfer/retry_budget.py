@@ -55,9 +55,9 @@ class RetryBudget:
                 self.worked()
                 return found
 
-    def attempts(self) -> RetryAttempts:
+    def attempts(self) -> WorkAttempts:
         """A count of the attempts at one piece of work."""
-        return RetryAttempts(self)
+        return WorkAttempts(self)
 
     def wait(self, error: Exception, number: int) -> bool:
         """Wait before attempt *number*; False once the budget is spent.
@@ -95,7 +95,7 @@ class RetryBudget:
         return True
 
 
-class RetryAttempts:
+class WorkAttempts:
     """Counts the attempts at one piece of work, and decides whether another one is worth it."""
 
     def __init__(self, budget: RetryBudget) -> None:

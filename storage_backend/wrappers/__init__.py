@@ -1,1 +1,9 @@
-"""The wrappers: backends built on another backend, in any order and depth."""
+"""Wrappers: backends built on another backend. They nest in any order.
+
+Read `base` first: `Wrapper` forwards every public method, and each wrapper overrides what it changes.
+
+* `prefixed`, `readonly`: the simplest two.
+* `recoding`, then `blocks`: what wrappers share that store other bytes than they are given: `compressed`, `encrypted`.
+* `sources`: content that can be written again, for `retrying` and `fallback`.
+* `retrying`, `fallback`, `cached`: folders; each opens with a guide to its modules.
+"""

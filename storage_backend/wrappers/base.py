@@ -182,7 +182,7 @@ class Wrapper(StorageBackend):
 
 
 class WrapperHooks(Hooks):
-    """Asks the hooks of the backend within, but for what moves content: that goes through the wrapper's own methods.
+    """Forwards to the hooks of the backend within, except for what moves content, which goes through the wrapper's own methods.
 
     Attributes:
         inner: the hooks of the backend within.

@@ -72,7 +72,7 @@ class DecodedBlocks:
         return gathered(piece[max(0, start - at) : end - at] for at, piece in _placed(pieces, position))
 
     def prove(self) -> None:
-        """Make certain that the content ends where *size* says."""
+        """Check that the content ends where *size* says, by decoding the last block."""
         if not self._proved:
             for _ in self._pieces(self._count - 1, self._count):
                 continue
@@ -88,11 +88,8 @@ class DecodedBlocks:
         self._proved = self._proved or stop == self._count
 
 
-class BlockReader(io.BufferedReader):
-    """A reader of blocks.
-
-    After an error it gives nothing until `seek` says where to go on: what it had read by then of the failed call is lost,
-    and the next bytes would be taken for those.
+class BlockStream(SeekableRaw):
+    """The raw half of a reader of blocks; its end is a proved one.
 
     Args:
         blocks: the content.
@@ -100,20 +97,6 @@ class BlockReader(io.BufferedReader):
     """
 
     def __init__(self, blocks: DecodedBlocks, stored: BinaryIO) -> None:
-        self._stream = _BlockStream(blocks, stored)
-        super().__init__(self._stream, CHUNK)
-
-    @override
-    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
-        self._stream.failure = None
-        return super().seek(target, whence)
-
-
-class _BlockStream(SeekableRaw):
-    """The raw half of a reader of blocks; its end is a proved one."""
-
-    def __init__(self, blocks: DecodedBlocks, stored: BinaryIO) -> None:
-        self.failure: Exception | None = None
         self.size = blocks.size
         self._blocks = blocks
         self._stored = stored

@@ -22,6 +22,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.streams import (
     Content,
     Moved,
+    StoppingReader,
     check_arrived,
     check_mode,
     check_range,
@@ -30,7 +31,7 @@ from storage_backend.streams import (
     sha256,
 )
 from storage_backend.wrappers.base import BatchWithin, Wrapper, WrapperHooks
-from storage_backend.wrappers.blocks import BlockReader, DecodedBlocks, Fault, read_up_to
+from storage_backend.wrappers.blocks import BlockStream, DecodedBlocks, Fault, read_up_to
 from storage_backend.wrappers.sources import info_for_copy
 
 T = TypeVar("T")
@@ -174,7 +175,7 @@ class RecodingWrapper(Wrapper):
         try:
             blocks = self._blocks(identifier, stored)
             if blocks is not None:
-                return BlockReader(blocks, stored)
+                return StoppingReader(BlockStream(blocks, stored))
             stored.seek(0)
         except BaseException:
             stored.close()
@@ -191,7 +192,7 @@ class RecodingWrapper(Wrapper):
             return read_all(stored) if end is None else read_up_to(stored, end - start)
 
     def _settled(self, look: Callable[[], T]) -> T:
-        """The answer of *look*, which takes several requests where the inner backend takes one, of one version."""
+        """What *look* returns, tried again while the object changes between its requests."""
         for _ in range(LOOKS - 1):
             with suppress(SourceChangedError):
                 return look()

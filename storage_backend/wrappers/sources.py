@@ -1,4 +1,4 @@
-"""What is written may have to be given more than once: sources that can be rewound, and items by the group."""
+"""Content that may have to be written more than once: sources that can be rewound, and items in groups."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Watched:
 
 
 class _WatchedDigest(HashingReader):
-    """The same for a reader that digests: whoever knows such readers still knows this one."""
+    """The same for a reader that digests: backends that look for a HashingReader find one."""
 
     def __init__(self, reader: BinaryIO) -> None:
         digesting = cast(HashingReader, reader)

@@ -494,7 +494,7 @@ def test_work_is_done_by_the_caller_where_no_thread_can_be_had(
         start = threading.Thread.start
 
         def refused(thread: threading.Thread) -> None:
-            if thread.name in {"storage-backend-packing", "storage-backend-fetching"}:
+            if thread.name in {"storage-backend-tar-upload", "storage-backend-tar-download"}:
                 raise RuntimeError("can't create new thread at interpreter shutdown")
             start(thread)
 

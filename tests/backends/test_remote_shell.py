@@ -228,10 +228,10 @@ class TestProbe:
         assert shell.probe() == EVERYTHING
         assert list(openssh_place.local.iterdir()) == []
 
-    def test_absent_directory_makes_no_facts(self, shell: Shell, base: bytes) -> None:
+    def test_absent_directory_has_no_features(self, shell: Shell, base: bytes) -> None:
         assert shell.probe(base + b"/absent") == ShellFeatures()
 
-    def test_refused_channel_makes_no_facts(self) -> None:
+    def test_refused_channel_has_no_features(self) -> None:
         import paramiko
 
         def refuse() -> paramiko.Channel:
@@ -264,9 +264,9 @@ class TestShells:
     def test_busybox_lacks_what_it_lacks(self, tmp_path: Path) -> None:
         with place_with(tmp_path, "busybox") as place, opener(place) as opening:
             shell = Shell(opening, 60)
-            facts = shell.probe(os.fsencode(place.local), 60)
-            assert (facts.find, facts.find_names, facts.rename) == (False, False, True)
-            assert facts.digests["sha256"] is False
+            features = shell.probe(os.fsencode(place.local), 60)
+            assert (features.find, features.find_names, features.rename) == (False, False, True)
+            assert features.digests["sha256"] is False
             path = os.fsencode(place.local) + b"/a\n\\"
             put(path, b"content")
             assert list(shell.digests([path], "sha256")) == [(path, hashlib.sha256(b"content").hexdigest())]

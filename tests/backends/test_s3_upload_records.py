@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import random
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from storage_backend.backends.s3.upload_records import UploadRecord, UploadRecords, left_over
+from storage_backend.backends.s3.upload_records import UploadRecord, UploadRecords
 from tests.backends.local_ways import as_nobody, in_child
 
 PLACE = "s3://bucket/prefix"
@@ -40,7 +39,7 @@ ODD_KEYS = [
 PROLOGUE = """
 import os, sys
 from pathlib import Path
-from storage_backend.backends.s3.upload_records import UploadRecords, left_over
+from storage_backend.backends.s3.upload_records import UploadRecords
 
 def say(*words):
     print(*words, flush=True)
@@ -159,8 +158,6 @@ class TestRecord:
                 record.release()
         for number, key in enumerate(ODD_KEYS, 1):
             assert remembered(directory, key) == (f"{PLACE} {number}", number)
-        expected = {key: f"{PLACE} {number}" for number, key in enumerate(ODD_KEYS, 1)}
-        assert dict(left_over(directory, PLACE)) == expected
 
     def test_one_thread_holds_it(self, directory: Path) -> None:
         records = UploadRecords(directory)
@@ -194,27 +191,6 @@ class TestRecord:
         record.release()
         assert only_file(directory).stat().st_size > 4 * (64 << 10) // 2
         assert remembered(directory, key) == ("upload 40", 40)
-
-    def test_somebody_who_looks_does_not_refuse_it(self, directory: Path) -> None:
-        first = UploadRecords(directory).claim(PLACE, "key")
-        first.save("upload", 1)
-        first.release()
-        looking = os.open(only_file(directory), os.O_RDONLY)
-        fcntl.flock(looking, fcntl.LOCK_SH)
-        paused: list[float] = []
-
-        def look_away(seconds: float) -> None:
-            paused.append(seconds)
-            fcntl.flock(looking, fcntl.LOCK_UN)
-
-        record = UploadRecords(directory, sleep=look_away).claim(PLACE, "key")
-        assert (record.held, record.upload_id) == (True, "upload")
-        assert len(paused) == 1
-        record.release()
-        fcntl.flock(looking, fcntl.LOCK_SH)
-        refused = UploadRecords(directory, sleep=paused.append).claim(PLACE, "key")
-        assert not refused.held
-        os.close(looking)
 
     def test_file_that_somebody_removed_is_not_removed_again(self, directory: Path) -> None:
         records = UploadRecords(directory)
@@ -267,7 +243,6 @@ class TestDamage:
     ) -> None:
         self.saved(directory, ("first", 1))
         only_file(directory).write_bytes(content)
-        assert not [*left_over(directory, PLACE)]
         assert remembered(directory) == (None, None)
         assert "no record of 'key'" in caplog.text
         assert only_file(directory).read_bytes() == content  # until there is something to save
@@ -295,7 +270,6 @@ class TestDamage:
         fields = json.loads(self.saved(directory, ("first", 1)))
         only_file(directory).write_text(json.dumps(fields | {name: value}) + "\n")
         assert remembered(directory) == (None, None)
-        assert not [*left_over(directory, PLACE)]
 
     def test_what_is_no_file_is_neither_followed_nor_waited_for(
         self, directory: Path, tmp_path: Path
@@ -311,7 +285,6 @@ class TestDamage:
         path.unlink()
         for make in makers:
             make()
-            assert not [*left_over(directory, PLACE)]
             record = UploadRecords(directory).claim(PLACE, "key")
             record.save("x", 1)
             record.release()
@@ -331,17 +304,17 @@ class TestNoRoom:
             full.release()
 
             def act() -> list[object]:
-                answers: list[object] = [[*left_over(place, PLACE)]]
+                answers: list[object] = []
                 for directory in (place, place / "below", Path("/proc/none"), Path("/dev/null/uploads")):
                     for key in ("new", "old"):
                         record = UploadRecords(directory).claim(PLACE, key)
                         record.save("x", 1)
                         record.clear()
                         record.release()
-                        answers.append((record.held, record.upload_id, [*left_over(directory, PLACE)]))
+                        answers.append((record.held, record.upload_id))
                 return answers
 
-            assert as_nobody(act) == [[], *[(False, None, [])] * 8]
+            assert as_nobody(act) == [(False, None)] * 8
             assert remembered(place, "old") == ("upload", 1)
 
     @pytest.mark.parametrize("room", [0, 10])
@@ -381,17 +354,13 @@ sys.stdin.read()
         with process(directory, program) as child:
             assert line(child) == "True"
             assert not UploadRecords(directory).claim(PLACE, "key").held
-            assert not [*left_over(directory, PLACE)]
             kill(child)
-        assert [*left_over(directory, PLACE)] == [("key", "upload")]
-        assert not [*left_over(directory, "s3://other")]
         assert remembered(directory) == ("upload", 7)
 
     def test_killed_before_saving_there_is_nothing(self, directory: Path) -> None:
         with process(directory, 'record = records.claim(place, "key"); say(1); sys.stdin.read()') as child:
             assert line(child) == "1"
             kill(child)
-        assert not [*left_over(directory, PLACE)]
         assert remembered(directory) == (None, None)
         assert not [*directory.iterdir()]
 
@@ -461,7 +430,6 @@ def upload():
         assert record.held
         record.save("upload", 1)
         record.release()
-        assert list(left_over(directory, place)) == [("key", "upload")]
         rounds += 1
 
 thread = threading.Thread(target=upload)
@@ -511,8 +479,6 @@ while held < 300:
         record.clear()
     mine.unlink()
     record.release()
-    if choice.randrange(20) == 0:
-        list(left_over(directory, place))
 say(held, refused)
 """
         directory.parent.mkdir()

@@ -12,9 +12,8 @@ from typing_extensions import Buffer, override
 
 from storage_backend import identifiers
 from storage_backend.backends.local.errors import ErrorTranslation
-from storage_backend.files import modified_of
+from storage_backend.files import modified_of, told_size
 from storage_backend.info import ObjectInfo
-from storage_backend.unsized import told_size
 
 _MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
 _EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic

@@ -16,9 +16,8 @@ from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.renaming import ATTEMPTS, clear_way, is_directory
 from storage_backend.backends.local.syncing import sync, sync_beneath, sync_directory
 from storage_backend.errors import SourceChangedError
-from storage_backend.files import StagedFile, copy_descriptor
+from storage_backend.files import StagedFile, copy_descriptor, told_size
 from storage_backend.streams import CHUNK, Moved, new_digest
-from storage_backend.unsized import told_size
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 

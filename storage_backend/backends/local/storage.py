@@ -37,7 +37,7 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import copy_descriptor, open_source
+from storage_backend.files import copy_descriptor, open_source, told_size
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.scanning import OnSkip
@@ -57,7 +57,6 @@ from storage_backend.streams import (
     plain,
     unwatched,
 )
-from storage_backend.unsized import told_size
 
 _SPOOLED = 8 << 20  # bytes in memory of a file whose size is not told
 _BUFFER = 64 << 10  # bytes; larger reads pass the buffer by

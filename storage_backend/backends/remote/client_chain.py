@@ -22,12 +22,7 @@ from storage_backend.backends.remote.paramiko_transport import (
 )
 from storage_backend.backends.remote.proxy_command import ProxyCommandSocket
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
-from storage_backend.errors import (
-    AuthenticationError,
-    StorageError,
-    StorageTimeoutError,
-    UnavailableError,
-)
+from storage_backend.errors import AuthenticationError, StorageError, StorageTimeoutError, UnavailableError
 
 
 class ClientChain:

@@ -134,18 +134,8 @@ class Command:
         return b"".join(pieces)
 
     def read_line(self, limit: int = 4096) -> bytes:
-        """The next line, without its end.
-
-        Raises:
-            CommandError: there is none, or it is longer than *limit* bytes.
-        """
-        while b"\n" not in self._kept:
-            piece = b"" if len(self._kept) > limit else self.read_more()
-            if not piece:
-                self.finish()
-                raise CommandError(0, self.stderr, "the command did not print the line that was expected")
-        line, _, self._kept = self._kept.partition(b"\n")
-        return line
+        """The next line, without its newline; raises as `read_until`."""
+        return self.read_until(b"\n", limit)
 
     def read_until(self, mark: bytes, limit: int) -> bytes:
         """The output before *mark*; *mark* is dropped.

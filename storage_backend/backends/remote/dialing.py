@@ -20,15 +20,14 @@ from typing import Any, Generic, TypeVar
 
 from storage_backend.backends.remote.client_chain import ClientChain, translate_dial_error
 from storage_backend.backends.remote.library import ssh_library
-from storage_backend.backends.remote.paramiko_transport import (
-    DialTimeouts,
-)
+from storage_backend.backends.remote.paramiko_transport import DialTimeouts
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
 from storage_backend.errors import (
     AuthenticationError,
     NoEndpointError,
     StorageTimeoutError,
 )
+from storage_backend.threads import start_daemon
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +158,8 @@ class _Race(Generic[T]):
     def _start(self, endpoint: Endpoint) -> None:
         attempt = _Attempt(self, endpoint, self.clock())
         self._attempts.append(attempt)
-        threading.Thread(target=attempt.run, name=f"ssh-dial-{endpoint}", daemon=True).start()
+        if start_daemon(attempt.run, f"ssh-dial-{endpoint}") is None:
+            attempt.run()
 
     def _next_may_start(self, stagger: float) -> bool:
         if not self._attempts:

@@ -16,6 +16,7 @@ from storage_backend.errors import (
     InvalidIdentifierError,
     NotAFileError,
     QuotaExceededError,
+    SourceChangedError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
@@ -126,6 +127,12 @@ def translate_shell_error(error: Exception, identifier: str | None, where: str) 
         return not_found(identifier, where)
     kind, reason = _BY_NUMBER.get(number, (ShellError, f"the server's shell failed: {error}"))
     return kind(f"{reason}: {what}", identifier=identifier, backend=where)
+
+
+def changed(identifier: str, where: str, how: str = "") -> SourceChangedError:
+    """The error for an object that was replaced or cut while it was read."""
+    reason = f"it changed while it was read: {how}" if how else "it changed while it was read"
+    return of_object(SourceChangedError, reason, identifier, where)
 
 
 def reason_of(error: BaseException) -> str:

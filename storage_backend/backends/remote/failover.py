@@ -19,7 +19,7 @@ from storage_backend.backends.remote.settings import Endpoint, SSHSettings
 from storage_backend.backends.remote.sftp_operations import SFTPOperations
 from storage_backend.backends.remote.sftp_packets import Steps
 from storage_backend.errors import BaseDirectoryNotFoundError, StorageError
-from storage_backend.threads import beside
+from storage_backend.threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class Failover:
             finally:
                 self._growing = False
 
-        if beside(grow, "storage-backend-grow") is None:
+        if start_daemon(grow, "storage-backend-grow") is None:
             self._growing = False
         return best
 
@@ -290,7 +290,7 @@ class Failover:
                     self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
                     self._next_look = self._clock() + self._pause
 
-        if beside(look, "storage-backend-look") is None:
+        if start_daemon(look, "storage-backend-look") is None:
             self._looking = False
 
     def _fail_back(self, current: SSHConnection) -> bool:

@@ -142,7 +142,7 @@ class HostKeyPolicy:
     def _unused(self) -> str:
         if not self._authorities:
             return ""
-        return f" but for {_AUTHORITY} ({', '.join(self._authorities)}), which is not used: host certificates are not asked for"
+        return f" except as {_AUTHORITY} ({', '.join(self._authorities)}), which is not used: host certificates are not supported"
 
     def _check_pin(self, kind: str, blob: bytes) -> None:
         if fingerprint(blob) not in self._settings.pins:

@@ -187,9 +187,7 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
     for kind, theirs in kinds:
         if isinstance(loaded, kind):
             text = loaded.private_bytes(
-                serialization.Encoding.PEM,
-                serialization.PrivateFormat.OpenSSH,
-                serialization.NoEncryption(),
+                serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
             )
             return theirs.from_private_key(io.StringIO(text.decode()))
     raise UnusableKeyError(

@@ -5,23 +5,23 @@ from __future__ import annotations
 import io
 from collections import deque
 
-from typing_extensions import Buffer, override
+from typing_extensions import override
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.errors import ConnectionLostError, translate, unreachable
+from storage_backend.backends.remote.errors import ConnectionLostError, changed, translate, unreachable
 from storage_backend.backends.remote.failover import LOSSES, Failover
-from storage_backend.backends.remote.remote_path import RemotePath, changed
+from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_contents import open_to_read
 from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
 from storage_backend.backends.remote.sftp_session import PendingReply
-from storage_backend.streams import position_after
+from storage_backend.streams import SeekableRaw
 
 FIRST_AHEAD = 64 << 10  # bytes asked for at the first read after a seek
 MOST_AHEAD = 2 << 20  # bytes under way at most; a channel's window holds no more
 
 
-class RemoteFile(io.RawIOBase):
+class RemoteFile(SeekableRaw):
     """Reads one object as it was when it was opened.
 
     Args:
@@ -41,7 +41,6 @@ class RemoteFile(io.RawIOBase):
         self._connection: SSHConnection | None = None
         self._failover = failover
         self._path = path
-        self._position = 0
         self._ahead = FIRST_AHEAD
         self._under_way: deque[tuple[int, PendingReply]] = deque()  # size asked for
         self._asked = 0  # position after the last request
@@ -51,45 +50,27 @@ class RemoteFile(io.RawIOBase):
         self.size = self.attributes.size or 0
 
     @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        position = position_after(offset, whence, self._position, self.size)
-        if position != self._position:
-            self._position = position
+        before = self._position
+        if super().seek(offset, whence) != before:
             self._forget()
             self._ahead = FIRST_AHEAD
-        return position
-
-    @override
-    def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")
-        piece = self.next_piece(len(view)) if view else b""
-        view[: len(piece)] = piece
-        return len(piece)
+        return self._position
 
     @override
     def readall(self) -> bytes:
         self._ahead = MOST_AHEAD
-        pieces = []
-        while piece := self.next_piece(self.size):
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return super().readall()
 
     def next_piece(self, most: int) -> bytes:
         """Some of the next bytes, at most *most*; b"" at the end."""
-        if self.closed:
-            raise ValueError("I/O operation on closed file")
+        self._check_open()
+        piece = self._read_on(most)
+        self._position += len(piece)
+        return piece
+
+    @override
+    def _read_on(self, most: int) -> bytes:
         if self._position >= self.size:
             return b""
         losses = 0
@@ -100,7 +81,6 @@ class RemoteFile(io.RawIOBase):
                 losses += 1
                 self._reopen(error, losses)
         piece, self._rest = self._rest[:most], self._rest[most:]
-        self._position += len(piece)
         return piece
 
     def read_exactly(self, start: int, end: int) -> bytes:
@@ -149,7 +129,7 @@ class RemoteFile(io.RawIOBase):
         if (found.size, found.modified) != (self.attributes.size, self.attributes.modified):
             # Otherwise the next read would continue in the other object.
             self._release()
-            raise changed(self._path, self._failover.where) from error
+            raise changed(self._path.identifier, self._failover.where) from error
 
     def _forget(self) -> None:
         """Drop what was read ahead."""
@@ -183,7 +163,7 @@ class RemoteFile(io.RawIOBase):
             raise translate(error, self._path.identifier, self._failover.where) from error
         if not data:
             how = f"it ended after {self._position:,} of {self.size:,} bytes"
-            raise changed(self._path, self._failover.where, how)
+            raise changed(self._path.identifier, self._failover.where, how)
         if len(data) < size:
             # The server sends less at a time: the other replies do not continue this one.
             self._under_way.clear()

@@ -8,7 +8,6 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 from storage_backend.backends.remote.sftp_packets import Attributes
-from storage_backend.errors import SourceChangedError
 from storage_backend.info import ObjectInfo
 
 
@@ -54,12 +53,3 @@ def info_of(identifier: str, attributes: Attributes) -> ObjectInfo:
     seconds = unambiguous(attributes.modified)
     modified = None if seconds is None else datetime.fromtimestamp(seconds, UTC)
     return ObjectInfo(identifier, attributes.size, modified)
-
-
-def changed(path: RemotePath, where: str, how: str = "") -> SourceChangedError:
-    """The error for an object that was replaced or cut while it was read."""
-    return SourceChangedError(
-        f"{path.identifier!r} in {where} changed while it was read{f': {how}' if how else ''}",
-        identifier=path.identifier,
-        backend=where,
-    )

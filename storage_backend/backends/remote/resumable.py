@@ -21,11 +21,10 @@ from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, errors_naming, write_file
 from storage_backend.errors import SourceChangedError, StorageError
 from storage_backend.file_rights import take_over
-from storage_backend.files import StagedFile, modified_of, open_source
+from storage_backend.files import StagedFile, modified_of, open_source, told_size
 from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
-from storage_backend.unsized import told_size
 
 RESUMABLE = 8 << 20  # bytes; smaller files are transferred again
 PIECE = 1 << 20

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Required, TypeAlias, cast
+from typing import Literal, NamedTuple, Required, TypeAlias
 
 from typing_extensions import TypedDict, override
 
@@ -32,7 +32,6 @@ USER_CONFIG = "~/.ssh/config"
 SSH_PORT = 22
 
 POLICIES = ("strict", "accept-new")
-SHELLS = ("auto", "never")
 
 # Characters that a ProxyCommand's shell would interpret: refused since OpenSSH 9.6, `valid_hostname` in ssh.c.
 _HOST = re.compile(r"[^\x00-\x20\x7f'`\"$\\;&<>|(){},\-/@][^\x00-\x20\x7f'`\"$\\;&<>|(){},/@]*")
@@ -209,7 +208,7 @@ def read_settings(ssh_config: object) -> SSHSettings:
         keepalive=_seconds("keepalive", given.get("keepalive", 0.0), zero=True),
         io_timeout=_seconds("io_timeout", given.get("io_timeout", IO_TIMEOUT)),
         max_connections=_count("max_connections", given.get("max_connections", 1)),
-        shell=cast(Literal["auto", "never"], _one_of("shell", given.get("shell", "auto"), SHELLS)),
+        shell=_shell(given.get("shell", "auto")),
         non_atomic_overwrite=_flag("non_atomic_overwrite", given.get("non_atomic_overwrite", True)),
     )
 
@@ -434,10 +433,12 @@ def _flag(name: str, value: object) -> bool:
     return value
 
 
-def _one_of(name: str, value: object, known: tuple[str, ...]) -> str:
-    if not isinstance(value, str) or value not in known:
-        raise _wrong(name, f"{value!r} is unknown; known: {', '.join(known)}")
-    return value
+def _shell(value: object) -> Literal["auto", "never"]:
+    if value == "auto":
+        return "auto"
+    if value == "never":
+        return "never"
+    raise _wrong("shell", f"{value!r} is unknown; known: auto, never")
 
 
 def _wrong(name: str, reason: str) -> ConfigurationError:

@@ -254,10 +254,6 @@ def _attributes(found: Any) -> Reply:
 
     size, mode, modified = number("st_size"), number("st_mode"), number("st_mtime")
     known = packets.setstat_request(
-        0,
-        b"",
-        size=size,
-        mode=mode,
-        modified=None if modified is None else modified & 0xFFFFFFFF,
+        0, b"", size=size, mode=mode, modified=None if modified is None else modified & 0xFFFFFFFF
     )[1]
     return packets.ATTRS, known[4:]

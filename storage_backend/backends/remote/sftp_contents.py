@@ -6,8 +6,8 @@ import stat
 from collections.abc import Sequence
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import not_a_file, translate
-from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, changed
+from storage_backend.backends.remote.errors import changed, not_a_file, of_object, translate
+from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_operations import SFTPOperations
 from storage_backend.backends.remote.sftp_packets import (
     FAILURE,
@@ -49,11 +49,8 @@ def open_to_read(
             raise not_a_file(path.identifier, operations.where)
         # Files of procfs, sysfs and of some FUSE file systems report 0 bytes; their content is made when it is read.
         if found.size is None or (found.size == 0 and packets.has_data(second)):
-            raise StorageError(
-                f"the server does not tell the size of {path.identifier!r} in {operations.where}: only `read` takes what there is",
-                identifier=path.identifier,
-                backend=operations.where,
-            )
+            reason = "the server does not tell the size, so only `read` can read it"
+            raise of_object(StorageError, reason, path.identifier, operations.where)
     except StatusError as error:
         operations.close(handle)
         raise translate(error, path.identifier, operations.where) from error
@@ -108,7 +105,7 @@ def read(
                 raise not_a_file(path.identifier, where)
         if found.size is not None and size < found.size:
             # Cut short meanwhile; or the server ends early.
-            raise changed(path, where, f"it ended after {size:,} of {found.size:,} bytes")
+            raise changed(path.identifier, where, f"it ended after {size:,} of {found.size:,} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
     except StatusError as error:
         raise translate(error, path.identifier, where) from error

@@ -168,9 +168,5 @@ class SFTPDirectories:
 
 def removed_again(path: RemotePath, where: str) -> StorageError:
     """The error for a directory that others remove as often as we make it."""
-    return StorageError(
-        f"{path.identifier!r} in {where}: its directory is removed as often as it is made",
-        identifier=path.identifier,
-        backend=where,
-        retryable=True,
-    )
+    reason = "its directory is removed as often as it is made"
+    return of_object(StorageError, reason, path.identifier, where, retryable=True)

@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from storage_backend.backends.remote import non_atomic_overwrite
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import not_a_file, translate
+from storage_backend.backends.remote.errors import not_a_file, of_object, translate
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_directories import TRIES, SFTPDirectories, removed_again
@@ -214,11 +214,8 @@ class SFTPOperations:
     def check_size(self, path: RemotePath, found: int, size: int) -> None:
         """Refuse a new file of another size than was written."""
         if found != size:
-            raise IntegrityError(
-                f"{path.identifier!r} in {self.where}: the server has {found:,} of {size:,} bytes",
-                identifier=path.identifier,
-                backend=self.where,
-            )
+            reason = f"the server has {found:,} of {size:,} bytes"
+            raise of_object(IntegrityError, reason, path.identifier, self.where)
 
     # Giving it its name
 
@@ -235,11 +232,8 @@ class SFTPOperations:
             found = (yield from self.entry(path.path)) if attempt else None
             if found is not None and found.size == size:
                 return
-            raise UnavailableError(
-                f"what was written for {path.identifier!r} in {self.where} is gone before it had its name",
-                identifier=path.identifier,
-                backend=self.where,
-            ) from error
+            reason = "the new file is gone before it had its name"
+            raise of_object(UnavailableError, reason, path.identifier, self.where) from error
 
     def rename_staged(self, staged: StagedUpload, path: RemotePath) -> Steps[None]:
         """Give a staged file its name; if that fails it is removed."""
@@ -300,11 +294,8 @@ class SFTPOperations:
                         yield from self.make_parent(path)
                     elif (yield from self.entry(path.path)) is None:
                         raise translate(error, path.identifier, self.where) from error
-            raise AlreadyExistsError(
-                f"{path.identifier!r} in {self.where}: what is in the way comes and goes",
-                identifier=path.identifier,
-                backend=self.where,
-            )
+            reason = "other writers make and remove it all the time"
+            raise of_object(AlreadyExistsError, reason, path.identifier, self.where)
         finally:
             self.discard(staged)
 
@@ -424,11 +415,7 @@ class SFTPOperations:
 
     def directory_in_the_way(self, path: RemotePath) -> AlreadyExistsError:
         """The error for a directory that comes back as often as it is removed."""
-        return AlreadyExistsError(
-            f"{path.identifier!r} in {self.where}: a directory is in the way",
-            identifier=path.identifier,
-            backend=self.where,
-        )
+        return of_object(AlreadyExistsError, "a directory is in the way", path.identifier, self.where)
 
     @contextmanager
     def mapped(self, path: RemotePath) -> Iterator[None]:

@@ -25,7 +25,7 @@ from storage_backend.backends.remote.sftp_packets import (
     SFTPProtocolError,
     Steps,
 )
-from storage_backend.threads import attend
+from storage_backend.threads import run_within_grace, start_daemon
 
 if TYPE_CHECKING:
     import paramiko
@@ -223,7 +223,7 @@ class SFTPSession:
         """End the session. The server closes what is open, and has carried out the removals."""
         if self._removals and self.failure is None:
             # A server need not do what it has not read when its client disconnects. Replies come in order, as a rule.
-            attend(lambda: self.run(_any_request()), "storage-backend-removals")
+            run_within_grace(lambda: self.run(_any_request()), "storage-backend-removals")
         self._fail(EOFError("the SFTP session was closed"))
         self._channel.close()
 
@@ -376,7 +376,7 @@ class SFTPSession:
             self.post(packets.request(packets.CLOSE, handle))
             self.flush()
 
-        threading.Thread(target=unblock, name="storage-backend-pipe", daemon=True).start()
+        start_daemon(unblock, "storage-backend-pipe")
         pending.reply = packets.failure_reply("Not a regular file")
         if pending.inbox is not None:
             pending.inbox.append(pending)

@@ -168,17 +168,11 @@ class Shell:
             self._run(scripts.SYNC, directory)
 
     def _find(
-        self,
-        parse: Callable[[Command, bytes], Iterator[Item]],
-        script: bytes,
-        directory: bytes,
+        self, parse: Callable[[Command, bytes], Iterator[Item]], script: bytes, directory: bytes
     ) -> Iterator[Item]:
         token = secrets.token_hex(16).encode()
         # The input stays open: the script takes its end for that of the connection.
-        with (
-            _errors_of(directory),
-            self._start(script, directory, token, b"watch", stdin=None) as command,
-        ):
+        with _errors_of(directory), self._start(script, directory, token, b"watch", stdin=None) as command:
             yield from parse(command, token)
 
     def _start(self, script: bytes, *arguments: bytes, stdin: Iterable[bytes] | None = ()) -> Command:

@@ -15,6 +15,7 @@ from typing_extensions import override
 from storage_backend import identifiers
 from storage_backend.backends.remote import batches, listing, server_side, sftp_moves
 from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import of_object
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.hooks import RemoteHooks
 from storage_backend.backends.remote.remote_file import RemoteFile
@@ -78,7 +79,7 @@ class RemoteStorage(StorageBackend):
         endpoints: as given.
         connection_timeout: seconds.
         remote_base_dir: as given.
-        host: of the endpoint in use; None before the first connection.
+        host: of the endpoint in use; None while there is none.
         port: likewise.
 
     Raises:
@@ -134,13 +135,13 @@ class RemoteStorage(StorageBackend):
 
     @property
     def host(self) -> str | None:
-        """Of the endpoint in use, as listed; None before the first connection."""
+        """Of the endpoint in use, as listed; None while there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.host
 
     @property
     def port(self) -> int | None:
-        """Of the endpoint in use; None before the first connection."""
+        """Of the endpoint in use; None while there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.port
 
@@ -229,11 +230,7 @@ class RemoteStorage(StorageBackend):
     def size(self, identifier: str) -> int:
         found = self.stat(identifier).size
         if found is None:
-            raise StorageError(
-                f"the server does not tell the size of {identifier!r} in {self._location}",
-                identifier=identifier,
-                backend=self._location,
-            )
+            raise of_object(StorageError, "the server does not tell the size", identifier, self._location)
         return found
 
     @override
@@ -402,10 +399,7 @@ class RemoteStorage(StorageBackend):
     def _begin(self) -> None:
         """Set what a pickle omits."""
         self._failover = Failover(
-            self._settings,
-            self.remote_base_dir,
-            self._location,
-            must_exist=not self._create_if_missing,
+            self._settings, self.remote_base_dir, self._location, must_exist=not self._create_if_missing
         )
         self._last_written: dict[str, Attributes] = {}
 

@@ -55,21 +55,21 @@ def stage_stream(
     if info is not None and modified is None:
         modified = info.modified
     seconds = in_seconds(modified)
-    source: BinaryIO | HashingReader = hashing(reader) if verify else reader
-    head = _head(cast(BinaryIO, source))
+    first: BinaryIO | HashingReader = hashing(reader) if verify else reader
+    head = _head(cast(BinaryIO, first))
     if len(head) <= SMALL:
-        _check_arrived(source, info, path, len(head))
+        _check_arrived(first, info, path, len(head))
         return failover.perform(stage, path, head, seconds, verify=verify), len(head)
 
     def send(connection: SSHConnection, attempt: int) -> tuple[StagedUpload, int]:
-        nonlocal source, head
+        source, beginning = first, head
         if attempt:
             assert start is not None
             reader.seek(start)
-            source, head = hashing(reader) if verify else reader, b""
+            source, beginning = hashing(reader) if verify else reader, b""
         upload = SFTPUpload(connection, path)
         try:
-            upload.write(head)
+            upload.write(beginning)
             for piece in chunks(cast(BinaryIO, source)):
                 upload.write(piece)
             digest = _check_arrived(source, info, path, upload.size)

@@ -101,7 +101,7 @@ def delete_many(bucket: Bucket, identifiers: Iterable[str]) -> int:
 def stat_many(
     bucket: Bucket, stat: Callable[[str], ObjectInfo], identifiers: Iterable[str]
 ) -> Iterator[ObjectInfo]:
-    """What *stat* gives of each object that is there, as it comes."""
+    """The result of *stat* for each object that is there, as it comes."""
     return _look_up(bucket, stat, identifiers)
 
 
@@ -271,7 +271,7 @@ def _delete_singly(bucket: Bucket, alone: Iterable[str], keys: Mapping[str, str]
                 bucket.requests.delete(key)
             except Exception as error:
                 refused = response_error_of(error)
-                # Google Cloud Storage says so of what is gone already; Amazon S3 never does.
+                # Google Cloud Storage answers so if the object is gone already; Amazon S3 never does.
                 if refused is None or refused.code != "NoSuchKey":
                     raise
 

@@ -31,15 +31,14 @@ from storage_backend.backends.s3.xml_documents import (
 )
 from storage_backend.streams import SeekableRaw
 
-SIZES = 10**18  # bytes; what is larger is no size
+SIZES = 10**18  # bytes; a larger number is no size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
 class Boto3Requests:
     """Requests by a client's own methods.
 
-    botocore takes any page that can be parsed for an answer of S3, so what an answer must have is looked for here. What is
-    no botocore client (a mock), or has a Stubber, may leave out any field of an answer.
+    botocore takes any document that can be parsed for a response of S3, so the fields that one must have are checked here.
 
     Args:
         client: with boto3's methods.
@@ -56,8 +55,8 @@ class Boto3Requests:
             self._bucket["RequestPayer"] = settings.request_payer
 
     @property
-    def may_ask_again(self) -> bool:
-        """Whether a real service answers, not a mock or a Stubber."""
+    def is_real_service(self) -> bool:
+        """See `ObjectRequests`."""
         return is_botocore(self.client) and not is_stubbed(self.client)
 
     @property
@@ -65,7 +64,7 @@ class Boto3Requests:
         """See `ObjectRequests`."""
         if self._checksum != "auto":
             return self._checksum
-        if not self._ours or not self.may_ask_again:
+        if not self._ours or not self.is_real_service:
             return "none"
         return "auto" if self.verifies_checksums else "md5"
 
@@ -77,13 +76,13 @@ class Boto3Requests:
         try:
             self._check(answer, "ETag", "an object with an ETag")
             partial = content_range is not None or _status(answer) == 206
-            if "Range" not in parameters and self.may_ask_again and partial:
+            if "Range" not in parameters and self.is_real_service and partial:
                 _refuse(answer, "the whole object")
-            # The end of the connection may come at any time, and is no end of a body.
-            if length is None and self.may_ask_again and "transfer-encoding" not in _headers(answer):
+            # A connection can break at any time, so its end is no proof that the body is complete.
+            if length is None and self.is_real_service and "transfer-encoding" not in _headers(answer):
                 _refuse(answer, "Content-Length, or a body in chunks")
             start, whole = _bounds(content_range, length)
-            if whole is None and self.may_ask_again and parameters.get("Range") != FIRST:
+            if whole is None and self.is_real_service and parameters.get("Range") != FIRST:
                 whole = self._size_from_head(key, parameters, answer)
         except UnexpectedResponseError as error:
             with closing(answer["Body"]) as body:
@@ -108,13 +107,13 @@ class Boto3Requests:
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
         answer = self._call("delete_object", **self._bucket, Key=key, **parameters)
-        if self.may_ask_again and not _is_removal(_status(answer), _headers(answer)):
+        if self.is_real_service and not _is_removal(_status(answer), _headers(answer)):
             _refuse(answer, "status 204")
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
-        # What is not quiet names each key, and no other page does.
-        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.may_ask_again}
+        # A response that is not quiet names each key, which no other document does.
+        objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.is_real_service}
         answer = self._call("delete_objects", **self._bucket, Delete=objects)
         refused = {
             _needed(error, "Key"): ErrorDocument(
@@ -123,7 +122,7 @@ class Boto3Requests:
             for error in _items(answer, "Errors")
         }
         named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
-        if self.may_ask_again and not named.issuperset(keys):
+        if self.is_real_service and not named.issuperset(keys):
             _refuse(answer, "each key deleted or refused")
         return refused
 
@@ -249,7 +248,7 @@ class Boto3Requests:
 
     @contextmanager
     def _payer_in_query(self) -> Iterator[None]:
-        if self._ours or "RequestPayer" not in self._bucket or not self.may_ask_again:
+        if self._ours or "RequestPayer" not in self._bucket or not self.is_real_service:
             yield
             return
         thread = threading.get_ident()
@@ -258,7 +257,7 @@ class Boto3Requests:
             if threading.get_ident() == thread:
                 payer_in_query(**keywords)
 
-        # Not for good: whoever has this client may send the header that its URLs ask for.
+        # Only meanwhile: the client's owner may send the header that its URLs ask for.
         self.client.meta.events.register("before-sign.s3", move)
         try:
             yield
@@ -273,19 +272,19 @@ class Boto3Requests:
         )
 
     def _call(self, method: str, **parameters: Any) -> Any:
-        """The answer that the client gives; where it cannot make sense of one, botocore raises whatever comes."""
+        """Call a method of the client. On a response that it cannot parse, botocore raises any kind of error."""
         try:
             return getattr(self.client, method)(**parameters)
         except UnexpectedResponseError:
             raise
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
-            if not self.may_ask_again:
+            if not self.is_real_service:
                 raise
             raise unexpected("an answer that botocore can read", str(error)) from error
 
     def _check(self, answer: Any, field: str, expected: str) -> Any:
-        """*answer*, which must have *field*."""
-        if self.may_ask_again and answer.get(field) in {None, ""}:
+        """*answer*, if it has *field*; a real service must send it."""
+        if self.is_real_service and answer.get(field) in {None, ""}:
             _refuse(answer, expected)
         return answer
 
@@ -361,7 +360,7 @@ def _second(moment: datetime) -> datetime:
 
 
 def _kind(answer: Any, field: str, kind: type) -> Any:
-    """A field of an answer; None if it is absent, of another kind (from a mock), or a number that no size is."""
+    """A field of a response; None if it is absent, of another type (from a mock), or a number beyond any size."""
     found = answer.get(field)
     if isinstance(found, int) and not 0 <= found < SIZES:
         return None

@@ -30,7 +30,7 @@ quick_handlers_version = attrgetter(_LOOKUP_CACHE)
 quick_credentials_of = attrgetter(_CREDENTIALS)
 
 # The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
-_EVENTS = (
+_EVENTS = [
     "provide-client-params",
     "before-parameter-build",
     "before-endpoint-resolution",
@@ -42,8 +42,8 @@ _EVENTS = (
     "response-received",
     "needs-retry",
     "after-call",
-)
-_OPERATIONS = (
+]
+_OPERATIONS = [
     "CopyObject",
     "DeleteObject",
     "DeleteObjects",
@@ -53,7 +53,7 @@ _OPERATIONS = (
     "PutObject",
     "UploadPart",
     "UploadPartCopy",
-)
+]
 # Modules whose handlers our client does without, or calls itself.
 _KNOWN = re.compile(r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)")
 
@@ -74,11 +74,11 @@ def handlers_version(client: Any) -> object:
 
 
 def is_stubbed(client: Any) -> bool:
-    """Whether a `botocore.stub.Stubber` answers in the service's place, as also a mock without events would."""
+    """Whether a `botocore.stub.Stubber`, or a mock that has no events, answers in the service's place."""
     events = getattr(getattr(client, "meta", None), "events", None)
     registered = getattr(getattr(events, "_emitter", None), "_unique_id_handlers", None)
     if registered is None:
-        # Where it cannot be told, checks of what a real service answers matter more than the expectations of a Stubber.
+        # If this cannot be told, strict checks of a real service matter more than the expectations of a Stubber.
         return events is None
     return any(str(name).startswith("boto_stubber") for name in registered)
 

@@ -28,7 +28,6 @@ from storage_backend.backends.s3.errors import (
 )
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.object_reader import RawObjectReader
-from storage_backend.backends.s3.parallel import Workers
 from storage_backend.backends.s3.reading import ReadSource
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.responses import FIRST
@@ -44,9 +43,10 @@ from storage_backend.errors import (
     SourceChangedError,
     StorageError,
 )
-from storage_backend.files import modified_of, open_source, state_directory
+from storage_backend.files import modified_of, open_source, told_size
 from storage_backend.info import ObjectInfo
 from storage_backend.last_seen import LastSeen
+from storage_backend.paths import state_directory
 from storage_backend.streams import (
     CHUNK,
     Content,
@@ -58,7 +58,7 @@ from storage_backend.streams import (
     plain,
     sha256,
 )
-from storage_backend.unsized import told_size
+from storage_backend.threads import WorkerThreads
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ class Bucket:
         self.root = f"{settings.prefix}/" if settings.prefix else ""
         self.location = settings.location
         self.router = RequestRouter(settings)
-        self.workers = Workers(settings.max_concurrency)
+        self.workers = WorkerThreads(settings.max_concurrency, "storage-backend-s3")
         self.records = UploadRecords(state_directory() / "uploads", clock=settings.clock)
         self.receipts: dict[str, ObjectInfo] = {}
         self.last_seen = LastSeen()
@@ -162,7 +162,7 @@ class Bucket:
                     refused is None
                     or refused.code
                     or is_transient(refused)
-                    or not self.router.requests.may_ask_again
+                    or not self.router.requests.is_real_service
                 ):
                     raise
             try:
@@ -301,7 +301,7 @@ class Bucket:
         self.remember(identifier, stored)
 
     def remember(self, identifier: str, stored: StoredObject) -> None:
-        """Keep what a listing will show of the object, for whoever asks."""
+        """Keep what a listing will show of the object, for `Hooks.last_written`."""
         if stored.etag is None or stored.parts:
             self.receipts.pop(identifier, None)
             return

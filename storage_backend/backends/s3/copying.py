@@ -15,7 +15,7 @@ from storage_backend.backends.s3.object_head import ObjectHead, http_date
 from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.xml_documents import unexpected
-from storage_backend.threads import attend, patience
+from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,10 @@ def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
                 if not _is_gone(error):
                     logger.warning("an unfinished upload of %r stays: %s", destination.key, error)
 
-        if patience() is None:
+        if grace() is None:
             abort()
         else:
-            attend(abort, "storage-backend-s3-abort")
+            run_within_grace(abort, "storage-backend-s3-abort")
         raise
 
 
@@ -100,7 +100,7 @@ def _carried(destination: Destination, source: str, head: ObjectHead) -> dict[st
 
 
 def _tags(destination: Destination, source: str) -> dict[str, str]:
-    if not destination.router.requests.may_ask_again:  # a mock expects certain requests
+    if not destination.router.requests.is_real_service:  # a mock expects certain requests
         return {}
     bucket, _, key = source.partition("/")
     try:

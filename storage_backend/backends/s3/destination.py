@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from storage_backend.backends.s3.file_parts import FilePart
-from storage_backend.backends.s3.parallel import Workers
 from storage_backend.backends.s3.router import RequestRouter
 from storage_backend.backends.s3.settings import S3Settings
 from storage_backend.backends.s3.upload_records import UploadRecords
+from storage_backend.threads import WorkerThreads
 
 Piece: TypeAlias = bytes | memoryview | FilePart
 """The body of a PUT, or of a part."""
@@ -32,7 +32,7 @@ class Destination:
 
     router: RequestRouter
     settings: S3Settings
-    workers: Workers
+    workers: WorkerThreads
     records: UploadRecords
     key: str
     parameters: Mapping[str, Any]

@@ -13,18 +13,17 @@ from queue import Empty, SimpleQueue
 
 from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.object_reader import RangesIgnoredError, RawObjectReader
-from storage_backend.backends.s3.parallel import Workers
 from storage_backend.backends.s3.reading import ReadSource, checked_algorithm
 from storage_backend.files import StagedFile
 from storage_backend.streams import CHUNK, Moved
-from storage_backend.threads import GRACE_SECONDS, Deadline
+from storage_backend.threads import GRACE_SECONDS, Deadline, WorkerThreads
 
 PIECE = 8 << 20  # bytes that a helper requests at a time
 PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
 ALONE_SECONDS = 0.25  # that the first stream runs before helpers join: on a fast link it is done by then
 
 
-def fill(source: ReadSource, staged: StagedFile, workers: Workers, moved: Moved) -> None:
+def fill(source: ReadSource, staged: StagedFile, workers: WorkerThreads, moved: Moved) -> None:
     """Write the object into *staged*, and compare it with its length and, where there is one, its checksum.
 
     *moved* is told of the bytes, by whichever thread has them.
@@ -67,7 +66,7 @@ class _ParallelDownload:
     failed: list[BaseException] = field(default_factory=list)
     crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
 
-    def run(self, workers: Workers) -> None:
+    def run(self, workers: WorkerThreads) -> None:
         # A descriptor of its own: a helper that is left behind must not write into the next file with that number.
         self.fd = os.dup(self.fd)
         weakref.finalize(self, os.close, self.fd)
@@ -105,7 +104,7 @@ class _ParallelDownload:
         """The KeyboardInterrupt or the like that ended this, if one did."""
         return next((error for error in self.failed if not isinstance(error, Exception)), None)
 
-    def _from_front(self, workers: Workers) -> None:
+    def _from_front(self, workers: WorkerThreads) -> None:
         """Read on until the helpers' pieces begin."""
         began = time.monotonic()
         view = memoryview(bytearray(CHUNK))

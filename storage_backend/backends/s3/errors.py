@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -28,6 +28,7 @@ from storage_backend.errors import (
 )
 
 
+@dataclass(eq=False)
 class S3ResponseError(Exception):
     """A response of S3 that is no success.
 
@@ -38,34 +39,22 @@ class S3ResponseError(Exception):
         region: of the bucket, if the response names it.
         retry_after: seconds to wait, if the response names them.
         attempts: requests made.
-        content_range: in the response to a range that lies outside the object.
         server_time: the service's clock, in seconds since the epoch; None if the response does not tell.
         redirected: the Location of a redirect.
     """
 
-    def __init__(
-        self,
-        status: int,
-        code: str = "",
-        message: str = "",
-        *,
-        region: str | None = None,
-        retry_after: float | None = None,
-        attempts: int = 1,
-        content_range: str | None = None,
-        server_time: float | None = None,
-        redirected: str | None = None,
-    ) -> None:
-        super().__init__(f"{status} {code}: {message}")
-        self.status = status
-        self.code = code
-        self.message = message
-        self.region = region
-        self.retry_after = retry_after
-        self.attempts = attempts
-        self.content_range = content_range
-        self.server_time = server_time
-        self.redirected = redirected
+    status: int
+    code: str = ""
+    message: str = ""
+    _: KW_ONLY
+    region: str | None = None
+    retry_after: float | None = None
+    attempts: int = 1
+    server_time: float | None = None
+    redirected: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.status} {self.code}: {self.message}"
 
     @classmethod
     def inside(cls, refused: ErrorDocument, status: int = 200) -> S3ResponseError:
@@ -73,6 +62,7 @@ class S3ResponseError(Exception):
         return cls(status, refused.code, refused.message, region=refused.region)
 
 
+@dataclass(eq=False)
 class UnreachableError(Exception):
     """The network failed at every try.
 
@@ -81,10 +71,11 @@ class UnreachableError(Exception):
         attempts: requests made.
     """
 
-    def __init__(self, cause: Exception, attempts: int) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-        self.attempts = attempts
+    cause: Exception
+    attempts: int
+
+    def __str__(self) -> str:
+        return str(self.cause)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,17 +197,7 @@ def response_error_of(error: Exception) -> S3ResponseError | None:
     """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
     if isinstance(error, S3ResponseError):
         # A copy: the caller keeps it in a frame that the error's own traceback may hold, which would be a cycle.
-        return S3ResponseError(
-            error.status,
-            error.code,
-            error.message,
-            region=error.region,
-            retry_after=error.retry_after,
-            attempts=error.attempts,
-            content_range=error.content_range,
-            server_time=error.server_time,
-            redirected=error.redirected,
-        )
+        return replace(error)
     answer = getattr(error, "response", None)
     if not isinstance(answer, dict) or "Error" not in answer:
         return None
@@ -234,7 +215,6 @@ def response_error_of(error: Exception) -> S3ResponseError | None:
         region=answer["Error"].get("Region") or headers.get("x-amz-bucket-region"),
         retry_after=seconds_of(headers.get("retry-after")),
         attempts=about.get("RetryAttempts", 0) + 1,
-        content_range=headers.get("content-range"),
         redirected=headers.get("location"),
     )
 

@@ -156,7 +156,7 @@ class ConnectionPool:
             connection.close()
 
     def _is_own(self, connection: HTTPConnection) -> bool:
-        """Whether *connection* was opened by this process; what was not is kept from being finalised."""
+        """Whether *connection* was opened by this process; if not, it is kept from being finalised."""
         if connection._pid == os.getpid():
             return True
         self._inherited.append(connection)
@@ -286,7 +286,7 @@ class HTTPConnection:
         elif self._tls:
             sent = sock.send(b"".join((head, body[:SMALL])))
         else:
-            # Not waiting for all of a long body to be taken: an answer may come first.
+            # Without waiting until all of a long body is accepted: the response may come first.
             sent = sock.sendmsg((head, body[:PIECE]), (), socket.MSG_DONTWAIT if len(body) > SMALL else 0)
         if sent < len(head):
             sock.sendall(memoryview(head)[sent:])
@@ -308,7 +308,7 @@ class HTTPConnection:
                 try:
                     position += step(position)
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    # A peer that has answered may have stopped reading, so this waits for both.
+                    # A peer that has answered may have stopped reading, so wait for either.
                     if not either.poll(patience):
                         raise TimeoutError(
                             f"{self._origin}: nothing could be sent for {self._io_timeout:g} s"

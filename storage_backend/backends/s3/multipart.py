@@ -21,7 +21,7 @@ from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import PARTS_MOST
 from storage_backend.backends.s3.upload_records import UploadRecord
 from storage_backend.errors import UnsupportedOperationError
-from storage_backend.threads import attend, patience
+from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
 
@@ -139,10 +139,10 @@ class MultipartUpload:
         """
         if self._pid != os.getpid():
             return
-        if patience() is None:
+        if grace() is None:
             self._abort()
         else:
-            attend(self._abort, "storage-backend-s3-abort")
+            run_within_grace(self._abort, "storage-backend-s3-abort")
 
     def _abort(self) -> None:
         self._tasks.stop()

@@ -17,7 +17,7 @@ from storage_backend.errors import IntegrityError, SourceChangedError, StorageEr
 from storage_backend.streams import CHUNK, SeekableRaw
 
 SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
-AHEAD_FIRST = 128 << 10  # bytes asked for after a jump; doubled as long as reading goes on from there
+AHEAD_FIRST = 128 << 10  # bytes requested after a jump; doubled as long as reading goes on from there
 AHEAD_MOST = 16 << 20
 GROWTH_FIRST = 64 << 20  # bytes that are allocated before they have come
 
@@ -30,29 +30,12 @@ def read_again(source: ReadSource) -> bytes:
     return content
 
 
-class ObjectReader(io.BufferedReader):
-    """The seekable reader that callers get.
-
-    After an error it reads nothing until `seek` says where to go on: the bytes that the failed call had read are lost, and
-    the next ones would be taken for them.
-    """
-
-    def __init__(self, raw: RawObjectReader) -> None:
-        super().__init__(raw, CHUNK)
-        self._raw = raw
-
-    @override
-    def seek(self, target: int, whence: int = io.SEEK_SET, /) -> int:
-        self._raw.forget_failure()
-        return super().seek(target, whence)
-
-
 class RangesIgnoredError(Exception):
     """The service answers a request for a range with the whole object."""
 
 
 class RawObjectReader(SeekableRaw):
-    """The unbuffered reader beneath an `ObjectReader`.
+    """The unbuffered reader beneath a `StoppingReader`.
 
     It begins with one GET of the whole object. After a jump it requests ranges, each twice as long as the one before while
     reading goes on from there, so that neither many small reads nor few distant ones cost much. A response that breaks off
@@ -60,8 +43,8 @@ class RawObjectReader(SeekableRaw):
 
     Args:
         source: the object.
-        facts: of the object that was seen already; then nothing is asked for yet.
-        ahead: bytes to ask for after a jump.
+        head: of the object, if it is known; then nothing is requested yet.
+        ahead: bytes to request after a jump.
 
     Attributes:
         facts: of the object.
@@ -94,34 +77,29 @@ class RawObjectReader(SeekableRaw):
         self._at = 0  # of the body
         self._until = self.size  # where the body ends
         self._first_ahead = self._ahead = ahead
-        self._failure: StorageError | None = None
         self._algorithm = checked_algorithm(head) if not self._branch else None
         self._digest = checksums.RunningDigests(self._algorithm) if self._algorithm else None
         if self._got is not None and not self.size:
-            # Nothing will be read, and what is said to be empty need not be.
+            # Nothing will be read, so a body that is not empty must be noticed here.
             if self._got.length is None:
                 self._check_end(self._got)
             if self._digest is not None:
                 self._drop()
                 self._check()
 
-    def forget_failure(self) -> None:
-        """Read on although a read has failed."""
-        self._failure = None
-
     @override
     def readinto(self, buffer: Buffer, /) -> int:
         self._check_open()
-        if self._failure is not None:
-            raise copy.copy(self._failure)
+        if self.failure is not None:
+            raise copy.copy(self.failure)
         try:
             return self._readinto(buffer)
         except StorageError as error:
             # A copy, without the frames that hold this reader.
-            self._failure = copy.copy(error)
+            self.failure = copy.copy(error)
             raise
         except BaseException:
-            self._failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
+            self.failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
             raise
 
     def _readinto(self, buffer: Buffer) -> int:
@@ -149,7 +127,7 @@ class RawObjectReader(SeekableRaw):
         done = 0
         while done < left:
             if done == len(content):
-                # As it comes: the size is what an answer claims.
+                # Grown as bytes come, since the size is only a claim.
                 content += bytes(min(left, 2 * done) - done)
             with memoryview(content) as view:
                 while done < len(content):
@@ -190,7 +168,7 @@ class RawObjectReader(SeekableRaw):
                 raise
             if count:
                 return count
-            # Shorter than announced: what is missing is asked for.
+            # Shorter than announced: request what is missing.
             self._drop()
             if tries >= self._source.settings.attempts:
                 short = self._source.broken(f"it ends at byte {self._position:,} of {self.size:,}")
@@ -198,9 +176,9 @@ class RawObjectReader(SeekableRaw):
                 raise short
 
     def _arrive(self) -> None:
-        """Have the body stand where the reader is."""
+        """Bring the body to the reader's position."""
         if self._pid != os.getpid():
-            # A forked child reads on by a connection of its own; the parent's is left alone.
+            # A forked child reads on over a connection of its own, and leaves the parent's alone.
             self._drop()
             self._pid = os.getpid()
         gap = self._position - self._at
@@ -211,7 +189,7 @@ class RawObjectReader(SeekableRaw):
         goes_on = self._at == self._position and self._at > 0
         self._drop()
         self._ahead = min(AHEAD_MOST, self._ahead * 2) if goes_on else self._first_ahead
-        # An answer that has broken off is taken up to its end.
+        # A response that broke off is resumed up to its end.
         end = self._until if goes_on and self._until > self._position else self._position + self._ahead
         self._ask(min(self.size, end))
 
@@ -253,12 +231,12 @@ class RawObjectReader(SeekableRaw):
         while gap:
             count = self._got.body.readinto(scratch[:gap])
             if not count:
-                raise self._source.broken("the answer ends early")
+                raise self._source.broken("the response ends early")
             gap -= count
             self._at += count
 
     def _check_end(self, got: GetResponse) -> None:
-        """A body whose length its answer does not tell ends where the object does, of which another answer told the size."""
+        """Check that a body of unknown length ends where the object does, whose size another response told."""
         try:
             more = got.body.read(1)
         except Exception as error:  # noqa: BLE001 - raised as ours
@@ -277,7 +255,7 @@ class RawObjectReader(SeekableRaw):
             raise self.damaged(self._algorithm, found)
 
     def leave_unchecked(self) -> None:
-        """Do not compare checksums: the caller does."""
+        """Do not compare checksums; the caller will."""
         self._digest = None
 
     def damaged(self, algorithm: str, found: str) -> IntegrityError:

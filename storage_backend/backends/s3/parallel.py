@@ -1,4 +1,4 @@
-"""Requests side by side: a storage's worker threads, and the results of what one caller has them do."""
+"""ParallelTasks: what one caller has the worker threads of a storage do, and the results as they come."""
 
 from __future__ import annotations
 
@@ -9,37 +9,10 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Generic, Self, TypeVar, cast
 
-from storage_backend.threads import Crew, Deadline, Task, patience
+from storage_backend.threads import Deadline, WorkerThreads, grace
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-_NAME = "storage-backend-s3"
-
-
-class Workers:
-    """Up to *count* threads, started as they are needed. A forked child starts its own.
-
-    Args:
-        count: how many.
-    """
-
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self._crew = Crew(_NAME)
-
-    def run(self, task: Task) -> None:
-        """Have a thread run *task*, which must not raise, nor wait for another task."""
-        crew = self._crew
-        if crew.pid != os.getpid():
-            crew = self._crew = Crew(_NAME)
-        crew.run(task, self.count)
-
-    def close(self) -> None:
-        """Let the threads end once they are done."""
-        crew, self._crew = self._crew, Crew(_NAME)
-        if crew.pid == os.getpid():
-            crew.dismiss()
 
 
 class ParallelTasks(Generic[T, R]):
@@ -56,7 +29,7 @@ class ParallelTasks(Generic[T, R]):
         pending: tasks whose results were not taken.
     """
 
-    def __init__(self, workers: Workers, function: Callable[[T], R]) -> None:
+    def __init__(self, workers: WorkerThreads, function: Callable[[T], R]) -> None:
         self._workers = workers
         self._function = function
         self._done: SimpleQueue[tuple[T, R | None, BaseException | None]] = SimpleQueue()
@@ -120,7 +93,7 @@ class ParallelTasks(Generic[T, R]):
     def stop(self) -> None:
         """Begin no more, wait until nothing is under way, after an interrupt only for a moment, and forget the results."""
         self._stopped.set()
-        deadline = Deadline(patience())
+        deadline = Deadline(grace())
         with suppress(Empty):
             while self.pending and self._pid == os.getpid():
                 self._take(deadline.left)

@@ -17,7 +17,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.last_seen import LastSeen
 from storage_backend.streams import CHUNK
 
-PIECE_MOST = 16 << 20  # bytes of a longer answer that are read at a time
+PIECE_MOST = 16 << 20  # bytes of a longer response that are read at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class ReadSource:
     last_seen: LastSeen
 
     def saw(self, head: ObjectHead | None) -> None:
-        """Note what a read saw, or, at its beginning, that it has not yet."""
+        """Note what a read saw; None at its beginning."""
         if head is None or self.parameters:
             self.last_seen.note(None)
             return

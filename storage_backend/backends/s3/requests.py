@@ -56,8 +56,8 @@ class ObjectRequests(Protocol):
     verifies_checksums: bool
 
     @property
-    def may_ask_again(self) -> bool:
-        """Whether a second request may be made to learn why a first failed: not of a mock, which expects certain ones."""
+    def is_real_service(self) -> bool:
+        """Whether a real service answers: a mock or a Stubber expects certain requests, and may leave out fields."""
 
     @property
     def checksum(self) -> str:

@@ -168,7 +168,6 @@ def error_response(answer: S3Response, method: str) -> S3ResponseError:
         refused.message if refused else "",
         region=headers.get("x-amz-bucket-region") or (refused.region if refused else None),
         retry_after=seconds_of(headers.get("retry-after")),
-        content_range=headers.get("content-range"),
         server_time=None if date is None else date.timestamp(),
         redirected=headers.get("location"),
     )

@@ -27,7 +27,7 @@ PARTS_MOST = 10_000
 
 CHECKSUMS = ("auto", "md5", "crc32", "sha256")
 STYLES = ("auto", "path", "virtual")
-_TEXTS = (
+_TEXTS = [
     "region",
     "endpoint_url",
     "profile",
@@ -38,7 +38,7 @@ _TEXTS = (
     "content_type",
     "acl",
     "ca_bundle",
-)
+]
 
 
 @dataclass(frozen=True)

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import io
-import os
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote
-
-from typing_extensions import Buffer
 
 from storage_backend.backends.s3 import responses, retries
 from storage_backend.backends.s3.boto3_handlers import ClockSkew
@@ -26,6 +22,7 @@ from storage_backend.backends.s3.errors import (
     is_transient,
 )
 from storage_backend.backends.s3.file_parts import FileChangedError, FilePart
+from storage_backend.backends.s3.handler_response import handler_response
 from storage_backend.backends.s3.http import StaleConnectionError
 from storage_backend.backends.s3.object_head import ObjectHead, etag_of, head_of
 from storage_backend.backends.s3.requests import GetResponse
@@ -72,6 +69,27 @@ _QUERY: Mapping[str, str] = {"PartNumber": "partNumber", "UploadId": "uploadId",
 _META = "x-amz-meta-"
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A request that is not yet addressed and signed.
+
+    Attributes:
+        operation: its name in the API.
+        method: of HTTP.
+        key: of the object; None for a request about the bucket.
+        headers: lower-case name -> value.
+        query: percent-encoded.
+        body: may be sent several times.
+    """
+
+    operation: str
+    method: str
+    key: str | None
+    headers: Mapping[str, str]
+    query: str
+    body: bytes | memoryview | FilePart
+
+
 class SignedRequests:
     """The `ObjectRequests` in place of a boto3 client, several times faster than its own.
 
@@ -99,7 +117,7 @@ class SignedRequests:
         self.verifies_checksums = verifies_checksums
         automatic = "auto" if verifies_checksums else "md5"
         self.checksum = automatic if settings.checksum == "auto" else settings.checksum
-        self.may_ask_again = True
+        self.is_real_service = True
         self._common = {} if settings.request_payer is None else {"RequestPayer": settings.request_payer}
 
     def close(self) -> None:
@@ -112,7 +130,7 @@ class SignedRequests:
         if not ranged:
             parameters["ChecksumMode"] = "ENABLED"
         take = partial(responses.get_response, ranged=ranged)
-        answer, start, whole = self._send(take, "GetObject", "GET", key, parameters)
+        answer, start, whole = self._send(take, self._request("GetObject", "GET", key, parameters))
         if whole is None and parameters.get("Range") != responses.FIRST:
             whole = self._size_from_head(key, parameters, answer)
         head = head_of(answer.headers, whole, whole="content-range" not in answer.headers)
@@ -120,33 +138,27 @@ class SignedRequests:
 
     def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
-        return self._send(responses.head_response, "HeadObject", "HEAD", key, parameters)
+        return self._send(responses.head_response, self._request("HeadObject", "HEAD", key, parameters))
 
     def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """PutObject."""
-        return self._send(responses.put_response, "PutObject", "PUT", key, parameters, body)
+        return self._send(responses.put_response, self._request("PutObject", "PUT", key, parameters, body))
 
     def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """UploadPart."""
-        return self._send(responses.put_response, "UploadPart", "PUT", key, parameters, body)
+        return self._send(responses.put_response, self._request("UploadPart", "PUT", key, parameters, body))
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        self._send(responses.delete_response, "DeleteObject", "DELETE", key, parameters)
+        self._send(responses.delete_response, self._request("DeleteObject", "DELETE", key, parameters))
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
         body = delete_request(keys)
         md5 = hashlib.md5(body, usedforsecurity=False).digest()
-        return self._send(
-            responses.xml_response(parse_deleted),
-            "DeleteObjects",
-            "POST",
-            None,
-            {"ContentMD5": base64.b64encode(md5).decode()},
-            body,
-            [("delete", "")],
-        )
+        parameters = {"ContentMD5": base64.b64encode(md5).decode()}
+        request = self._request("DeleteObjects", "POST", None, parameters, body, query=[("delete", "")])
+        return self._send(responses.xml_response(parse_deleted), request)
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
@@ -159,7 +171,9 @@ class SignedRequests:
             query.append(("continuation-token", token))
         if limit is not None:
             query.append(("max-keys", str(limit)))
-        return self._send(responses.xml_response(parse_page), "ListObjectsV2", "GET", None, {}, b"", query)
+        return self._send(
+            responses.xml_response(parse_page), self._request("ListObjectsV2", "GET", query=query)
+        )
 
     def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """CopyObject."""
@@ -182,49 +196,31 @@ class SignedRequests:
             raise
 
     def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> ObjectHead:
-        extra = {"x-amz-copy-source": quote(f"/{source}", safe="/-_.~")}
-        take = responses.xml_response(parse_copied)
-        return ObjectHead(etag=self._send(take, operation, "PUT", key, parameters, b"", (), extra))
+        headers = {"x-amz-copy-source": quote(f"/{source}", safe="/-_.~")}
+        request = self._request(operation, "PUT", key, parameters, headers=headers)
+        return ObjectHead(etag=self._send(responses.xml_response(parse_copied), request))
 
-    def _send(  # noqa: PLR0917 - the parts of a request in the order in which they are sent
-        self,
-        take: Callable[[S3Response], T],
-        operation: str,
-        method: str,
-        key: str | None,
-        parameters: Mapping[str, Any],
-        body: bytes | memoryview | FilePart = b"",
-        query: Sequence[tuple[str, str]] = (),
-        extra: Mapping[str, str] | None = None,
-    ) -> T:
-        """Send the request until it succeeds, as often as its failures allow.
+    def _send(self, take: Callable[[S3Response], T], request: _Request) -> T:
+        """Send a request until it succeeds, as often as its failures allow.
 
         Args:
             take: reads a success, which may turn out to be none (status 200 with an error document); its result is returned.
-            operation: its name in the API.
-            method: of HTTP.
-            key: of the object; None for a request about the bucket.
-            parameters: in boto3's names.
-            body: can be sent again.
-            query: further pairs, unencoded.
-            extra: further headers.
+            request: may be sent several times.
 
         Raises:
             S3ResponseError: S3 refuses.
             UnreachableError: the network fails.
         """
-        headers, pairs = self._as_http(parameters, extra)
-        tail = encode_query([*query, *pairs]) if query or pairs else ""
         repaired: set[str] = set()
         tries = stale = 0
         while True:
             tries += 1
             endpoint = self._endpoint
             try:
-                answer = self._once(endpoint, operation, method, key, tail, dict(headers), body)
+                answer = self._once(endpoint, request)
                 if answer.status < 300:
                     return take(answer)
-                refused = responses.error_response(answer, method)
+                refused = responses.error_response(answer, request.method)
             except StaleConnectionError as error:
                 # The server closed the idle connection as the request was sent: that is no try (RFC 9112, 9.3.1).
                 stale += 1
@@ -261,52 +257,53 @@ class SignedRequests:
                     del refused  # its traceback leads to this frame: a cycle
             self._settings.sleep(retries.pause(tries, refused.retry_after))
 
-    def _once(  # noqa: PLR0917 - as _send
-        self,
-        endpoint: BucketEndpoint,
-        operation: str,
-        method: str,
-        key: str | None,
-        query: str,
-        headers: dict[str, str],
-        body: bytes | memoryview | FilePart,
-    ) -> S3Response:
+    def _once(self, endpoint: BucketEndpoint, request: _Request) -> S3Response:
+        key, body = request.key, request.body
         if key is None:
             path = endpoint.root.removesuffix("/") or "/"
         else:
             path = endpoint.root + (key if PLAIN_KEY.fullmatch(key) else quote_key(key))
-        headers["host"] = endpoint.host
+        headers = {**request.headers, "host": endpoint.host}
         if endpoint.signer is not None:
             endpoint.signer.sign(
-                method,
+                request.method,
                 path,
-                query,
+                request.query,
                 headers,
                 endpoint.credentials(),
                 self._settings.clock() + self._skew.seconds,
                 _payload(body, headers, tls=endpoint.tls) if body else _EMPTY,
             )
         headers["user-agent"] = USER_AGENT
-        target = f"{path}?{query}" if query else path
+        target = f"{path}?{request.query}" if request.query else path
         if endpoint.emit is not None:
-            canned = _handler_response(endpoint, operation, method, target, headers, body)
-            if canned is not None:
-                return canned
-        return endpoint.pool.exchange(method, target, headers, body)
+            event = f"before-send.s3.{request.operation}"
+            given = handler_response(endpoint, event, (request.method, target), headers, body)
+            if given is not None:
+                return given
+        return endpoint.pool.exchange(request.method, target, headers, body)
 
-    def _as_http(
-        self, parameters: Mapping[str, Any], extra: Mapping[str, str] | None
-    ) -> tuple[dict[str, str], list[tuple[str, str]]]:
-        headers = dict(extra) if extra else {}
-        pairs = []
-        for name, value in (self._common | dict(parameters)).items():
+    def _request(
+        self,
+        operation: str,
+        method: str,
+        key: str | None = None,
+        parameters: Mapping[str, Any] | None = None,
+        body: bytes | memoryview | FilePart = b"",
+        *,
+        query: Iterable[tuple[str, str]] = (),
+        headers: Mapping[str, str] | None = None,
+    ) -> _Request:
+        sent = dict(headers or {})
+        pairs = [*query]
+        for name, value in {**self._common, **(parameters or {})}.items():
             if name in _QUERY:
                 pairs.append((_QUERY[name], str(value)))
             elif name == "Metadata":
-                headers.update({_META + key: text for key, text in value.items()})
+                sent.update({_META + own: text for own, text in value.items()})
             else:
-                headers[_HEADERS[name]] = value
-        return headers, pairs
+                sent[_HEADERS[name]] = value
+        return _Request(operation, method, key, sent, encode_query(pairs) if pairs else "", body)
 
     def _repaired(self, refused: S3ResponseError, repaired: set[str], endpoint: BucketEndpoint) -> bool:
         """Whether the cause of a refusal is repaired: wrong region, clock or credentials; each is tried once a request."""
@@ -351,55 +348,3 @@ def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *,
     if isinstance(body, FilePart) or (size > SIGNED_MOST and bound):
         return UNSIGNED
     return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
-
-
-def _handler_response(  # noqa: PLR0917 - as _send
-    endpoint: BucketEndpoint,
-    operation: str,
-    method: str,
-    target: str,
-    headers: Mapping[str, str],
-    body: bytes | memoryview | FilePart,
-) -> S3Response | None:
-    """The response of a "before-send" handler, if any gives one."""
-    from botocore.awsrequest import AWSPreparedRequest, HeadersDict
-
-    content = os.pread(body.fd, body.size, body.offset) if isinstance(body, FilePart) else bytes(body)
-    sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
-    request = AWSPreparedRequest(method, endpoint.origin + target, sent, content or None, stream_output=True)
-    assert endpoint.emit is not None
-    # moto's objects are not thread-safe, and a batch would use them from several threads of ours.
-    with _one_at_a_time():
-        _, answer = endpoint.emit(f"before-send.s3.{operation}", request=request)
-        return None if answer is None else _HandlerResponse(answer)
-
-
-@cache
-def _one_at_a_time() -> threading.RLock:
-    """Held through a fork: a lock of moto's that another thread held would stay locked in the child."""
-    lock = threading.RLock()
-    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
-    return lock
-
-
-class _HandlerResponse:
-    """An AWSResponse of botocore as an `S3Response`."""
-
-    def __init__(self, answer: Any) -> None:
-        self.status = int(answer.status_code)
-        self.headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
-        content = b"".join(answer.raw.stream())
-        self.length: int | None = len(content)
-        self._content = io.BytesIO(content)
-
-    def read(self, size: int = -1, /) -> bytes:
-        return self._content.read(size)
-
-    def readinto(self, buffer: Buffer, /) -> int:
-        return self._content.readinto(buffer)
-
-    def drain(self, at_most: int) -> bool:  # noqa: ARG002 - as an S3Response
-        return True
-
-    def close(self) -> None:
-        pass

@@ -18,7 +18,7 @@ UNSIGNED = "UNSIGNED-PAYLOAD"
 """In place of a body's digest: the signature does not cover the body."""
 
 LEFT_OUT = frozenset(
-    (
+    [
         "baggage",
         "connection",
         "expect",
@@ -33,7 +33,7 @@ LEFT_OUT = frozenset(
         "upgrade",
         "user-agent",
         "x-amzn-trace-id",
-    )
+    ]
 )
 """Headers that are not signed, since a proxy may change them (`SIGNED_HEADERS_BLACKLIST`, botocore 1.44.5)."""
 

@@ -14,7 +14,7 @@ from storage_backend import identifiers, locations
 from storage_backend.backends.s3 import batches, listing, uploading
 from storage_backend.backends.s3.bucket import Bucket, version_parameter
 from storage_backend.backends.s3.hooks import S3Hooks
-from storage_backend.backends.s3.object_reader import ObjectReader, RawObjectReader, read_again
+from storage_backend.backends.s3.object_reader import RawObjectReader, read_again
 from storage_backend.backends.s3.reading import read_span, read_whole
 from storage_backend.backends.s3.settings import S3Settings, takes
 from storage_backend.base import Identifiers, Item, StorageBackend
@@ -33,6 +33,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.secrets import refuse_pickle
 from storage_backend.streams import (
     Content,
+    StoppingReader,
     Writer,
     check_mode,
     check_range,
@@ -46,44 +47,43 @@ URL_LONGEST = 7 * 24 * 3600  # seconds that a signature of version 4 is good
 class S3Storage(StorageBackend):
     """Objects in a bucket of Amazon S3, or of a service that speaks its protocol.
 
-    boto3 decides who we are and where we talk; the frequent requests then go over connections of our own, several times
-    faster, unless the client is not a plain one. Every method may be called from many threads. Nothing is asked of the
-    service before the first operation.
+    boto3 resolves credentials, region and endpoint. The frequent requests then go through an HTTP client of our own, which
+    is several times faster, unless the boto3 client has custom hooks. Every method may be called from many threads. Nothing
+    is requested of the service before the first operation.
 
     Args:
         bucket: its name, or the ARN of an access point.
-        prefix: only what is beneath it; slashes at its ends do not matter.
-        region: without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the bucket answers.
-        endpoint_url: of another service than Amazon's, "https://host:port".
+        prefix: of all keys, followed by a slash; slashes at its ends do not matter.
+        region: of the bucket. Without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the service answers.
+        endpoint_url: of a service other than Amazon's, "https://host:port".
         access_key: with *secret_key* and perhaps *session_token*, each itself, "env:NAME" or "file:PATH". Without them
-            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. What is refused as expired
-            or unknown is looked up once more where it was found.
-        secret_key: given as itself, this object cannot be pickled.
+            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. Credentials that are
+            refused as expired or unknown are looked up once more where they were found.
+        secret_key: if it is given as itself, this object cannot be pickled.
         session_token: as *secret_key*.
         profile: of ~/.aws/config.
         anonymous: sign nothing.
-        client: a boto3 client, or what behaves like one, that all requests go through. Then this object cannot be
-            pickled.
-        create_bucket: the first write creates the bucket, if it is missing; until then it holds nothing.
-        max_concurrency: how many requests one call makes at the same time.
+        client: a boto3 client, or an object that behaves like one, for all requests. Then this object cannot be pickled.
+        create_bucket: the first write creates the bucket if it is missing; until then it looks empty.
+        max_concurrency: requests that one call makes side by side, at most.
         multipart_chunk_size: the least size of a part, in bytes (5 MiB to 5 GiB); it grows so that 10,000 suffice.
         multipart_threshold: content from a reader or file of up to so many bytes is one request.
         storage_class: of new objects, such as "STANDARD_IA".
         server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
-        request_payer: "requester" of a bucket where that is asked for; the URLs of `get_url` carry it.
-        content_type: of new objects; guessed from the name if None. That of `ObjectInfo` comes first.
-        acl: of new objects, a canned one, such as "bucket-owner-full-control".
-        accelerate: use the bucket's acceleration endpoint.
+        request_payer: "requester" for a Requester Pays bucket; the URLs of `get_url` carry it.
+        content_type: of new objects; guessed from the name if None. That of an `ObjectInfo` takes precedence.
+        acl: of new objects, a canned ACL such as "bucket-owner-full-control".
+        accelerate: use the bucket's Transfer Acceleration endpoint.
         addressing_style: "auto", "path" or "virtual".
-        ca_bundle: a file of certificates to trust instead of the usual ones.
+        ca_bundle: a file of certificates to trust instead of the usual authorities.
         checksum: what each upload carries for the service to check: "md5", "crc32", "sha256", or "auto": a CRC-32 or a
             SHA-256 for Amazon, elsewhere an MD5, which every service knows.
-        attempts: how often a request is made at most, when the network or the service fails.
+        attempts: how often a request is tried at most, if the network or the service fails.
         connect_timeout: seconds to wait for a connection.
         io_timeout: seconds to wait for the next bytes, either way.
-        clock: seconds of Unix.
-        sleep: for so many seconds.
+        clock: seconds since the epoch.
+        sleep: waits for that many seconds.
 
     Raises:
         ConfigurationError: a parameter is wrong.
@@ -323,9 +323,9 @@ class S3Storage(StorageBackend):
             source = self._bucket.read_source(identifier, version_id)
             raw = RawObjectReader(source)
             source.saw(raw.head)
-            return ObjectReader(raw)
+            return StoppingReader(raw)
         errors = partial(self._bucket.translated_errors, "write", identifier)
-        sink = self._bucket.send(identifier, lambda to: uploading.UploadSink(to, errors))
+        sink = self._bucket.send(identifier, lambda to: uploading.StreamUpload(to, errors=errors))
         return cast(BinaryIO, Writer(sink))
 
     @override

@@ -10,7 +10,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,8 +22,7 @@ FORMAT = 1
 _SUFFIX = ".json"
 _TAIL = 64 << 10  # bytes; several times what the longest key (1,024 bytes) makes as JSON
 _ATTEMPTS = 1000
-_PAUSE = 0.001  # seconds
-# What is no regular file is neither followed nor waited for.
+# Symlinks are not followed, and pipes not waited for.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
@@ -33,19 +32,11 @@ class UploadRecords:
     Args:
         directory: created, readable by its owner only, when first needed.
         clock: Unix time in seconds.
-        sleep: for so many seconds.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        *,
-        clock: Callable[[], float] = time.time,
-        sleep: Callable[[float], object] = time.sleep,
-    ) -> None:
+    def __init__(self, directory: Path, *, clock: Callable[[], float] = time.time) -> None:
         self._directory = directory
         self._clock = clock
-        self._sleep = sleep
 
     def claim(self, location: str, key: str) -> UploadRecord:
         """The record of an object, to be released. It never fails: see `UploadRecord.held`.
@@ -55,7 +46,7 @@ class UploadRecords:
             key: the object's whole key there.
         """
         path = self._directory / _file_name(location, key)
-        return UploadRecord(path, location, key, clock=self._clock, sleep=self._sleep)
+        return UploadRecord(path, location, key, clock=self._clock)
 
 
 class UploadRecord:
@@ -69,15 +60,7 @@ class UploadRecord:
         started: when it was saved, in whole seconds of Unix time; 0 if there was none.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        location: str,
-        key: str,
-        *,
-        clock: Callable[[], float],
-        sleep: Callable[[float], object],
-    ) -> None:
+    def __init__(self, path: Path, location: str, key: str, *, clock: Callable[[], float]) -> None:
         self.upload_id: str | None = None
         self.part_size: int | None = None
         self.started = 0
@@ -89,7 +72,7 @@ class UploadRecord:
         self._fd = -1
         self._end = 0  # of what is whole in the file
         try:
-            self._acquire(sleep)
+            self._acquire()
             self._load()
         except BlockingIOError:
             _log.debug(
@@ -101,17 +84,17 @@ class UploadRecord:
 
     @property
     def held(self) -> bool:
-        """False where somebody else uploads the same object at this moment, or the directory cannot be written.
+        """False if another upload of the same object is under way, or the directory cannot be written.
 
-        Then nothing is remembered: `save` and `clear` do nothing.
+        Then `save` and `clear` do nothing.
         """
         return self._fd >= 0
 
     def save(self, upload_id: str, part_size: int) -> None:
-        """Remember this upload instead of any other.
+        """Record this upload in place of any other.
 
-        It survives the death of this process, not power loss. Killed in the middle of it, the next one finds what was
-        remembered before.
+        The record survives this process, but not power loss. If it is killed within this call, the next one finds the
+        record before.
         """
         if not self.held:
             return
@@ -132,7 +115,7 @@ class UploadRecord:
         _log.debug("%r in %s: its upload is not remembered: %s", self._key, self._location, reason)
 
     def clear(self) -> None:
-        """Remember nothing: the upload has been completed or aborted. The file goes with `release`."""
+        """Record nothing: the upload has been completed or aborted. `release` removes the file."""
         if not self.held:
             return
         # Not removed yet: the lock is the file's, and another upload may be saved.
@@ -143,7 +126,7 @@ class UploadRecord:
             _log.warning("%r in %s: cannot forget its upload: %s", self._key, self._location, error)
 
     def release(self) -> None:
-        """Let go; what was saved stays. Harmless if that was done."""
+        """Stop holding it; what was saved stays. Idempotent."""
         with self._open_records.lock:
             fd, self._fd = self._fd, -1
             if fd < 0:
@@ -155,7 +138,7 @@ class UploadRecord:
             except OSError as error:
                 _log.debug("%s stays, empty: %s", self._path, error)
             with suppress(OSError):
-                # To close it is not enough: a child that was just forked or spawned still has a copy.
+                # Closing is not enough: a child that was just forked or spawned still has a copy of the descriptor.
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
@@ -164,7 +147,7 @@ class UploadRecord:
         fd, self._fd = self._fd, -1
         os.close(fd)
 
-    def _acquire(self, sleep: Callable[[float], object]) -> None:
+    def _acquire(self) -> None:
         """Open and lock the file.
 
         Raises:
@@ -175,17 +158,15 @@ class UploadRecord:
             with self._open_records.lock:
                 fd = _create(self._path)
                 try:
-                    locked = _lock(fd)
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     # A file that its holder removed between the two calls is no longer the one that others open.
-                    if locked and _is_at(fd, self._path):
+                    if _is_at(fd, self._path):
                         self._open_records.members.add(self)
                         self._fd, fd = fd, -1
                         return
                 finally:
                     if fd >= 0:
                         os.close(fd)
-            if not locked:
-                sleep(_PAUSE)
         raise BlockingIOError
 
     def _load(self) -> None:
@@ -202,39 +183,12 @@ class UploadRecord:
             self._end = 0
 
 
-def left_over(directory: Path, location: str) -> Iterator[tuple[str, str]]:
-    """The uploads to *location* that are remembered, while nobody goes on with them.
-
-    That may change at any time: whoever wants to abort one claims its record first, and compares the upload id.
-
-    Args:
-        directory: as given to UploadRecords.
-        location: as given to `UploadRecords.claim`.
-
-    Yields:
-        Key and upload id.
-    """
-    try:
-        paths = [path for path in directory.iterdir() if path.suffix == _SUFFIX]
-    except OSError as error:
-        _log.debug("no uploads are remembered: %s", error)
-        return
-    for path in paths:
-        try:
-            entry = _look(path)
-        except OSError as error:
-            _log.debug("%s is passed over: %s", path, error)
-            continue
-        if entry is not None and entry.place == location and path.name == _file_name(location, entry.key):
-            yield entry.key, entry.upload_id
-
-
 class _OpenRecords:
-    """The records that this process holds. A child that it forks closes its copies: a lock lives as long as they do.
+    """The records that this process holds. Its forked children close their copies, with which a lock lives on.
 
     Attributes:
-        lock: while a descriptor is open that no member has. Re-entrant, since garbage collection may release a record
-            in the middle of a claim.
+        lock: held while a descriptor is open that no member has. Re-entrant, since the garbage collector may release a
+            record within a claim.
         members: the records.
     """
 
@@ -254,7 +208,7 @@ class _OpenRecords:
 
 @functools.cache
 def _open_records() -> _OpenRecords:
-    """This process's. Made when first needed, since a hook of `os` cannot be taken back."""
+    """Those of this process. Made when first needed, since a fork hook of `os` cannot be removed."""
     return _OpenRecords()
 
 
@@ -267,7 +221,7 @@ class _RecordLine:
     key: str
     upload_id: str
     part_size: int
-    started: int  # Unix time in seconds, for who looks into the file
+    started: int  # Unix time in seconds, for people who look into the file
 
 
 def _file_name(location: str, key: str) -> str:
@@ -284,20 +238,6 @@ def _create(path: Path) -> int:
         return os.open(path, flags, 0o600)
 
 
-def _lock(fd: int) -> bool:
-    """Lock a file. False where somebody only looks at it (`left_over`), which is over at once.
-
-    Raises:
-        BlockingIOError: somebody else holds the record.
-    """
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    return True
-
-
 def _is_at(fd: int, path: Path) -> bool:
     """Whether *path* is the name of this open file."""
     try:
@@ -306,21 +246,8 @@ def _is_at(fd: int, path: Path) -> bool:
         return False
 
 
-def _look(path: Path) -> _RecordLine | None:
-    """The record at *path*, None if it is held or damaged."""
-    with _open_records().lock:
-        fd = os.open(path, os.O_RDONLY | _FLAGS)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return _last_entry(fd, os.fstat(fd).st_size)[0]
-        except BlockingIOError:
-            return None
-        finally:
-            os.close(fd)
-
-
 def _last_entry(fd: int, size: int) -> tuple[_RecordLine | None, int]:
-    """The last whole line of a file, None if it is damaged, and where it ends. What follows was torn."""
+    """The last whole line of a file, None if it is damaged, and where it ends. What follows was cut off by a kill."""
     start = max(0, size - _TAIL)
     whole, newline, torn = os.pread(fd, _TAIL, start).rpartition(b"\n")
     if not newline:

@@ -1,4 +1,4 @@
-"""Stores one object by one PUT or in parts. Each body carries a checksum, and is proven where the service can."""
+"""Stores one object, by one PUT or in parts. Each body carries a checksum, and is proven where the service can."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import _thread
 import threading
 import weakref
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, BinaryIO
@@ -49,45 +49,15 @@ def put_stream(
         check: called with the number of bytes that were read, before the object is visible; returns their SHA-256 in
             hex if it is known. If it raises, the old object stays.
     """
-    threshold = destination.settings.multipart_threshold
-    source = _BufferFiller(reader)
-    length = part_size(destination.settings, size)
-    if size is None or size <= threshold:
-        head = bytearray(min(threshold, size) + 1 if size is not None else threshold + 1)
-        filled = source.fill(memoryview(head))
-        if filled < len(head) or size is not None:
-            return put(destination, memoryview(head)[:filled], check(filled))
-    else:
-        head = bytearray()
-    upload = MultipartUpload(destination, length)
+    upload = StreamUpload(destination, size)
     try:
-        rest = memoryview(head)
-        del head
-        while len(rest) >= upload.part_size:
-            upload.add(rest[: upload.part_size])
-            rest = rest[upload.part_size :]
-        from_head = upload.count
-        buffers = _BufferPool(upload.part_size)
-        while True:
-            if 0 < from_head == upload.count - 1:
-                upload.settle()  # until then the parts hold all of the first buffer
-            else:
-                upload.wait()
-            buffer = buffers.take()
-            taken = len(rest)
-            buffer[:taken] = rest
-            rest = memoryview(b"")  # an empty slice would still hold what it was cut from
-            filled = taken + source.fill(memoryview(buffer)[taken:])
-            if filled == 0 and upload.count:
-                break
-            upload.add(memoryview(buffer)[:filled], done=partial(buffers.give, buffer))
-            if filled < len(buffer):
-                break
-        upload.settle()
-        check(upload.size)
-        return upload.complete()
+        for chunk in chunks(reader):
+            if size is not None and upload.size + len(chunk) > size:
+                check(upload.size + len(chunk))  # which refuses it, however much more would come
+            upload.write(chunk)
+        return upload.complete(check)
     except BaseException:
-        upload.abort()
+        upload.discard()
         raise
 
 
@@ -98,10 +68,6 @@ def put_file(
 
     *moved* is told of each part that has been sent.
     """
-    if size <= destination.settings.multipart_threshold:
-        stored = put(destination, FilePart(fd, 0, size))
-        check(size)
-        return stored
     upload = MultipartUpload(destination, part_size(destination.settings, size))
     try:
         for offset in range(0, size, upload.part_size):
@@ -115,75 +81,118 @@ def put_file(
         raise
 
 
-class UploadSink:
-    """The sink of a writer: one request if it stays small, else parts. What was not published is dropped.
+class StreamUpload:
+    """An object from bytes that come piece by piece: one request if they are few, else parts. Also the sink of a `Writer`.
 
     Args:
         destination: of the object.
-        translated_errors: a context that raises errors of the service as ours.
+        expected: how many bytes will come; None if unknown.
+        errors: a context for all that is sent.
+
+    Attributes:
+        size: bytes written.
     """
 
     def __init__(
-        self, destination: Destination, translated_errors: Callable[[], AbstractContextManager[None]]
+        self,
+        destination: Destination,
+        expected: int | None = None,
+        errors: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
+        self.size = 0
         self._destination = destination
-        self._translated_errors = translated_errors
-        self._buffer = bytearray()
+        self._expected = expected
+        self._errors = errors
+        self._head = bytearray()  # all that came, until that is too much for one request
         self._upload: MultipartUpload | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
+        self._free: list[
+            bytearray
+        ] = []  # buffers to be used again: fresh memory costs a page fault every 4 KiB
+        self._buffer: bytearray | None = None  # the next part
+        self._filled = 0  # of it, in bytes
+        self._from_head = 0  # parts that are slices of the head
 
     def write(self, data: Buffer, /) -> None:
         """Append all of *data*."""
         rest = memoryview(data).cast("B")
-        if (
-            self._upload is None
-            and len(self._buffer) + len(rest) > self._destination.settings.multipart_threshold
-        ):
-            self._begin()
-        if self._upload is None:
-            self._buffer += rest
+        self.size += len(rest)
+        if self._upload is None and max(self.size, self._expected or 0) <= self._threshold:
+            self._head += rest
             return
-        with self._translated_errors():
-            self._send(self._upload, self._upload.part_size)
+        with self._errors():
+            upload = self._upload or self._begin()
             # Part by part: however much is given at once, little of it is held.
             while rest:
-                room = self._upload.part_size - len(self._buffer)
-                self._buffer += rest[:room]
-                rest = rest[room:]
-                self._send(self._upload, self._upload.part_size)
+                rest = rest[self._fill(upload, rest) :]
 
     def publish(self) -> None:
         """Make the object visible with all that was written."""
-        with self._translated_errors():
-            if self._upload is None:
-                put(self._destination, memoryview(self._buffer))
-                return
-            self._send(self._upload, 1)
-            self._upload.settle()
-            self._upload.complete()
+        self.complete(lambda _: None)
+
+    def complete(self, check: Callable[[int], str | None]) -> StoredObject:
+        """As `publish`, after a check as in `put_stream`."""
+        with self._errors():
+            upload = self._upload
+            if upload is None:
+                return put(self._destination, memoryview(self._head), check(self.size))
+            if self._filled or not upload.count:
+                self._send(upload)
+            upload.settle()
+            check(self.size)
+            stored = upload.complete()
         if self._finalizer is not None:
             self._finalizer.detach()
         self._upload = None
+        return stored
 
     def discard(self) -> None:
         """Drop what was written. Harmless after `publish`."""
-        self._buffer = bytearray()
+        self._head = bytearray()
+        self._buffer = None
         upload, self._upload = self._upload, None
         if upload is not None and self._finalizer is not None and self._finalizer.detach() is not None:
             upload.abort()
 
-    def _begin(self) -> None:
-        with self._translated_errors():
-            self._upload = MultipartUpload(self._destination, part_size(self._destination.settings, None))
-        # A writer that is collected unclosed leaves no parts.
-        self._finalizer = weakref.finalize(self, _abort_dropped, self._upload)
+    @property
+    def _threshold(self) -> int:
+        return self._destination.settings.multipart_threshold
 
-    def _send(self, upload: MultipartUpload, least: int) -> None:
-        """Send parts as long as there are *least* bytes."""
-        while len(self._buffer) >= least:
-            # Handed over, not copied: the rest begins a new buffer.
-            part, self._buffer = self._buffer, self._buffer[upload.part_size :]
-            upload.add(memoryview(part)[: upload.part_size])
+    def _begin(self) -> MultipartUpload:
+        upload = self._upload = MultipartUpload(
+            self._destination, part_size(self._destination.settings, self._expected)
+        )
+        # A writer that is collected unclosed leaves no parts.
+        self._finalizer = weakref.finalize(self, _abort_dropped, upload)
+        rest = memoryview(self._head)
+        self._head = bytearray()
+        while len(rest) >= upload.part_size:
+            upload.add(rest[: upload.part_size])
+            rest = rest[upload.part_size :]
+        self._from_head = upload.count
+        if rest:
+            self._fill(upload, rest)
+        return upload
+
+    def _fill(self, upload: MultipartUpload, rest: memoryview) -> int:
+        """Put bytes into the next part, and send it once it is full; how many bytes that were."""
+        if self._buffer is None:
+            if 0 < self._from_head == upload.count - 1:
+                upload.settle()  # until then the parts hold all of the head
+            else:
+                upload.wait()
+            self._buffer = self._free.pop() if self._free else bytearray(upload.part_size)
+        taken = min(len(rest), upload.part_size - self._filled)
+        self._buffer[self._filled : self._filled + taken] = rest[:taken]
+        self._filled += taken
+        if self._filled == upload.part_size:
+            self._send(upload)
+        return taken
+
+    def _send(self, upload: MultipartUpload) -> None:
+        buffer, filled = self._buffer or bytearray(), self._filled
+        self._buffer, self._filled = None, 0
+        upload.add(memoryview(buffer)[:filled], done=partial(self._free.append, buffer))
 
 
 def _abort_dropped(upload: MultipartUpload) -> None:
@@ -194,43 +203,6 @@ def _abort_dropped(upload: MultipartUpload) -> None:
         _thread.start_new_thread(upload.abort, ())
     else:
         upload.abort()  # at exit, when no new thread would be waited for
-
-
-class _BufferFiller:
-    """Fills buffers from a reader, however few bytes it gives at a time."""
-
-    def __init__(self, reader: BinaryIO) -> None:
-        self._chunks = chunks(reader)
-        self._rest = memoryview(b"")
-
-    def fill(self, view: memoryview) -> int:
-        """Fill *view* as far as the reader goes; how many bytes that was."""
-        done = 0
-        while done < len(view):
-            if not self._rest:
-                chunk = next(self._chunks, None)
-                if chunk is None:
-                    break
-                self._rest = memoryview(chunk).cast("B")
-            taken = min(len(self._rest), len(view) - done)
-            view[done : done + taken] = self._rest[:taken]
-            self._rest = self._rest[taken:]
-            done += taken
-        return done
-
-
-class _BufferPool:
-    """Buffers that are used again: fresh memory costs a page fault every 4 KiB."""
-
-    def __init__(self, size: int) -> None:
-        self._size = size
-        self._free: list[bytearray] = []
-
-    def take(self) -> bytearray:
-        return self._free.pop() if self._free else bytearray(self._size)
-
-    def give(self, buffer: bytearray) -> None:
-        self._free.append(buffer)
 
 
 def mtime_metadata(moment: datetime) -> dict[str, str]:

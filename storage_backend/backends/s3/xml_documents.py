@@ -68,7 +68,7 @@ class ListedObject:
 
 @dataclass(frozen=True, slots=True)
 class ListingPage:
-    """One answer to ListObjectsV2.
+    """One response to ListObjectsV2.
 
     Attributes:
         entries: in the service's order.
@@ -99,7 +99,7 @@ class ErrorDocument:
 
 
 def parse_page(body: bytes) -> ListingPage:
-    """The page in the answer to a ListObjectsV2.
+    """The page in a response to ListObjectsV2.
 
     Raises:
         UnexpectedResponseError: it is no such page, is cut short, has an entry without a key or a size, or does not say how
@@ -124,7 +124,7 @@ def parse_deleted(body: bytes) -> dict[str, ErrorDocument]:
     """Which keys a DeleteObjects has not deleted, and why.
 
     Raises:
-        UnexpectedResponseError: it is no answer to a DeleteObjects, or has an error without key or code.
+        UnexpectedResponseError: it is no response to DeleteObjects, or has an error without key or code.
         EmbeddedError: it is an error document: nothing was deleted.
     """
     root = _rooted(_tree(_text(body)), "DeleteResult")
@@ -143,8 +143,8 @@ def parse_copied(body: bytes) -> str | None:
     """The etag of what CopyObject or UploadPartCopy made; None if it is a weak one.
 
     Raises:
-        UnexpectedResponseError: it is no answer to either, or has no etag.
-        EmbeddedError: the copy failed after the service had begun to answer with success ("CopyObject", API Reference).
+        UnexpectedResponseError: it is no response to either, or has no etag.
+        EmbeddedError: the copy failed after the status of success had been sent ("CopyObject", API Reference).
     """
     root = _rooted(_tree(_text(body)), "CopyObjectResult", "CopyPartResult")
     fields = _fields(root, _COPIED)
@@ -154,7 +154,7 @@ def parse_copied(body: bytes) -> str | None:
 
 
 def delete_request(keys: Iterable[str]) -> bytes:
-    """The body of a DeleteObjects that is answered with failures only. S3 takes 1,000 keys at most.
+    """The body of a DeleteObjects whose response names failures only. S3 takes 1,000 keys at most.
 
     Raises:
         ValueError: XML cannot carry a key (`can_be_xml`).
@@ -206,7 +206,7 @@ _ENTRY: Final = re.compile(
     rf"{_S}<ETag>{_QUOTE}([0-9A-Za-z-]++){_QUOTE}</ETag>{_S}{_maybe('ChecksumAlgorithm', 'ChecksumType')}"
     rf"<Size>([0-9]{{1,19}})</Size>{_S}{_OWNER}{_maybe('StorageClass')}{_OWNER}{_maybe('Type')}</Contents>{_S}"
 )
-"""An entry as Amazon, MinIO, Ceph and rclone write it; what it captures is as XML would give it."""
+"""An entry as Amazon, MinIO, Ceph and rclone write it; what it captures is what an XML parser would give."""
 
 
 def _plain_page(text: str) -> ListingPage | None:
@@ -349,7 +349,7 @@ def _local(element: ET.Element) -> str:
 
 
 def _text(body: bytes) -> str:
-    # While a copy goes on the service sends blanks to keep the connection; XML allows none before its declaration.
+    # During a long copy the service sends blanks to keep the connection open; XML allows none before its declaration.
     try:
         return body.lstrip(_BLANK.encode()).decode()
     except UnicodeDecodeError:
@@ -368,14 +368,14 @@ def _tree(text: str) -> ET.Element:
 
 
 def unexpected(expected: str, found: str | ET.Element) -> UnexpectedResponseError:
-    """The error for an answer that shows *found* where *expected* was due."""
+    """The error for a response that has *found* where *expected* was due."""
     text = found if isinstance(found, str) else _sketch(found)
     more = "..." if len(text) > SHOWN else ""
     return UnexpectedResponseError(f"expected {expected}, but there came {text[:SHOWN]!r}{more}")
 
 
 def too_long(body: bytes | bytearray) -> UnexpectedResponseError:
-    """The error for an answer of which *body*, more than `MOST_DOCUMENT` bytes, was read."""
+    """The error for a response of more than `MOST_DOCUMENT` bytes, which begins with *body*."""
     return unexpected(
         f"a document of at most {MOST_DOCUMENT:,} bytes", body[: SHOWN * 4].decode(errors="replace")
     )

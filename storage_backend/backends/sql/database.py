@@ -27,7 +27,7 @@ from storage_backend.backends.sql.object_row import tag_of
 from storage_backend.backends.sql.statements import Statements
 from storage_backend.errors import QuotaExceededError, StorageError, UnsupportedOperationError
 from storage_backend.forks import guard
-from storage_backend.threads import attend, patience
+from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
 
@@ -235,10 +235,10 @@ class Database:
 
         After an interrupt it returns soon, however silent the server is.
         """
-        if patience() is None or self.address.dialect == "sqlite":
+        if grace() is None or self.address.dialect == "sqlite":
             self._discard(version)
         else:
-            attend(partial(self._discard, version), "storage-backend-discard")
+            run_within_grace(partial(self._discard, version), "storage-backend-discard")
 
     def _discard(self, version: bytes) -> None:
         try:

@@ -7,7 +7,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 
-from storage_backend.threads import beside
+from storage_backend.threads import start_daemon
 
 
 class Heartbeat:
@@ -36,7 +36,7 @@ class Heartbeat:
         with self._lock:
             self._live.add(version)
             if self._thread is None:
-                self._thread = beside(self._beat, "storage-backend-heartbeat")
+                self._thread = start_daemon(self._beat, "storage-backend-heartbeat")
 
     def remove(self, version: bytes) -> None:
         """This upload is done."""

@@ -11,11 +11,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from storage_backend.forks import guard
-from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite, Publication
-from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntry, Verification, open_entry
+from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite
+from storage_backend.wrappers.cached.entry import (
+    READING,
+    CacheKey,
+    OpenEntry,
+    RememberedFile,
+    Verification,
+    open_entry,
+)
+from storage_backend.wrappers.cached.eviction import Eviction
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import (
     EVERYTHING,
@@ -25,35 +32,18 @@ from storage_backend.wrappers.cached.index import (
     IndexTransaction,
     queued,
 )
-from storage_backend.wrappers.cached.layout import READING, BlobLayout
+from storage_backend.wrappers.cached.layout import BlobLayout
 from storage_backend.wrappers.cached.pending_writes import PendingWrites
 from storage_backend.wrappers.cached.recovery import BlobRecovery
-from storage_backend.wrappers.cached.staged import OverCacheLimitError, StagedContent
-from storage_backend.wrappers.cached.users import EVICTIONS, HITS, CacheUser, bury_dead, remove_dead
+from storage_backend.wrappers.cached.staged import OverCacheLimitError, Publication, StagedContent
+from storage_backend.wrappers.cached.users import HITS, CacheUser
 
 FORMAT = "1"
+_KNOWN = 10_000  # files whose records are remembered
 _TOUCHES = 10_000  # uses that are remembered before the index is told
-_KNOWN = 10_000  # entries whose records are remembered
-_TRASH = 1_000  # files removed at an opening, and a few at each publication, so that neither takes long
-_TRASH_MORE = 16
+_TRASH_MORE = 16  # files removed at each publication, which must not take long
 _TRASH_CLEARED = 10_000  # files removed by whoever clears the cache
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
-
-
-class RememberedFile(NamedTuple):
-    """A file that was read before, so that its record need not be read again.
-
-    Attributes:
-        time: of its last change (ctime), which no writer can set back.
-        verified: its checksum.
-    """
-
-    path: str
-    inode: int
-    time: float
-    length: int
-    entry: CacheEntry
-    verified: Verification
 
 
 class BlobEngine:
@@ -73,18 +63,6 @@ class BlobEngine:
         OSError: it cannot be created.
     """
 
-    _process: int
-    _lock: threading.Lock  # of the open files, and of transactions
-    _user: CacheUser
-    _pending: PendingWrites
-    _touched: dict[str, None]
-    _known: dict[str, RememberedFile]  # by names
-    _files: IndexFiles | None
-    _finalizer: weakref.finalize[..., BlobEngine]  # of the open files
-    _trouble: str  # why they could not be opened; not the error itself, whose traceback leads back here
-    _retry_at: float
-    _recorded: bool  # whether the boot of this write is recorded
-
     def __init__(
         self,
         directory: str,
@@ -103,7 +81,21 @@ class BlobEngine:
         prepare(directory, FORMAT, warn)
         guard().add(self)
 
-    # What every hit does.
+    def _renew(self) -> None:
+        """Begin without open files and counts, as at first and in a forked child."""
+        self._lock = threading.Lock()  # of the open files, and of transactions
+        self._layout = BlobLayout(self.directory)
+        self._user = CacheUser(self._layout.members)
+        self._pending = PendingWrites(self._layout)
+        self._recovery = BlobRecovery(self._layout, self._pending, self._clock)
+        self._eviction = Eviction(self.limit, self._layout, self._user)
+        self._blobs = self._layout.blobs
+        self._known: dict[str, RememberedFile] = {}  # by names
+        self._files: IndexFiles | None = None
+        # Why they could not be opened; not the error itself, whose traceback leads back here.
+        self._trouble = ""
+        self._retry_at = 0.0
+        self._recorded = False  # whether it is on record that objects were written in this boot
 
     def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
@@ -144,27 +136,25 @@ class BlobEngine:
         if self._process != os.getpid():
             self._begin_in_child()
         self._user.count(HITS, size)
-        touched = self._touched
+        touched = self._eviction.touched
         touched.pop(key.name, None)
         touched[key.name] = None
         if len(touched) > _TOUCHES:
-            self._flush_touches()
+            self._tell_touches()
 
     def touch(self, key: CacheKey) -> None:
         """Note that the entry was used."""
-        touched = self._touched
+        touched = self._eviction.touched
         touched.pop(key.name, None)
         touched[key.name] = None
         if len(touched) > _TOUCHES:
-            self._flush_touches()
+            self._tell_touches()
 
     def count(self, counter: int, size: int = 0) -> None:
         """Add one to a counter (see `users`), and *size* to the bytes saved."""
         if self._process != os.getpid():
             self._begin_in_child()
         self._user.count(counter, size)
-
-    # What fetches and writes do.
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
         """An upper bound of all generations, for each key."""
@@ -179,7 +169,7 @@ class BlobEngine:
             return transaction.state.counter
 
     def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
-        """Begin to take in content; see `engine.CacheEngine`."""
+        """Begin to take in content."""
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
         with self._lock:
@@ -232,17 +222,13 @@ class BlobEngine:
     def _mark(self, names: Sequence[str]) -> str:
         """The mark of a write that begins; "" if it cannot be made: then only a kill before its end goes unnoticed."""
         try:
-            try:
-                return self._pending.begin(self._user.token, names)
-            except FileNotFoundError:
-                Path(self._layout.changing).mkdir(exist_ok=True)
-                return self._pending.begin(self._user.token, names)
+            return self._pending.begin(self._user.token, names)
         except OSError as error:
             self._warn(error)
             return ""
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
-        """The write is over; see `engine.CacheEngine`."""
+        """The write is over, whether it succeeded or not."""
         if not write.generations:
             return {}
         if publication is not None:
@@ -291,7 +277,7 @@ class BlobEngine:
         staged, size, name = publication.staged, publication.entry.size, publication.key.name
         if staged.reserved:
             transaction.reserve(-staged.reserved)
-        if self._make_room(transaction, size, replacing=name):
+        if self._eviction.make_room(transaction, size, replacing=name):
             return True
         transaction.reserve(staged.reserved)
         return False
@@ -324,50 +310,15 @@ class BlobEngine:
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
         """Set the time of fetching of the entry that was found, if it still is there."""
-        offset, data = found.entry.record_at(fetched)
         try:
             fd = os.open(self._layout.path(key.name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:
             if os.path.samestat(os.fstat(fd), os.fstat(found.fileno())):
-                os.pwrite(fd, data, offset)
+                found.entry.overwrite(fd, fetched)
         finally:
             os.close(fd)
-
-    # Room.
-
-    def _make_room(self, transaction: IndexTransaction, size: int, replacing: str | None = None) -> bool:
-        """Evict, first the entry *replacing*, then the least recently used, until *size* bytes more are within the limit.
-
-        Returns:
-            Whether they are.
-        """
-        state = transaction.state
-        if self.limit is None or state.size + size <= self.limit:
-            return True
-        if transaction.reserved() + size > self.limit:
-            return False  # whatever were evicted
-        self._apply_touches(transaction)
-        if replacing is not None and transaction.has(replacing):
-            self._evict(transaction, [replacing])
-        evicted = 0
-        while state.size + size > self.limit and (names := transaction.oldest()):
-            transaction.intend(names)
-            for name in names:
-                self._evict(transaction, [name])
-                evicted += 1
-                if state.size + size <= self.limit:
-                    break
-        if evicted:
-            self._user.count(EVICTIONS, times=evicted)
-        return state.size + size <= self.limit
-
-    def _evict(self, transaction: IndexTransaction, names: list[str]) -> None:
-        transaction.intend(names)
-        for name in names:
-            self._layout.unlink(name)
-            transaction.forget(name)
 
     def reserve(self, size: int, replacing: str | None = None) -> None:
         """Reserve room for *size* bytes that are coming in, first that of the entry *replacing*.
@@ -376,7 +327,7 @@ class BlobEngine:
             OverCacheLimitError: there is none.
         """
         with self._transaction() as transaction:
-            if not self._make_room(transaction, size, replacing):
+            if not self._eviction.make_room(transaction, size, replacing):
                 raise OverCacheLimitError(f"no room for {size:,} bytes more in {self.directory}")
             transaction.reserve(size)
 
@@ -385,28 +336,19 @@ class BlobEngine:
         with self._transaction() as transaction:
             transaction.reserve(-size)
 
-    def _apply_touches(self, transaction: IndexTransaction) -> None:
-        touched, self._touched = self._touched, {}
-        if touched:
-            transaction.use(list(touched))
-
-    def _flush_touches(self) -> None:
+    def _tell_touches(self) -> None:
         with self._transaction() as transaction:
-            self._apply_touches(transaction)
+            self._eviction.tell(transaction)
 
     # The whole cache.
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries; what is being fetched now is not published either.
-
-        Args:
-            patient: return when all files are removed. Else some are, and the rest bit by bit by whoever uses the cache.
-        """
+        """Forget all entries. If not *patient*, most files of a large cache are removed later, bit by bit."""
         with self._transaction() as transaction:
             transaction.intend([EVERYTHING])
             self._layout.discard_all()
             transaction.clear()
-            self._touched = {}
+            self._eviction.touched = {}
         self._layout.empty_trash(None if patient else _TRASH_CLEARED)
 
     def stats(self) -> CacheStats:
@@ -429,13 +371,11 @@ class BlobEngine:
             return
         try:
             with self._transaction() as transaction:
-                self._apply_touches(transaction)
+                self._eviction.tell(transaction)
                 self._user.hand_over(transaction.bury)
         finally:
             with self._lock:
                 self._leave()
-
-    # The open files.
 
     def _try_to_open(self) -> None:
         """Open the index, if that can be: entries are found in any case."""
@@ -473,27 +413,13 @@ class BlobEngine:
         try:
             with queued(files.queue):
                 user.join()
-                try:
-                    self._settle(files)
-                except CorruptIndexError:
-                    files.remove_index()
-                    self._settle(files)
+                self.trusted_since = self._recovery.settle(files, user, self._eviction)
         except BaseException:
             files.close()
             user.leave()
             raise
         self._finalizer = weakref.finalize(self, _close, files, user)
         return files
-
-    def _settle(self, files: IndexFiles) -> None:
-        """Clear up after users that are gone; the queue's lock is held."""
-        with files.transaction(self._user.token) as transaction:
-            dead = bury_dead(self._layout.members, transaction.bury)
-            self._recovery.settle(transaction)
-            self._make_room(transaction, 0)
-            self.trusted_since = transaction.state.trusted_since
-        remove_dead(self._layout.members, self._layout.staging, dead)
-        self._layout.empty_trash(_TRASH)
 
     @contextmanager
     def _transaction(self) -> Iterator[IndexTransaction]:
@@ -542,8 +468,6 @@ class BlobEngine:
             self._user.leave()
             self._finalizer.detach()
 
-    # Forks.
-
     def before_fork(self) -> None:
         """Let nobody begin, and close the index: SQLite counts its locks for the whole process (see `forks`)."""
         self._lock.acquire()
@@ -553,20 +477,6 @@ class BlobEngine:
     def after_fork(self) -> None:
         """Go on, in the parent."""
         self._lock.release()
-
-    def _renew(self) -> None:
-        self._lock = threading.Lock()
-        self._layout = BlobLayout(self.directory)
-        self._blobs = self._layout.blobs
-        self._user = CacheUser(self._layout.members)
-        self._pending = PendingWrites(self._layout)
-        self._recovery = BlobRecovery(self._layout, self._pending, self._clock)
-        self._touched = {}
-        self._known = {}
-        self._files = None
-        self._trouble = ""
-        self._retry_at = 0.0
-        self._recorded = False
 
     def _begin_in_child(self) -> None:
         """What was inherited is the parent's: its counts, its files, its locks."""

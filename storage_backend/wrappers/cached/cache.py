@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, TypeAlias, TypeVar, overload
 
 from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend
@@ -15,18 +15,25 @@ from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError, IntegrityError, StorageError
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import chunks
-from storage_backend.wrappers.cached.engine import CacheEngine, Publication
+from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntry, key_of
 from storage_backend.wrappers.cached.freshness import BackendRequest, CachePolicy, Freshness
 from storage_backend.wrappers.cached.namespaces import namespace_of
-from storage_backend.wrappers.cached.publishing import NewEntry, publish
 from storage_backend.wrappers.cached.single_flight import SingleFlight
-from storage_backend.wrappers.cached.staged import OverCacheLimitError, StagedContent
+from storage_backend.wrappers.cached.staged import (
+    NewEntry,
+    OverCacheLimitError,
+    Publication,
+    StagedContent,
+    publish,
+)
 from storage_backend.wrappers.cached.users import EXPIRED, MISSES
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Take: TypeAlias = Callable[[OpenEntry], T]
+Fetch: TypeAlias = Callable[[str, CacheKey], T]
 
 DOWNLOADED_FROM = 32 << 20  # bytes; what is smaller has come before a second request pays
 _KEYS = 10_000  # that are remembered
@@ -104,25 +111,7 @@ class ObjectCache:
             return None
         return found
 
-    def lookup(self, key: CacheKey, take: Callable[[OpenEntry], T]) -> tuple[T | None, int | None]:
-        """What *take* gives of the entry, if that is fresh: a hit.
-
-        Args:
-            key: of the object.
-            take: one of OpenEntry's methods that close it, give it on, or close it and raise an OSError.
-
-        Returns:
-            None if there is no such entry, and the stamp of an entry that was found.
-        """
-        found = self.find(key)
-        if found is None:
-            return None, None
-        if not self.freshness.is_fresh(found.entry):
-            found.close()
-            return None, found.entry.stamp
-        return self.take(key, found, take), found.entry.stamp
-
-    def take(self, key: CacheKey, found: OpenEntry, take: Callable[[OpenEntry], T]) -> T | None:
+    def take(self, key: CacheKey, found: OpenEntry, take: Take[T]) -> T | None:
         """What *take* gives of an entry, which counts as a hit; None if it cannot be read: then it is dropped."""
         try:
             taken = take(found)
@@ -200,35 +189,51 @@ class ObjectCache:
 
     # Fetching.
 
-    def get(self, identifier: str, take: Callable[[OpenEntry], T], fetch: Callable[[str, CacheKey], T]) -> T:
+    @overload
+    def get(self, identifier: str, take: Take[T], fetch: Fetch[T]) -> T: ...
+
+    @overload
+    def get(self, identifier: str, take: Take[T], fetch: None) -> T | None: ...
+
+    def get(self, identifier: str, take: Take[T], fetch: Fetch[T] | None) -> T | None:
         """An object: from a fresh entry, or from the backend.
 
         Args:
             identifier: the object.
-            take: see `lookup`.
-            fetch: asks the backend, and publishes: `read` or `stream`.
+            take: gives what is wanted of an entry: a method of OpenEntry that closes it or gives it on, or raises an OSError.
+            fetch: asks the backend, and publishes: `read` or `stream`. None: None is given if there is no fresh entry.
         """
         try:
             key = self._keys[identifier]
         except (KeyError, TypeError):
             key = self.key(identifier)
-        taken, stamp = self.lookup(key, take)
-        return self.missed(identifier, key, stamp, take, fetch) if taken is None else taken
+        stamp = None
+        found = self.find(key)
+        if found is not None:
+            entry = found.entry
+            stamp = entry.stamp
+            if self.freshness.is_fresh(entry):
+                taken = self.take(key, found, take)
+                if taken is not None:
+                    return taken
+            else:
+                found.close()
+        return None if fetch is None else self.missed(identifier, key, stamp, take, fetch)
 
     def missed(
         self,
         identifier: str,
         key: CacheKey,
         stamp: int | None,
-        take: Callable[[OpenEntry], T],
-        fetch: Callable[[str, CacheKey], T],
+        take: Take[T],
+        fetch: Fetch[T],
     ) -> T:
-        """After a lookup that found nothing fresh: what another reader has published meanwhile, or a fetch.
+        """Where no fresh entry was found: what another reader has published meanwhile, or a fetch.
 
         Args:
             identifier: the object.
             key: its.
-            take: see `lookup`.
+            take: see `get`.
             fetch: see `get`.
             stamp: of the stale entry that was found, if any.
         """
@@ -261,7 +266,7 @@ class ObjectCache:
             self.count(MISSES)
             return self._fetch(identifier, key, fetch)
 
-    def _fetch(self, identifier: str, key: CacheKey, fetch: Callable[[str, CacheKey], T]) -> T:
+    def _fetch(self, identifier: str, key: CacheKey, fetch: Fetch[T]) -> T:
         try:
             return fetch(identifier, key)
         except FileNotFoundError:

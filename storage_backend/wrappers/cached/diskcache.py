@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from storage_backend.errors import MissingClientError
 from storage_backend.forks import inherited
-from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite, Publication
+from storage_backend.wrappers.cached.engine import CacheStats, CheckReport, PendingWrite
 from storage_backend.wrappers.cached.entry import (
     CacheKey,
     OpenEntry,
@@ -38,7 +38,7 @@ from storage_backend.wrappers.cached.entry import (
 )
 from storage_backend.wrappers.cached.formats import mark_format, prepare
 from storage_backend.wrappers.cached.index import queued
-from storage_backend.wrappers.cached.staged import StagedContent
+from storage_backend.wrappers.cached.staged import Publication, StagedContent
 from storage_backend.wrappers.cached.users import (
     EVICTIONS,
     HITS,

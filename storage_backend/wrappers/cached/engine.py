@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntry
-from storage_backend.wrappers.cached.staged import StagedContent
+from storage_backend.wrappers.cached.entry import CacheKey, OpenEntry
+from storage_backend.wrappers.cached.staged import Publication, StagedContent
 from storage_backend.wrappers.cached.users import CacheCounters
 
 
@@ -60,20 +60,6 @@ class PendingWrite(NamedTuple):
 
     mark: str
     generations: dict[CacheKey, int]
-
-
-class Publication(NamedTuple):
-    """An entry that is ready to be published.
-
-    Attributes:
-        key: of the entry.
-        staged: its content.
-        entry: its metadata.
-    """
-
-    key: CacheKey
-    staged: StagedContent
-    entry: CacheEntry
 
 
 class CacheEngine(Protocol):

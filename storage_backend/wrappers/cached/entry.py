@@ -31,7 +31,7 @@ from typing import BinaryIO, NamedTuple, Self
 from typing_extensions import Buffer, override
 
 from storage_backend.errors import UnavailableError
-from storage_backend.streams import CHUNK, position_after
+from storage_backend.streams import CHUNK, SeekableRaw
 
 MAGIC = b"sb-blob1"
 _RECORD = struct.Struct("<8sQddQHHBI")
@@ -46,6 +46,8 @@ GOOD_FOR = 60.0  # seconds that a verified checksum is trusted
 _NEVER = -math.inf
 _TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
 _READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
+# A pipe that somebody has put in a file's place is not waited for.
+READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile("[0-9a-f]{32}")
 
 
@@ -112,11 +114,11 @@ class CacheEntry(NamedTuple):
         )
         return head + _SUM.pack(zlib.crc32(head))
 
-    def record_at(self, fetched: float) -> tuple[int, bytes]:
-        """The offset of the fixed record in a file, and that record with another time of fetching."""
+    def overwrite(self, fd: int, fetched: float) -> None:
+        """Overwrite the fixed record in the entry's file with one of another time of fetching."""
         tail = self._replace(fetched=fetched).packed()
         start = len(tail) - _FIXED
-        return self.size + start, tail[start:]
+        os.pwrite(fd, tail[start:], self.size + start)
 
 
 def unpacked(tail: bytes, length: int) -> CacheEntry | None:
@@ -290,6 +292,22 @@ class OpenEntry:
             self._verified.mark()
 
 
+class RememberedFile(NamedTuple):
+    """A file whose record need not be read again while the file is the same.
+
+    Attributes:
+        time: of its last change (ctime), which no writer can set back.
+        verified: its checksum.
+    """
+
+    path: str
+    inode: int
+    time: float
+    length: int
+    entry: CacheEntry
+    verified: Verification
+
+
 def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> OpenEntry | None:
     """The entry of an open file of *length* bytes, which this takes over.
 
@@ -297,12 +315,8 @@ def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> Op
         None, and the file is closed, if it is incomplete, damaged, or of another label.
     """
     try:
-        if length <= _SMALL:
-            head = os.pread(fd, _SMALL, 0)
-            entry = unpacked(head, len(head))
-        else:
-            head = b""
-            entry = _entry_at_end(fd, length)
+        head = os.pread(fd, _SMALL, 0) if length <= _SMALL else b""
+        entry = unpacked(head, len(head)) if head else _entry_at_end(fd, length)
     except OSError:
         os.close(fd)
         raise
@@ -353,49 +367,34 @@ def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
     return b"".join(pieces) if begun or len(pieces) > 2 else pieces[1]
 
 
-class EntryContentReader(io.RawIOBase):
+class EntryContentReader(SeekableRaw):
     """The content of a cached file, without what follows it; owns the descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        self._size = size
-        self._position = 0
-
-    @override
-    def readable(self) -> bool:
-        return True
-
-    @override
-    def seekable(self) -> bool:
-        return True
-
-    @override
-    def tell(self) -> int:
-        return self._position
-
-    @override
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        self._position = position_after(offset, whence, self._position, self._size)
-        return self._position
+        self.size = size
 
     @override
     def readinto(self, buffer: Buffer, /) -> int:
-        view = memoryview(buffer).cast("B")[: max(self._size - self._position, 0)]
+        self._check_open()
+        view = memoryview(buffer).cast("B")[: max(self.size - self._position, 0)]
         if not view:
             return 0
+        # Into the caller's buffer, without a copy.
         count = os.preadv(self._fd, [view], self._position)
         if not count:
-            raise TruncatedEntryError(f"a cached file ends {self._size - self._position:,} bytes early")
+            raise TruncatedEntryError(f"a cached file ends {self.size - self._position:,} bytes early")
         self._position += count
         return count
 
     @override
     def readall(self) -> bytes:
-        size = self._size - self._position
+        self._check_open()
+        size = self.size - self._position
         if size <= 0:
             return b""
         found = _pread(self._fd, size, self._position)
-        self._position = self._size
+        self._position = self.size
         return found
 
     @override

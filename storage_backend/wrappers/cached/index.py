@@ -160,11 +160,7 @@ class IndexTransaction:
         return self.state.floor if row is None else row[2]
 
     def raise_generation(self, name: str) -> int:
-        """Begin another generation, in which the key has no entry yet.
-
-        Returns:
-            It.
-        """
+        """Begin another generation, which is returned; the key has no entry in it yet."""
         generation = self.state.next()
         self._take_out(name)
         self.state.graves += 1
@@ -180,11 +176,7 @@ class IndexTransaction:
         self.state.count += 1
 
     def forget(self, name: str) -> bool:
-        """Take the key's entry out; its generation stays.
-
-        Returns:
-            Whether there was one.
-        """
+        """Take the key's entry out, and return whether there was one; its generation stays."""
         row = self._row(name)
         if row is None:
             return False
@@ -223,18 +215,13 @@ class IndexTransaction:
 
     def oldest(self) -> list[str]:
         """Some of the entries, the least recently used first."""
-        rows = self._execute(
-            "SELECT name FROM entries WHERE used IS NOT NULL ORDER BY used LIMIT ?", (_VICTIMS,)
-        )
-        return [name for (name,) in rows]
+        statement = "SELECT name FROM entries WHERE used IS NOT NULL ORDER BY used LIMIT ?"
+        return [name for (name,) in self._execute(statement, (_VICTIMS,))]
 
     def names(self, after: str, limit: int) -> list[str]:
         """The next entries in the order of their names."""
-        rows = self._execute(
-            "SELECT name FROM entries WHERE name > ? AND used IS NOT NULL ORDER BY name LIMIT ?",
-            (after, limit),
-        )
-        return [name for (name,) in rows]
+        statement = "SELECT name FROM entries WHERE name > ? AND used IS NOT NULL ORDER BY name LIMIT ?"
+        return [name for (name,) in self._execute(statement, (after, limit))]
 
     def use(self, names: Iterable[str]) -> None:
         """The entries were used, in this order."""
@@ -324,10 +311,7 @@ class IndexFiles:
             raise
 
     def check(self) -> int | None:
-        """Open the index, if it is not, and make sure that it is the one at its path.
-
-        Returns:
-            See `latest`.
+        """Open the index, if it is not, make sure that it is the one at its path, and return `latest`.
 
         Raises:
             IndexReplacedError, CorruptIndexError, OSError, sqlite3.Error: it cannot be used.
@@ -485,7 +469,7 @@ class IndexFiles:
 
 
 def write_latest(fd: int, number: int) -> None:
-    """Store an upper bound of all generations, before the transaction that reaches it is committed."""
+    """Store an upper bound of all generations; before the commit, so that it always is one."""
     os.pwrite(fd, _summed(number.to_bytes(8, "little")), 0)
 
 

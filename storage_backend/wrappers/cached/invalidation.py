@@ -14,10 +14,11 @@ from contextlib import contextmanager, suppress
 from storage_backend.errors import InvalidIdentifierError
 from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.cached.cache import ObjectCache
-from storage_backend.wrappers.cached.engine import PendingWrite, Publication
+from storage_backend.wrappers.cached.engine import PendingWrite
 from storage_backend.wrappers.cached.entry import CacheKey
 from storage_backend.wrappers.cached.freshness import BackendRequest
-from storage_backend.wrappers.cached.publishing import PublishingBatch, stage_content
+from storage_backend.wrappers.cached.publishing import PublishingBatch
+from storage_backend.wrappers.cached.staged import Publication, stage_content
 
 
 class WrittenContents:

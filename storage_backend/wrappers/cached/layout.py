@@ -21,8 +21,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
-# A pipe that somebody has put in a file's place is not waited for.
-READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+from storage_backend.wrappers.cached.entry import READING
+
 _BOOT = "/proc/sys/kernel/random/boot_id"
 
 

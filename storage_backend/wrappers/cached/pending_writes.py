@@ -51,8 +51,14 @@ class PendingWrites:
         if len(names) == 1:
             mark += names[0]
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-            os.close(os.open(f"{folder}/{mark}", flags, 0o666))
+            try:
+                fd = os.open(f"{folder}/{mark}", flags, 0o666)
+            except FileNotFoundError:
+                Path(folder).mkdir(exist_ok=True)
+                fd = os.open(f"{folder}/{mark}", flags, 0o666)
+            os.close(fd)
             return mark
+        Path(folder).mkdir(exist_ok=True)
         path = f"{self._layout.staging}/{token}-{mark}"
         Path(path).write_text("".join(names), encoding="ascii")
         os.rename(path, f"{folder}/{mark}")

@@ -1,71 +1,16 @@
-"""Publishing: contents go into the cache together, since a transaction takes longer than storing what is small."""
+"""PublishingBatch: entries are published in groups, since a transaction takes longer than storing what is small."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from time import monotonic
-from typing import NamedTuple
 
-from storage_backend.wrappers.cached.engine import CacheEngine, Publication
-from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
-from storage_backend.wrappers.cached.staged import HELD, OverCacheLimitError, StagedContent
+from storage_backend.wrappers.cached.engine import CacheEngine
+from storage_backend.wrappers.cached.staged import HELD, NewEntry, publish
 
 MOST = 64  # contents that go in together: others' transactions wait meanwhile
 MOST_BYTES = 4 << 20
 LONGEST = 0.05  # seconds that a content waits for those after it: with a slow backend, others find it soon
-
-
-class NewEntry(NamedTuple):
-    """What goes into the cache.
-
-    Attributes:
-        key: of the entry.
-        content: of it.
-        entry: its metadata.
-        generation: of the key, from before the backend was asked.
-    """
-
-    key: CacheKey
-    content: bytes
-    entry: CacheEntry
-    generation: int
-
-
-def publish(engine: CacheEngine, entries: Sequence[NewEntry]) -> None:
-    """Put entries into the cache, but for those that it has no room for.
-
-    Raises:
-        OSError, or an error of the engine's database: none of them is in it.
-    """
-    publications: list[tuple[Publication, int]] = []
-    try:
-        for key, content, entry, generation in entries:
-            staged = stage_content(engine, content)
-            if staged is not None:
-                publications.append((Publication(key, staged, entry), generation))
-        if publications:
-            engine.publish(publications)
-    finally:
-        for publication, _ in publications:
-            publication.staged.discard()
-
-
-def stage_content(
-    engine: CacheEngine, content: bytes, replacing: CacheKey | None = None
-) -> StagedContent | None:
-    """The content, staged; None if the cache has no room for it."""
-    staged = None
-    try:
-        staged = engine.stage(len(content), replacing)
-        if staged is not None:
-            staged.write(content)
-    except BaseException as error:
-        if staged is not None:
-            staged.discard()
-        if isinstance(error, OverCacheLimitError):
-            return None
-        raise
-    return staged
 
 
 class PublishingBatch:

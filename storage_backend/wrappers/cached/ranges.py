@@ -52,7 +52,7 @@ def read(
             except Exception as error:
                 if noted is None or note is None:
                     raise
-                stale = _Blocks(cache, identifier, noted, start, end).cached()
+                stale = RangeBlocks(cache, identifier, noted, start, end).cached()
                 if stale is None or not cache.freshness.serves_stale(identifier, error, note):
                     raise
                 cache.count(HITS, len(stale))
@@ -62,7 +62,7 @@ def read(
         if version.size <= BLOCK:
             return cache.missed(identifier, key, stamp, OpenEntry.content, cache.read)[start:end]
         try:
-            return _Blocks(cache, identifier, version, start, end).read()
+            return RangeBlocks(cache, identifier, version, start, end).read()
         except SourceChangedError:
             cache.safely(cache.engine.drop, key)
     cache.count(MISSES)
@@ -103,7 +103,7 @@ def _version(cache: ObjectCache, request: BackendRequest, info: ObjectInfo) -> O
     return ObjectVersion(info.size, etag, modified)
 
 
-class _Blocks:
+class RangeBlocks:
     """The blocks of one version that cover [start, end), clamped to its size."""
 
     def __init__(

@@ -9,10 +9,21 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 from storage_backend.wrappers.cached.engine import CheckReport
-from storage_backend.wrappers.cached.entry import CacheEntry, TruncatedEntryError, crc_of, entry_of, key_of
-from storage_backend.wrappers.cached.index import EVERYTHING, IndexTransaction
-from storage_backend.wrappers.cached.layout import READING, BlobLayout, boot_id, remove
+from storage_backend.wrappers.cached.entry import (
+    READING,
+    CacheEntry,
+    TruncatedEntryError,
+    crc_of,
+    entry_of,
+    key_of,
+)
+from storage_backend.wrappers.cached.eviction import Eviction
+from storage_backend.wrappers.cached.index import EVERYTHING, CorruptIndexError, IndexFiles, IndexTransaction
+from storage_backend.wrappers.cached.layout import BlobLayout, boot_id, remove
 from storage_backend.wrappers.cached.pending_writes import PendingWrites
+from storage_backend.wrappers.cached.users import CacheUser, bury_dead, remove_dead
+
+_TRASH = 1_000  # files removed at an opening, which must not take long
 
 
 class BlobRecovery:
@@ -55,18 +66,41 @@ class BlobRecovery:
             transaction.store(name, size)
         transaction.state.boot = boot_id()
 
-    def settle(self, transaction: IndexTransaction) -> None:
-        """When the cache is opened: end the writes of dead users, and distrust what a loss of power may have brought back."""
+    def settle(self, files: IndexFiles, user: CacheUser, eviction: Eviction) -> float:
+        """When the cache is opened: take over from dead users, and distrust what a loss of power may have brought back.
+
+        Args:
+            files: those of the index; the lock of the queue is held.
+            user: the one that opens it.
+            eviction: keeps the content within the limit, which may be another one now.
+
+        Returns:
+            See `CacheEngine.trusted_since`.
+        """
+        try:
+            with files.transaction(user.token) as transaction:
+                dead = self._settle(transaction, eviction)
+        except CorruptIndexError:
+            files.remove_index()
+            with files.transaction(user.token) as transaction:
+                dead = self._settle(transaction, eviction)
+        remove_dead(self._layout.members, self._layout.staging, dead)
+        self._layout.empty_trash(_TRASH)
+        return transaction.state.trusted_since
+
+    def _settle(self, transaction: IndexTransaction, eviction: Eviction) -> list[str]:
+        dead = bury_dead(self._layout.members, transaction.bury)
         self._pending.end_dead(transaction)
         state, boot = transaction.state, boot_id()
-        if boot == state.boot:
-            return
-        if state.boot:
-            transaction.recount()
-            # Files that were unlinked may be back, although their objects have been written since.
-            if self._layout.boot_of_last_write() not in {"", boot}:
-                state.trusted_since = self._clock()
-        state.boot = boot
+        if boot != state.boot:
+            if state.boot:
+                transaction.recount()
+                # Files that were unlinked may be back, although their objects have been written since.
+                if self._layout.boot_of_last_write() not in {"", boot}:
+                    state.trusted_since = self._clock()
+            state.boot = boot
+        eviction.make_room(transaction, 0)
+        return dead
 
     def check(self, transaction: Callable[[], AbstractContextManager[IndexTransaction]]) -> CheckReport:
         """Verify every entry, and repair what is not right.

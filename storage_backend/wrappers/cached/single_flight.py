@@ -1,6 +1,6 @@
-"""SingleFlight: of many that miss the same thing at once, one fetches it, in all threads and processes.
+"""SingleFlight: of many readers that miss the same object at once, in all threads and processes, one fetches it.
 
-This only saves work: whoever waits too long, or where locks do not work, fetches by itself.
+This only saves work: who has waited too long fetches too, as does everyone where locks do not work.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-PATIENCE = 60.0  # seconds after which another's fetch is not waited for any more
-_FIRST_PAUSE = 0.001  # seconds between two looks at another process's lock
+PATIENCE = 60.0  # seconds that another's fetch is waited for
+_FIRST_PAUSE = 0.001  # seconds between two tries to lock; doubled up to the longest
 _LONGEST_PAUSE = 0.02
 # struct flock of Linux on 64 bits: type, whence, start, length, pid, which must be 0 (fcntl(2), "Open file description locks").
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -29,7 +29,7 @@ class _Flight:
 
 
 class _LockFile:
-    """The open lock file. The process's copy of its descriptor can be closed by anyone: a lock goes with the last copy."""
+    """The open lock file; apart from its user, so that a finaliser can close it."""
 
     def __init__(self) -> None:
         self.fd = -1
@@ -47,18 +47,13 @@ class SingleFlight:
         path: of the lock file that processes share; each name locks one byte of it.
     """
 
-    _process: int
-    _guard: threading.Lock
-    _flights: dict[str, _Flight]
-    _file: _LockFile
-
     def __init__(self, path: str) -> None:
         self._path = path
         self._begin()
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Run the body when nobody else does so for *name*: look first whether that one has brought what is wanted.
+        """Run the body while nobody else does so for *name*. It first looks for what another one has just published.
 
         Args:
             name: hexadecimal digits, 15 at least.
@@ -71,7 +66,7 @@ class SingleFlight:
         locked = flight.lock.acquire(timeout=PATIENCE)
         try:
             if flight.failed:
-                # Whoever comes now has waited for a fetch that failed, and is not made to wait for the next.
+                # Who has waited for a fetch that failed is not made to wait for the next one.
                 if locked:
                     flight.lock.release()
                     locked = False
@@ -96,27 +91,23 @@ class SingleFlight:
     def close(self) -> None:
         """Close the lock file; it is opened again when needed."""
         with self._guard:
-            # Closing it lets go of all locks: whoever is waited for is not any more, which costs work and nothing else.
+            # This releases all locks; readers that fetch now may be joined by others, which costs work only.
             self._file.close()
 
     def _begin(self) -> None:
         self._process = os.getpid()
         self._guard = threading.Lock()
-        self._flights = {}
+        self._flights: dict[str, _Flight] = {}
         self._file = _LockFile()
         self._finalizer = weakref.finalize(self, self._file.close)
 
     def _forget_parent(self) -> None:
-        """The inherited descriptor holds the parent's locks, as if they were this process's."""
+        """Close the inherited descriptor: it shares the parent's locks (fcntl(2), "Open file description locks")."""
         self._finalizer()
         self._begin()
 
     def _lock_byte(self, offset: int) -> Callable[[], object]:
-        """Wait for one byte of the file.
-
-        Returns:
-            Lets go of it.
-        """
+        """Wait for the lock of one byte of the file; what is returned releases it."""
         if not hasattr(fcntl, "F_OFD_SETLK"):
             return _nothing
         limit = time.monotonic() + PATIENCE

@@ -1,4 +1,4 @@
-"""StagedContent: content on its way into the cache."""
+"""Staged content: on its way into the cache, in memory or in a file of its own, until it is published."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import io
 import os
 import shutil
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import BinaryIO, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from typing_extensions import Buffer
 
 from storage_backend.streams import CHUNK
-from storage_backend.wrappers.cached.entry import CacheEntry, OpenEntry
+from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntry
 from storage_backend.wrappers.cached.layout import remove
+
+if TYPE_CHECKING:
+    from storage_backend.wrappers.cached.engine import CacheEngine
 
 HELD = 256 << 10  # bytes of one content that may be in memory until it is published
 STEPS = 256  # room is reserved in steps of this part of the limit
@@ -190,3 +193,70 @@ class StagedContent:
         more = max(size - self.reserved, self._step)
         self._space.reserve(more, self._replacing)
         self.reserved += more
+
+
+class Publication(NamedTuple):
+    """An entry that is ready to be published.
+
+    Attributes:
+        key: of the entry.
+        staged: its content.
+        entry: its metadata.
+    """
+
+    key: CacheKey
+    staged: StagedContent
+    entry: CacheEntry
+
+
+class NewEntry(NamedTuple):
+    """What goes into the cache.
+
+    Attributes:
+        key: of the entry.
+        content: of it.
+        entry: its metadata.
+        generation: of the key, from before the backend was asked.
+    """
+
+    key: CacheKey
+    content: bytes
+    entry: CacheEntry
+    generation: int
+
+
+def publish(engine: CacheEngine, entries: Sequence[NewEntry]) -> None:
+    """Put entries into the cache, but for those that it has no room for.
+
+    Raises:
+        OSError, or an error of the engine's database: none of them is in it.
+    """
+    publications: list[tuple[Publication, int]] = []
+    try:
+        for key, content, entry, generation in entries:
+            staged = stage_content(engine, content)
+            if staged is not None:
+                publications.append((Publication(key, staged, entry), generation))
+        if publications:
+            engine.publish(publications)
+    finally:
+        for publication, _ in publications:
+            publication.staged.discard()
+
+
+def stage_content(
+    engine: CacheEngine, content: bytes, replacing: CacheKey | None = None
+) -> StagedContent | None:
+    """The content, staged; None if the cache has no room for it."""
+    staged = None
+    try:
+        staged = engine.stage(len(content), replacing)
+        if staged is not None:
+            staged.write(content)
+    except BaseException as error:
+        if staged is not None:
+            staged.discard()
+        if isinstance(error, OverCacheLimitError):
+            return None
+        raise
+    return staged

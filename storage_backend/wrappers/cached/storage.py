@@ -1,8 +1,7 @@
-"""CachedStorage: the objects of a backend, kept on the local disk too."""
+"""CachedStorage: the public methods of a backend behind a cache on the local disk."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -30,9 +29,9 @@ from storage_backend.wrappers.cached.entry import CacheKey, OpenEntry, Truncated
 from storage_backend.wrappers.cached.freshness import CachePolicy
 from storage_backend.wrappers.cached.invalidation import WrittenContents, writing
 from storage_backend.wrappers.cached.prefetch import fetch_many
+from storage_backend.wrappers.sources import grouped, name_of, sliced
 
-BATCH = 1000  # objects of a batch that are asked for, or changed, together
-BATCH_BYTES = 8 << 20  # and of those that are written, bytes
+BATCH = 1000  # objects that are fetched, or deleted, together
 
 
 class CachedStorage(Wrapper):
@@ -40,10 +39,10 @@ class CachedStorage(Wrapper):
 
     A hit costs what reading a file costs, and asks the backend nothing. After a write through any CachedStorage over the
     same directory, none of them gives older bytes. What others change in the backend is seen when the entry has
-    expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and the rest that gives no content ask the backend.
+    expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and all else that gives no content ask the backend.
 
-    Many small objects are fetched in batches by `read_many`, or by `prefetch` ahead of the reads, which takes less time than threads that
-    call `read`.
+    `read_many` fetches many small objects in batches, as does `prefetch` ahead of the reads, which takes less time than threads
+    that call `read`.
 
     Whatever goes wrong with the cache itself, the backend is read, and a warning is logged once.
 
@@ -53,15 +52,15 @@ class CachedStorage(Wrapper):
             or each has a *namespace*.
         max_cache_size_mb: content kept at most, in MiB; None for any amount, 0 for nothing. The least recently used goes
             first, and what is larger than the limit is not kept.
-        ttl_seconds: how long an entry is good, from its fetch; None for ever, 0 not without asking.
+        ttl_seconds: how long an entry is fresh, from its fetch; None for ever, 0 never without asking.
         engine: "blobs", or "diskcache" over python-diskcache.
-        revalidate: whether the backend is asked if an expired entry is still right, instead of being read again. None:
-            where what was read tells what it was of (S3, SSH and databases do). True: with a `stat` before and after
-            each fetch, too. False: never.
+        revalidate: whether the backend is asked if an expired entry still is right, instead of being read again. None: where
+            a read tells which version it gave (S3, SSH and databases do). True: everywhere, with a `stat` before and after
+            each fetch where a read does not tell. False: never.
         stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
         clock: gives seconds since the epoch; None for `time.time`.
         namespace: tells this backend from others in the directory. Without it, its location does, if that is a URL; if not, its
-            class and what its `get_path` gives, and of those that agree in both a second object is refused.
+            class and what its `get_path` gives, and a second object that agrees in both is refused.
 
     Attributes:
         backend: as given.
@@ -96,12 +95,19 @@ class CachedStorage(Wrapper):
         self.stale_if_error = _checked("stale_if_error", stale_if_error)
         if clock is not None and not callable(clock):
             raise ConfigurationError(f"clock: {clock!r} cannot be called", parameter="clock")
-        self._clock = clock
         if namespace is not None and not isinstance(namespace, str):
             raise ConfigurationError(f"namespace: {namespace!r} is no text", parameter="namespace")
         self.namespace = namespace
-        self._token = os.urandom(8).hex()
-        self._begin()
+        self._policy = CachePolicy(
+            limit=_in_bytes(self.max_cache_size_mb),
+            ttl=self.ttl_seconds,
+            revalidate=self.revalidate,
+            stale_if_error=self.stale_if_error,
+            clock=clock,
+            namespace=namespace,
+            token=os.urandom(8).hex(),
+        )
+        self._cache = ObjectCache(backend, self.cache_dir, engine, self._policy)
 
     @override
     def read(self, identifier: str) -> bytes:
@@ -186,10 +192,9 @@ class CachedStorage(Wrapper):
         for identifier in identifiers:
             content = None
             with failures.of(identifier):
-                key = self._cache.key(identifier)
-                content, _ = self._cache.lookup(key, OpenEntry.content)
+                content = self._cache.get(identifier, OpenEntry.content, None)
                 if content is None:
-                    missing.append((identifier, key))
+                    missing.append((identifier, self._cache.key(identifier)))
             if content is not None:
                 yield identifier, content
             if len(missing) >= BATCH:
@@ -206,20 +211,17 @@ class CachedStorage(Wrapper):
             return write_counted(self, items, progress, verify=verify)
         failures = Failures()
         stored = 0
-        for group in _groups(items):
-            identifiers = [_identifier(item) for item in group]
-            contents = {_identifier(item): bytes(item[1]) for item in group}  # bytes are not copied
-            for identifier in identifiers:
+        for group in grouped(items):
+            contents = {name_of(key): bytes(content) for key, content in group}  # bytes are not copied
+            for identifier in contents:
                 failures.errors.pop(identifier, None)
             with self._writing(list(contents)) as written:
-                failed: dict[str, Exception] = {}
                 try:
                     stored += self.backend.write_many(group, verify=verify)
                 except BatchError as error:
-                    failed = error.failures
-                    stored += sum(identifier not in failed for identifier in identifiers)
-                failures.errors.update(failed)
-                if not failed:
+                    failures.errors.update(error.failures)
+                    stored += sum(name_of(key) not in error.failures for key, _ in group)
+                else:
                     for identifier, content in contents.items():
                         written.add(identifier, content)
         failures.raise_any("write", self.location)
@@ -231,7 +233,7 @@ class CachedStorage(Wrapper):
             return delete_counted(self, identifiers, progress)
         failures = Failures()
         absent = 0
-        for group in _chunked(dict.fromkeys(identifiers), BATCH):
+        for group in sliced(dict.fromkeys(identifiers), BATCH):
             with self._writing(group):
                 try:
                     absent += self.backend.delete_many(group)
@@ -285,7 +287,7 @@ class CachedStorage(Wrapper):
     # What only a cache has.
 
     def prefetch(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
-        """Fetch what is not in the cache yet, or has expired there, in batches.
+        """Fetch in batches what is not in the cache yet, or has expired there.
 
         Args:
             identifiers: the objects.
@@ -300,25 +302,22 @@ class CachedStorage(Wrapper):
         failures = Failures()
         fetched = 0
         tally = ProgressCount(progress)
-        missing: list[tuple[str, CacheKey]] = []
-        for identifier in identifiers:
-            with failures.of(identifier):
-                key = self._cache.key(identifier)
-                if not self._cache.has_fresh(key):
-                    missing.append((identifier, key))
-            if len(missing) >= BATCH:
-                fetched += self._fetch(missing, failures, tally)
-                missing = []
-        fetched += self._fetch(missing, failures, tally)
+        for group in sliced(self._missing(identifiers, failures), BATCH):
+            for _, content in fetch_many(self._cache, group, failures):
+                tally.add(1, len(content))
+                fetched += 1
         failures.raise_any("prefetch", self.location)
         return fetched
 
-    def _fetch(self, missing: list[tuple[str, CacheKey]], failures: Failures, tally: ProgressCount) -> int:
-        count = 0
-        for _, content in fetch_many(self._cache, missing, failures):
-            tally.add(1, len(content))
-            count += 1
-        return count
+    def _missing(self, identifiers: Iterable[str], failures: Failures) -> Iterator[tuple[str, CacheKey]]:
+        for identifier in identifiers:
+            missing = None
+            with failures.of(identifier):
+                key = self._cache.key(identifier)
+                if not self._cache.has_fresh(key):
+                    missing = identifier, key
+            if missing is not None:
+                yield missing
 
     def invalidate(self, identifier: str) -> None:
         """Forget what is cached of an object, so that the next read asks the backend.
@@ -336,7 +335,7 @@ class CachedStorage(Wrapper):
             self._cache.distrusted.discard(key.name)
 
     def clear_cache(self) -> None:
-        """Forget all entries of the directory, in bounded time: of very many, files are removed later, bit by bit.
+        """Forget all entries of the directory, in bounded time: of very many entries, files are removed later, bit by bit.
 
         Raises:
             StorageError: the cache cannot be changed.
@@ -346,11 +345,11 @@ class CachedStorage(Wrapper):
             self._cache.distrusted.clear()
 
     def get_cache_stats(self) -> dict[str, Any]:
-        """What is in the directory, and what all its users have counted, in all processes.
+        """What is in the directory, and what all its users in all processes have counted.
 
         Returns:
-            `size_mb` (content, in MiB), `file_count`, `max_size_mb`, `ttl_seconds`, `hits` and `misses` (reads that the
-            backend was not asked for content for, or was), `hit_rate` (0.0 without reads), `evictions`, `expired` (entries
+            `size_mb` (content, in MiB), `file_count`, `max_size_mb`, `ttl_seconds`, `hits` and `misses` (reads that were
+            answered without asking the backend for content, or not), `hit_rate` (0.0 without reads), `evictions`, `expired` (entries
             that were found too old), `bytes_saved` (that hits gave).
 
         Raises:
@@ -365,16 +364,12 @@ class CachedStorage(Wrapper):
             "file_count": stats.count,
             "max_size_mb": self.max_cache_size_mb,
             "ttl_seconds": self.ttl_seconds,
-            "hits": counters.hits,
-            "misses": counters.misses,
             "hit_rate": counters.hits / reads if reads else 0.0,
-            "evictions": counters.evictions,
-            "expired": counters.expired,
-            "bytes_saved": counters.bytes_saved,
+            **counters._asdict(),
         }
 
     def check_cache(self) -> CheckReport:
-        """Read all entries, compare them with their checksums, and remove what is damaged or belongs to nothing.
+        """Verify the checksums of all entries, and remove entries that are damaged and files that belong to none.
 
         Raises:
             StorageError: the cache cannot be read.
@@ -383,26 +378,11 @@ class CachedStorage(Wrapper):
             return self._cache.engine.check()
 
     def __getstate__(self) -> dict[str, Any]:
-        kept = {"backend", "cache_dir", "max_cache_size_mb", "ttl_seconds", "engine", "revalidate"}
-        return {
-            name: self.__dict__[name] for name in (*kept, "stale_if_error", "namespace", "_clock", "_token")
-        }
+        return {name: value for name, value in self.__dict__.items() if name != "_cache"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._begin()
-
-    def _begin(self) -> None:
-        policy = CachePolicy(
-            limit=_in_bytes(self.max_cache_size_mb),
-            ttl=self.ttl_seconds,
-            revalidate=self.revalidate,
-            stale_if_error=self.stale_if_error,
-            clock=self._clock,
-            namespace=self.namespace,
-            token=self._token,
-        )
-        self._cache = ObjectCache(self.backend, self.cache_dir, self.engine, policy)
+        self._cache = ObjectCache(self.backend, self.cache_dir, self.engine, self._policy)
 
     def _writing(self, identifiers: Sequence[str]) -> AbstractContextManager[WrittenContents]:
         return writing(self._cache, identifiers)
@@ -413,7 +393,7 @@ class CachedStorage(Wrapper):
 
 @contextmanager
 def _reported(what: str, where: str) -> Iterator[None]:
-    """Troubles of the cache as errors of ours."""
+    """Raise the engine's errors as ours."""
     try:
         yield
     except StorageError:
@@ -466,10 +446,6 @@ class _CachedHooks(WrapperHooks):
         yield from super().own_paths()
 
 
-def _identifier(item: Item) -> str:
-    return item[0].identifier if isinstance(item[0], ObjectInfo) else item[0]
-
-
 def _copy(found: OpenEntry, staged: StagedFile) -> None:
     """Fill a file with a cached content, inside the kernel where it can."""
     os.lseek(found.fileno(), 0, os.SEEK_SET)
@@ -477,22 +453,3 @@ def _copy(found: OpenEntry, staged: StagedFile) -> None:
     if copied < found.entry.size:
         raise TruncatedEntryError(f"a cached file ends {found.entry.size - copied:,} bytes early")
     os.ftruncate(staged.fd, found.entry.size)
-
-
-def _groups(items: Iterable[Item]) -> Iterator[list[Item]]:
-    group: list[Item] = []
-    size = 0
-    for item in items:
-        group.append(item)
-        size += len(item[1])
-        if len(group) >= BATCH or size >= BATCH_BYTES:
-            yield group
-            group, size = [], 0
-    if group:
-        yield group
-
-
-def _chunked(identifiers: Iterable[str], size: int) -> Iterator[list[str]]:
-    iterator = iter(identifiers)
-    while group := list(itertools.islice(iterator, size)):
-        yield group

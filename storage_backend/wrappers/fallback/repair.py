@@ -8,11 +8,12 @@ from typing import BinaryIO, cast
 
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
-from storage_backend.errors import Failures, SourceChangedError, StorageError
+from storage_backend.errors import Failures, NotFoundError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
+from storage_backend.markers import refuse_one_object
 from storage_backend.streams import HashingReader
 from storage_backend.wrappers.fallback.merged_scans import paired
-from storage_backend.wrappers.fallback.pair import FallbackPair
+from storage_backend.wrappers.fallback.pair import NO_PLACE, FallbackPair
 from storage_backend.wrappers.sources import info_for_copy
 
 
@@ -67,6 +68,28 @@ def repair_pair(pair: FallbackPair, winner: str | None) -> RepairReport:
     return RepairReport(
         same, tuple(copies["primary"]), tuple(copies["secondary"]), tuple(undecided), failures.errors
     )
+
+
+def migrate(pair: FallbackPair, identifier: str, *, to: str, delete: bool) -> bool:
+    """Copy an object to the side *to* and, with *delete*, delete it from the other; see `FallbackStorage`."""
+    sides = ("secondary", pair.secondary), ("primary", pair.primary)
+    (name, source), (_, target) = sides if to == "primary" else reversed(sides)
+    try:
+        copied(source, target, identifier)
+    except FileNotFoundError as error:
+        if isinstance(error, NO_PLACE) or source.exists(identifier):
+            raise
+        raise NotFoundError(
+            f"{identifier!r} not found in {name} {location_of(source)}",
+            identifier=identifier,
+            backend=pair.location,
+        ) from error
+    if delete:
+        if not pair.differ:
+            refuse_one_object(source, identifier, target, identifier)
+            pair.differ = True
+        source.delete(identifier)
+    return True
 
 
 def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> None:

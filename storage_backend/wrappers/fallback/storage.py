@@ -15,24 +15,22 @@ from typing_extensions import override
 from storage_backend import identifiers as names
 from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
-from storage_backend.defensive import capabilities_of, location_of, matching, store
+from storage_backend.defensive import capabilities_of, matching, store
 from storage_backend.errors import (
     ConfigurationError,
     Failures,
-    NotFoundError,
     PreconditionFailedError,
     UnsupportedOperationError,
 )
 from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.lineage import Lineage
-from storage_backend.markers import refuse_one_object
 from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.merged_scans import union
 from storage_backend.wrappers.fallback.pair import ABSENT, NO_PLACE, Absences, FallbackPair
-from storage_backend.wrappers.fallback.repair import RepairReport, copied, repair_pair
+from storage_backend.wrappers.fallback.repair import RepairReport, migrate, repair_pair
 from storage_backend.wrappers.fallback.writing import (
     SameContentReader,
     carried,
@@ -412,9 +410,6 @@ class FallbackStorage(StorageBackend):
             identifier: the object.
             delete_primary: then delete the primary's, unless it has changed since.
 
-        Returns:
-            True.
-
         Raises:
             ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in primary".
@@ -429,7 +424,7 @@ class FallbackStorage(StorageBackend):
                 identifier=identifier,
                 backend=self.location,
             )
-        return self._migrated(identifier, "primary", self.primary, self.secondary, delete=delete_primary)
+        return migrate(self._pair, identifier, to="secondary", delete=delete_primary)
 
     def migrate_to_primary(self, identifier: str, delete_secondary: bool = False) -> bool:
         """Copy the secondary's object to the primary, replacing what is there, and check what was stored.
@@ -438,16 +433,13 @@ class FallbackStorage(StorageBackend):
             identifier: the object.
             delete_secondary: then delete the secondary's, unless it has changed since.
 
-        Returns:
-            True.
-
         Raises:
             ConfigurationError: primary and secondary are one place under two names; nothing was deleted.
             NotFoundError: "not found in secondary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
         """
-        self._migrated(identifier, "secondary", self.secondary, self.primary, delete=delete_secondary)
+        migrate(self._pair, identifier, to="primary", delete=delete_secondary)
         self._pair.forget(identifier)
         return True
 
@@ -463,35 +455,12 @@ class FallbackStorage(StorageBackend):
         Args:
             winner: "primary", "secondary", or None.
 
-        Returns:
-            What was done.
-
         Raises:
             StorageError: a side cannot be listed, or is full, ...; single objects' errors are in the report.
         """
         if winner is not None:
             _check_word("winner", winner, WRITE_TO[:2])
         return repair_pair(self._pair, winner)
-
-    def _migrated(
-        self, identifier: str, name: str, source: StorageBackend, target: StorageBackend, *, delete: bool
-    ) -> bool:
-        try:
-            copied(source, target, identifier)
-        except FileNotFoundError as error:
-            if isinstance(error, NO_PLACE) or source.exists(identifier):
-                raise
-            raise NotFoundError(
-                f"{identifier!r} not found in {name} {location_of(source)}",
-                identifier=identifier,
-                backend=self.location,
-            ) from error
-        if delete:
-            if not self._pair.differ:
-                refuse_one_object(source, identifier, target, identifier)
-                self._pair.differ = True
-            source.delete(identifier)
-        return True
 
     def _refused(self, method: str, identifier: str | None) -> UnsupportedOperationError:
         return UnsupportedOperationError(

@@ -1,4 +1,4 @@
-"""How often, and after which pause, something is tried again."""
+"""Whether an operation is tried again, and after which pause: a retry budget and backoff with full jitter."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from storage_backend.errors import BatchError, RateLimitedError, StorageError, i
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = (
-    60.0  # seconds; a store that asks for a longer pause than this, and than `longest`, is not waited for
-)
+PATIENCE = 60.0  # seconds; if a store asks for a longer pause than this and than `longest`, its error is raised at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class RetryPolicy:
     random: Callable[[], float] | None
 
     def pause(self, failures: int, error: Exception) -> float | None:
-        """Seconds to wait after so many *failures*; None if the store asks for more than there is patience for.
+        """Seconds to wait after so many *failures*; None if the store asks for more than PATIENCE.
 
         Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog): anything from nothing to the bound, on
         top of what the store asked for.
@@ -50,8 +48,8 @@ class RetryPolicy:
         return asked + draw() * bound
 
 
-class RetryAttempts:
-    """The tries of one operation.
+class RetryState:
+    """The attempts of one operation.
 
     Args:
         policy: how many, how far apart.

@@ -1,4 +1,4 @@
-"""A reader that goes on where it broke off, if the object is still the one that it was."""
+"""A reader that resumes at its offset after an error, if the object is still the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import SourceChangedError, is_retryable
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import position_after
-from storage_backend.wrappers.retrying.attempts import RetryAttempts
+from storage_backend.wrappers.retrying.attempts import RetryState
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class Pin:
 
 
 class ResumingReader(io.BufferedIOBase):
-    """Reads an object; a read that fails for a moment goes on at its offset, by another reader.
+    """Reads an object. After a retryable error it opens another reader and goes on at its offset.
 
     Args:
         backend: of the object.
@@ -90,7 +90,7 @@ class ResumingReader(io.BufferedIOBase):
         stream: BinaryIO,
         pin: Pin,
         *,
-        tries: Callable[[], RetryAttempts],
+        tries: Callable[[], RetryState],
         clock: Callable[[], float],
     ) -> None:
         self._backend = backend
@@ -211,7 +211,7 @@ class ResumingReader(io.BufferedIOBase):
         return data
 
     def _through(self, call: Callable[[BinaryIO], T]) -> T:
-        """What *call* gives of a stream that stands at this reader's position."""
+        """What *call* returns for a stream at this reader's position; after a retryable error, for a new one."""
         self._check_open()
         tries = None
         while True:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from storage_backend import identifiers as names
 from storage_backend.errors import BatchError, Failures, StorageError, is_retryable
 from storage_backend.scanning import OnSkip
-from storage_backend.wrappers.retrying.attempts import RetryAttempts
+from storage_backend.wrappers.retrying.attempts import RetryState
 
 T = TypeVar("T")
 
@@ -17,7 +17,7 @@ MOST_SKIPS = 10_000  # remembered, so as not to tell of them twice
 
 
 def resumed_scan(
-    attempts: RetryAttempts,
+    attempts: RetryState,
     start: Callable[[OnSkip | None], Iterator[T]],
     name: Callable[[T], str],
     on_skip: OnSkip | None,
@@ -53,7 +53,7 @@ def resumed_scan(
 
 
 def resumed_batch(
-    attempts: RetryAttempts,
+    attempts: RetryState,
     group: list[str],
     start: Callable[[list[str]], Iterator[T]],
     name: Callable[[T], str],
@@ -92,7 +92,7 @@ def resumed_batch(
 
 
 def repeated(
-    attempts: RetryAttempts,
+    attempts: RetryState,
     group: list[T],
     call: Callable[[list[T]], object],
     pick: Callable[[list[str]], list[T]],
@@ -124,7 +124,7 @@ def _retryable(error: BatchError, failures: Failures) -> list[str]:
     return again
 
 
-def _goes_on(attempts: RetryAttempts, error: BatchError, again: list[str], failures: Failures) -> bool:
+def _goes_on(attempts: RetryState, error: BatchError, again: list[str], failures: Failures) -> bool:
     """Wait for another try at those that failed for a moment, or note their errors: then there is none."""
     # The error as a whole is not retryable where a failure in it is final: what is left of it is.
     rest = {name: error.failures[name] for name in again}

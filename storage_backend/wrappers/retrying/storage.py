@@ -27,7 +27,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.base import Wrapper, WrapperHooks
-from storage_backend.wrappers.retrying.attempts import RetryAttempts, RetryPolicy, proves_nothing_done
+from storage_backend.wrappers.retrying.attempts import RetryPolicy, RetryState, proves_nothing_done
 from storage_backend.wrappers.retrying.reader import Pin, ResumingReader
 from storage_backend.wrappers.retrying.resuming import repeated, resumed_batch, resumed_scan
 from storage_backend.wrappers.sources import GROUP_ITEMS, RewindableSource, grouped, name_of, sliced
@@ -292,8 +292,8 @@ class RetryingStorage(Wrapper):
     def hooks(self) -> Hooks:
         return _RetryingHooks(self)
 
-    def _attempts(self, method: str, about: str | None) -> RetryAttempts:
-        return RetryAttempts(self._policy, method, about, self.location)
+    def _attempts(self, method: str, about: str | None) -> RetryState:
+        return RetryState(self._policy, method, about, self.location)
 
     def _many(
         self,

@@ -22,7 +22,9 @@ def storage(place: SSHPlace) -> RemoteStorage:
     return RemoteStorage(cast(SSHConfig, place.config()), place.base)
 
 
-def test_receipt_of_each_way_to_write_is_what_stat_shows(openssh_place: SSHPlace, tmp_path: Path) -> None:
+def test_last_written_of_each_way_to_write_is_what_stat_shows(
+    openssh_place: SSHPlace, tmp_path: Path
+) -> None:
     large = tmp_path / "large"
     large.write_bytes(b"x" * (9 << 20))
     with storage(openssh_place) as remote:
@@ -40,14 +42,14 @@ def test_receipt_of_each_way_to_write_is_what_stat_shows(openssh_place: SSHPlace
             assert remote.hooks.last_written(identifier) is None, "told twice"
 
 
-def test_overwriting_replaces_the_receipt(openssh_place: SSHPlace) -> None:
+def test_overwriting_replaces_what_was_last_written(openssh_place: SSHPlace) -> None:
     with storage(openssh_place) as remote:
         remote.write("name", b"first content")
         remote.write("name", b"second")
         assert remote.hooks.last_written("name") == remote.stat("name")
 
 
-def test_receipts_that_nobody_asks_for_stay_few(
+def test_records_that_nobody_asks_for_stay_few(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(storage_module, "MOST_LAST_WRITTEN", 4)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.ssh_servers import SSHPlace
 
 PROBE = "storage_backend.backends.remote.shell.probe"
-FACTS = ShellFeatures(find=True, whole=True)
+FEATURES = ShellFeatures(find=True, whole=True)
 
 
 @pytest.fixture
@@ -77,28 +77,28 @@ def listed(place: SSHPlace, **more: Any) -> list[str]:
 
 
 class TestMemory:
-    def test_whole_facts_are_kept_for_a_while(self) -> None:
+    def test_whole_features_are_kept_for_a_while(self) -> None:
         now = [100.0]
-        memory = FeatureCache(lambda: now[0])
-        assert memory.get("server") is None
-        memory.put("server", FACTS)
+        cache = FeatureCache(lambda: now[0])
+        assert cache.get("server") is None
+        cache.put("server", FEATURES)
         now[0] += REMEMBERED - 1
-        assert memory.get("server") is FACTS
-        assert memory.get("another") is None
+        assert cache.get("server") is FEATURES
+        assert cache.get("another") is None
         now[0] += 1
-        assert memory.get("server") is None
+        assert cache.get("server") is None
 
     def test_a_probe_that_was_cut_short_is_not_kept(self) -> None:
-        memory = FeatureCache()
-        memory.put("server", ShellFeatures(find=True))
-        assert memory.get("server") is None
+        cache = FeatureCache()
+        cache.put("server", ShellFeatures(find=True))
+        assert cache.get("server") is None
 
     def test_what_is_doubted_is_forgotten(self) -> None:
-        memory = FeatureCache()
-        memory.put("server", FACTS)
-        memory.forget("server")
-        memory.forget("server")
-        assert memory.get("server") is None
+        cache = FeatureCache()
+        cache.put("server", FEATURES)
+        cache.forget("server")
+        cache.forget("server")
+        assert cache.get("server") is None
 
 
 def test_only_the_first_connection_probes(probed: list[ShellFeatures], openssh_place: SSHPlace) -> None:
@@ -107,7 +107,7 @@ def test_only_the_first_connection_probes(probed: list[ShellFeatures], openssh_p
         with RemoteStorage(config, openssh_place.base) as storage:
             assert "sha256" in storage.check_connection()
             assert storage.flush()
-    assert [facts.whole for facts in probed] == [True]
+    assert [features.whole for features in probed] == [True]
 
 
 @pytest.mark.soak
@@ -189,7 +189,7 @@ def test_a_shell_that_hangs_by_now_is_given_up_once(
         if verb == "write_many":
             assert storage.write_many((str(number), b"1") for number in range(64)) == 64
         assert "a" in storage.list()
-        assert [facts.find_names for facts in probed] == [True, False]
+        assert [features.find_names for features in probed] == [True, False]
 
 
 @pytest.mark.soak
@@ -202,4 +202,4 @@ def test_a_probe_that_took_too_long_is_made_again(
         assert listed(place) == ["a"]
     replace(wrapper, "bash")
     assert listed(place) == ["a"]
-    assert [facts.find_names for facts in probed] == [False, True]
+    assert [features.find_names for features in probed] == [False, True]

@@ -1,4 +1,4 @@
-"""Workers: groups actions into units of work and runs them on a bounded pool."""
+"""WorkerPool: groups actions into units of work and runs them on a bounded pool."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from storage_backend.transfer.retry_budget import RetryBudget
 Unit: TypeAlias = list[Action]
 
 
-class Workers:
+class WorkerPool:
     """Does the work on planned actions.
 
     Args:

@@ -1,0 +1,68 @@
+"""Responses of botocore's "before-send" handlers in place of the network's: so moto answers our own HTTP client as well."""
+
+from __future__ import annotations
+
+import io
+import os
+import threading
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from typing_extensions import Buffer
+
+from storage_backend.backends.s3.endpoint import BucketEndpoint
+from storage_backend.backends.s3.file_parts import FilePart
+from storage_backend.backends.s3.responses import S3Response
+
+
+def handler_response(
+    endpoint: BucketEndpoint,
+    event: str,
+    line: tuple[str, str],
+    headers: Mapping[str, str],
+    body: bytes | memoryview | FilePart,
+) -> S3Response | None:
+    """The response of a handler of *event*, if any gives one; *line* is the method and the target of the request."""
+    from botocore.awsrequest import AWSPreparedRequest, HeadersDict
+
+    method, target = line
+    content = body.read_all() if isinstance(body, FilePart) else bytes(body)
+    sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
+    request = AWSPreparedRequest(method, endpoint.origin + target, sent, content or None, stream_output=True)
+    assert endpoint.emit is not None
+    # moto's objects are not thread-safe, and a batch would use them from several threads of ours.
+    with _one_at_a_time():
+        _, answer = endpoint.emit(event, request=request)
+        return None if answer is None else _HandlerResponse(answer)
+
+
+@cache
+def _one_at_a_time() -> threading.RLock:
+    """Held through a fork: a lock of moto's that another thread held would stay locked in the child."""
+    lock = threading.RLock()
+    os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
+    return lock
+
+
+class _HandlerResponse:
+    """An AWSResponse of botocore as an `S3Response`."""
+
+    def __init__(self, answer: Any) -> None:
+        self.status = int(answer.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
+        content = b"".join(answer.raw.stream())
+        self.length: int | None = len(content)
+        self._content = io.BytesIO(content)
+
+    def read(self, size: int = -1, /) -> bytes:
+        return self._content.read(size)
+
+    def readinto(self, buffer: Buffer, /) -> int:
+        return self._content.readinto(buffer)
+
+    def drain(self, at_most: int) -> bool:  # noqa: ARG002 - as an S3Response
+        return True
+
+    def close(self) -> None:
+        pass
