@@ -19,9 +19,7 @@ from storage_backend.file_rights import entry_facts, give_rights, look_at
 from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
 
-SMALL = (
-    1 << 20
-)  # bytes; what is larger is better without a name until it is published, so that a kill leaves nothing
+SMALL = 1 << 20  # bytes; a larger object is staged without a name, so that a kill leaves nothing
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
