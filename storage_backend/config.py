@@ -1,4 +1,4 @@
-"""open_storage: a location, as a person writes it, becomes a backend."""
+"""open_storage: opens the backend at a location."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBa
 
 
 def _opened(url: Url, create: bool) -> StorageBackend:
-    """The backend of *url*, its fragment aside."""
+    """The backend of *url*, without its fragment."""
     scheme = SCHEMES.get(url.scheme)
     if scheme is not None:
         return _load(scheme.backend)(**scheme.arguments(url, create))
@@ -108,6 +108,6 @@ def _opened(url: Url, create: bool) -> StorageBackend:
 
 
 def _load(name: str) -> Callable[..., StorageBackend]:
-    """What "module:Class" names."""
+    """The class that "module:Class" names."""
     module, _, kind = name.partition(":")
     return cast("Callable[..., StorageBackend]", getattr(import_module(module), kind))

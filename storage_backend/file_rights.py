@@ -10,9 +10,13 @@ _HAS_ATTRIBUTES = hasattr(os, "listxattr")
 _ACL = "system.posix_acl_access"
 # Not capabilities or signatures of the content, which is another one now.
 _KEPT = ("user.", "system.", "security.selinux")
-# Not everything is everywhere.
+# Not everything is everywhere. Whatever is opened so neither blocks nor becomes the controlling terminal.
 _CALM = (
-    os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    os.O_RDONLY
+    | getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_NOCTTY", 0)
+    | getattr(os, "O_CLOEXEC", 0)
 )
 
 

@@ -37,7 +37,7 @@ class _MemoryObject:
 
 
 class MemoryStorage(StorageBackend):
-    """Objects in this process's memory, gone with it.
+    """Objects in the memory of this process.
 
     A pickle, like a forked child, has a copy of the objects; what is written there is not seen here.
     """

@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
-    """Run the program. Whatever goes wrong is one line on stderr.
+    """Run the program. Any error is one line on stderr.
 
     Returns:
         The exit code.
@@ -170,7 +170,7 @@ def _perform(arguments: list[str], interrupts: Interrupts) -> int:
 
 
 def _begin_in_utf8() -> None:
-    """Begin anew in Python's UTF-8 mode. It has the locales C and POSIX in it, and everybody by default from 3.15 on.
+    """Start again in Python's UTF-8 mode, which is on by default in the locales C and POSIX, and everywhere from Python 3.15 on.
 
     Arguments and names of files are bytes, and identifiers are these bytes read as UTF-8 (`identifiers.decode`). In the
     encoding of another locale the same argument would name another object.
@@ -180,6 +180,6 @@ def _begin_in_utf8() -> None:
 
 
 def _allocate_together() -> None:
-    """Have all threads share two of glibc's arenas (mallopt(3)): Python runs one at a time, and each leaves gaps in its own."""
+    """Limit glibc to two arenas (mallopt(3)): Python runs one thread at a time, so one arena a thread only fragments memory."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

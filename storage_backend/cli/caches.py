@@ -1,4 +1,4 @@
-"""cache stats, clear, check: the directory of a CachedStorage, looked at and mended."""
+"""cache stats, clear, check: inspect, empty and repair the directory of a CachedStorage."""
 
 from __future__ import annotations
 

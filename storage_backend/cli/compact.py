@@ -1,4 +1,4 @@
-"""compact: the space of what was deleted from a database goes back to the disk."""
+"""compact: gives the space of deleted objects back to the disk."""
 
 from __future__ import annotations
 

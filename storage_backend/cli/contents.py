@@ -1,4 +1,4 @@
-"""What there is at a location, for the commands that list it."""
+"""The objects at a location, for the commands that list them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Contents(NamedTuple, Generic[T]):
-    """What there is at a location.
+    """The objects at a location.
 
     Attributes:
         storage: the place, or the one that the object is in.
@@ -31,7 +31,7 @@ class Contents(NamedTuple, Generic[T]):
 
 @contextmanager
 def contents_of(location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Iterator[Contents[T]]:
-    """What there is at *location*: the objects of a place, or beneath a prefix; else the one object.
+    """The objects at *location*: those of a place, or beneath a prefix; else the one object.
 
     Args:
         location: as a person wrote it.
@@ -46,7 +46,7 @@ def contents_of(location: str, entries: Callable[[StorageBackend], Iterable[T]])
 
 
 def beneath(storage: StorageBackend, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T] | None:
-    """What *entries* lists; None if that is nothing."""
+    """The entries that *entries* lists; None if there are none."""
     found = iter(entries(storage))
     first = next(found, None)
     return None if first is None else Contents(storage, itertools.chain([first], found))
@@ -58,7 +58,7 @@ def all_objects(storage: StorageBackend) -> Iterator[ObjectInfo]:
 
 
 def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
-    """The object's size, asked for where the listing does not have it; None if the object has gone meanwhile."""
+    """The object's size, by a request where the listing does not have it; None if the object was deleted meanwhile."""
     if info.size is not None:
         return info.size
     try:

@@ -1,4 +1,4 @@
-"""diff: what is not the same in two places."""
+"""diff: the differences between two places."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
 def _at_sight(
     source: StorageBackend, target: StorageBackend, options: dict[str, Any], show: Show | None
 ) -> int:
-    """Compare what two scans show, holding nothing. Without *show*, the first difference ends it."""
+    """Compare two scans in constant memory. Without *show*, stop at the first difference."""
     from storage_backend.transfer.engine import TransferEngine
     from storage_backend.transfer.options import TransferOptions
 

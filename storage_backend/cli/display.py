@@ -1,4 +1,4 @@
-"""Display: where it is shown how far a command is: live on a terminal, now and then as a line elsewhere."""
+"""Display: shows the progress of a command, live on a terminal, elsewhere as a line now and then."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TICK = 0.2  # seconds between two looks at a Meter
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether *stream* is a terminal on which what was written can be written over."""
+    """Whether *stream* is a terminal on which text can be overwritten."""
     return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
 
 
@@ -86,7 +86,7 @@ class Display:
                 self.clear()
 
     def show(self, fields: Mapping[str, Any]) -> None:
-        """Show how far it is."""
+        """Show the progress."""
         with self._lock:
             status = Status(self._verb, fields)
             if not self._is_terminal:
@@ -103,14 +103,14 @@ class Display:
                 self._live.show(status)
 
     def clear(self) -> None:
-        """Take the live display away; the next event shows it again."""
+        """Erase the live display; the next event draws it again."""
         with self._lock:
             if self._live is not None:
                 live, self._live = self._live, None
                 live.close()
 
     def _watch_logs(self) -> None:
-        """Have what is logged written where the live display was, which then appears below it."""
+        """Erase the live display before each log line, so that it is drawn again below."""
         for handler in logging.getLogger("storage_backend").handlers:
             if self._make_room not in handler.filters:
                 handler.addFilter(self._make_room)
@@ -130,7 +130,7 @@ class Display:
 
 
 class Meter:
-    """Shows how far a command without a transfer is, while it runs in a `with`.
+    """Shows the progress of a command without a transfer, while its `with` block runs.
 
     What is done within half a second is not shown, and costs next to nothing.
 
@@ -168,23 +168,23 @@ class Meter:
         self._thread: threading.Thread | None = None
 
     def moved(self, size: int) -> None:
-        """Say that *size* more bytes have passed. From any thread."""
+        """Count *size* more bytes. Safe to call from any thread."""
         with self._lock:
             self._bytes += size
             self._moves += 1
 
     def done(self, objects: int = 1) -> None:
-        """Say that so many more objects are done."""
+        """Count so many more objects as done."""
         with self._lock:
             self._done += objects
             self._moves += 1
 
     def reader(self, reader: BinaryIO, place: StorageBackend | str) -> BinaryIO:
-        """*reader*, of which is counted what is read; meanwhile it is *place* that is waited for."""
+        """Wrap *reader* so that its bytes are counted, and *place* is shown while a read waits."""
         return cast(BinaryIO, _Metered(reader, self, place))
 
     def ask(self, place: StorageBackend | str | None) -> None:
-        """Say that *place* is waited for from now on; None for those that it was made with."""
+        """Set the place that is shown while nothing moves; None for those given to the constructor."""
         self._asked = place
 
     def __enter__(self) -> Self:
@@ -241,7 +241,7 @@ class Meter:
 
 
 class _Metered:
-    """Passes a reader through, and tells a meter. Of standard input, what is there is given at once."""
+    """A reader that counts its bytes in a meter. From standard input it returns what is available without waiting for more."""
 
     def __init__(self, reader: BinaryIO, meter: Meter, place: StorageBackend | str) -> None:
         self._read = reader.read1 if isinstance(reader, io.BufferedReader) and place == STDIN else reader.read
@@ -249,7 +249,7 @@ class _Metered:
         self._place = place
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on, as the reader within does."""
+        """Read as the wrapped reader does."""
         self._meter.ask(self._place)
         chunk = self._read(size)
         self._meter.ask(None)

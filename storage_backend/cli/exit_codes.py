@@ -1,4 +1,4 @@
-"""Exit codes, and which error ends with which."""
+"""Exit codes, and the code for each error."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def code_of_failures(errors: Sequence[BaseException], done: int = 0) -> Exit:
 
 
 def code_of_report(report: TransferReport) -> Exit:
-    """The code for a transfer that came to its end."""
+    """The code for a transfer that ended."""
     if report.differences:
         return Exit.DIFFERENT
     if report.failed:

@@ -1,4 +1,4 @@
-"""CommandGroup and Program: click's groups, with our exit codes under every click, and commands that are imported when wanted."""
+"""CommandGroup and Program: click groups with our exit codes in every version of click, and commands imported on first use."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing_extensions import override
 
 
 class NoArgumentsError(click.UsageError):
-    """A command that needs arguments was given none: its help says which.
+    """A command that needs arguments was given none.
 
     click 8.2 has an error of its own for that; earlier ones print the help and exit with 0, so that a script whose variables
     are empty goes on.
@@ -28,7 +28,7 @@ class NoArgumentsError(click.UsageError):
 
 
 class PassingError(Exception):
-    """Carries an error past click's `main`, which takes every EPIPE for its output's, and Ctrl-C for its own."""
+    """Carries an error past click's `main`, which would handle every EPIPE and Ctrl-C itself."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))

@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C and SIGTERM end the program soon, whatever it waits for."""
+"""Interrupts: Ctrl-C and SIGTERM end the program within seconds, whatever it waits for."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _END_OF_LIVE_LINE = b"\r\x1b[K\x1b[?25h"  # erased, and the cursor shown
 
 
 class Interrupts:
-    """What a signal does: the first raises KeyboardInterrupt and starts a clock, and with that or the second all ends.
+    """Handles signals: the first raises KeyboardInterrupt and starts a deadline; the deadline or a second signal ends the process.
 
     Attributes:
         resume: how to go on later, for the line that says what happened.
@@ -41,11 +41,11 @@ class Interrupts:
 
     @property
     def code(self) -> int:
-        """The exit code: 128 and the signal's number, as the shell has it of a program that a signal ended."""
+        """The exit code: 128 plus the signal's number, as shells report it."""
         return Exit.INTERRUPTED if self._signal == signal.SIGINT else Exit.TERMINATED
 
     def watch(self) -> None:
-        """Take the signals, where nobody chose otherwise: one that is ignored stays so."""
+        """Install the handlers, except for a signal that is ignored or handled already."""
         defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
         ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
         if not ours or threading.current_thread() is not threading.main_thread():
@@ -66,7 +66,7 @@ class Interrupts:
             complain(self._line)
 
     def leave(self, code: int) -> NoReturn:
-        """Exit; a signal from now on ends it at once, and after one, nothing is waited for."""
+        """Exit. A signal from now on ends the process at once; after an earlier signal, threads are not waited for."""
         self._leaving = True
         if self._came:
             self._flush()

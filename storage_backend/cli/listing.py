@@ -1,4 +1,4 @@
-"""ls, stat, checksum: what there is."""
+"""ls, stat, checksum: list and describe objects."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _one_level(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
 
 
 def _in_order(entries: Iterator[ObjectInfo | str], sort: str, reverse: bool) -> Iterable[ObjectInfo | str]:
-    """*entries*, which come by name, as --sort and --reverse have them; equal ones by name."""
+    """*entries*, which arrive sorted by name, in the order of --sort and --reverse."""
     if sort == "name":
         return reversed(list(entries)) if reverse else entries
 

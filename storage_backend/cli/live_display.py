@@ -1,4 +1,4 @@
-"""LiveDisplay: a display that is drawn again and again where it stands. It fits the terminal's width, also when that changes."""
+"""LiveDisplay: a progress display that is redrawn in place and adapts to the terminal's width."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class LiveDisplay:
         self._live.start()
 
     def show(self, status: Status) -> None:
-        """Draw *status* where the last one was."""
+        """Replace the last status by *status*."""
         self._live.update(DrawnLines(status), refresh=True)
 
     def close(self) -> None:
-        """Remove it from the terminal."""
+        """Erase it."""
         self._live.stop()
 
 

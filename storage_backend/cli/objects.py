@@ -1,4 +1,4 @@
-"""cat, get, put, cp, mv, rm, url: objects moved about, removed, and shown to others."""
+"""cat, get, put, cp, mv, rm, url: transfer, remove and share single objects."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
 
 
 def _pour(reader: BinaryIO, place: StorageBackend | str, *, quiet: bool) -> None:
-    """Write all that *reader*, which is of *place*, gives to standard output.
+    """Copy *reader*, which reads from *place*, to standard output.
 
     How far it is is shown for a file: in a pipe, whatever is at its end may have the terminal.
     """
@@ -79,7 +79,7 @@ def _is_file(stream: BinaryIO) -> bool:
 
 
 def _length(reader: BinaryIO) -> int | None:
-    """How many bytes *reader* has, if it can tell."""
+    """The number of bytes left in *reader*, if it is known."""
     if reader is sys.stdin.buffer and not _is_file(reader):
         return None
     start = reader.tell()
@@ -304,7 +304,7 @@ def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:
 
 
 def _directory(path: str, *, create: bool = False) -> StorageBackend:
-    """The local directory *path*, whatever it looks like."""
+    """The local directory *path*, even if the path looks like a URL."""
     return place_at(os.path.join("./", expanded(path)), create=create)  # noqa: PTH118 - "./" would be dropped
 
 

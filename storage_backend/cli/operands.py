@@ -1,4 +1,4 @@
-"""The locations that a command is given, opened."""
+"""Opens the locations that a command is given."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
 
 
 class SourceObjects:
-    """Gives many objects to be used one after the other. What follows each other in one place is used over one connection."""
+    """Opens many objects one after the other. Consecutive objects of one place share a backend."""
 
     def __init__(self) -> None:
         self._base: str | None = None
@@ -105,7 +105,7 @@ def _split(location: str) -> tuple[str, str]:
 
 
 def _is_folder(storage: StorageBackend, identifier: str) -> bool:
-    """Whether *identifier* is that of a directory, or a prefix of others. For what has failed: it costs a look."""
+    """Whether *identifier* names a directory or a prefix. Costs a request: for use after a failure."""
     with suppress(OSError):
         try:
             storage.stat(identifier)
@@ -122,7 +122,7 @@ _INSTEAD = {"cp": "'sync' copies", "mv": "'migrate --delete-source' moves", "sta
 
 
 def _instead() -> str:
-    """What the command that is running would have one do with a folder."""
+    """The advice of the running command for a folder."""
     context = click.get_current_context()
     name = str(context.info_name)
     if any(parameter.name == "recursive" for parameter in context.command.params):
@@ -177,7 +177,7 @@ def names_a_place(location: str) -> bool:
 
 
 def _ends_in_slash(location: str) -> bool:
-    """Whether the path or the name in *location* does; of a path, all of it."""
+    """Whether the path, or the name in a URL, ends in a slash."""
     parsed = _parsed(location)
     if isinstance(parsed, str):
         return parsed.endswith("/")
@@ -197,13 +197,13 @@ def names_either(location: str) -> bool:
 
 
 def has_directories(location: str) -> bool:
-    """Whether *location* is one where a name is either an object's or a directory's, on a server."""
+    """Whether *location* is on a server that has directories."""
     parsed = _parsed(location)
     return isinstance(parsed, Url) and parsed.scheme == "ssh"
 
 
 def local_path(location: str) -> Path | None:
-    """The path of a location on the local disk; None of any other, and of what is in it.
+    """The path of a location on the local disk; None for any other location.
 
     Raises:
         click.UsageError: the location is wrong.

@@ -1,4 +1,4 @@
-"""What the program prints: names, which may hold any character, and complaints."""
+"""The program's output: lines with names, which may hold any character, and error messages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ DISPLAY = "storage_backend.display"  # the key of the live display in click's `C
 
 
 def _make_room() -> None:
-    """Take a live display away, so that what is written does not end inside it; it comes again by itself."""
+    """Erase a live display before other output; it is drawn again with the next event."""
     context = click.get_current_context(silent=True)
     display = context.meta.get(DISPLAY) if context is not None else None
     if display is not None:
@@ -93,7 +93,7 @@ class Lines:
         self._put(f"{self._painted(f'{word:<8}', colour)} {quoted(name) if self.quotes else name}")
 
     def text(self, text: str) -> None:
-        """A line of ours."""
+        """A line without a name in it."""
         self._put(text)
 
     def record(self, record: Mapping[str, Any]) -> None:
@@ -101,7 +101,7 @@ class Lines:
         self._put(json.dumps(record))
 
     def flush(self) -> None:
-        """Hand on what was written so far."""
+        """Flush the stream."""
         self._stream.flush()
 
     def _painted(self, text: str, colour: str) -> str:
@@ -116,7 +116,7 @@ class Lines:
 
 
 def _in_colour(live: bool) -> bool:
-    """What --color says; without it, whether there is a terminal that can, and nobody said NO_COLOR (no-color.org)."""
+    """Whether to colour: as --color says, else on a capable terminal unless NO_COLOR is set (no-color.org)."""
     context = click.get_current_context(silent=True)
     if context is not None and context.color is not None:
         return context.color
@@ -137,7 +137,7 @@ def record_of(info: ObjectInfo) -> dict[str, Any]:
 
 
 class Outcomes:
-    """Does the same for each of several things: one that fails is complained of and does not stop the rest."""
+    """Collects the outcomes of the same work on several things: a failure is reported and does not stop the rest."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []

@@ -1,4 +1,4 @@
-"""postpone: a module that others import is imported when it is first used."""
+"""postpone: delays the import of a module until its first use."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def postpone(name: str) -> None:
-    """Have a module that others import, and hardly ever use, imported when something of it is first used.
+    """Delay the import of a module, which others import but hardly ever use, until one of its attributes is used.
 
     For a program of our own only: who imports *name* gets a stand-in, and is told only then that it is not installed.
     """

@@ -1,4 +1,4 @@
-"""What a person is told of a transfer: how far it is, in words that fit, and the summary at its end."""
+"""The progress of a transfer in words, and the summary at its end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SEPARATOR = " · "
 
 
 class Status:
-    """How far a command is, by the fields of a "progress" event; of those that are missing, nothing is said.
+    """The progress of a command, from the fields of a "progress" event. Missing fields are left out.
 
     Args:
         verb: of the command.
@@ -37,7 +37,7 @@ class Status:
         return SEPARATOR.join(filter(None, parts))
 
     def lines(self, width: int) -> list[str]:
-        """The same but for percentage, ETA and whom it waits for, in as many lines of at most *width* characters as it takes."""
+        """As `line`, without percentage, ETA and waiting, wrapped to *width* characters."""
         lines: list[str] = []
         for part in (*self._amounts(), self._rate(), *self._counts()):
             if lines and len(lines[-1]) + len(SEPARATOR) + len(part) <= width:
@@ -48,7 +48,7 @@ class Status:
 
     @property
     def percent(self) -> int | None:
-        """Of the bytes, or where there are none of the objects; None before it is known what all is."""
+        """Percentage of the bytes, or of the objects where there are no bytes; None until the plan is complete."""
         if not self._fields.get("plan_complete"):
             return None
         done, total = self._fields["bytes"], self._fields.get("planned_bytes")
@@ -58,7 +58,7 @@ class Status:
 
     @property
     def eta(self) -> str:
-        """How long it will take; before it is known what all is, an estimate, which says so."""
+        """The time left; an estimate, marked as such, until the plan is complete."""
         left = self._fields.get("eta")
         left = None if left is None else float(math.ceil(left))
         if self._fields.get("plan_complete"):
@@ -70,7 +70,7 @@ class Status:
 
     @property
     def waiting(self) -> str:
-        """Who is waited for, and for how long."""
+        """The side that the transfer waits for, and for how long."""
         if "waiting_for" not in self._fields:
             return ""
         return f"waiting for {quoted(self._fields['waiting_for'])}, {self._fields['waiting']:.0f} s"
@@ -101,7 +101,7 @@ class Status:
         return [f"{name} {self._fields[name]:,}" for name in counted if name in self._fields]
 
     def _objects(self) -> tuple[int, int]:
-        """How many are settled, and of how many."""
+        """The objects that are done, and the total."""
         fields = self._fields
         done = fields.get("done", 0)
         without_work = fields.get("skipped", 0)
@@ -112,7 +112,7 @@ class Status:
 
 
 def summarize(report: TransferReport, *, quiet: bool = False) -> None:
-    """What was done on stdout, what was not on stderr."""
+    """Print what was done on stdout, and failures on stderr."""
     _tell_failures(report)
     for reason in report.refused:
         complain(reason)

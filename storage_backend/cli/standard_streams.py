@@ -1,4 +1,4 @@
-"""The three standard streams, as they are found: open, closed, without a reader, on a full disk, or not waiting."""
+"""The standard streams, which may be closed, non-blocking, on a full disk, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMES = ("standard input", "standard output", "standard error")
 
 
 class OutputError(OSError):
-    """Standard output cannot be written. Of what the program works on, nothing is known to be wrong.
+    """Standard output cannot be written. This says nothing about the objects that the program works on.
 
     Attributes:
         code: the exit code, if this ends the program.
@@ -46,7 +46,7 @@ def _reason(error: OSError) -> str | None:
 
 
 class StandardStream(io.FileIO):
-    """A standard stream. It waits where somebody who has the same pipe or terminal made it non-blocking.
+    """A standard stream that waits even if another process made the shared pipe or terminal non-blocking.
 
     Args:
         number: 0, 1 or 2.
@@ -118,7 +118,7 @@ def _text(stream: BinaryIO, old: TextIO | None) -> io.TextIOWrapper:
 
 
 def outlive_output(*, if_closed: bool = False) -> None:
-    """Have the running command go on when nothing can be written to standard output: its work is not what it prints.
+    """Let the running command go on when standard output fails: its work is not what it prints.
 
     Args:
         if_closed: only when that was closed from the start.
@@ -129,7 +129,7 @@ def outlive_output(*, if_closed: bool = False) -> None:
 
 
 def lost_output() -> OutputError | None:
-    """Why output that somebody waits for could not be written, and was dropped; None if there is none."""
+    """The error for which output was dropped, if somebody still waits for it; else None."""
     stream = _output()
     return None if stream is None or stream.lost is None or stream.lost.unwanted else stream.lost
 

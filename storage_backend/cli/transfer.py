@@ -300,14 +300,14 @@ def _run(
 
 
 def concerned(report: TransferReport) -> bool:
-    """Whether the source had anything for the transfer."""
+    """Whether the source had any object for the transfer."""
     would = any(not action.startswith("delete") for action in report.would)
     differs = any(difference != "extra" for difference in report.differences.values())
     return bool(would or differs or report.planned or report.skipped or report.failed)
 
 
 def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
-    """Say why nothing was done: what is easily mistyped would look like success."""
+    """Say why nothing was done: otherwise a mistyped option would look like success."""
     if next(iter(source.scan()), None) is None:
         complain(f"{location_of(source)} holds no objects")
         return

@@ -79,7 +79,7 @@ def moment_of(text: str, now: datetime) -> datetime:
 
 
 def unit_of(count: float) -> str:
-    """The unit that *count* bytes are best told in."""
+    """The largest unit in which *count* bytes are at least 1."""
     unit = 0
     while count >= 1024 and unit < len(UNITS) - 1:
         count /= 1024
@@ -114,5 +114,5 @@ def shown_size(count: int, *, human: bool) -> str:
 
 
 def size_width(*, human: bool) -> int:
-    """How wide a column of sizes is."""
+    """The width of a column of sizes."""
     return 9 if human else 15

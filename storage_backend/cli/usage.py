@@ -1,4 +1,4 @@
-"""du, tree: how much there is, and how it is laid out."""
+"""du, tree: sizes of folders, and the tree of objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_HELD = 10_000  # lines of a tree that wait for what comes after them
 
 @dataclass(slots=True)
 class FolderTotal:
-    """What is beneath a folder.
+    """Bytes and objects beneath a folder.
 
     Attributes:
         prefix: the folder, as "name/"; "" is the whole.
@@ -32,7 +32,7 @@ class FolderTotal:
     objects: int = 0
 
     def add(self, other: FolderTotal) -> None:
-        """Count what *other* counts, too."""
+        """Add the counts of *other*."""
         self.size += other.size
         self.objects += other.objects
 
@@ -94,7 +94,7 @@ def du(  # noqa: PLR0917 - click gives them by name
 
 
 def _totals(contents: Contents[ObjectInfo]) -> Iterator[FolderTotal]:
-    """Each folder as soon as the scan has left it, so that only those above the current object are held; last the whole."""
+    """Yield each folder once the scan has left it, so that only the folders above the current object are held; last the root."""
     above = [FolderTotal()]
     for info in contents.entries:
         size = size_of(contents.storage, info)
@@ -174,7 +174,7 @@ def _with_folders(infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo | str]:
 
 
 def _levels(storage: StorageBackend, prefix: str, depth: int) -> Iterator[ObjectInfo | str]:
-    """The same from one listing a folder, so that nothing deeper than *depth* levels is listed."""
+    """As `_with_folders`, from one listing a folder, so that nothing deeper than *depth* levels is listed."""
     for entry in storage.scan_level(prefix):
         yield entry
         if isinstance(entry, str) and depth > 1:
@@ -183,7 +183,7 @@ def _levels(storage: StorageBackend, prefix: str, depth: int) -> Iterator[Object
 
 @dataclass(slots=True)
 class FolderTotals:
-    """What a tree has."""
+    """Counts of a tree."""
 
     folders: int = 0
     objects: int = 0
@@ -231,20 +231,20 @@ class TreeBranch:
         return self.last is not None and all(folder.last is not None for folder in self.above)
 
     def settle(self) -> None:
-        """Draw it without knowing: as if something followed wherever that is open."""
+        """Draw it as if something followed wherever that is not known yet."""
         for branch in (*self.above, self):
             if branch.last is None:
                 branch.last = False
 
     def rule(self) -> str:
-        """What stands before the name."""
+        """The lines drawn before the name."""
         return "".join("    " if folder.last else "│   " for folder in self.above) + (
             "└── " if self.last else "├── "
         )
 
 
 def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[TreeBranch]:
-    """The lines of a tree in order, each as soon as it is known what follows on its level and those above, or too many wait."""
+    """Yield the lines of a tree in order, each once it is known whether another follows on its level and those above."""
     waiting: deque[TreeBranch] = deque()
     newest: list[TreeBranch] = []  # on each level
     for entry in entries:
@@ -266,7 +266,7 @@ def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[TreeBranch]:
 
 
 def _end(branches: Iterable[TreeBranch]) -> None:
-    """Nothing follows on these levels. What was drawn without knowing stays as it was drawn."""
+    """Mark the branches as the last of their levels, unless they were drawn already."""
     for branch in branches:
         if branch.last is None:
             branch.last = True

@@ -43,6 +43,7 @@ from storage_backend import (
     UnsupportedOperationError,
     destinations,
 )
+from storage_backend.backends.local import leftovers
 from storage_backend.backends.local.base_directory import refuse_platform
 from storage_backend.backends.local.errors import translate
 from storage_backend.owners import temporary_name
@@ -574,6 +575,19 @@ class TestInterruptedWrites:
             act(type(any_way)(base))
             assert gone not in entries(base / "d")
         assert set(kept) < set(entries(base / "d"))
+
+    def test_first_write_to_a_large_directory_does_not_wait_for_a_listing(
+        self, base: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(leftovers, "_LARGE", -1)  # as if all were
+        monkeypatch.setattr(leftovers, "_SECONDS_A_BYTE", 0.0)
+        listings: list[int] = []
+        monkeypatch.setattr(leftovers, "_sweep", listings.append)
+        storage = LocalStorage(base)
+        storage.write("d/a", b"1")
+        assert listings == []
+        storage.write("d/a", b"2")
+        assert len(listings) == 1
 
     @pytest.mark.parametrize("way", [LocalStorage, NamingStorage])
     def test_crash_at_any_line_leaves_the_old_object_or_the_new(

@@ -1,4 +1,4 @@
-"""write_small: content that is in memory becomes an object, by as few system calls as an atomic write takes.
+"""SmallWriter: writes content that is in memory, with as few system calls as an atomic write takes.
 
 A file without a name (O_TMPFILE) needs one directory operation where nothing is replaced, and three where something is, since
 linkat(2) never overwrites: there, a reserved temporary name and rename(2) take half the time. What a kill leaves is
@@ -19,49 +19,65 @@ from storage_backend.file_rights import entry_facts, give_rights, look_at
 from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
 
-SMALL = (
-    1 << 20
-)  # bytes; what is larger is better without a name until it is published, so that a kill leaves nothing
+SMALL = 1 << 20  # bytes; a larger object is staged without a name, so that a kill leaves nothing
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
-def write_small(
-    root: ContainedRoot, path: bytes, content: bytes, leftovers: Leftovers, *, anonymous: bool
-) -> None:
-    """Make *content* the object at *path*, in place of what was there. Missing directories are created.
+class SmallWriter:
+    """Writes objects of up to SMALL bytes. Safe to use from many threads.
 
     Args:
         root: the base directory.
-        path: where it will be.
-        content: of it.
         leftovers: of killed writes.
-        anonymous: use a file without a name where that is faster and the file system has such.
-
-    Raises:
-        OSError: with EEXIST or ENOTEMPTY, something is in the way; with ENXIO, it is a device, a pipe or a socket.
+        anonymous: use files without a name where that is faster and the file system has them.
     """
-    for more in ATTEMPTS:
-        directory, name, _ = root.make_parent(path)
-        try:
-            leftovers.sweep(directory, path[: -len(name)])
-            old, attributes = look_at(directory, name)
-            if old is not None or not (anonymous and _write_new(directory, name, content)):
-                _replace(directory, name, old, attributes, content)
-        except IsADirectoryError:
-            if not more:
-                raise
-            clear_way(directory, name)
-        except FileExistsError:  # another process has just created it
-            if not more:
-                raise
-        except FileNotFoundError as error:  # the directory has been removed
-            if not more:
-                raise OSError(errno.EAGAIN, "removed as often as it was created", path) from error
-        else:
+
+    def __init__(self, root: ContainedRoot, leftovers: Leftovers, *, anonymous: bool) -> None:
+        self._root = root
+        self._leftovers = leftovers
+        self._anonymous = anonymous
+        # What the last write found; the next one tries that way first. Only the time depends on it.
+        self._expects_new = False
+
+    def write(self, path: bytes, content: bytes) -> None:
+        """Make *content* the object at *path*, replacing what was there. Missing directories are created.
+
+        Raises:
+            OSError: with EEXIST or ENOTEMPTY, something is in the way; with ENXIO, it is a device, a pipe or a socket.
+        """
+        for more in ATTEMPTS:
+            directory, name, _ = self._root.make_parent(path)
+            try:
+                self._leftovers.sweep(directory, path[: -len(name)])
+                self._write_in(directory, name, content)
+            except IsADirectoryError:
+                if not more:
+                    raise
+                clear_way(directory, name)
+            except FileExistsError:  # another process has just created it
+                if not more:
+                    raise
+            except FileNotFoundError as error:  # the directory has been removed
+                if not more:
+                    raise OSError(errno.EAGAIN, "removed as often as it was created", path) from error
+            else:
+                return
+            finally:
+                os.close(directory)
+
+    def _write_in(self, directory: int, name: bytes, content: bytes) -> None:
+        if self._expects_new:
+            try:
+                if _write_new(directory, name, content):
+                    return
+            except FileExistsError:
+                self._expects_new = False
+        old, attributes = look_at(directory, name)
+        if old is None and self._anonymous and _write_new(directory, name, content):
+            self._expects_new = True
             return
-        finally:
-            os.close(directory)
+        _replace(directory, name, old, attributes, content)
 
 
 def _write_new(directory: int, name: bytes, content: bytes) -> bool:

@@ -24,7 +24,7 @@ from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.local_file import LocalFile, info_of_file, native_path, require_regular
 from storage_backend.backends.local.renaming import check_entry, rename
 from storage_backend.backends.local.scanner import DirectoryScanner
-from storage_backend.backends.local.small_write import SMALL, write_small
+from storage_backend.backends.local.small_write import SMALL, SmallWriter
 from storage_backend.backends.local.staged_object import StagedObject
 from storage_backend.backends.local.symlinks import move_symlink
 from storage_backend.backends.local.syncing import sync_directory, sync_file_system
@@ -103,6 +103,7 @@ class LocalStorage(StorageBackend):
         self._prefix = str(self.base_dir).rstrip("/") + "/"
         self._leftovers = Leftovers()
         self._root = ContainedRoot(os.fsencode(self.base_dir), openat2=self._openat2, make=later)
+        self._small_writer = SmallWriter(self._root, self._leftovers, anonymous=self._tmpfile)
         self._scanner = DirectoryScanner(self._root, self._location, self._leftovers.note)
 
     def __repr__(self) -> str:
@@ -124,15 +125,22 @@ class LocalStorage(StorageBackend):
 
     @override
     def read(self, identifier: str) -> bytes:
-        with ErrorTranslation(identifier, self._location):
+        try:
             fd = self._root.open(native_path(identifier), READ)
             try:
-                size = require_regular(os.fstat(fd)).st_size
+                facts = os.fstat(fd)
+                if not stat.S_ISREG(facts.st_mode):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
                 # One byte more shows the end in the same call. Some files of the kernel are given by the first call or not at all.
+                size = facts.st_size
                 content = os.read(fd, size + 1 if size else _BUFFER)
                 return content if len(content) == size else _read_on(fd, content)
             finally:
                 os.close(fd)
+        except StorageError:
+            raise
+        except OSError as error:
+            raise translate(error, identifier, self._location) from error
 
     @override
     def write(self, identifier: str, content: Content) -> bool:
@@ -145,9 +153,7 @@ class LocalStorage(StorageBackend):
                 staged.publish()
             return True
         try:
-            write_small(
-                self._root, native_path(identifier), content, self._leftovers, anonymous=self._tmpfile
-            )
+            self._small_writer.write(native_path(identifier), content)
         except StorageError:
             raise
         except OSError as error:
@@ -178,13 +184,12 @@ class LocalStorage(StorageBackend):
     @override
     def size(self, identifier: str) -> int:
         try:
-            facts = self._root.stat(native_path(identifier))
+            size = told_size(self._root.stat(native_path(identifier)))
         except StorageError:
             raise
         except OSError as error:
             raise translate(error, identifier, self._location) from error
-        size = told_size(facts)
-        return self._read_size(identifier, facts) if size is None else size
+        return self._read_size(identifier) if size is None else size
 
     @override
     def copy(self, source_id: str, dest_id: str) -> bool:
@@ -392,10 +397,9 @@ class LocalStorage(StorageBackend):
         with ErrorTranslation(identifier, self._location):
             return require_regular(self._root.stat(native_path(identifier)))
 
-    def _read_size(self, identifier: str, facts: os.stat_result) -> int:
+    def _read_size(self, identifier: str) -> int:
         """The size of a file whose file system does not report sizes: 0 if it is empty, else an error."""
-        with ErrorTranslation(identifier, self._location):
-            require_regular(facts)
+        self._regular_facts(identifier)
         with self._opened(identifier) as reader:
             if not reader.read(1):
                 return 0

@@ -1,4 +1,4 @@
-"""Address: parses the URL of a database; its location has no password."""
+"""Address: parses the URL of a database; its location has no password. DatabaseSettings: how it is used."""
 
 from __future__ import annotations
 
@@ -60,6 +60,26 @@ class Address:
     path: str = ""
     parameters: Mapping[str, str] = field(default_factory=dict)
     password: Secret | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """How a database is used; the fields are parameters of `DatabaseStorage`.
+
+    Raises:
+        ConfigurationError: a number is not positive.
+    """
+
+    create_if_missing: bool
+    durable: bool
+    timeout_seconds: float
+    connections: int
+    stale_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("timeout_seconds", "connections", "stale_seconds"):
+            if getattr(self, name) <= 0:
+                raise ConfigurationError(f"{name}: {getattr(self, name)!r} is not positive", parameter=name)
 
 
 def parse(url: str, password: str | None = None) -> Address:

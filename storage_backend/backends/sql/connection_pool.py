@@ -17,8 +17,7 @@ from storage_backend.backends.sql import drivers, schema
 from storage_backend.errors import StorageTimeoutError, UnavailableError
 
 if TYPE_CHECKING:
-    from storage_backend.backends.sql.address import Address
-    from storage_backend.backends.sql.drivers import DatabaseSettings
+    from storage_backend.backends.sql.address import Address, DatabaseSettings
 
 FORK_PATIENCE = 5.0  # seconds that a fork waits for statements under way
 

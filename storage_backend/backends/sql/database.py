@@ -18,9 +18,9 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from storage_backend import owners
 from storage_backend.backends.sql import drivers, schema
-from storage_backend.backends.sql.address import Address
+from storage_backend.backends.sql.address import Address, DatabaseSettings
 from storage_backend.backends.sql.connection_pool import DatabasePool, inherited
-from storage_backend.backends.sql.drivers import DatabaseSettings, is_pooled, lock_timeout, synchronous
+from storage_backend.backends.sql.drivers import is_pooled, lock_timeout, synchronous
 from storage_backend.backends.sql.errors import translate
 from storage_backend.backends.sql.heartbeat import Heartbeat
 from storage_backend.backends.sql.object_row import tag_of

@@ -8,7 +8,6 @@ import stat
 import time
 import weakref
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from urllib.parse import quote
@@ -20,7 +19,7 @@ from storage_backend.forks import no_fork
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from storage_backend.backends.sql.address import Address
+    from storage_backend.backends.sql.address import Address, DatabaseSettings
 
 CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL; the URL's connect_timeout takes precedence
 
@@ -36,17 +35,6 @@ Stillness: TypeAlias = tuple[int, int, int, int]
 
 # A peer that vanished is noticed within about a minute, not two hours (libpq's own default is the kernel's).
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """How a database is used; the fields are `DatabaseStorage`'s parameters."""
-
-    create_if_missing: bool
-    durable: bool
-    timeout_seconds: float
-    connections: int
-    stale_seconds: float
 
 
 def synchronous(settings: DatabaseSettings) -> str:

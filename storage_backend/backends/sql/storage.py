@@ -11,13 +11,12 @@ from typing_extensions import override
 
 from storage_backend import identifiers, locations
 from storage_backend.backends.sql import batches, copying, listing, reading
-from storage_backend.backends.sql.address import parse
+from storage_backend.backends.sql.address import DatabaseSettings, parse
 from storage_backend.backends.sql.chunked_upload import ChunkedUpload, Flip, HashingSink
 from storage_backend.backends.sql.object_row import CHUNK_SIZE, ObjectRow, version_of
 from storage_backend.base import Identifiers, Item, StorageBackend, not_found
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.errors import (
-    ConfigurationError,
     Failures,
     MissingClientError,
     PreconditionFailedError,
@@ -84,16 +83,9 @@ class DatabaseStorage(StorageBackend):
     ) -> None:
         self._address = parse(url, password)
         self._last_seen = LastSeen()
-        self._settings: dict[str, Any] = {
-            "create_if_missing": create_if_missing,
-            "durable": durable,
-            "timeout_seconds": timeout_seconds,
-            "connections": connections,
-            "stale_seconds": stale_seconds,
-        }
-        for name in ("timeout_seconds", "connections", "stale_seconds"):
-            if self._settings[name] <= 0:
-                raise ConfigurationError(f"{name}: {self._settings[name]!r} is not positive", parameter=name)
+        self._settings = DatabaseSettings(
+            create_if_missing, durable, timeout_seconds, connections, stale_seconds
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         advice = 'PGPASSWORD, .pgpass, password="env:NAME" or password="file:PATH"'
@@ -314,7 +306,7 @@ class DatabaseStorage(StorageBackend):
         Returns:
             How many such uploads there were.
         """
-        age = self._settings["stale_seconds"] if older_than_seconds is None else older_than_seconds
+        age = self._settings.stale_seconds if older_than_seconds is None else older_than_seconds
         return self._database.sweep(age)
 
     def compact(self) -> bool:
@@ -338,7 +330,6 @@ class DatabaseStorage(StorageBackend):
         if found is None:
             try:
                 from storage_backend.backends.sql.database import Database
-                from storage_backend.backends.sql.drivers import DatabaseSettings
             except ModuleNotFoundError as error:
                 if (error.name or "").partition(".")[0] != "sqlalchemy":
                     raise
@@ -347,9 +338,7 @@ class DatabaseStorage(StorageBackend):
                     backend=self.location,
                 ) from error
             # Atomic; what the loser of a race has made has not connected yet.
-            found = self.__dict__.setdefault(
-                "_opened", Database(self._address, DatabaseSettings(**self._settings))
-            )
+            found = self.__dict__.setdefault("_opened", Database(self._address, self._settings))
         return cast("Database", found)
 
     def _version(self, identifier: str) -> bytes | None:
