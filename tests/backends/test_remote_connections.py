@@ -17,7 +17,7 @@ def busy(storage: RemoteStorage, count: int, most: int) -> int:
     seen = threading.Event()
 
     def connections() -> int:
-        return len(failover._open.more) + (failover._open.current is not None)
+        return len(failover._connections.others) + (failover._connections.current is not None)
 
     def read() -> None:
         with storage.open("object") as reader:
@@ -42,14 +42,14 @@ def test_connections_are_added_up_to_the_limit(openssh_place: SSHPlace) -> None:
     config = cast(SSHConfig, openssh_place.config(max_connections=3))
     with RemoteStorage(config, openssh_place.base) as storage:
         storage.write("object", bytes(1000))
-        assert storage._failover._open.more == []
+        assert storage._failover._connections.others == []
         assert busy(storage, 6, 3) == 3
         # One that dies is not used again.
-        storage._failover._open.more[0].session.close()
+        storage._failover._connections.others[0].session.close()
         assert {storage.size("object") for _ in range(20)} == {1000}
         failover = storage._failover
-    assert failover._open.more == []
-    assert failover._open.current is None
+    assert failover._connections.others == []
+    assert failover._connections.current is None
 
 
 def test_one_connection_is_the_default(openssh_place: SSHPlace) -> None:

@@ -27,7 +27,7 @@ from storage_backend import (
     StorageError,
     UnavailableError,
 )
-from storage_backend.backends.remote.failover import FIRST_LOOK, LONGEST_LOOK, Failover
+from storage_backend.backends.remote.failover import FIRST_FAILBACK_DELAY, MAX_FAILBACK_DELAY, Failover
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.settings import read_settings
 from storage_backend.backends.remote.sftp_contents import stat_object
@@ -559,7 +559,7 @@ class TestFirstComesBack:
         def port_after_a_read() -> int:
             failover.perform(stat_object, RemotePath("a", b"a"))
             for thread in threading.enumerate():
-                if thread.name == "storage-backend-look":
+                if thread.name == "storage-backend-failback":
                     thread.join()
             endpoint = failover.endpoint
             assert endpoint is not None
@@ -568,11 +568,11 @@ class TestFirstComesBack:
         try:
             ways.first.refuse()
             assert port_after_a_read() == ways.second.port
-            pause = FIRST_LOOK
+            pause = FIRST_FAILBACK_DELAY
             for _ in range(8):
                 now[0] += pause
                 assert port_after_a_read() == ways.second.port
-                pause = min(2 * pause, LONGEST_LOOK)
+                pause = min(2 * pause, MAX_FAILBACK_DELAY)
             ways.first.heal()
             now[0] += pause - 0.5
             assert port_after_a_read() == ways.second.port
@@ -582,7 +582,7 @@ class TestFirstComesBack:
             ways.lose_first()
             assert port_after_a_read() == ways.second.port
             ways.first.heal()
-            now[0] += FIRST_LOOK
+            now[0] += FIRST_FAILBACK_DELAY
             assert port_after_a_read() == ways.first.port
         finally:
             failover.close()

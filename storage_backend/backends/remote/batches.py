@@ -275,7 +275,7 @@ def _side_by_side(
                 yield left.pop(number), result
         except ConnectionLostError as error:
             losses += 1
-            failover.give_up(connection, error, losses)
+            failover.lose_or_raise(connection, error, losses)
         else:
             return
         finally:

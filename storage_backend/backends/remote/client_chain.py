@@ -33,12 +33,12 @@ class ClientChain:
         settings: SSHSettings,
         limits: DialTimeouts,
         make: Callable[..., Any] | None,
-        heard: Callable[[], object],
+        on_response: Callable[[], object],
     ) -> None:
         self._settings = settings
         self._limits = limits
         self._make = make
-        self._heard = heard
+        self._on_response = on_response
         self._lock = threading.Lock()
         self._handle: socket.socket | None = None  # a duplicate, for shutdown from another thread
         self._interrupted = False
@@ -201,10 +201,12 @@ class _ChainedClient:
         if isinstance(sock, socket.socket):
             chain._watch(sock)
         self._transport = make_transport(
-            transport_class(chain._heard, chain._limits.negotiation) if chain._make is None else chain._make,
+            transport_class(chain._on_response, chain._limits.negotiation)
+            if chain._make is None
+            else chain._make,
             sock,
             self.policy,
-            heard=chain._heard,
+            on_response=chain._on_response,
             banner=chain._limits.banner,
             io_timeout=self._settings.io_timeout,
             **options,

@@ -78,7 +78,7 @@ class SSHConnection:
         self, client: paramiko.SSHClient, endpoint: Endpoint, settings: SSHSettings, base_dir: str, where: str
     ) -> None:
         self.endpoint = endpoint
-        self._end: Callable[[], object] = client.close
+        self._close_client: Callable[[], object] = client.close
         self._timeout = settings.io_timeout
         self._where = where
         self._process = os.getpid()
@@ -86,24 +86,24 @@ class SSHConnection:
         self._tar_slots = threading.BoundedSemaphore(MOST_TAR_COMMANDS)
         self._tar_works: dict[str, bool] = {}
         self._unpackers: list[Unpacker] = []  # idle
-        self._probing = threading.Lock()
+        self._features_lock = threading.Lock()
         self._features: ShellFeatures | None = None
         self._from_cache = False  # whether the features were found out by another connection
         self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
         if settings.shell == "never":
             self._shell = None
         # The account's shell may depend on the key (authorized_keys in sshd(8), "command=").
-        self._server = (endpoint, settings.key_filename, _host_key(self._transport))
-        self._links: bool | None = None
-        self._counting = threading.Lock()
+        self._server_key = (endpoint, settings.key_filename, _host_key(self._transport))
+        self._can_link: bool | None = None
+        self._users_lock = threading.Lock()
         self.users = 0
         self._retired = False
         if self._transport is None:
             self.session: AnySession = SFTPClientSession(client.open_sftp())
         else:
-            self._prepare(self._transport, settings)
-            self.session = self._sftp(self._transport)
-        self.base = self._resolved(base_dir)
+            self._configure(self._transport, settings)
+            self.session = self._open_sftp(self._transport)
+        self.base = self._resolve(base_dir)
         self.operations = SFTPOperations(
             self.session,
             self.base,
@@ -122,24 +122,24 @@ class SSHConnection:
     @property
     def features(self) -> ShellFeatures:
         """What the server's shell can do; found out when first needed."""
-        with self._probing:
+        with self._features_lock:
             if self._features is None:
                 self._features = self._found_out(self._shell) if self._shell is not None else ShellFeatures()
             return self._features
 
     def _found_out(self, shell: Shell) -> ShellFeatures:
-        known = feature_cache().get(self._server)
+        known = feature_cache().get(self._server_key)
         self._from_cache = known is not None
         if known is None:
             known = shell.probe(None)
-            feature_cache().put(self._server, known)
+            feature_cache().put(self._server_key, known)
         shell.features = known
         return known
 
-    def doubt(self) -> None:
+    def forget_features(self) -> None:
         """The shell failed: forget what is known of it; this connection probes again if it has not done so itself."""
-        feature_cache().forget(self._server)
-        with self._probing:
+        feature_cache().forget(self._server_key)
+        with self._features_lock:
             if self._from_cache:
                 self._features = None
 
@@ -159,7 +159,7 @@ class SSHConnection:
         """What the server can do; the shell is probed if need be."""
         features = self.features
         flags = Capability.RANGES | Capability.DIRECTORIES
-        if (packets.HARDLINK in self.session.extensions and self.makes_links) or features.link:
+        if (packets.HARDLINK in self.session.extensions and self.can_link) or features.link:
             flags |= Capability.CREATE
         if self.operations.can_copy() or features.copy:
             flags |= Capability.SERVER_COPY
@@ -171,14 +171,14 @@ class SSHConnection:
 
     def hold(self) -> None:
         """Keep the connection open until `release`, even if another one is preferred."""
-        with self._counting:
+        with self._users_lock:
             self.users += 1
 
     def release(self) -> None:
         """End a `hold`."""
         if self._process != os.getpid():
             return  # a thread of the parent process may hold the lock for ever
-        with self._counting:
+        with self._users_lock:
             self.users -= 1
             done = self._retired and not self.users
         if done:
@@ -186,20 +186,20 @@ class SSHConnection:
 
     def retire(self) -> None:
         """Close the connection once nobody holds it."""
-        with self._counting:
+        with self._users_lock:
             self._retired = True
             done = not self.users
         if done:
             self.close()
 
-    def may(self, feature: Literal["pack", "unpack"]) -> bool:
+    def may_use_tar(self, feature: Literal["pack", "unpack"]) -> bool:
         """Whether the server's tar may be tried: it has not failed before."""
         renames = feature == "pack" or packets.POSIX_RENAME in self.session.extensions
         return self._shell is not None and renames and self._tar_works.get(feature, True)
 
     def pack(self, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
         """Read many small files by the server's tar, as `Shell.pack`; None if it fails."""
-        return self._tried("pack", lambda shell, _: shell.pack(self.base, names, limit))
+        return self._try_tar("pack", lambda shell, _: shell.pack(self.base, names, limit))
 
     def unpack(
         self, members: Sequence[TarMember], *, dated: bool, digests: bool
@@ -217,7 +217,7 @@ class SSHConnection:
             with self._unpacker(shell) as unpacker:
                 return unpacker.unpack(members, listing, dated=dated, digests=digests or first)
 
-        found = self._tried("unpack", unpack)
+        found = self._try_tar("unpack", unpack)
         if found is None:
             for path in (listing, listing + b"+", *(member.path for member in members)):
                 self.session.post(packets.request(packets.REMOVE, posixpath.join(self.base, path)))
@@ -241,13 +241,13 @@ class SSHConnection:
             else:
                 unpacker.command.close()
 
-    def _tried(self, feature: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
+    def _try_tar(self, feature: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
         """Call *work*; None if the server's shell fails.
 
         The first time nothing is known of the server, and a probe takes as long as thousands of files. So *work* is told that
         it is the first time, and the shell is probed only if it fails.
         """
-        if not self.may(feature):
+        if not self.may_use_tar(feature):
             return None
         first = feature not in self._tar_works
         # A shell that hangs is given up as soon as the probe would do so.
@@ -279,7 +279,7 @@ class SSHConnection:
         except Exception as error:
             refused = isinstance(error, ssh_library().ChannelException)
             if not refused and getattr(error, "errno", None) is None:
-                self.doubt()
+                self.forget_features()
             # The server refuses one channel too many, or printed what makes no sense: the connection still works.
             if refused or isinstance(error, ValueError):
                 raise translate_shell_error(error, identifier, self._where) from error
@@ -310,11 +310,11 @@ class SSHConnection:
         with suppress(Exception):
             self.session.close()
         with suppress(Exception):
-            self._end()
+            self._close_client()
 
     def on_close(self, end: Callable[[], object]) -> None:
         """Have *end* close the client, with its jump hosts and programs."""
-        self._end = end
+        self._close_client = end
 
     def abandon(self) -> None:
         """Close this process's copy of the descriptor, and send nothing: the connection is the parent process's."""
@@ -325,7 +325,7 @@ class SSHConnection:
 
     # Connecting
 
-    def _prepare(self, transport: paramiko.Transport, settings: SSHSettings) -> None:
+    def _configure(self, transport: paramiko.Transport, settings: SSHSettings) -> None:
         if settings.keepalive:
             transport.set_keepalive(max(1, round(settings.keepalive)))
         packetizer = getattr(transport, "packetizer", None)
@@ -333,20 +333,20 @@ class SSHConnection:
             packetizer.REKEY_BYTES = REKEY_BYTES
             packetizer.REKEY_PACKETS = REKEY_PACKETS
 
-    def _sftp(self, transport: paramiko.Transport) -> SFTPSession:
+    def _open_sftp(self, transport: paramiko.Transport) -> SFTPSession:
         try:
             channel = _sftp_channel(transport, self._timeout)
         except Exception as error:
             raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
         # Other servers may have one process or thread for all sessions: a blocked one would block the second session too.
-        forks = "OpenSSH" in str(transport.remote_version)
-        return SFTPSession(channel, partial(_open_pipe, transport) if forks else None)
+        process_per_session = "OpenSSH" in str(transport.remote_version)
+        return SFTPSession(channel, partial(_open_pipe, transport) if process_per_session else None)
 
     def _command_channel(self) -> paramiko.Channel:
         assert self._transport is not None
         return self._transport.open_session(timeout=self._timeout)
 
-    def _resolved(self, base_dir: str) -> bytes:
+    def _resolve(self, base_dir: str) -> bytes:
         """The base directory as an absolute path."""
         path = os.fsencode(base_dir)
         if path == b"~" or path.startswith(b"~/"):
@@ -368,12 +368,12 @@ class SSHConnection:
         return path
 
     @property
-    def makes_links(self) -> bool:
+    def can_link(self) -> bool:
         """Whether the server makes hard links by SFTP. Some announce them and refuse; linking a name that does not exist tells."""
-        with self._probing:
-            if self._links is None:
-                self._links = self.run(_try_link(self.base))
-            return self._links
+        with self._features_lock:
+            if self._can_link is None:
+                self._can_link = self.run(_try_link(self.base))
+            return self._can_link
 
     def _by_shell(self, feature: str, extension: bytes) -> bool:
         """Whether SFTP lacks an operation that the shell has."""

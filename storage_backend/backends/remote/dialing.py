@@ -29,10 +29,10 @@ from storage_backend.errors import (
 )
 from storage_backend.threads import start_daemon
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 STAGGER = 0.25  # seconds without a banner after which the next endpoint is tried too
-IDLE = 3600.0  # seconds to wait for a thread at a time
+MAX_WAIT = 3600.0  # seconds to wait for a thread at a time
 SLACK = 5.0  # seconds for what has no timeout of its own: name resolution, an agent, a busy machine
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class _Race(Generic[T]):
     limits: DialTimeouts
     clock: Callable[[], float]
     _several: bool = field(default=False, init=False)
-    _events: queue.SimpleQueue[_Attempt[T]] = field(default_factory=queue.SimpleQueue, init=False)
+    _wakeups: queue.SimpleQueue[_Attempt[T]] = field(default_factory=queue.SimpleQueue, init=False)
     _attempts: list[_Attempt[T]] = field(default_factory=list, init=False)
 
     def run(self, plan: Sequence[Endpoint], stagger: float) -> Dialed[T]:
@@ -136,22 +136,22 @@ class _Race(Generic[T]):
                 if not waiting and all(attempt.error is not None for attempt in self._attempts):
                     raise self._failed()
                 with suppress(queue.Empty):
-                    self._events.get(timeout=self._patience(stagger if waiting else math.inf))
+                    self._wakeups.get(timeout=self._wait_time(stagger if waiting else math.inf))
                 for attempt in self._attempts:
                     self._settle(attempt)
                     if attempt.dialed is not None:
                         winner = attempt.take()
-                        log.debug("%s: connected to %s", self.where, winner.endpoint)
-                        self._give_up()
+                        logger.debug("%s: connected to %s", self.where, winner.endpoint)
+                        self._abandon_all()
                         return winner
         except BaseException:
             # KeyboardInterrupt may come anywhere.
-            self._give_up()
+            self._abandon_all()
             if winner is not None:
                 winner.close()
             raise
 
-    def _give_up(self) -> None:
+    def _abandon_all(self) -> None:
         for attempt in self._attempts:
             attempt.abandon()
 
@@ -165,21 +165,23 @@ class _Race(Generic[T]):
         if not self._attempts:
             return True
         last = self._attempts[-1]
-        return last.error is not None or (not last.heard and self.clock() >= last.started + stagger)
+        return last.error is not None or (not last.responded and self.clock() >= last.started + stagger)
 
-    def _patience(self, stagger: float) -> float:
+    def _wait_time(self, stagger: float) -> float:
         """Seconds until the next deadline, or until the next endpoint may start."""
         now = self.clock()
         last = self._attempts[-1]
         ends = [
-            attempt.deadline for attempt in self._attempts if attempt.error is None and not attempt.let_in
+            attempt.deadline
+            for attempt in self._attempts
+            if attempt.error is None and not attempt.authenticated
         ]
-        if not last.heard and last.error is None:
+        if not last.responded and last.error is None:
             ends.append(last.started + stagger)
-        return max(0.0, min([IDLE, *(end - now for end in ends)]))
+        return max(0.0, min([MAX_WAIT, *(end - now for end in ends)]))
 
     def _settle(self, attempt: _Attempt[T]) -> None:
-        if attempt.error is None and not attempt.let_in and self.clock() >= attempt.deadline:
+        if attempt.error is None and not attempt.authenticated and self.clock() >= attempt.deadline:
             attempt.abandon()
             attempt.error = StorageTimeoutError(
                 f"no connection within {attempt.deadline - attempt.started:g} s"
@@ -190,7 +192,7 @@ class _Race(Generic[T]):
         if not isinstance(attempt.error, Exception):
             raise attempt.error
         level = logging.WARNING if self._several else logging.DEBUG
-        log.log(level, "%s: %s does not work: %s", self.where, attempt.endpoint, attempt.error)
+        logger.log(level, "%s: %s does not work: %s", self.where, attempt.endpoint, attempt.error)
 
     def _failed(self) -> NoEndpointError:
         reasons = "; ".join(f"{attempt.endpoint}: {attempt.error}" for attempt in self._attempts)
@@ -205,8 +207,8 @@ class _Attempt(Generic[T]):
     """One endpoint, tried in a thread of its own.
 
     Attributes:
-        heard: whether the server has sent something.
-        let_in: whether we are logged in.
+        responded: whether the server has sent something.
+        authenticated: whether we are logged in.
         dialed: the connection, if it works.
         error: why it does not.
         logged: whether that was logged.
@@ -216,21 +218,21 @@ class _Attempt(Generic[T]):
         self.endpoint = endpoint
         self.started = now
         self.deadline = now + (race.limits.whole + SLACK) * (1 + len(endpoint.jumps))
-        self.heard = False
-        self.let_in = False
+        self.responded = False
+        self.authenticated = False
         self.dialed: Dialed[T] | None = None
         self.error: BaseException | None = None
         self.logged = False
         self._race = race
         self._lock = threading.Lock()
         self._abandoned = False
-        self._chain = ClientChain(race.settings, race.limits, race.make, self._hear)
+        self._chain = ClientChain(race.settings, race.limits, race.make, self._on_response)
 
     def run(self) -> None:
         race = self._race
         try:
             client = self._chain.connect(self.endpoint)
-            self.let_in = True
+            self.authenticated = True
             found = race.check(client, self.endpoint)
         except BaseException as error:  # noqa: BLE001 - raised or logged by the thread that dials
             self._chain.close()
@@ -243,7 +245,7 @@ class _Attempt(Generic[T]):
                     self.dialed = Dialed(client, self.endpoint, found, self._chain)
             if self.dialed is None:
                 self._chain.close()
-        race._events.put(self)
+        race._wakeups.put(self)
 
     def take(self) -> Dialed[T]:
         """The connection; the caller closes it."""
@@ -266,5 +268,5 @@ class _Attempt(Generic[T]):
         else:
             self._chain.interrupt()
 
-    def _hear(self) -> None:
-        self.heard = True
+    def _on_response(self) -> None:
+        self.responded = True

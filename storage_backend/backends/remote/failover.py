@@ -26,9 +26,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-LOSSES = 4  # how many connections an operation may lose before it fails
-MOST_LEFT = 100_000  # paths that are remembered; a hostile server may send names without end
-FIRST_LOOK, LONGEST_LOOK = 1.0, 30.0  # seconds between attempts to return to a preferred endpoint
+MAX_LOSSES = 4  # how many connections an operation may lose before it fails
+MAX_LEFTOVERS = 100_000  # paths that are remembered; a hostile server may send names without end
+FIRST_FAILBACK_DELAY, MAX_FAILBACK_DELAY = (
+    1.0,
+    30.0,
+)  # seconds between attempts to return to a preferred endpoint
 
 
 class Failover:
@@ -61,15 +64,15 @@ class Failover:
         self._base_dir = base_dir
         self.where = where
         self._clock = clock
-        self.left: set[bytes] = set()
-        self.lost: set[bytes] = set()
+        self.leftover_paths: set[bytes] = set()
+        self.lost_prefixes: set[bytes] = set()
         self._reset()
         _registry().add(self)
 
     @property
     def endpoint(self) -> Endpoint | None:
         """The endpoint in use; None while there is none."""
-        return self._open.current.endpoint if self._open.current is not None else None
+        return self._connections.current.endpoint if self._connections.current is not None else None
 
     def connection(self) -> SSHConnection:
         """A live connection, of the least busy ones where there are several.
@@ -77,11 +80,11 @@ class Failover:
         Raises:
             NoEndpointError: no endpoint works.
         """
-        current = self._open.current
+        current = self._connections.current
         if current is None or not current.alive:
-            current = self._connected()
+            current = self._connect()
         if current.endpoint is not self._settings.endpoints[0]:
-            self._look_for_better(current)
+            self._start_failback(current)
         return current if self._settings.max_connections == 1 else self._least_busy(current)
 
     def perform(
@@ -115,7 +118,11 @@ class Failover:
         )
 
     def run(
-        self, identifier: str | None, operation: Callable[[SSHConnection, int], T], *, again: bool = True
+        self,
+        identifier: str | None,
+        operation: Callable[[SSHConnection, int], T],
+        *,
+        repeatable: bool = True,
     ) -> T:
         """Call *operation* with a live connection; if that is lost meanwhile, with the next one.
 
@@ -136,7 +143,7 @@ class Failover:
                 return operation(connection, attempt)
             except ConnectionLostError as error:
                 attempt += 1
-                self.give_up(connection, error, attempt, LOSSES if again else 1, identifier)
+                self.lose_or_raise(connection, error, attempt, MAX_LOSSES if repeatable else 1, identifier)
             except BaseException:
                 # Removals that it posted must not wait for the next operation.
                 connection.session.flush()
@@ -144,28 +151,28 @@ class Failover:
             finally:
                 connection.release()
 
-    def note_left(self, path: bytes) -> None:
+    def note_leftover(self, path: bytes) -> None:
         """Remember a file with a temporary name."""
-        if len(self.left) < MOST_LEFT:
-            self.left.add(path)
+        if len(self.leftover_paths) < MAX_LEFTOVERS:
+            self.leftover_paths.add(path)
 
     def lose(self, connection: SSHConnection, error: ConnectionLostError) -> None:
         """Close *connection*, which has failed."""
         logger.warning("%s: lost the connection to %s: %s", self.where, connection.endpoint, error)
-        self.lost.add(connection.operations.temporary)
-        with self._open.lock:
-            if self._open.current is connection:
-                self._open.current = None
-            if connection in self._open.more:
-                self._open.more.remove(connection)
+        self.lost_prefixes.add(connection.operations.temporary)
+        with self._connections.lock:
+            if self._connections.current is connection:
+                self._connections.current = None
+            if connection in self._connections.others:
+                self._connections.others.remove(connection)
         connection.close()
 
-    def give_up(
+    def lose_or_raise(
         self,
         connection: SSHConnection,
         error: ConnectionLostError,
         losses: int,
-        most: int = LOSSES,
+        most: int = MAX_LOSSES,
         identifier: str | None = None,
     ) -> None:
         """Close *connection*, which has failed; raise at the last loss.
@@ -186,7 +193,7 @@ class Failover:
 
     def close(self) -> None:
         """Close the connections; the next use dials again."""
-        self._open.close()
+        self._connections.close()
 
     def after_fork(self) -> None:
         """In a child: leave the parent's connections alone, and start without any."""
@@ -200,55 +207,55 @@ class Failover:
     def _reset(self) -> None:
         # All connections, also those that are not in use any more: a reader may still have one.
         self._made: weakref.WeakSet[SSHConnection] = weakref.WeakSet()
-        self._open = _OpenConnections()
+        self._connections = _OpenConnections()
         # Readers and writers refer to this object, too: the connections are closed with the last of all.
-        self._finalizer = weakref.finalize(self, self._open.close)
-        self._dialling = threading.Lock()
+        self._finalizer = weakref.finalize(self, self._connections.close)
+        self._dialing = threading.Lock()
         self._growing = False
-        self._looking = False
-        self._pause = FIRST_LOOK
-        self._next_look = 0.0
+        self._failing_back = False
+        self._failback_delay = FIRST_FAILBACK_DELAY
+        self._next_failback = 0.0
 
-    def _connected(self) -> SSHConnection:
-        with self._dialling:
-            current = self._open.current
+    def _connect(self) -> SSHConnection:
+        with self._dialing:
+            current = self._connections.current
             if current is not None and current.alive:
                 return current
             if current is not None:
                 self.lose(current, current.session.failure or ConnectionLostError("the server closed it"))
-            dialled = self._dial(None)
-            if self._must_exist and not dialled.base_exists:
-                dialled.close()
+            dialed = self._dial(None)
+            if self._must_exist and not dialed.base_exists:
+                dialed.close()
                 raise BaseDirectoryNotFoundError(
-                    f"base directory {self._base_dir!r} does not exist at {dialled.endpoint}",
+                    f"base directory {self._base_dir!r} does not exist at {dialed.endpoint}",
                     backend=self.where,
                 )
             self._must_exist = False
-            with self._open.lock:
-                self._open.current = dialled
-                self._next_look = self._clock() + self._pause
-            return dialled
+            with self._connections.lock:
+                self._connections.current = dialed
+                self._next_failback = self._clock() + self._failback_delay
+            return dialed
 
     def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> SSHConnection:
         # The lambda must not refer to self: paramiko's thread keeps it for as long as it runs.
         settings, base_dir, where = self._settings, self._base_dir, self.where
-        dialled = dial(
+        dialed = dial(
             settings,
             lambda client, endpoint: SSHConnection(client, endpoint, settings, base_dir, where),
             endpoints=endpoints,
             where=where,
         )
         # Closing the client alone would leave jump hosts and proxy commands behind.
-        dialled.found.on_close(dialled.close)
-        self._made.add(dialled.found)
-        return dialled.found
+        dialed.found.on_close(dialed.close)
+        self._made.add(dialed.found)
+        return dialed.found
 
     def _least_busy(self, current: SSHConnection) -> SSHConnection:
         """The least busy connection to the endpoint in use; if none is idle, another one is made in the background."""
-        with self._open.lock:
+        with self._connections.lock:
             found = [
                 current,
-                *(one for one in self._open.more if one.alive and one.endpoint is current.endpoint),
+                *(one for one in self._connections.others if one.alive and one.endpoint is current.endpoint),
             ]
             best = min(found, key=lambda connection: connection.users)
             if not best.users or len(found) >= self._settings.max_connections or self._growing:
@@ -258,10 +265,10 @@ class Failover:
         def grow() -> None:
             try:
                 another = self._dial((current.endpoint,))
-                with self._open.lock:
-                    wanted = self._open.current is current
+                with self._connections.lock:
+                    wanted = self._connections.current is current
                     if wanted:
-                        self._open.more.append(another)
+                        self._connections.others.append(another)
                 if not wanted:
                     another.close()
             except StorageError as error:
@@ -273,25 +280,29 @@ class Failover:
             self._growing = False
         return best
 
-    def _look_for_better(self, current: SSHConnection) -> None:
+    def _start_failback(self, current: SSHConnection) -> None:
         """From time to time, in the background, try the endpoints listed before *current*'s."""
-        with self._open.lock:
-            if self._looking or self._clock() < self._next_look:
+        with self._connections.lock:
+            if self._failing_back or self._clock() < self._next_failback:
                 return
-            self._looking = True
+            self._failing_back = True
 
-        def look() -> None:
+        def fail_back() -> None:
             returned = False
             try:
                 returned = self._fail_back(current)
             finally:
-                with self._open.lock:
-                    self._looking = False
-                    self._pause = FIRST_LOOK if returned else min(self._pause * 2, LONGEST_LOOK)
-                    self._next_look = self._clock() + self._pause
+                with self._connections.lock:
+                    self._failing_back = False
+                    self._failback_delay = (
+                        FIRST_FAILBACK_DELAY
+                        if returned
+                        else min(self._failback_delay * 2, MAX_FAILBACK_DELAY)
+                    )
+                    self._next_failback = self._clock() + self._failback_delay
 
-        if start_daemon(look, "storage-backend-look") is None:
-            self._looking = False
+        if start_daemon(fail_back, "storage-backend-failback") is None:
+            self._failing_back = False
 
     def _fail_back(self, current: SSHConnection) -> bool:
         """Return to an endpoint listed before *current*'s, if one works. Running operations end on the old connection."""
@@ -302,12 +313,12 @@ class Failover:
         except StorageError as error:
             logger.debug("%s: still on %s: %s", self.where, current.endpoint, error)
             return False
-        with self._open.lock:
-            replaced = self._open.current is current
+        with self._connections.lock:
+            replaced = self._connections.current is current
             if replaced:
-                self._open.current = better
-                self._pause = FIRST_LOOK
-                old, self._open.more = self._open.more, []
+                self._connections.current = better
+                self._failback_delay = FIRST_FAILBACK_DELAY
+                old, self._connections.others = self._connections.others, []
                 for connection in old:
                     connection.retire()
         if not replaced:
@@ -330,12 +341,12 @@ class _OpenConnections:
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.current: SSHConnection | None = None
-        self.more: list[SSHConnection] = []
+        self.others: list[SSHConnection] = []
 
     def close(self) -> None:
         """Close them all."""
         with self.lock:
-            found, self.more = self.more, []
+            found, self.others = self.others, []
             if self.current is not None:
                 found.insert(0, self.current)
             self.current = None

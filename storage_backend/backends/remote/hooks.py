@@ -58,17 +58,17 @@ class RemoteHooks(Hooks):
     @override
     def tidy(self) -> int:
         failover = self._failover
-        lost = tuple(failover.lost)
+        lost = tuple(failover.lost_prefixes)
         if lost:  # they may have left files since the last listing
             for _ in self._storage.scan():
                 pass
         left = [
             path
-            for path in sorted(failover.left)
+            for path in sorted(failover.leftover_paths)
             if (name := path.rpartition(b"/")[2]).startswith(lost) or is_abandoned(os.fsdecode(name))
         ]
-        failover.left.clear()
-        failover.lost.difference_update(lost)
+        failover.leftover_paths.clear()
+        failover.lost_prefixes.difference_update(lost)
         return failover.run(None, lambda connection, _: listing.remove_all(connection, left)) if left else 0
 
     @override

@@ -25,7 +25,7 @@ from storage_backend.backends.remote.settings import SSH_PORT, Endpoint, SSHSett
 from storage_backend.errors import AuthenticationError, ConfigurationError
 from storage_backend.paths import expanded
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _AUTHORITY = "@cert-authority"
 # RFC 8332: one kind of key, signatures by either hash.
@@ -131,7 +131,7 @@ class HostKeyPolicy:
                 f"/etc/ssh/ssh_host_{_file_kind(kind)}_key.pub` shows on the server itself; if they are equal, set "
                 f'host_key_policy="{fingerprint(blob)}"'
             )
-        log.warning(
+        logger.warning(
             "%s: accepted the unknown host key %s, since %s is this machine; to be sure, set host_key_policy=%r",
             self._endpoint,
             fingerprint(blob),
@@ -170,7 +170,7 @@ class HostKeyPolicy:
             ) from error
         if others:
             raise self._changed(kind, blob, others)
-        log.info("%s: added its %s key %s to %s", self._endpoint, kind, fingerprint(blob), path)
+        logger.info("%s: added its %s key %s to %s", self._endpoint, kind, fingerprint(blob), path)
 
     def _changed(self, kind: str, blob: bytes, known: Sequence[KnownKey]) -> AuthenticationError:
         entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.place})" for key in known)
@@ -269,7 +269,7 @@ def _matching(text: str, name: str, path: str) -> Iterator[KnownKey]:
         try:
             blob = base64.b64decode(words[2], validate=True)
         except binascii.Error:
-            log.warning("%s:%d: not a key; the line is skipped", path, number)
+            logger.warning("%s:%d: not a key; the line is skipped", path, number)
             continue
         yield KnownKey(words[1], blob, marker == "@revoked", f"{path}:{number}", marker == _AUTHORITY)
 

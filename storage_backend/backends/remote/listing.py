@@ -32,7 +32,7 @@ LINKS_AHEAD = 256  # symlinks that are followed at a time
 _REGULAR = Attributes(None, stat.S_IFREG, None)
 _RESERVED = identifiers.RESERVED.encode()
 
-Left = Callable[[bytes], object]
+OnLeftover = Callable[[bytes], object]
 """Called with the path of each file that has a temporary name."""
 
 
@@ -48,13 +48,15 @@ class ListedPath(NamedTuple):
     attributes: Attributes | None
 
 
-def find(connection: SSHConnection, prefix: bytes, left: Left, *, details: bool) -> Iterator[ListedPath]:
+def find(
+    connection: SSHConnection, prefix: bytes, on_leftover: OnLeftover, *, details: bool
+) -> Iterator[ListedPath]:
     """As `walk` into every directory, by the server's `find`.
 
     Args:
         connection: whose shell has `find`.
         prefix: literal bytes.
-        left: only called with *details*.
+        on_leftover: only called with *details*.
         details: whether the attributes of objects are wanted. Otherwise what is not an object is left out.
 
     Raises:
@@ -82,7 +84,7 @@ def find(connection: SSHConnection, prefix: bytes, left: Left, *, details: bool)
                 previous = entry.path
                 path = before + entry.path
                 if _RESERVED in entry.path and posixpath.basename(entry.path).startswith(_RESERVED):
-                    left(path)
+                    on_leftover(path)
                 elif path.startswith(prefix):
                     yield ListedPath(path, _attributes(connection, path, entry))
     except NotFoundError:
@@ -131,7 +133,7 @@ def is_beneath(connection: SSHConnection, directory: bytes) -> bool:
 
 
 def walk(
-    connection: SSHConnection, prefix: bytes, enter: Callable[[bytes], bool], left: Left = bool
+    connection: SSHConnection, prefix: bytes, enter: Callable[[bytes], bool], on_leftover: OnLeftover = bool
 ) -> Iterator[ListedPath]:
     """All that is not a directory and begins with *prefix*, ascending by path, by SFTP.
 
@@ -139,12 +141,12 @@ def walk(
         connection: to walk by.
         prefix: literal bytes.
         enter: called with the path of each directory, without "/" at the end, whether to read it.
-        left: called with the path of each file that has a temporary name.
+        on_leftover: called with the path of each file that has a temporary name.
 
     Raises:
         StorageError: a directory cannot be read.
     """
-    walked = _Walk(connection, prefix, enter, left)
+    walked = _Walk(connection, prefix, enter, on_leftover)
     start = prefix.rpartition(b"/")[0]
     return walked.inside(start, _read_all(connection, [start])[start])
 
@@ -155,7 +157,7 @@ class _Walk(NamedTuple):
     connection: SSHConnection
     prefix: bytes
     enter: Callable[[bytes], bool]
-    left: Left
+    on_leftover: OnLeftover
 
     def inside(self, directory: bytes, entries: Sequence[SFTPEntry]) -> Iterator[ListedPath]:
         """What is beneath *directory*, which has *entries*."""
@@ -165,7 +167,7 @@ class _Walk(NamedTuple):
             path = before + _segment(entry.name)
             if entry.name.startswith(_RESERVED):
                 if not _is_directory(entry):
-                    self.left(path)
+                    self.on_leftover(path)
                 continue
             if _is_directory(entry):
                 if (path + b"/").startswith(self.prefix) or self.prefix.startswith(path + b"/"):

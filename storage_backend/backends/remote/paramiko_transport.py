@@ -56,8 +56,8 @@ class DialTimeouts:
         return 2 * self.connect + self.banner + self.negotiation + self.authentication
 
 
-def transport_class(heard: Callable[[], object], negotiation: float) -> Any:
-    """A `paramiko.Transport` whose key exchange may take *negotiation* seconds, and which then calls *heard*.
+def transport_class(on_response: Callable[[], object], negotiation: float) -> Any:
+    """A `paramiko.Transport` whose key exchange may take *negotiation* seconds, and which then calls *on_response*.
 
     `SSHClient.connect` passes the timeout of TCP to `start_client`: a slow key exchange would fail with "No existing session".
     """
@@ -79,7 +79,7 @@ def transport_class(heard: Callable[[], object], negotiation: float) -> Any:
                 if error is None or isinstance(error, EOFError):
                     error = UnavailableError("the server closed the connection during key exchange")
                 raise error
-            heard()
+            on_response()
 
         @override
         def run(self) -> None:
@@ -119,7 +119,7 @@ def make_transport(
     sock: Any,
     policy: HostKeyPolicy,
     *,
-    heard: Callable[[], object],
+    on_response: Callable[[], object],
     banner: float,
     io_timeout: float,
     **options: Any,
@@ -130,7 +130,7 @@ def make_transport(
         make: `transport_class`, or another function of a socket and *options*.
         sock: a connected socket, or a paramiko channel.
         policy: orders the host key algorithms.
-        heard: called when the server's first byte has arrived, if *sock* is a socket.
+        on_response: called when the server's first byte has arrived, if *sock* is a socket.
         banner: seconds to wait for it.
         io_timeout: seconds without acknowledgement after which the kernel drops the connection.
         options: of paramiko.
@@ -142,7 +142,7 @@ def make_transport(
     if isinstance(sock, socket.socket):
         _tune(sock, io_timeout)
         _await_banner(sock, banner)
-        heard()
+        on_response()
     transport = make(sock, **options)
     security = transport.get_security_options()
     ciphers = tuple(security.ciphers)

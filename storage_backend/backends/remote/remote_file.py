@@ -10,7 +10,7 @@ from typing_extensions import override
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.errors import ConnectionLostError, changed, translate, unreachable
-from storage_backend.backends.remote.failover import LOSSES, Failover
+from storage_backend.backends.remote.failover import MAX_LOSSES, Failover
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_contents import open_to_read
 from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
@@ -121,7 +121,7 @@ class RemoteFile(SeekableRaw):
         if connection is not None:
             self._failover.lose(connection, error)
             connection.release()
-        if losses == LOSSES:
+        if losses == MAX_LOSSES:
             raise unreachable(error, self._path.identifier, self._failover.where, losses) from error
         found = self._failover.run(
             self._path.identifier, lambda connection, attempt: self._open(connection, attempt + 1)

@@ -62,9 +62,9 @@ class Scanner:
                     return
                 features = connection.features if use_shell else None
                 entries = (
-                    listing.find(connection, start, self._failover.note_left, details=details)
+                    listing.find(connection, start, self._failover.note_leftover, details=details)
                     if features is not None and (features.find if details else features.find_names)
-                    else listing.walk(connection, start, may_enter, self._failover.note_left)
+                    else listing.walk(connection, start, may_enter, self._failover.note_leftover)
                 )
                 for entry in entries:
                     if last is not None and entry.path <= last:
@@ -79,9 +79,9 @@ class Scanner:
                         yield name, None
             except ConnectionLostError as error:
                 losses += 1
-                self._failover.give_up(connection, error, losses)
+                self._failover.lose_or_raise(connection, error, losses)
             except ShellError as error:
-                connection.doubt()
+                connection.forget_features()
                 use_shell = False
                 logger.warning("%s: listing by SFTP: %s", self._failover.where, error)
             else:

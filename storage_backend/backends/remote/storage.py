@@ -343,7 +343,7 @@ class RemoteStorage(StorageBackend):
         return self._failover.run(
             identifier,
             lambda connection, _: connection.run(connection.operations.create(path, staged)),
-            again=False,
+            repeatable=False,
         )
 
     @override

@@ -76,7 +76,7 @@ def read(
             while True:
                 while len(under_way) < GROUPS:
                     count = min(int(BYTES // max(sizes.bytes, 1)), OBJECTS)
-                    group = list(islice(paths, count)) if failover.connection().may("pack") else []
+                    group = list(islice(paths, count)) if failover.connection().may_use_tar("pack") else []
                     if len(group) < FEWEST:
                         # The last ones, or large ones, or the server has no tar.
                         yield from one_by_one(iter(group))

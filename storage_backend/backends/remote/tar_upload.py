@@ -69,12 +69,12 @@ def write(
         one_by_one: stores what tar cannot; returns how many.
         remember: called with each that was published.
     """
-    if not failover.connection().may("unpack"):
+    if not failover.connection().may_use_tar("unpack"):
         return one_by_one(source)
     with DaemonPool(GROUPS, "storage-backend-tar-upload") as pool:
         groups = _Groups(failover, failures, one_by_one, remember, pool)
         for item in source:
-            if groups.add(item) and not failover.connection().may("unpack"):
+            if groups.add(item) and not failover.connection().may_use_tar("unpack"):
                 return groups.finish() + one_by_one(source)
         return groups.finish()
 

@@ -86,7 +86,7 @@ def stage_stream(
                 raise
         return staged, upload.size
 
-    return failover.run(path.identifier, send, again=start is not None)
+    return failover.run(path.identifier, send, repeatable=start is not None)
 
 
 class SFTPUpload:
