@@ -1142,7 +1142,7 @@ def test_proxy_command_that_fails_is_told(
     error = refused(
         openssh_place.config(ssh_config_file=tmp_path / "config"), limits=replace(QUICK, banner=3.0)
     )
-    assert "(ProxyCommand says: no way there)" in str(error)
+    assert "(ProxyCommand: no way there)" in str(error)
 
 
 # Substitutes of paramiko.SSHClient

@@ -1,4 +1,4 @@
-"""ClientChain: logs in at an endpoint, through its jump hosts or its ProxyCommand."""
+"""ClientChain: authenticates at an endpoint, through its jump hosts or its ProxyCommand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from storage_backend.backends.remote.authentication import Authentication
-from storage_backend.backends.remote.errors import reason_of
+from storage_backend.backends.remote.errors import reason_of, translate_dial_error
 from storage_backend.backends.remote.hostkeys import HostKeyPolicy
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.paramiko_transport import (
@@ -22,11 +22,11 @@ from storage_backend.backends.remote.paramiko_transport import (
 )
 from storage_backend.backends.remote.proxy_command import ProxyCommandSocket
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
-from storage_backend.errors import AuthenticationError, StorageError, StorageTimeoutError, UnavailableError
+from storage_backend.errors import AuthenticationError, UnavailableError
 
 
 class ClientChain:
-    """The clients of one connection: jump hosts and the endpoint. `connect` is called once."""
+    """The clients of one connection: jump hosts and the endpoint. Call `connect` once."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class ClientChain:
         self._closers: list[Callable[[], object]] = []
 
     def connect(self, endpoint: Endpoint) -> Any:
-        """A client that is logged in at *endpoint*."""
-        # The password is the endpoint's; jump hosts must not get it.
+        """A client that is authenticated at *endpoint*."""
+        # The password is for the endpoint; jump hosts must not get it.
         hop_settings = replace(self._settings, password=None)
         through: Any = None
         for at, hop in enumerate(endpoint.jumps):
@@ -57,13 +57,13 @@ class ClientChain:
         return self._join(endpoint, self._settings, through)
 
     def interrupt(self) -> None:
-        """Shut the connection down from another thread; the one in `connect` then fails and closes it."""
+        """Shut the connection down from another thread; `connect` then fails and closes it."""
         with self._lock:
             self._interrupted = True
             self._shut_handle()
 
     def release(self) -> None:
-        """The connection is made: it will not be interrupted any more."""
+        """End the means to `interrupt`: the connection is made."""
         with self._lock:
             if self._handle is not None:
                 self._handle.close()
@@ -92,9 +92,9 @@ class ClientChain:
         return open_channel
 
     def _join(self, endpoint: Endpoint, settings: SSHSettings, through: Callable[[], Any] | None) -> Any:
-        """A client that is logged in, over the channel that *through* opens, if it is given.
+        """An authenticated client, over the channel that *through* opens, if it is given.
 
-        A server sends one of several host keys, and we do not know which one is pinned: each kind is requested in turn.
+        A server with several host keys sends one, which may not be the pinned one: each key type is requested in turn.
         """
         refusal: AuthenticationError | None = None
         without: set[str] = set()
@@ -114,7 +114,7 @@ class ClientChain:
                     raise
 
     def _watch(self, sock: socket.socket) -> None:
-        """Let `interrupt` shut *sock* down."""
+        """Have `interrupt` shut *sock* down."""
         with self._lock:
             if self._handle is not None:
                 self._handle.close()
@@ -177,7 +177,7 @@ class _ChainedClient:
             complaint = "" if self._program is None else self._program.complaint()
             if complaint and not isinstance(error, AuthenticationError):
                 raise UnavailableError(
-                    f"{reason_of(translate_dial_error(error, limits))} (ProxyCommand says: {complaint})"
+                    f"{reason_of(translate_dial_error(error, limits.connect))} (ProxyCommand: {complaint})"
                 ) from error
             raise
         if self._transport is not None and self._settings.keepalive:
@@ -214,7 +214,7 @@ class _ChainedClient:
         return self._transport
 
     def _peer(self) -> str | None:
-        """The address of the server; None where a program or another host makes the connection."""
+        """The server's address; None if a ProxyCommand or a jump host makes the connection."""
         if (
             self._through is not None
             or self._program is not None
@@ -234,29 +234,9 @@ def _call(client: Any, name: str, *arguments: object) -> None:
 
 @contextmanager
 def _naming(way: str, limits: DialTimeouts) -> Iterator[None]:
-    """Name the jump host in an error."""
+    """Put *way*, which names the jump host, before the error's message."""
     try:
         yield
     except Exception as error:
-        found = translate_dial_error(error, limits)
+        found = translate_dial_error(error, limits.connect)
         raise type(found)(f"{way}: {found}") from error
-
-
-def translate_dial_error(error: BaseException, limits: DialTimeouts) -> BaseException:
-    """Our error for one of paramiko, of the system or of a mock; others, and what is not an Exception, as they are."""
-    if isinstance(error, StorageError) or not isinstance(error, Exception):
-        return error
-    paramiko = ssh_library()
-    kind: type[StorageError] = UnavailableError
-    reason = reason_of(error)
-    if isinstance(error, paramiko.AuthenticationException | paramiko.BadHostKeyException):
-        kind = AuthenticationError
-    elif isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
-        reason = ", ".join(dict.fromkeys(reason_of(each) for each in error.errors.values()))
-    elif isinstance(error, TimeoutError):
-        kind, reason = StorageTimeoutError, f"no connection within {limits.connect:g} s"
-    elif isinstance(error, EOFError):
-        reason = "the server closed the connection"
-    found = kind(reason)
-    found.__cause__ = error
-    return found

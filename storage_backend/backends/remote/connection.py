@@ -1,4 +1,4 @@
-"""SSHConnection: a connection to one endpoint that has logged in, with its SFTP session, its shell and the base directory."""
+"""SSHConnection: an authenticated connection to one endpoint, with its SFTP session, shell and base directory."""
 
 from __future__ import annotations
 
@@ -37,37 +37,36 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-# OpenSSH allows ten sessions of a connection (MaxSessions, sshd_config(5)): one is SFTP's, and listings and digests need some.
+# OpenSSH allows ten sessions per connection (MaxSessions, sshd_config(5)): SFTP uses one; listings and digests need some.
 MOST_TAR_COMMANDS = 4
-# 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and a channel that is closed
-# while it negotiates holds its only thread for 30 s: seen with 5.1 at the end of downloads of just that size.
+# 64 GiB, OpenSSH's own limit for AES (RekeyLimit, ssh_config(5)). paramiko's is 512 MiB, and closing a channel
+# during a rekey blocks its only thread for 30 s: seen with 5.1 at the end of downloads of exactly that size.
 REKEY_BYTES = 1 << 36
 REKEY_PACKETS = 1 << 31
 
 
 @functools.cache
 def feature_cache() -> FeatureCache:
-    """This process's: what the shells of its servers can do."""
+    """The cache of this process: what the servers' shells can do."""
     return FeatureCache()
 
 
 class SSHConnection:
-    """A live connection. Threads may share it.
+    """An authenticated connection. Thread-safe.
 
     Args:
         client: connected and authenticated.
-        endpoint: where to.
+        endpoint: what the client is connected to.
         settings: of the backend.
-        base_dir: the base directory as it was configured.
+        base_dir: the base directory as configured.
         where: the backend's location, for errors.
 
     Attributes:
-        endpoint: as given.
-        base: the base directory on the server, absolute.
+        base: absolute path of the base directory on the server.
         base_exists: whether it existed when we connected.
         session: sends SFTP requests.
-        operations: operations on files.
-        users: number of callers that hold it.
+        operations: SFTP operations on files.
+        users: number of callers that hold the connection.
 
     Raises:
         StorageError: the base directory cannot be reached.
@@ -88,11 +87,10 @@ class SSHConnection:
         self._unpackers: list[Unpacker] = []  # idle
         self._features_lock = threading.Lock()
         self._features: ShellFeatures | None = None
-        self._from_cache = False  # whether the features were found out by another connection
-        self._shell = Shell(self._command_channel, settings.io_timeout) if self._transport else None
-        if settings.shell == "never":
-            self._shell = None
-        # The account's shell may depend on the key (authorized_keys in sshd(8), "command=").
+        self._from_cache = False  # whether another connection probed the features
+        uses_shell = self._transport is not None and settings.shell != "never"
+        self._shell = Shell(self._command_channel, settings.io_timeout) if uses_shell else None
+        # The key is included: with it, authorized_keys may select another shell ("command=" in sshd(8)).
         self._server_key = (endpoint, settings.key_filename, _host_key(self._transport))
         self._can_link: bool | None = None
         self._users_lock = threading.Lock()
@@ -116,39 +114,41 @@ class SSHConnection:
 
     @property
     def alive(self) -> bool:
-        """Whether nothing has been seen to fail."""
+        """Whether no failure was detected."""
         return self.session.failure is None and (self._transport is None or bool(self._transport.is_active()))
 
     @property
     def features(self) -> ShellFeatures:
-        """What the server's shell can do; found out when first needed."""
+        """What the server's shell can do; probed on first use."""
         with self._features_lock:
             if self._features is None:
-                self._features = self._found_out(self._shell) if self._shell is not None else ShellFeatures()
+                self._features = (
+                    ShellFeatures() if self._shell is None else self._cached_or_probed(self._shell)
+                )
             return self._features
 
-    def _found_out(self, shell: Shell) -> ShellFeatures:
-        known = feature_cache().get(self._server_key)
-        self._from_cache = known is not None
-        if known is None:
-            known = shell.probe(None)
-            feature_cache().put(self._server_key, known)
-        shell.features = known
-        return known
+    def _cached_or_probed(self, shell: Shell) -> ShellFeatures:
+        features = feature_cache().get(self._server_key)
+        self._from_cache = features is not None
+        if features is None:
+            features = shell.probe(None)
+            feature_cache().put(self._server_key, features)
+        shell.features = features
+        return features
 
     def forget_features(self) -> None:
-        """The shell failed: forget what is known of it; this connection probes again if it has not done so itself."""
+        """Discard cached features after a shell failure; probe again unless this connection already did."""
         feature_cache().forget(self._server_key)
         with self._features_lock:
             if self._from_cache:
                 self._features = None
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out one SFTP operation."""
+        """Run one SFTP operation."""
         return self.session.run(steps)
 
     def describe(self) -> str:
-        """Endpoint, base directory and the shell's abilities, for people."""
+        """Endpoint, base directory and shell features, as text for users."""
         exists = self.run(self.operations.entry(self.base)) is not None
         works = [name for name in ("find_names", "copy", "sync") if getattr(self.features, name)]
         works += ["sha256"] if "sha256" in self.features.digests else []
@@ -156,7 +156,7 @@ class SSHConnection:
         return f"{self.endpoint}: {os.fsdecode(self.base)} {'is there' if exists else 'does not exist yet'}; {shell}"
 
     def capabilities(self) -> Capability:
-        """What the server can do; the shell is probed if need be."""
+        """What the server can do; probes the shell if necessary."""
         features = self.features
         flags = Capability.RANGES | Capability.DIRECTORIES
         if (packets.HARDLINK in self.session.extensions and self.can_link) or features.link:
@@ -177,7 +177,7 @@ class SSHConnection:
     def release(self) -> None:
         """End a `hold`."""
         if self._process != os.getpid():
-            return  # a thread of the parent process may hold the lock for ever
+            return  # in a forked child: a thread of the parent may have held the lock
         with self._users_lock:
             self.users -= 1
             done = self._retired and not self.users
@@ -185,7 +185,7 @@ class SSHConnection:
             self.close()
 
     def retire(self) -> None:
-        """Close the connection once nobody holds it."""
+        """Close the connection as soon as no caller holds it."""
         with self._users_lock:
             self._retired = True
             done = not self.users
@@ -193,23 +193,23 @@ class SSHConnection:
             self.close()
 
     def may_use_tar(self, feature: Literal["pack", "unpack"]) -> bool:
-        """Whether the server's tar may be tried: it has not failed before."""
-        renames = feature == "pack" or packets.POSIX_RENAME in self.session.extensions
-        return self._shell is not None and renames and self._tar_works.get(feature, True)
+        """Whether to try the server's tar: there is a shell, the needed rename exists, and no earlier try failed."""
+        can_rename = feature == "pack" or packets.POSIX_RENAME in self.session.extensions
+        return self._shell is not None and can_rename and self._tar_works.get(feature, True)
 
     def pack(self, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
-        """Read many small files by the server's tar, as `Shell.pack`; None if it fails."""
+        """Read many small files with the server's tar, as `Shell.pack`; None if that fails."""
         return self._try_tar("pack", lambda shell, _: shell.pack(self.base, names, limit))
 
     def unpack(
         self, members: Sequence[TarMember], *, dated: bool, digests: bool
     ) -> Sequence[UnpackedFile] | None:
-        """Write many small files by the server's tar; None if it fails, and then none of them is there.
+        """Write many small files with the server's tar, all or none; None if that fails.
 
         Args:
-            members: their paths are relative to the base directory.
-            dated: whether their modification times are kept.
-            digests: whether their SHA-256 is wanted; the first time they are computed in any case, as proof.
+            members: files with paths relative to the base directory.
+            dated: whether to set their modification times.
+            digests: whether to compute their SHA-256; the first call does so in any case, to prove that tar works.
         """
         listing = self.operations.temporary + b"list" + os.urandom(6).hex().encode()
 
@@ -225,7 +225,7 @@ class SSHConnection:
 
     @contextmanager
     def _unpacker(self, shell: Shell) -> Iterator[Unpacker]:
-        """An idle command, or a new one: an account's start-up files may take longer than all else."""
+        """An idle command or a new one: running an account's start-up files may take longer than the work."""
         unpacker = None
         with suppress(IndexError):
             unpacker = self._unpackers.pop()
@@ -242,18 +242,17 @@ class SSHConnection:
                 unpacker.command.close()
 
     def _try_tar(self, feature: Literal["pack", "unpack"], work: Callable[[Shell, bool], T]) -> T | None:
-        """Call *work*; None if the server's shell fails.
+        """Call *work* with a shell and whether this is the first try; None if the shell fails.
 
-        The first time nothing is known of the server, and a probe takes as long as thousands of files. So *work* is told that
-        it is the first time, and the shell is probed only if it fails.
+        The first try is made without a probe, which takes as long as thousands of files; only if it fails is the shell probed.
         """
         if not self.may_use_tar(feature):
             return None
         first = feature not in self._tar_works
-        # A shell that hangs is given up as soon as the probe would do so.
+        # A hanging shell must time out as soon as it would in the probe.
         shell = Shell(self._command_channel, min(self._timeout, LONGEST) if first else self._timeout)
         try:
-            with self._tar_slots, self.command():
+            with self._tar_slots, self._shell_errors(None):
                 found = work(shell, first)
         except FATAL:
             raise
@@ -262,7 +261,7 @@ class SSHConnection:
                 self._tar_works[feature] = getattr(self.features, feature)
             elif isinstance(error, ConnectionLostError):
                 raise
-            # One of many files failed, or its directory: file by file, SFTP tells which.
+            # A file or its directory failed; SFTP, file by file, tells which.
             logger.info("%s: file by file instead of by tar: %s", self._where, error)
             return None
         self._tar_works[feature] = True
@@ -270,22 +269,27 @@ class SSHConnection:
 
     @contextmanager
     def command(self, identifier: str | None = None) -> Iterator[Shell]:
-        """The shell, for the body; its failures become our errors, or a ConnectionLostError."""
+        """The shell; translates its errors into a StorageError or a ConnectionLostError."""
         assert self._shell is not None
-        try:
+        with self._shell_errors(identifier):
             yield self._shell
+
+    @contextmanager
+    def _shell_errors(self, identifier: str | None) -> Iterator[None]:
+        try:
+            yield
         except StorageError:
             raise
         except Exception as error:
             refused = isinstance(error, ssh_library().ChannelException)
             if not refused and getattr(error, "errno", None) is None:
                 self.forget_features()
-            # The server refuses one channel too many, or printed what makes no sense: the connection still works.
+            # The server refused another channel or printed invalid output: the connection still works.
             if refused or isinstance(error, ValueError):
                 raise translate_shell_error(error, identifier, self._where) from error
             if isinstance(error, EOFError | TimeoutError | ConnectionError | ssh_library().SSHException):
                 raise lost(error) from error
-            # paramiko raises a plain OSError without a number for a closed channel.
+            # paramiko raises an OSError without an errno for a closed channel.
             if isinstance(error, OSError) and error.errno is None:
                 raise lost(error) from error
             if isinstance(error, OSError | CommandError):
@@ -293,17 +297,17 @@ class SSHConnection:
             raise
 
     def close_handle(self, handle: bytes) -> None:
-        """Close a handle, if the connection is usable and not the parent process's."""
+        """Close a file handle, unless the connection failed or belongs to the parent process."""
         if self._process == os.getpid() and self.session.failure is None:
             self.operations.close(handle)
 
     def discard(self, staged: StagedUpload) -> None:
-        """Remove a staged file, if the connection is usable and not the parent process's."""
+        """Remove a staged file, unless the connection failed or belongs to the parent process."""
         if self._process == os.getpid() and self.session.failure is None:
             self.operations.discard(staged)
 
     def close(self) -> None:
-        """Close the connection; in a forked child, only the child's copy of the descriptor."""
+        """Close the connection; in a forked child, only the child's copy of the socket."""
         if self._process != os.getpid():
             self.abandon()
             return
@@ -312,18 +316,18 @@ class SSHConnection:
         with suppress(Exception):
             self._close_client()
 
-    def on_close(self, end: Callable[[], object]) -> None:
-        """Have *end* close the client, with its jump hosts and programs."""
-        self._close_client = end
+    def on_close(self, close_client: Callable[[], object]) -> None:
+        """Set the callback that closes the client, jump hosts and proxy commands."""
+        self._close_client = close_client
 
     def abandon(self) -> None:
-        """Close this process's copy of the descriptor, and send nothing: the connection is the parent process's."""
+        """Close this process's copy of the socket without sending anything: the connection is the parent's."""
         with suppress(Exception):
             # close(2) of a socket sends nothing while another process has it open.
             assert self._transport is not None
             os.close(self._transport.sock.detach())
 
-    # Connecting
+    # Setup
 
     def _configure(self, transport: paramiko.Transport, settings: SSHSettings) -> None:
         if settings.keepalive:
@@ -337,8 +341,8 @@ class SSHConnection:
         try:
             channel = _sftp_channel(transport, self._timeout)
         except Exception as error:
-            raise StorageError(f"no SFTP: {error}", backend=self._where, retryable=True) from error
-        # Other servers may have one process or thread for all sessions: a blocked one would block the second session too.
+            raise StorageError(f"cannot start SFTP: {error}", backend=self._where, retryable=True) from error
+        # Only OpenSSH is known to run a process per session; elsewhere a blocked session may block the second one.
         process_per_session = "OpenSSH" in str(transport.remote_version)
         return SFTPSession(channel, partial(_open_pipe, transport) if process_per_session else None)
 
@@ -347,13 +351,13 @@ class SSHConnection:
         return self._transport.open_session(timeout=self._timeout)
 
     def _resolve(self, base_dir: str) -> bytes:
-        """The base directory as an absolute path."""
+        """The absolute path of the base directory."""
         path = os.fsencode(base_dir)
         if path == b"~" or path.startswith(b"~/"):
             path = path[2:]
         elif path.startswith(b"~"):
             raise ConfigurationError(
-                f"remote_base_dir: {base_dir!r}: only ~ itself is expanded, not another user's",
+                f"remote_base_dir: {base_dir!r}: only ~ is expanded, not ~user",
                 parameter="remote_base_dir",
             )
         if not path.startswith(b"/"):
@@ -367,16 +371,18 @@ class SSHConnection:
             )
         return path
 
+    # Operations that may need the shell
+
     @property
     def can_link(self) -> bool:
-        """Whether the server makes hard links by SFTP. Some announce them and refuse; linking a name that does not exist tells."""
+        """Whether the server makes hard links by SFTP. Some announce the extension but refuse; linking a missing file tells."""
         with self._features_lock:
             if self._can_link is None:
                 self._can_link = self.run(_try_link(self.base))
             return self._can_link
 
     def _by_shell(self, feature: str, extension: bytes) -> bool:
-        """Whether SFTP lacks an operation that the shell has."""
+        """Whether the operation is missing from SFTP and present in the shell."""
         return extension not in self.session.extensions and bool(getattr(self.features, feature))
 
     def _move(self, old: bytes, new: bytes) -> None:
@@ -384,14 +390,14 @@ class SSHConnection:
             try:
                 shell.rename(old, new)
             except FileNotFoundError as error:
-                # The directory may be missing; callers make it then.
+                # The directory may be missing; callers create it then.
                 raise StatusError(NO_SUCH_FILE, str(error)) from error
 
     def _warn_of_gap(self) -> None:
         if feature_cache().first_warning(self.endpoint):
             logger.warning(
-                "%s: the server at %s cannot replace a file in one step, so while an object is overwritten there is for a "
-                'moment neither the old nor the new one; ssh_config["non_atomic_overwrite"] = False refuses that',
+                "%s: the server at %s cannot replace a file atomically: during an overwrite the object is missing for a moment; "
+                'set ssh_config["non_atomic_overwrite"] = False to refuse such writes',
                 self._where,
                 self.endpoint,
             )
@@ -413,7 +419,7 @@ def _transport(client: paramiko.SSHClient) -> paramiko.Transport | None:
 
 
 def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Channel:
-    """A channel with the subsystem started; *seconds* limits each step, and each receive and send later."""
+    """A channel running the SFTP subsystem; *seconds* is the timeout of each step and of later receives and sends."""
     channel = transport.open_session(timeout=seconds)
     channel.settimeout(seconds)
     with limited(seconds, channel.close):
@@ -422,7 +428,7 @@ def _sftp_channel(transport: paramiko.Transport, seconds: float) -> paramiko.Cha
 
 
 def _open_pipe(transport: paramiko.Transport, path: bytes, blocked: Callable[[], bool]) -> None:
-    """Open a pipe for writing, and close it: that unblocks the session which opens it for reading."""
+    """Open a pipe for writing and close it, which unblocks the session that opens it for reading."""
     session = SFTPSession(_sftp_channel(transport, LONGEST))
     try:
         if blocked():
@@ -444,7 +450,7 @@ def _real_path(path: bytes) -> Steps[bytes]:
     (reply,) = yield [packets.request(packets.REALPATH, path)]
     entries = packets.entries_in(reply)
     if len(entries) != 1 or not entries[0].name or b"\0" in entries[0].name:
-        raise SFTPProtocolError("the SFTP server does not say where its home directory is")
+        raise SFTPProtocolError("the SFTP server sent no path for the home directory")
     return entries[0].name
 
 

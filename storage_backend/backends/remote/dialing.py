@@ -1,8 +1,8 @@
-"""dial: connects to the first endpoint that works, racing several.
+"""Connects to the first endpoint that works, trying several in parallel (as Happy Eyeballs, RFC 8305).
 
-Timeouts of the steps, per endpoint: TCP `connection_timeout` for each address, the server's first line at least 5 s, key exchange at
-least 15 s, authentication 30 s for all methods together, none of them less than `connection_timeout`; see
-`storage_backend.backends.remote.paramiko_transport.DialTimeouts` for the reasons. Each jump host has as much again.
+Timeouts per endpoint: TCP `connection_timeout` for each address, the server's first line at least 5 s, key exchange at
+least 15 s, authentication 30 s for all methods together; each at least `connection_timeout`; see
+`storage_backend.backends.remote.paramiko_transport.DialTimeouts` for the reasons. Each jump host has the same again.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from storage_backend.backends.remote.client_chain import ClientChain, translate_dial_error
+from storage_backend.backends.remote.client_chain import ClientChain
+from storage_backend.backends.remote.errors import translate_dial_error
 from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.paramiko_transport import DialTimeouts
 from storage_backend.backends.remote.settings import Endpoint, SSHSettings
@@ -31,17 +32,17 @@ from storage_backend.threads import start_daemon
 
 logger = logging.getLogger(__name__)
 
-STAGGER = 0.25  # seconds without a banner after which the next endpoint is tried too
-MAX_WAIT = 3600.0  # seconds to wait for a thread at a time
-SLACK = 5.0  # seconds for what has no timeout of its own: name resolution, an agent, a busy machine
+STAGGER = 0.25  # seconds without a banner before the next endpoint is tried in parallel
+MAX_WAIT = 3600.0  # seconds; upper bound of one wait, the loop then waits again
+SLACK = 5.0  # seconds for steps without a timeout of their own: name resolution, an SSH agent, a busy machine
 
 T = TypeVar("T")
 Check = Callable[[Any, Endpoint], T]
-"""Called with a client that has logged in; its result is kept. Raises if the endpoint cannot be used."""
+"""Called with an authenticated client; returns what `Dialed.found` holds. Raises if the endpoint cannot be used."""
 
 
 class RefusedEverywhereError(NoEndpointError, AuthenticationError):
-    """Each endpoint refused our keys and password, or sent a host key that we refuse."""
+    """Every endpoint refused our credentials, or we refused its host key."""
 
     default_errno = codes.EACCES
     default_retryable = False
@@ -53,7 +54,7 @@ class Dialed(Generic[T]):
 
     Attributes:
         client: a connected `paramiko.SSHClient`.
-        endpoint: where to.
+        endpoint: what it is connected to.
         found: result of the check.
     """
 
@@ -63,7 +64,7 @@ class Dialed(Generic[T]):
     _chain: ClientChain = field(repr=False)
 
     def close(self) -> None:
-        """Close the client, its jump hosts and programs. Idempotent."""
+        """Close the client, its jump hosts and proxy commands. Idempotent."""
         self._chain.close()
 
 
@@ -78,24 +79,24 @@ def dial(
     limits: DialTimeouts | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Dialed[T]:
-    """Connect to the first endpoint that works: we can log in, and *check* does not raise.
+    """Connect to the first endpoint that works: authentication succeeds and *check* does not raise.
 
-    The next endpoint is tried when the one before it has failed, or in parallel when that has sent nothing for *stagger* seconds.
+    The next endpoint is tried when the previous one has failed, or in parallel when it has sent nothing for *stagger* seconds.
     The first that works is used; the others are closed, even if they connect later.
 
     Args:
         settings: of the backend.
         check: called with the client and its endpoint, in the thread that connected.
-        endpoints: to try in this order, instead of the settings'.
+        endpoints: tried in this order; by default those of the settings.
         where: the backend's location, for messages.
-        make: makes a transport of a socket and paramiko's options, instead of `transport_class`.
-        stagger: seconds.
+        make: creates a transport from a socket and paramiko's options, instead of `transport_class`.
+        stagger: seconds without a banner before the next endpoint is tried in parallel.
         limits: timeouts of the steps.
         clock: monotonic seconds.
 
     Raises:
-        NoEndpointError: none works; the message has the reason of each. It is an AuthenticationError too if each refuses our
-            credentials, or we its host key. Its cause is the first endpoint's error.
+        NoEndpointError: none works; the message has the reason for each. It is also an AuthenticationError if every endpoint
+            refused our credentials, or we its host key. Its cause is the first endpoint's error.
         MissingClientError: paramiko is not installed.
     """
     ssh_library()
@@ -122,7 +123,7 @@ class _Race(Generic[T]):
     limits: DialTimeouts
     clock: Callable[[], float]
     _several: bool = field(default=False, init=False)
-    _wakeups: queue.SimpleQueue[_Attempt[T]] = field(default_factory=queue.SimpleQueue, init=False)
+    _wakeups: queue.SimpleQueue[None] = field(default_factory=queue.SimpleQueue, init=False)
     _attempts: list[_Attempt[T]] = field(default_factory=list, init=False)
 
     def run(self, plan: Sequence[Endpoint], stagger: float) -> Dialed[T]:
@@ -145,7 +146,7 @@ class _Race(Generic[T]):
                         self._abandon_all()
                         return winner
         except BaseException:
-            # KeyboardInterrupt may come anywhere.
+            # A KeyboardInterrupt may come at any point.
             self._abandon_all()
             if winner is not None:
                 winner.close()
@@ -204,14 +205,14 @@ class _Race(Generic[T]):
 
 
 class _Attempt(Generic[T]):
-    """One endpoint, tried in a thread of its own.
+    """An attempt to connect to one endpoint, in its own thread.
 
     Attributes:
-        responded: whether the server has sent something.
-        authenticated: whether we are logged in.
-        dialed: the connection, if it works.
-        error: why it does not.
-        logged: whether that was logged.
+        responded: whether the server has sent anything.
+        authenticated: whether authentication succeeded.
+        dialed: the connection, once it works.
+        error: why the attempt failed.
+        logged: whether the failure was logged.
     """
 
     def __init__(self, race: _Race[T], endpoint: Endpoint, now: float) -> None:
@@ -238,14 +239,14 @@ class _Attempt(Generic[T]):
             self._chain.close()
             with self._lock:
                 if not self._abandoned:
-                    self.error = translate_dial_error(error, race.limits)
+                    self.error = translate_dial_error(error, race.limits.connect)
         else:
             with self._lock:
                 if not self._abandoned:
                     self.dialed = Dialed(client, self.endpoint, found, self._chain)
             if self.dialed is None:
                 self._chain.close()
-        race._wakeups.put(self)
+        race._wakeups.put(None)
 
     def take(self) -> Dialed[T]:
         """The connection; the caller closes it."""
@@ -257,7 +258,7 @@ class _Attempt(Generic[T]):
         return taken
 
     def abandon(self) -> None:
-        """Close the connection, now or once it is made. Idempotent."""
+        """Close the connection, now or as soon as it is made. Idempotent."""
         with self._lock:
             if self._abandoned:
                 return

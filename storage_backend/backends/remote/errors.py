@@ -1,4 +1,4 @@
-"""Translates failures of the connection, of SFTP and of the server's shell into errors of this package."""
+"""Translates connection, SFTP and shell failures into errors of this package."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from types import MappingProxyType
 from typing import TypeVar
 
 from storage_backend.backends.remote import sftp_packets as packets
+from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.sftp_packets import StatusError
 from storage_backend.base import not_found
 from storage_backend.errors import (
     AccessDeniedError,
     AlreadyExistsError,
+    AuthenticationError,
     InvalidIdentifierError,
     NotAFileError,
     QuotaExceededError,
@@ -44,14 +46,14 @@ _BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyTy
 
 
 class ShellError(StorageError):
-    """A command of the server's shell failed, or printed what makes no sense. The connection still works."""
+    """A shell command failed or printed invalid output. The connection still works."""
 
 
 class ConnectionLostError(Exception):
-    """The connection failed during an operation. The last request may or may not have been carried out.
+    """The connection failed during an operation. The last request may have taken effect.
 
     Attributes:
-        timed_out: whether the server stopped answering.
+        timed_out: whether the server stopped responding.
     """
 
     def __init__(self, reason: str, *, timed_out: bool = False) -> None:
@@ -60,39 +62,46 @@ class ConnectionLostError(Exception):
 
 
 def lost(error: BaseException) -> BaseException:
-    """The ConnectionLostError for an error of paramiko or of a socket; a KeyboardInterrupt and the like as it is."""
+    """The ConnectionLostError for an error of paramiko or a socket; a KeyboardInterrupt and the like unchanged."""
     if isinstance(error, TimeoutError):
-        return ConnectionLostError("the server fell silent", timed_out=True)
+        return ConnectionLostError("the server stopped responding", timed_out=True)
     if isinstance(error, EOFError):
         return ConnectionLostError(str(error) or "the server closed the connection")
-    # paramiko's errors derive directly from Exception, and this module does not import paramiko.
+    # paramiko's errors derive directly from Exception.
     if isinstance(error, Exception):
         return ConnectionLostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     return error
 
 
-def of_object(kind: type[E], reason: str, identifier: str, where: str, *, retryable: bool | None = None) -> E:
-    """An error of *kind* about one object: "REASON: 'IDENTIFIER' in WHERE"."""
+def error_about(
+    kind: type[E],
+    reason: str,
+    identifier: str | None,
+    where: str,
+    *,
+    attempts: int = 1,
+    retryable: bool | None = None,
+) -> E:
+    """An error of *kind*: "REASON: 'IDENTIFIER' in WHERE", or "REASON: WHERE" if it is about no one object."""
+    subject = where if identifier is None else f"{identifier!r} in {where}"
     return kind(
-        f"{reason}: {identifier!r} in {where}", identifier=identifier, backend=where, retryable=retryable
+        f"{reason}: {subject}", identifier=identifier, backend=where, attempts=attempts, retryable=retryable
     )
 
 
 def unreachable(
     error: ConnectionLostError, identifier: str | None, where: str, attempts: int
 ) -> StorageError:
-    """The error for an operation whose connections were all lost."""
-    what = f"{identifier!r} in {where}" if identifier is not None else where
+    """The error for an operation that lost its last connection."""
     kind = StorageTimeoutError if error.timed_out else UnavailableError
-    return kind(f"{error}: {what}", identifier=identifier, backend=where, attempts=attempts)
+    return error_about(kind, str(error), identifier, where, attempts=attempts)
 
 
 def translate(error: StatusError, identifier: str | None, where: str) -> StorageError:
-    """Our error for a status of SFTP (draft-ietf-secsh-filexfer-02, section 7)."""
-    what = f"{identifier!r} in {where}" if identifier is not None else where
+    """Our error for an SFTP status (draft-ietf-secsh-filexfer-02, section 7)."""
     words = error.text.lower()
     kind: type[StorageError] = StorageError
-    reason = f"the server refused, saying {error.text!r}" if error.text else "the server refused"
+    reason = f"the server refused: {error.text!r}" if error.text else "the server refused"
     if error.code == packets.NO_SUCH_FILE:
         if identifier is not None:
             return not_found(identifier, where)
@@ -101,17 +110,17 @@ def translate(error: StatusError, identifier: str | None, where: str) -> Storage
         kind, reason = QuotaExceededError, "no space left for this user"
     elif error.code == packets.PERMISSION_DENIED or _READ_ONLY in words:
         kind, reason = AccessDeniedError, "permission denied"
-    elif error.code == packets.BAD_MESSAGE or (error.code == packets.FAILURE and _odd(identifier)):
-        kind, reason = InvalidIdentifierError, "the server does not take such a name"
+    elif error.code == packets.BAD_MESSAGE or (error.code == packets.FAILURE and _is_not_utf8(identifier)):
+        kind, reason = InvalidIdentifierError, "the server does not accept this name"
     elif error.code == packets.UNSUPPORTED:
-        kind, reason = UnsupportedOperationError, "the server has no such operation"
+        kind, reason = UnsupportedOperationError, "the server does not support this operation"
     elif error.code in {packets.NO_CONNECTION, packets.CONNECTION_LOST}:
-        kind, reason = UnavailableError, "the server lost its own connection"
-    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
+        kind, reason = UnavailableError, "the server lost its connection to its storage"
+    return error_about(kind, reason, identifier, where)
 
 
-def _odd(identifier: str | None) -> bool:
-    """Whether the name is not UTF-8. Servers that decode names, such as paramiko's, fail at each request with one."""
+def _is_not_utf8(identifier: str | None) -> bool:
+    """Whether the name is not UTF-8. Servers that decode names, such as paramiko's, fail every request with such a name."""
     try:
         (identifier or "").encode()
     except UnicodeEncodeError:
@@ -120,26 +129,45 @@ def _odd(identifier: str | None) -> bool:
 
 
 def translate_shell_error(error: Exception, identifier: str | None, where: str) -> StorageError:
-    """Our error for a failed command of the server's shell."""
-    what = f"{identifier!r} in {where}" if identifier is not None else where
+    """Our error for a failed shell command."""
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOENT, errno.ENOTDIR} and identifier is not None:
         return not_found(identifier, where)
     kind, reason = _BY_NUMBER.get(number, (ShellError, f"the server's shell failed: {error}"))
-    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
+    return error_about(kind, reason, identifier, where)
+
+
+def translate_dial_error(error: BaseException, connect_timeout: float) -> BaseException:
+    """Our error for one raised while connecting, by paramiko, the system or a mock; BaseExceptions and our errors unchanged."""
+    if isinstance(error, StorageError) or not isinstance(error, Exception):
+        return error
+    paramiko = ssh_library()
+    kind: type[StorageError] = UnavailableError
+    reason = reason_of(error)
+    if isinstance(error, paramiko.AuthenticationException | paramiko.BadHostKeyException):
+        kind = AuthenticationError
+    elif isinstance(error, paramiko.ssh_exception.NoValidConnectionsError):
+        reason = ", ".join(dict.fromkeys(reason_of(each) for each in error.errors.values()))
+    elif isinstance(error, TimeoutError):
+        kind, reason = StorageTimeoutError, f"no connection within {connect_timeout:g} s"
+    elif isinstance(error, EOFError):
+        reason = "the server closed the connection"
+    found = kind(reason)
+    found.__cause__ = error
+    return found
 
 
 def changed(identifier: str, where: str, how: str = "") -> SourceChangedError:
-    """The error for an object that was replaced or cut while it was read."""
-    reason = f"it changed while it was read: {how}" if how else "it changed while it was read"
-    return of_object(SourceChangedError, reason, identifier, where)
+    """The error for an object that was replaced or truncated while it was read."""
+    reason = "it changed while it was read"
+    return error_about(SourceChangedError, f"{reason}: {how}" if how else reason, identifier, where)
 
 
 def reason_of(error: BaseException) -> str:
-    """The message of an error of the system or of a library, without its number; its class where it has none."""
+    """The message of a system or library error, without the errno; its class name if it has no message."""
     return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
 
 
 def not_a_file(identifier: str, where: str) -> NotAFileError:
     """The error for a directory, device or pipe at an object's path."""
-    return of_object(NotAFileError, "Not a regular file", identifier, where)
+    return error_about(NotAFileError, "Not a regular file", identifier, where)

@@ -1,4 +1,4 @@
-"""Failover: chooses the endpoint, keeps the connection in use, repeats operations whose connection is lost, and fails back."""
+"""Failover: keeps a connection to one endpoint, retries operations on the next one, and returns to a preferred endpoint."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 P = ParamSpec("P")
 
-MAX_LOSSES = 4  # how many connections an operation may lose before it fails
-MAX_LEFTOVERS = 100_000  # paths that are remembered; a hostile server may send names without end
+MAX_LOSSES = 4  # an operation fails when it loses its fourth connection
+MAX_LEFTOVERS = 100_000  # a hostile server may send names without end
 FIRST_FAILBACK_DELAY, MAX_FAILBACK_DELAY = (
     1.0,
     30.0,
@@ -41,13 +41,12 @@ class Failover:
         settings: of the backend.
         base_dir: the base directory as configured.
         where: the backend's location, for errors.
-        must_exist: whether a missing base directory is an error, at the first connection.
+        must_exist: whether the first connection fails if the base directory is missing.
         clock: monotonic seconds.
 
     Attributes:
-        where: as given.
-        left: paths, beneath the base directory, of files with temporary names that a listing has shown.
-        lost: what the temporary names of lost connections begin with.
+        leftover_paths: files with temporary names that a listing has shown, relative to the base directory.
+        lost_prefixes: prefixes of the temporary names of lost connections.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class Failover:
         return self._connections.current.endpoint if self._connections.current is not None else None
 
     def connection(self) -> SSHConnection:
-        """A live connection, of the least busy ones where there are several.
+        """A live connection; if there are several, one of the least busy.
 
         Raises:
             NoEndpointError: no endpoint works.
@@ -94,12 +93,9 @@ class Failover:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Carry out an SFTP operation on an object; it may be repeated as it is. Raises as `run`."""
-        return self.run(
-            path.identifier,
-            lambda connection, _: connection.session.run(
-                operation(connection.operations, path, *args, **kwargs)
-            ),
+        """Run an idempotent SFTP operation on an object. Raises as `run`."""
+        return self.perform_with_attempt(
+            lambda operations, path, _attempt: operation(operations, path, *args, **kwargs), path
         )
 
     def perform_with_attempt(
@@ -109,7 +105,7 @@ class Failover:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        """Carry out an SFTP operation that must know the number of the attempt. Raises as `run`."""
+        """Run an SFTP operation that needs the number of the attempt. Raises as `run`."""
         return self.run(
             path.identifier,
             lambda connection, attempt: connection.session.run(
@@ -124,16 +120,17 @@ class Failover:
         *,
         repeatable: bool = True,
     ) -> T:
-        """Call *operation* with a live connection; if that is lost meanwhile, with the next one.
+        """Call *operation* with a live connection; if the connection is lost, call it again with the next one.
 
         Args:
             identifier: for errors.
-            operation: also gets the number of the attempt, from 0: an earlier one may have taken effect.
-            again: whether it may be repeated; otherwise a lost connection is an error.
+            operation: also gets the number of the attempt, from 0; an earlier attempt may have taken effect.
+            repeatable: whether to retry; otherwise a lost connection is an error.
 
         Raises:
             NoEndpointError: no endpoint works.
-            UnavailableError: the connection was lost, and the operation may not be repeated, or was often enough.
+            UnavailableError: the connection was lost, and the operation is not repeatable or was already retried the maximum
+                number of times.
         """
         attempt = 0
         while True:
@@ -145,19 +142,19 @@ class Failover:
                 attempt += 1
                 self.lose_or_raise(connection, error, attempt, MAX_LOSSES if repeatable else 1, identifier)
             except BaseException:
-                # Removals that it posted must not wait for the next operation.
+                # Send the removals that it posted now, not with the next operation.
                 connection.session.flush()
                 raise
             finally:
                 connection.release()
 
     def note_leftover(self, path: bytes) -> None:
-        """Remember a file with a temporary name."""
+        """Remember the path of a file with a temporary name."""
         if len(self.leftover_paths) < MAX_LEFTOVERS:
             self.leftover_paths.add(path)
 
     def lose(self, connection: SSHConnection, error: ConnectionLostError) -> None:
-        """Close *connection*, which has failed."""
+        """Drop and close a failed connection."""
         logger.warning("%s: lost the connection to %s: %s", self.where, connection.endpoint, error)
         self.lost_prefixes.add(connection.operations.temporary)
         with self._connections.lock:
@@ -172,43 +169,43 @@ class Failover:
         connection: SSHConnection,
         error: ConnectionLostError,
         losses: int,
-        most: int = MAX_LOSSES,
+        max_losses: int = MAX_LOSSES,
         identifier: str | None = None,
     ) -> None:
-        """Close *connection*, which has failed; raise at the last loss.
+        """Drop and close a failed connection; raise if it was the last that the operation may lose.
 
         Raises:
-            UnavailableError: *losses* has reached *most*; a StorageTimeoutError if the server stopped answering.
+            UnavailableError: *losses* has reached *max_losses*; a StorageTimeoutError if the server stopped responding.
         """
         self.lose(connection, error)
-        if losses >= most:
+        if losses >= max_losses:
             raise unreachable(error, identifier, self.where, losses) from error
 
     def prefer(self) -> SSHConnection:
-        """A live connection to the first endpoint that works now, whichever was in use before."""
+        """A live connection to the first endpoint that works now, whichever endpoint was in use."""
         current = self.connection()
         if current.endpoint is not self._settings.endpoints[0]:
             self._fail_back(current)
         return self.connection()
 
     def close(self) -> None:
-        """Close the connections; the next use dials again."""
+        """Close the connections; the next use connects again."""
         self._connections.close()
 
     def after_fork(self) -> None:
-        """In a child: leave the parent's connections alone, and start without any."""
+        """In a forked child: abandon the parent's connections and start without any."""
         for connection in list(self._made):
-            # Kept for ever: paramiko's destructors would write to the parent's connection.
+            # Never collected: paramiko's destructors would write to the parent's connection.
             _registry().abandoned.append(connection)
             connection.abandon()
         self._finalizer.detach()
         self._reset()
 
     def _reset(self) -> None:
-        # All connections, also those that are not in use any more: a reader may still have one.
+        # Includes connections that are no longer in use: a reader may still hold one.
         self._made: weakref.WeakSet[SSHConnection] = weakref.WeakSet()
         self._connections = _OpenConnections()
-        # Readers and writers refer to this object, too: the connections are closed with the last of all.
+        # Readers and writers refer to this object too, so the connections close with the last of them.
         self._finalizer = weakref.finalize(self, self._connections.close)
         self._dialing = threading.Lock()
         self._growing = False
@@ -237,7 +234,7 @@ class Failover:
             return dialed
 
     def _dial(self, endpoints: tuple[Endpoint, ...] | None) -> SSHConnection:
-        # The lambda must not refer to self: paramiko's thread keeps it for as long as it runs.
+        # The lambda must not refer to self: paramiko's thread keeps it until it ends.
         settings, base_dir, where = self._settings, self._base_dir, self.where
         dialed = dial(
             settings,
@@ -251,7 +248,7 @@ class Failover:
         return dialed.found
 
     def _least_busy(self, current: SSHConnection) -> SSHConnection:
-        """The least busy connection to the endpoint in use; if none is idle, another one is made in the background."""
+        """The least busy connection to the current endpoint; if none is idle, open another in the background."""
         with self._connections.lock:
             found = [
                 current,
@@ -272,7 +269,7 @@ class Failover:
                 if not wanted:
                     another.close()
             except StorageError as error:
-                logger.debug("%s: no further connection: %s", self.where, error)
+                logger.debug("%s: no additional connection: %s", self.where, error)
             finally:
                 self._growing = False
 
@@ -281,7 +278,7 @@ class Failover:
         return best
 
     def _start_failback(self, current: SSHConnection) -> None:
-        """From time to time, in the background, try the endpoints listed before *current*'s."""
+        """Try the endpoints listed before *current*'s, in the background, when the failback delay has passed."""
         with self._connections.lock:
             if self._failing_back or self._clock() < self._next_failback:
                 return
@@ -305,7 +302,7 @@ class Failover:
             self._failing_back = False
 
     def _fail_back(self, current: SSHConnection) -> bool:
-        """Return to an endpoint listed before *current*'s, if one works. Running operations end on the old connection."""
+        """Switch to an endpoint listed before *current*'s, if one works. Running operations finish on the old connection."""
         endpoints = self._settings.endpoints
         earlier = endpoints[: endpoints.index(current.endpoint)]
         try:
@@ -333,9 +330,9 @@ class _OpenConnections:
     """The connections in use.
 
     Attributes:
-        lock: of the others.
+        lock: guards the attributes below.
         current: the one whose endpoint is in use.
-        more: others to the same endpoint.
+        others: more connections to the same endpoint.
     """
 
     def __init__(self) -> None:
@@ -344,7 +341,7 @@ class _OpenConnections:
         self.others: list[SSHConnection] = []
 
     def close(self) -> None:
-        """Close them all."""
+        """Close all connections."""
         with self.lock:
             found, self.others = self.others, []
             if self.current is not None:
@@ -355,7 +352,7 @@ class _OpenConnections:
 
 
 class _FailoverRegistry:
-    """All instances of this process, which a forked child resets; and connections that must never be collected."""
+    """All instances in this process, which a forked child resets, and connections that must never be collected."""
 
     def __init__(self) -> None:
         self._members: weakref.WeakSet[Failover] = weakref.WeakSet()
@@ -363,7 +360,7 @@ class _FailoverRegistry:
         os.register_at_fork(after_in_child=self._after_in_child)
 
     def add(self, failover: Failover) -> None:
-        """Reset *failover* in children."""
+        """Reset *failover* in forked children."""
         self._members.add(failover)
 
     def _after_in_child(self) -> None:
@@ -373,5 +370,5 @@ class _FailoverRegistry:
 
 @functools.cache
 def _registry() -> _FailoverRegistry:
-    """This process's. Made when first needed: a hook of `os.register_at_fork` cannot be removed."""
+    """The registry of this process. Created on first use: a hook of `os.register_at_fork` cannot be removed."""
     return _FailoverRegistry()

@@ -1,4 +1,4 @@
-"""RemoteFile: an object as a seekable raw stream, read ahead; it continues on another connection if the object is unchanged."""
+"""RemoteFile: an object as a seekable raw stream with read-ahead, which resumes on another connection if the object is unchanged."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing_extensions import override
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.errors import ConnectionLostError, changed, translate, unreachable
-from storage_backend.backends.remote.failover import MAX_LOSSES, Failover
+from storage_backend.backends.remote.errors import ConnectionLostError, changed, translate
+from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_contents import open_to_read
 from storage_backend.backends.remote.sftp_packets import Attributes, StatusError
 from storage_backend.backends.remote.sftp_session import PendingReply
 from storage_backend.streams import SeekableRaw
 
-FIRST_AHEAD = 64 << 10  # bytes asked for at the first read after a seek
-MOST_AHEAD = 2 << 20  # bytes under way at most; a channel's window holds no more
+FIRST_AHEAD = 64 << 10  # bytes requested at the first read after a seek
+MAX_AHEAD = 2 << 20  # bytes in flight; a channel's window holds no more
 
 
 class RemoteFile(SeekableRaw):
@@ -33,8 +33,8 @@ class RemoteFile(SeekableRaw):
         size: in bytes, at that time; reading ends there.
 
     Raises:
-        NotFoundError: there is none.
-        SourceChangedError: from reads: it was cut short, or after a lost connection it was another one.
+        NotFoundError: the object does not exist.
+        SourceChangedError: from reads: the object was truncated, or was found replaced after a lost connection.
     """
 
     def __init__(self, failover: Failover, path: RemotePath) -> None:
@@ -42,10 +42,10 @@ class RemoteFile(SeekableRaw):
         self._failover = failover
         self._path = path
         self._ahead = FIRST_AHEAD
-        self._under_way: deque[tuple[int, PendingReply]] = deque()  # size asked for
-        self._asked = 0  # position after the last request
+        self._in_flight: deque[tuple[int, PendingReply]] = deque()  # requested size, reply
+        self._requested = 0  # position after the last request
         self._handle = b""
-        self._rest = b""  # received and not returned yet
+        self._rest = b""  # received, not yet returned
         self.attributes = failover.run(path.identifier, self._open)
         self.size = self.attributes.size or 0
 
@@ -53,17 +53,17 @@ class RemoteFile(SeekableRaw):
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
         before = self._position
         if super().seek(offset, whence) != before:
-            self._forget()
+            self._drop_read_ahead()
             self._ahead = FIRST_AHEAD
         return self._position
 
     @override
     def readall(self) -> bytes:
-        self._ahead = MOST_AHEAD
+        self._ahead = MAX_AHEAD
         return super().readall()
 
     def next_piece(self, most: int) -> bytes:
-        """Some of the next bytes, at most *most*; b"" at the end."""
+        """Between 1 and *most* of the next bytes; b"" at the end."""
         self._check_open()
         piece = self._read_on(most)
         self._position += len(piece)
@@ -87,7 +87,7 @@ class RemoteFile(SeekableRaw):
         """The bytes of [start, end), clamped."""
         self.seek(start)
         wanted = max(min(end, self.size) - start, 0)
-        self._ahead = min(max(wanted, 1), MOST_AHEAD)
+        self._ahead = min(max(wanted, 1), MAX_AHEAD)
         pieces = []
         while wanted:
             piece = self.next_piece(wanted)
@@ -110,19 +110,17 @@ class RemoteFile(SeekableRaw):
     def _release(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._forget()
+            self._drop_read_ahead()
             connection.close_handle(self._handle)
             connection.release()
 
     def _reopen(self, error: ConnectionLostError, losses: int) -> None:
-        """Continue on another connection, if the object is unchanged."""
+        """Resume on another connection, if the object is unchanged."""
         connection, self._connection = self._connection, None
-        self._forget()
+        self._drop_read_ahead()
         if connection is not None:
-            self._failover.lose(connection, error)
             connection.release()
-        if losses == MAX_LOSSES:
-            raise unreachable(error, self._path.identifier, self._failover.where, losses) from error
+            self._failover.lose_or_raise(connection, error, losses, identifier=self._path.identifier)
         found = self._failover.run(
             self._path.identifier, lambda connection, attempt: self._open(connection, attempt + 1)
         )
@@ -131,32 +129,32 @@ class RemoteFile(SeekableRaw):
             self._release()
             raise changed(self._path.identifier, self._failover.where) from error
 
-    def _forget(self) -> None:
-        """Drop what was read ahead."""
-        self._under_way.clear()
+    def _drop_read_ahead(self) -> None:
+        """Drop the bytes read ahead."""
+        self._in_flight.clear()
         self._rest = b""
 
     def _fetch(self, most: int) -> bytes:
-        """The next bytes as they arrive; the longer the sequential read, the more is requested ahead."""
+        """The next bytes as they arrive; the read-ahead window doubles while reads are sequential."""
         if self._connection is None:
-            raise ConnectionLostError("the connection was lost before")
+            raise ConnectionLostError("the connection was already lost")
         session = self._connection.session
-        if not self._under_way:
-            self._asked = self._position
-        wanted = max(self._ahead, min(most, MOST_AHEAD))
+        if not self._in_flight:
+            self._requested = self._position
+        wanted = max(self._ahead, min(most, MAX_AHEAD))
         requests: list[packets.Request] = []
         sizes: list[int] = []
-        while self._asked < min(self._position + wanted, self.size):
-            size = min(session.read_length, self.size - self._asked)
-            if not self._under_way and not sizes:
+        while self._requested < min(self._position + wanted, self.size):
+            size = min(session.read_length, self.size - self._requested)
+            if not self._in_flight and not sizes:
                 size = min(size, max(wanted, 1))
-            requests.append(packets.read_request(self._handle, self._asked, size))
+            requests.append(packets.read_request(self._handle, self._requested, size))
             sizes.append(size)
-            self._asked += size
+            self._requested += size
         if requests:
-            self._under_way += zip(sizes, session.begin(requests), strict=True)
-        self._ahead = min(self._ahead * 2, MOST_AHEAD)
-        size, pending = self._under_way.popleft()
+            self._in_flight += zip(sizes, session.begin(requests), strict=True)
+        self._ahead = min(self._ahead * 2, MAX_AHEAD)
+        size, pending = self._in_flight.popleft()
         try:
             data = packets.data_in(session.wait(pending), size)
         except StatusError as error:
@@ -165,7 +163,7 @@ class RemoteFile(SeekableRaw):
             how = f"it ended after {self._position:,} of {self.size:,} bytes"
             raise changed(self._path.identifier, self._failover.where, how)
         if len(data) < size:
-            # The server sends less at a time: the other replies do not continue this one.
-            self._under_way.clear()
-            self._asked = self._position + len(data)
+            # A short read: the replies to the requests after it would leave a gap.
+            self._in_flight.clear()
+            self._requested = self._position + len(data)
         return data

@@ -6,7 +6,7 @@ import posixpath
 import stat
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import of_object, translate
+from storage_backend.backends.remote.errors import error_about, translate
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_packets import (
@@ -150,10 +150,10 @@ class SFTPDirectories:
                 numbers = [fields.long() for _ in range(11)]
                 if numbers[4] == 0 or (numbers[5] > 0 and numbers[7] == 0):
                     reason = "no space left for this user"
-                    return of_object(QuotaExceededError, reason, path.identifier, self._where)
+                    return error_about(QuotaExceededError, reason, path.identifier, self._where)
                 if numbers[9] & _READ_ONLY:
                     reason = "the file system is read-only"
-                    return of_object(AccessDeniedError, reason, path.identifier, self._where)
+                    return error_about(AccessDeniedError, reason, path.identifier, self._where)
                 break
         return translate(error, path.identifier, self._where)
 
@@ -163,10 +163,10 @@ class SFTPDirectories:
             if path.path == at
             else "an object is where a directory is needed"
         )
-        return of_object(AlreadyExistsError, reason, path.identifier, self._where)
+        return error_about(AlreadyExistsError, reason, path.identifier, self._where)
 
 
 def removed_again(path: RemotePath, where: str) -> StorageError:
     """The error for a directory that others remove as often as we make it."""
     reason = "its directory is removed as often as it is made"
-    return of_object(StorageError, reason, path.identifier, where, retryable=True)
+    return error_about(StorageError, reason, path.identifier, where, retryable=True)
