@@ -343,7 +343,7 @@ def test_file_of_unknown_size_is_read_whole_or_refused(serve: Serve) -> None:
         lambda: backend.read_range("a", 0, 3),
         lambda: backend.copy("a", "b"),
     ):
-        with pytest.raises(StorageError, match="does not tell the size"):
+        with pytest.raises(StorageError, match="does not report the size"):
             way()
 
 

@@ -48,7 +48,7 @@ from tests.ssh_proxy import Direction
 from tests.ssh_servers import OpenSSH, SSHPlace, shell_script
 
 LONG_AGO = datetime(2020, 5, 17, 12, 30, tzinfo=UTC)
-MANY = 3 * tar_upload.FEWEST
+MANY = 3 * tar_upload.MIN_OBJECTS
 
 
 def storage_at(place: SSHPlace, **more: Any) -> RemoteStorage:
@@ -98,8 +98,8 @@ class TestBatches(Batches):
 
     @pytest.fixture
     def subject(self, openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch) -> Subject:
-        monkeypatch.setattr(tar_upload, "FEWEST", 1)
-        monkeypatch.setattr(tar_download, "FEWEST", 1)
+        monkeypatch.setattr(tar_upload, "MIN_OBJECTS", 1)
+        monkeypatch.setattr(tar_download, "MIN_OBJECTS", 1)
         return Subject(
             make=lambda: storage_at(openssh_place), lacks={"content_type": "a file has no media type"}
         )
@@ -131,8 +131,8 @@ def test_asyncssh_unpacks_too(asyncssh_place: SSHPlace, told: Told) -> None:
 
 def test_few_objects_start_no_command(openssh_place: SSHPlace, told: Told) -> None:
     with closing(storage_at(openssh_place)) as backend:
-        backend.write_many(items(tar_upload.FEWEST - 1).items())
-        assert everything(backend) == items(tar_upload.FEWEST - 1)
+        backend.write_many(items(tar_upload.MIN_OBJECTS - 1).items())
+        assert everything(backend) == items(tar_upload.MIN_OBJECTS - 1)
     assert told.asked == 0
 
 
@@ -233,7 +233,7 @@ def test_each_obstacle_is_its_own_objects_error(openssh_place: SSHPlace, told: T
 def test_last_of_a_repeated_identifier_stays_across_groups(
     openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
+    monkeypatch.setattr(tar_upload, "MAX_OBJECTS", tar_upload.MIN_OBJECTS)
     given = [
         *items().items(),
         *items(text="again").items(),
@@ -250,7 +250,7 @@ def test_last_of_a_repeated_identifier_stays_across_groups(
 def test_no_more_is_remembered_than_is_under_way(
     openssh_place: SSHPlace, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
+    monkeypatch.setattr(tar_upload, "MAX_OBJECTS", tar_upload.MIN_OBJECTS)
     held = most = 0
 
     class Content(bytes):
@@ -263,18 +263,18 @@ def test_no_more_is_remembered_than_is_under_way(
             nonlocal held
             held -= 1
 
-    given = items(20 * tar_upload.FEWEST)
+    given = items(20 * tar_upload.MIN_OBJECTS)
     with closing(storage_at(openssh_place)) as backend:
         assert backend.write_many((name, Content(content)) for name, content in given.items()) == len(given)
     assert told.done == 20
     assert held == 0
-    assert tar_upload.FEWEST <= most <= (tar_upload.GROUPS + 1) * tar_upload.FEWEST
+    assert tar_upload.MIN_OBJECTS <= most <= (tar_upload.GROUPS + 1) * tar_upload.MIN_OBJECTS
 
 
 def test_source_that_raises_leaves_whole_objects_only(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tar_upload, "OBJECTS", tar_upload.FEWEST)
+    monkeypatch.setattr(tar_upload, "MAX_OBJECTS", tar_upload.MIN_OBJECTS)
 
     def source() -> Iterator[tuple[str, bytes]]:
         yield from items().items()
@@ -292,8 +292,8 @@ def test_source_that_raises_leaves_whole_objects_only(
 def test_connection_that_is_cut_loses_nothing(
     openssh_place: SSHPlace, monkeypatch: pytest.MonkeyPatch, direction: Direction, after: int
 ) -> None:
-    monkeypatch.setattr(tar_upload, "OBJECTS", 2 * tar_upload.FEWEST)
-    given = {name: content * 20 for name, content in items(8 * tar_upload.FEWEST).items()}
+    monkeypatch.setattr(tar_upload, "MAX_OBJECTS", 2 * tar_upload.MIN_OBJECTS)
+    given = {name: content * 20 for name, content in items(8 * tar_upload.MIN_OBJECTS).items()}
     with pair(openssh_place) as ways, ways.storage() as backend:
         backend.write("a", b"1")
         ways.lose_first_after(after if direction == "from_client" else after // 10, direction)
@@ -524,7 +524,7 @@ def test_batch_is_read_by_tar(openssh_place: SSHPlace, told_read: Told) -> None:
         assert sorted(backend.read_many(twice)) == [(name, given[name]) for name in twice]
         assert told_read.done == told_read.asked > 0
         told_read.asked = 0
-        assert dict(backend.read_many(list(given)[: tar_download.FEWEST - 1])).items() <= given.items()
+        assert dict(backend.read_many(list(given)[: tar_download.MIN_OBJECTS - 1])).items() <= given.items()
         assert told_read.asked == 0
 
 

@@ -123,11 +123,11 @@ class TestRefusing:
         ],
     )
     def test_name_that_was_not_asked_for(self, name: bytes) -> None:
-        with pytest.raises(IntegrityError, match="not asked for"):
+        with pytest.raises(IntegrityError, match="not requested"):
             read_all(packed([(name, b"x")]), [b"a"])
 
     def test_member_twice(self) -> None:
-        with pytest.raises(IntegrityError, match="not asked for, twice"):
+        with pytest.raises(IntegrityError, match="not requested, is repeated"):
             read_all(packed([(b"./a", b"1"), (b"./a", b"2")]), [b"a", b"b"])
 
     def test_members_out_of_order(self) -> None:
@@ -181,7 +181,7 @@ class TestRefusing:
 
     def test_content_above_the_limit(self) -> None:
         assert read_all(packed([(b"./a", b"123")]), [b"a"], limit=3)
-        with pytest.raises(ArchiveTooLargeError, match="4 bytes is more"):
+        with pytest.raises(ArchiveTooLargeError, match="4 bytes exceeds"):
             read_all(packed([(b"./a", b"1234")]), [b"a"], limit=3)
         with pytest.raises(ArchiveTooLargeError):
             read_all(packed([(b"./a", b"12"), (b"./b", b"34")]), [b"a", b"b"], limit=3)
@@ -200,7 +200,7 @@ class TestRefusing:
             read_all(packed([(b"./" + b"a" * 200, b"")])[: 2 * BLOCK] + bytes(2 * BLOCK), [b"a" * 200])
 
     def test_endless_directories(self) -> None:
-        with pytest.raises(IntegrityError, match="not asked for"):
+        with pytest.raises(IntegrityError, match="not requested"):
             read_all(packed([(b"./a", b"")], type=tarfile.DIRTYPE)[:BLOCK] * 1000, [b"a"])
 
     def test_directory_with_content(self) -> None:
@@ -210,7 +210,7 @@ class TestRefusing:
 
     @pytest.mark.parametrize("tail", [b"x", packed([(b"./b", b"1")]), bytes(1 << 20)])
     def test_something_after_the_end(self, tail: bytes) -> None:
-        with pytest.raises(IntegrityError, match="follows the end"):
+        with pytest.raises(IntegrityError, match="after its end"):
             read_all(packed([(b"./a", b"1")]) + tail, [b"a", b"b"])
 
     @given(st.integers(0, 4 * BLOCK - 1))

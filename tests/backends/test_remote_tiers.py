@@ -569,7 +569,7 @@ def test_file_that_has_content_and_no_size_is_read_or_refused_but_never_empty(
                 lambda: backend.read_range("status", 0, 5),  # noqa: B023
                 lambda: backend.copy("status", "x"),  # noqa: B023
             ):
-                with pytest.raises(StorageError, match="does not tell the size"):
+                with pytest.raises(StorageError, match="does not report the size"):
                     act()
 
 

@@ -1,4 +1,4 @@
-"""Batches: many small objects at once, their requests side by side on one SFTP session."""
+"""Batches: many small objects at a time, with concurrent operations on one SFTP session."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ J = TypeVar("J")
 Store = Callable[[BatchWrite], None]
 """Stores a large object by itself."""
 PathOf = Callable[[str], RemotePath]
-"""Checks an identifier, and gives its path."""
+"""Checks an identifier and returns its path."""
 
-BYTES = 32 << 20  # bytes of content under way at a time
-FIRST_READS = 128  # objects that are read side by side before it is known how large they are
+BYTES = 32 << 20  # bytes of content in flight
+FIRST_READS = 128  # concurrent reads before the mean size is known
 
 
 def read_many(
@@ -61,12 +61,12 @@ def write_many(
     """Store many objects; see `StorageBackend.write_many`.
 
     Args:
-        failover: chooses the connection.
-        path_of: gives paths.
+        failover: provides the connection.
+        path_of: checks identifiers and returns paths.
         items: identifiers and contents.
         store: stores a large object.
-        remember: called with each that was published.
-        verify: whether stored contents are compared.
+        remember: called with each published object.
+        verify: whether to compare what was stored.
     """
     failures = Failures()
 
@@ -80,7 +80,7 @@ def write_many(
 
 
 def delete_many(failover: Failover, path_of: PathOf, identifiers: Iterable[str]) -> int:
-    """Remove many objects, there or not; see `StorageBackend.delete_many`."""
+    """Remove many objects, which may be missing; see `StorageBackend.delete_many`."""
     failures = Failures()
     distinct = set(identifiers)
 
@@ -91,7 +91,7 @@ def delete_many(failover: Failover, path_of: PathOf, identifiers: Iterable[str])
             return
 
     paths = _paths(path_of, distinct, failures)
-    for _ in _side_by_side(failover, paths, steps, _noted(failures)):
+    for _ in _run_concurrently(failover, paths, steps, _noted(failures)):
         pass
     failures.raise_any("delete", failover.where)
     return len(distinct)
@@ -100,10 +100,10 @@ def delete_many(failover: Failover, path_of: PathOf, identifiers: Iterable[str])
 def stat_many(
     failover: Failover, path_of: PathOf, identifiers: Iterable[str]
 ) -> Iterator[tuple[RemotePath, Attributes]]:
-    """The attributes of those objects that exist.
+    """The attributes of the objects that exist.
 
     Raises:
-        BatchError: after the last, if STAT of some failed.
+        BatchError: after the last, if any STAT failed.
     """
     failures = Failures()
 
@@ -114,7 +114,7 @@ def stat_many(
             return None
 
     paths = _paths(path_of, identifiers, failures)
-    for path, found in _side_by_side(failover, paths, steps, _noted(failures)):
+    for path, found in _run_concurrently(failover, paths, steps, _noted(failures)):
         if found is not None:
             yield path, found
     failures.raise_any("look at", failover.where)
@@ -123,7 +123,7 @@ def stat_many(
 def _read(
     failover: Failover, source: Iterator[RemotePath], failures: Failures
 ) -> Iterator[tuple[RemotePath, bytes]]:
-    """Objects in the order in which they arrive."""
+    """Read objects one by one, in the order of arrival."""
     begun = ended = size = 0
     tried: set[RemotePath] = set()
 
@@ -147,7 +147,7 @@ def _read(
         ended += 1
         failures.note(path.identifier, error)
 
-    for path, found in _side_by_side(failover, paths(), steps, failed):
+    for path, found in _run_concurrently(failover, paths(), steps, failed):
         ended += 1
         size += SMALL if found is None else len(found)
         content = found
@@ -169,7 +169,7 @@ def _write(
     def writes() -> Iterator[BatchWrite | None]:
         nonlocal size, stored
         for item in source:
-            # Two writes of one object side by side would end with either content.
+            # Of two concurrent writes of one object, either could win.
             while item.path in busy or (busy and size + len(item.content) > BYTES):
                 yield None
             # Of a repeated identifier, the last write counts.
@@ -190,7 +190,7 @@ def _write(
             item.content,
             in_seconds(item.modified),
             directories.unknown(connection, item.path),
-            # Read back in the same flow of requests: for a command of the server, a group of them would have to wait.
+            # Verified by reading back, pipelined: a digest command would pay only for a group.
             verify=item.verify,
         )
 
@@ -203,7 +203,7 @@ def _write(
         done(item)
         failures.note(item.path.identifier, error)
 
-    for item, staged in _side_by_side(failover, writes(), steps, failed):
+    for item, staged in _run_concurrently(failover, writes(), steps, failed):
         remember(item.path, staged)
         done(item)
         stored += 1
@@ -211,14 +211,14 @@ def _write(
 
 
 class _BatchDirectories:
-    """The directories of a batch: the first object in each makes it, or all objects would miss it at the same time."""
+    """The directories of a batch: only the first object in each tries to create it."""
 
     def __init__(self) -> None:
         self._connection: SSHConnection | None = None
         self._asked: set[bytes] = set()
 
     def unknown(self, connection: SSHConnection, path: RemotePath) -> list[bytes]:
-        """Those above *path* that no object before it was in, outer ones first; absolute."""
+        """The parents of *path* that no earlier object had, outermost first, absolute."""
         if self._connection is not connection:
             self._connection, self._asked = connection, set()
         found = []
@@ -233,18 +233,18 @@ class _BatchDirectories:
         return found[::-1]
 
 
-def _side_by_side(
+def _run_concurrently(
     failover: Failover,
     jobs: Iterator[J | None],
     steps: Callable[[SSHConnection, J], Steps[T]],
     failed: Callable[[J, Exception], None],
 ) -> Iterator[tuple[J, T]]:
-    """Carry out jobs, and yield their results as they complete; what a lost connection left undone is repeated on the next.
+    """Run jobs concurrently and yield results as they complete; after a lost connection, rerun the unfinished ones.
 
     Args:
-        failover: chooses the connection.
-        jobs: taken lazily; None: there is none until another completes.
-        steps: of one job.
+        failover: provides the connection.
+        jobs: taken lazily; None means none is ready until another completes.
+        steps: returns the SFTP steps of a job.
         failed: called with each job that fails.
     """
     numbers = itertools.count()
@@ -299,7 +299,7 @@ def _paths(path_of: PathOf, names: Iterable[str], failures: Failures) -> Iterato
 def _writes(
     path_of: PathOf, items: Iterable[Item], failures: Failures, *, verify: bool
 ) -> Iterator[BatchWrite]:
-    """Those of *items* that can be stored."""
+    """The valid *items*; notes the failures of the others."""
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else None
         identifier = info.identifier if info is not None else str(key)

@@ -1,4 +1,4 @@
-"""Command: runs one command in the server's shell, on a channel of its own."""
+"""Command: runs one command in the server's shell, on its own channel."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 OpenChannel = Callable[[], "paramiko.Channel"]
 
-KEPT = 16 << 10  # bytes of standard error that are kept, from its end
-NOISE = 64 << 10  # bytes that start-up files may print before the command's own output
-# bytes; OpenSSH's packets take 32 KiB, of which paramiko keeps 64 bytes for itself
+MAX_STDERR = 16 << 10  # bytes kept of the end of standard error
+MAX_NOISE = 64 << 10  # bytes that start-up files may print before the command's output
+# bytes; OpenSSH's packets hold 32 KiB, of which paramiko reserves 64 bytes
 _PACKET = (32 << 10) - 64
-_POLL = 0.25  # seconds between checks of standard error while no output comes
+_POLL = 0.25  # seconds between checks of standard error while there is no output
 _POLL_WITH_INPUT = 0.005  # likewise, while there is input to send
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_@%+=:,./-]")
 
@@ -28,7 +28,7 @@ class CommandError(Exception):
     """A command failed.
 
     Attributes:
-        status: its exit status; -1 where the server sent none, as for a command that was killed.
+        status: its exit status; -1 if the server sent none, as for a killed command.
         stderr: the end of its standard error.
     """
 
@@ -49,20 +49,17 @@ def quote(word: bytes) -> bytes:
 class Command:
     """A command that runs on the server.
 
-    Input is sent while output is read, and standard error is always drained: neither side blocks the other. Not thread-safe.
+    Sends input while it reads output and always drains standard error, so that neither side blocks the other. Not thread-safe.
 
     Args:
         open_channel: opens a session channel; its errors are not translated, nor those of a lost connection.
         command: for the user's login shell.
         io_timeout: seconds for each step: the start, each piece received or sent, the exit status.
-        stdin: the whole input, consumed as the command reads it; None: there is none yet, and `finish` ends it.
-        marker: a line that the command prints first. What start-up files print before it is dropped.
-
-    Attributes:
-        io_timeout: as given.
+        stdin: the whole input, consumed as the command reads it; None to `send` it later.
+        marker: a line that the command prints first; output of start-up files before it is dropped.
 
     Raises:
-        TimeoutError: here and from each method: nothing was received or sent for *io_timeout* seconds.
+        TimeoutError: also from each method: nothing was received or sent for *io_timeout* seconds.
     """
 
     def __init__(
@@ -81,7 +78,7 @@ class Command:
         self._piece = b""
         self._position = 0
         self._input_open = True
-        self.refused = False  # whether the command ended before it had read its input
+        self.refused = False  # whether the command ended before it read all its input
         self._stderr = bytearray()
         self._kept = b""
         channel = self._channel = open_channel()
@@ -105,12 +102,12 @@ class Command:
         self.close()
 
     def send(self, pieces: Iterable[bytes]) -> None:
-        """Send *pieces* as the command reads them, while its output is read; more may follow."""
+        """Send *pieces* while output is read; more may follow."""
         self._input = iter(pieces)
         self._feed()
 
     def read(self, size: int) -> bytes:
-        """Up to *size* bytes of the output as they arrive; b"" at its end. Only `finish` tells whether the command succeeded."""
+        """Up to *size* bytes of output as they arrive; b"" at the end. Call `finish` to check for success."""
         if self._marker:
             self._skip_noise()
         if self._kept:
@@ -122,7 +119,7 @@ class Command:
         """The rest of the output.
 
         Raises:
-            CommandError: it has more than *limit* bytes.
+            CommandError: there are more than *limit* bytes.
         """
         pieces = []
         size = 0
@@ -134,25 +131,25 @@ class Command:
         return b"".join(pieces)
 
     def read_line(self, limit: int = 4096) -> bytes:
-        """The next line, without its newline; raises as `read_until`."""
+        """The next line, without its newline. Raises as `read_until`."""
         return self.read_until(b"\n", limit)
 
     def read_until(self, mark: bytes, limit: int) -> bytes:
-        """The output before *mark*; *mark* is dropped.
+        """The output before *mark*, which is dropped.
 
         Raises:
-            CommandError: it does not come, or not within *limit* bytes.
+            CommandError: *mark* is not found within *limit* bytes.
         """
         while (at := self._kept.find(mark)) < 0:
             piece = b"" if len(self._kept) > limit else self.read_more()
             if not piece:
                 self.finish()
-                raise CommandError(0, self.stderr, "the command did not print what was expected")
+                raise CommandError(0, self.stderr, "the command's output lacks the expected mark")
         found, self._kept = self._kept[:at], self._kept[at + len(mark) :]
         return found
 
     def read_more(self) -> bytes:
-        """Wait for more output, and buffer it for the next reads; b"" at the end."""
+        """Wait for more output and buffer it for later reads; b"" at the end."""
         if self._marker:
             self._skip_noise()
             if self._kept:
@@ -165,13 +162,13 @@ class Command:
         """End the input, drop the rest of the output, and wait for the command to succeed.
 
         Raises:
-            CommandError: its status is not 0, or it did not read all of its input.
+            CommandError: its status is not 0, or it did not read all its input.
             EOFError: the connection was lost.
         """
         try:
             status = self.status()
             if status == 0 and self.refused:
-                raise CommandError(status, self.stderr, "the command ended before it had read its input")
+                raise CommandError(status, self.stderr, "the command ended before it read all its input")
             if status:
                 raise CommandError(status, self.stderr)
         finally:
@@ -208,18 +205,18 @@ class Command:
 
     @property
     def ended(self) -> bool:
-        """Whether the command, or its connection, is known to have ended."""
-        # sshd sends the status before the end of the output.
+        """Whether the command or its connection is known to have ended."""
+        # sshd sends the status before the end of output.
         return bool(self._channel.exit_status_ready() or self._channel.eof_received)
 
     @property
     def stderr(self) -> bytes:
-        """The end of what the command has written to standard error so far."""
+        """The last bytes of standard error so far."""
         return bytes(self._stderr)
 
     def close(self) -> None:
-        """Close the channel; a command that still runs gets the end of its input, and cannot write any more."""
-        # It is closed already if the connection was lost.
+        """Close the channel; a running command gets end of input and can no longer write."""
+        # A lost connection has closed it.
         with suppress(Exception):
             self._channel.close()
 
@@ -233,13 +230,13 @@ class Command:
         found = b"\n" + self._kept
         self._kept = b""
         while (at := found.find(line)) < 0:
-            # What start-up files print may not end with a newline.
+            # The output of start-up files may lack a final newline.
             if (inside := found.find(line[1:])) >= 0:
                 at = inside - 1
                 break
             piece = self._receive(_PACKET)
             found += piece
-            if not piece or len(found) > NOISE:
+            if not piece or len(found) > MAX_NOISE:
                 if not piece:
                     self.finish()
                 raise CommandError(0, self.stderr, "the server's shell did not run the command")
@@ -260,14 +257,14 @@ class Command:
                     deadline = now + self.io_timeout
                 elif now > deadline:
                     self.close()
-                    raise TimeoutError(f"nothing came from the server for {self.io_timeout:g} s") from None
+                    raise TimeoutError(f"the server sent nothing for {self.io_timeout:g} s") from None
                 continue
             if channel.recv_stderr_ready():
                 self._drain()
             return piece
 
     def _drain(self) -> bool:
-        """Read what there is of standard error; whether there was any."""
+        """Read the available standard error; returns whether there was any."""
         found = False
         channel = self._channel
         while channel.recv_stderr_ready():
@@ -276,11 +273,11 @@ class Command:
                 break
             found = True
             self._stderr += piece
-            del self._stderr[:-KEPT]
+            del self._stderr[:-MAX_STDERR]
         return found
 
     def _feed(self) -> bool:
-        """Send as much of the input as possible without waiting; whether any was sent."""
+        """Send as much input as possible without waiting; returns whether any was sent."""
         sent = False
         while self._input is not None:
             if self._position >= len(self._piece):
@@ -304,7 +301,7 @@ class Command:
         except TimeoutError:
             raise
         except OSError:
-            # "Socket is closed": the command or the connection has ended; the exit status tells which.
+            # "Socket is closed": the command or connection has ended; the exit status tells which.
             sent = 0
         if sent:
             self._position += sent

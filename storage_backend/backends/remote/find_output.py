@@ -1,4 +1,4 @@
-"""Parses the output of scripts.FIND and FIND_NAMES as it arrives."""
+"""Parses the output of scripts.FIND and FIND_NAMES incrementally."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class FindRecord(NamedTuple):
 
     Attributes:
         path: relative to the directory that was searched.
-        kind: find's letter of its type: b"f", b"d", b"l" (a symbolic link), b"p", ...
-        target: the same, of a symlink's target; b"N" for none, b"L" for a loop, b"?" for an error.
-        size: in bytes; a link's own.
-        modified: seconds since 1970; a link's own.
-        seconds: the same, rounded down; exact.
+        kind: find's letter for the type: b"f", b"d", b"l" (symlink), b"p", ...
+        target: the same for a symlink's target; b"N" if missing, b"L" for a loop, b"?" for an error.
+        size: in bytes; of a link, its own.
+        modified: seconds since 1970; of a link, its own.
+        seconds: *modified* rounded down; exact.
     """
 
     path: bytes
@@ -35,13 +35,13 @@ class FindRecord(NamedTuple):
 
 
 def names(command: Command, token: bytes) -> Iterator[bytes]:
-    """The paths of regular files, and of symlinks to such, that scripts.FIND_NAMES prints; raises as `entries`."""
+    """The paths of regular files and symlinks to them that scripts.FIND_NAMES prints. Raises as `entries`."""
     for records in _records(command, token):
         for record in records:
             if record[:1] == b"f":
                 yield record[1:]
             elif record[:1] not in _KINDS:
-                raise CommandError(0, b"", f"find printed a record that makes no sense: {record[:100]!r}")
+                raise CommandError(0, b"", f"find printed an invalid record: {record[:100]!r}")
 
 
 def entries(command: Command, token: bytes) -> Iterator[FindRecord]:
@@ -50,7 +50,7 @@ def entries(command: Command, token: bytes) -> Iterator[FindRecord]:
     Raises:
         PermissionError: a directory could not be read.
         OSError: find or sort failed otherwise.
-        CommandError: the output makes no sense.
+        CommandError: the output is invalid.
     """
     for records in _records(command, token):
         for record in records:
@@ -66,9 +66,7 @@ def entries(command: Command, token: bytes) -> Iterator[FindRecord]:
                     int(modified.partition(b".")[0]),
                 )
             except ValueError:
-                raise CommandError(
-                    0, b"", f"find printed a record that makes no sense: {record[:100]!r}"
-                ) from None
+                raise CommandError(0, b"", f"find printed an invalid record: {record[:100]!r}") from None
 
 
 def _records(command: Command, token: bytes) -> Iterator[list[bytes]]:
@@ -94,7 +92,7 @@ def _check_end(command: Command, token: bytes, rest: bytes) -> None:
     said = command.stderr
     match = re.search(rb"(?:^|\n)%b (\d+)\n" % token, said)
     if match is None or rest:
-        raise CommandError(0, said, "the list of files is cut")
+        raise CommandError(0, said, "the list of files is truncated")
     if match[1] != b"0":
         denied = b": Permission denied" in said
         complaint = said[: match.start()].decode("utf-8", "backslashreplace").strip()

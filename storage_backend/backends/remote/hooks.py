@@ -1,4 +1,4 @@
-"""RemoteHooks: what transfers, caches and displays may ask of a server reached by SSH."""
+"""RemoteHooks: methods of RemoteStorage for transfers, caches and progress displays."""
 
 from __future__ import annotations
 
@@ -59,17 +59,21 @@ class RemoteHooks(Hooks):
     def tidy(self) -> int:
         failover = self._failover
         lost = tuple(failover.lost_prefixes)
-        if lost:  # they may have left files since the last listing
+        if lost:  # those connections may have left files since the last listing
             for _ in self._storage.scan():
                 pass
-        left = [
+        leftovers = [
             path
             for path in sorted(failover.leftover_paths)
             if (name := path.rpartition(b"/")[2]).startswith(lost) or is_abandoned(os.fsdecode(name))
         ]
         failover.leftover_paths.clear()
         failover.lost_prefixes.difference_update(lost)
-        return failover.run(None, lambda connection, _: listing.remove_all(connection, left)) if left else 0
+        return (
+            failover.run(None, lambda connection, _: listing.remove_all(connection, leftovers))
+            if leftovers
+            else 0
+        )
 
     @override
     def download(self, identifier: str, path: str | os.PathLike[str], moved: Moved) -> bool:

@@ -1,4 +1,4 @@
-"""ssh_library: paramiko, imported when first needed; limited: a timeout for those of its calls that have none."""
+"""ssh_library imports paramiko on first use; limited is a timeout for its calls that have none."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage_backend.forks import no_fork
 
 
 def ssh_library() -> Any:
-    """The module paramiko. Look up its classes at each use: a test may have replaced them.
+    """The module paramiko. Look up its classes on each use: a test may have replaced them.
 
     Raises:
         MissingClientError: it is not installed.
@@ -34,7 +34,7 @@ def _load() -> None:
 
 @contextmanager
 def limited(seconds: float, close: Callable[[], object]) -> Iterator[threading.Timer]:
-    """Call *close* if the body takes longer: paramiko waits for some replies without a limit."""
+    """Call *close* if the body takes longer than *seconds*: paramiko waits for some replies without a timeout."""
     timer = threading.Timer(seconds, close)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""Entries beneath a directory of the server, in the order of identifiers: by SFTP, or by the server's `find`."""
+"""Lists the entries under a directory of the server in identifier order, by SFTP or the server's `find`; cleans up leftovers."""
 
 from __future__ import annotations
 
@@ -26,22 +26,22 @@ from storage_backend.backends.remote.sftp_packets import (
 )
 from storage_backend.errors import AccessDeniedError, IntegrityError, NotFoundError, StorageError
 
-MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
-AHEAD = 32  # directories that are read at a time
-LINKS_AHEAD = 256  # symlinks that are followed at a time
+MAX_NAME = 255  # bytes; NAME_MAX of all common file systems
+CONCURRENT_DIRECTORIES = 32  # read at a time
+CONCURRENT_LINKS = 256  # resolved at a time
 _REGULAR = Attributes(None, stat.S_IFREG, None)
 _RESERVED = identifiers.RESERVED.encode()
 
 OnLeftover = Callable[[bytes], object]
-"""Called with the path of each file that has a temporary name."""
+"""Called with the path of each file with a temporary name."""
 
 
 class ListedPath(NamedTuple):
-    """An entry.
+    """A directory entry.
 
     Attributes:
         path: relative to the base directory.
-        attributes: of a symlink, those of its target; None for a dangling one.
+        attributes: of a symlink, those of its target; None if it dangles.
     """
 
     path: bytes
@@ -51,18 +51,18 @@ class ListedPath(NamedTuple):
 def find(
     connection: SSHConnection, prefix: bytes, on_leftover: OnLeftover, *, details: bool
 ) -> Iterator[ListedPath]:
-    """As `walk` into every directory, by the server's `find`.
+    """As `walk` of all directories, but by the server's `find`.
 
     Args:
-        connection: whose shell has `find`.
+        connection: its shell must have `find`.
         prefix: literal bytes.
-        on_leftover: only called with *details*.
-        details: whether the attributes of objects are wanted. Otherwise what is not an object is left out.
+        on_leftover: called only with *details*.
+        details: whether to yield attributes and other entries than objects.
 
     Raises:
         AccessDeniedError: a directory cannot be read.
-        IntegrityError: the output is out of order, so that something may be missing.
-        ShellError: the shell failed; what was yielded until then is right.
+        IntegrityError: the output is out of order, so entries may be missing.
+        ShellError: the shell failed; the entries yielded so far are correct.
     """
     start = prefix.rpartition(b"/")[0]
     before = start + b"/" if start else b""
@@ -73,14 +73,14 @@ def find(
             if not details:
                 for name in shell.find_names(directory):
                     if name <= previous:
-                        raise _disordered(connection, name)
+                        raise _out_of_order(connection, name)
                     previous = name
                     if (path := before + name).startswith(prefix):
                         yield ListedPath(path, _REGULAR)
                 return
             for entry in shell.find(directory):
                 if entry.path <= previous:
-                    raise _disordered(connection, entry.path)
+                    raise _out_of_order(connection, entry.path)
                 previous = entry.path
                 path = before + entry.path
                 if _RESERVED in entry.path and posixpath.basename(entry.path).startswith(_RESERVED):
@@ -95,7 +95,7 @@ def find(
         raise ShellError(str(error), backend=error.backend) from error
 
 
-def _disordered(connection: SSHConnection, path: bytes) -> IntegrityError:
+def _out_of_order(connection: SSHConnection, path: bytes) -> IntegrityError:
     return IntegrityError(
         f"the server's find or sort gave {path[:200]!r} out of order at {connection.endpoint}"
     )
@@ -103,7 +103,7 @@ def _disordered(connection: SSHConnection, path: bytes) -> IntegrityError:
 
 def _attributes(connection: SSHConnection, path: bytes, entry: FindRecord) -> Attributes | None:
     if entry.kind == b"f":
-        # Whole seconds, as by SFTP: an object must have the same time however it is listed.
+        # Whole seconds, as in SFTP: an object's time must not depend on how it is listed.
         return Attributes(entry.size, stat.S_IFREG, entry.seconds & 0xFFFFFFFF)
     if entry.kind == b"l":
         return _targets(connection, [path])[path]
@@ -111,7 +111,7 @@ def _attributes(connection: SSHConnection, path: bytes, entry: FindRecord) -> At
 
 
 def is_beneath(connection: SSHConnection, directory: bytes) -> bool:
-    """Whether *directory* is reached from the base directory without symlinks, which a scan does not follow."""
+    """Whether no part of *directory*, relative to the base directory, is a symlink: listings do not follow these."""
     if not directory:
         return True
     parts = directory.split(b"/")
@@ -124,7 +124,7 @@ def is_beneath(connection: SSHConnection, directory: bytes) -> bool:
             except StatusError as error:
                 if error.code == NO_SUCH_FILE:
                     return False
-                continue  # reading the directory will tell
+                continue  # reading the directory will raise
             if stat.S_ISLNK(mode or 0):
                 return False
         return True
@@ -135,13 +135,13 @@ def is_beneath(connection: SSHConnection, directory: bytes) -> bool:
 def walk(
     connection: SSHConnection, prefix: bytes, enter: Callable[[bytes], bool], on_leftover: OnLeftover = bool
 ) -> Iterator[ListedPath]:
-    """All that is not a directory and begins with *prefix*, ascending by path, by SFTP.
+    """All entries but directories whose paths begin with *prefix*, ascending, by SFTP.
 
     Args:
-        connection: to walk by.
+        connection: sends the requests.
         prefix: literal bytes.
-        enter: called with the path of each directory, without "/" at the end, whether to read it.
-        on_leftover: called with the path of each file that has a temporary name.
+        enter: tells whether to read a directory, given its path without a final "/".
+        on_leftover: called with the path of each file with a temporary name.
 
     Raises:
         StorageError: a directory cannot be read.
@@ -152,7 +152,7 @@ def walk(
 
 
 class _Walk(NamedTuple):
-    """The arguments of `walk`. A nested recursive function would be in a reference cycle with them."""
+    """The arguments of `walk`: a nested recursive function would form a reference cycle."""
 
     connection: SSHConnection
     prefix: bytes
@@ -160,7 +160,7 @@ class _Walk(NamedTuple):
     on_leftover: OnLeftover
 
     def inside(self, directory: bytes, entries: Sequence[SFTPEntry]) -> Iterator[ListedPath]:
-        """What is beneath *directory*, which has *entries*."""
+        """The tree under *directory*, whose direct entries are *entries*."""
         before = directory + b"/" if directory else b""
         wanted = []
         for entry in entries:
@@ -174,7 +174,7 @@ class _Walk(NamedTuple):
                     wanted.append((path + b"/", entry))
             elif path.startswith(self.prefix):
                 wanted.append((path, entry))
-        # A directory takes its place as "name/": only so is the order that of identifiers.
+        # A directory sorts as "name/": this gives the order of identifiers.
         wanted.sort(key=lambda item: item[0])
         entered = [path[:-1] for path, entry in wanted if _is_directory(entry) and self.enter(path[:-1])]
         links = [path for path, entry in wanted if stat.S_ISLNK(entry.attributes.mode or 0)]
@@ -188,12 +188,12 @@ class _Walk(NamedTuple):
                 yield ListedPath(path, targets.get(path, entry.attributes))
             elif name in chosen:
                 if name not in ahead:
-                    ahead = _read_all(self.connection, [*islice(following, AHEAD)])
+                    ahead = _read_all(self.connection, [*islice(following, CONCURRENT_DIRECTORIES)])
                 yield from self.inside(name, ahead.pop(name))
 
 
 def level(connection: SSHConnection, directory: bytes) -> list[ListedPath]:
-    """What is in one directory, ascending, directories as "name/"."""
+    """The entries of one directory, ascending, directories as "name/"."""
     entries = _read_all(connection, [directory])[directory]
     before = directory + b"/" if directory else b""
     usable = [entry for entry in entries if not entry.name.startswith(_RESERVED)]
@@ -207,7 +207,7 @@ def level(connection: SSHConnection, directory: bytes) -> list[ListedPath]:
 
 
 def _segment(name: bytes) -> bytes:
-    """A name as a part of a path; one that no directory can have becomes one that no identifier can have."""
+    """*name* as a path segment; an impossible name becomes one that is invalid in identifiers."""
     return name if name and b"/" not in name else b"/" + name
 
 
@@ -216,7 +216,7 @@ def _is_directory(entry: SFTPEntry) -> bool:
 
 
 def _read_all(connection: SSHConnection, directories: Sequence[bytes]) -> dict[bytes, Sequence[SFTPEntry]]:
-    """The entries of each of *directories*; one that is gone has none."""
+    """The entries of each of *directories*; none for a missing one."""
     found: dict[bytes, Sequence[SFTPEntry]] = {}
 
     def failed(key: bytes, error: Exception) -> None:
@@ -234,37 +234,39 @@ def _read_all(connection: SSHConnection, directories: Sequence[bytes]) -> dict[b
         (path, names(posixpath.join(connection.base, path) if path else connection.base))
         for path in directories
     )
-    found.update(connection.session.run_many(operations, AHEAD, failed))
+    found.update(connection.session.run_many(operations, CONCURRENT_DIRECTORIES, failed))
     return found
 
 
 def _targets(connection: SSHConnection, links: Sequence[bytes]) -> dict[bytes, Attributes | None]:
-    """The attributes of the targets of *links*; None for a dangling one."""
+    """The attributes of the targets of *links*; None for dangling ones."""
 
     def target(path: bytes) -> Steps[Attributes | None]:
         (reply,) = yield [packets.request(packets.STAT, posixpath.join(connection.base, path))]
         return packets.attributes_if_any(reply)
 
     found: dict[bytes, Attributes | None] = dict.fromkeys(links)
-    found.update(connection.session.run_many(((path, target(path)) for path in links), LINKS_AHEAD, _ignore))
+    found.update(
+        connection.session.run_many(((path, target(path)) for path in links), CONCURRENT_LINKS, _ignore)
+    )
     return found
 
 
 def cleanup(connection: SSHConnection, age: float) -> int:
-    """Remove what has a temporary name and was last written more than *age* seconds ago; returns how much that was.
+    """Remove everything with a temporary name that is older than *age* seconds; returns how many files and folders.
 
-    A file that was moved aside for a successor that never came gets its name back.
+    A file that was moved aside for an overwrite that never finished gets its name back.
     """
     removed = 0
     limit = time.time() - age
     pending = [b""]
     while pending:
-        block, pending = pending[:AHEAD], pending[AHEAD:]
+        block, pending = pending[:CONCURRENT_DIRECTORIES], pending[CONCURRENT_DIRECTORIES:]
         for directory, found in _read_all(connection, block).items():
             before = directory + b"/" if directory else b""
             for entry in found:
                 if not entry.name.startswith(_RESERVED):
-                    # We leave nothing where no identifier leads; and a hostile server may nest directories without end.
+                    # We write only below valid identifiers, and a hostile server may nest directories without end.
                     if _is_directory(entry) and identifiers.is_valid(
                         identifiers.decode(before + _segment(entry.name)), surrogates=True
                     ):
@@ -279,16 +281,16 @@ def cleanup(connection: SSHConnection, age: float) -> int:
 
 
 def remove_all(connection: SSHConnection, paths: Sequence[bytes]) -> int:
-    """Remove files; returns how many were there."""
+    """Remove files; returns how many were removed."""
     steps = ((path, _remove(posixpath.join(connection.base, path))) for path in paths)
-    return sum(count for _, count in connection.session.run_many(steps, AHEAD, _ignore))
+    return sum(count for _, count in connection.session.run_many(steps, CONCURRENT_DIRECTORIES, _ignore))
 
 
 def _remove(path: bytes) -> Steps[int]:
-    """Remove a file, or an empty folder; returns how many were removed."""
+    """Remove a file or an empty folder; returns 1 if that worked, else 0."""
     replies = yield [packets.request(packets.REMOVE, path), packets.request(packets.RMDIR, path)]
     return int(any(packets.refusal(reply) is None for reply in replies))
 
 
 def _ignore(_key: bytes, _error: Exception) -> None:
-    """What cannot be read is a dangling link, and what cannot be removed stays."""
+    """A link that cannot be resolved counts as dangling; a file that cannot be removed stays."""

@@ -1,4 +1,4 @@
-"""ShellFeatures: what a server's shell can do, found out by one command that tries everything; FeatureCache keeps the results."""
+"""Probes which features a server's shell has, by one command that tries them all; FeatureCache caches the results."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ from storage_backend.errors import IntegrityError
 from storage_backend.streams import sha256
 
 ALGORITHMS = ("md5", "sha1", "sha224", "sha256", "sha384", "sha512")
-LONGEST = 5.0  # seconds
-REMEMBERED = 600.0  # seconds
+LONGEST = 5.0  # seconds of a probe
+REMEMBERED = 600.0  # seconds until cached features expire
 _ODD = b"-a \\n\n'\"$(x)`!*"
 _CONTENT = b"0123456789"
 _MTIME = 1_000_000_000
 _LISTING = b".~sb-listing"
 _FIRST = "sha256"  # of the algorithms
-_MOST = 1 << 20  # bytes that the probe may print
-_MEMBERS = (  # one whose name fits into a tar header, and one that does not; one with a target that exists, and one without
+_MAX_OUTPUT = 1 << 20  # bytes
+_MEMBERS = (  # a name that fits a tar header and one that does not; an existing target and a missing one
     TarMember(b"n/" + _ODD, b"l", _CONTENT, _MTIME),
     TarMember(b"n/" + b"m" * 120, _ODD + b"-", b"", 0),
 )
@@ -39,12 +39,12 @@ _MEMBERS = (  # one whose name fits into a tar header, and one that does not; on
 
 @dataclass(frozen=True)
 class ShellFeatures:
-    """Which operations of `Shell` work; none by default.
+    """Which operations of `Shell` work.
 
     Attributes:
-        unpack: with digests or without.
-        digests: algorithm -> whether one process digests many files; otherwise each takes a process.
-        whole: whether the probe came to its end.
+        unpack: both with digests and without.
+        digests: algorithm -> whether one process can digest many files, or each needs its own.
+        whole: whether the probe completed.
     """
 
     find: bool = False
@@ -60,13 +60,11 @@ class ShellFeatures:
 
 
 def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = LONGEST) -> ShellFeatures:
-    """Try each operation in a scratch directory beneath *directory*, or where the server keeps temporary files.
-
-    Never raises: what fails, including a refused channel and a lost connection, is a feature less.
+    """Try each operation in a scratch directory. Never raises: after any failure, even a lost connection, features are missing.
 
     Args:
         open_channel: opens a session channel.
-        directory: absolute.
+        directory: absolute parent of the scratch directory; None for the server's TMPDIR.
         longest: seconds for the whole probe.
     """
     token = secrets.token_hex(16).encode()
@@ -74,15 +72,15 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
     request = tar_unpacker.request(_MEMBERS, _LISTING, dated=True, digests=True)
     said = bytearray()
     whole = False
-    # A lost connection, a refusal, output that makes no sense: each means that no more is known.
+    # A lost connection, a refusal, invalid output: the features tested so far count.
     with (
         suppress(Exception),
         Command(open_channel, script, longest, stdin=request, marker=token) as running,
         limited(longest, running.close),
     ):
-        while len(said) < _MOST and (piece := running.read(_MOST)):
+        while len(said) < _MAX_OUTPUT and (piece := running.read(_MAX_OUTPUT)):
             said += piece
-        running.finish()  # after this the scratch directory is removed
+        running.finish()  # the scratch directory is removed by now
         whole = True
     output, *others = bytes(said).split(b"\n%b " % token)
     answers = {}
@@ -96,11 +94,7 @@ def probe(open_channel: OpenChannel, directory: bytes | None, longest: float = L
 
 
 class FeatureCache:
-    """Features of servers, kept for `REMEMBERED` seconds: a probe takes longer than a connection.
-
-    Args:
-        clock: gives seconds.
-    """
+    """Caches features of servers for `REMEMBERED` seconds: a probe takes longer than connecting."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -108,30 +102,30 @@ class FeatureCache:
         self._warned: set[Hashable] = set()
 
     def get(self, server: Hashable) -> ShellFeatures | None:
-        """What was found less than `REMEMBERED` seconds ago."""
+        """The cached features of *server*; None if missing or expired."""
         found, features = self._kept.get(server, (0.0, None))
         return features if features is not None and self._clock() - found < REMEMBERED else None
 
     def put(self, server: Hashable, features: ShellFeatures) -> None:
-        """Keep *features* of a probe that came to its end; the server may have been too busy."""
+        """Cache *features* of a complete probe; an incomplete one may be due to a busy server."""
         if features.whole:
             self._kept[server] = (self._clock(), features)
 
     def forget(self, server: Hashable) -> None:
-        """Drop what is kept: something did not work."""
+        """Drop the cached features of *server*."""
         self._kept.pop(server, None)
 
     def first_warning(self, server: Hashable) -> bool:
-        """Whether this is the first call for *server*: it is warned about once."""
+        """Whether this is the first call for *server*."""
         first = server not in self._warned
         self._warned.add(server)
         return first
 
 
 def _script() -> bytes:
-    """The script, with arguments BASE NAME ODD TOKEN. For each attempt it prints the output, and a line of TOKEN, name and status.
+    """The script, with arguments BASE NAME ODD TOKEN. For each attempt it prints the output and a line of TOKEN, name and status.
 
-    Outputs are collected in files and printed by a few processes: starting one costs more than all attempts.
+    It collects outputs in files and prints many with one `cat`: starting processes is the main cost.
     """
     lines = [
         rb"""
@@ -185,7 +179,7 @@ printf %s "$u" >"$d/o/umask"; tried umask
         if algorithm == _FIRST:
             attempt(many, scripts.DIGESTS, tool, paths)
         else:
-            # Where the script works for one of these tools, another need only take the same option.
+            # If the script works with one tool, another only has to support the same option.
             lines.append(b'if [ -s "$d/o/many-%b" ]; then\n' % _FIRST.encode())
             run(many, tool + b' -z -- "$d/t/b"')
             lines.append(b"else\n")

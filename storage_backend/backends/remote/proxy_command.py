@@ -1,4 +1,4 @@
-"""ProxyCommandSocket: a connection made by a program, as with ProxyCommand of ssh_config(5)."""
+"""ProxyCommandSocket: a connection through a program, as ProxyCommand in ssh_config(5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PATIENCE = 2.0  # seconds to wait for the program after each signal
 class ProxyCommandSocket:
     """A running ProxyCommand with a real socket.
 
-    Not paramiko.ProxyCommand: its `recv` loops for ever once the program has ended.
+    Replaces paramiko.ProxyCommand, whose `recv` loops forever once the program has ended.
 
     Args:
         command: run by the user's shell with `exec`, as OpenSSH does.
@@ -35,7 +35,7 @@ class ProxyCommandSocket:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed by close()
         try:
             with theirs:
-                # A session of its own: Ctrl-C must not end the program.
+                # In its own session, so that Ctrl-C does not end the program.
                 self._process = subprocess.Popen(  # noqa: S603 - the user's own configuration
                     [os.environ.get("SHELL") or "/bin/sh", "-c", f"exec {command}"],
                     stdin=theirs.fileno(),
@@ -49,7 +49,7 @@ class ProxyCommandSocket:
             raise
 
     def complaint(self) -> str:
-        """The last line of the program's standard error; "" if there is none."""
+        """The last line of the program's standard error, or ""."""
         with self._lock:
             if self._closed:
                 return ""

@@ -25,7 +25,7 @@ class RemoteFile(SeekableRaw):
     """Reads one object as it was when it was opened.
 
     Args:
-        failover: chooses the connection.
+        failover: provides the connection.
         path: the object.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""RemotePath: an object's identifier with its path; StagedUpload: new content under a temporary name; times as SFTP has them."""
+"""RemotePath: an object's identifier and path; StagedUpload: a complete file under a temporary name; conversion of SFTP times."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class StagedUpload:
 
     Attributes:
         temporary: its path.
-        old: attributes of what it will replace; None if there was nothing.
-        new: its own attributes, as the server reported them after CLOSE.
+        old: attributes of what it will replace; None if nothing.
+        new: its own attributes after CLOSE.
     """
 
     temporary: bytes
@@ -39,12 +39,12 @@ def beside(path: bytes, name: bytes) -> bytes:
 
 
 def in_seconds(modified: datetime | None) -> int | None:
-    """A time for SFTP, in whole seconds since 1970; None for one that SFTP cannot represent."""
+    """The time in whole seconds since 1970; None if SFTP cannot represent it."""
     return None if modified is None else unambiguous(int(modified.timestamp() // 1))
 
 
 def unambiguous(seconds: int | None) -> int | None:
-    """A time of SFTP, or None if it is ambiguous: from 2**31 on (2038) it may be one before 1970, modulo 2**32."""
+    """*seconds*, or None if ambiguous: from 2**31 (2038) on it may be a time before 1970, modulo 2**32."""
     return seconds if seconds is not None and 0 <= seconds < 1 << 31 else None
 
 

@@ -1,4 +1,4 @@
-"""Transfers of local files: a large one continues where an interrupted one ended."""
+"""Downloads to and uploads from local files; those of large files can be resumed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.remote_file import RemoteFile
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, beside, in_seconds
-from storage_backend.backends.remote.upload import UNDER_WAY, Publish, SFTPUpload
+from storage_backend.backends.remote.upload import MAX_IN_FLIGHT, Publish, SFTPUpload
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, errors_naming, write_file
 from storage_backend.errors import SourceChangedError, StorageError
@@ -26,25 +26,25 @@ from storage_backend.identifiers import RESERVED
 from storage_backend.info import ObjectInfo
 from storage_backend.streams import Moved, counting, unwatched
 
-RESUMABLE = 8 << 20  # bytes; smaller files are transferred again
+RESUMABLE = 8 << 20  # bytes; smaller transfers start over
 PIECE = 1 << 20
-# bytes at the end of a partial file that are transferred again: a server may write out of order what is under way, and a
-# machine that loses power may lose its last blocks
-AGAIN = 2 * UNDER_WAY
+# Bytes at the end of a partial file that are transferred again: a server may write requests in flight out of order, and a
+# power loss may lose the last blocks.
+REWIND = 2 * MAX_IN_FLIGHT
 
 
 def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | None], moved: Moved) -> None:
-    """Store an object in a local file, which appears whole or not at all.
+    """Store an object in a local file, atomically.
 
-    A large one is collected in the directory of *path*, under a temporary name made of the object, its size and its time; an
-    interrupted transfer continues there.
+    A large object is written to a partial file in the directory of *path*, named by a hash of the object, its size and its time;
+    an interrupted download resumes there.
 
     Args:
         file: the object, open.
-        key: which object of which backend that is.
+        key: identifies the backend and object.
         path: of the local file.
-        digest: returns the object's SHA-256 as computed by the server, None if it cannot; a resumed transfer is compared.
-        moved: called with the number of bytes as they arrive; first with those that were there.
+        digest: returns the object's SHA-256 as computed by the server, None if it cannot; verifies a resumed download.
+        moved: called with the number of bytes as they arrive, first with those already there.
     """
     place = destination(path)
     if place is None or file.size < RESUMABLE or file.attributes.modified is None:
@@ -56,7 +56,7 @@ def download(file: RemoteFile, key: str, path: Path, digest: Callable[[], str | 
 
 
 def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str | None], moved: Moved) -> bool:
-    """Collect the object next to *place*; False, and nothing was done, if another process does so now."""
+    """Download by a partial file next to *place*; False if another process is doing so, and nothing was done."""
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.parent / _partial_name("download", key, str(file.size), str(file.attributes.modified))
     fd = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
@@ -64,12 +64,12 @@ def _resumed(file: RemoteFile, key: str, place: Path, digest: Callable[[], str |
         if not _locked(fd) or not _is_at(partial, fd):
             return False
         size = os.fstat(fd).st_size
-        resumed = max(size - AGAIN, 0) if size <= file.size else 0
+        resumed = max(size - REWIND, 0) if size <= file.size else 0
         try:
-            _gather(file, fd, resumed, moved)
+            _write_from(file, fd, resumed, moved)
             os.ftruncate(fd, file.size)
             if resumed and (expected := digest()) is not None and expected != _digest(fd):
-                _gather(file, fd, 0, unwatched)
+                _write_from(file, fd, 0, unwatched)
         except SourceChangedError:
             partial.unlink()
             raise
@@ -94,13 +94,12 @@ def upload(
 ) -> bool:
     """Store a local file as an object, with its modification time.
 
-    A large one is collected in the object's directory, under a temporary name made of the file, its size and its time; an
-    interrupted transfer continues there. *moved* is called with the number of bytes as they leave; first with those that were
-    there.
+    A large file is written to a partial file in the object's directory, named by a hash of the local file, its size and its
+    time; an interrupted upload resumes there. *moved* is called with the number of bytes sent, first with those already there.
     """
     with open_source(path) as reader:
         local = os.fstat(reader.fileno())
-        # The lock is for others that send the same file to the same place: they take another temporary name.
+        # The lock makes concurrent uploads of the same file use another temporary name.
         if not stat.S_ISREG(local.st_mode) or local.st_size < RESUMABLE or not _locked(reader.fileno()):
             info = ObjectInfo(target.identifier, told_size(local), modified_of(local))
             return storage.write_stream(target.identifier, counting(reader, moved), info=info)
@@ -130,7 +129,7 @@ def upload(
 
 
 class _ProgressByPosition:
-    """Reports progress by position: bytes that are sent again are reported once."""
+    """Reports progress by position, so that bytes sent twice are reported once."""
 
     def __init__(self, moved: Moved) -> None:
         self._moved = moved
@@ -151,12 +150,12 @@ def _send(
     name: str,
     progress: _ProgressByPosition,
 ) -> tuple[StagedUpload, int]:
-    """The staged upload, and how many of its bytes were there before."""
+    """The staged upload, and the number of bytes it resumed from."""
     operations = connection.operations
     temporary = beside(operations.at(target).path, name.encode())
     partial = connection.run(operations.entry(temporary))
     size = partial.size or 0 if partial is not None else 0
-    resumed = max(size - AGAIN, 0) if size <= local.st_size else 0
+    resumed = max(size - REWIND, 0) if size <= local.st_size else 0
     if partial is not None and not resumed:
         connection.run(operations.remove(temporary))
     sending = SFTPUpload(connection, target, temporary, resumed)
@@ -181,7 +180,7 @@ def _send(
         sending.discard()
         raise
     except BaseException:
-        # What has arrived stays for the next transfer.
+        # Keep the partial file for the next transfer.
         sending.abandon()
         raise
 
@@ -192,8 +191,8 @@ def _fill(staged: StagedFile, file: RemoteFile, moved: Moved) -> None:
         moved(len(piece))
 
 
-def _gather(file: RemoteFile, fd: int, start: int, moved: Moved) -> None:
-    """Write the object from *start* on into a local file."""
+def _write_from(file: RemoteFile, fd: int, start: int, moved: Moved) -> None:
+    """Write the object, from *start* on, to a local file."""
     file.seek(start)
     moved(start)
     while piece := file.next_piece(PIECE):
@@ -224,7 +223,7 @@ def _locked(fd: int) -> bool:
 
 
 def _is_at(path: Path, fd: int) -> bool:
-    """Whether the file still has that name: another process may have finished it just now."""
+    """Whether *path* still names the open file: another process may just have finished it."""
     try:
         return os.path.samestat(path.stat(), os.fstat(fd))
     except FileNotFoundError:

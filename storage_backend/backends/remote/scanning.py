@@ -1,4 +1,4 @@
-"""Scanner: lists identifiers and objects, over lost connections, by the server's `find` where it has one."""
+"""Scanner: lists objects by SFTP or the server's `find`, and resumes after a lost connection."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ logger = logging.getLogger(__name__)
 
 
 class Scanner:
-    """Scans a backend.
+    """Lists the objects of a backend.
 
     Args:
-        failover: chooses the connection.
-        path_of: checks an identifier, and gives its path.
+        failover: provides the connection.
+        path_of: checks an identifier and returns its path.
     """
 
     def __init__(self, failover: Failover, path_of: Callable[[str], RemotePath]) -> None:
@@ -34,13 +34,13 @@ class Scanner:
     def walk(
         self, prefix: str, enter: Callable[[str], bool] | None, on_skip: OnSkip | None, *, details: bool
     ) -> Iterator[tuple[str, ObjectInfo | None]]:
-        """The objects whose identifiers begin with *prefix*, in order; after a lost connection it goes on where it was.
+        """The objects whose identifiers begin with *prefix*, in order; resumes after a lost connection.
 
         Args:
             prefix: of identifiers.
-            enter: called with the identifier of each directory, whether to read it; None for all.
-            on_skip: called for what is not an object.
-            details: whether the ObjectInfo is wanted; otherwise it is None.
+            enter: tells whether to read a directory, given its identifier; None reads all.
+            on_skip: called for each entry that is not an object.
+            details: whether to yield ObjectInfo; otherwise None in its place.
         """
         directory = _directory(prefix)
         if directory is None:
@@ -90,7 +90,7 @@ class Scanner:
                 connection.release()
 
     def level(self, prefix: str, on_skip: OnSkip | None) -> Iterator[ObjectInfo | str]:
-        """What is in one directory: objects, and directories as "name/"."""
+        """The entries of one directory: objects, and directories as "name/"."""
         directory = _directory(prefix if not prefix or prefix.endswith("/") else f"{prefix}/")
         if directory is None:
             return
@@ -107,7 +107,7 @@ class Scanner:
                 yield identifiers.decode(entry.path)
 
     def _identifier(self, path: bytes, on_skip: OnSkip | None) -> str | None:
-        """The identifier that a path is; None, and it is reported, if it is none."""
+        """The identifier for a path; reports an invalid one and returns None."""
         identifier = identifiers.decode(path)
         try:
             self._path_of(identifier)
@@ -117,20 +117,20 @@ class Scanner:
         return identifier
 
     def _info(self, entry: ListedPath, on_skip: OnSkip | None) -> ObjectInfo | None:
-        """What is known of an entry; None, and it is reported, if it is not an object."""
+        """The ObjectInfo of an entry; reports an entry that is not an object and returns None."""
         identifier = self._identifier(entry.path, on_skip)
         if identifier is None:
             return None
         if entry.attributes is not None and entry.attributes.is_regular:
             return info_of(identifier, entry.attributes)
         where = self._failover.where
-        reason = "Not a regular file" if entry.attributes is not None else "a link that leads nowhere"
+        reason = "Not a regular file" if entry.attributes is not None else "a dangling symlink"
         report_skip(on_skip, error_about(NotAFileError, reason, identifier, where), where)
         return None
 
 
 def _directory(prefix: str) -> bytes | None:
-    """The directory of all that begins with this prefix, beneath the base directory; None where there can be no object."""
+    """The directory, relative to the base directory, that holds all objects with this prefix; None if none can exist."""
     start, slash, _ = prefix.rpartition("/")
     if slash and not identifiers.is_valid(start, surrogates=True, max_segment_bytes=MAX_NAME):
         return None

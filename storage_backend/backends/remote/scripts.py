@@ -1,6 +1,6 @@
 """Shell scripts for the server: POSIX sh, run by `sh -c` with paths as arguments.
 
-The probe and the operations run the same texts. They use options of GNU's tools; the probe finds out which of them work.
+The probe and the operations run the same scripts. They use options of GNU tools; the probe tests which work.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ CHANGED = 109
 NOT_DIRECTORY = 110
 AGAIN = 111
 
-# GNU tar reads TAR_OPTIONS, and POSIXLY_CORRECT changes the option parsing of GNU's tools; messages must be in English.
+# GNU tar reads TAR_OPTIONS; POSIXLY_CORRECT changes option parsing in GNU tools; messages must be in English.
 _ENVIRONMENT = b"LC_ALL=C; export LC_ALL; unset TAR_OPTIONS POSIXLY_CORRECT CDPATH; "
 
-# fail FILE: exit with the reason why it cannot be read. It is only missing if the nearest directory above can be searched.
+# fail FILE: exit with a status for why it cannot be read. It is missing only if its nearest existing parent can be searched.
 _FAIL = b"""
 fail() {
   [ -d "$1" ] && exit 104
@@ -47,9 +47,9 @@ enter() {
 
 _FSTAT = b"stat -L -c %d:%i:%s:%.9Y /dev/stdin <&3"
 
-# DIRECTORY TOKEN WATCH: common to FIND and FIND_NAMES. find's status goes to standard error: a pipeline only returns that of
-# its last command. Without a terminal sshd sends no signal when the client disconnects, so a process waits for the end of
-# standard input.
+# DIRECTORY TOKEN WATCH: common to FIND and FIND_NAMES. find's status goes to standard error, as a pipeline returns only the
+# status of its last command. Without a terminal sshd sends no signal when the client disconnects, so a process waits for the
+# end of standard input.
 _FIND = b"""
 enter "$1"
 exec 4<&0
@@ -115,7 +115,7 @@ exit "$r"
 """
 )
 
-# SUM: digests of the regular files named on standard input, "HEX  NAME" each, in order. xargs splits the list since a shell
+# SUM: digests of the regular files named on standard input, "HEX  NAME" each, in order. xargs splits the list because a shell
 # copies all arguments to append one.
 DIGESTS = b"""
 xargs -0 -n 200 sh -c '
@@ -131,7 +131,7 @@ done
 [ "$#" = 0 ] || "$c" -z -- "$@"
 :' sh "$1"
 """
-# For tools without -z: one process for each file, and we print the name.
+# For tools without -z: one process per file; the script prints the name.
 DIGESTS_SINGLY = b"""
 xargs -0 -n 200 sh -c '
 c=$1
@@ -142,7 +142,7 @@ done
 :' sh "$1"
 """
 
-# DIRECTORY: a tar archive of the names on standard input, each with "./" before it.
+# DIRECTORY: a tar archive of the names on standard input, each prefixed with "./".
 PACK = (
     _FAIL
     + b"""
@@ -151,12 +151,12 @@ tar -c -f - --format=gnu --no-unquote --null --no-recursion --hard-dereference -
 """
 )
 
-# DIRECTORY TOKEN: unpack one archive after the other. Before each comes a line "SIZE LIST -m SUM" ("-" for what is not wanted);
-# after each, TOKEN and the status are printed on a line. Files get the default owner and mode, and with -m the server's time.
-# An archive begins with the files LIST, the names of the other files, and LIST+, the names of their targets. Printed are size,
-# mode and time of each file, its digest if there is a SUM, and mode and name of each target that exists. All files of an
-# archive stay, or none. -o is --no-same-owner. tar makes missing directories, but fails if another tar makes the same one at
-# the same time: the status is then 111.
+# DIRECTORY TOKEN: unpack archives one after the other. A line "SIZE LIST -m SUM" (with "-" to omit the last two) precedes each;
+# a line of TOKEN and the status follows its output. Files get the default owner and mode, and with -m the server's time. An
+# archive begins with the files LIST, the names of the other files, and LIST+, the names of their targets. The output is size,
+# mode and time of each file, its digest if SUM is given, and mode and name of each existing target. Either all files of an
+# archive remain or none. -o is --no-same-owner. tar creates missing directories, but fails with status 111 if another tar
+# creates the same one at the same time.
 UNPACK = (
     _FAIL
     + b"""
@@ -182,7 +182,7 @@ unpack() {
 while read -r n l m s; do
   [ "$m" != - ] || m=
   [ "$s" != - ] || s=
-  # The rest of an archive would be taken for the next line.
+  # Drop the rest of the archive, or it would be read as the next line.
   head -c "$n" | { (unpack "$1" "$l" "$m" "$s"); r=$?; cat >/dev/null; exit "$r"; }
   printf '%s %d\\n' "$2" "$?"
 done
@@ -204,8 +204,8 @@ def command(marker: bytes, script: bytes, *arguments: bytes, beat: int | None = 
         marker: printed before anything else.
         script: one of this module's.
         arguments: of the script.
-        beat: seconds between dots on standard error, a heartbeat while a tool prints nothing; None for none. The script must not
-            `exec` then.
+        beat: seconds between dots on standard error, a heartbeat while a tool prints nothing; None for none. With it, the
+            script must not `exec`.
     """
     began = b"printf '%%s\\n' %b\n" % marker
     if beat is not None:

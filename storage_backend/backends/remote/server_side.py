@@ -1,4 +1,4 @@
-"""What the server does without transferring contents: copies and digests."""
+"""Copies and digests made by the server, without transferring contents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from storage_backend.streams import new_digest
 
 logger = logging.getLogger(__name__)
 
-READ_RATHER = 1 << 20  # bytes; a command takes as long to start as these take to arrive
+MIN_DIGEST = 1 << 20  # bytes; reading fewer takes less time than starting a command
 LARGE_COPY = 64 << 20  # bytes; cp leaves the SFTP session free, copy-data does not
 
 
@@ -52,16 +52,16 @@ def copy(connection: SSHConnection, source: RemotePath, dest: RemotePath) -> boo
 
 
 def digest(connection: SSHConnection, path: RemotePath, algorithm: str) -> str | None:
-    """The digest of an object; None if the server cannot compute it, or reading the object costs less."""
+    """The digest of an object; None if the server cannot compute it, or reading the object is cheaper."""
     path = connection.operations.at(path)
     found = connection.run(stat_object(connection.operations, path))
-    if (found.size or 0) <= READ_RATHER:
+    if (found.size or 0) <= MIN_DIGEST:
         return None
     return digests(connection, [path.path], algorithm).get(path.path)
 
 
 def digests(connection: SSHConnection, paths: Iterable[bytes], algorithm: str = "sha256") -> dict[bytes, str]:
-    """The digests of those files, by absolute path, that the server computes; the others must be read."""
+    """The digests that the server computes, by absolute path; other files must be read."""
     found: dict[bytes, str] = {}
     if algorithm not in connection.features.digests:
         return found

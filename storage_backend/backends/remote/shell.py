@@ -1,4 +1,4 @@
-"""Shell: operations by the server's own tools, each as one command."""
+"""Shell: operations by the server's tools, each one command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from storage_backend.backends.remote import find_output, scripts
-from storage_backend.backends.remote.commands import KEPT, Command, CommandError, OpenChannel
+from storage_backend.backends.remote.commands import MAX_STDERR, Command, CommandError, OpenChannel
 from storage_backend.backends.remote.find_output import FindRecord
 from storage_backend.backends.remote.probe import LONGEST, ShellFeatures, probe
 from storage_backend.backends.remote.tar_format import ArchiveTooLargeError, members
@@ -43,9 +43,9 @@ _BY_MESSAGE = {  # of strerror(3) in the C locale, glibc and musl
 
 
 class Shell:
-    """Operations of a POSIX shell. Use only those that `features` has.
+    """Operations of a POSIX shell. Use only those in `features`.
 
-    Paths are absolute, of any bytes but NUL. Every method may raise, besides what it names:
+    Paths are absolute, of any bytes but NUL. Every method may also raise:
 
     * FileNotFoundError, PermissionError, IsADirectoryError (for anything but a regular file), NotADirectoryError, FileExistsError,
       or another OSError with its errno: the server refused.
@@ -55,7 +55,7 @@ class Shell:
     Args:
         open_channel: opens a session channel.
         io_timeout: seconds without progress after which a command fails.
-        features: of this server, where they are known.
+        features: of this server, if known.
     """
 
     def __init__(
@@ -66,31 +66,31 @@ class Shell:
         self.features = ShellFeatures() if features is None else features
 
     def probe(self, directory: bytes | None = None, longest: float = LONGEST) -> ShellFeatures:
-        """Find out what works, in a scratch directory; never raises.
+        """Test which features work, in a scratch directory; never raises.
 
         Args:
-            directory: absolute, for the scratch directory; None for the server's TMPDIR.
-            longest: seconds for all of it.
+            directory: absolute parent of the scratch directory; None for the server's TMPDIR.
+            longest: seconds for the whole probe.
         """
         self.features = probe(self._open_channel, directory, longest)
         return self.features
 
     def find_names(self, directory: bytes) -> Iterator[bytes]:
-        """The paths, relative to *directory*, of regular files and of links to such, ascending by their bytes.
+        """The paths, relative to *directory*, of regular files and links to them, in byte order.
 
-        Temporary names of ours are left out, and symlinked directories are not entered. Closing the iterator ends the command.
+        Leaves out our temporary names and does not enter symlinked directories. Closing the iterator ends the command.
         """
         return self._find(find_output.names, scripts.FIND_NAMES, directory)
 
     def find(self, directory: bytes) -> Iterator[FindRecord]:
-        """As `find_names`, with details, and everything but directories; also files with temporary names."""
+        """As `find_names`, but all entries except directories, with details; also temporary names."""
         return self._find(find_output.entries, scripts.FIND, directory)
 
     def copy(self, source: bytes, target: bytes) -> int:
         """Copy a file to a new one with the default mode and the source's modification time; returns its size.
 
         Raises:
-            SourceChangedError: the source changed meanwhile. After any error, the caller removes *target*.
+            SourceChangedError: the source changed. After any error the caller must remove *target*.
         """
         with _errors_of(source):
             return int(self._run(scripts.COPY, source, target))
@@ -110,10 +110,10 @@ class Shell:
             self._run(scripts.LINK, source, target)
 
     def digests(self, paths: Iterable[bytes], algorithm: str) -> Iterator[tuple[bytes, str]]:
-        """(path, digest in hexadecimal) of those *paths* that are readable regular files, in their order.
+        """(path, hexadecimal digest) of each readable regular file in *paths*, in order.
 
         Args:
-            paths: each once.
+            paths: without duplicates.
             algorithm: one of `features.digests`.
         """
         script = scripts.DIGESTS if self.features.digests[algorithm] else scripts.DIGESTS_SINGLY
@@ -128,15 +128,16 @@ class Shell:
             command.finish()
 
     def pack(self, directory: bytes, names: Sequence[bytes], limit: int) -> list[bytes | None] | None:
-        """The contents of many small files; None for one that is missing, unreadable or not a regular file.
+        """Read many small files.
 
         Args:
-            directory: where they are.
-            names: relative to it.
-            limit: most bytes to receive.
+            directory: parent of the names.
+            names: paths relative to it.
+            limit: maximum bytes to receive.
 
         Returns:
-            The content of each name; or None for all: one changed while it was read, or there was more than *limit*.
+            The content of each file, or None if it is missing, unreadable or not regular; None instead of the list if a file
+            changed while it was read, or the contents exceed *limit*.
         """
         asked = [b"./" + name for name in names]
         found: list[bytes | None] = [None] * len(asked)
@@ -147,9 +148,11 @@ class Shell:
             except ArchiveTooLargeError:
                 return None
             except EOFError as error:
-                # Either tar failed, or the connection was lost: the exit status tells which.
+                # tar failed or the connection was lost: the exit status tells which.
                 command.finish()
-                raise CommandError(0, command.stderr, "tar ended early, with status 0") from error
+                raise CommandError(
+                    0, command.stderr, "tar's output is truncated, but its status is 0"
+                ) from error
             status = command.status()
             if status and not (status == 2 and _only_unreadable(command.stderr)):
                 if status > 2 or status < 0:
@@ -158,12 +161,12 @@ class Shell:
             return found
 
     def unpacker(self, directory: bytes) -> Unpacker:
-        """A command that writes many small files in *directory*; it makes missing directories."""
+        """Start a command that writes many small files to *directory*; it creates missing directories."""
         token = secrets.token_hex(16).encode()
         return Unpacker(self._start(scripts.UNPACK, directory, token, stdin=None), token)
 
     def sync(self, directory: bytes) -> None:
-        """Return when the file system of *directory* has stored all changes on disk."""
+        """Sync the file system of *directory* to disk."""
         with _errors_of(directory):
             self._run(scripts.SYNC, directory)
 
@@ -171,7 +174,7 @@ class Shell:
         self, parse: Callable[[Command, bytes], Iterator[Item]], script: bytes, directory: bytes
     ) -> Iterator[Item]:
         token = secrets.token_hex(16).encode()
-        # The input stays open: the script takes its end for that of the connection.
+        # Keep the input open: the script ends when it is closed.
         with _errors_of(directory), self._start(script, directory, token, b"watch", stdin=None) as command:
             yield from parse(command, token)
 
@@ -188,14 +191,14 @@ class Shell:
 
 
 def _only_unreadable(said: bytes) -> bool:
-    """Whether tar complains only of names that it left out. It quotes them, so none contains a newline."""
-    return len(said) < KEPT and all(
+    """Whether tar only reports names that it skipped. It quotes them, so none contains a newline."""
+    return len(said) < MAX_STDERR and all(
         line.endswith((*_UNREADABLE, _SUMMARY)) or not line.strip(b".") for line in said.splitlines()
     )
 
 
 def _listed(names: Iterable[bytes]) -> Iterator[bytes]:
-    """*names* with a NUL after each, in pieces worth a packet."""
+    """*names*, each followed by NUL, in larger pieces."""
     piece = bytearray()
     for name in names:
         piece += name
@@ -208,7 +211,7 @@ def _listed(names: Iterable[bytes]) -> Iterator[bytes]:
 
 @contextmanager
 def _errors_of(path: bytes) -> Iterator[None]:
-    """Translate a CommandError about *path* into an OSError, where its status or message tells the errno."""
+    """Translate a CommandError into an OSError about *path*, if its status or message implies an errno."""
     try:
         yield
     except CommandError as error:

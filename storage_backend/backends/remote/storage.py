@@ -1,4 +1,4 @@
-"""RemoteStorage: the verbs."""
+"""RemoteStorage: the public methods."""
 
 from __future__ import annotations
 
@@ -53,39 +53,39 @@ from storage_backend.streams import (
     unwatched,
 )
 
-_READ_AT_ONCE = 1 << 20  # bytes; larger objects are read ahead
-MOST_LAST_WRITTEN = 10_000  # writes whose attributes are kept until somebody asks for them
+_READ_AT_ONCE = 1 << 20  # bytes; larger objects are read by `RemoteFile`
+MOST_LAST_WRITTEN = 10_000  # writes whose attributes are kept for `RemoteHooks.last_written`
 
 
 class RemoteStorage(StorageBackend):
-    """The files beneath one directory of a server that is reached by SSH.
+    """Objects as files under one directory of an SSH server.
 
-    The endpoints are ways to the same files. The first one listed that accepts us, and where the base directory can be reached,
-    is used. When it fails, the next one is used, and what is safe to repeat is repeated there; when one that is listed earlier
-    works again, it is used again.
+    The endpoints are addresses of the same files. The first one listed that accepts us and can reach the base directory is used.
+    When it fails, operations that are safe to repeat are retried on the next one; when an endpoint listed earlier works again,
+    it is used again.
 
     Writes are atomic: to a temporary name, then a rename (but see `non_atomic_overwrite` in SSHConfig). The server follows
-    symlinks, wherever they lead; write, move and delete act on the link itself, but a relative link is moved by copying its
-    object. The first write makes the base directory.
+    symlinks, even out of the base directory; write, move and delete act on the link itself, but a relative link is moved by
+    copying its object. The first write creates the base directory.
 
     Args:
         ssh_config: account and endpoints; see SSHConfig.
-        remote_base_dir: an absolute path, or one relative to the home directory, or with "~" for it.
-        auto_connect: connect now; otherwise the first use does.
-        create_if_missing: whether the first write makes a missing base directory; otherwise that is an error.
+        remote_base_dir: an absolute path, or one relative to the home directory, which "~" stands for.
+        auto_connect: connect now; otherwise on first use.
+        create_if_missing: whether the first write creates a missing base directory; otherwise that is an error.
 
     Attributes:
         user: the account.
         endpoints: as given.
         connection_timeout: seconds.
         remote_base_dir: as given.
-        host: of the endpoint in use; None while there is none.
+        host: of the endpoint in use; None if there is none.
         port: likewise.
 
     Raises:
         ConfigurationError: a parameter is wrong; a ValueError.
-        NoEndpointError: no endpoint works; a ConnectionError. It is an AuthenticationError too if each refused us.
-        BaseDirectoryNotFoundError: there is no base directory, and *create_if_missing* is False.
+        NoEndpointError: no endpoint works; a ConnectionError. It is also an AuthenticationError if every endpoint refused us.
+        BaseDirectoryNotFoundError: the base directory is missing and *create_if_missing* is False.
         MissingClientError: paramiko is not installed.
     """
 
@@ -98,9 +98,9 @@ class RemoteStorage(StorageBackend):
         create_if_missing: bool = True,
     ) -> None:
         self._settings = read_settings(ssh_config)
-        if not isinstance(remote_base_dir, str) or not remote_base_dir or not _is_path(remote_base_dir):
+        if not isinstance(remote_base_dir, str) or not remote_base_dir or not _is_sendable(remote_base_dir):
             raise ConfigurationError(
-                "remote_base_dir must be a path on the server, as text", parameter="remote_base_dir"
+                "remote_base_dir must be a string with a path on the server", parameter="remote_base_dir"
             )
         self.user = self._settings.user
         self.endpoints = ssh_config["endpoints"]
@@ -135,21 +135,21 @@ class RemoteStorage(StorageBackend):
 
     @property
     def host(self) -> str | None:
-        """Of the endpoint in use, as listed; None while there is none."""
+        """The host of the endpoint in use, as listed; None if there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.host
 
     @property
     def port(self) -> int | None:
-        """Of the endpoint in use; None while there is none."""
+        """The port of the endpoint in use; None if there is none."""
         endpoint = self._failover.endpoint
         return None if endpoint is None else endpoint.port
 
     def check_connection(self) -> str:
-        """Connect if need be, to the first endpoint that works now, and check that the base directory can be reached.
+        """Connect to the first endpoint that works now, and check that the base directory can be reached.
 
         Returns:
-            Endpoint, base directory and the shell's abilities, for people.
+            Endpoint, base directory and shell features, as text for users.
 
         Raises:
             NoEndpointError: no endpoint works.
@@ -158,13 +158,13 @@ class RemoteStorage(StorageBackend):
         return self._failover.run(None, lambda connection, _: f"{self.user}@{connection.describe()}")
 
     def cleanup(self, older_than: timedelta | float = timedelta(days=1)) -> int:
-        """Remove what interrupted transfers left: everything with one of our temporary names.
+        """Remove the leftovers of interrupted transfers: everything with one of our temporary names.
 
-        On a server that cannot replace a file in one step, an object that a killed write had moved aside gets its name back,
-        however old it is.
+        On a server without atomic replacement, an object that a killed write had moved aside gets its name back, whatever its
+        age.
 
         Args:
-            older_than: only what was last written longer ago; a number is seconds. The server's clock and ours should agree.
+            older_than: minimum age of what is removed; a number is in seconds. The server's clock and ours should agree.
 
         Returns:
             How many files and folders were removed.
@@ -215,7 +215,7 @@ class RemoteStorage(StorageBackend):
     @override
     def list(self, pattern: str | None = None) -> Identifiers:
         glob = identifiers.glob(pattern) if pattern is not None else None
-        # A pattern without "**" matches in some directories only: only these are read, one by one.
+        # A pattern without "**" matches in some directories only; SFTP reads just these.
         shallow = pattern is not None and "**" not in pattern.split("/")
         enter = glob.may_hold if glob is not None and shallow else None
         found = self._scanner().walk(glob.stem if glob else "", enter, None, details=False)
@@ -230,7 +230,7 @@ class RemoteStorage(StorageBackend):
     def size(self, identifier: str) -> int:
         found = self.stat(identifier).size
         if found is None:
-            raise error_about(StorageError, "the server does not tell the size", identifier, self._location)
+            raise error_about(StorageError, "the server does not report the size", identifier, self._location)
         return found
 
     @override
@@ -339,7 +339,7 @@ class RemoteStorage(StorageBackend):
             raise unsupported(self, "create", identifier)
         data = content if isinstance(content, bytes) else read_all(content)
         staged, _ = stage_stream(self._failover, path, io.BytesIO(data))
-        # Not repeated: a link that was made before the connection was lost cannot be told from another client's.
+        # Not repeatable: our link, made before the connection was lost, looks like another client's.
         return self._failover.run(
             identifier,
             lambda connection, _: connection.run(connection.operations.create(path, staged)),
@@ -357,7 +357,7 @@ class RemoteStorage(StorageBackend):
 
     @override
     def flush(self) -> bool:
-        """Return once every write so far survives power loss: everything on the server's file system is stored."""
+        """Return when every write so far survives power loss; syncs the server's whole file system."""
 
         def sync(connection: SSHConnection, _: int) -> bool:
             if not connection.features.sync:
@@ -374,7 +374,7 @@ class RemoteStorage(StorageBackend):
     @property
     @override
     def capabilities(self) -> Capability:
-        """What this server can do; it is asked, so this connects."""
+        """What this server can do; connects and may probe the shell."""
         return self._failover.run(None, lambda connection, _: connection.capabilities())
 
     @property
@@ -397,14 +397,14 @@ class RemoteStorage(StorageBackend):
         self._failover.close()
 
     def _begin(self) -> None:
-        """Set what a pickle omits."""
+        """Set the attributes that a pickle omits."""
         self._failover = Failover(
             self._settings, self.remote_base_dir, self._location, must_exist=not self._create_if_missing
         )
         self._last_written: dict[str, Attributes] = {}
 
     def _path(self, identifier: str) -> RemotePath:
-        """The object with its path beneath the base directory."""
+        """The object with its path relative to the base directory; raises InvalidIdentifierError."""
         identifiers.check(identifier, surrogates=True, max_segment_bytes=listing.MAX_NAME)
         return RemotePath(identifier, identifiers.encode(identifier))
 
@@ -429,7 +429,7 @@ class RemoteStorage(StorageBackend):
 
     def _remember(self, path: RemotePath, staged: StagedUpload) -> None:
         """Keep the attributes of an object that was just published, for `RemoteHooks.last_written`."""
-        # Clear all at once: other threads add and remove meanwhile.
+        # Cleared as a whole: other threads may add and remove at the same time.
         if len(self._last_written) >= MOST_LAST_WRITTEN:
             self._last_written.clear()
         if staged.new is None:
@@ -441,10 +441,10 @@ class RemoteStorage(StorageBackend):
         return Scanner(self._failover, self._path)
 
 
-def _is_path(text: str) -> bool:
-    """Whether a server can be told *text* as a path."""
+def _is_sendable(path: str) -> bool:
+    """Whether *path* can be encoded for the server."""
     try:
-        identifiers.encode(text)
+        identifiers.encode(path)
     except UnicodeEncodeError:  # a lone surrogate
         return False
-    return "\0" not in text
+    return "\0" not in path

@@ -1,4 +1,4 @@
-"""Read many small objects as one tar stream, which the server makes."""
+"""Reads many small objects as tar streams, which the server's tar creates."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.threads import DaemonPool, result_of
 
-FEWEST = 64  # objects that are worth a command
-OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command; bytes as estimated by `MeanSize`
-LIMIT = 32 << 20  # bytes of a group, whatever the objects' sizes turn out to be
-GROUPS = 2  # under way at a time, so that one is sent while another is used
-FIRST_MEAN = 64 << 10  # bytes of an object, before anything is known
+MIN_OBJECTS = 64  # fewer are not worth a command
+MAX_OBJECTS, MAX_BYTES = 1000, 8 << 20  # of a group, which is one command; bytes as estimated by `MeanSize`
+LIMIT = 32 << 20  # bytes of a group, whatever the actual sizes
+GROUPS = 2  # in flight, so that one is sent while another is used
+INITIAL_MEAN = 64 << 10  # bytes
 
 Content: TypeAlias = tuple[RemotePath, bytes]
 OneByOne = Callable[[Iterator[RemotePath]], Iterator[Content]]
 
 
 class MeanSize:
-    """Estimates the size of a backend's objects from those that batches have read.
+    """Estimates the mean size of a backend's objects from those that batches have read.
 
     Attributes:
         bytes: the estimate.
     """
 
     def __init__(self) -> None:
-        self.bytes: float = FIRST_MEAN
+        self.bytes: float = INITIAL_MEAN
 
     def note(self, size: int) -> None:
-        """Take an object into account; a single large one counts for no more than a few."""
+        """Update the estimate; sizes are capped so that one large object has little weight."""
         self.bytes += (min(size, 1 << 20) - self.bytes) / 64
 
 
@@ -43,10 +43,10 @@ def read(
     """The content of each object, in no order.
 
     Args:
-        failover: chooses the connection.
+        failover: provides the connection.
         paths: of the objects.
-        one_by_one: reads what tar did not give, and reports what cannot be read.
-        sizes: estimates how many objects fit into a group.
+        one_by_one: reads the objects that tar did not send, and notes failures.
+        sizes: estimates how many objects fit in a group.
     """
 
     def fetch(group: Sequence[RemotePath]) -> list[bytes | None] | None:
@@ -59,40 +59,40 @@ def read(
             yield from one_by_one(iter(group))
             return
         missing = []
-        # From the end: each is released as it is yielded.
+        # From the end, so that each content is released once it is yielded.
         while contents:
             path, content = group.pop(), contents.pop()
             if content:
                 yield path, content
             else:
-                # Also an empty one: files of procfs report 0 bytes, and tar believes that.
+                # Also read an empty one again: procfs reports a size of 0, which tar believes.
                 missing.append(path)
         if missing:
             yield from one_by_one(iter(missing))
 
-    under_way: deque[tuple[list[RemotePath], Future[list[bytes | None] | None]]] = deque()
+    in_flight: deque[tuple[list[RemotePath], Future[list[bytes | None] | None]]] = deque()
     with DaemonPool(GROUPS, "storage-backend-tar-download") as pool:
         try:
             while True:
-                while len(under_way) < GROUPS:
-                    count = min(int(BYTES // max(sizes.bytes, 1)), OBJECTS)
+                while len(in_flight) < GROUPS:
+                    count = min(int(MAX_BYTES // max(sizes.bytes, 1)), MAX_OBJECTS)
                     group = list(islice(paths, count)) if failover.connection().may_use_tar("pack") else []
-                    if len(group) < FEWEST:
-                        # The last ones, or large ones, or the server has no tar.
+                    if len(group) < MIN_OBJECTS:
+                        # The last few, or large objects, or no tar on the server.
                         yield from one_by_one(iter(group))
                         break
-                    if len(group) < count and not under_way:
-                        # The only group: no thread is needed.
+                    if len(group) < count and not in_flight:
+                        # The only group needs no thread.
                         yield from results(group, fetch(group))
                         break
-                    under_way.append((group, pool.submit(fetch, group)))
-                if not under_way:
+                    in_flight.append((group, pool.submit(fetch, group)))
+                if not in_flight:
                     break
-                group, future = under_way.popleft()
+                group, future = in_flight.popleft()
                 contents = result_of(future)
                 del future
                 yield from results(group, contents)
         finally:
-            for _, future in under_way:
+            for _, future in in_flight:
                 future.cancel()
     yield from one_by_one(paths)

@@ -1,4 +1,4 @@
-"""Tar archives of small files: written for the server's tar, and parsed from it without trust."""
+"""Tar archives of small files: encodes them for the server's tar, and parses untrusted ones from it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from storage_backend.errors import IntegrityError
 
 BLOCK = 512
 LONGEST_NAME = 8192  # bytes; twice Linux's PATH_MAX: no server can open a longer one
-GATHERED = 256 << 10  # bytes gathered for one send
+GATHERED = 256 << 10  # bytes buffered for one send
 _FETCHED = 256 << 10
 _PADDING = 20 * BLOCK  # GNU tar fills its last record: "blocking factor" in its manual
 _END = bytes(2 * BLOCK)
@@ -28,7 +28,7 @@ class ArchiveTooLargeError(IntegrityError):
 
 
 def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
-    """A tar archive of regular files, in pieces worth a send.
+    """A tar archive of regular files, in pieces of about one send.
 
     Args:
         files: (path, content of less than 8 GiB, time of last change in seconds since 1970, from 0 to 8**11).
@@ -38,7 +38,7 @@ def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
     for path, content, modified in files:
         size = len(content)
         if len(path) > _NAME:
-            # GNU's extension, which others read too: a member before holds the name ("Extensions" in GNU tar's manual).
+            # GNU's extension, which others read too: a preceding member holds the name ("Extensions" in GNU tar's manual).
             pieces += (
                 _header(b"././@LongLink", len(path) + 1, 0, _LONG_NAME),
                 path,
@@ -56,7 +56,7 @@ def archive(files: Iterable[tuple[bytes, bytes, int]]) -> Iterator[bytes]:
 
 
 def length(files: Iterable[tuple[bytes, int]]) -> int:
-    """Length of the `archive` of files with these paths and sizes."""
+    """The length of the `archive` of files with these paths and sizes."""
     total = len(_END)
     for path, size in files:
         total += BLOCK + size + -size % BLOCK
@@ -72,24 +72,23 @@ def _header(name: bytes, size: int, modified: int, kind: bytes) -> bytes:
 
 
 def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) -> Iterator[tuple[int, bytes]]:
-    """The regular files of an archive that the server made of the names it was asked for.
+    """The regular files of an archive that the server made of requested names.
 
-    Members may be missing, and what is not a regular file is left out. Anything that was not asked for is refused: the server
-    may be hostile.
+    Members may be missing, and other than regular files are left out. Anything not requested is refused: the server may be
+    hostile.
 
     Args:
-        read: returns up to so many bytes, b"" at the end.
-        asked: the names in the order of the request, with "./" before each.
-        limit: most bytes of content.
+        read: returns up to that many bytes, b"" at the end.
+        asked: the requested names in order, each prefixed with "./".
+        limit: maximum bytes of content.
 
     Yields:
         (index of the name, content)
 
     Raises:
-        IntegrityError: another member, one twice or out of order, a link, a device, a record that changes the meaning of others,
-            a wrong checksum, a bad number.
-        ArchiveTooLargeError: there are more than *limit* bytes.
-        EOFError: the archive ends early.
+        IntegrityError: a member not requested, repeated or out of order; a link or unknown type; a wrong checksum or number.
+        ArchiveTooLargeError: the content exceeds *limit* bytes.
+        EOFError: the archive is truncated.
     """
     source = _ExactReader(read)
     take = source.take
@@ -108,7 +107,7 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
         size = _size(block[124:136])
         if kind == b"L":
             if long_name is not None or size > LONGEST_NAME:
-                raise IntegrityError("the server's tar has a long name too many, or one that is too long")
+                raise IntegrityError("the server's tar has two long names in a row, or one that is too long")
             long_name = take(size + -size % BLOCK)[:size].rstrip(b"\0")
             continue
         name = _name(block) if long_name is None else long_name
@@ -117,20 +116,18 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
             at = _claimed(name, asked, at)
             limit -= size
             if limit < 0:
-                raise ArchiveTooLargeError(
-                    f"{name[2:]!r} of {size:,} bytes is more than is to be read in one go"
-                )
+                raise ArchiveTooLargeError(f"{name[2:]!r} of {size:,} bytes exceeds the limit of one archive")
             content = take(size)
             take(-size % BLOCK)
             yield at, content
         elif kind in {b"3", b"4", b"5", b"6"}:
-            # A device, directory or pipe: not a regular file, so it counts as missing.
+            # A device, directory or pipe counts as missing.
             if size:
                 raise IntegrityError(f"the server's tar has a member of type {kind!r} with content")
             at = _claimed(name.rstrip(b"/"), asked, at)
         else:
             raise IntegrityError(
-                f"the server's tar has a member of type {kind!r}; only regular files were asked for"
+                f"the server's tar has a member of type {kind!r}; only regular files were requested"
             )
     if long_name is not None:
         raise IntegrityError("the server's tar ends after a long name")
@@ -138,18 +135,18 @@ def members(read: Callable[[int], bytes], asked: Sequence[bytes], limit: int) ->
 
 
 def _claimed(name: bytes, asked: Sequence[bytes], last: int) -> int:
-    """The index of *name* after *last*; names between are missing on the server."""
+    """The index of *name*, which must be after *last*; the names between are missing on the server."""
     for at in range(last + 1, len(asked)):
         if asked[at] == name:
             return at
     raise IntegrityError(
-        f"the server's tar has a member that was not asked for, twice, or out of order: {name[:300]!r}"
+        f"the server's tar has a member that was not requested, is repeated, or is out of order: {name[:300]!r}"
     )
 
 
 def _name(block: bytes) -> bytes:
     name = block[:100].split(b"\0", 1)[0]
-    # GNU's own format keeps other things where ustar has a prefix.
+    # GNU's own format has no prefix there.
     if block[257:263] == b"ustar\0" and block[345]:
         return block[345:500].split(b"\0", 1)[0] + b"/" + name
     return name
@@ -161,15 +158,12 @@ def _size(field: bytes) -> int:
     return _octal(field, "size")
 
 
-def _octal(field: bytes, what: str) -> int:
+def _octal(field: bytes, name: str) -> int:
     digits = field.strip(b" \0")
     # int() would accept signs, underscores and blanks.
-    if not digits.isdigit():
-        raise IntegrityError(f"the server's tar has a header whose {what} is {field!r}")
-    try:
-        return int(digits, 8)
-    except ValueError:
-        raise IntegrityError(f"the server's tar has a header whose {what} is {field!r}") from None
+    if not digits or digits.strip(b"01234567"):
+        raise IntegrityError(f"the server's tar has a header whose {name} is {field!r}")
+    return int(digits, 8)
 
 
 class _ExactReader:
@@ -192,7 +186,7 @@ class _ExactReader:
         while missing > 0:
             piece = self._read(max(_FETCHED, missing))
             if not piece:
-                raise EOFError("the server's tar ends early")
+                raise EOFError("the server's tar is truncated")
             pieces.append(piece[:missing])
             self._piece = piece
             self._position = min(missing, len(piece))
@@ -208,4 +202,4 @@ class _ExactReader:
                 break
             rest += piece
         if len(rest) > _PADDING or rest.strip(b"\0"):
-            raise IntegrityError("something follows the end of the server's tar")
+            raise IntegrityError("the server's tar has data after its end")

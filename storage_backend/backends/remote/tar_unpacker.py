@@ -1,4 +1,4 @@
-"""Unpacker: sends tar archives to scripts.UNPACK on the server, and parses what it prints."""
+"""Unpacker: sends tar archives to scripts.UNPACK on the server and parses its output."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from storage_backend.backends.remote import scripts
 from storage_backend.backends.remote.commands import Command, CommandError
 from storage_backend.backends.remote.tar_format import archive, length
 
-_RECORD = 128  # bytes of numbers and digest of one file, with room to spare
-_TRIES = 3  # tar fails if another process makes the same directory; each time fewer are missing
+_RECORD = 128  # upper bound, in bytes, of the numbers and digest of one file
+_TRIES = 3  # tar fails if another process creates the same directory; each try leaves fewer to create
 _SUM = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -20,9 +20,8 @@ class TarMember(NamedTuple):
     """A small file to be written; paths are relative.
 
     Attributes:
-        path: a name that does not exist.
+        path: temporary path, which must not exist.
         target: the file that it will replace.
-        content: all of it.
         modified: seconds since 1970.
     """
 
@@ -39,8 +38,8 @@ class UnpackedFile(NamedTuple):
         size: of the new file, in bytes.
         mode: type and permissions, as `os.stat` has them.
         modified: seconds since 1970.
-        sha256: in hexadecimal; "" where it was not requested.
-        replaced_mode: of what exists at the target, of a symlink the link's own; None if there is nothing.
+        sha256: in hexadecimal; "" if not requested.
+        replaced_mode: mode of what exists at the target, of a symlink the link's own; None if nothing does.
     """
 
     size: int
@@ -55,11 +54,10 @@ class Unpacker:
 
     Args:
         command: runs scripts.UNPACK.
-        token: given to the script.
+        token: passed to the script.
 
     Attributes:
-        command: as given.
-        waits: whether it can take another archive.
+        waits: whether the command is ready for another archive.
     """
 
     def __init__(self, command: Command, token: bytes) -> None:
@@ -70,13 +68,13 @@ class Unpacker:
     def unpack(
         self, members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool
     ) -> Sequence[UnpackedFile]:
-        """Write small files, all or, after an error, none.
+        """Write small files; after an error, none of them exists.
 
         Args:
-            members: their paths are relative to the directory of the command.
-            listing: a relative path that does not exist, nor with a "+" after it.
-            dated: whether their modification times are kept.
-            digests: whether their SHA-256 is wanted.
+            members: files with paths relative to the command's directory.
+            listing: a relative path that is unused, also with "+" appended.
+            dated: whether to set modification times.
+            digests: whether to compute SHA-256.
         """
         self.waits = False
         for _ in range(_TRIES):
@@ -92,7 +90,7 @@ class Unpacker:
 
 
 def request(members: Sequence[TarMember], listing: bytes, *, dated: bool, digests: bool) -> Iterator[bytes]:
-    """The line and the archive for scripts.UNPACK, in pieces."""
+    """The header line and the archive for scripts.UNPACK, in pieces."""
     paths = b"".join([b"%b\0" % member.path for member in members])
     targets = b"".join([b"%b\0" % member.target for member in members])
     lists = [(listing, paths, 0), (listing + b"+", targets, 0)]
@@ -110,12 +108,12 @@ def request(members: Sequence[TarMember], listing: bytes, *, dated: bool, digest
 
 
 def _longest(members: Sequence[TarMember]) -> int:
-    """Most bytes that scripts.UNPACK prints for *members*."""
+    """Upper bound, in bytes, of the output of scripts.UNPACK for *members*."""
     return sum(_RECORD + len(member.path) + len(member.target) for member in members)
 
 
 def unpacked(members: Sequence[TarMember], output: bytes, *, digests: bool) -> list[UnpackedFile]:
-    """Parse what scripts.UNPACK printed; one file for each of *members*.
+    """Parse the output of scripts.UNPACK; returns one file for each of *members*.
 
     Raises:
         CommandError: it cannot be parsed.
@@ -140,11 +138,11 @@ def unpacked(members: Sequence[TarMember], output: bytes, *, digests: bool) -> l
             for number, (member, (size, mode, modified)) in enumerate(zip(members, stats, strict=True))
         ]
     except (IndexError, ValueError) as error:
-        raise CommandError(0, b"", f"the output of tar and stat makes no sense: {error}") from error
+        raise CommandError(0, b"", f"the output of tar and stat is invalid: {error}") from error
 
 
 def _digest(record: bytes, path: bytes) -> str:
-    """The digest in a line of sha256sum: digest, two blanks, *path*."""
+    """The digest in a record of sha256sum: digest, two blanks, *path*."""
     if not _SUM.fullmatch(record[:64]) or record[64:66] != b"  " or record[66:] != path:
         raise ValueError(f"sha256sum printed {record[:100]!r} for {path!r}")
     return record[:64].decode()

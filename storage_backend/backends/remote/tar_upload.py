@@ -1,7 +1,6 @@
-"""Write many small objects as one tar stream, which the server unpacks to temporary names; then SFTP renames them.
+"""Writes many small objects as tar streams, which the server unpacks under temporary names; SFTP then renames them.
 
-SFTP requests for a small object cost both sides more than its bytes. So only the rename is left to SFTP, where each object
-succeeds or fails by itself.
+For a small object, SFTP requests cost more than its bytes. So SFTP only renames, where each object succeeds or fails by itself.
 """
 
 from __future__ import annotations
@@ -24,20 +23,18 @@ from storage_backend.errors import Failures
 from storage_backend.streams import check_digest, sha256
 from storage_backend.threads import DaemonPool, result_of
 
-FEWEST = 64  # objects that are worth a command
-OBJECTS, BYTES = 1000, 8 << 20  # of a group, which is one command
-GROUPS = 2  # under way at a time, so that one is sent while another is renamed
+MIN_OBJECTS = 64  # fewer are not worth a command
+MAX_OBJECTS, MAX_BYTES = 1000, 8 << 20  # of a group, which is one command
+GROUPS = 2  # in flight, so that one is sent while another is renamed
 
 
 class BatchWrite(NamedTuple):
     """An object to be stored.
 
     Attributes:
-        path: its path.
-        content: all of it.
-        modified: the modification time to keep.
-        verify: whether what was stored is compared with *content* before it gets its name.
-        sha256: of *content*, in hexadecimal, where it is known.
+        modified: the modification time to set.
+        verify: whether to compare the stored file with *content* before the rename.
+        sha256: of *content*, in hexadecimal, if known.
     """
 
     path: RemotePath
@@ -50,7 +47,7 @@ class BatchWrite(NamedTuple):
 Group = list[BatchWrite]
 OneByOne = Callable[[Iterator[BatchWrite]], int]
 Remember = Callable[[RemotePath, StagedUpload], None]
-"""Called with each object that was published."""
+"""Called with each published object."""
 
 
 def write(
@@ -63,11 +60,11 @@ def write(
     """Store objects; returns how many.
 
     Args:
-        failover: chooses the connection.
-        source: what to store.
+        failover: provides the connection.
+        source: objects to store.
         failures: of the batch.
-        one_by_one: stores what tar cannot; returns how many.
-        remember: called with each that was published.
+        one_by_one: stores objects without tar; returns how many.
+        remember: called with each published object.
     """
     if not failover.connection().may_use_tar("unpack"):
         return one_by_one(source)
@@ -99,7 +96,7 @@ class _Groups:
         self._gathered: dict[bool, Group] = {True: [], False: []}
         self._sizes = {True: 0, False: 0}
         self._busy: set[RemotePath] = set()  # of objects that are not stored yet
-        self._under_way: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
+        self._in_flight: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
         self._stored = 0
 
     def add(self, item: BatchWrite) -> bool:
@@ -115,23 +112,23 @@ class _Groups:
         group.append(item)
         self._busy.add(item.path)
         self._sizes[dated] += len(item.content)
-        if len(group) < OBJECTS and self._sizes[dated] < BYTES:
+        if len(group) < MAX_OBJECTS and self._sizes[dated] < MAX_BYTES:
             return False
-        while len(self._under_way) >= GROUPS:
+        while len(self._in_flight) >= GROUPS:
             self._wait()
         self._take(dated)
-        self._under_way.append((group, self._pool.submit(self._store, group, dated)))
+        self._in_flight.append((group, self._pool.submit(self._store, group, dated)))
         return True
 
     def finish(self) -> int:
         """Wait until all is stored; returns how many were."""
         for dated in (True, False):
             group = self._take(dated)
-            if len(group) >= FEWEST:
+            if len(group) >= MIN_OBJECTS:
                 self._end(group, *self._store(group, dated))
             else:
                 self._end(group, 0, group)
-        while self._under_way:
+        while self._in_flight:
             self._wait()
         return self._stored
 
@@ -140,7 +137,7 @@ class _Groups:
         return group
 
     def _wait(self) -> None:
-        group, future = self._under_way.popleft()
+        group, future = self._in_flight.popleft()
         self._end(group, *result_of(future))
 
     def _end(self, group: Group, stored: int, left: Group) -> None:
@@ -150,13 +147,13 @@ class _Groups:
         self._busy.difference_update([item.path for item in group])
 
     def _store(self, group: Group, dated: bool) -> tuple[int, Group]:
-        """How many of a group were stored, and what tar cannot store."""
+        """The number of stored objects, and those that must be stored without tar."""
         return self._failover.run(None, lambda connection, _: self._unpack(connection, group, dated=dated))
 
     def _unpack(self, connection: SSHConnection, group: Group, *, dated: bool) -> tuple[int, Group]:
         operations = connection.operations
         members = [
-            # "./": no name is taken for an option, nor "-" for standard input.
+            # "./", so that no name is taken for an option or standard input.
             TarMember(
                 b"./" + operations.beside(item.path.path),
                 b"./" + item.path.path,

@@ -1,4 +1,4 @@
-"""Uploads of any size: written with many requests under way, under a temporary name, on one connection."""
+"""Uploads of any size: pipelined writes to a temporary name on one connection."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ from storage_backend.streams import (
 
 T = TypeVar("T")
 Publish = Callable[[RemotePath, StagedUpload, int], None]
-"""Gives a staged upload of so many bytes its name."""
+"""Renames a staged upload, of that many bytes, to its object's name."""
 
-PIECE = 128 << 10  # bytes in a request; measured on loopback, twice as fast as requests of 255 KiB
-UNDER_WAY = 2 << 20  # bytes sent and not confirmed
+PIECE = 128 << 10  # bytes per request; measured on loopback, twice as fast as 255 KiB
+MAX_IN_FLIGHT = 2 << 20  # bytes sent and not acknowledged
 
 
 def stage_stream(
@@ -47,9 +47,9 @@ def stage_stream(
     modified: datetime | None = None,
     verify: bool = False,
 ) -> tuple[StagedUpload, int]:
-    """Upload what *reader* gives under a temporary name; returns it and its size.
+    """Upload the rest of *reader* under a temporary name; returns the staged file and its size.
 
-    If a connection is lost, *reader* is read again from where it was, if it is seekable.
+    After a lost connection a seekable *reader* is rewound to its starting position and read again.
     """
     start = _position(reader)
     if info is not None and modified is None:
@@ -93,13 +93,12 @@ class SFTPUpload:
     """Writes a file under a temporary name, on one connection.
 
     Args:
-        connection: it is held until `finish` or `discard`.
+        connection: held until `finish` or `discard`.
         path: the object that the file is for.
-        temporary: path of the temporary name, instead of a new one.
-        resumed: how many bytes there are under that name already, to continue after.
+        temporary: temporary path to use instead of a new one.
+        resumed: number of bytes already stored under that path, to append to.
 
     Attributes:
-        connection: as given.
         staged: the file.
         size: bytes written so far.
     """
@@ -109,7 +108,7 @@ class SFTPUpload:
     ) -> None:
         self.connection = connection
         self._path = path
-        self._under_way: deque[tuple[int, PendingReply]] = deque()
+        self._in_flight: deque[tuple[int, PendingReply]] = deque()
         self._unconfirmed = 0
         self._piece = min(PIECE, connection.session.write_length)
         self.size = resumed
@@ -128,17 +127,17 @@ class SFTPUpload:
         session = self.connection.session
         for start in range(0, len(view), self._piece):
             piece = view[start : start + self._piece]
-            while self._unconfirmed + len(piece) > UNDER_WAY:
-                self._confirm()
+            while self._unconfirmed + len(piece) > MAX_IN_FLIGHT:
+                self._await_oldest()
             (pending,) = session.begin([packets.write_request(self._handle, self.size, piece)])
-            self._under_way.append((len(piece), pending))
+            self._in_flight.append((len(piece), pending))
             self._unconfirmed += len(piece)
             self.size += len(piece)
 
     def finish(self, modified: int | None) -> StagedUpload:
-        """Close the file, which is then complete on the server."""
-        while self._under_way:
-            self._confirm()
+        """Wait for all writes and close the file."""
+        while self._in_flight:
+            self._await_oldest()
         connection = self.connection
         self.staged = connection.run(
             connection.operations.finish(
@@ -149,19 +148,19 @@ class SFTPUpload:
         return self.staged
 
     def discard(self) -> None:
-        """Remove the file, if it was not finished."""
+        """Remove the file unless it is finished."""
         if self._open:
             self.abandon()
             self.connection.discard(self.staged)
 
     def abandon(self) -> None:
-        """Leave the file as it is, if it was not finished."""
+        """Close the file unless it is finished, keeping what was written."""
         if self._open:
             self.connection.close_handle(self._handle)
             self._release()
 
-    def _confirm(self) -> None:
-        size, pending = self._under_way.popleft()
+    def _await_oldest(self) -> None:
+        size, pending = self._in_flight.popleft()
         self._unconfirmed -= size
         connection = self.connection
         try:
@@ -177,12 +176,12 @@ class SFTPUpload:
 
 
 class RemoteSink:
-    """What `open(identifier, "wb")` writes to: keeps a small object in memory, and uploads a larger one as it is written.
+    """The sink of `open(identifier, "wb")`: buffers a small object, and uploads a larger one as it is written.
 
     Args:
-        failover: chooses the connection.
+        failover: provides the connection.
         path: the object.
-        publish: gives the upload its name.
+        publish: renames the upload to the object's name.
     """
 
     def __init__(self, failover: Failover, path: RemotePath, publish: Publish) -> None:
@@ -197,7 +196,7 @@ class RemoteSink:
         """Append all of *data*.
 
         Raises:
-            UnavailableError: the connection was lost, and with it what was written.
+            UnavailableError: the connection, and what was written, is lost.
         """
         piece = bytes(data)
         self._size += len(piece)
@@ -211,23 +210,23 @@ class RemoteSink:
                 self._path.identifier, lambda connection, _: SFTPUpload(connection, self._path)
             )
         upload = self._upload
-        self._once(upload, lambda: upload.write(piece))
+        self._lose_on_failure(upload, lambda: upload.write(piece))
 
     def publish(self) -> None:
-        """Store the object."""
+        """Publish the object."""
         upload = self._upload
         if upload is None:
             staged = self._failover.perform(stage, self._path, b"".join(self._pieces), None)
         else:
-            staged = self._once(upload, lambda: upload.finish(None))
+            staged = self._lose_on_failure(upload, lambda: upload.finish(None))
         self._publish(self._path, staged, self._size)
 
     def discard(self) -> None:
-        """Drop what was written."""
+        """Remove what was uploaded."""
         if self._upload is not None:
             self._upload.discard()
 
-    def _once(self, upload: SFTPUpload, step: Callable[[], T]) -> T:
+    def _lose_on_failure(self, upload: SFTPUpload, step: Callable[[], T]) -> T:
         try:
             return step()
         except ConnectionLostError as error:
@@ -238,7 +237,7 @@ class RemoteSink:
 def _check_arrived(
     source: BinaryIO | HashingReader, info: ObjectInfo | None, path: RemotePath, size: int
 ) -> str | None:
-    """Compare what was read with *info*; returns its digest, if it is being computed."""
+    """Compare the size and digest of what was read with *info*; returns the digest, if *source* computes one."""
     digest = source.hexdigest() if isinstance(source, HashingReader) else None
     check_arrived(info, path.identifier, size, digest)
     return digest
@@ -247,8 +246,8 @@ def _check_arrived(
 def _stored_digest(
     failover: Failover, connection: SSHConnection, staged: StagedUpload, path: RemotePath, size: int
 ) -> str:
-    """The SHA-256 of a staged file: computed by the server, or by reading it back if that costs less."""
-    if size > server_side.READ_RATHER:
+    """The SHA-256 of a staged file, computed by the server, or by reading it back if that is cheaper."""
+    if size > server_side.MIN_DIGEST:
         found = server_side.digests(connection, [staged.temporary]).get(staged.temporary)
         if found is not None:
             return found
@@ -260,7 +259,7 @@ def _stored_digest(
 
 
 def _position(reader: BinaryIO) -> int | None:
-    """The position of a seekable reader; None for another."""
+    """The position of *reader*; None if it is not seekable."""
     try:
         return reader.tell() if reader.seekable() else None
     except (AttributeError, OSError, ValueError):
@@ -268,7 +267,7 @@ def _position(reader: BinaryIO) -> int | None:
 
 
 def _head(reader: BinaryIO) -> bytes:
-    """The beginning: all, if it is no more than SMALL bytes; else somewhat more."""
+    """The first bytes: everything if at most SMALL bytes, else more than SMALL."""
     pieces: list[bytes] = []
     size = 0
     for piece in chunks(reader, SMALL + 1):
