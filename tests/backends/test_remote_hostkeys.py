@@ -379,7 +379,7 @@ def test_new_key_goes_where_the_configuration_says(tmp_path: Path, keys: dict[st
         configured_policy(tmp_path, text.replace("accept-new", "no")).missing_host_key(
             None, "", keys["other"]
         )
-    with pytest.raises(AuthenticationError, match="names no file"):
+    with pytest.raises(AuthenticationError, match="names no file to add"):
         configured_policy(
             tmp_path, "StrictHostKeyChecking no\nUserKnownHostsFile none\nGlobalKnownHostsFile none"
         ).missing_host_key(None, "", keys["ours"])

@@ -305,7 +305,7 @@ def test_included_files_stand_in_their_place(home: Path) -> None:
 
 
 def test_file_that_includes_itself_is_refused(home: Path) -> None:
-    with pytest.raises(ConfigurationError, match="Include goes deeper"):
+    with pytest.raises(ConfigurationError, match="Include nests deeper"):
         configured(home, f"Include {home}/ssh_config\n")
 
 

@@ -1,4 +1,4 @@
-"""Authentication: logs in with the keys and passwords that there are, by the methods that the server accepts."""
+"""Authentication: tries the available keys and the password with the methods that the server accepts."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ METHODS = ("publickey", "password", "keyboard-interactive")
 class Authentication:
     """The `auth_strategy` of `paramiko.SSHClient.connect`, for one connection.
 
-    It begins with the method "none", as OpenSSH does: the server accepts it, or answers with its methods. Then come the named key
-    files (as the agent's key, if the agent has it), the agent's other keys, the default key files, and the password. Named keys
-    come before the agent's since a server ends the connection after a few attempts (MaxAuthTries), and an agent may have many. A
+    The first attempt is the method "none", as in OpenSSH: the server accepts it or replies with its methods. Then follow the named
+    key files (by the agent, if it holds the key), the agent's other keys, the default key files, and the password. Named keys
+    come before the agent's because a server disconnects after a few attempts (MaxAuthTries), and an agent may hold many keys. A
     key or password is tried only if the server accepts its method.
 
     Args:
@@ -59,15 +59,15 @@ class Authentication:
     _seen: set[bytes] = field(default_factory=set, init=False)
 
     def authenticate(self, transport: Any) -> list[str]:
-        """Log in on *transport*, a negotiated `paramiko.Transport`.
+        """Authenticate on *transport*, a negotiated `paramiko.Transport`.
 
         Returns:
-            an empty list: paramiko expects the methods that remain.
+            An empty list: paramiko expects the methods that remain.
 
         Raises:
-            AuthenticationError: the server refused all. The message has what was tried, and the server's methods.
-            UnavailableError: the connection ended before anything was refused.
-            StorageTimeoutError: it took longer than `patience`.
+            AuthenticationError: the server refused every attempt; the message lists these and the server's methods.
+            UnavailableError: the connection ended before any refusal.
+            StorageTimeoutError: authentication took longer than `patience`.
         """
         deadline = self.clock() + self.patience
         agent = KeyAgent(self.endpoint.identity_agent)
@@ -122,7 +122,7 @@ class Authentication:
         done = self._try(
             transport,
             deadline,
-            "the password, as the answer to its question",
+            "the password, as the reply to its prompt",
             partial(_request, transport, "auth_interactive", user, answers),
         )
         if answers.unanswered:
@@ -137,7 +137,7 @@ class Authentication:
         attempt: Callable[[], Any],
         key: SigningKey | None = None,
     ) -> bool:
-        """Make one attempt; True if we are logged in."""
+        """Make one attempt; True if we are authenticated."""
         paramiko = ssh_library()
         left = deadline - self.clock()
         if left > 0:
@@ -153,7 +153,7 @@ class Authentication:
             else:
                 if not rest:
                     return True
-                self._outcomes.append(f"{label}: accepted, but not enough by itself")
+                self._outcomes.append(f"{label}: accepted, but not sufficient")
                 self._allowed = tuple(rest)
             return False
         raise StorageTimeoutError(f"authentication took longer than {self.patience:g} s{self._tried()}")
@@ -161,11 +161,11 @@ class Authentication:
     def _note(
         self, transport: Any, label: str, error: Exception, key: SigningKey | None, deadline: float
     ) -> None:
-        """Record a failure; raise if nothing more can be tried on this connection."""
+        """Record a failure; raise if this connection allows no more attempts."""
         if transport.is_active():
             if self.clock() >= deadline:
                 raise StorageTimeoutError(
-                    f"{label}: no answer; authentication took longer than {self.patience:g} s{self._tried()}"
+                    f"{label}: no reply; authentication took longer than {self.patience:g} s{self._tried()}"
                 ) from error
             if key is not None and key.trouble is not None:
                 self._outcomes.append(f"{label}: cannot sign ({key.trouble})")
@@ -175,8 +175,8 @@ class Authentication:
             return
         if self._refusals:
             raise AuthenticationError(
-                f"the server ended the connection at {label}, after {self._refusals} other tries that it refused "
-                f"(MaxAuthTries of sshd?){self._tried()}"
+                f"the server ended the connection at {label}, after refusing {self._refusals} other attempts "
+                f"(sshd's MaxAuthTries?){self._tried()}"
             ) from error
         raise UnavailableError(
             f"the connection ended during authentication ({label}): {reason_of(error)}"
@@ -194,7 +194,7 @@ class Authentication:
     # Keys
 
     def _keys(self, transport: Any, agent: KeyAgent) -> Iterator[tuple[str, SigningKey]]:
-        """The keys that were not tried yet, the likeliest first; records which cannot be used."""
+        """The keys not yet tried, the likeliest first; records unusable ones."""
         named = self.settings.key_filename or self.endpoint.key_files
         if self.settings.agent and agent.open() and agent.reason is not None:
             self._outcomes.append(agent.reason)
@@ -228,11 +228,11 @@ class Authentication:
             yield from self._usable(transport, f"agent key {describe_key(held)} of {path}", held)
             return
         if whole.endswith(PUBLIC) and not whole.endswith(CERTIFICATE):
-            # The public half selects a key; its private half is in the agent, or in the file beside it.
+            # A public key selects a private key, in the agent or in the file next to it.
             whole = whole.removesuffix(PUBLIC)
             if not os.path.exists(whole):  # noqa: PTH110 - stays text
                 self._outcomes.append(
-                    f"key file {path}: a public key, and the agent does not hold its private half"
+                    f"key file {path}: a public key whose private key the agent does not hold"
                 )
                 return
         try:
@@ -243,7 +243,7 @@ class Authentication:
         yield from self._usable(transport, f"key file {path}", key)
 
     def _usable(self, transport: Any, label: str, key: Any) -> Iterator[tuple[str, SigningKey]]:
-        """*key* with its certificate, then without; neither if it was tried before or the server accepts no such signature."""
+        """*key* with its certificate, then without; skips those already tried, and RSA keys if the server refuses their signatures."""
         certificate = getattr(key, "public_blob", None)
         if "rsa" in key.get_name() and not _rsa_agreed(transport):
             self._outcomes.append(f"{label}: the server accepts no RSA signature with SHA-2")
@@ -260,11 +260,11 @@ class Authentication:
 
 
 def _request(transport: Any, method: str, *arguments: Any) -> Any:
-    """Send one more authentication request, after `Transport.auth_none`, by *method* of paramiko's handler.
+    """Send another authentication request, after `Transport.auth_none`, by *method* of paramiko's handler.
 
-    Not by `Transport.auth_publickey` and the like: these request the service again each time, upon which some servers (asyncssh)
-    end the connection, and they sign in the transport's thread, which ends if an agent refuses. Nor by
-    paramiko.ServiceRequestingTransport: it sleeps for 0.1 s and may miss a quick reply.
+    `Transport.auth_publickey` and its siblings request the service again each time, which makes some servers (asyncssh)
+    disconnect, and sign in the transport's thread, which dies if an agent refuses. paramiko.ServiceRequestingTransport sleeps for
+    0.1 s and may miss a quick reply.
     """
     base: Any = ssh_library().auth_handler.AuthOnlyHandler
     answered = threading.Event()
@@ -276,14 +276,14 @@ def _request(transport: Any, method: str, *arguments: Any) -> Any:
 
         @auth_event.setter
         def auth_event(self, event: object) -> None:
-            """Ignore paramiko's own: it is set after the request was sent, when the reply may have arrived already."""
+            """Ignore paramiko's event: it is set only after the request is sent, when the reply may already have arrived."""
 
     handler = transport.auth_handler = Handler(transport)
     return getattr(handler, method)(*arguments)
 
 
 class _InteractiveAnswers:
-    """Answers keyboard-interactive prompts: the first that is not echoed with the password, others with nothing.
+    """Replies to keyboard-interactive prompts: the password for the first without echo, "" for others.
 
     Attributes:
         unanswered: the other prompts.
@@ -306,7 +306,7 @@ class _InteractiveAnswers:
 
 
 def _rsa_agreed(transport: Any) -> bool:
-    """Whether an RSA key can be used; paramiko would end the connection otherwise."""
+    """Whether the server accepts a signature of an RSA key; without one, paramiko would end the connection."""
     offered = (getattr(transport, "server_extensions", None) or {}).get("server-sig-algs")
     if not offered:
         return True

@@ -1,7 +1,7 @@
-"""HostKeyPolicy: checks the host key of a server against known_hosts or pinned fingerprints.
+"""HostKeyPolicy: checks a server's host key against known_hosts or pinned fingerprints.
 
-The files are not read by paramiko's HostKeys: it stops at a `@cert-authority` line, ignores `@revoked` and patterns, and drops
-keys of types that it cannot use, so that a changed key would look like an unknown one.
+We do not use paramiko's HostKeys: it stops at a `@cert-authority` line, ignores `@revoked` and patterns, and drops keys of
+unsupported types, so that a changed key would look like an unknown one.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from storage_backend.paths import expanded
 logger = logging.getLogger(__name__)
 
 _AUTHORITY = "@cert-authority"
-# RFC 8332: one kind of key, signatures by either hash.
+# RFC 8332: one key type, signatures with either hash.
 _RSA_ALGORITHMS = ("rsa-sha2-512", "rsa-sha2-256")
 
 
@@ -38,7 +38,7 @@ class KnownKey:
 
     Attributes:
         place: "file:line".
-        authority: whether it is of a certificate authority.
+        authority: whether the key belongs to a certificate authority.
     """
 
     kind: str
@@ -49,13 +49,13 @@ class KnownKey:
 
 
 class HostKeyPolicy:
-    """For `paramiko.SSHClient.set_missing_host_key_policy`, for one connection to one endpoint.
+    """The `missing_host_key_policy` of a `paramiko.SSHClient`, for one connection to one endpoint.
 
-    A client without host keys of its own calls it for every key, before it sends anything about the user.
+    A client without host keys calls it for every key, before it sends anything about the user.
 
     Args:
-        peer: returns the address that we are connected to; None where a program or another host makes the connection.
-        without: kinds of key that are not requested.
+        peer: returns the address we are connected to; None if a ProxyCommand or a jump host makes the connection.
+        without: key types not to request.
 
     Raises:
         ConfigurationError: a file exists but cannot be read.
@@ -71,7 +71,7 @@ class HostKeyPolicy:
     ) -> None:
         alias = endpoint.host_key_alias
         self.name = entry_name(endpoint.hostname, endpoint.port) if alias is None else alias.lower()
-        self.mismatch: str | None = None  # kind of a key that was not among the pinned ones
+        self.mismatch: str | None = None  # type of a key that is not pinned
         self._settings = settings
         self._endpoint = endpoint
         self._peer = peer
@@ -86,8 +86,8 @@ class HostKeyPolicy:
             self._known = [key for key in found if not key.authority]
             self._authorities = [key.place for key in found if key.authority]
             if not self._known and alias is None and endpoint.port != SSH_PORT:
-                # As OpenSSH does ("checking without port identifier", sshconnect.c): an entry without port may accept a key, but
-                # never refuses one, as another server may run on another port.
+                # As OpenSSH ("checking without port identifier", sshconnect.c): an entry without a port may accept a key but never
+                # refuse one, as another server may run on that port.
                 found = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
                 bare = [key for key in found if not key.authority]
                 self._authorities += [key.place for key in found if key.authority]
@@ -95,7 +95,7 @@ class HostKeyPolicy:
                 self._known = [key for key in bare if key.revoked]
 
     def order(self, algorithms: Sequence[str]) -> tuple[str, ...]:
-        """*algorithms*, those of known keys first: so a server with several keys sends one that can be checked."""
+        """*algorithms*, those of known keys first, so that a server with several keys sends one that can be checked."""
         known = {name for key in self._known if not key.revoked for name in _algorithms(key.kind)}
         without = {name for kind in self._without for name in _algorithms(kind)}
         usable = [name for name in algorithms if name not in without]
@@ -105,7 +105,7 @@ class HostKeyPolicy:
         """Accept *key*, a `paramiko.PKey`.
 
         Raises:
-            AuthenticationError: it is refused.
+            AuthenticationError: the key is refused.
         """
         kind, blob = str(key.get_name()), bytes(key.asbytes())
         if self._policy == "pinned":
@@ -122,17 +122,17 @@ class HostKeyPolicy:
         if self._policy == "accept-new":
             self._remember(kind, blob)
             return
-        # With an alias, the loopback address is a tunnel to another machine.
+        # With HostKeyAlias, the loopback address is a tunnel to another machine.
         peer = self._peer() if self._endpoint.host_key_alias is None else None
         if peer is None or not is_loopback(peer):
             raise self._refused(
-                f"it shows the {kind} key {fingerprint(blob)}, and {self.name} is in none of "
-                f"the files of known_hosts ({', '.join(self._files) or 'there are none'}){self._unused()}. Compare it with what `ssh-keygen -lf "
+                f"it sent the {kind} key {fingerprint(blob)}, and {self.name} is in none of "
+                f"the known_hosts files ({', '.join(self._files) or 'there are none'}){self._unused()}. Compare it with what `ssh-keygen -lf "
                 f"/etc/ssh/ssh_host_{_file_kind(kind)}_key.pub` shows on the server itself; if they are equal, set "
                 f'host_key_policy="{fingerprint(blob)}"'
             )
         logger.warning(
-            "%s: accepted the unknown host key %s, since %s is this machine; to be sure, set host_key_policy=%r",
+            "%s: accepted the unknown host key %s because %s is this machine; to be sure, set host_key_policy=%r",
             self._endpoint,
             fingerprint(blob),
             peer,
@@ -148,7 +148,7 @@ class HostKeyPolicy:
         if fingerprint(blob) not in self._settings.pins:
             self.mismatch = kind
             raise self._refused(
-                f"it shows the {kind} key {fingerprint(blob)}, and host_key_policy allows {' and '.join(self._settings.pins)} alone"
+                f"it sent the {kind} key {fingerprint(blob)}, but host_key_policy allows only {' and '.join(self._settings.pins)}"
             )
 
     def _remember(self, kind: str, blob: bytes) -> None:
@@ -159,12 +159,12 @@ class HostKeyPolicy:
         )
         if path is None:
             raise self._refused(
-                f"its {kind} key {fingerprint(blob)} is new, and UserKnownHostsFile names no file that it could be added to"
+                f"its {kind} key {fingerprint(blob)} is new, but UserKnownHostsFile names no file to add it to"
             )
         try:
             others = remember(path, self.name, kind, blob)
         except OSError as error:
-            # A key that is not stored would be accepted each time, whichever it is.
+            # If it were not stored, any key would be accepted each time.
             raise self._refused(
                 f"its {kind} key {fingerprint(blob)} is new and cannot be written to {path}: {error}"
             ) from error
@@ -175,8 +175,8 @@ class HostKeyPolicy:
     def _changed(self, kind: str, blob: bytes, known: Sequence[KnownKey]) -> AuthenticationError:
         entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.place})" for key in known)
         return self._refused(
-            f"host key mismatch: it shows the {kind} key {fingerprint(blob)}, but {self.name} is known by {entries}. Either "
-            "somebody intercepts the connection, or the server was set up again; in that case remove the entry, or set "
+            f"host key mismatch: it sent the {kind} key {fingerprint(blob)}, but {self.name} is known by {entries}. Either "
+            "someone is intercepting the connection, or the server was reinstalled; in the latter case remove the entry, or set "
             f'host_key_policy="{fingerprint(blob)}"'
         )
 
@@ -185,17 +185,17 @@ class HostKeyPolicy:
 
 
 def fingerprint(blob: bytes) -> str:
-    """The fingerprint of a public key as `ssh-keygen -l` shows it."""
+    """The fingerprint of a public key, as from `ssh-keygen -l`."""
     return "SHA256:" + base64.b64encode(hashlib.sha256(blob).digest()).decode().rstrip("=")
 
 
 def entry_name(hostname: str, port: int) -> str:
-    """The name of a host in known_hosts, sshd(8)."""
+    """The name of a host in known_hosts (sshd(8))."""
     return hostname.lower() if port == SSH_PORT else f"[{hostname.lower()}]:{port}"
 
 
 def is_loopback(address: str) -> bool:
-    """Whether *address* is this machine's own: 127.0.0.0/8 or ::1."""
+    """Whether *address* is in 127.0.0.0/8 or is ::1."""
     try:
         found = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -205,7 +205,7 @@ def is_loopback(address: str) -> bool:
 
 
 def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
-    """The lines that match *name*. A missing file has none.
+    """The lines that match *name*; none for a missing file.
 
     Raises:
         ConfigurationError: a file cannot be read.
@@ -217,7 +217,7 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
         except (FileNotFoundError, NotADirectoryError):
             continue
         except OSError as error:
-            # As an empty file, it would make a changed key look like a new one.
+            # If skipped, a changed key would look like a new one.
             raise ConfigurationError(
                 f"known_hosts: cannot read it: {error}", parameter="known_hosts"
             ) from error
@@ -226,22 +226,22 @@ def known_keys(paths: Iterable[str], name: str) -> list[KnownKey]:
 
 
 def remember(path: str, name: str, kind: str, blob: bytes) -> list[KnownKey]:
-    """Add a key to the file *path*, which is made if need be, unless *name* has one there.
+    """Add a key for *name* to the file *path*, unless *name* has a key there. Creates the file if missing.
 
-    The file is locked and read again, so that of several processes one adds it.
+    The file is locked and read again, so that only one of several processes adds the key.
 
     Returns:
-        other keys that *name* has there; if there are any, nothing was added.
+        Other keys that *name* has there; if any, nothing was added.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
     whole = Path(expanded(path))
     whole.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with os.fdopen(
         os.open(whole, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600), "r+b", 0
     ) as file:
-        with suppress(OSError):  # some network file systems have no locks: a line may be added twice
+        with suppress(OSError):  # without locks, as on some network file systems, a line may be added twice
             fcntl.flock(file, fcntl.LOCK_EX)
         before = file.readall()
         known = [
@@ -269,13 +269,13 @@ def _matching(text: str, name: str, path: str) -> Iterator[KnownKey]:
         try:
             blob = base64.b64decode(words[2], validate=True)
         except binascii.Error:
-            logger.warning("%s:%d: not a key; the line is skipped", path, number)
+            logger.warning("%s:%d: skipped a line whose key is not base64", path, number)
             continue
         yield KnownKey(words[1], blob, marker == "@revoked", f"{path}:{number}", marker == _AUTHORITY)
 
 
 def _names(patterns: str, name: str) -> bool:
-    """Whether the first field of a line of known_hosts names the host."""
+    """Whether the first field of a known_hosts line names the host."""
     if patterns.startswith("|1|"):
         return _is_hash_of(patterns, name)
     found = False
@@ -300,18 +300,18 @@ def _is_hash_of(hashed: str, name: str) -> bool:
 
 
 def _wildcard(pattern: str, name: str) -> bool:
-    # Not fnmatch: it takes the brackets of "[host]:port" for a set of letters.
+    # Not fnmatch, which would take the brackets of "[host]:port" for a character class.
     expression = re.escape(pattern).replace(r"\*", ".*").replace(r"\?", ".")
     return re.fullmatch(expression, name) is not None
 
 
 def _algorithms(kind: str) -> tuple[str, ...]:
-    """The signature algorithms of a kind of key."""
+    """The signature algorithms of a key type."""
     return (*_RSA_ALGORITHMS, kind) if kind == "ssh-rsa" else (kind,)
 
 
 def _file_kind(kind: str) -> str:
-    """The part of the name of sshd's key file that stands for the kind of key."""
+    """The key type as in the name of sshd's host key file."""
     for part in ("ed25519", "ecdsa", "rsa"):
         if part in kind:
             return part

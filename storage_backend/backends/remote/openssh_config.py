@@ -1,4 +1,4 @@
-"""OpenSSHConfig: the options of the user's OpenSSH configuration for a host."""
+"""OpenSSHConfig: looks up a host's options in an OpenSSH configuration file."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ INCLUDE_DEPTH = 16  # READCONF_MAX_DEPTH, readconf.c of OpenSSH
 _INCLUDE = re.compile(r"\s*include(?:\s*=\s*|\s+)(.+?)\s*", re.IGNORECASE)
 _BLOCK = re.compile(r"\s*(?:host|match)\b.*", re.IGNORECASE)
 _FILES = re.compile(r"\s*((?:user|global)knownhostsfile)(?:\s*=\s*|\s+)(.+)", re.IGNORECASE)
-_SEPARATOR = (
-    "\x1f"  # between the files of such a line: paramiko returns the line as one text without its quotes
-)
+_SEPARATOR = "\x1f"  # between the files of such a line: paramiko returns it as one string without quotes
 _TOKEN = re.compile(r"%(.?)|\$\{([^}]*)\}")
 _JUMP = re.compile(
     r"(?:ssh://)?(?:(?P<user>.+)@)?(?:\[(?P<address>[^\]]+)\]|(?P<host>[^:\[\]]+))(?::(?P<port>\d+))?/?"
@@ -41,14 +39,14 @@ class Jump:
 
 @dataclass(frozen=True, slots=True)
 class HostOptions:
-    """The options for one host; see ssh_config(5). None: not set.
+    """The options for one host; see ssh_config(5). None means not set.
 
     Attributes:
-        identity_agent: IdentityAgent: a path, "" for none; None for SSH_AUTH_SOCK, too.
+        identity_agent: IdentityAgent: a path, "" for no agent; None also for SSH_AUTH_SOCK.
         user_known_hosts: UserKnownHostsFile.
         global_known_hosts: GlobalKnownHostsFile.
         host_key_alias: HostKeyAlias.
-        host_key_policy: StrictHostKeyChecking, as `SSHConfig` has it.
+        host_key_policy: StrictHostKeyChecking, in the terms of `SSHConfig`.
     """
 
     hostname: str
@@ -71,7 +69,7 @@ class OpenSSHConfig:
 
     Attributes:
         path: the file.
-        text: its lines, with included files in place.
+        text: its lines, with included files inserted.
     """
 
     path: str
@@ -79,7 +77,7 @@ class OpenSSHConfig:
 
     @classmethod
     def read(cls, path: str) -> Self:
-        """The configuration in the file *path*.
+        """Read the file *path*.
 
         Raises:
             ConfigurationError: it cannot be read.
@@ -90,11 +88,11 @@ class OpenSSHConfig:
         """The options for *host*; *port* and *user* take precedence if they are given.
 
         Raises:
-            ConfigurationError: it has an error.
-            MissingClientError: paramiko, which parses the text, is not installed.
+            ConfigurationError: the file has an error.
+            MissingClientError: paramiko, which parses it, is not installed.
         """
         paramiko = ssh_library()
-        # The first value of an option counts; so %p and %r expand to these.
+        # The first value of an option wins; %p and %r expand to it.
         head = ["Host *"]
         if port is not None:
             head.append(f"Port {port}")
@@ -158,7 +156,7 @@ class OpenSSHConfig:
             token, variable = match.groups()
             replaced = tokens.get(token) if variable is None else os.environ.get(variable)
             if replaced is None:
-                raise self._wrong(f"{option} {text!r}: there is no value for {match[0]!r}")
+                raise self._wrong(f"{option} {text!r}: no value for {match[0]!r}")
             return replaced
 
         return _TOKEN.sub(value, text)
@@ -177,7 +175,7 @@ class OpenSSHConfig:
 _POLICIES: Mapping[str, Literal["strict", "accept-new"]] = {
     "yes": "strict",
     "true": "strict",
-    "ask": "strict",  # nobody can be asked
+    "ask": "strict",  # there is no prompt
     "accept-new": "accept-new",
     # OpenSSH even accepts a changed key; we never do.
     "no": "accept-new",
@@ -187,7 +185,7 @@ _POLICIES: Mapping[str, Literal["strict", "accept-new"]] = {
 
 
 def _tokens(host: str, found: Any) -> Mapping[str, str]:
-    """TOKENS in ssh_config(5), but for %C and %j."""
+    """TOKENS in ssh_config(5), except %C and %j."""
     local = socket.gethostname()
     user = getpass.getuser()
     return {
@@ -206,10 +204,10 @@ def _tokens(host: str, found: Any) -> Mapping[str, str]:
 
 
 def _lines(path: str, depth: int) -> list[str]:
-    """The lines of *path* with included files in place: paramiko does not support Include."""
+    """The lines of *path* with included files inserted: paramiko does not support Include."""
     if depth > INCLUDE_DEPTH:
         raise ConfigurationError(
-            f"ssh_config_file: {path}: Include goes deeper than {INCLUDE_DEPTH}", parameter="ssh_config_file"
+            f"ssh_config_file: {path}: Include nests deeper than {INCLUDE_DEPTH}", parameter="ssh_config_file"
         )
     try:
         text = Path(path).read_text(encoding="utf-8", errors="surrogateescape")

@@ -1,4 +1,4 @@
-"""Private keys: read from files, or held by an SSH agent."""
+"""Private keys from files or an SSH agent."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage_backend.errors import ConfigurationError
 from storage_backend.forks import no_fork
 from storage_backend.paths import expanded
 
-AGENT_PATIENCE = 2.0  # seconds to connect to the agent, which is a program on this machine
+AGENT_PATIENCE = 2.0  # seconds to connect to the agent, a process on this machine
 PUBLIC = ".pub"
 CERTIFICATE = "-cert.pub"
 _OPENSSH = b"-----BEGIN OPENSSH PRIVATE KEY-----"
@@ -31,7 +31,7 @@ class SigningKey:
     """A key for paramiko to sign with, with or without its certificate.
 
     Attributes:
-        trouble: why it could not sign; nothing was sent to the server then.
+        trouble: why signing failed; nothing was sent to the server then.
     """
 
     def __init__(self, key: Any, public_blob: Any) -> None:
@@ -40,7 +40,7 @@ class SigningKey:
         self._key = key
 
     def get_name(self) -> str:
-        """Paramiko's name of the key type."""
+        """The key type, as paramiko names it."""
         return str(self._key.get_name())
 
     def asbytes(self) -> bytes:
@@ -49,7 +49,7 @@ class SigningKey:
 
     def sign_ssh_data(self, data: bytes, algorithm: str | None = None) -> Any:
         """Sign *data*; `trouble` says why that failed."""
-        # An agent may wait for its user, and does not compute in this process.
+        # An agent may wait for its user and does not compute in this process.
         elsewhere = isinstance(self._key, ssh_library().AgentKey)
         try:
             with nullcontext() if elsewhere else no_fork():
@@ -60,34 +60,34 @@ class SigningKey:
 
 
 class KeyAgent:
-    """An SSH agent, connected to once.
+    """A connection to an SSH agent.
 
     Args:
-        place: its socket (IdentityAgent); None for SSH_AUTH_SOCK.
+        address: path of its socket (IdentityAgent); None for SSH_AUTH_SOCK.
 
     Attributes:
-        keys: what it has.
-        reason: why there are none.
+        keys: the keys that it holds.
+        reason: why `keys` is empty.
     """
 
-    def __init__(self, place: str | None) -> None:
-        self._name = "SSH_AUTH_SOCK" if place is None else "IdentityAgent"
-        self._place = os.environ.get("SSH_AUTH_SOCK") if place is None else expanded(place)
+    def __init__(self, address: str | None) -> None:
+        self._name = "SSH_AUTH_SOCK" if address is None else "IdentityAgent"
+        self._address = os.environ.get("SSH_AUTH_SOCK") if address is None else expanded(address)
         self.keys: Sequence[Any] = ()
         self.reason: str | None = None
-        self._asked = False
+        self._listed = False
         self._client: Any = None
 
     def open(self) -> bool:
-        """List its keys; True the first time."""
-        first, self._asked = not self._asked, True
+        """List the keys, on the first call; returns whether it was the first."""
+        first, self._listed = not self._listed, True
         if first:
-            self._ask()
+            self._list_keys()
         return first
 
-    def _ask(self) -> None:
-        place = self._place
-        if not place:
+    def _list_keys(self) -> None:
+        address = self._address
+        if not address:
             self.reason = f"no agent: {self._name} is not set"
             return
         paramiko = ssh_library()
@@ -95,13 +95,13 @@ class KeyAgent:
             connection = socket.socket(socket.AF_UNIX)
             try:
                 connection.settimeout(AGENT_PATIENCE)
-                connection.connect(place)
+                connection.connect(address)
                 connection.settimeout(None)
             except BaseException:
                 connection.close()
                 raise
         except OSError as error:
-            self.reason = f"no agent at {self._name}={place}: {reason_of(error)}"
+            self.reason = f"no agent at {self._name}={address}: {reason_of(error)}"
             return
         try:
             self._client = paramiko.agent.AgentSSH()
@@ -109,12 +109,12 @@ class KeyAgent:
             self._client._connect(connection)
             self.keys = tuple(self._client.get_keys())
         except (paramiko.SSHException, OSError) as error:
-            self.reason = f"the agent gives no keys: {reason_of(error)}"
+            self.reason = f"the agent lists no keys: {reason_of(error)}"
         else:
             self.reason = None if self.keys else "the agent holds no keys"
 
     def holding(self, path: str) -> Any:
-        """Its key that belongs to the key file *path*; None if there is none."""
+        """The agent's key for the key file *path*; None if it does not hold it."""
         public = _public_half(path) if self.keys else None
         return next((key for key in self.keys if key.get_base64() == public), None)
 
@@ -130,7 +130,11 @@ class UnusableKeyError(Exception):
 
 
 def load_key(path: str, settings: SSHSettings) -> Any:
-    """The key in the file *path*, a `paramiko.PKey`, with the certificate beside it."""
+    """The key in the file *path*, a `paramiko.PKey`, with the certificate next to it.
+
+    Raises:
+        UnusableKeyError: the file cannot be read or the key is not supported.
+    """
     private = path.removesuffix(CERTIFICATE)
     try:
         if not stat.S_ISREG(os.stat(private).st_mode):  # noqa: PTH116 - stays text
@@ -145,9 +149,9 @@ def load_key(path: str, settings: SSHSettings) -> Any:
         raise UnusableKeyError(reason_of(error)) from None
     except UnusableKeyError:
         raise
-    except Exception as error:  # parsers of foreign formats raise many kinds
+    except Exception as error:  # the parsers raise many types
         raise UnusableKeyError(
-            f"not a private key that can be used here ({reason_of(error)}); `ssh-keygen -p -f` rewrites one in OpenSSH's format"
+            f"not a private key, or not a supported one ({reason_of(error)}); `ssh-keygen -p -f` converts one to OpenSSH's format"
         ) from error
     return key
 
@@ -163,7 +167,7 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
     try:
         loaded = load(data, None)
     except (TypeError, ValueError) as error:
-        # Which of the two depends on the version of cryptography.
+        # The type depends on the version of cryptography.
         if isinstance(error, ValueError) and "password" not in str(error).lower():
             raise
         if settings.passphrase is None:
@@ -175,9 +179,9 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
         try:
             loaded = load(data, passphrase)
         except UnsupportedAlgorithm as error:
-            raise UnusableKeyError(f"encrypted by an unknown method: {reason_of(error)}") from None
+            raise UnusableKeyError(f"encrypted with an unsupported method: {reason_of(error)}") from None
         except ValueError:
-            raise UnusableKeyError("the passphrase does not open it") from None
+            raise UnusableKeyError("wrong passphrase") from None
     paramiko = ssh_library()
     kinds = (
         (rsa.RSAPrivateKey, paramiko.RSAKey),
@@ -196,14 +200,14 @@ def _read(data: bytes, settings: SSHSettings) -> Any:
 
 
 def _public_half(path: str) -> str | None:
-    """The public key of a key file, in base64: the file itself, or NAME.pub beside it, or the part of a private key that is not encrypted."""
+    """The public key of a key file, in base64: from *path* if it is public, NAME.pub, or the unencrypted part of a private key."""
     beside = path if path.endswith(PUBLIC) else f"{path}{PUBLIC}"
     if path.endswith(CERTIFICATE):
         beside = f"{path.removesuffix(CERTIFICATE)}{PUBLIC}"
     with suppress(OSError, ValueError, IndexError):
         return Path(beside).read_text(encoding="utf-8").split()[1]
     with suppress(OSError, ValueError, IndexError):
-        # PROTOCOL.key of OpenSSH: it is not encrypted.
+        # The public key is not encrypted (OpenSSH's PROTOCOL.key).
         lines = Path(path).read_bytes().strip().splitlines()
         if _OPENSSH in lines[0]:
             fields = Fields(base64.b64decode(b"".join(lines[1:-1])).removeprefix(b"openssh-key-v1\0"))
@@ -215,7 +219,7 @@ def _public_half(path: str) -> str | None:
 
 
 def describe_key(key: Any) -> str:
-    """The fingerprint and comment of a key, for people."""
+    """The fingerprint and comment of a key, for messages."""
     comment = getattr(key, "comment", "")
     if isinstance(comment, bytes):
         comment = comment.decode("utf-8", "replace")

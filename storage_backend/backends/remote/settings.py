@@ -1,4 +1,4 @@
-"""SSHConfig: the configuration of a RemoteStorage. SSHSettings: the same, checked, and picklable."""
+"""SSHConfig: the configuration of a RemoteStorage. SSHSettings: the same, validated and picklable."""
 
 from __future__ import annotations
 
@@ -48,32 +48,31 @@ class SSHConfig(TypedDict, total=False):
         endpoints: its addresses, in order of preference: `[["10.0.0.5", 22], ["nas.example.org", 2222]]`. A
             port is a number from 1 to 65535 or its digits. `["nas"]` or `["nas", None]`: the port that `ssh_config_file`
             has for it, else 22.
-        connection_timeout: seconds that an endpoint may take to accept a connection. 2 by default. What comes after has
-            limits of its own; see `storage_backend.backends.remote.dialing`.
+        connection_timeout: seconds to accept a TCP connection. 2 by default. Later steps have their own timeouts; see `storage_backend.backends.remote.dialing`.
         key_filename: a private key, or a list of them, instead of ~/.ssh/id_ed25519, id_ecdsa and id_rsa. A certificate
-            `NAME-cert.pub` beside it is used too. A public half, `NAME.pub`, selects that key of the agent.
-        password: for password and keyboard-interactive authentication: itself, "env:NAME" or "file:PATH".
-        passphrase: of encrypted private keys: itself, "env:NAME" or "file:PATH".
-        agent: whether keys of the SSH agent at *SSH_AUTH_SOCK*, or IdentityAgent of `ssh_config_file`, are used. True by default.
+            `NAME-cert.pub` next to it is used too. A public key, `NAME.pub`, selects that key of the agent.
+        password: for password and keyboard-interactive authentication, or "env:NAME" or "file:PATH".
+        passphrase: of encrypted private keys, or "env:NAME" or "file:PATH".
+        agent: whether to use keys of the SSH agent at *SSH_AUTH_SOCK*, or IdentityAgent of `ssh_config_file`. True by default.
         known_hosts: a file, or a list of them, in OpenSSH's format. "accept-new" writes to the first. By default
-            UserKnownHostsFile and GlobalKnownHostsFile of `ssh_config_file`; where these are not set ~/.ssh/known_hosts,
+            UserKnownHostsFile and GlobalKnownHostsFile of `ssh_config_file`; if these are not set, ~/.ssh/known_hosts,
             ~/.ssh/known_hosts2, /etc/ssh/ssh_known_hosts and /etc/ssh/ssh_known_hosts2.
         host_key_policy: for a host key that is not in `known_hosts`. "strict" (the default): it is refused, except on a
             loopback address, where it is accepted with a warning. "accept-new": it is accepted and
             added. "SHA256:...", or a list of such fingerprints: only these keys are accepted, and `known_hosts` is not
-            read. No policy accepts a key that *differs* from the known one. Where this is not given, StrictHostKeyChecking of
-            `ssh_config_file` counts: "accept-new", "no" and "off" are "accept-new", all else is "strict".
-        ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. Used of it are
+            read. No policy accepts a key that *differs* from the known one. If not given, StrictHostKeyChecking of
+            `ssh_config_file` applies: "accept-new", "no" and "off" are "accept-new", anything else is "strict".
+        ssh_config_file: an OpenSSH configuration, or True for ~/.ssh/config. None is read by default. It may set
             Host and Match, Include, HostName, User, Port, IdentityFile, IdentitiesOnly, IdentityAgent, ProxyJump, ProxyCommand,
-            UserKnownHostsFile, GlobalKnownHostsFile, HostKeyAlias and StrictHostKeyChecking; what is given here wins.
+            UserKnownHostsFile, GlobalKnownHostsFile, HostKeyAlias and StrictHostKeyChecking; keys of SSHConfig take precedence.
         keepalive: seconds without traffic between keepalive messages. 0 by default: none.
-        io_timeout: seconds without data, while a reply is awaited, after which a connection counts as lost. 30 by default.
-        max_connections: how many connections may be open at a time. 1 by default.
-        shell: "auto" (the default) uses the account's POSIX shell for bulk work where it has one; "never" uses SFTP alone.
-        non_atomic_overwrite: whether, on a server that cannot replace a file in one step, an object is moved aside before its
-            new content takes its place, so that for a moment neither exists. True by default, with one warning for each server.
+        io_timeout: seconds to wait for data of a reply before the connection counts as lost. 30 by default.
+        max_connections: maximum number of open connections. 1 by default.
+        shell: "auto" (the default) uses the account's POSIX shell, if any, for bulk operations; "never" uses only SFTP.
+        non_atomic_overwrite: on a server that cannot replace a file atomically, whether a write moves the old object aside
+            before it renames the new one, so that for a moment neither exists. True by default, with one warning per server.
             If the write fails, the old object gets its name back; if it is killed, the next write to that directory or `cleanup`
-            restores it. False: such a write is an UnsupportedOperationError.
+            restores it. False: such a write raises UnsupportedOperationError.
     """
 
     user: str
@@ -95,22 +94,22 @@ class SSHConfig(TypedDict, total=False):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """An address of a server, with its options of ssh_config(5).
+    """An address of a server, with its ssh_config(5) options.
 
     Attributes:
         host: as listed.
-        port: as listed, or as the OpenSSH configuration has it.
-        hostname: HostName, or `host`: connected to, and looked up in known_hosts.
+        port: as listed, or from the OpenSSH configuration.
+        hostname: HostName, or `host`; used to connect and in known_hosts.
         user: the account.
-        key_files: IdentityFile, where no `key_filename` is given.
-        identities_only: whether the agent is used for `key_files` alone.
-        identity_agent: IdentityAgent: the agent's socket, "" for no agent; None for SSH_AUTH_SOCK.
+        key_files: IdentityFile, unless `key_filename` is given.
+        identities_only: whether to use the agent only for `key_files`.
+        identity_agent: IdentityAgent: the agent's socket, "" for no agent, None for SSH_AUTH_SOCK.
         jumps: ProxyJump: hosts to connect through, in order.
         proxy_command: ProxyCommand: program that makes the connection.
-        known_hosts: UserKnownHostsFile and GlobalKnownHostsFile, where no `known_hosts` is given.
-        new_host_keys: of these, the file to which new keys are added.
+        known_hosts: UserKnownHostsFile and GlobalKnownHostsFile, unless `known_hosts` is given.
+        new_host_keys: the one of these files to which new keys are added.
         host_key_alias: HostKeyAlias: name of the host in known_hosts.
-        host_key_policy: StrictHostKeyChecking, where no `host_key_policy` is given.
+        host_key_policy: StrictHostKeyChecking, unless `host_key_policy` is given.
     """
 
     host: str
@@ -127,8 +126,8 @@ class Endpoint:
     host_key_policy: Literal["strict", "accept-new"] | None = None
     identity_agent: str | None = None
 
-    def without_way(self, *, keep_command: bool) -> Endpoint:
-        """The same endpoint without jump hosts."""
+    def without_jumps(self, *, keep_command: bool) -> Endpoint:
+        """The endpoint without jump hosts; without its ProxyCommand too unless *keep_command*."""
         return replace(self, jumps=(), proxy_command=self.proxy_command if keep_command else None)
 
     @override
@@ -138,7 +137,7 @@ class Endpoint:
 
 @dataclass(frozen=True, slots=True)
 class SSHSettings:
-    """`SSHConfig`, checked. Paths are as given; "~" is expanded where they are used.
+    """A validated `SSHConfig`. Paths are as given; "~" is expanded on use.
 
     Attributes:
         user: of the first endpoint.
@@ -163,15 +162,15 @@ class SSHSettings:
 
 
 def read_settings(ssh_config: object) -> SSHSettings:
-    """Check *ssh_config*, an `SSHConfig`. It is neither changed nor kept.
+    """Validate *ssh_config*, an `SSHConfig`, without changing or keeping it.
 
     Raises:
-        ConfigurationError: something in it is wrong; names the key.
-        MissingClientError: it has an `ssh_config_file`, which needs paramiko, and that is not installed.
+        ConfigurationError: a value is wrong; names the key.
+        MissingClientError: paramiko is not installed, and `ssh_config_file` needs it.
     """
     if not isinstance(ssh_config, Mapping):
         raise _wrong(
-            "ssh_config", f'it is a dictionary with "user" and "endpoints", not {type(ssh_config).__name__}'
+            "ssh_config", f'must be a dictionary with "user" and "endpoints", not {type(ssh_config).__name__}'
         )
     given: dict[object, object] = dict(ssh_config)
     _check_keys(given)
@@ -191,7 +190,7 @@ def read_settings(ssh_config: object) -> SSHSettings:
     policy, pins = _policy(given.get("host_key_policy", "strict"))
     known_hosts = _paths("known_hosts", given.get("known_hosts", KNOWN_HOSTS))
     if policy == "accept-new" and not known_hosts:
-        raise _wrong("known_hosts", 'host_key_policy="accept-new" needs a file to write to')
+        raise _wrong("known_hosts", 'host_key_policy="accept-new" needs a file to add keys to')
     return SSHSettings(
         user=endpoints[0].user,
         endpoints=endpoints,
@@ -241,13 +240,13 @@ def _user(value: object) -> str | None:
     if value is None:
         return None
     if not isinstance(value, str) or not _USER.fullmatch(value):
-        raise _wrong("user", f"{value!r} is not the name of an account")
+        raise _wrong("user", f"{value!r} is not an account name")
     return value
 
 
 def _addresses(value: object) -> list[tuple[str, int | None]]:
     if value is None or value in ((), []):
-        raise _wrong("endpoints", 'there are none; at least one is needed, as in [["localhost", 22]]')
+        raise _wrong("endpoints", 'at least one is needed, as in [["localhost", 22]]')
     if not isinstance(value, list | tuple):
         raise _wrong("endpoints", f"{value!r} is not a list of [host, port]")
     return [_address(item) for item in value]
@@ -264,7 +263,7 @@ def _host(name: str, value: object) -> str:
         host = value[1:-1] if value.startswith("[") and value.endswith("]") else value
         if _HOST.fullmatch(host):
             return host
-    raise _wrong(name, f"{value!r} is not the name or address of a host")
+    raise _wrong(name, f"{value!r} is not a host name or address")
 
 
 def _port(name: str, value: object) -> int | None:
@@ -285,12 +284,12 @@ def _openssh_config(value: object) -> OpenSSHConfig | None:
         return OpenSSHConfig.read(path) if os.path.exists(path) else None  # noqa: PTH110 - stays text
     paths = _paths("ssh_config_file", value)
     if len(paths) != 1:
-        raise _wrong("ssh_config_file", "it is one file")
+        raise _wrong("ssh_config_file", "must be one file")
     return OpenSSHConfig.read(expanded(paths[0]))
 
 
 class _Overrides(NamedTuple):
-    """Which keys are given that take precedence over the OpenSSH configuration."""
+    """Which keys are given, which then take precedence over the OpenSSH configuration."""
 
     key_filename: bool
     known_hosts: bool
@@ -302,7 +301,7 @@ def _endpoint(
 ) -> Endpoint:
     if config is None:
         if user is None:
-            raise _wrong("user", "it is missing: the account on the server")
+            raise _wrong("user", "missing; it is the account on the server")
         return Endpoint(host, port or SSH_PORT, host, user)
     return _configured(host, port, user, config, given, path=())
 
@@ -317,25 +316,25 @@ def _configured(
     path: tuple[str, ...],
     local_user: str | None = None,
 ) -> Endpoint:
-    """The endpoint as *config* describes it; *port* and *user* take precedence.
+    """The endpoint as in *config*; *port* and *user* take precedence.
 
-    *path* has the hosts whose jumps led here, for cycles; *local_user* is the account if none is set.
+    *path* lists the hosts whose jumps led here, to detect cycles; *local_user* is the default account.
     """
     if host in path:
         raise _wrong("ssh_config_file", f"ProxyJump goes in a circle: {' -> '.join((*path, host))}")
     found = config.lookup(host, port, user)
     who = user or found.user or local_user
     if who is None:
-        raise _wrong("user", f"it is missing, and {config.path} has none for {host!r}")
+        raise _wrong("user", f"missing, and {config.path} sets none for {host!r}")
     hostname = _host("ssh_config_file", found.hostname)
     command = found.proxy_command
     if command is not None and not _SHELL_SAFE_USER.fullmatch(who):
         raise _wrong("user", f"{who!r} has characters that a ProxyCommand's shell would interpret")
     jumps: tuple[Endpoint, ...] = ()
-    # With "Host *", a jump host may have itself as its jump host.
+    # With "Host *", a jump host may be configured as its own jump host.
     hops = () if found.jumps and found.jumps[-1].host == host else found.jumps
     for at, hop in enumerate(hops):
-        # A hop is reached through those before it, whatever the configuration says about it.
+        # A hop is reached through the previous ones, whatever its own configuration.
         through = _configured(
             _host("ssh_config_file", hop.host),
             hop.port,
@@ -345,7 +344,7 @@ def _configured(
             path=(*path, host),
             local_user=config.local_user(),
         )
-        jumps = (*jumps, *(through.jumps if at == 0 else ()), through.without_way(keep_command=at == 0))
+        jumps = (*jumps, *(through.jumps if at == 0 else ()), through.without_jumps(keep_command=at == 0))
     users, everybodys = found.user_known_hosts, found.global_known_hosts
     given_files = given.known_hosts or (users is None and everybodys is None)
     users = USER_KNOWN_HOSTS if users is None else users
@@ -399,14 +398,14 @@ def _paths(name: str, value: object) -> tuple[str, ...]:
     for item in items:
         path = os.fspath(item) if isinstance(item, os.PathLike) else item
         if not isinstance(path, str) or not path or "\0" in path:
-            raise _wrong(name, f"{item!r} is not the path of a file")
+            raise _wrong(name, f"{item!r} is not a file path")
         found.append(path)
     return tuple(found)
 
 
 def _secret(name: str, value: object) -> Secret | None:
     if value is not None and not isinstance(value, str):
-        raise _wrong(name, "it is no text")
+        raise _wrong(name, "must be a string")
     return Secret.given(name, value)
 
 
