@@ -441,7 +441,7 @@ def test_listing_that_repeats_for_ever_is_refused(serve: Serve) -> None:
 
 
 def test_listing_without_end_is_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sftp_directories, "MOST_NAMES", 5_000)
+    monkeypatch.setattr(sftp_directories, "MAX_NAMES", 5_000)
 
     def act(_speaker: Speaker, request: int, _body: bytes) -> bytes:
         return names(request, *((b"%d-%d" % (request, index), attributes()) for index in range(100)))

@@ -1,9 +1,9 @@
-"""Overwrite a file on a server whose RENAME does not replace: the old file is moved aside, and the new one takes its name.
+"""Overwrites a file on a server whose RENAME does not replace: moves the old file aside, then renames the new one.
 
-The old file lies at `.~sb-old/TOKEN/NAME` in its own directory. TOKEN begins with the time and belongs to one attempt of one writer.
-Whoever finds such a file can repair: if the name is taken, the file there is newer, and the old one is removed; if it is free, the
-writer was killed or has not finished, and the old file (of several the one moved last) gets its name back. A writer that is still
-there then finds the name taken, and starts again. So the old or the new file exists at any time, under its name or aside.
+The old file is kept at `.~sb-old/TOKEN/NAME` in its own directory. TOKEN begins with the time and is unique to one attempt of one
+writer. Any client can repair: if the name exists, the file there is newer, and the old one is removed; if not, the writer was killed
+or is still busy, and the old file (of several, the one moved last) gets its name back. A writer that is still running then finds
+that the name exists and starts again. So at any time the old or the new file exists, under its name or aside.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ from storage_backend.identifiers import RESERVED
 Names: TypeAlias = Callable[[bytes], Steps[list[SFTPEntry]]]
 
 ASIDE = f"{RESERVED}old".encode()
-_TRIES = 30  # how often other writers may interfere
-_REFUSALS = 4  # how often a server may refuse although nothing is in the way
+_TRIES = 30  # interference by other writers
+_REFUSALS = 4  # by the server, although nothing is in the way
 
 
 def aside(path: bytes) -> bytes:
-    """The directory for files moved aside, in the directory of *path*. It exists only while it holds something."""
+    """The directory for files moved aside, next to *path*. It exists only while it is not empty."""
     return posixpath.join(posixpath.dirname(path), ASIDE)
 
 
 def replace(
     source: bytes, path: bytes, token: Callable[[], bytes], names: Names, post: Callable[[Request], None]
 ) -> Steps[None]:
-    """Give *source* the name *path*, in place of the file there; if that fails, the old one gets its name back.
+    """Rename *source* to *path*, replacing the file there; if that fails, the old file gets its name back.
 
     Args:
-        source: on the same file system; it must exist, or another writer's new file would be moved aside for nothing.
-        path: of a file, or of nothing by now.
+        source: on the same file system; must exist, or another writer's new file would be moved aside for nothing.
+        path: of a file, which may be gone by now.
         token: returns an unused name.
         names: lists a directory.
         post: sends a request without waiting for its reply.
@@ -58,7 +58,7 @@ def replace(
     for more in reversed(range(_TRIES)):
         mine = posixpath.join(top, b"%016x-%b" % (time.time_ns(), token()))
         kept = posixpath.join(mine, posixpath.basename(path))
-        # In one exchange: until the last is done, nothing has the name.
+        # In one exchange: between the two renames, the name does not exist.
         replies = yield [
             packets.mkdir_request(top),
             packets.mkdir_request(mine),
@@ -69,7 +69,7 @@ def replace(
         moved = stays is None
         refused = packets.refusal(replies[3])
         if moved and refused is not None:
-            # A server need not keep the order of requests.
+            # A server may reorder requests.
             (reply,) = yield [packets.two_path_request(packets.RENAME, source, path)]
             refused = packets.refusal(reply)
         if moved and refused is None:
@@ -82,7 +82,7 @@ def replace(
             return
         replies = yield [packets.request(packets.LSTAT, source), packets.request(packets.LSTAT, path)]
         ours, theirs = map(_mode_or_error, replies)
-        # Another writer's leftovers, or those of an attempt on a lost connection; or our own: the old file goes back.
+        # Repair what another writer or an attempt on a lost connection left aside, and restore our own old file.
         yield from heal(posixpath.dirname(path), names)
         if refused is None:
             return
@@ -90,14 +90,14 @@ def replace(
             raise ours
         if stays is not None and stays.code == PERMISSION_DENIED:
             raise stays
-        # Nothing is in the way, so the server has another reason, unless another writer has just moved the file.
+        # If nothing is in the way, the server has another reason, unless another writer just moved the file.
         reasons += moved and not isinstance(theirs, int)
         if not more or reasons == _REFUSALS or (isinstance(theirs, int) and stat.S_ISDIR(theirs)):
             raise refused
 
 
 def heal(directory: bytes, names: Names) -> Steps[int]:
-    """Give the files that were moved aside in *directory* their names back, or remove those that have a successor.
+    """Restore the files moved aside in *directory*, or remove those that have a successor.
 
     Returns:
         How many were removed.
@@ -125,12 +125,12 @@ def _names_in(directory: bytes, names: Names) -> Steps[list[bytes]]:
     try:
         found = yield from names(directory)
     except StatusError:
-        return []  # it is gone, or we may not list it
+        return []  # missing, or not readable
     return [entry.name for entry in found if entry.name and b"/" not in entry.name]
 
 
 def _mode_or_error(reply: Reply) -> int | StatusError:
-    """The mode of a file, 0 if the server does not send it; or why there is none."""
+    """The mode in a reply, 0 if the server does not send it; or the error."""
     try:
         return packets.attributes_in(reply).mode or 0
     except StatusError as error:

@@ -1,6 +1,6 @@
-"""SFTPClientSession: carries out SFTP requests by the public methods of an SFTPClient, one after the other.
+"""SFTPClientSession: executes SFTP requests one by one with the public methods of a paramiko SFTPClient.
 
-Used where paramiko.SSHClient was replaced, as by `unittest.mock.patch("paramiko.SSHClient")` in users' tests: a mock has no
+Used when paramiko.SSHClient is replaced, as by `unittest.mock.patch("paramiko.SSHClient")` in users' tests: a mock has no
 transport on which `SFTPSession` could open its channel.
 """
 
@@ -25,7 +25,7 @@ from storage_backend.backends.remote.sftp_session import PLAIN_LENGTH, PendingRe
 T = TypeVar("T")
 K = TypeVar("K")
 
-# From the errors that paramiko raises for a status (SFTPClient._convert_status), and those of the local file system.
+# For the errors that paramiko raises for a status (SFTPClient._convert_status) and those of the local file system.
 _CODES: Mapping[int | None, int] = MappingProxyType(
     {
         errno.ENOENT: packets.NO_SUCH_FILE,
@@ -45,7 +45,7 @@ class SFTPClientSession:
         client: has the public methods of paramiko's SFTPClient.
 
     Attributes:
-        failure: why the session cannot be used any more; None as long as it can.
+        failure: why the session is unusable; None while it works.
     """
 
     def __init__(self, client: Any) -> None:
@@ -57,11 +57,11 @@ class SFTPClientSession:
         self.read_length = self.write_length = PLAIN_LENGTH
         self.at_a_time = 1
         self.unblocks_pipes = True  # a mock's files open at once
-        # A client does not say what its server announced; the first refusal tells.
+        # A client does not expose the server's extensions; remove this one at the first refusal.
         self.extensions = {packets.POSIX_RENAME: b"1"} if hasattr(client, "posix_rename") else {}
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out one operation."""
+        """Run one operation."""
         try:
             requests = next(steps)
             while True:
@@ -78,7 +78,7 @@ class SFTPClientSession:
         most: int,
         failed: Callable[[K, Exception], object],
     ) -> Iterator[tuple[K, T]]:
-        """Carry out operations one by one; see `SFTPSession.run_many`."""
+        """Run operations one by one; see `SFTPSession.run_many`."""
         _ = most
         for operation in operations:
             if operation is None:
@@ -88,13 +88,13 @@ class SFTPClientSession:
                 result = self.run(steps)
             except ConnectionLostError:
                 raise
-            except Exception as error:  # noqa: BLE001 - of this one operation; the caller gets it
+            except Exception as error:  # noqa: BLE001 - of this operation alone; the caller gets it
                 failed(key, error)
             else:
                 yield key, result
 
     def begin(self, requests: Iterable[Request]) -> list[PendingReply]:
-        """Carry out requests."""
+        """Execute requests."""
         done = []
         for request in requests:
             done.append(PendingReply())
@@ -107,12 +107,12 @@ class SFTPClientSession:
         return pending.reply
 
     def post(self, request: Request) -> None:
-        """Carry out a request whose outcome does not matter."""
+        """Execute a request and ignore its reply."""
         with suppress(ConnectionLostError):
             self._reply(request)
 
     def flush(self) -> None:
-        """Nothing waits to be sent."""
+        """Do nothing: requests are executed at once."""
 
     def close(self) -> None:
         """End the session."""
@@ -125,14 +125,14 @@ class SFTPClientSession:
             raise ConnectionLostError(str(self.failure), timed_out=self.failure.timed_out)
         with self._lock:
             try:
-                return self._carry_out(kind, Fields(body))
+                return self._execute(kind, Fields(body))
             except _GONE as error:
                 if isinstance(error, EOFError) and kind in {packets.READ, packets.READDIR}:
                     return _status(packets.EOF, "")
-                meant = lost(error)
-                assert isinstance(meant, ConnectionLostError)
-                self.failure = meant
-                raise meant from error
+                failure = lost(error)
+                assert isinstance(failure, ConnectionLostError)
+                self.failure = failure
+                raise failure from error
             except OSError as error:
                 unsupported = "unsupported" in str(error).lower()
                 code = _CODES.get(error.errno, packets.UNSUPPORTED if unsupported else packets.FAILURE)
@@ -140,7 +140,7 @@ class SFTPClientSession:
                     self.extensions.pop(Fields(body).string(), None)
                 return _status(code, error.strerror or str(error))
 
-    def _carry_out(self, kind: int, fields: Fields) -> Reply:
+    def _execute(self, kind: int, fields: Fields) -> Reply:
         client = self._client
         first = fields.string()
         if kind == packets.STAT:
@@ -213,13 +213,13 @@ AnySession: TypeAlias = SFTPSession | SFTPClientSession
 
 
 class _OpenDirectory:
-    """The entries of an open directory that were not read yet."""
+    """The unread entries of an open directory."""
 
     def __init__(self, entries: deque[Any]) -> None:
         self._entries = entries
 
     def reply(self) -> Reply:
-        """Up to 100 names."""
+        """The reply to READDIR, with up to 100 names."""
         pieces: list[bytes] = []
         while self._entries and len(pieces) < 100:
             entry = self._entries.popleft()
@@ -230,11 +230,11 @@ class _OpenDirectory:
         return packets.NAME, struct.pack(">I", len(pieces)) + b"".join(pieces)
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing: the entries are in memory."""
 
 
 def _name(path: bytes) -> str | bytes:
-    """The path as text, which mocks expect; as bytes where it is not UTF-8."""
+    """The path as a string, which mocks expect; as bytes if it is not UTF-8."""
     try:
         return path.decode()
     except UnicodeDecodeError:
@@ -246,7 +246,7 @@ def _status(code: int, words: str) -> Reply:
 
 
 def _attributes(found: Any) -> Reply:
-    """The result of `stat` as a reply; a field that is not a number is omitted: a mock returns mocks."""
+    """The result of `stat` as a reply, without fields that are not numbers: a mock returns mocks."""
 
     def number(name: str) -> int | None:
         value = getattr(found, name, None)

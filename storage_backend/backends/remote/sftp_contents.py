@@ -1,4 +1,4 @@
-"""Whole contents by SFTP: open and read an object, stage and write a small one; steps of pipelined requests."""
+"""SFTP operations on whole contents: open and read an object, write a small one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from storage_backend.backends.remote.sftp_packets import (
 from storage_backend.errors import StorageError
 from storage_backend.streams import check_digest, sha256
 
-SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
+SMALL = 256 << 10  # bytes; contents up to this size are written in three exchanges
 
 
 def stat_object(operations: SFTPOperations, path: RemotePath) -> Steps[Attributes]:
@@ -39,7 +39,7 @@ def stat_object(operations: SFTPOperations, path: RemotePath) -> Steps[Attribute
 def open_to_read(
     operations: SFTPOperations, path: RemotePath, attempt: int = 0
 ) -> Steps[tuple[bytes, Attributes]]:
-    """A handle to read an object, and its attributes; *attempt* as for `read`."""
+    """Open an object to read; returns the handle and attributes; *attempt* as for `read`."""
     path = operations.at(path)
     handle, _ = yield from _open(operations, path, stat_first=attempt > 0)
     try:
@@ -47,9 +47,9 @@ def open_to_read(
         found = packets.attributes_in(first)
         if not found.is_regular:
             raise not_a_file(path.identifier, operations.where)
-        # Files of procfs, sysfs and of some FUSE file systems report 0 bytes; their content is made when it is read.
+        # procfs, sysfs and some FUSE file systems report 0 bytes for files that have content.
         if found.size is None or (found.size == 0 and packets.has_data(second)):
-            reason = "the server does not tell the size, so only `read` can read it"
+            reason = "the server does not report the size, so only `read` can read it"
             raise error_about(StorageError, reason, path.identifier, operations.where)
     except StatusError as error:
         operations.close(handle)
@@ -63,15 +63,15 @@ def open_to_read(
 def read(
     operations: SFTPOperations, path: RemotePath, attempt: int, most: int
 ) -> Steps[tuple[bytes | None, Attributes]]:
-    """The whole object, or None instead if it has more than *most* bytes; and its attributes.
+    """The whole content of an object, or None if it exceeds *most* bytes, and its attributes.
 
-    A repeated attempt asks what the object is before OPEN, which costs an exchange: opening a pipe may have cost the connection.
+    A repeated attempt waits for STAT before OPEN, at the cost of an exchange: opening a pipe may have lost the connection.
     """
     path = operations.at(path)
     where = operations.where
     handle, seen = yield from _open(operations, path, stat_first=attempt > 0)
     length = operations.session.read_length
-    # Otherwise there was an exchange between STAT and OPEN, and the file may be another one.
+    # Otherwise an exchange passed between STAT and OPEN, and the file may have been replaced.
     together = operations.session.unblocks_pipes and not attempt and seen is not None
     try:
         if seen is None or not together:
@@ -89,9 +89,8 @@ def read(
             (second,) = yield [packets.read_request(handle, 0, length)]
         pieces = [packets.data_in(second, length)]
         size = len(pieces[0])
-        # A piece of just this size is the whole. Any other comes of a file that grows, or of a server that sends less than was
-        # asked for; then only EOF proves the end. So does it where STAT may have seen another file than OPEN, if the piece may
-        # be cut.
+        # A piece of the reported size is the whole. Another size means a growing file or a server that sends less than requested,
+        # where only EOF proves the end. The same holds for a full-length piece if STAT may have seen another file than OPEN.
         while pieces[-1] and (size != found.size or (together and len(pieces[-1]) == length)):
             if max(size, found.size or 0) > most:
                 return None, found
@@ -104,7 +103,7 @@ def read(
             if not found.is_regular:
                 raise not_a_file(path.identifier, where)
         if found.size is not None and size < found.size:
-            # Cut short meanwhile; or the server ends early.
+            # Truncated during the read, or a server that sends EOF early.
             raise changed(path.identifier, where, f"it ended after {size:,} of {found.size:,} bytes")
         return pieces[0] if len(pieces) == 1 else b"".join(pieces), found
     except StatusError as error:
@@ -116,7 +115,7 @@ def read(
 def _open(
     operations: SFTPOperations, path: RemotePath, *, stat_first: bool
 ) -> Steps[tuple[bytes, Attributes | None]]:
-    """A handle to read, and the attributes that STAT gave before."""
+    """Open a file to read; returns the handle and the attributes from STAT."""
     opening = packets.open_request(path.path, FXF_READ)
     seen: Attributes | None = None
     looked: Reply | None = None
@@ -142,7 +141,7 @@ def _open(
 
 
 def _why_unreadable(operations: SFTPOperations, error: StatusError, path: RemotePath) -> Steps[StorageError]:
-    """Why a file cannot be opened; some servers answer FAILURE for a directory."""
+    """The error for a file that cannot be opened; some servers reply FAILURE for a directory."""
     if error.code == FAILURE:
         (reply,) = yield [packets.request(packets.STAT, path.path)]
         found = packets.attributes_if_any(reply)
@@ -160,7 +159,7 @@ def stage(
     *,
     verify: bool = False,
 ) -> Steps[StagedUpload]:
-    """Write a whole new file under a temporary name, and read it back if *verify*; the arguments as for `SFTPOperations.stage`."""
+    """As `SFTPOperations.stage`; with *verify*, also read the file back and compare it."""
     staged = yield from operations.stage(path, content, modified, ahead)
     if verify:
         try:

@@ -1,4 +1,4 @@
-"""SFTPDirectories: list, make and remove directories by SFTP, and find out why a write was refused."""
+"""SFTPDirectories: lists, creates and removes directories by SFTP, and diagnoses refused writes."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from storage_backend.backends.remote.sftp_packets import (
 )
 from storage_backend.errors import AccessDeniedError, AlreadyExistsError, QuotaExceededError, StorageError
 
-MOST_NAMES = 10_000_000  # of one directory; they take some 3 GB of our memory
-_REPEATED = 10_000  # names that may be repeated while a directory changes
-TRIES = 8  # how often others may remove a directory before a write gives up
+MAX_NAMES = 10_000_000  # of one directory; they take about 3 GB of memory
+_MAX_REPEATED = 10_000  # repeated names, which a changing directory may have
+TRIES = 8  # a write fails after others have removed its directory this often
 _READ_ONLY = 1  # SSH_FXE_STATVFS_ST_RDONLY, OpenSSH's PROTOCOL, 4.4
 
 
@@ -38,16 +38,16 @@ class SFTPDirectories:
         self._where = where
 
     def entry(self, path: bytes) -> Steps[Attributes | None]:
-        """The attributes of *path*, of a symlink the link's own; None if there is nothing."""
+        """The attributes of *path*, of a symlink its own; None if it does not exist."""
         (reply,) = yield [packets.request(packets.LSTAT, path)]
         return packets.attributes_if_any(reply)
 
     def names(self, path: bytes) -> Steps[list[SFTPEntry]]:
-        """The entries of a directory, in any order, each name once.
+        """The entries of a directory, in any order, without duplicates.
 
         Raises:
-            StatusError: it cannot be read.
-            SFTPProtocolError: the server sends names without end.
+            StatusError: the directory cannot be read.
+            SFTPProtocolError: the server sends too many names.
         """
         (reply,) = yield [packets.request(packets.OPENDIR, path)]
         try:
@@ -55,35 +55,35 @@ class SFTPDirectories:
         except StatusError as error:
             if error.code != FAILURE:
                 raise
-            # rclone answers so for a file.
+            # rclone replies FAILURE for a file.
             (reply,) = yield [packets.request(packets.STAT, path)]
             found_there = packets.attributes_if_any(reply)
             if found_there is None or stat.S_ISDIR(found_there.mode or stat.S_IFDIR):
                 raise
             raise StatusError(NO_SUCH_FILE, error.text) from error
-        # A name that is renamed meanwhile may come twice.
+        # A file that is renamed during the listing may appear twice.
         found: dict[bytes, SFTPEntry] = {}
         ahead = 2
         received = 0
         try:
             while True:
-                # Most directories are small; for a large one, ever more requests are pipelined.
+                # Most directories are small; for a large one, the pipeline grows.
                 for reply in (yield [packets.request(packets.READDIR, handle)] * ahead):
                     entries = packets.entries_in(reply)
                     if not entries:
                         return [entry for entry in found.values() if entry.name not in {b".", b".."}]
                     found.update({entry.name: entry for entry in entries})
                     received += len(entries)
-                    if received > 2 * len(found) + _REPEATED or received > MOST_NAMES:
+                    if received > 2 * len(found) + _MAX_REPEATED or received > MAX_NAMES:
                         raise packets.SFTPProtocolError(
-                            f"{self._where}: the SFTP server sent {received:,} names of a directory, and goes on"
+                            f"{self._where}: the SFTP server sent {received:,} names of one directory, and goes on"
                         )
                 ahead = min(2 * ahead, 16)
         finally:
             self._session.post(packets.request(packets.CLOSE, handle))
 
     def make(self, directory: bytes, path: RemotePath) -> Steps[None]:
-        """Make a directory and those above it, for the object *path*. They may exist."""
+        """Create a directory and its parents, unless they exist, for the object *path*."""
         pending = [directory]
         for _ in range(2 * directory.count(b"/") + TRIES):
             current = pending[-1]
@@ -97,7 +97,7 @@ class SFTPDirectories:
                 if found is not None:
                     if not stat.S_ISDIR(found.mode or stat.S_IFDIR):
                         raise self._blocked(path, current) from error
-                    # Another writer has made it.
+                    # Another writer created it.
                     pending.pop()
                 elif error.code == NO_SUCH_FILE and len(current) > 1:
                     pending.append(posixpath.dirname(current.rstrip(b"/")) or b"/")
@@ -110,10 +110,10 @@ class SFTPDirectories:
         raise removed_again(path, self._where)
 
     def remove_empty(self, path: RemotePath) -> Steps[None]:
-        """Remove the directory at an object's path, with its subdirectories, if there is nothing else in any of them."""
+        """Remove the directory tree at an object's path if it contains only directories."""
         directories = [path.path]
         try:
-            # Look at all before anything is removed.
+            # Check the whole tree before removing anything.
             for directory in directories:
                 for entry in (yield from self.names(directory)):
                     if not stat.S_ISDIR(entry.attributes.mode or 0):
@@ -123,12 +123,12 @@ class SFTPDirectories:
                 (reply,) = yield [packets.request(packets.RMDIR, directory)]
                 packets.check(reply)
         except StatusError as error:
-            # Another client may have removed it first; the caller tries again.
+            # Another client removed it first; the caller tries again.
             if error.code != NO_SUCH_FILE:
                 raise self._blocked(path, path.path) from error
 
     def why_unwritable(self, error: StatusError, path: RemotePath) -> Steps[StorageError]:
-        """Why *path* cannot be written: OpenSSH answers FAILURE for a full or read-only disk, rclone beneath a file."""
+        """The error for a refused write: OpenSSH replies FAILURE for a full or read-only disk, rclone below a file."""
         if error.code != FAILURE:
             return translate(error, path.identifier, self._where)
         above = posixpath.dirname(path.path)
@@ -145,7 +145,7 @@ class SFTPDirectories:
                 (reply,) = yield [packets.extended_request(packets.STATVFS, directory)]
                 if reply[0] != packets.EXTENDED_REPLY:
                     continue
-                # Blocks free for users: 4; inodes: 5, free for users: 7; flags: 9.
+                # Field 4: blocks free for users; 5: inodes; 7: inodes free for users; 9: flags.
                 fields = packets.Fields(reply[1])
                 numbers = [fields.long() for _ in range(11)]
                 if numbers[4] == 0 or (numbers[5] > 0 and numbers[7] == 0):
@@ -167,6 +167,6 @@ class SFTPDirectories:
 
 
 def removed_again(path: RemotePath, where: str) -> StorageError:
-    """The error for a directory that others remove as often as we make it."""
-    reason = "its directory is removed as often as it is made"
+    """The error for a directory that others remove each time we create it."""
+    reason = "its directory is removed each time it is created"
     return error_about(StorageError, reason, path.identifier, where, retryable=True)

@@ -1,4 +1,4 @@
-"""Move and copy objects by SFTP, as steps of pipelined requests."""
+"""SFTP operations that move and copy objects."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from storage_backend.backends.remote.sftp_packets import NO_SUCH_FILE, Attribute
 from storage_backend.base import not_found
 from storage_backend.errors import NotFoundError
 
-COPY_STEP = 32 << 20  # bytes the server copies at a request; it answers nothing else meanwhile
+COPY_STEP = 32 << 20  # bytes copied per request; the server handles no other request meanwhile
 
 
 def move(operations: SFTPOperations, source: RemotePath, attempt: int, dest: RemotePath) -> Steps[bool]:
-    """Rename an object; False, and nothing was done, if it is a symlink that would then lead elsewhere.
+    """Rename an object; False, and nothing was done, if it is a symlink that would resolve to another object.
 
-    In a repeated attempt the source may be gone and the target there: the lost connection has renamed it.
+    In a repeated attempt the source may be missing: the lost connection has renamed it.
     """
     source, dest = operations.at(source), operations.at(dest)
     if attempt:
@@ -68,7 +68,7 @@ def _move_object(operations: SFTPOperations, source: RemotePath, dest: RemotePat
 
 
 def _leads_elsewhere(source: RemotePath, dest: RemotePath, old: Attributes | None) -> Steps[bool]:
-    """Whether a symlink would lead to another object, or to itself, under its new name. A dangling one may be renamed."""
+    """Whether a symlink would resolve to another object, or itself, under its new name. A dangling one may be renamed."""
     first, second = yield [
         packets.request(packets.STAT, source.path),
         packets.request(packets.READLINK, source.path),
@@ -76,7 +76,7 @@ def _leads_elsewhere(source: RemotePath, dest: RemotePath, old: Attributes | Non
     if packets.attributes_if_any(first) is None:
         return False
     if old is not None:
-        return True  # it may lead to just that
+        return True  # that may be its target
     if posixpath.dirname(source.path) == posixpath.dirname(dest.path):
         return False
     try:
@@ -87,10 +87,10 @@ def _leads_elsewhere(source: RemotePath, dest: RemotePath, old: Attributes | Non
 
 
 def _remove_other_name(operations: SFTPOperations, source: RemotePath, dest: RemotePath) -> Steps[None]:
-    """Remove the source's name if both are hard links of one file: rename(2) does nothing then.
+    """Remove the source if both names are hard links to one file, as rename(2) then does nothing.
 
-    SFTP has no inode numbers, but a rename tells: of two temporary names, which nobody else writes to, the first stays if
-    both are of one file. A new file that another client has stored as the source meanwhile is moved back.
+    SFTP has no inode numbers, but renaming one temporary name to another shows it: the first remains if both are links to one
+    file. A new file that another client has meanwhile stored as the source is moved back.
     """
     if (
         packets.HARDLINK not in operations.session.extensions
@@ -111,12 +111,12 @@ def _remove_other_name(operations: SFTPOperations, source: RemotePath, dest: Rem
             return
         one = other
     (reply,) = yield [packets.two_path_request(packets.RENAME, one, source.path)]
-    if packets.refusal(reply) is not None:  # another client has stored a still newer one
+    if packets.refusal(reply) is not None:  # another client has stored an even newer one
         yield [packets.request(packets.REMOVE, one)]
 
 
 def copy(operations: SFTPOperations, source: RemotePath, dest: RemotePath) -> Steps[None]:
-    """Store the content of an object under another name, on the server."""
+    """Copy an object on the server (copy-data)."""
     dest = operations.at(dest)
     handle, found = yield from open_to_read(operations, source)
     try:

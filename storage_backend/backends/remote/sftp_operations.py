@@ -1,7 +1,7 @@
-"""SFTPOperations: what is done to one file, each operation as steps of pipelined requests.
+"""SFTPOperations: operations on one file, each a generator of pipelined requests.
 
-Every public method that takes a RemotePath makes it absolute first. One that takes the number of the *attempt*, from 0, allows
-for an earlier attempt on a connection that was lost, which may have taken effect.
+Every public method that takes a RemotePath makes it absolute first. A method that takes the number of the *attempt*, from 0,
+allows for an earlier attempt, on a lost connection, that took effect.
 """
 
 from __future__ import annotations
@@ -39,24 +39,21 @@ from storage_backend.errors import (
 )
 from storage_backend.owners import temporary_name
 
-SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
-COPY_STEP = 32 << 20  # bytes the server copies at a request; it answers nothing else meanwhile
-
 
 class SFTPOperations:
     """The operations of one connection.
 
     Args:
         session: sends the requests.
-        base: the base directory, absolute.
+        base: absolute path of the base directory.
         where: the backend's location, for errors.
-        move: renames by the server's shell, replacing what is there, where SFTP cannot.
-        link: makes a hard link by the shell, where SFTP cannot; False where the name is taken.
-        non_atomic: whether a file may be moved aside before its successor takes its name.
+        move: renames by the server's shell, replacing the target, if SFTP cannot.
+        link: makes a hard link by the shell, if SFTP cannot; returns False if the name is taken.
+        non_atomic: whether an overwrite may move the old file aside first.
         warn: called before that.
 
     Attributes:
-        temporary: what all temporary names of this connection begin with.
+        temporary: prefix of this connection's temporary names.
         directories: operations on directories.
     """
 
@@ -74,7 +71,7 @@ class SFTPOperations:
         self.session = session
         self._base = base
         self.where = where
-        # Random once, then counted: a batch has thousands of names, and each random number is a system call.
+        # One random number, then a counter: a batch needs thousands of names, and each random number is a system call.
         self.temporary = f"{temporary_name()}-".encode()
         self._numbers = itertools.count()
         self._move = move
@@ -85,7 +82,7 @@ class SFTPOperations:
         self.entry = self.directories.entry
 
     def at(self, path: RemotePath) -> RemotePath:
-        """*path* as an absolute one; one that is absolute stays as it is."""
+        """*path* made absolute."""
         return RemotePath(path.identifier, posixpath.join(self._base, path.path))
 
     def beside(self, path: bytes) -> bytes:
@@ -97,12 +94,12 @@ class SFTPOperations:
     def begin(
         self, path: RemotePath, temporary: bytes | None = None, ahead: Sequence[bytes] = ()
     ) -> Steps[tuple[bytes, StagedUpload]]:
-        """A handle to write a new file in the directory of *path*, which is made if it is missing.
+        """Open a new file in the directory of *path*, which is created if missing; returns the handle and the staged file.
 
         Args:
             path: the object that the file is for.
-            temporary: path of the file, instead of a new one.
-            ahead: directories that may be missing, outer ones first; MKDIR of them in the same exchange costs little.
+            temporary: path of the file, instead of a new temporary name.
+            ahead: directories that may be missing, outermost first; a MKDIR in the same exchange costs little.
         """
         path = self.at(path)
         temporary = temporary or self.beside(path.path)
@@ -126,14 +123,14 @@ class SFTPOperations:
                 yield from self.make_parent(path)
             else:
                 if aside and packets.attributes_if_any(replies[-3]) is not None:
-                    # A killed writer has left its object aside; it must be back before we look at what we replace.
+                    # A killed writer left its object aside; restore it before we examine what we replace.
                     yield from non_atomic_overwrite.heal(posixpath.dirname(path.path), self.directories.names)
                     (first,) = yield [packets.request(packets.LSTAT, path.path)]
                 return handle, StagedUpload(temporary, packets.attributes_if_any(first))
         raise removed_again(path, self.where)
 
     def resume(self, path: RemotePath, temporary: bytes) -> Steps[tuple[bytes, StagedUpload]]:
-        """A handle to continue a file that exists under its temporary name."""
+        """Open an existing temporary file to append to; returns the handle and the staged file."""
         path = self.at(path)
         first, second = yield [
             packets.request(packets.LSTAT, path.path),
@@ -167,10 +164,10 @@ class SFTPOperations:
         modified: int | None,
         content: bytes = b"",
     ) -> Steps[StagedUpload]:
-        """Write *content* from the start, if there is some, and close the new file; it gets the mode of what it will replace.
+        """Write *content*, if any, at the start; close the file; set its time and the mode of the file it will replace.
 
         Raises:
-            IntegrityError: it has not *size* bytes.
+            IntegrityError: the file does not have *size* bytes.
         """
         length = self.session.write_length
         view = memoryview(content)
@@ -178,13 +175,11 @@ class SFTPOperations:
             packets.write_request(handle, start, view[start : start + length])
             for start in range(0, len(view), length)
         ]
-        # SETSTAT and STAT by its path after CLOSE: pkg/sftp, which rclone serves with, lets all but CLOSE overtake writes, so
-        # size and time are not final before.
+        # SETSTAT and STAT by path after CLOSE: in pkg/sftp, rclone's server, requests other than CLOSE overtake writes, so size and
+        # time are not final before.
         requests.append(packets.request(packets.CLOSE, handle))
         closed = len(requests)
-        old = staged.old
-        if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
-            requests.append(packets.setstat_request(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777))
+        requests += _mode_requests(staged)
         if modified is not None:
             requests.append(packets.setstat_request(packets.SETSTAT, staged.temporary, modified=modified))
         requests.append(packets.request(packets.STAT, staged.temporary))
@@ -202,25 +197,22 @@ class SFTPOperations:
         return replace(staged, new=found)
 
     def keep_mode(self, staged: StagedUpload, path: RemotePath) -> Steps[None]:
-        """Give a new file the mode of what it will replace."""
-        old = staged.old
-        if old is not None and old.mode is not None and stat.S_ISREG(old.mode):
-            (reply,) = yield [
-                packets.setstat_request(packets.SETSTAT, staged.temporary, mode=old.mode & 0o777)
-            ]
+        """Give a new file the mode of the file it will replace."""
+        for request in _mode_requests(staged):
+            (reply,) = yield [request]
             with self.mapped(path):
                 packets.check_setstat(reply)
 
     def check_size(self, path: RemotePath, found: int, size: int) -> None:
-        """Refuse a new file of another size than was written."""
+        """Raise IntegrityError if the *found* size of a new file is not *size*."""
         if found != size:
             reason = f"the server has {found:,} of {size:,} bytes"
             raise error_about(IntegrityError, reason, path.identifier, self.where)
 
-    # Giving it its name
+    # Publishing: renaming the temporary file
 
     def publish(self, path: RemotePath, attempt: int, staged: StagedUpload, size: int) -> Steps[None]:
-        """Give a staged file its name. In a repeated attempt it is gone if the lost connection has renamed it."""
+        """Rename a staged file to *path*. In a repeated attempt it is missing if the lost connection has renamed it."""
         path = self.at(path)
         try:
             if attempt:
@@ -232,11 +224,11 @@ class SFTPOperations:
             found = (yield from self.entry(path.path)) if attempt else None
             if found is not None and found.size == size:
                 return
-            reason = "the new file is gone before it had its name"
+            reason = "the temporary file disappeared before it was renamed"
             raise error_about(UnavailableError, reason, path.identifier, self.where) from error
 
     def rename_staged(self, staged: StagedUpload, path: RemotePath) -> Steps[None]:
-        """Give a staged file its name; if that fails it is removed."""
+        """Rename a staged file to *path*, or remove it after a failure."""
         path = self.at(path)
         try:
             old = staged.old
@@ -265,7 +257,7 @@ class SFTPOperations:
             raise
 
     def create(self, path: RemotePath, staged: StagedUpload) -> Steps[bool]:
-        """Give a staged file its name if that is free; the temporary name is removed in any case."""
+        """Link a staged file to *path* unless that exists; removes the temporary name in any case."""
         path = self.at(path)
         try:
             for _ in range(TRIES):
@@ -294,19 +286,19 @@ class SFTPOperations:
                         yield from self.make_parent(path)
                     elif (yield from self.entry(path.path)) is None:
                         raise translate(error, path.identifier, self.where) from error
-            reason = "other writers make and remove it all the time"
+            reason = "other writers keep creating and removing it"
             raise error_about(AlreadyExistsError, reason, path.identifier, self.where)
         finally:
             self.discard(staged)
 
-    # Other verbs
+    # Other operations
 
     def delete(self, path: RemotePath, attempt: int = 0) -> Steps[None]:
-        """Remove an object, or a symlink. In a repeated attempt it may be gone: the lost connection has removed it."""
+        """Remove an object or a symlink. In a repeated attempt it may be missing: the lost connection has removed it."""
         path = self.at(path)
         (reply,) = yield [packets.request(packets.LSTAT, path.path)]
         if self._sets_aside and packets.attributes_if_any(reply) is None:
-            # Or what a killed writer moved aside would come back later.
+            # Otherwise a file that a killed writer moved aside would reappear later.
             yield from self.heal(path)
             (reply,) = yield [packets.request(packets.LSTAT, path.path)]
         try:
@@ -320,39 +312,39 @@ class SFTPOperations:
                 raise
 
     def can_copy(self) -> bool:
-        """Whether the server copies by SFTP."""
+        """Whether the server copies files by SFTP."""
         return packets.COPY_DATA in self.session.extensions
 
     def remove(self, path: bytes) -> Steps[None]:
-        """Remove a file; it may be gone."""
+        """Remove a file, which may be missing."""
         (reply,) = yield [packets.request(packets.REMOVE, path)]
         error = packets.refusal(reply)
         if error is not None and error.code != NO_SUCH_FILE:
             raise translate(error, None, self.where) from error
 
     def heal(self, path: RemotePath) -> Steps[None]:
-        """Move back what interrupted overwrites have left aside in the directory of *path*."""
+        """Restore files that interrupted overwrites left aside in the directory of *path*."""
         if self._sets_aside:
             (reply,) = yield [packets.request(packets.LSTAT, non_atomic_overwrite.aside(path.path))]
             if packets.attributes_if_any(reply) is not None:
                 yield from non_atomic_overwrite.heal(posixpath.dirname(path.path), self.directories.names)
 
     def close(self, handle: bytes) -> None:
-        """Close a handle without waiting for the reply."""
+        """Close a handle without awaiting the reply."""
         self.session.post(packets.request(packets.CLOSE, handle))
 
     def discard(self, staged: StagedUpload) -> None:
-        """Remove a staged file without waiting for the reply."""
+        """Remove a staged file without awaiting the reply."""
         self.session.post(packets.request(packets.REMOVE, staged.temporary))
 
     # Helpers
 
     def rename(self, old_path: bytes, path: RemotePath, old: Attributes | None) -> Steps[None]:
-        """Rename, replacing what is there.
+        """Rename *old_path* to *path*, replacing the file there.
 
         Raises:
             StatusError: the server refuses.
-            UnsupportedOperationError: it cannot replace.
+            UnsupportedOperationError: the server cannot replace a file.
         """
         if packets.POSIX_RENAME in self.session.extensions:
             (reply,) = yield [packets.extended_request(packets.POSIX_RENAME, old_path, path.path)]
@@ -361,7 +353,7 @@ class SFTPOperations:
             except StatusError as error:
                 if error.code != UNSUPPORTED:
                     raise
-                # A server may announce what it does not have; and a substitute of paramiko's client announces nothing.
+                # A server may announce an extension that it lacks, and a mock of paramiko's client announces nothing.
                 self.session.extensions.pop(packets.POSIX_RENAME, None)
             else:
                 return
@@ -379,8 +371,8 @@ class SFTPOperations:
                 raise refused
         if not self._non_atomic:
             raise UnsupportedOperationError(
-                f"{path.identifier!r} in {self.where}: the server cannot replace a file in one step; delete the object "
-                'first, or allow several with ssh_config["non_atomic_overwrite"] = True',
+                f"{path.identifier!r} in {self.where}: the server cannot replace a file atomically; delete the object "
+                'first, or allow this with ssh_config["non_atomic_overwrite"] = True',
                 identifier=path.identifier,
                 backend=self.where,
             )
@@ -394,27 +386,27 @@ class SFTPOperations:
 
     @property
     def _sets_aside(self) -> bool:
-        """Whether files are moved aside before their successors take their names."""
+        """Whether an overwrite moves the old file aside first."""
         return self._non_atomic and self._move is None and packets.POSIX_RENAME not in self.session.extensions
 
     def make_way(self, old: Attributes, path: RemotePath) -> Steps[None]:
-        """Remove a directory tree without objects at the object's path; refuse to replace another, or a device."""
+        """Remove a directory tree without objects at *path*; raise for one with objects, and for a device."""
         if old.mode is not None and stat.S_ISDIR(old.mode):
             yield from self.directories.remove_empty(path)
         else:
             self.check_file_or_link(old, path)
 
     def make_parent(self, path: RemotePath) -> Steps[None]:
-        """Make the directory of an object."""
+        """Create the directory of an object."""
         yield from self.directories.make(posixpath.dirname(path.path), path)
 
     def check_file_or_link(self, found: Attributes, path: RemotePath) -> None:
-        """Refuse what is neither a regular file nor a symlink."""
+        """Raise NotAFileError for other than a regular file or symlink."""
         if found.mode is not None and stat.S_IFMT(found.mode) not in {0, stat.S_IFREG, stat.S_IFLNK}:
             raise not_a_file(path.identifier, self.where)
 
     def directory_in_the_way(self, path: RemotePath) -> AlreadyExistsError:
-        """The error for a directory that comes back as often as it is removed."""
+        """The error for a directory that reappears each time it is removed."""
         return error_about(AlreadyExistsError, "a directory is in the way", path.identifier, self.where)
 
     @contextmanager
@@ -424,3 +416,11 @@ class SFTPOperations:
             yield
         except StatusError as error:
             raise translate(error, path.identifier, self.where) from error
+
+
+def _mode_requests(staged: StagedUpload) -> list[packets.Request]:
+    """The request to give a staged file the mode of the regular file that it will replace, if any."""
+    mode = None if staged.old is None else staged.old.mode
+    if mode is None or not stat.S_ISREG(mode):
+        return []
+    return [packets.setstat_request(packets.SETSTAT, staged.temporary, mode=mode & 0o777)]

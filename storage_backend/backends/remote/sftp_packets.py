@@ -1,4 +1,4 @@
-"""SFTP version 3 on the wire: builds requests, parses replies (draft-ietf-secsh-filexfer-02, and OpenSSH's PROTOCOL)."""
+"""SFTP version 3 packets: encodes requests and parses replies (draft-ietf-secsh-filexfer-02 and OpenSSH's PROTOCOL)."""
 
 from __future__ import annotations
 
@@ -53,18 +53,18 @@ _MAX_SIZE = 1 << 63  # bytes; offsets of files are signed 64-bit numbers
 
 _NO_ATTRIBUTES = bytes(4)
 _OK = bytes(4)
-# flags, size, owner, group, mode, access time, modification time: what OpenSSH sends of every file
+# flags, size, owner, group, mode, access time, modification time: what OpenSSH sends for every file
 _ALL = struct.Struct(">IQIIIII")
 _ALL_FLAGS = (_HAS_SIZE | _HAS_OWNER | _HAS_MODE | _HAS_TIMES).to_bytes(4)
 
 Request: TypeAlias = tuple[int, bytes]
 Reply: TypeAlias = tuple[int, bytes]
 Steps: TypeAlias = Generator[Sequence[Request], Sequence[Reply], T]
-"""An SFTP operation: yields requests that are sent together, is sent their replies in the same order, returns its result."""
+"""An SFTP operation as a generator: yields requests to send together, receives their replies in order, returns its result."""
 
 
 class StatusError(Exception):
-    """The server answered a request with a status other than OK.
+    """The server replied with a status other than OK.
 
     Attributes:
         code: section 7 of the draft.
@@ -78,7 +78,7 @@ class StatusError(Exception):
 
 
 class SFTPProtocolError(IntegrityError):
-    """The server sent a packet that SFTP does not allow here."""
+    """The server violated the protocol."""
 
 
 class Attributes(NamedTuple):
@@ -96,12 +96,12 @@ class Attributes(NamedTuple):
 
     @property
     def is_regular(self) -> bool:
-        """Whether it is a regular file; also where the server does not send its type."""
+        """Whether it is a regular file, or the server does not send its type."""
         return self.mode is None or stat.S_IFMT(self.mode) in {0, stat.S_IFREG}
 
 
 class SFTPEntry(NamedTuple):
-    """A name in a directory, with its own attributes (of a symlink: the link's)."""
+    """A directory entry; the attributes of a symlink are its own."""
 
     name: bytes
     attributes: Attributes
@@ -111,7 +111,7 @@ class SFTPEntry(NamedTuple):
 
 
 def text(value: bytes) -> bytes:
-    """A string with its length before it."""
+    """A string, preceded by its length."""
     return len(value).to_bytes(4) + value
 
 
@@ -121,7 +121,7 @@ def request(kind: int, name: bytes) -> Request:
 
 
 def open_request(name: bytes, flags: int) -> Request:
-    """Open a file; a new one gets the server's default mode, 0666 less its umask."""
+    """Open a file; a new one gets the server's default mode, 0666 minus its umask."""
     return OPEN, b"".join((len(name).to_bytes(4), name, flags.to_bytes(4), _NO_ATTRIBUTES))
 
 
@@ -164,7 +164,7 @@ def two_path_request(kind: int, old: bytes, new: bytes) -> Request:
 
 
 def extended_request(name: bytes, *values: bytes) -> Request:
-    """A request of an extension whose values are strings."""
+    """A request of an extension with string arguments."""
     return EXTENDED, b"".join(
         [piece for value in (name, *values) for piece in (len(value).to_bytes(4), value)]
     )
@@ -180,26 +180,26 @@ def copy_request(source: bytes, target: bytes, start: int, length: int) -> Reque
 
 
 def failure_reply(message: str) -> Reply:
-    """The reply of a server that refuses."""
+    """A status of FAILURE."""
     return STATUS, FAILURE.to_bytes(4) + text(message.encode())
 
 
 def check(reply: Reply) -> None:
-    """Accept a status of OK.
+    """Require a status of OK.
 
     Raises:
         StatusError: another status.
-        SFTPProtocolError: not a status.
+        SFTPProtocolError: the reply is not a status.
     """
     kind, body = reply
     if kind != STATUS:
-        raise SFTPProtocolError(f"the SFTP server answered with a packet of type {kind} instead of a status")
+        raise SFTPProtocolError(f"the SFTP server replied with a packet of type {kind} instead of a status")
     if not body.startswith(_OK):
         raise status(body)
 
 
 def check_setstat(reply: Reply) -> None:
-    """Accept OK, and that the server cannot set a mode or time."""
+    """Require OK, or that the server cannot set the mode or time."""
     try:
         check(reply)
     except StatusError as error:
@@ -217,7 +217,7 @@ def refusal(reply: Reply) -> StatusError | None:
 
 
 def status(body: bytes) -> StatusError:
-    """The error in a status."""
+    """The error in the body of a status."""
     reader = Fields(body)
     code = reader.number()
     # Version 3 adds a message and a language; older servers omit them.
@@ -230,13 +230,13 @@ def expect(reply: Reply, kind: int) -> Fields:
 
     Raises:
         StatusError: the server refuses.
-        SFTPProtocolError: another kind of reply.
+        SFTPProtocolError: the reply is of another kind.
     """
     if reply[0] == kind:
         return Fields(reply[1])
     if reply[0] == STATUS:
         raise status(reply[1])
-    raise SFTPProtocolError(f"the SFTP server answered with a packet of type {reply[0]} instead of {kind}")
+    raise SFTPProtocolError(f"the SFTP server replied with a packet of type {reply[0]} instead of {kind}")
 
 
 def handle_in(reply: Reply) -> bytes:
@@ -254,19 +254,18 @@ def data_in(reply: Reply, most: int) -> bytes:
     """The bytes in the reply to a READ; b"" at the end of the file.
 
     Raises:
-        SFTPProtocolError: none, or more than were asked for.
+        SFTPProtocolError: the reply is empty, too long, or not data.
+        StatusError: the server refused.
     """
     kind, body = reply
     if kind == DATA:
         if 4 < len(body) <= most + 4 and int.from_bytes(body[:4]) == len(body) - 4:
             return body[4:]
-        raise SFTPProtocolError(
-            f"the SFTP server answered with {len(body) - 4:,} bytes where {most:,} were asked for"
-        )
+        raise SFTPProtocolError(f"the SFTP server sent {len(body) - 4:,} bytes where {most:,} were requested")
     error = status(body) if kind == STATUS else None
     if error is not None and error.code == EOF:
         return b""
-    raise error or SFTPProtocolError(f"the SFTP server answered with a packet of type {kind} instead of data")
+    raise error or SFTPProtocolError(f"the SFTP server replied with a packet of type {kind} instead of data")
 
 
 def has_data(reply: Reply) -> bool:
@@ -285,7 +284,7 @@ def attributes_in(reply: Reply) -> Attributes:
 
 
 def attributes_if_any(reply: Reply) -> Attributes | None:
-    """The attributes in a reply; None where the server refuses, for whatever reason: the next request tells."""
+    """The attributes in a reply; None if the server refuses for any reason: a later request raises then."""
     try:
         return attributes_in(reply)
     except StatusError:
@@ -309,25 +308,22 @@ def entries_in(reply: Reply) -> list[SFTPEntry]:
 
 
 class Fields:
-    """Reads the fields of a reply one after the other.
-
-    Each method raises SFTPProtocolError where the packet ends too early.
-    """
+    """Reads the fields of a packet in order. Each method raises SFTPProtocolError if the packet is too short."""
 
     def __init__(self, body: bytes) -> None:
         self._body = body
         self._at = 0
 
     def left(self) -> int:
-        """Number of bytes not read yet."""
+        """The number of unread bytes."""
         return len(self._body) - self._at
 
     def number(self) -> int:
-        """An unsigned number of four bytes."""
+        """An unsigned 32-bit integer."""
         return int.from_bytes(self._take(4))
 
     def long(self) -> int:
-        """An unsigned number of eight bytes."""
+        """An unsigned 64-bit integer."""
         return int.from_bytes(self._take(8))
 
     def string(self) -> bytes:

@@ -1,6 +1,6 @@
-"""SFTPSession: SFTP requests of many threads, pipelined over one channel; uses only public methods of paramiko.
+"""SFTPSession: pipelines SFTP requests of many threads over one channel, with only public methods of paramiko.
 
-A thread that waits for a reply reads the channel for all threads that wait. So a single request needs no thread switch beyond
+One of the threads that wait for replies reads the channel for all of them. So a single request needs no thread switch beyond
 paramiko's own.
 """
 
@@ -33,20 +33,18 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 K = TypeVar("K")
 
-RECEIVE = 256 << 10  # bytes asked of the channel at a time
-SEND = 32 << 10  # bytes gathered before they are sent; one packet of SSH
-PLAIN_LENGTH = 32 << 10  # bytes that every server must take in a request (the draft, section 3)
-SHORTEST_LENGTH = 1 << 10  # bytes; a server that announces less would have us send a request for each byte
+RECEIVE = 256 << 10  # bytes requested from the channel at a time
+SEND = 32 << 10  # bytes buffered before they are sent; one SSH packet
+PLAIN_LENGTH = 32 << 10  # bytes that every server must accept in a request (the draft, section 3)
+SHORTEST_LENGTH = 1 << 10  # bytes; an announced limit of 1 would mean a request per byte
 MAX_LENGTH = 255 << 10  # bytes; OpenSSH's own limit, sftp-server.c
-OPEN_FILES = (
-    256  # where the server announces no limit; a process has 1,024 descriptors as a rule (RLIMIT_NOFILE)
-)
-MOST_OPEN = 1024  # up to 100 ms away, more make nothing faster
+OPEN_FILES = 256  # if the server announces no limit; a process usually has 1,024 descriptors (RLIMIT_NOFILE)
+MOST_OPEN = 1024  # more is no faster up to a latency of 100 ms
 _HEADER = struct.Struct(">IBI")  # length, type, request number
 
 
 class PendingReply:
-    """A request without a reply yet."""
+    """A sent request, with its reply once that arrives."""
 
     __slots__ = ("inbox", "reply")
 
@@ -56,27 +54,27 @@ class PendingReply:
 
 
 OpenPipe: TypeAlias = "Callable[[bytes, Callable[[], bool]], object]"
-"""Opens the other end of a pipe, by another session of the same server, if it still must be; raises if that fails."""
+"""Opens the other end of a pipe in another session, if the given function says it is still blocked; raises if that fails."""
 
 
 class SFTPSession:
     """An SFTP session.
 
     OPEN of a pipe (mkfifo(3)) blocks the server's process, and with it all other requests, until someone opens the other end.
-    So where STAT and OPEN of a path go out together and STAT finds a pipe, OPEN is answered with a failure here, and
-    *open_pipe* unblocks the server.
+    So if STAT and OPEN of a path are sent together and STAT finds a pipe, we fail the OPEN here, and *open_pipe* unblocks the
+    server.
 
     Args:
-        channel: open, with the subsystem started; its timeout limits each receive and send.
-        open_pipe: for servers that have a process for each session.
+        channel: runs the SFTP subsystem; its timeout applies to each receive and send.
+        open_pipe: for servers with a process per session.
 
     Attributes:
-        unblocks_pipes: whether there is an *open_pipe*. Otherwise callers must STAT what may be a pipe before they open it.
-        extensions: name -> value, as the server announced them.
-        read_length: most bytes to ask for in a request.
-        write_length: most bytes to send in a request.
-        at_a_time: how many files may be open.
-        failure: why the session cannot be used any more; None as long as it can.
+        unblocks_pipes: whether there is an *open_pipe*. Otherwise callers must STAT a path before they open it.
+        extensions: name -> value, as announced by the server.
+        read_length: maximum bytes of a READ.
+        write_length: maximum bytes of a WRITE.
+        at_a_time: maximum number of open files.
+        failure: why the session is unusable; None while it works.
     """
 
     def __init__(self, channel: paramiko.Channel, open_pipe: OpenPipe | None = None) -> None:
@@ -84,13 +82,11 @@ class SFTPSession:
         self._open_pipe = open_pipe
         self.unblocks_pipes = open_pipe is not None
         self.failure: ConnectionLostError | None = None
-        self._stats: dict[int, tuple[bytes, int]] = {}  # number of a STAT -> its path, number of the OPEN
+        self._stats: dict[int, tuple[bytes, int]] = {}  # number of a STAT -> path, number of the OPEN
         self._process = os.getpid()
         self._numbers = 0
         self._pending: dict[int, PendingReply | None] = {}
-        self._removals: set[int] = (
-            set()
-        )  # posted requests that the server must have done before we disconnect
+        self._removals: set[int] = set()  # posted requests that must be done before we disconnect
         # Re-entrant: the garbage collector may close a generator, which then posts a request.
         self._sending = threading.RLock()
         self._outbox: list[bytes] = []
@@ -108,7 +104,7 @@ class SFTPSession:
             self._ask_limits()
 
     def run(self, steps: Steps[T]) -> T:
-        """Carry out one operation."""
+        """Run one operation."""
         try:
             requests = next(steps)
             while True:
@@ -119,7 +115,7 @@ class SFTPSession:
             return value
         finally:
             steps.close()
-            # Sends what the operation posted last; its result does not depend on that.
+            # Send what the operation posted; its result does not depend on that.
             self.flush()
 
     def run_many(
@@ -128,12 +124,12 @@ class SFTPSession:
         most: int,
         failed: Callable[[K, Exception], object],
     ) -> Iterator[tuple[K, T]]:
-        """Carry out operations, at most *most* at a time, and yield their results as they complete.
+        """Run operations concurrently and yield their keys and results as they complete.
 
         Args:
-            operations: each with a key; taken lazily. None: there is none until another completes.
-            most: how many run at a time.
-            failed: called with the key and the error of each that fails; what it raises ends all.
+            operations: keys and operations, taken lazily. None means that none is ready until another completes.
+            most: maximum number running at a time.
+            failed: called with the key and error of each failed operation; an exception from it ends the run.
         """
         inbox: deque[PendingReply] = deque()
         owners: dict[PendingReply, _Task[K, T]] = {}
@@ -143,7 +139,7 @@ class SFTPSession:
         exhausted = False
 
         def advance(task: _Task[K, T], replies: Sequence[Reply] | None) -> bool:
-            """Take one step; True while the operation goes on."""
+            """Advance an operation by one step; returns whether it continues."""
             try:
                 requests = next(task.steps) if replies is None else task.steps.send(replies)
             except StopIteration as stop:
@@ -151,7 +147,7 @@ class SFTPSession:
                 return False
             except ConnectionLostError:
                 raise
-            except Exception as error:  # noqa: BLE001 - of this one operation; the caller gets it
+            except Exception as error:  # noqa: BLE001 - of this operation alone; the caller gets it
                 failed(task.key, error)
                 return False
             task.pending = self._queue(requests, inbox)
@@ -190,11 +186,11 @@ class SFTPSession:
         finally:
             for task in set(owners.values()):
                 task.steps.close()
-            # Removals that they posted must not wait for the next operation.
+            # Send the removals that they posted now, not with the next operation.
             self.flush()
 
     def begin(self, requests: Iterable[Request]) -> list[PendingReply]:
-        """Send requests, all together."""
+        """Send requests together."""
         pending = self._queue(requests, None)
         self._flush()
         return pending
@@ -207,7 +203,7 @@ class SFTPSession:
         return pending.reply
 
     def post(self, request: Request) -> None:
-        """Send a request together with the next ones, and wait for no reply: to close a handle, to remove a temporary file."""
+        """Queue a request to send with later ones, ignoring its reply: to close a handle or remove a temporary file."""
         if self._process == os.getpid():
             with self._sending:
                 number = self._add(request, None)
@@ -215,14 +211,14 @@ class SFTPSession:
                     self._removals.add(number)
 
     def flush(self) -> None:
-        """Send what was posted, if the session is usable."""
+        """Send the posted requests, if the session works."""
         with suppress(ConnectionLostError):
             self._flush()
 
     def close(self) -> None:
-        """End the session. The server closes what is open, and has carried out the removals."""
+        """End the session, after the server has done the posted removals; it then closes all handles."""
         if self._removals and self.failure is None:
-            # A server need not do what it has not read when its client disconnects. Replies come in order, as a rule.
+            # A server may ignore unread requests when its client disconnects. As replies usually come in order, wait for one.
             run_within_grace(lambda: self.run(_any_request()), "storage-backend-removals")
         self._fail(EOFError("the SFTP session was closed"))
         self._channel.close()
@@ -261,7 +257,7 @@ class SFTPSession:
                 self._send()
 
     def _send(self) -> None:
-        """Send what is queued. The caller holds the lock."""
+        """Send the queued requests. The caller holds `_sending`."""
         data = b"".join(self._outbox)
         self._outbox.clear()
         self._outbox_size = 0
@@ -269,16 +265,16 @@ class SFTPSession:
         try:
             self._channel.sendall(data)
         except BaseException as error:
-            # Part of a packet may have been sent: the server would take the next one for its rest.
+            # A packet may be partly sent: the server would read the next one as its rest.
             raise self._fail(error) from error
 
     # Receiving
 
     def _wait_for(self, arrived: Callable[[], bool]) -> None:
-        """Return once *arrived* is true: by reading, or while another thread reads."""
+        """Return once *arrived* is true, reading the channel unless another thread does."""
         self._check_process()
         with self._turn:
-            # Counted before the check: the reader looks at the count after each reply.
+            # Increment before the check: the reader examines the count after each reply.
             self._waiting += 1
             try:
                 while not (done := arrived()) and self._someone_reads and self.failure is None:
@@ -305,7 +301,7 @@ class SFTPSession:
                 self._turn.notify_all()
 
     def _receive(self) -> None:
-        """Read what there is, at least one byte, and deliver the replies in it."""
+        """Read the available bytes, at least one, and deliver the complete replies."""
         piece = self._channel.recv(RECEIVE)
         if not piece:
             raise EOFError("the server closed the SFTP session")
@@ -319,9 +315,9 @@ class SFTPSession:
         while end - at >= 4:
             size = int.from_bytes(data[at : at + 4])
             if not 5 <= size <= MAX_PACKET:
-                # A shell's start-up file may print into the stream.
+                # A start-up file of the shell may print into the stream.
                 raise SFTPProtocolError(
-                    f"the SFTP server sent a packet of {size:,} bytes, or something else than SFTP"
+                    f"the SFTP server sent a packet of {size:,} bytes, or data other than SFTP"
                 )
             if end - at < 4 + size:
                 self._wanted = 4 + size
@@ -335,7 +331,7 @@ class SFTPSession:
         try:
             pending = self._pending.pop(number)
         except KeyError:
-            raise SFTPProtocolError("the SFTP server answered a request that was not sent") from None
+            raise SFTPProtocolError("the SFTP server replied to a request that was not sent") from None
         if self._stats and (opening := self._stats.pop(number, None)) is not None:
             self._check_for_pipe(*opening, (kind, body))
         if pending is not None:
@@ -356,7 +352,7 @@ class SFTPSession:
         try:
             mode = packets.attributes_in(reply).mode
         except (packets.StatusError, SFTPProtocolError):
-            return  # the reply to OPEN will tell
+            return  # the reply to OPEN will raise
         pending = self._pending.get(opening)
         if mode is None or not stat.S_ISFIFO(mode) or pending is None:
             return
@@ -369,7 +365,7 @@ class SFTPSession:
                 handle = packets.handle_in(self.wait(blocked))
             except packets.StatusError:
                 return
-            except Exception:  # noqa: BLE001 - whatever it is, the session cannot be used any more
+            except Exception:  # noqa: BLE001 - whatever it is, the session is unusable
                 self._fail(EOFError("opening a pipe blocks the server"))
                 self._channel.close()
                 return
@@ -383,27 +379,27 @@ class SFTPSession:
 
     def _fail(self, error: BaseException) -> BaseException:
         """Mark the session as unusable; returns the error to raise."""
-        meant = lost(error)
+        ours = lost(error)
         with self._turn:
             if self.failure is None:
                 interrupted = ConnectionLostError("it was interrupted")
-                self.failure = meant if isinstance(meant, ConnectionLostError) else interrupted
+                self.failure = ours if isinstance(ours, ConnectionLostError) else interrupted
             self._turn.notify_all()
-        return meant
+        return ours
 
     def _check(self) -> None:
         if self.failure is not None:
             raise ConnectionLostError(str(self.failure), timed_out=self.failure.timed_out)
 
     def _check_process(self) -> None:
-        """Refuse the parent's session in a child, before any lock that a thread of the parent may hold for ever."""
+        """Refuse the parent's session in a forked child, before taking a lock that a thread of the parent may have held."""
         if self._process != os.getpid():
             raise ConnectionLostError("the connection is the parent process's")
 
     # Handshake
 
     def _handshake(self) -> dict[bytes, bytes]:
-        """Exchange versions; returns the server's extensions."""
+        """Exchange versions (section 4 of the draft); returns the server's extensions."""
         self._channel.sendall((5).to_bytes(4) + bytes((packets.INIT,)) + (3).to_bytes(4))
         body = self._receive_exactly(int.from_bytes(self._receive_exactly(4)))
         fields = Fields(body[1:])
@@ -418,18 +414,18 @@ class SFTPSession:
     def _receive_exactly(self, size: int) -> bytes:
         if not size <= MAX_PACKET:
             raise SFTPProtocolError(
-                "the server does not speak SFTP: a shell's start-up file may print something"
+                "the server does not speak SFTP; a start-up file of the shell may print something"
             )
         data = b""
         while len(data) < size:
             piece = self._channel.recv(size - len(data))
             if not piece:
-                raise EOFError("the server closed the SFTP session at once")
+                raise EOFError("the server closed the SFTP session during the handshake")
             data += piece
         return data
 
     def _ask_limits(self) -> None:
-        """Ask how long requests may be (OpenSSH's PROTOCOL, 4.8); 0 means no limit."""
+        """Request the maximum lengths (OpenSSH's PROTOCOL, 4.8); 0 means no limit."""
         reply = self.wait(self.begin([packets.extended_request(packets.LIMITS)])[0])
         if reply[0] != packets.EXTENDED_REPLY:
             return
@@ -437,7 +433,7 @@ class SFTPSession:
         fields.long()
         self.read_length = _length(fields.long())
         self.write_length = _length(fields.long())
-        # Half of them: other clients may share the session.
+        # Half of the handles: other users of this session need some.
         self.at_a_time = max(min((fields.long() or MOST_OPEN) // 2, MOST_OPEN), 1)
 
 
