@@ -80,7 +80,10 @@ class Authentication:
                 if self._round(transport, deadline, agent):
                     return []
                 if self._allowed == before:
-                    raise self._failed()
+                    methods = ", ".join(self._allowed) or "no method"
+                    raise AuthenticationError(
+                        f"authentication failed for user {self.endpoint.user!r}: the server accepts {methods}{self._tried()}"
+                    )
         finally:
             agent.close()
 
@@ -99,8 +102,8 @@ class Authentication:
 
     def _password(self, transport: Any, deadline: float) -> bool:
         user = self.endpoint.user
-        way = next((name for name in ("password", "keyboard-interactive") if name in self._allowed), None)
-        if way is None or b"password" in self._seen:
+        method = next((name for name in ("password", "keyboard-interactive") if name in self._allowed), None)
+        if method is None or b"password" in self._seen:
             return False
         self._seen.add(b"password")
         if self.settings.password is None:
@@ -111,7 +114,7 @@ class Authentication:
         except ConfigurationError as error:
             self._outcomes.append(str(error))
             return False
-        if way == "password":
+        if method == "password":
             return self._try(
                 transport,
                 deadline,
@@ -181,12 +184,6 @@ class Authentication:
         raise UnavailableError(
             f"the connection ended during authentication ({label}): {reason_of(error)}"
         ) from error
-
-    def _failed(self) -> AuthenticationError:
-        return AuthenticationError(
-            f"authentication failed for user {self.endpoint.user!r}: the server accepts {', '.join(self._allowed) or 'no method'}"
-            f"{self._tried()}"
-        )
 
     def _tried(self) -> str:
         return f"; tried: {'; '.join(self._outcomes)}" if self._outcomes else ""

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -51,8 +51,11 @@ class ClientChain:
         through: Any = None
         for at, hop in enumerate(endpoint.jumps):
             target = endpoint.jumps[at + 1] if at + 1 < len(endpoint.jumps) else endpoint
-            with _naming(f"through {hop}", self._limits):
+            try:
                 client = self._join(hop, hop_settings, through)
+            except Exception as error:
+                found = translate_dial_error(error, self._limits.connect)
+                raise type(found)(f"through {hop}: {found}") from error
             through = self._tunnel(client, hop, target)
         return self._join(endpoint, self._settings, through)
 
@@ -230,13 +233,3 @@ def _call(client: Any, name: str, *arguments: object) -> None:
     method = getattr(client, name, None)
     if callable(method):
         method(*arguments)
-
-
-@contextmanager
-def _naming(way: str, limits: DialTimeouts) -> Iterator[None]:
-    """Put *way*, which names the jump host, before the error's message."""
-    try:
-        yield
-    except Exception as error:
-        found = translate_dial_error(error, limits.connect)
-        raise type(found)(f"{way}: {found}") from error

@@ -200,7 +200,9 @@ class Command:
         self._drain()
         status: int = channel.exit_status
         if status == -1:
-            self._check_connection()
+            transport = channel.get_transport()
+            if transport is None or not transport.is_active():
+                raise EOFError("the connection was lost while a command ran")
         return status
 
     @property
@@ -219,11 +221,6 @@ class Command:
         # A lost connection has closed it.
         with suppress(Exception):
             self._channel.close()
-
-    def _check_connection(self) -> None:
-        transport = self._channel.get_transport()
-        if transport is None or not transport.is_active():
-            raise EOFError("the connection was lost while a command ran")
 
     def _skip_noise(self) -> None:
         line = b"\n" + self._marker + b"\n"

@@ -90,8 +90,9 @@ class SSHConnection:
         self._from_cache = False  # whether another connection probed the features
         uses_shell = self._transport is not None and settings.shell != "never"
         self._shell = Shell(self._command_channel, settings.io_timeout) if uses_shell else None
-        # The key is included: with it, authorized_keys may select another shell ("command=" in sshd(8)).
-        self._server_key = (endpoint, settings.key_filename, _host_key(self._transport))
+        # The client key is included: with it, authorized_keys may select another shell ("command=" in sshd(8)).
+        host_key = b"" if self._transport is None else self._transport.get_remote_server_key().asbytes()
+        self._server_key = (endpoint, settings.key_filename, host_key)
         self._can_link: bool | None = None
         self._users_lock = threading.Lock()
         self.users = 0
@@ -440,10 +441,6 @@ def _open_pipe(transport: paramiko.Transport, path: bytes, blocked: Callable[[],
 def _open_and_close(path: bytes) -> Steps[None]:
     (reply,) = yield [packets.open_request(path, packets.FXF_WRITE)]
     yield [packets.request(packets.CLOSE, packets.handle_in(reply))]
-
-
-def _host_key(transport: paramiko.Transport | None) -> bytes:
-    return b"" if transport is None else bytes(transport.get_remote_server_key().asbytes())
 
 
 def _real_path(path: bytes) -> Steps[bytes]:

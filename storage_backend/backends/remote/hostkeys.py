@@ -37,14 +37,14 @@ class KnownKey:
     """A line of known_hosts that matches the host.
 
     Attributes:
-        place: "file:line".
+        location: "file:line".
         authority: whether the key belongs to a certificate authority.
     """
 
     kind: str
     blob: bytes
     revoked: bool
-    place: str
+    location: str
     authority: bool = False
 
 
@@ -84,13 +84,13 @@ class HostKeyPolicy:
         if self._policy != "pinned":
             found = known_keys(self._files, self.name)
             self._known = [key for key in found if not key.authority]
-            self._authorities = [key.place for key in found if key.authority]
+            self._authorities = [key.location for key in found if key.authority]
             if not self._known and alias is None and endpoint.port != SSH_PORT:
                 # As OpenSSH ("checking without port identifier", sshconnect.c): an entry without a port may accept a key but never
                 # refuse one, as another server may run on that port.
                 found = known_keys(self._files, entry_name(endpoint.hostname, SSH_PORT))
                 bare = [key for key in found if not key.authority]
-                self._authorities += [key.place for key in found if key.authority]
+                self._authorities += [key.location for key in found if key.authority]
                 self._bare = {key.blob for key in bare if not key.revoked}
                 self._known = [key for key in bare if key.revoked]
 
@@ -113,7 +113,7 @@ class HostKeyPolicy:
             return
         for known in self._known:
             if known.revoked and known.blob == blob:
-                raise self._refused(f"its {kind} key {fingerprint(blob)} is revoked by {known.place}")
+                raise self._refused(f"its {kind} key {fingerprint(blob)} is revoked by {known.location}")
         entries = [known for known in self._known if not known.revoked]
         if any(known.blob == blob for known in entries) or blob in self._bare:
             return
@@ -173,7 +173,7 @@ class HostKeyPolicy:
         logger.info("%s: added its %s key %s to %s", self._endpoint, kind, fingerprint(blob), path)
 
     def _changed(self, kind: str, blob: bytes, known: Sequence[KnownKey]) -> AuthenticationError:
-        entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.place})" for key in known)
+        entries = ", ".join(f"{key.kind} {fingerprint(key.blob)} ({key.location})" for key in known)
         return self._refused(
             f"host key mismatch: it sent the {kind} key {fingerprint(blob)}, but {self.name} is known by {entries}. Either "
             "someone is intercepting the connection, or the server was reinstalled; in the latter case remove the entry, or set "

@@ -199,11 +199,11 @@ def _features(answers: Mapping[bytes, bytes], whole: bool) -> ShellFeatures:
     def gave(name: str, expected: bytes) -> bool:
         return answers.get(name.encode()) == expected
 
-    def sums(way: str) -> list[str]:
+    def sums(kind: str) -> list[str]:
         return [
             algorithm
             for algorithm in ALGORITHMS
-            if _is_sum(answers.get(f"{way}-{algorithm}".encode()), algorithm)
+            if _is_sum(answers.get(f"{kind}-{algorithm}".encode()), algorithm)
         ]
 
     return ShellFeatures(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NamedTuple
@@ -31,11 +30,6 @@ class StagedUpload:
     temporary: bytes
     old: Attributes | None
     new: Attributes | None = None
-
-
-def beside(path: bytes, name: bytes) -> bytes:
-    """The path of *name* in the directory of *path*."""
-    return posixpath.join(posixpath.dirname(path), name)
 
 
 def in_seconds(modified: datetime | None) -> int | None:

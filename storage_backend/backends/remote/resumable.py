@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import os
+import posixpath
 import socket
 import stat
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from storage_backend.backends.remote import server_side
 from storage_backend.backends.remote.connection import SSHConnection
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.remote_file import RemoteFile
-from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, beside, in_seconds
+from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload, in_seconds
 from storage_backend.backends.remote.upload import MAX_IN_FLIGHT, Publish, SFTPUpload
 from storage_backend.base import StorageBackend
 from storage_backend.destinations import destination, errors_naming, write_file
@@ -152,7 +153,7 @@ def _send(
 ) -> tuple[StagedUpload, int]:
     """The staged upload, and the number of bytes it resumed from."""
     operations = connection.operations
-    temporary = beside(operations.at(target).path, name.encode())
+    temporary = posixpath.join(posixpath.dirname(operations.at(target).path), name.encode())
     partial = connection.run(operations.entry(temporary))
     size = partial.size or 0 if partial is not None else 0
     resumed = max(size - REWIND, 0) if size <= local.st_size else 0

@@ -41,7 +41,6 @@ _HAS_SIZE, _HAS_OWNER, _HAS_MODE, _HAS_TIMES, _HAS_EXTENDED = 1, 2, 4, 8, 0x8000
 
 POSIX_RENAME = b"posix-rename@openssh.com"
 HARDLINK = b"hardlink@openssh.com"
-FSYNC = b"fsync@openssh.com"
 LIMITS = b"limits@openssh.com"
 STATVFS = b"statvfs@openssh.com"
 COPY_DATA = b"copy-data"  # OpenSSH's PROTOCOL, 4.11

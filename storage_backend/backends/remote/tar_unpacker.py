@@ -11,7 +11,7 @@ from storage_backend.backends.remote import scripts
 from storage_backend.backends.remote.commands import Command, CommandError
 from storage_backend.backends.remote.tar_format import archive, length
 
-_RECORD = 128  # upper bound, in bytes, of the numbers and digest of one file
+_RECORD = 128  # upper bound, in bytes, of what scripts.UNPACK prints for one file besides its paths
 _TRIES = 3  # tar fails if another process creates the same directory; each try leaves fewer to create
 _SUM = re.compile(rb"[0-9a-f]{64}")
 
@@ -77,9 +77,10 @@ class Unpacker:
             digests: whether to compute SHA-256.
         """
         self.waits = False
+        limit = sum(_RECORD + len(member.path) + len(member.target) for member in members)
         for _ in range(_TRIES):
             self.command.send(request(members, listing, dated=dated, digests=digests))
-            output = self.command.read_until(self._token, _longest(members))
+            output = self.command.read_until(self._token, limit)
             status = int(self.command.read_line())
             if status != scripts.AGAIN:
                 break
@@ -105,11 +106,6 @@ def request(members: Sequence[TarMember], listing: bytes, *, dated: bool, digest
         b"sha256sum" if digests else b"-",
     )
     yield from archive(chain(lists, ((member.path, member.content, member.modified) for member in members)))
-
-
-def _longest(members: Sequence[TarMember]) -> int:
-    """Upper bound, in bytes, of the output of scripts.UNPACK for *members*."""
-    return sum(_RECORD + len(member.path) + len(member.target) for member in members)
 
 
 def unpacked(members: Sequence[TarMember], output: bytes, *, digests: bool) -> list[UnpackedFile]:
