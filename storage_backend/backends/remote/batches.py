@@ -248,22 +248,22 @@ def _run_concurrently(
         failed: called with each job that fails.
     """
     numbers = itertools.count()
-    left: dict[int, J] = {}
+    unfinished: dict[int, J] = {}
     losses = 0
 
     def operations(connection: SSHConnection) -> Iterator[tuple[int, Steps[T]] | None]:
-        for number, job in list(left.items()):
+        for number, job in list(unfinished.items()):
             yield number, steps(connection, job)
         for following in jobs:
             if following is None:
                 yield None
             else:
                 number = next(numbers)
-                left[number] = following
+                unfinished[number] = following
                 yield number, steps(connection, following)
 
     def fail(number: int, error: Exception) -> None:
-        failed(left.pop(number), error)
+        failed(unfinished.pop(number), error)
 
     while True:
         connection = failover.connection()
@@ -272,7 +272,7 @@ def _run_concurrently(
             session = connection.session
             for number, result in session.run_many(operations(connection), session.at_a_time, fail):
                 losses = 0
-                yield left.pop(number), result
+                yield unfinished.pop(number), result
         except ConnectionLostError as error:
             losses += 1
             failover.lose_or_raise(connection, error, losses)

@@ -66,7 +66,7 @@ class ClientChain:
             self._shut_handle()
 
     def release(self) -> None:
-        """End the means to `interrupt`: the connection is made."""
+        """Disarm `interrupt`, once the connection is made."""
         with self._lock:
             if self._handle is not None:
                 self._handle.close()

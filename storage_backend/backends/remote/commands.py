@@ -20,7 +20,7 @@ MAX_NOISE = 64 << 10  # bytes that start-up files may print before the command's
 # bytes; OpenSSH's packets hold 32 KiB, of which paramiko reserves 64 bytes
 _PACKET = (32 << 10) - 64
 _POLL = 0.25  # seconds between checks of standard error while there is no output
-_POLL_WITH_INPUT = 0.005  # likewise, while there is input to send
+_POLL_WITH_INPUT = 0.005  # the same, while there is input to send
 _UNSAFE = re.compile(rb"[^A-Za-z0-9_@%+=:,./-]")
 
 
@@ -74,7 +74,7 @@ class Command:
         self.io_timeout = io_timeout
         self._marker = marker
         self._input: Iterator[bytes] | None = None if stdin is None else iter(stdin)
-        self._ends = stdin is not None  # whether no more input follows this one
+        self._ends = stdin is not None  # whether this is all the input
         self._piece = b""
         self._position = 0
         self._input_open = True

@@ -154,7 +154,7 @@ class SSHConnection:
         works = [name for name in ("find_names", "copy", "sync") if getattr(self.features, name)]
         works += ["sha256"] if "sha256" in self.features.digests else []
         shell = f"a shell with {', '.join(works)}" if works else "SFTP alone"
-        return f"{self.endpoint}: {os.fsdecode(self.base)} {'is there' if exists else 'does not exist yet'}; {shell}"
+        return f"{self.endpoint}: {os.fsdecode(self.base)} {'exists' if exists else 'does not exist yet'}; {shell}"
 
     def capabilities(self) -> Capability:
         """What the server can do; probes the shell if necessary."""

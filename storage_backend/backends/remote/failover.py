@@ -70,7 +70,7 @@ class Failover:
 
     @property
     def endpoint(self) -> Endpoint | None:
-        """The endpoint in use; None while there is none."""
+        """The endpoint in use, or None."""
         return self._connections.current.endpoint if self._connections.current is not None else None
 
     def connection(self) -> SSHConnection:

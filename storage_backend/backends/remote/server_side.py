@@ -1,4 +1,4 @@
-"""Copies and digests made by the server, without transferring contents."""
+"""Server-side copies and digests."""
 
 from __future__ import annotations
 

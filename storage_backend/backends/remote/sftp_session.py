@@ -92,7 +92,7 @@ class SFTPSession:
         self._outbox: list[bytes] = []
         self._outbox_size = 0
         self._turn = threading.Condition(threading.Lock())
-        self._someone_reads = False
+        self._reading = False
         self._waiting = 0
         self._pieces: list[bytes] = []
         self._gathered = 0
@@ -277,14 +277,14 @@ class SFTPSession:
             # Increment before the check: the reader examines the count after each reply.
             self._waiting += 1
             try:
-                while not (done := arrived()) and self._someone_reads and self.failure is None:
+                while not (done := arrived()) and self._reading and self.failure is None:
                     self._turn.wait()
             finally:
                 self._waiting -= 1
             if done:
                 return
             self._check()
-            self._someone_reads = True
+            self._reading = True
         try:
             while True:
                 self._receive()
@@ -297,7 +297,7 @@ class SFTPSession:
             raise self._fail(error) from error
         finally:
             with self._turn:
-                self._someone_reads = False
+                self._reading = False
                 self._turn.notify_all()
 
     def _receive(self) -> None:

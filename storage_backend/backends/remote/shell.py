@@ -1,4 +1,4 @@
-"""Shell: operations by the server's tools, each one command."""
+"""Shell: operations with the server's command-line tools."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ def write(
 
 
 class _Groups:
-    """Collects objects into groups, and stores these in the background."""
+    """Collects objects into groups and stores these in the background."""
 
     def __init__(
         self,
@@ -92,17 +92,17 @@ class _Groups:
         self._one_by_one = one_by_one
         self._remember = remember
         self._pool = pool
-        # tar keeps the modification times of all its files or of none.
+        # tar sets the modification times of all its files or of none.
         self._gathered: dict[bool, Group] = {True: [], False: []}
         self._sizes = {True: 0, False: 0}
-        self._busy: set[RemotePath] = set()  # of objects that are not stored yet
+        self._busy: set[RemotePath] = set()  # of objects not yet stored
         self._in_flight: deque[tuple[Group, Future[tuple[int, Group]]]] = deque()
         self._stored = 0
 
     def add(self, item: BatchWrite) -> bool:
-        """Add an object to a group; True if that is now being stored."""
+        """Add an object to a group; returns whether a full group was submitted."""
         if item.path in self._busy:
-            # Of a repeated identifier the last write counts, so it must not overtake the one before.
+            # Of a repeated identifier the last write wins, so it must not overtake an earlier one.
             self.finish()
         if len(item.content) > SMALL:
             self._stored += self._one_by_one(iter([item]))
@@ -121,7 +121,7 @@ class _Groups:
         return True
 
     def finish(self) -> int:
-        """Wait until all is stored; returns how many were."""
+        """Store the last groups, wait for all, and return the number of stored objects."""
         for dated in (True, False):
             group = self._take(dated)
             if len(group) >= MIN_OBJECTS:
@@ -140,10 +140,10 @@ class _Groups:
         group, future = self._in_flight.popleft()
         self._end(group, *result_of(future))
 
-    def _end(self, group: Group, stored: int, left: Group) -> None:
+    def _end(self, group: Group, stored: int, remaining: Group) -> None:
         self._stored += stored
-        if left:
-            self._stored += self._one_by_one(iter(left))
+        if remaining:
+            self._stored += self._one_by_one(iter(remaining))
         self._busy.difference_update([item.path for item in group])
 
     def _store(self, group: Group, dated: bool) -> tuple[int, Group]:
@@ -173,7 +173,7 @@ class _Groups:
             )
             for member, file in zip(members, found, strict=True)
         ]
-        left = dict.fromkeys(range(len(group)))
+        remaining = dict.fromkeys(range(len(group)))
         stored = 0
 
         def renames() -> Iterator[tuple[int, Steps[None]]]:
@@ -182,18 +182,18 @@ class _Groups:
                 yield number, _publish(operations, path, item, staged[number], found[number])
 
         def failed(number: int, error: Exception) -> None:
-            del left[number]
+            del remaining[number]
             self._failures.note(group[number].path.identifier, error)
 
         session = connection.session
         try:
             for number, _ in session.run_many(renames(), session.at_a_time, failed):
-                del left[number]
+                del remaining[number]
                 self._failures.errors.pop(group[number].path.identifier, None)
                 self._remember(group[number].path, staged[number])
                 stored += 1
         except BaseException:
-            for number in left:
+            for number in remaining:
                 operations.discard(staged[number])
             raise
         return stored, []
