@@ -8,10 +8,10 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import cast
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
-from storage_backend.location_urls import CACHE_NUMBERS, CACHE_TEXTS, CACHED, Url, parse_location, redacted
+from storage_backend.location_parser import CACHE_NUMBERS, CACHE_TEXTS, CACHED, Url, parse_location, redacted
 from storage_backend.paths import cache_directory
 from storage_backend.schemes import SCHEMES, Arguments
 
@@ -19,7 +19,7 @@ ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, c
 
 
 def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> StorageBackend:
-    """The backend at *location*; how names are spelled in one is in `storage_backend.locations`.
+    """The backend at *location*; how names are spelled in one is in `storage_backend.url_escaping`.
 
     Args:
         location: one of
@@ -60,7 +60,7 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
     if place.fragment is None:
         return backend
     return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(
-        backend, locations.unquoted(place.fragment)
+        backend, url_escaping.unquoted(place.fragment)
     )
 
 

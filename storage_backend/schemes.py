@@ -11,9 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.errors import ConfigurationError
-from storage_backend.location_urls import CACHE_NUMBERS, CACHE_TEXTS, CACHED, EXAMPLES, Url, redacted
+from storage_backend.location_parser import CACHE_NUMBERS, CACHE_TEXTS, CACHED, EXAMPLES, Url, redacted
 from storage_backend.paths import expanded
 
 Arguments: TypeAlias = dict[str, Any]
@@ -43,7 +43,7 @@ def _file(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             f"{url.text!r} names no absolute path; write {EXAMPLES['file']}", parameter="location"
         )
-    return {"base_dir": locations.unquoted(url.path), "create_if_missing": "late" if create else False}
+    return {"base_dir": url_escaping.unquoted(url.path), "create_if_missing": "late" if create else False}
 
 
 def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES
@@ -101,7 +101,7 @@ def _s3(url: Url, create: bool) -> Arguments:
         raise ConfigurationError(
             "no user and password in an s3 URL: use the environment or a profile", parameter="location"
         )
-    bucket = locations.unquoted(url.authority)
+    bucket = url_escaping.unquoted(url.authority)
     if not bucket:
         raise ConfigurationError(f"the s3 URL names no bucket; write {EXAMPLES['s3']}", parameter="location")
     if "//" in url.path:
@@ -118,7 +118,7 @@ def _s3(url: Url, create: bool) -> Arguments:
             found[name] = _number(name, text)
         else:
             found[name] = text
-    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": locations.unquoted(url.path)}
+    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": url_escaping.unquoted(url.path)}
 
 
 _SSH_FLAGS = frozenset({"agent", "non_atomic_overwrite"})
@@ -140,7 +140,7 @@ def _ssh(url: Url, create: bool) -> Arguments:
     _check_parameters(url, _SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES)
     found: Arguments = {"endpoints": [_endpoint(text) for text in hosts.split(",")]}
     if at:
-        found["user"] = locations.unquoted(user)
+        found["user"] = url_escaping.unquoted(user)
     for name, text in url.parameters.items():
         if name in _SSH_FLAGS:
             found[name] = _flag(name, text)
@@ -157,7 +157,7 @@ def _ssh(url: Url, create: bool) -> Arguments:
             found[name] = text
     if "ssh_config_file" not in found and Path(expanded(_USER_CONFIG)).is_file():
         found["ssh_config_file"] = _USER_CONFIG
-    path = locations.unquoted(url.path)
+    path = url_escaping.unquoted(url.path)
     # As it is written: "/%7E" is a directory of that name in the root.
     at_home = url.path in {"", "/~"} or url.path.startswith("/~/")
     base = path[1:] or "~" if at_home else path
@@ -171,7 +171,7 @@ def _endpoint(text: str) -> list[str | int]:
         raise ConfigurationError(
             f"{text!r} is no host and port; write {EXAMPLES['ssh']}", parameter="location"
         )
-    host = locations.unquoted(parts[1] or parts[2] or "")
+    host = url_escaping.unquoted(parts[1] or parts[2] or "")
     return [host, int(parts[3])] if parts[3] else [host]
 
 

@@ -22,7 +22,7 @@ from storage_backend import (
     StorageError,
     open_storage,
 )
-from storage_backend.location_urls import has_password, locations_in, redacted, split_location
+from storage_backend.location_parser import has_password, locations_in, redacted, split_location
 
 pytestmark = pytest.mark.quick
 

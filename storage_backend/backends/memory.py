@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import override
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.base import Identifiers, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
 from storage_backend.hooks import Hooks
@@ -96,7 +96,7 @@ class MemoryStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"memory:{locations.escaped(identifier)}"
+        return f"memory:{url_escaping.escaped(identifier)}"
 
     @override
     def size(self, identifier: str) -> int:

@@ -17,7 +17,7 @@ from storage_backend.cli.units import SizeRange, moment_of, sizes_of
 from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
 from storage_backend.info import ObjectInfo
-from storage_backend.location_urls import locations_in
+from storage_backend.location_parser import locations_in
 
 T = TypeVar("T")
 

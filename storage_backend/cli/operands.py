@@ -15,8 +15,8 @@ from storage_backend.config import open_storage
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.info import Capability
-from storage_backend.location_urls import Url, has_password, parse_location, split_location
-from storage_backend.locations import unquoted
+from storage_backend.location_parser import Url, has_password, parse_location, split_location
+from storage_backend.url_escaping import unquoted
 
 
 def place_at(location: str, *, create: bool = False) -> StorageBackend:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.backends.sql import batches, copying, listing, reading
 from storage_backend.backends.sql.address import DatabaseSettings, parse
 from storage_backend.backends.sql.chunked_upload import ChunkedUpload, Flip, HashingSink
@@ -125,7 +125,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return locations.beneath(self.location, identifier)
+        return url_escaping.beneath(self.location, identifier)
 
     @override
     def size(self, identifier: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
 
@@ -111,16 +111,16 @@ def _url(text: str, scheme: str, end: int) -> Url:
         authority, (slash, path) = arn[0], (hierarchy[arn.end() : arn.end() + 1], hierarchy[arn.end() + 1 :])
     start = redacted(rest[:end] + hierarchy)
     if scheme in EXAMPLES and scheme != "postgresql":  # a careless password may have any character
-        locations.check_escapes(start)
+        url_escaping.check_escapes(start)
         if question_mark and "=" not in query:
             raise ConfigurationError(
                 f'no parameter, as name=value, follows the "?"; if it is part of the name, write {f"{start}%3F{query}"!r}',
                 parameter="location",
             )
         for piece in query.split("&"):
-            locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+            url_escaping.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
         if hash_sign:
-            locations.check_escapes(fragment)
+            url_escaping.check_escapes(fragment)
         if "#" in fragment:
             raise ConfigurationError(
                 'there are two "#" in the URL; the one that is part of a name is written %23',
@@ -132,7 +132,7 @@ def _url(text: str, scheme: str, end: int) -> Url:
                 f'there is a file whose name has this "#"; write {f"{start}%23{fragment}"!r} for it',
                 parameter="location",
             )
-        if hash_sign and locations.is_name(rest):
+        if hash_sign and url_escaping.is_name(rest):
             raise ConfigurationError(
                 f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
                 f"{start!r} is {f'{start}/#{fragment}'!r}",
@@ -143,14 +143,14 @@ def _url(text: str, scheme: str, end: int) -> Url:
         scheme=scheme,
         authority=authority,
         path=slash + path,
-        parameters=locations.parameters_in(query),
+        parameters=url_escaping.parameters_in(query),
         fragment=fragment if hash_sign else None,
     )
 
 
 def _is_there(path: str) -> bool:
     """Whether the percent-encoded path exists."""
-    name = locations.unquoted(path)
+    name = url_escaping.unquoted(path)
     return "\0" not in name and os.path.lexists(expanded(name))
 
 
@@ -160,11 +160,11 @@ def _cached_url(text: str) -> Url:
     hierarchy, question_mark, query = rest.partition("?")
     pieces = [piece for piece in query.split("&") if piece]
     known = {*CACHE_TEXTS, *CACHE_NUMBERS}
-    ours = [piece for piece in pieces if locations.unquoted(piece.partition("=")[0]) in known]
+    ours = [piece for piece in pieces if url_escaping.unquoted(piece.partition("=")[0]) in known]
     others = [piece for piece in pieces if piece not in ours]
     kept = question_mark + "&".join(others) if others or not ours else ""
     for piece in ours:
-        locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+        url_escaping.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
     inner = hierarchy + kept + hash_sign + fragment
     place = parse_location(inner)
     if isinstance(place, str) or place.cache is not None:
@@ -172,14 +172,16 @@ def _cached_url(text: str) -> Url:
             f'"{CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
-    return replace(place, cache=locations.parameters_in("&".join(ours)))
+    return replace(place, cache=url_escaping.parameters_in("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
     """*location* with `cached+` before it and the cache's parameters in it."""
     if not cache:
         return CACHED + location
-    return f"{CACHED}{location}{'&' if '?' in location else '?'}{locations.parameters_as_text(dict(cache))}"
+    return (
+        f"{CACHED}{location}{'&' if '?' in location else '?'}{url_escaping.parameters_as_text(dict(cache))}"
+    )
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
@@ -199,23 +201,23 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
         parent, name = os.path.split(place)
         base = _as_path(parent or ".")
     elif place.fragment is not None:
-        base, name = place.text, locations.unquoted(place.fragment)
+        base, name = place.text, url_escaping.unquoted(place.fragment)
     elif place.scheme == "file":
         base, _, name = place.text.rpartition("/")
-        base, name = f"{base}/", locations.unquoted(name)
+        base, name = f"{base}/", url_escaping.unquoted(name)
     elif place.scheme == "ssh":
         _, query_mark, query = place.text.partition("?")
         above, _, name = place.path.rpartition("/")
         # What is in the root directory has nothing but "/" above it.
-        name = "" if place.path == "/~" else locations.unquoted(name)
+        name = "" if place.path == "/~" else url_escaping.unquoted(name)
         base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
     elif place.scheme == "s3":
         _, query_mark, query = place.text.partition("?")
         # A key that ends in "/" is a place.
-        name = "" if place.path.endswith("/") else locations.unquoted(place.path[1:])
+        name = "" if place.path.endswith("/") else url_escaping.unquoted(place.path[1:])
         base = f"s3://{place.authority}{query_mark}{query}"
     elif place.scheme == "memory" and place.authority + place.path:
-        base, name = "memory:", locations.unquoted(place.authority + place.path)
+        base, name = "memory:", url_escaping.unquoted(place.authority + place.path)
     else:
         raise ConfigurationError(
             f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
@@ -251,7 +253,7 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
     in_root = place.scheme == "ssh" and place.path == "/"
 
     def located(identifier: str) -> str:
-        name = locations.quoted(identifier)
+        name = url_escaping.quoted(identifier)
         if in_root and (name == "~" or name.startswith("~/")):
             name = f"%7E{name[1:]}"  # "~" alone is the home directory
         return f"{before}{name}{query}"
