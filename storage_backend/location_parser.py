@@ -1,4 +1,4 @@
-"""The grammar of locations: parses paths and URLs, and composes the locations of single objects."""
+"""Parses locations (paths and URLs), and composes the locations of single objects."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXAMPLES: Mapping[str, str] = {
 """An example of each scheme, for messages."""
 
 CACHED = "cached+"
-# A parameter of a URL that begins so, and the one of CachedStorage that it is.
+# URL parameter -> parameter of CachedStorage.
 CACHE_TEXTS = {"cache_dir": "cache_dir", "cache_engine": "engine"}
 CACHE_NUMBERS = {"max_mb": "max_cache_size_mb", "ttl": "ttl_seconds", "stale_if_error": "stale_if_error"}
 
@@ -37,13 +37,13 @@ class Url:
     """The parts of a URL, still percent-encoded.
 
     Attributes:
-        text: all of it, but for the fragment.
+        text: the whole URL without its fragment.
         scheme: in lower case.
         authority: between "//" and the next "/".
-        path: from that "/" on.
-        parameters: those after "?".
-        fragment: what follows "#"; None without one.
-        cache: of a URL that began with `cached+`, which none of the above has, the parameters that are the cache's.
+        path: from that "/" to the "?" or "#".
+        parameters: after the "?".
+        fragment: after the "#"; None without one.
+        cache: the cache's parameters, if the URL began with `cached+`; the other attributes contain neither.
     """
 
     text: str
@@ -55,12 +55,12 @@ class Url:
     cache: Mapping[str, str] | None = None
 
     def without_cache(self) -> str:
-        """The location of what is cached."""
+        """The location of the wrapped backend."""
         return self.text if self.fragment is None else f"{self.text}#{self.fragment}"
 
 
 def parse_location(location: str | os.PathLike[str]) -> str | Url:
-    """*location* taken apart: a literal path as a str, or a Url.
+    """Parse *location*: a str is a literal path.
 
     Raises:
         ConfigurationError: it is malformed.
@@ -69,7 +69,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     if not text:
         raise ConfigurationError("the location is empty", parameter="location")
     if "\0" in text:
-        raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
+        raise ConfigurationError(f"{text!r} contains a NUL", parameter="location")
     if not isinstance(location, str):
         return expanded(text)
     if _DRIVE.match(text):
@@ -98,10 +98,10 @@ _ARN = re.compile(r"arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(accesspoint|outpost/[^/?]
 
 
 def _url(text: str, scheme: str, end: int) -> Url:
-    """The parts of *text*, whose scheme ends at *end*.
+    """Split *text*, whose scheme ends at *end*.
 
     Raises:
-        ConfigurationError: it may be read in two ways.
+        ConfigurationError: it is ambiguous or malformed.
     """
     rest, hash_sign, fragment = text.partition("#")
     hierarchy, question_mark, query = rest[end:].partition("?")
@@ -110,11 +110,11 @@ def _url(text: str, scheme: str, end: int) -> Url:
     if arn is not None:
         authority, (slash, path) = arn[0], (hierarchy[arn.end() : arn.end() + 1], hierarchy[arn.end() + 1 :])
     start = redacted(rest[:end] + hierarchy)
-    if scheme in EXAMPLES and scheme != "postgresql":  # a careless password may have any character
+    if scheme in EXAMPLES and scheme != "postgresql":  # an unescaped password may contain any character
         url_escaping.check_escapes(start)
         if question_mark and "=" not in query:
             raise ConfigurationError(
-                f'no parameter, as name=value, follows the "?"; if it is part of the name, write {f"{start}%3F{query}"!r}',
+                f'no name=value follows the "?"; if the "?" is part of the name, write {f"{start}%3F{query}"!r}',
                 parameter="location",
             )
         for piece in query.split("&"):
@@ -123,19 +123,19 @@ def _url(text: str, scheme: str, end: int) -> Url:
             url_escaping.check_escapes(fragment)
         if "#" in fragment:
             raise ConfigurationError(
-                'there are two "#" in the URL; the one that is part of a name is written %23',
+                'there are two "#" in the URL; write %23 for one that is part of a name',
                 parameter="location",
             )
         whole = f"{slash}{path}#{fragment}"
         if hash_sign and scheme in {"file", "sqlite"} and _is_there(whole[scheme == "sqlite" :]):
             raise ConfigurationError(
-                f'there is a file whose name has this "#"; write {f"{start}%23{fragment}"!r} for it',
+                f'a file with this "#" in its name exists; write {f"{start}%23{fragment}"!r} for it',
                 parameter="location",
             )
         if hash_sign and url_escaping.is_name(rest):
             raise ConfigurationError(
-                f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
-                f"{start!r} is {f'{start}/#{fragment}'!r}",
+                f'"#" after a name is ambiguous; if it is part of the name, write {f"{start}%23{fragment}"!r}; for an object '
+                f"beneath {start!r}, write {f'{start}/#{fragment}'!r}",
                 parameter="location",
             )
     return Url(
@@ -155,7 +155,7 @@ def _is_there(path: str) -> bool:
 
 
 def _cached_url(text: str) -> Url:
-    """Parse a URL that begins with `cached+`; the cache's parameters go to `Url.cache`."""
+    """Parse a URL that begins with `cached+`."""
     rest, hash_sign, fragment = text[len(CACHED) :].partition("#")
     hierarchy, question_mark, query = rest.partition("?")
     pieces = [piece for piece in query.split("&") if piece]
@@ -169,14 +169,14 @@ def _cached_url(text: str) -> Url:
     place = parse_location(inner)
     if isinstance(place, str) or place.cache is not None:
         raise ConfigurationError(
-            f'"{CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
+            f'a URL must follow "{CACHED}", as in cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
     return replace(place, cache=url_escaping.parameters_in("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
-    """*location* with `cached+` before it and the cache's parameters in it."""
+    """Add `cached+` and the cache's parameters to *location*."""
     if not cache:
         return CACHED + location
     return (
@@ -185,13 +185,13 @@ def _with_cache(location: str, cache: Mapping[str, str]) -> str:
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
-    """The location of one object as that of its backend and its identifier there.
+    """Split the location of one object into the location of its backend and the identifier there.
 
-    Of a path, and of a `file:` or `ssh:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
-    of any other URL it is the fragment: `sqlite:///file.db#identifier`, percent-encoded.
+    The identifier is the fragment, percent-encoded, as in `sqlite:///file.db#identifier`. Without a fragment it is the last component
+    of a path and of a `file:` or `ssh:` URL, and the whole key of an `s3:` URL.
 
     Raises:
-        ConfigurationError: it names no object.
+        ConfigurationError: *location* is malformed or names no object.
     """
     place = parse_location(location)
     if isinstance(place, Url) and place.cache is not None:
@@ -208,19 +208,19 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     elif place.scheme == "ssh":
         _, query_mark, query = place.text.partition("?")
         above, _, name = place.path.rpartition("/")
-        # What is in the root directory has nothing but "/" above it.
         name = "" if place.path == "/~" else url_escaping.unquoted(name)
-        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
+        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"  # "/": the object is in the root
     elif place.scheme == "s3":
         _, query_mark, query = place.text.partition("?")
-        # A key that ends in "/" is a place.
+        # A key that ends in "/" is a prefix, not an object.
         name = "" if place.path.endswith("/") else url_escaping.unquoted(place.path[1:])
         base = f"s3://{place.authority}{query_mark}{query}"
     elif place.scheme == "memory" and place.authority + place.path:
         base, name = "memory:", url_escaping.unquoted(place.authority + place.path)
     else:
         raise ConfigurationError(
-            f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
+            f'{redacted(place.text)} does not name an object; add "#" and its identifier',
+            parameter="location",
         )
     if name in {"", ".", ".."}:
         raise ConfigurationError(
@@ -230,14 +230,14 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
-    """What gives the location of each object in the place at *location*, by its identifier; the inverse of `split_location`.
+    """A function that composes the location of an object in the backend at *location* from its identifier.
 
     Raises:
         ConfigurationError: the location is malformed.
     """
     place = parse_location(location)
     if isinstance(place, str):
-        # A Path would drop "./", which may tell it from a URL.
+        # A Path would drop "./", without which the path may look like a URL.
         above = os.path.join(place, "")  # noqa: PTH118
         return lambda identifier: _as_path(above + identifier)
     rest, _, fragment = _text(location).partition("#")
@@ -262,7 +262,7 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
 
 
 def _as_path(path: str) -> str:
-    """*path* as a location, with "./" before it where it would be parsed as something else."""
+    """*path* as a location: with "./" before it if it would be parsed as a URL."""
     with suppress(ConfigurationError):
         if parse_location(path) == path:
             return path
@@ -271,7 +271,7 @@ def _as_path(path: str) -> str:
 
 def redacted(location: str) -> str:
     """*location* without its password, for messages."""
-    # In an ssh URL ports stand before the path, which may have an "@"; elsewhere a careless password may have a "/".
+    # An ssh URL may have an "@" in its path, after a port. In other URLs an unescaped password may contain a "/".
     inside = r"[^/@]*" if re.match(r"(cached\+)?ssh://", location, re.IGNORECASE) else r".*"
     return re.sub(
         rf"\A([a-z][a-z0-9+.-]*://[^/:@]*):{inside}@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
