@@ -1,21 +1,22 @@
-"""StorageError and its kinds."""
+"""StorageError and its subclasses, one for each kind of failure."""
 
 from __future__ import annotations
 
 import errno as codes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 
 class StorageError(OSError):
-    """An operation on a stored object, or on the place that stores it, failed.
+    """An operation on an object, or on the store itself, failed.
 
     Attributes:
-        identifier: the object, in the caller's spelling; None where none is concerned.
-        backend: the backend's location, without secrets; None where unknown.
-        retryable: whether the same call may succeed later, by the kind of the fault; it never changes.
-        attempts: how often the operation has been tried so far.
+        identifier: the object, as the caller spelled it; None if the error concerns no single object.
+        backend: the backend's location, without secrets; None if unknown.
+        retryable: whether the same call may succeed later, judged by the kind of failure.
+        attempts: how often the operation was tried.
         errno: the system's number for this kind of error; never part of the message.
     """
 
@@ -180,6 +181,27 @@ class MissingClientError(StorageError):
 
 FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
 """Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
+
+FILE_SYSTEM_ERRORS: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
+    {
+        codes.EISDIR: (NotAFileError, "Not a regular file"),
+        codes.EACCES: (AccessDeniedError, "permission denied"),
+        codes.EPERM: (AccessDeniedError, "permission denied"),
+        codes.EROFS: (AccessDeniedError, "the file system is read-only"),
+        codes.ENOSPC: (QuotaExceededError, "no space left for this user"),
+        codes.EDQUOT: (QuotaExceededError, "no space left for this user"),
+        codes.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
+    }
+)
+"""errno(3) -> class and message, for local file systems and those of SSH servers."""
+
+E = TypeVar("E", bound=StorageError)
+
+
+def error_about(kind: type[E], reason: str, identifier: str | None, where: str, **fields: Any) -> E:
+    """An error of *kind* with the message "REASON: 'IDENTIFIER' in WHERE"; "REASON: WHERE" without an identifier."""
+    subject = where if identifier is None else f"{identifier!r} in {where}"
+    return kind(f"{reason}: {subject}", identifier=identifier, backend=where, **fields)
 
 
 def is_retryable(error: BaseException | None) -> bool:
