@@ -147,7 +147,7 @@ def test_memory_is_a_store_of_its_own() -> None:
         ("sqlite:///x.db?mode=ro", "unknown parameter 'mode'"),
         ("postgresql://host/db?sslmod=require", "unknown parameter 'sslmod'.*application_name.*sslmode"),
         ("postgresql://host/db?password=x", "PGPASSWORD"),
-        ("postgresql://host", "names no database"),
+        ("postgresql://host", "no database name"),
         ("postgresql://host:abc/db", "port"),
     ],
 )
