@@ -1,4 +1,4 @@
-"""Display: shows the progress of a command, live on a terminal, elsewhere as a line now and then."""
+"""Display and Meter: show the progress of a command, live on a terminal, else as a line from time to time."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from storage_backend.cli.output import DISPLAY, Lines
 from storage_backend.cli.progress import Status
 from storage_backend.defensive import location_of
 
-if TYPE_CHECKING:  # at run time they are imported by the commands that use them, once something is shown
+if TYPE_CHECKING:  # imported when something is shown
     from storage_backend.cli.live_display import LiveDisplay
     from storage_backend.transfer.progress import Event
 
-SHOWN_FROM = 0.5  # seconds; what is done by then needs no display
-PIPED_INTERVAL = 30.0  # seconds between two lines where no terminal is
+SHOWN_FROM = 0.5  # seconds before the first display
+PIPED_INTERVAL = 30.0  # seconds between two lines without a terminal
 STDIN = "standard input"
-TICK = 0.2  # seconds between two looks at a Meter
+TICK = 0.2  # seconds between two updates of a Meter
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether *stream* is a terminal on which text can be overwritten."""
+    """Whether *stream* is a terminal that can overwrite text."""
     return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
 
 
 class Display:
-    """Shows a transfer's events: a live display on a terminal, else a line now and then; what differs or would be done.
+    """Shows the events of a transfer: its progress, and with `verify` and dry runs a line for each object.
 
-    A terminal that is called "dumb" is none. Whatever else is written to the terminal by the loggers comes between.
+    Log messages appear above the live display.
 
     Attributes:
         started: whether the transfer began.
@@ -62,7 +62,7 @@ class Display:
         self._due = PIPED_INTERVAL
         self._verb = ""
         self._live: LiveDisplay | None = None
-        self._lock = threading.RLock()  # logs come from any thread
+        self._lock = threading.RLock()  # any thread may log
         self.started = False
         context = click.get_current_context(silent=True)
         if context is not None:
@@ -110,12 +110,12 @@ class Display:
                 live.close()
 
     def _watch_logs(self) -> None:
-        """Erase the live display before each log line, so that it is drawn again below."""
+        """Erase the live display before each log message; it is drawn again below."""
         for handler in logging.getLogger("storage_backend").handlers:
             if self._make_room not in handler.filters:
                 handler.addFilter(self._make_room)
 
-    def _make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter's
+    def _make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - the signature of a logging filter
         self.clear()
         return True
 
@@ -130,17 +130,17 @@ class Display:
 
 
 class Meter:
-    """Shows the progress of a command without a transfer, while its `with` block runs.
+    """Shows the progress of a command other than a transfer, while its `with` block runs.
 
-    What is done within half a second is not shown, and costs next to nothing.
+    Nothing is shown in the first half second.
 
     Args:
-        verb: of the command.
+        verb: name of the command.
+        places: backends that the command waits for while no bytes arrive, unless a reader waits.
         quiet: show nothing.
-        places: who is waited for while nothing moves, unless a reader is.
-        size: bytes in all, if known; or what asks for it, once there is something to show.
-        planned: objects in all, if known.
-        many: objects are counted, too.
+        size: total bytes, if known; or a function that returns them, called when the display starts.
+        planned: total objects, if known.
+        many: count objects, too.
     """
 
     def __init__(
@@ -174,23 +174,23 @@ class Meter:
             self._moves += 1
 
     def done(self, objects: int = 1) -> None:
-        """Count so many more objects as done."""
+        """Count *objects* more objects as done."""
         with self._lock:
             self._done += objects
             self._moves += 1
 
     def reader(self, reader: BinaryIO, place: StorageBackend | str) -> BinaryIO:
-        """Wrap *reader* so that its bytes are counted, and *place* is shown while a read waits."""
+        """Wrap *reader*: count its bytes, and show *place* while a read waits."""
         return cast(BinaryIO, _Metered(reader, self, place))
 
     def ask(self, place: StorageBackend | str | None) -> None:
-        """Set the place that is shown while nothing moves; None for those given to the constructor."""
+        """Set the place that is shown while no bytes arrive; None for those given to the constructor."""
         self._asked = place
 
     def __enter__(self) -> Self:
         if not self._quiet:
             display = Display()
-            from storage_backend.threads import start_daemon  # not needed by commands that show nothing
+            from storage_backend.threads import start_daemon  # not imported by commands that show nothing
 
             self._thread = start_daemon(partial(self._tick, display), "storage-meter")
         return self
@@ -211,7 +211,7 @@ class Meter:
         from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
         if self._ask is not None:
-            # Not waited for: the command may be done before there is an answer.
+            # In a thread: the command may end before the size is known.
             start_daemon(partial(self._learn, self._ask), "storage-size")
         pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
@@ -236,12 +236,12 @@ class Meter:
             display.clear()
 
     def _learn(self, ask: Callable[[], int]) -> None:
-        with suppress(Exception):  # the command itself says what is wrong
+        with suppress(Exception):  # the command itself fails and reports it
             self._size = ask()
 
 
 class _Metered:
-    """A reader that counts its bytes in a meter. From standard input it returns what is available without waiting for more."""
+    """A reader that counts its bytes in a meter. From standard input it returns what is available."""
 
     def __init__(self, reader: BinaryIO, meter: Meter, place: StorageBackend | str) -> None:
         self._read = reader.read1 if isinstance(reader, io.BufferedReader) and place == STDIN else reader.read
