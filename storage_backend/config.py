@@ -49,16 +49,16 @@ def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> S
         NotFoundError: it does not exist; raised here or by the first operation.
         MissingClientError: the backend's client library is not installed.
     """
-    place = parse_location(location)
-    if isinstance(place, str):
-        return _load(SCHEMES["file"].backend)(**local_arguments(place, create))
-    backend = _opened(place, create)
-    if place.cache is not None:
-        backend = _cached(backend, place.cache)
-    if place.fragment is None:
+    parsed = parse_location(location)
+    if isinstance(parsed, str):
+        return _load(SCHEMES["file"].backend)(**local_arguments(parsed, create))
+    backend = _opened(parsed, create)
+    if parsed.cache is not None:
+        backend = _cached(backend, parsed.cache)
+    if parsed.fragment is None:
         return backend
     return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(
-        backend, url_escaping.unquoted(place.fragment)
+        backend, url_escaping.unquoted(parsed.fragment)
     )
 
 

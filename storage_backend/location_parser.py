@@ -166,13 +166,13 @@ def _cached_url(text: str) -> Url:
     for piece in ours:
         url_escaping.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
     inner = hierarchy + kept + hash_sign + fragment
-    place = parse_location(inner)
-    if isinstance(place, str) or place.cache is not None:
+    parsed = parse_location(inner)
+    if isinstance(parsed, str) or parsed.cache is not None:
         raise ConfigurationError(
             f'a URL must follow "{CACHED}", as in cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
-    return replace(place, cache=url_escaping.parameters_in("&".join(ours)))
+    return replace(parsed, cache=url_escaping.parameters_in("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
@@ -193,33 +193,33 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
     Raises:
         ConfigurationError: *location* is malformed or names no object.
     """
-    place = parse_location(location)
-    if isinstance(place, Url) and place.cache is not None:
-        base, name = split_location(place.without_cache())
-        return _with_cache(base, place.cache), name
-    if isinstance(place, str):
-        parent, name = os.path.split(place)
+    parsed = parse_location(location)
+    if isinstance(parsed, Url) and parsed.cache is not None:
+        base, name = split_location(parsed.without_cache())
+        return _with_cache(base, parsed.cache), name
+    if isinstance(parsed, str):
+        parent, name = os.path.split(parsed)
         base = _as_path(parent or ".")
-    elif place.fragment is not None:
-        base, name = place.text, url_escaping.unquoted(place.fragment)
-    elif place.scheme == "file":
-        base, _, name = place.text.rpartition("/")
+    elif parsed.fragment is not None:
+        base, name = parsed.text, url_escaping.unquoted(parsed.fragment)
+    elif parsed.scheme == "file":
+        base, _, name = parsed.text.rpartition("/")
         base, name = f"{base}/", url_escaping.unquoted(name)
-    elif place.scheme == "ssh":
-        _, query_mark, query = place.text.partition("?")
-        above, _, name = place.path.rpartition("/")
-        name = "" if place.path == "/~" else url_escaping.unquoted(name)
-        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"  # "/": the object is in the root
-    elif place.scheme == "s3":
-        _, query_mark, query = place.text.partition("?")
+    elif parsed.scheme == "ssh":
+        _, query_mark, query = parsed.text.partition("?")
+        above, _, name = parsed.path.rpartition("/")
+        name = "" if parsed.path == "/~" else url_escaping.unquoted(name)
+        base = f"ssh://{parsed.authority}{above or '/'}{query_mark}{query}"  # "/": the object is in the root
+    elif parsed.scheme == "s3":
+        _, query_mark, query = parsed.text.partition("?")
         # A key that ends in "/" is a prefix, not an object.
-        name = "" if place.path.endswith("/") else url_escaping.unquoted(place.path[1:])
-        base = f"s3://{place.authority}{query_mark}{query}"
-    elif place.scheme == "memory" and place.authority + place.path:
-        base, name = "memory:", url_escaping.unquoted(place.authority + place.path)
+        name = "" if parsed.path.endswith("/") else url_escaping.unquoted(parsed.path[1:])
+        base = f"s3://{parsed.authority}{query_mark}{query}"
+    elif parsed.scheme == "memory" and parsed.authority + parsed.path:
+        base, name = "memory:", url_escaping.unquoted(parsed.authority + parsed.path)
     else:
         raise ConfigurationError(
-            f'{redacted(place.text)} does not name an object; add "#" and its identifier',
+            f'{redacted(parsed.text)} does not name an object; add "#" and its identifier',
             parameter="location",
         )
     if name in {"", ".", ".."}:
@@ -235,22 +235,22 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
     Raises:
         ConfigurationError: the location is malformed.
     """
-    place = parse_location(location)
-    if isinstance(place, str):
+    parsed = parse_location(location)
+    if isinstance(parsed, str):
         # A Path would drop "./", without which the path may look like a URL.
-        above = os.path.join(place, "")  # noqa: PTH118
+        above = os.path.join(parsed, "")  # noqa: PTH118
         return lambda identifier: _as_path(above + identifier)
     rest, _, fragment = _text(location).partition("#")
     query = ""
-    if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
+    if parsed.fragment is not None or parsed.scheme not in {"file", "s3", "ssh"}:
         before = f"{rest}#{fragment.removesuffix('/')}/" if fragment else f"{rest}#"
     else:
         hierarchy, mark, query = rest.partition("?")
-        if place.scheme == "ssh" and not place.path:
+        if parsed.scheme == "ssh" and not parsed.path:
             hierarchy += "/~"
         before = f"{hierarchy.removesuffix('/')}/"
         query = mark + query
-    in_root = place.scheme == "ssh" and place.path == "/"
+    in_root = parsed.scheme == "ssh" and parsed.path == "/"
 
     def located(identifier: str) -> str:
         name = url_escaping.quoted(identifier)

@@ -26,9 +26,14 @@ from storage_backend import __version__
 from storage_backend.cli.exit_codes import Exit, code_of
 from storage_backend.cli.groups import NoArgumentsError, PassingError, Program
 from storage_backend.cli.interrupts import Interrupts
-from storage_backend.cli.output import complain
+from storage_backend.cli.output import print_error
 from storage_backend.cli.postponed import postpone
-from storage_backend.cli.standard_streams import OutputError, lost_output, outlive_output, take_streams
+from storage_backend.cli.standard_streams import (
+    OutputError,
+    dropped_output,
+    ignore_output_errors,
+    wrap_standard_streams,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     if arguments is None and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
         _begin_in_utf8()
-    take_streams()
+    wrap_standard_streams()
     interrupts = Interrupts()
     interrupts.watch()
     interrupts.leave(run(sys.argv[1:] if arguments is None else list(arguments), interrupts))
@@ -127,14 +132,14 @@ def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     try:
         code = _perform(arguments, interrupts or Interrupts())
         sys.stdout.flush()
-        lost, rest = lost_output(), "; all else was done" if not code else ""
+        lost, rest = dropped_output(), "; all else was done" if not code else ""
     except OutputError as error:
-        outlive_output()  # or flushing the rest at exit would print an error
+        ignore_output_errors()  # or flushing the rest at exit would print an error
         lost = error
     if lost is None:
         return code
     if lost.code != Exit.BROKEN_PIPE:  # the reader of a pipe ended on purpose
-        complain(f"{lost}{rest}")
+        print_error(f"{lost}{rest}")
     return code or lost.code
 
 
@@ -155,16 +160,16 @@ def _perform(arguments: list[str], interrupts: Interrupts) -> int:
         return Exit.USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else NAME
-        complain(f"{error.format_message()} (see '{command} --help')")
+        print_error(f"{error.format_message()} (see '{command} --help')")
         return Exit.USAGE
     except (KeyboardInterrupt, EOFError, click.Abort):
-        interrupts.tell()
+        interrupts.report()
         return interrupts.code
     except OutputError:
         raise
     except Exception as error:
         logger.debug("traceback", exc_info=error)
-        complain(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+        print_error(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         return code_of(error)
     return code if isinstance(code, int) else Exit.DONE
 

@@ -12,7 +12,7 @@ import click
 from storage_backend.cli.exit_codes import Exit
 from storage_backend.cli.groups import CommandGroup
 from storage_backend.cli.output import Lines, common
-from storage_backend.cli.standard_streams import outlive_output
+from storage_backend.cli.standard_streams import ignore_output_errors
 
 if TYPE_CHECKING:  # imported by the commands that use it
     from storage_backend.wrappers.cached.engine import CacheEngine
@@ -84,7 +84,7 @@ def clear(directory: str, quiet: bool) -> int:
     Examples:
       storage-backend cache clear /tmp/papers
     """
-    outlive_output()
+    ignore_output_errors()
     with _cache_in(directory) as engine:
         before = engine.stats()
         engine.clear(patient=True)
@@ -106,7 +106,7 @@ def check(directory: str, as_json: bool, quiet: bool) -> int:
     Examples:
       storage-backend cache check /tmp/papers
     """
-    outlive_output()
+    ignore_output_errors()
     with _cache_in(directory) as engine:
         found = engine.check()
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from storage_backend.cli.exit_codes import Exit
-from storage_backend.cli.operands import place_at
+from storage_backend.cli.operands import backend_at
 from storage_backend.cli.output import common
 
 
@@ -23,7 +23,7 @@ def compact(location: str, quiet: bool) -> int:
       storage-backend compact sqlite:///archive.db
     """
     del quiet
-    with place_at(location) as storage:
+    with backend_at(location) as storage:
         method = getattr(storage, "compact", None)
         if method is None:
             raise click.UsageError(f"{location!r} is not a database, so there is nothing to compact")

@@ -8,7 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from storage_backend.base import StorageBackend
-from storage_backend.cli.operands import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.cli.operands import (
+    backend_at,
+    has_directories,
+    is_object_or_prefix,
+    names_backend,
+    object_at,
+)
 from storage_backend.defensive import info_of
 from storage_backend.info import ObjectInfo
 
@@ -68,14 +74,14 @@ def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
 
 
 def _opened(stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T]:
-    either = names_either(location)
+    either = is_object_or_prefix(location)
     if either and has_directories(location):
         found = _in_parent(stack, location, entries)
         if found is not None:
             return found
         either = False
-    if either or names_a_place(location) or has_directories(location):
-        storage = stack.enter_context(place_at(location))
+    if either or names_backend(location) or has_directories(location):
+        storage = stack.enter_context(backend_at(location))
         found = beneath(storage, entries)
         if found is not None:
             return found

@@ -9,10 +9,10 @@ import click
 
 from storage_backend.base import StorageBackend
 from storage_backend.cli.exit_codes import Exit, code_of_report
-from storage_backend.cli.operands import place_at
-from storage_backend.cli.output import Lines, coloured, common, complain
-from storage_backend.cli.standard_streams import outlive_output
-from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
+from storage_backend.cli.operands import backend_at
+from storage_backend.cli.output import Lines, coloured, common, print_error
+from storage_backend.cli.standard_streams import ignore_output_errors
+from storage_backend.cli.transfer import explain_empty, had_objects, pair, scope
 
 if TYPE_CHECKING:  # imported by the functions that use it
     from storage_backend.transfer import Event
@@ -44,7 +44,7 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
       storage-backend diff -q ./papers /mnt/backup/papers && echo the same
       storage-backend diff --pattern '**/*.pdf' --json ./papers s3://bucket/papers
     """
-    outlive_output(if_closed=True)  # the exit code says whether anything differs
+    ignore_output_errors(if_closed=True)  # the exit code says whether anything differs
     lines = Lines()
 
     def show(identifier: str, difference: str) -> None:
@@ -53,13 +53,13 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
         else:
             lines.difference(difference, identifier)
 
-    with place_at(source) as one, place_at(target) as other:
+    with backend_at(source) as one, backend_at(target) as other:
         if checksum:
             return _by_content(one, other, options, None if quiet else show, live=not (quiet or as_json))
-        return _at_sight(one, other, options, None if quiet else show)
+        return _by_size_and_time(one, other, options, None if quiet else show)
 
 
-def _at_sight(
+def _by_size_and_time(
     source: StorageBackend, target: StorageBackend, options: dict[str, Any], show: Show | None
 ) -> int:
     """Compare two scans in constant memory. Without *show*, stop at the first difference."""
@@ -78,9 +78,9 @@ def _at_sight(
             break
         show(action.identifier, {"newer": "time", "checksum": "digest"}.get(action.reason, action.reason))
     for error in engine.report.failed.values():  # entries that the scan skipped
-        complain(str(error))
+        print_error(str(error))
     if show is not None and not (some or engine.report.failed):
-        tell_nothing(source, options)
+        explain_empty(source, options)
     return Exit.DIFFERENT if different else Exit.SOME_FAILED if engine.report.failed else Exit.DONE
 
 
@@ -113,6 +113,6 @@ def _by_content(
     finally:
         display.clear()
     summarize(report, quiet=True)
-    if show is not None and not concerned(report):
-        tell_nothing(source, options)
+    if show is not None and not had_objects(report):
+        explain_empty(source, options)
     return code_of_report(report)

@@ -136,7 +136,7 @@ class Meter:
 
     Args:
         verb: name of the command.
-        places: backends that the command waits for while no bytes arrive, unless a reader waits.
+        backends: backends that the command waits for while no bytes arrive, unless a reader waits.
         quiet: show nothing.
         size: total bytes, if known; or a function that returns them, called when the display starts.
         planned: total objects, if known.
@@ -146,16 +146,16 @@ class Meter:
     def __init__(
         self,
         verb: str,
-        *places: StorageBackend,
+        *backends: StorageBackend,
         quiet: bool,
         size: int | Callable[[], int] | None = None,
         planned: int | None = None,
         many: bool = False,
     ) -> None:
         self._verb = verb
-        self._places = places
+        self._backends = backends
         self._quiet = quiet
-        self._ask = size if callable(size) else None
+        self._size_function = size if callable(size) else None
         self._size = None if callable(size) else size
         self._planned = planned
         self._many = many or planned is not None
@@ -163,7 +163,7 @@ class Meter:
         self._bytes = 0
         self._done = 0
         self._moves = 0
-        self._asked: StorageBackend | str | None = None
+        self._waiting_for: StorageBackend | str | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -179,13 +179,13 @@ class Meter:
             self._done += objects
             self._moves += 1
 
-    def reader(self, reader: BinaryIO, place: StorageBackend | str) -> BinaryIO:
-        """Wrap *reader*: count its bytes, and show *place* while a read waits."""
-        return cast(BinaryIO, _Metered(reader, self, place))
+    def reader(self, reader: BinaryIO, source: StorageBackend | str) -> BinaryIO:
+        """Wrap *reader*: count its bytes, and show *source* while a read waits."""
+        return cast(BinaryIO, _Metered(reader, self, source))
 
-    def ask(self, place: StorageBackend | str | None) -> None:
-        """Set the place that is shown while no bytes arrive; None for those given to the constructor."""
-        self._asked = place
+    def set_waiting_for(self, source: StorageBackend | str | None) -> None:
+        """Set the source that is shown while no bytes arrive; None for those given to the constructor."""
+        self._waiting_for = source
 
     def __enter__(self) -> Self:
         if not self._quiet:
@@ -210,9 +210,9 @@ class Meter:
         from storage_backend.transfer.in_flight import host_of
         from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
-        if self._ask is not None:
+        if self._size_function is not None:
             # In a thread: the command may end before the size is known.
-            start_daemon(partial(self._learn, self._ask), "storage-size")
+            start_daemon(partial(self._learn_size, self._size_function), "storage-size")
         pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
         try:
@@ -225,33 +225,36 @@ class Meter:
                 fields |= {"planned": self._planned} if self._planned is not None else {}
                 fields |= pace.of(seconds, self._bytes, self._done, self._size or 0, self._planned or 0)
                 waiting = silence.lasting(self._moves, seconds)
-                asked = self._places if self._asked is None else (self._asked,)
-                if waiting and asked:
+                waited = self._backends if self._waiting_for is None else (self._waiting_for,)
+                if waiting and waited:
                     names = (
-                        place if isinstance(place, str) else host_of(location_of(place)) for place in asked
+                        source if isinstance(source, str) else host_of(location_of(source))
+                        for source in waited
                     )
                     fields |= {"waiting_for": " and ".join(dict.fromkeys(names)), "waiting": waiting}
                 display.show(fields)
         finally:
             display.clear()
 
-    def _learn(self, ask: Callable[[], int]) -> None:
+    def _learn_size(self, function: Callable[[], int]) -> None:
         with suppress(Exception):  # the command itself fails and reports it
-            self._size = ask()
+            self._size = function()
 
 
 class _Metered:
     """A reader that counts its bytes in a meter. From standard input it returns what is available."""
 
-    def __init__(self, reader: BinaryIO, meter: Meter, place: StorageBackend | str) -> None:
-        self._read = reader.read1 if isinstance(reader, io.BufferedReader) and place == STDIN else reader.read
+    def __init__(self, reader: BinaryIO, meter: Meter, source: StorageBackend | str) -> None:
+        self._read = (
+            reader.read1 if isinstance(reader, io.BufferedReader) and source == STDIN else reader.read
+        )
         self._meter = meter
-        self._place = place
+        self._source = source
 
     def read(self, size: int = -1, /) -> bytes:
         """Read as the wrapped reader does."""
-        self._meter.ask(self._place)
+        self._meter.set_waiting_for(self._source)
         chunk = self._read(size)
-        self._meter.ask(None)
+        self._meter.set_waiting_for(None)
         self._meter.moved(len(chunk))
         return chunk

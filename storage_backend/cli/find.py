@@ -12,7 +12,7 @@ import click
 from storage_backend import identifiers
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import contents_of
-from storage_backend.cli.output import ONE_LEVEL, Lines, Outcomes, common, complain, record_of
+from storage_backend.cli.output import ONE_LEVEL, Lines, Outcomes, common, print_error, record_of
 from storage_backend.cli.units import SizeRange, moment_of, sizes_of
 from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
@@ -153,8 +153,8 @@ def find(  # noqa: PLR0917 - click passes them by name
                 else:
                     lines.name(where)
     if wanted.unknown and not quiet:
-        complain(f"left out {wanted.unknown:,} objects whose time is unknown")
+        print_error(f"left out {wanted.unknown:,} objects whose time is unknown")
     elif not (some or outcomes.errors or quiet):
         level = pattern is not None and "*" in pattern.pattern and "/" not in pattern.pattern
-        complain(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
+        print_error(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
     return outcomes.code

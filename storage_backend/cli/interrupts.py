@@ -14,7 +14,7 @@ from types import FrameType
 from typing import NoReturn
 
 from storage_backend.cli.exit_codes import Exit
-from storage_backend.cli.output import complain
+from storage_backend.cli.output import print_error
 
 LIMIT_SECONDS = (
     2.5  # from the first signal to the end; a transfer waits up to 2 seconds for running operations
@@ -35,9 +35,9 @@ class Interrupts:
     def __init__(self) -> None:
         self.resume = ""
         self._signal = signal.SIGINT  # the default: a KeyboardInterrupt that our handler did not raise
-        self._came = False
+        self._received = False
         self._leaving = False
-        self._told = False
+        self._reported = False
 
     @property
     def code(self) -> int:
@@ -59,16 +59,16 @@ class Interrupts:
         for number in ours:
             signal.signal(number, self._interrupt)
 
-    def tell(self) -> None:
+    def report(self) -> None:
         """Print once that the program was interrupted."""
-        if not self._told:
-            self._told = True
-            complain(self._line)
+        if not self._reported:
+            self._reported = True
+            print_error(self._line)
 
     def leave(self, code: int) -> NoReturn:
         """Exit. From now on a signal ends the process at once. After an earlier signal, do not wait for threads."""
         self._leaving = True
-        if self._came:
+        if self._received:
             self._flush()
             os._exit(code)
         sys.exit(code)
@@ -80,8 +80,8 @@ class Interrupts:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
         if self._leaving:
             os._exit(128 + number)
-        if not self._came:
-            self._came = True
+        if not self._received:
+            self._received = True
             self._signal = signal.Signals(number)
             logger = logging.getLogger("storage_backend")
             if not logger.isEnabledFor(logging.DEBUG):
@@ -104,18 +104,18 @@ class Interrupts:
 
     def _end_in_time(self, number: int) -> None:
         threading.Event().wait(LIMIT_SECONDS)
-        if not self._came:  # the main thread has not run the handler
+        if not self._received:  # the main thread has not run the handler
             self._signal = signal.Signals(number)
         _within(FLUSH_SECONDS, self._flush)
         self._end(number)
 
     def _end(self, number: int) -> NoReturn:
-        line = b"" if self._told else f"storage-backend: {self._line}\n".encode()
+        line = b"" if self._reported else f"storage-backend: {self._line}\n".encode()
         if os.isatty(2):
             line = _END_OF_LIVE_LINE + line
         with suppress(OSError):
             os.write(2, line)
-        os._exit(self.code if self._came else 128 + number)
+        os._exit(self.code if self._received else 128 + number)
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):

@@ -10,8 +10,8 @@ import click
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
-from storage_backend.cli.operands import SourceObjects, place_at
-from storage_backend.cli.output import Lines, Outcomes, coloured, common, complain, record_of
+from storage_backend.cli.operands import SourceObjects, backend_at
+from storage_backend.cli.output import Lines, Outcomes, coloured, common, print_error, record_of
 from storage_backend.cli.units import shown_size, size_width
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import ConfigurationError
@@ -199,12 +199,12 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
                         show(storage, identifier, location, meter)
                     continue
                 with (
-                    place_at(location) as storage,
+                    backend_at(location) as storage,
                     Meter("checksum", storage, quiet=quiet, many=True) as meter,
                 ):
                     contents = beneath(storage, all_objects)
                     if contents is None and not quiet:
-                        complain(f"{location_of(storage)} holds no objects")
+                        print_error(f"{location_of(storage)} holds no objects")
                     for info in contents.entries if contents is not None else ():
                         with outcomes.each():
                             show(storage, info.identifier, info.identifier, meter)

@@ -19,10 +19,10 @@ from storage_backend import identifiers as names
 from storage_backend.base import StorageBackend
 from storage_backend.cli.display import STDIN, Meter
 from storage_backend.cli.exit_codes import Exit
-from storage_backend.cli.operands import SourceObjects, destination_at, local_path, place_at, source_at
+from storage_backend.cli.operands import SourceObjects, backend_at, destination_at, local_path, source_at
 from storage_backend.cli.output import Lines, Outcomes, common
-from storage_backend.cli.standard_streams import outlive_output
-from storage_backend.cli.transfer import synchronize, synchronize_places
+from storage_backend.cli.standard_streams import ignore_output_errors
+from storage_backend.cli.transfer import synchronize, synchronize_locations
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import BatchError, Failures, SourceChangedError
 from storage_backend.hooks import hooks_of
@@ -52,22 +52,22 @@ def cat(locations: tuple[str, ...], quiet: bool) -> int:
         for location in locations:
             with outcomes.each(), ExitStack() as stack:
                 if location == "-":
-                    _pour(sys.stdin.buffer, STDIN, quiet=quiet)
+                    _write_to_stdout(sys.stdin.buffer, STDIN, quiet=quiet)
                 else:
                     storage, identifier = stack.enter_context(sources.at(location))
-                    _pour(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
+                    _write_to_stdout(stack.enter_context(storage.open(identifier)), storage, quiet=quiet)
     return outcomes.code
 
 
-def _pour(reader: BinaryIO, place: StorageBackend | str, *, quiet: bool) -> None:
-    """Copy *reader*, which reads from *place*, to standard output.
+def _write_to_stdout(reader: BinaryIO, source: StorageBackend | str, *, quiet: bool) -> None:
+    """Copy *reader*, which reads from *source*, to standard output.
 
     Progress is shown only if that is a file: the program at the end of a pipe may use the terminal.
     """
     output = sys.stdout.buffer
     quiet = quiet or not _is_file(output)
     with Meter("cat", quiet=quiet, size=None if quiet else _length(reader)) as meter:
-        for chunk in chunks(meter.reader(reader, place)):
+        for chunk in chunks(meter.reader(reader, source)):
             output.write(chunk)
 
 
@@ -109,12 +109,12 @@ def get(location: str, path: str | None, recursive: bool, as_json: bool, quiet: 
     if recursive:
         if path is None or path == "-":
             raise click.UsageError("get -r needs the PATH of a directory")
-        with place_at(location) as source, _directory(path, create=True) as target:
+        with backend_at(location) as source, _directory(path, create=True) as target:
             return synchronize(source, target, quiet=quiet, as_json=as_json)
     with source_at(location) as (storage, identifier):
         if path == "-":
             with storage.open(identifier) as reader:
-                _pour(reader, storage, quiet=quiet)
+                _write_to_stdout(reader, storage, quiet=quiet)
             return Exit.DONE
         name = identifier.rpartition("/")[2]
         # Absolute, since an object may be called "~".
@@ -145,7 +145,7 @@ def put(path: str, location: str, recursive: bool, as_json: bool, quiet: bool) -
     if recursive:
         if path == "-":
             raise click.UsageError("put -r needs the PATH of a directory")
-        with _directory(path) as source, place_at(location, create=True) as target:
+        with _directory(path) as source, backend_at(location, create=True) as target:
             return synchronize(source, target, quiet=quiet, as_json=as_json)
     if path == "-":
         typed = sys.stdin.isatty()  # a progress display would disturb typing
@@ -186,7 +186,7 @@ def cp(source: str, target: str, recursive: bool, as_json: bool, quiet: bool) ->
       storage-backend cp -r 'sqlite:///archive.db#2024' /mnt/backup/2024
     """
     if recursive:
-        return synchronize_places(source, target, quiet=quiet, as_json=as_json)
+        return synchronize_locations(source, target, quiet=quiet, as_json=as_json)
     with ExitStack() as stack:
         one, source_id, other, target_id = _pair(stack, source, target)
         meter = stack.enter_context(Meter("cp", other, quiet=quiet, size=partial(one.size, source_id)))
@@ -247,7 +247,7 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
       storage-backend rm ./papers/draft.pdf
       storage-backend rm -r 'sqlite:///archive.db#2023'
     """
-    outlive_output()
+    ignore_output_errors()
     outcomes = Outcomes()
     with SourceObjects() as sources:
         for location in locations:
@@ -262,7 +262,7 @@ def rm(locations: tuple[str, ...], recursive: bool, yes: bool, quiet: bool) -> i
 
 def _remove_all(location: str, yes: bool, quiet: bool) -> None:
     """Delete every object at *location*, after confirmation."""
-    with place_at(location) as storage:
+    with backend_at(location) as storage:
         with Meter("rm", storage, quiet=quiet, many=True) as meter:
             count = 0
             for _ in storage.scan():
@@ -299,7 +299,7 @@ def _batches(identifiers: Iterator[str]) -> Iterator[list[str]]:
 
 def _directory(path: str, *, create: bool = False) -> StorageBackend:
     """Open the local directory *path*, even if the path looks like a URL."""
-    return place_at(os.path.join("./", expanded(path)), create=create)  # noqa: PTH118 - "./" would be dropped
+    return backend_at(os.path.join("./", expanded(path)), create=create)  # noqa: PTH118 - "./" would be dropped
 
 
 def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, str, StorageBackend, str]:
@@ -318,7 +318,7 @@ def _pair(stack: ExitStack, source: str, target: str) -> tuple[StorageBackend, s
     source_id, target_id = (str(path.relative_to(above)) for path in sides)
     if not all(names.is_valid(name, surrogates=True) for name in (source_id, target_id)):  # too deep
         return one, sides[0].name, other, sides[1].name
-    both = stack.enter_context(place_at(str(above)))
+    both = stack.enter_context(backend_at(str(above)))
     return both, source_id, both, target_id
 
 

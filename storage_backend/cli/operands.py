@@ -19,7 +19,7 @@ from storage_backend.location_parser import Url, has_password, parse_location, s
 from storage_backend.url_escaping import unquoted
 
 
-def place_at(location: str, *, create: bool = False) -> StorageBackend:
+def backend_at(location: str, *, create: bool = False) -> StorageBackend:
     """Open the backend at *location*.
 
     Raises:
@@ -45,7 +45,7 @@ def object_at(location: str, *, create: bool = False) -> tuple[StorageBackend, s
         NotFoundError: the backend does not exist.
     """
     base, identifier = _split(location)
-    return place_at(base, create=create), identifier
+    return backend_at(base, create=create), identifier
 
 
 @contextmanager
@@ -81,7 +81,7 @@ class SourceObjects:
         if base != self._base:
             self._stack.close()
             self._base = None
-            self._storage = self._stack.enter_context(place_at(base))
+            self._storage = self._stack.enter_context(backend_at(base))
             self._base = base
         storage = self._storage
         try:
@@ -100,7 +100,7 @@ def _split(location: str) -> tuple[str, str]:
     try:
         return split_location(location)
     except ConfigurationError as error:
-        hint = f"; {_instead()}" if names_a_place(location) else ""
+        hint = f"; {_instead()}" if names_backend(location) else ""
         raise click.UsageError(f"{error}{hint}") from error
 
 
@@ -139,8 +139,8 @@ def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBac
         click.UsageError: the location is malformed, or names no object and *name* is None.
         NotAFileError: the body failed because a folder has the object's name.
     """
-    if name is not None and (names_a_place(location) or _ends_in_slash(location)):
-        storage, identifier = place_at(location, create=True), name
+    if name is not None and (names_backend(location) or _ends_in_slash(location)):
+        storage, identifier = backend_at(location, create=True), name
     else:
         storage, identifier = object_at(location, create=True)
     with storage:
@@ -156,7 +156,7 @@ def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBac
             ) from error
 
 
-def names_a_place(location: str) -> bool:
+def names_backend(location: str) -> bool:
     """Whether *location* is an existing directory, or a URL that names no object.
 
     The path after a bucket or a server names an object, unless it ends in "/".
@@ -184,7 +184,7 @@ def _ends_in_slash(location: str) -> bool:
     return (parsed.path if parsed.fragment is None else parsed.fragment).endswith("/")
 
 
-def names_either(location: str) -> bool:
+def is_object_or_prefix(location: str) -> bool:
     """Whether *location* may name an object or a prefix: by a fragment, a key of S3, or a path of SSH.
 
     Raises:
@@ -193,7 +193,7 @@ def names_either(location: str) -> bool:
     parsed = _parsed(location)
     if not isinstance(parsed, Url):
         return False
-    return bool(parsed.fragment) or (parsed.scheme in {"s3", "ssh"} and not names_a_place(location))
+    return bool(parsed.fragment) or (parsed.scheme in {"s3", "ssh"} and not names_backend(location))
 
 
 def has_directories(location: str) -> bool:

@@ -40,7 +40,7 @@ def _make_room() -> None:
         display.clear()
 
 
-def complain(message: str) -> None:
+def print_error(message: str) -> None:
     """Print one line on stderr, after the output so far."""
     with suppress(OutputError):  # raised again at the end
         sys.stdout.flush()
@@ -156,7 +156,7 @@ class Outcomes:
             raise
         except OSError as error:
             logging.getLogger(__name__).debug("traceback", exc_info=error)
-            complain(str(error))
+            print_error(str(error))
             self.errors.append(error)
         else:
             self.done += 1

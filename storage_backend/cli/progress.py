@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from storage_backend.cli.output import Lines, complain, quoted
+from storage_backend.cli.output import Lines, print_error, quoted
 from storage_backend.cli.units import amount, in_unit_of, unit_of
 
 if TYPE_CHECKING:  # imported by the commands that use it
@@ -117,7 +117,7 @@ def summarize(report: TransferReport, *, quiet: bool = False) -> None:
     """Print the counts on stdout, and failures on stderr."""
     _tell_failures(report)
     for reason in report.refused:
-        complain(reason)
+        print_error(reason)
     if quiet:
         return
     seconds = max(report.elapsed, 1e-9)
@@ -136,10 +136,10 @@ def _tell_failures(report: TransferReport) -> None:
         reason = f"{type(error).__name__}: {error}".replace(repr(identifier), "")
         alike[reason] += 1
         if alike[reason] <= MOST_ALIKE:
-            complain(f"failed: {quoted(identifier)}: {error}")
+            print_error(f"failed: {quoted(identifier)}: {error}")
     more = sum(max(0, count - MOST_ALIKE) for count in alike.values())
     if more:
-        complain(f"... and {more:,} more for the same reasons; --json lists all")
+        print_error(f"... and {more:,} more for the same reasons; --json lists all")
 
 
 def _counts(report: TransferReport) -> list[str]:

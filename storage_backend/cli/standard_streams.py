@@ -90,7 +90,7 @@ class _ReadOrWrite(Protocol):
     def __call__(self, data: Buffer, /) -> int | None: ...
 
 
-def take_streams() -> None:
+def wrap_standard_streams() -> None:
     """Put a `StandardStream` behind sys.stdin, sys.stdout and sys.stderr. Failed writes to stderr are dropped.
 
     A closed descriptor is opened first, in the wrong direction: otherwise the next file or connection would get its number, and with it
@@ -117,7 +117,7 @@ def _text(stream: BinaryIO, old: TextIO | None) -> io.TextIOWrapper:
     return io.TextIOWrapper(stream, encoding, errors, line_buffering=stream.isatty())
 
 
-def outlive_output(*, if_closed: bool = False) -> None:
+def ignore_output_errors(*, if_closed: bool = False) -> None:
     """Let the command continue if standard output fails, because its result is not what it prints.
 
     Args:
@@ -128,7 +128,7 @@ def outlive_output(*, if_closed: bool = False) -> None:
         stream.lossy = True
 
 
-def lost_output() -> OutputError | None:
+def dropped_output() -> OutputError | None:
     """The error after which output was dropped; None if nobody reads the output."""
     stream = _output()
     return None if stream is None or stream.lost is None or stream.lost.unwanted else stream.lost

@@ -10,9 +10,9 @@ import click
 from storage_backend.base import StorageBackend
 from storage_backend.cli.exit_codes import Exit, code_of_report
 from storage_backend.cli.interrupts import Interrupts
-from storage_backend.cli.operands import place_at
-from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
-from storage_backend.cli.standard_streams import outlive_output
+from storage_backend.cli.operands import backend_at
+from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, print_error
+from storage_backend.cli.standard_streams import ignore_output_errors
 from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
 
@@ -77,7 +77,7 @@ _checksum = click.option(
     help="Compare the content of all objects of the same size, whatever their times.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
-_making = _options(
+_target_options = _options(
     click.option(
         "--delete", is_flag=True, help="Finally, delete objects of TARGET that SOURCE does not have."
     ),
@@ -109,7 +109,7 @@ def _verification(default: str) -> Callable[[F], F]:
 @click.command(no_args_is_help=True)
 @pair
 @scope
-@_making
+@_target_options
 @_checksum
 @_verification("size")
 @_workers
@@ -131,13 +131,13 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
     """
     from storage_backend import transfer
 
-    return _make(transfer.sync, source, target, options, quiet=quiet, as_json=as_json)
+    return _open_and_run(transfer.sync, source, target, options, quiet=quiet, as_json=as_json)
 
 
 @click.command(no_args_is_help=True)
 @pair
 @scope
-@_making
+@_target_options
 @_checksum
 @_verification("digest")
 @click.option(
@@ -167,7 +167,7 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
     """
     from storage_backend import transfer
 
-    return _make(
+    return _open_and_run(
         transfer.migrate, source, target, {**options, "flush": not no_flush}, quiet=quiet, as_json=as_json
     )
 
@@ -193,7 +193,7 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
     """
     from storage_backend import transfer
 
-    with place_at(source) as one, place_at(target) as other:
+    with backend_at(source) as one, backend_at(target) as other:
         return _run(transfer.verify, one, other, options, quiet=quiet, as_json=as_json)
 
 
@@ -218,7 +218,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     from storage_backend import transfer
 
     lines = Lines()
-    with place_at(source) as one, place_at(target, create=True) as other:  # only a write creates it
+    with backend_at(source) as one, backend_at(target, create=True) as other:  # only a write creates it
         try:
             actions = transfer.plan(one, other, **_given(options))
         except ConfigurationError as error:
@@ -233,7 +233,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
         if not (some or quiet):
-            tell_nothing(one, options)
+            explain_empty(one, options)
     return Exit.DONE
 
 
@@ -244,14 +244,14 @@ def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool, 
     return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=as_json)
 
 
-def synchronize_places(source: str, target: str, *, quiet: bool, as_json: bool) -> int:
+def synchronize_locations(source: str, target: str, *, quiet: bool, as_json: bool) -> int:
     """`sync` between two locations, for cp -r."""
     from storage_backend import transfer
 
-    return _make(transfer.sync, source, target, {"dry_run": False}, quiet=quiet, as_json=as_json)
+    return _open_and_run(transfer.sync, source, target, {"dry_run": False}, quiet=quiet, as_json=as_json)
 
 
-def _make(
+def _open_and_run(
     verb: Callable[..., TransferReport],
     source: str,
     target: str,
@@ -261,7 +261,7 @@ def _make(
     as_json: bool,
 ) -> int:
     """Run sync or migrate."""
-    with place_at(source) as one, place_at(target, create=True) as other:
+    with backend_at(source) as one, backend_at(target, create=True) as other:
         return _run(verb, one, other, options, quiet=quiet, as_json=as_json)
 
 
@@ -280,7 +280,7 @@ def _run(
     from storage_backend.cli.progress import summarize
 
     if not options.get("dry_run"):
-        outlive_output()
+        ignore_output_errors()
     interrupts = click.get_current_context().find_object(Interrupts)
     if interrupts is not None:
         changes = verb is not transfer.verify and not options.get("dry_run")
@@ -296,22 +296,22 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
-    if not (quiet or concerned(report)):
-        tell_nothing(source, options)
+    if not (quiet or had_objects(report)):
+        explain_empty(source, options)
     return code_of_report(report)
 
 
-def concerned(report: TransferReport) -> bool:
+def had_objects(report: TransferReport) -> bool:
     """Whether the source had any objects for the transfer."""
     would = any(not action.startswith("delete") for action in report.would)
     differs = any(difference != "extra" for difference in report.differences.values())
     return bool(would or differs or report.planned or report.skipped or report.failed)
 
 
-def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
+def explain_empty(source: StorageBackend, options: dict[str, Any]) -> None:
     """Print why nothing was done: a mistyped option must not look like success."""
     if next(iter(source.scan()), None) is None:
-        complain(f"{location_of(source)} holds no objects")
+        print_error(f"{location_of(source)} holds no objects")
         return
     globs = {"--pattern": [options.get("pattern")], "--include": options.get("include", ())}
     wanted = " or ".join(f"{name} {glob!r}" for name, given in globs.items() for glob in given if glob)
@@ -322,7 +322,7 @@ def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
         else f"is left after {left_out}"
     )
     hint = f"; {ONE_LEVEL}" if "/" not in wanted and "*" in wanted else ""
-    complain(f"{reason}{hint}")
+    print_error(f"{reason}{hint}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> 
         times = Counter(batch)
         names = _names(times, failures)
         query = partial(database.statements.find_many, names=list(names))
-        rows = _of_all(failures, names.values(), partial(database.run, query))
+        rows = _for_all(failures, names.values(), partial(database.run, query))
         if rows is None:
             continue
-        _miss(database, names, {row.name for row in rows}, failures)
+        _note_missing(database, names, {row.name for row in rows}, failures)
         for group in _groups(rows):
             for identifier, content in _read(database, group, names, failures):
                 for _ in range(times[identifier]):
@@ -52,7 +52,7 @@ def delete_many(database: Database, unwanted: Iterable[str], failures: Failures)
     for batch in _slices(distinct):
         names = _names(batch, failures)
         # Sorted, or two such transactions could deadlock.
-        _of_all(failures, names.values(), partial(delete, database, sorted(names)))
+        _for_all(failures, names.values(), partial(delete, database, sorted(names)))
     return len(distinct)
 
 
@@ -199,7 +199,7 @@ def _read(
     database: Database, group: Sequence[bytes], names: Names, failures: Failures
 ) -> Iterator[tuple[str, bytes]]:
     query = partial(database.statements.read_many, names=group)
-    rows = _of_all(failures, [names[name] for name in group], partial(database.run, query))
+    rows = _for_all(failures, [names[name] for name in group], partial(database.run, query))
     if rows is None:
         return
     for row, first in rows:
@@ -214,7 +214,7 @@ def _read(
         if content is not None:
             yield identifier, content
     # Those deleted since find_many.
-    _miss(database, {name: names[name] for name in group}, {row.name for row, _ in rows}, failures)
+    _note_missing(database, {name: names[name] for name in group}, {row.name for row, _ in rows}, failures)
 
 
 def _groups(rows: Sequence[ObjectRow]) -> Iterator[list[bytes]]:
@@ -246,13 +246,13 @@ def _names(wanted: Iterable[str], failures: Failures) -> dict[bytes, str]:
     return names
 
 
-def _miss(database: Database, names: Names, found: Collection[bytes], failures: Failures) -> None:
+def _note_missing(database: Database, names: Names, found: Collection[bytes], failures: Failures) -> None:
     for name, identifier in names.items():
         if name not in found:
             failures.errors[identifier] = not_found(identifier, database.address.location)
 
 
-def _of_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
+def _for_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
     """Return the result of *step*. If it fails, record its error for all identifiers in *concerned*."""
     try:
         return step()
