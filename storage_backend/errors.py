@@ -1,4 +1,4 @@
-"""StorageError and its subclasses, one for each kind of failure."""
+"""StorageError and its kinds."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar, TypeVar
 
 
 class StorageError(OSError):
-    """An operation on an object, or on the store itself, failed.
+    """An operation on a stored object, or on the place that stores it, failed.
 
     Attributes:
-        identifier: the object, as the caller spelled it; None if the error concerns no single object.
-        backend: the backend's location, without secrets; None if unknown.
-        retryable: whether the same call may succeed later, judged by the kind of failure.
-        attempts: how often the operation was tried.
+        identifier: the object, in the caller's spelling; None where none is concerned.
+        backend: the backend's location, without secrets; None where unknown.
+        retryable: whether the same call may succeed later, by the kind of the fault; it never changes.
+        attempts: how often the operation has been tried so far.
         errno: the system's number for this kind of error; never part of the message.
     """
 
@@ -179,9 +179,6 @@ class MissingClientError(StorageError):
     """
 
 
-FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
-"""Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
-
 FILE_SYSTEM_ERRORS: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
     {
         codes.EISDIR: (NotAFileError, "Not a regular file"),
@@ -202,6 +199,10 @@ def error_about(kind: type[E], reason: str, identifier: str | None, where: str, 
     """An error of *kind* with the message "REASON: 'IDENTIFIER' in WHERE"; "REASON: WHERE" without an identifier."""
     subject = where if identifier is None else f"{identifier!r} in {where}"
     return kind(f"{reason}: {subject}", identifier=identifier, backend=where, **fields)
+
+
+FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
+"""Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
 
 
 def is_retryable(error: BaseException | None) -> bool:

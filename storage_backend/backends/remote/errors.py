@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypeVar
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.sftp_packets import StatusError
@@ -19,12 +22,17 @@ from storage_backend.errors import (
     StorageTimeoutError,
     UnavailableError,
     UnsupportedOperationError,
-    error_about,
 )
+
+E = TypeVar("E", bound=StorageError)
 
 # Messages of servers that pass on strerror(3); OpenSSH answers "Failure" for all of these (sftp-server.c, errno_to_portable).
 _FULL = ("no space left", "quota exceeded")
 _READ_ONLY = "read-only file system"
+
+_BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
+    {**FILE_SYSTEM_ERRORS, errno.EEXIST: (AlreadyExistsError, "something of that name is there")}
+)
 
 
 class ShellError(StorageError):
@@ -55,16 +63,25 @@ def lost(error: BaseException) -> BaseException:
     return error
 
 
+def of_object(kind: type[E], reason: str, identifier: str, where: str, *, retryable: bool | None = None) -> E:
+    """An error of *kind* about one object: "REASON: 'IDENTIFIER' in WHERE"."""
+    return kind(
+        f"{reason}: {identifier!r} in {where}", identifier=identifier, backend=where, retryable=retryable
+    )
+
+
 def unreachable(
     error: ConnectionLostError, identifier: str | None, where: str, attempts: int
 ) -> StorageError:
     """The error for an operation whose connections were all lost."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
     kind = StorageTimeoutError if error.timed_out else UnavailableError
-    return error_about(kind, str(error), identifier, where, attempts=attempts)
+    return kind(f"{error}: {what}", identifier=identifier, backend=where, attempts=attempts)
 
 
 def translate(error: StatusError, identifier: str | None, where: str) -> StorageError:
     """Our error for a status of SFTP (draft-ietf-secsh-filexfer-02, section 7)."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
     words = error.text.lower()
     kind: type[StorageError] = StorageError
     reason = f"the server refused, saying {error.text!r}" if error.text else "the server refused"
@@ -82,7 +99,7 @@ def translate(error: StatusError, identifier: str | None, where: str) -> Storage
         kind, reason = UnsupportedOperationError, "the server has no such operation"
     elif error.code in {packets.NO_CONNECTION, packets.CONNECTION_LOST}:
         kind, reason = UnavailableError, "the server lost its own connection"
-    return error_about(kind, reason, identifier, where)
+    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 
 def _odd(identifier: str | None) -> bool:
@@ -96,19 +113,18 @@ def _odd(identifier: str | None) -> bool:
 
 def translate_shell_error(error: Exception, identifier: str | None, where: str) -> StorageError:
     """Our error for a failed command of the server's shell."""
+    what = f"{identifier!r} in {where}" if identifier is not None else where
     number = error.errno if isinstance(error, OSError) else None
     if number in {errno.ENOENT, errno.ENOTDIR} and identifier is not None:
         return not_found(identifier, where)
-    if number == errno.EEXIST:
-        return error_about(AlreadyExistsError, "something of that name is there", identifier, where)
-    kind, reason = FILE_SYSTEM_ERRORS.get(number, (ShellError, f"the server's shell failed: {error}"))
-    return error_about(kind, reason, identifier, where)
+    kind, reason = _BY_NUMBER.get(number, (ShellError, f"the server's shell failed: {error}"))
+    return kind(f"{reason}: {what}", identifier=identifier, backend=where)
 
 
 def changed(identifier: str, where: str, how: str = "") -> SourceChangedError:
     """The error for an object that was replaced or cut while it was read."""
     reason = f"it changed while it was read: {how}" if how else "it changed while it was read"
-    return error_about(SourceChangedError, reason, identifier, where)
+    return of_object(SourceChangedError, reason, identifier, where)
 
 
 def reason_of(error: BaseException) -> str:
@@ -118,4 +134,4 @@ def reason_of(error: BaseException) -> str:
 
 def not_a_file(identifier: str, where: str) -> NotAFileError:
     """The error for a directory, device or pipe at an object's path."""
-    return error_about(NotAFileError, "Not a regular file", identifier, where)
+    return of_object(NotAFileError, "Not a regular file", identifier, where)

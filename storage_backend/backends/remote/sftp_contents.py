@@ -6,7 +6,7 @@ import stat
 from collections.abc import Sequence
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import changed, not_a_file, translate
+from storage_backend.backends.remote.errors import changed, not_a_file, of_object, translate
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_operations import SFTPOperations
 from storage_backend.backends.remote.sftp_packets import (
@@ -17,7 +17,7 @@ from storage_backend.backends.remote.sftp_packets import (
     StatusError,
     Steps,
 )
-from storage_backend.errors import StorageError, error_about
+from storage_backend.errors import StorageError
 from storage_backend.streams import check_digest, sha256
 
 SMALL = 256 << 10  # bytes that are written from memory, in three exchanges
@@ -50,7 +50,7 @@ def open_to_read(
         # Files of procfs, sysfs and of some FUSE file systems report 0 bytes; their content is made when it is read.
         if found.size is None or (found.size == 0 and packets.has_data(second)):
             reason = "the server does not tell the size, so only `read` can read it"
-            raise error_about(StorageError, reason, path.identifier, operations.where)
+            raise of_object(StorageError, reason, path.identifier, operations.where)
     except StatusError as error:
         operations.close(handle)
         raise translate(error, path.identifier, operations.where) from error

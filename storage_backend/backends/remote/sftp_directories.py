@@ -6,7 +6,7 @@ import posixpath
 import stat
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import translate
+from storage_backend.backends.remote.errors import of_object, translate
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_packets import (
@@ -17,13 +17,7 @@ from storage_backend.backends.remote.sftp_packets import (
     StatusError,
     Steps,
 )
-from storage_backend.errors import (
-    AccessDeniedError,
-    AlreadyExistsError,
-    QuotaExceededError,
-    StorageError,
-    error_about,
-)
+from storage_backend.errors import AccessDeniedError, AlreadyExistsError, QuotaExceededError, StorageError
 
 MOST_NAMES = 10_000_000  # of one directory; they take some 3 GB of our memory
 _REPEATED = 10_000  # names that may be repeated while a directory changes
@@ -156,10 +150,10 @@ class SFTPDirectories:
                 numbers = [fields.long() for _ in range(11)]
                 if numbers[4] == 0 or (numbers[5] > 0 and numbers[7] == 0):
                     reason = "no space left for this user"
-                    return error_about(QuotaExceededError, reason, path.identifier, self._where)
+                    return of_object(QuotaExceededError, reason, path.identifier, self._where)
                 if numbers[9] & _READ_ONLY:
                     reason = "the file system is read-only"
-                    return error_about(AccessDeniedError, reason, path.identifier, self._where)
+                    return of_object(AccessDeniedError, reason, path.identifier, self._where)
                 break
         return translate(error, path.identifier, self._where)
 
@@ -169,10 +163,10 @@ class SFTPDirectories:
             if path.path == at
             else "an object is where a directory is needed"
         )
-        return error_about(AlreadyExistsError, reason, path.identifier, self._where)
+        return of_object(AlreadyExistsError, reason, path.identifier, self._where)
 
 
 def removed_again(path: RemotePath, where: str) -> StorageError:
     """The error for a directory that others remove as often as we make it."""
     reason = "its directory is removed as often as it is made"
-    return error_about(StorageError, reason, path.identifier, where, retryable=True)
+    return of_object(StorageError, reason, path.identifier, where, retryable=True)

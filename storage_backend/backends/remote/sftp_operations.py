@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from storage_backend.backends.remote import non_atomic_overwrite
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import not_a_file, translate
+from storage_backend.backends.remote.errors import not_a_file, of_object, translate
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_directories import TRIES, SFTPDirectories, removed_again
@@ -36,7 +36,6 @@ from storage_backend.errors import (
     NotFoundError,
     UnavailableError,
     UnsupportedOperationError,
-    error_about,
 )
 from storage_backend.owners import temporary_name
 
@@ -216,7 +215,7 @@ class SFTPOperations:
         """Refuse a new file of another size than was written."""
         if found != size:
             reason = f"the server has {found:,} of {size:,} bytes"
-            raise error_about(IntegrityError, reason, path.identifier, self.where)
+            raise of_object(IntegrityError, reason, path.identifier, self.where)
 
     # Giving it its name
 
@@ -234,7 +233,7 @@ class SFTPOperations:
             if found is not None and found.size == size:
                 return
             reason = "the new file is gone before it had its name"
-            raise error_about(UnavailableError, reason, path.identifier, self.where) from error
+            raise of_object(UnavailableError, reason, path.identifier, self.where) from error
 
     def rename_staged(self, staged: StagedUpload, path: RemotePath) -> Steps[None]:
         """Give a staged file its name; if that fails it is removed."""
@@ -296,7 +295,7 @@ class SFTPOperations:
                     elif (yield from self.entry(path.path)) is None:
                         raise translate(error, path.identifier, self.where) from error
             reason = "other writers make and remove it all the time"
-            raise error_about(AlreadyExistsError, reason, path.identifier, self.where)
+            raise of_object(AlreadyExistsError, reason, path.identifier, self.where)
         finally:
             self.discard(staged)
 
@@ -416,7 +415,7 @@ class SFTPOperations:
 
     def directory_in_the_way(self, path: RemotePath) -> AlreadyExistsError:
         """The error for a directory that comes back as often as it is removed."""
-        return error_about(AlreadyExistsError, "a directory is in the way", path.identifier, self.where)
+        return of_object(AlreadyExistsError, "a directory is in the way", path.identifier, self.where)
 
     @contextmanager
     def mapped(self, path: RemotePath) -> Iterator[None]:

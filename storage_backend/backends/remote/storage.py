@@ -15,6 +15,7 @@ from typing_extensions import override
 from storage_backend import identifiers
 from storage_backend.backends.remote import batches, listing, server_side, sftp_moves
 from storage_backend.backends.remote.connection import SSHConnection
+from storage_backend.backends.remote.errors import of_object
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.hooks import RemoteHooks
 from storage_backend.backends.remote.remote_file import RemoteFile
@@ -35,7 +36,6 @@ from storage_backend.errors import (
     NotAFileError,
     NotFoundError,
     StorageError,
-    error_about,
 )
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
@@ -230,7 +230,7 @@ class RemoteStorage(StorageBackend):
     def size(self, identifier: str) -> int:
         found = self.stat(identifier).size
         if found is None:
-            raise error_about(StorageError, "the server does not tell the size", identifier, self._location)
+            raise of_object(StorageError, "the server does not tell the size", identifier, self._location)
         return found
 
     @override
