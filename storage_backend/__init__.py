@@ -1,14 +1,17 @@
-"""One interface over the places that hold named bytes, and a verified migration between any two of them.
+"""One interface to local directories, databases, SSH servers and S3, and verified migration between any two of them.
 
-The modules, in the order in which to read them; a module imports only from those before it:
+A module imports only from modules in the same line or above (`tests/test_layering.py`). To read the package, begin with `base`:
 
-* `errors`, `identifiers`, `info`: the errors, the rules for names and patterns, and what is known of an object.
-* `base`: `StorageBackend`, seven abstract methods and what follows from them; `hooks`, `defensive`, `scanning` and `counted` belong to it.
-* `streams`, `files`, `destinations`, `threads`, `forks`: readers and writers, local files, worker threads, and what a fork must not break.
+* `errors`, `identifiers`, `info`: the exceptions, the rules for identifiers and patterns, and `ObjectInfo`.
+* `url_escaping`, `paths`, `secrets`, `lineage`: parts of URLs, "~" in paths, passwords, and whether two directories overlap.
+* `forks`, `threads`, `owners`: fork safety, worker threads, and which temporary files belong to a process that has ended.
+* `streams`, `file_rights`, `files`, `destinations`: readers and writers, modes and ACLs, files that appear whole, download targets.
+* `scanning`, `last_seen`, `counted`, `defensive`, `hooks`: what all backends share.
+* `base`: `StorageBackend`, seven abstract methods and the defaults built on them. `markers`: whether two backends are one store.
 * `backends`: memory first, then local, sql, remote (SSH), s3.
 * `wrappers`: cache, retry, fallback, compression, encryption and more, around any backend.
-* `transfer`: `sync`, `migrate` and `verify` between any two backends.
-* `config`: URLs and profiles; `cli`: the command line; `testing`: the conformance suite for authors of backends.
+* `transfer`: `sync`, `migrate` and `verify` between any two backends. `testing`: the conformance suite for authors of backends.
+* `location_parser`, `schemes`, `config`: `open_storage`, which opens the backend at a path or URL. `cli`: the command line.
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Loaded when first asked for, so that a program pays for what it uses.
+# Imported on first use, so that a program pays only for what it uses.
 _HOMES = {
     "CachedStorage": "wrappers.cached",
     "Capability": "info",

@@ -8,59 +8,57 @@ from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import cast
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.base import StorageBackend
 from storage_backend.errors import ConfigurationError
-from storage_backend.location_urls import CACHE_NUMBERS, CACHE_TEXTS, CACHED, Url, parse_location, redacted
+from storage_backend.location_parser import CACHE_NUMBERS, CACHE_TEXTS, CACHED, Url, parse_location, redacted
 from storage_backend.paths import cache_directory
-from storage_backend.schemes import SCHEMES, Arguments
+from storage_backend.schemes import SCHEMES, Arguments, local_arguments
 
 ENTRY_POINTS = "storage_backend.backends"  # group: scheme -> callable(url, *, create) -> StorageBackend
 
 
 def open_storage(location: str | os.PathLike[str], *, create: bool = False) -> StorageBackend:
-    """The backend at *location*; how names are spelled in one is in `storage_backend.locations`.
+    """Open the backend at *location*. `storage_backend.url_escaping` says how names are written in URLs.
 
     Args:
         location: one of
 
-            - a path, absolute or relative, taken literally ("%", "#" and "?" are ordinary) but for a "~" or "~user" at its
-              beginning, which is that home directory, as of every path in a location; so is any PathLike;
+            - a path, absolute or relative, or any PathLike: literal ("%", "#" and "?" are ordinary characters), but a "~" or
+              "~user" at the beginning is that home directory, as in every path of a location;
             - `file:///absolute/path`, percent-encoded;
             - `sqlite:///relative.db`, `sqlite:////absolute/path.db`, `sqlite:///~/beneath/home.db`;
             - `postgresql://user@host:port/database`, with the parameters of libpq;
-            - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with those parameters of S3Storage that are
-              no secrets;
+            - `s3://bucket/prefix?region=...&endpoint_url=...&profile=...`, with the parameters of S3Storage that are
+              not secret;
             - `ssh://user@host:22,other.example:2222/~/folder?key_filename=...&host_key_policy=...`, with the keys of SSHConfig;
               several hosts are endpoints of one server, "/~/" is the home directory, "//" or "/" the server's root. Without
-              `ssh_config_file` in it, ~/.ssh/config is read, as ssh does, and without a user this one's name is taken;
-            - `memory:`, an empty store of its own each time;
-            - `cached+` before any of these URLs: a CachedStorage over it, with `cache_dir` (without it, a directory of the user's),
-              `max_mb`, `ttl`, `stale_if_error` (seconds) and `cache_engine` among the parameters;
-            - a URL of a scheme that an entry point in the group `storage_backend.backends` names.
+              `ssh_config_file`, ~/.ssh/config is read, as ssh does; without a user, the name of the current user is used;
+            - `memory:`, a new empty store each time;
+            - `cached+` before any of these URLs: a CachedStorage around it, with the parameters `cache_dir` (default: a directory in
+              the user's cache directory), `max_mb`, `ttl`, `stale_if_error` (seconds) and `cache_engine`;
+            - a URL whose scheme is the name of an entry point in the group `storage_backend.backends`.
 
-            A URL may end in `#prefix`, percent-encoded: only what is beneath it (see PrefixedStorage). The `location`
-            of a backend, where it is a URL, opens the same place again.
-        create: the first write makes the directory, database or bucket if it is missing, and until then it is empty. Otherwise
-            a missing one is an error, so that a mistyped source does not come to be.
+            A URL may end in `#prefix`, percent-encoded: the backend then shows only the objects with that prefix (see
+            PrefixedStorage). If a backend's `location` is a URL, it opens the same store again.
+        create: let the first write create a missing directory, database or bucket; until then it is empty. Otherwise a missing
+            one is an error, so that a mistyped source is not created.
 
     Raises:
         ConfigurationError: unknown scheme or parameter, or a malformed location.
-        NotFoundError: there is no such place; from here or from the first use.
+        NotFoundError: it does not exist; raised here or by the first operation.
         MissingClientError: the backend's client library is not installed.
     """
-    place = parse_location(location)
-    if isinstance(place, str):
-        return _load("storage_backend.backends.local:LocalStorage")(
-            place, create_if_missing="late" if create else False
-        )
-    backend = _opened(place, create)
-    if place.cache is not None:
-        backend = _cached(backend, place.cache)
-    if place.fragment is None:
+    parsed = parse_location(location)
+    if isinstance(parsed, str):
+        return _load(SCHEMES["file"].backend)(**local_arguments(parsed, create))
+    backend = _opened(parsed, create)
+    if parsed.cache is not None:
+        backend = _cached(backend, parsed.cache)
+    if parsed.fragment is None:
         return backend
     return _load("storage_backend.wrappers.prefixed:PrefixedStorage")(
-        backend, locations.unquoted(place.fragment)
+        backend, url_escaping.unquoted(parsed.fragment)
     )
 
 
@@ -77,7 +75,7 @@ def _cached(backend: StorageBackend, parameters: Mapping[str, str]) -> StorageBa
     try:
         return _load("storage_backend.wrappers.cached:CachedStorage")(backend, **arguments)
     except ConfigurationError as error:
-        # It knows them by its own names.
+        # CachedStorage names its own parameter; the message must name the URL's.
         for name, own in (*CACHE_TEXTS.items(), *CACHE_NUMBERS.items()):
             if own == error.parameter:
                 reason = str(error).removeprefix(f"{own}: ")
@@ -90,7 +88,7 @@ def _opened(url: Url, create: bool) -> StorageBackend:
     scheme = SCHEMES.get(url.scheme)
     if scheme is not None:
         return _load(scheme.backend)(**scheme.arguments(url, create))
-    # Reading the metadata of all that is installed takes milliseconds; the common schemes need none of it.
+    # Imported late: reading the metadata of all installed packages takes milliseconds, and only plugins need it.
     from importlib.metadata import entry_points
 
     plugins = {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
@@ -108,6 +106,6 @@ def _opened(url: Url, create: bool) -> StorageBackend:
 
 
 def _load(name: str) -> Callable[..., StorageBackend]:
-    """The class that "module:Class" names."""
+    """Import the class "module:Class"."""
     module, _, kind = name.partition(":")
     return cast("Callable[..., StorageBackend]", getattr(import_module(module), kind))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno as codes
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, TypeVar
 
 
 class StorageError(OSError):
@@ -228,3 +229,25 @@ class Failures:
             failures=errors,
             backend=backend,
         )
+
+
+FILE_SYSTEM_ERRORS: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
+    {
+        codes.EISDIR: (NotAFileError, "Not a regular file"),
+        codes.EACCES: (AccessDeniedError, "permission denied"),
+        codes.EPERM: (AccessDeniedError, "permission denied"),
+        codes.EROFS: (AccessDeniedError, "the file system is read-only"),
+        codes.ENOSPC: (QuotaExceededError, "no space left for this user"),
+        codes.EDQUOT: (QuotaExceededError, "no space left for this user"),
+        codes.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
+    }
+)
+"""errno(3) -> class and message, for local file systems and those of SSH servers."""
+
+E = TypeVar("E", bound=StorageError)
+
+
+def error_about(kind: type[E], reason: str, identifier: str | None, where: str, **fields: Any) -> E:
+    """An error of *kind* with the message "REASON: 'IDENTIFIER' in WHERE"; "REASON: WHERE" without an identifier."""
+    subject = where if identifier is None else f"{identifier!r} in {where}"
+    return kind(f"{reason}: {subject}", identifier=identifier, backend=where, **fields)

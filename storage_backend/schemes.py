@@ -11,16 +11,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.errors import ConfigurationError
-from storage_backend.location_urls import CACHE_NUMBERS, CACHE_TEXTS, CACHED, EXAMPLES, Url, redacted
+from storage_backend.location_parser import CACHE_NUMBERS, CACHE_TEXTS, CACHED, EXAMPLES, Url, redacted
 from storage_backend.paths import expanded
 
 Arguments: TypeAlias = dict[str, Any]
 
 
 def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
-    """Refuse parameters that are neither the backend's nor, after `cached+`, the cache's."""
+    """Refuse parameters that neither the backend nor, after `cached+`, the cache has."""
     cache = frozenset({*CACHE_TEXTS, *CACHE_NUMBERS})
     for name in url.parameters:
         if name in known:
@@ -33,7 +33,7 @@ def _check_parameters(url: Url, known: frozenset[str] = frozenset()) -> None:
         if url.cache is not None:
             takes += f"; the cache takes {', '.join(sorted(cache))}"
         elif name in cache:
-            takes += f'; {name} is of a cache, for which "{CACHED}" stands before the URL'
+            takes += f'; {name} is a parameter of a cache: write "{CACHED}" before the URL'
         raise ConfigurationError(f"unknown parameter {name!r}{hint}; {takes}", parameter=name)
 
 
@@ -41,17 +41,20 @@ def _file(url: Url, create: bool) -> Arguments:
     _check_parameters(url)
     if url.authority not in {"", "localhost"} or not url.path:
         raise ConfigurationError(
-            f"{url.text!r} names no absolute path; write {EXAMPLES['file']}", parameter="location"
+            f"{url.text!r} has no absolute path; write {EXAMPLES['file']}", parameter="location"
         )
-    return {"base_dir": locations.unquoted(url.path), "create_if_missing": "late" if create else False}
+    return local_arguments(url_escaping.unquoted(url.path), create)
 
 
-def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - as all of SCHEMES
+def local_arguments(path: str, create: bool) -> Arguments:
+    """The arguments of LocalStorage for the directory *path*."""
+    return {"base_dir": path, "create_if_missing": "late" if create else False}
+
+
+def _memory(url: Url, create: bool) -> Arguments:  # noqa: ARG001 - the signature of all SCHEMES
     _check_parameters(url)
     if url.authority or url.path:
-        raise ConfigurationError(
-            f'{url.text!r}: nothing follows "memory:" but "#prefix"', parameter="location"
-        )
+        raise ConfigurationError(f'{url.text!r}: only "#prefix" may follow "memory:"', parameter="location")
     return {}
 
 
@@ -61,21 +64,21 @@ def _sqlite(url: Url, create: bool) -> Arguments:
 
 
 def _postgresql(url: Url, create: bool) -> Arguments:
-    # An unescaped "#", "/" or "?" in a password cuts the URL short: then what looks like a port is part of the secret.
+    # An unescaped "#", "/" or "?" in a password ends the authority early: what looks like a port is then part of the password.
     hosts = re.sub(r"\[[^]]*]", "", url.authority.rpartition("@")[2])
     if re.search(r":(?!\d*(,|$))", hosts):
         raise ConfigurationError(
-            'a port of the postgresql URL is no number; in a password "#", "/", "?" and "@" are percent-encoded',
+            'a port of the postgresql URL is not a number; in a password "#", "/", "?" and "@" are percent-encoded',
             parameter="location",
         )
     address = import_module("storage_backend.backends.sql.address")
-    # Of these two, the backend says where a password belongs.
+    # For these two, the backend's own message says where a password belongs.
     others = {name: text for name, text in url.parameters.items() if name not in {"password", "sslpassword"}}
     _check_parameters(replace(url, parameters=others), address.POSTGRESQL_PARAMETERS)
     return {"url": url.text, "create_if_missing": create}
 
 
-# The parameters of S3Storage that a URL may have. Secrets are none of them: a URL is seen by all who list processes.
+# The parameters of S3Storage that a URL may have. No secrets: other users can see a URL in the list of processes.
 _S3_FLAGS = frozenset({"accelerate", "anonymous", "create_bucket"})
 _S3_NUMBERS = frozenset({"max_concurrency", "multipart_chunk_size", "multipart_threshold"})
 _S3_TEXTS = frozenset(
@@ -99,14 +102,14 @@ _S3_TEXTS = frozenset(
 def _s3(url: Url, create: bool) -> Arguments:
     if "@" in url.authority:
         raise ConfigurationError(
-            "no user and password in an s3 URL: use the environment or a profile", parameter="location"
+            "an s3 URL takes no user and password: use the environment or a profile", parameter="location"
         )
-    bucket = locations.unquoted(url.authority)
+    bucket = url_escaping.unquoted(url.authority)
     if not bucket:
-        raise ConfigurationError(f"the s3 URL names no bucket; write {EXAMPLES['s3']}", parameter="location")
+        raise ConfigurationError(f"the s3 URL has no bucket; write {EXAMPLES['s3']}", parameter="location")
     if "//" in url.path:
         raise ConfigurationError(
-            f'{redacted(url.text)!r} has an empty segment between two "/": no object of ours is there',
+            f'{redacted(url.text)!r} has an empty segment between two "/", which no identifier has',
             parameter="location",
         )
     _check_parameters(url, _S3_FLAGS | _S3_NUMBERS | _S3_TEXTS)
@@ -118,7 +121,7 @@ def _s3(url: Url, create: bool) -> Arguments:
             found[name] = _number(name, text)
         else:
             found[name] = text
-    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": locations.unquoted(url.path)}
+    return {"create_bucket": create} | found | {"bucket": bucket, "prefix": url_escaping.unquoted(url.path)}
 
 
 _SSH_FLAGS = frozenset({"agent", "non_atomic_overwrite"})
@@ -133,14 +136,14 @@ def _ssh(url: Url, create: bool) -> Arguments:
     user, at, hosts = url.authority.rpartition("@")
     if ":" in user:
         raise ConfigurationError(
-            "no password in an ssh URL: use a key, the agent, or password=env:NAME", parameter="location"
+            "an ssh URL takes no password: use a key, the agent, or password=env:NAME", parameter="location"
         )
     if not hosts:
-        raise ConfigurationError(f"the ssh URL names no host; write {EXAMPLES['ssh']}", parameter="location")
+        raise ConfigurationError(f"the ssh URL has no host; write {EXAMPLES['ssh']}", parameter="location")
     _check_parameters(url, _SSH_FLAGS | _SSH_NUMBERS | _SSH_SECONDS | _SSH_TEXTS | _SSH_REFERENCES)
     found: Arguments = {"endpoints": [_endpoint(text) for text in hosts.split(",")]}
     if at:
-        found["user"] = locations.unquoted(user)
+        found["user"] = url_escaping.unquoted(user)
     for name, text in url.parameters.items():
         if name in _SSH_FLAGS:
             found[name] = _flag(name, text)
@@ -150,15 +153,15 @@ def _ssh(url: Url, create: bool) -> Arguments:
             found[name] = _seconds(name, text)
         elif name in _SSH_REFERENCES and not text.startswith(("env:", "file:")):
             raise ConfigurationError(
-                f"{name}: a location is seen by all who list processes; write {name}=env:NAME or {name}=file:PATH",
+                f"{name}: other users can see a location in the list of processes; write {name}=env:NAME or {name}=file:PATH",
                 parameter=name,
             )
         else:
             found[name] = text
     if "ssh_config_file" not in found and Path(expanded(_USER_CONFIG)).is_file():
         found["ssh_config_file"] = _USER_CONFIG
-    path = locations.unquoted(url.path)
-    # As it is written: "/%7E" is a directory of that name in the root.
+    path = url_escaping.unquoted(url.path)
+    # Before unquoting: "/%7E" is a directory called "~" in the root.
     at_home = url.path in {"", "/~"} or url.path.startswith("/~/")
     base = path[1:] or "~" if at_home else path
     return {"ssh_config": _with_user(found), "remote_base_dir": base, "create_if_missing": create}
@@ -169,14 +172,14 @@ def _endpoint(text: str) -> list[str | int]:
     parts = re.fullmatch(r"(?:\[([^]]*)]|([^:]*))(?::(\d*))?", text)
     if parts is None:
         raise ConfigurationError(
-            f"{text!r} is no host and port; write {EXAMPLES['ssh']}", parameter="location"
+            f"{text!r} is not a host and port; write {EXAMPLES['ssh']}", parameter="location"
         )
-    host = locations.unquoted(parts[1] or parts[2] or "")
+    host = url_escaping.unquoted(parts[1] or parts[2] or "")
     return [host, int(parts[3])] if parts[3] else [host]
 
 
 def _with_user(config: Arguments) -> Arguments:
-    """*config* with a user: as given, or from the OpenSSH configuration, or the current one."""
+    """*config* with a user: the given one, that of the OpenSSH configuration, or the current user."""
     settings = import_module("storage_backend.backends.remote.settings")
     try:
         settings.read_settings(config)
@@ -212,7 +215,7 @@ class Scheme:
 
     Attributes:
         backend: "module:Class".
-        arguments: gives the keyword arguments of the class.
+        arguments: (url, create) -> keyword arguments of the class.
     """
 
     backend: str

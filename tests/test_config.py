@@ -22,7 +22,7 @@ from storage_backend import (
     StorageError,
     open_storage,
 )
-from storage_backend.location_urls import has_password, locations_in, redacted, split_location
+from storage_backend.location_parser import has_password, locations_in, redacted, split_location
 
 pytestmark = pytest.mark.quick
 
@@ -139,7 +139,7 @@ def test_memory_is_a_store_of_its_own() -> None:
         ("file://data/x", "no absolute path"),
         ("file://", "no absolute path"),
         ("file:///x?durable=1", "unknown parameter 'durable'.*file takes none"),
-        ("memory:x", "nothing follows"),
+        ("memory:x", "may follow"),
         ("memory:#", "prefix"),
         ("memory:#../x", "outside base directory"),
         ("sqlite://x.db", "three slashes"),
@@ -147,7 +147,7 @@ def test_memory_is_a_store_of_its_own() -> None:
         ("sqlite:///x.db?mode=ro", "unknown parameter 'mode'"),
         ("postgresql://host/db?sslmod=require", "unknown parameter 'sslmod'.*application_name.*sslmode"),
         ("postgresql://host/db?password=x", "PGPASSWORD"),
-        ("postgresql://host", "names no database"),
+        ("postgresql://host", "no database name"),
         ("postgresql://host:abc/db", "port"),
     ],
 )
@@ -316,8 +316,8 @@ def test_split_location_keeps_the_cache(location: str, base: str, identifier: st
 @pytest.mark.parametrize(
     ("location", "says"),
     [
-        ("cached+/tmp/x", "stands before a URL"),
-        ("cached+cached+file:///tmp", "stands before a URL"),
+        ("cached+/tmp/x", "must follow"),
+        ("cached+cached+file:///tmp", "must follow"),
         ("cached+file:///tmp?cache_dir=/c&max_mb=much", "max_mb: 'much' is not a number"),
         ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_mb: -1.0 is not zero or more"),
         ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "cache_engine: 'x' is neither"),
@@ -339,7 +339,7 @@ def test_split_location_keeps_the_cache(location: str, base: str, identifier: st
             "unknown parameter 'tll' (did you mean 'ttl'?); postgresql takes app",
         ),
         ("cached+memory:?x=1", "the cache takes cache_dir, cache_engine, max_mb, stale_if_error, ttl"),
-        ("s3://b?max_mb=3", 'max_mb is of a cache, for which "cached+" stands before the URL'),
+        ("s3://b?max_mb=3", 'max_mb is a parameter of a cache: write "cached+" before the URL'),
         ("s3://b?password=x", "unknown parameter 'password'; s3 takes"),
         ("s3://b?regoin=3", "unknown parameter 'regoin' (did you mean 'region'?)"),
     ],

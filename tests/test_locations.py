@@ -23,7 +23,7 @@ from storage_backend import (
     open_storage,
 )
 from storage_backend.identifiers import is_valid
-from storage_backend.location_urls import locations_in, parse_location, split_location
+from storage_backend.location_parser import locations_in, parse_location, split_location
 from storage_backend.schemes import SCHEMES
 from tests.cli.conftest import Program
 

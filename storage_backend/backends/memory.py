@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 
 from typing_extensions import override
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.base import Identifiers, StorageBackend, not_found
 from storage_backend.errors import PreconditionFailedError
 from storage_backend.hooks import Hooks
@@ -39,7 +39,7 @@ class _MemoryObject:
 class MemoryStorage(StorageBackend):
     """Objects in the memory of this process.
 
-    A pickle, like a forked child, has a copy of the objects; what is written there is not seen here.
+    A pickle and a forked child have a copy of the objects; writes to the copy do not change the original.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,7 @@ class MemoryStorage(StorageBackend):
 
     @property
     def _lock(self) -> threading.RLock:
-        """The lock of this process: one that a thread held when its process forked is held in the child for ever."""
+        """This process's lock. One per process: a lock held by another thread during a fork is never released in the child."""
         return self._locks.setdefault(os.getpid(), threading.RLock())
 
     @override
@@ -96,7 +96,7 @@ class MemoryStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return f"memory:{locations.escaped(identifier)}"
+        return f"memory:{url_escaping.escaped(identifier)}"
 
     @override
     def size(self, identifier: str) -> int:

@@ -1,13 +1,13 @@
-"""The program `storage-backend`: `main` runs one command and exits with its code.
+"""The program `storage-backend`. `main` runs one command and exits with its code.
 
-One module a group of commands: `objects` (cat, get, put, cp, mv, rm, url), `listing` (ls, stat, checksum), `find`, `usage`
-(du, tree), `diff`, `transfer` (sync, migrate, verify, plan), `caches` (cache) and `compact`. What they share:
+The commands: `objects` (cat, get, put, cp, mv, rm, url), `listing` (ls, stat, checksum), `find`, `usage` (du, tree), `diff`,
+`transfer` (sync, migrate, verify, plan), `caches` (cache) and `compact`. Read `objects` first. They share:
 
-`operands`: the locations that a command is given, opened. `contents`: the objects beneath one.
-`output`: lines, complaints, and the options that all commands have. `units`: sizes and times in text.
-`display`, `progress`, `live_display`: how far a command is. `exit_codes`: the exit code for each error.
-`groups`: what is different from click's own groups. `standard_streams`, `interrupts`: streams and signals of the process.
-`postponed`: modules that are imported when they are first used.
+`operands`: opens the locations given to a command. `contents`: the objects at a location.
+`output`: lines, error messages, and the common options. `units`: parses and formats sizes and times.
+`display`, `progress`, `live_display`: progress of a command. `exit_codes`: the exit code for each error.
+`groups`: click groups that import their commands late. `standard_streams`, `interrupts`: streams and signals of the process.
+`postponed`: delays the import of a third-party module.
 """
 
 from __future__ import annotations
@@ -26,18 +26,23 @@ from storage_backend import __version__
 from storage_backend.cli.exit_codes import Exit, code_of
 from storage_backend.cli.groups import NoArgumentsError, PassingError, Program
 from storage_backend.cli.interrupts import Interrupts
-from storage_backend.cli.output import complain
+from storage_backend.cli.output import print_error
 from storage_backend.cli.postponed import postpone
-from storage_backend.cli.standard_streams import OutputError, lost_output, outlive_output, take_streams
+from storage_backend.cli.standard_streams import (
+    OutputError,
+    dropped_output,
+    ignore_output_errors,
+    wrap_standard_streams,
+)
 
 logger = logging.getLogger(__name__)
 
-NAME = "storage-backend"  # click completes for the shell what is called so
+NAME = "storage-backend"  # the name for which click completes
 
 _M_ARENA_MAX = -8  # malloc.h of glibc
 
 
-# The commands of each module of this package.
+# Module of this package -> its commands.
 _COMMANDS = {
     "caches": ("cache",),
     "compact": ("compact",),
@@ -68,13 +73,13 @@ def program() -> None:
       ssh://user@host:22,spare:2222/absolute/path   ssh://user@host/~/beneath/home
       s3://bucket/prefix?region=...&endpoint_url=...&profile=...   (keys: the environment or ~/.aws)
       cached+s3://bucket/prefix?cache_dir=...&max_mb=...&ttl=...   (any URL, through a cache on the local disk)
-      memory:                                (empty, gone at the end: to try things)
+      memory:                                (a new empty store, for experiments)
 
     A "~" or "~user" at the beginning of a path, quoted or not, is that home directory: ~/papers, sqlite:///~/papers.db.
     "./~" is a file of that name.
 
-    A URL may end in "#": what follows, percent-encoded, is one object, or a prefix where a place is
-    expected. Of a path, the last component is the object; after s3:// the whole key is, or a place if it ends in "/".
+    After a "#" in a URL follows, percent-encoded, the name of one object, or a prefix of names. In a path, the last component is the
+    object; after s3://bucket/ the whole key is, unless it ends in "/".
 
     \b
     Parameters of a URL, as ?name=value&name=value:
@@ -102,7 +107,7 @@ def program() -> None:
       3 source or target missing    130 interrupted (143: by SIGTERM)
       4 something differs
     """
-    # Of paramiko, for "Match exec" in an OpenSSH configuration: it takes as long to import as all the rest of paramiko.
+    # paramiko imports it for "Match exec" in an OpenSSH configuration; that takes as long as importing the rest of paramiko.
     postpone("invoke")
 
 
@@ -110,7 +115,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the program and exit with its code."""
     if arguments is None and sys.getfilesystemencoding() != "utf-8" and "utf8" not in sys._xoptions:
         _begin_in_utf8()
-    take_streams()
+    wrap_standard_streams()
     interrupts = Interrupts()
     interrupts.watch()
     interrupts.leave(run(sys.argv[1:] if arguments is None else list(arguments), interrupts))
@@ -127,14 +132,14 @@ def run(arguments: list[str], interrupts: Interrupts | None = None) -> int:
     try:
         code = _perform(arguments, interrupts or Interrupts())
         sys.stdout.flush()
-        lost, rest = lost_output(), "; all else was done" if not code else ""
+        lost, rest = dropped_output(), "; all else was done" if not code else ""
     except OutputError as error:
-        outlive_output()  # or the interpreter would complain when it writes what is left
+        ignore_output_errors()  # or flushing the rest at exit would print an error
         lost = error
     if lost is None:
         return code
-    if lost.code != Exit.BROKEN_PIPE:  # whoever read our output has enough
-        complain(f"{lost}{rest}")
+    if lost.code != Exit.BROKEN_PIPE:  # the reader of a pipe ended on purpose
+        print_error(f"{lost}{rest}")
     return code or lost.code
 
 
@@ -155,31 +160,31 @@ def _perform(arguments: list[str], interrupts: Interrupts) -> int:
         return Exit.USAGE
     except click.UsageError as error:
         command = error.ctx.command_path if error.ctx is not None else NAME
-        complain(f"{error.format_message()} (see '{command} --help')")
+        print_error(f"{error.format_message()} (see '{command} --help')")
         return Exit.USAGE
     except (KeyboardInterrupt, EOFError, click.Abort):
-        interrupts.tell()
+        interrupts.report()
         return interrupts.code
     except OutputError:
         raise
     except Exception as error:
         logger.debug("traceback", exc_info=error)
-        complain(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
+        print_error(str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}")
         return code_of(error)
     return code if isinstance(code, int) else Exit.DONE
 
 
 def _begin_in_utf8() -> None:
-    """Start again in Python's UTF-8 mode, which is on by default in the locales C and POSIX, and everywhere from Python 3.15 on.
+    """Restart in Python's UTF-8 mode, which is the default in the locales C and POSIX, and everywhere from Python 3.15 on.
 
-    Arguments and names of files are bytes, and identifiers are these bytes read as UTF-8 (`identifiers.decode`). In the
-    encoding of another locale the same argument would name another object.
+    Arguments and file names are bytes, and identifiers are these bytes decoded as UTF-8 (`identifiers.decode`). In another encoding,
+    the same argument would name another object.
     """
     with suppress(OSError):
-        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this very program
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606 - this program itself
 
 
 def _allocate_together() -> None:
-    """Limit glibc to two arenas (mallopt(3)): Python runs one thread at a time, so one arena a thread only fragments memory."""
+    """Limit glibc to two arenas (mallopt(3)): Python runs one thread at a time, and one arena per thread fragments memory."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 2)

@@ -12,20 +12,20 @@ import click
 from storage_backend.cli.exit_codes import Exit
 from storage_backend.cli.groups import CommandGroup
 from storage_backend.cli.output import Lines, common
-from storage_backend.cli.standard_streams import outlive_output
+from storage_backend.cli.standard_streams import ignore_output_errors
 
-if TYPE_CHECKING:  # at run time the cache is imported by the commands that use it
+if TYPE_CHECKING:  # imported by the commands that use it
     from storage_backend.wrappers.cached.engine import CacheEngine
 
 
 @click.group(cls=CommandGroup)
 def cache() -> None:
-    """Look at the directory of a cache, empty it, or check it.
+    """Show, empty or check the directory of a cache.
 
-    Programs may go on using it at the same time.
+    Other programs may use the cache at the same time.
 
-    A program that reads many small objects through a cache calls `read_many(ids)`, or `prefetch(ids)` ahead of its reads: over a cold cache
-    of a server's files they take about a third of the time of a pool of threads that call `read`.
+    A program that reads many small objects through a cache should call `read_many(ids)`, or `prefetch(ids)` before it reads: with a cold
+    cache of a server's files, that takes about a third of the time of a pool of threads that call `read`.
 
     \b
       papers = CachedStorage(RemoteStorage(...), "/tmp/papers")
@@ -46,7 +46,7 @@ def cache() -> None:
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @common
 def stats(directory: str, as_json: bool, quiet: bool) -> int:
-    """Show what is in the cache, and what all its users have counted.
+    """Show the size of the cache, and the hits and misses of all its users.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def stats(directory: str, as_json: bool, quiet: bool) -> int:
     lines.text(f"reads        {reads:,}: {counters.hits:,} hits, {counters.misses:,} misses, {rate:.1%} hit")
     lines.text(f"expired      {counters.expired:,}")
     lines.text(f"evicted      {counters.evictions:,}")
-    lines.text(f"saved        {_mebibytes(counters.bytes_saved)} not asked of the backend")
+    lines.text(f"saved        {_mebibytes(counters.bytes_saved)} not read from the backend")
     return Exit.DONE
 
 
@@ -78,13 +78,13 @@ def stats(directory: str, as_json: bool, quiet: bool) -> int:
 @click.argument("directory", metavar="DIR")
 @common
 def clear(directory: str, quiet: bool) -> int:
-    """Remove all entries of the cache. What they are copies of is not touched.
+    """Remove all entries of the cache. The cached objects themselves are not touched.
 
     \b
     Examples:
       storage-backend cache clear /tmp/papers
     """
-    outlive_output()
+    ignore_output_errors()
     with _cache_in(directory) as engine:
         before = engine.stats()
         engine.clear(patient=True)
@@ -98,15 +98,15 @@ def clear(directory: str, quiet: bool) -> int:
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @common
 def check(directory: str, as_json: bool, quiet: bool) -> int:
-    """Read every entry, compare it with its checksum, and remove what is damaged.
+    """Read every entry, compare it with its checksum, and remove damaged ones.
 
-    Ends with 4 if something had to be mended.
+    The exit code is 4 if something was removed or missing.
 
     \b
     Examples:
       storage-backend cache check /tmp/papers
     """
-    outlive_output()
+    ignore_output_errors()
     with _cache_in(directory) as engine:
         found = engine.check()
     if as_json:

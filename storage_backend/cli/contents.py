@@ -1,4 +1,4 @@
-"""The objects at a location, for the commands that list them."""
+"""The objects at a location, for commands that list them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Generic, NamedTuple, TypeVar
 
 from storage_backend.base import StorageBackend
-from storage_backend.cli.operands import has_directories, names_a_place, names_either, object_at, place_at
+from storage_backend.cli.operands import (
+    backend_at,
+    has_directories,
+    is_object_or_prefix,
+    names_backend,
+    object_at,
+)
 from storage_backend.defensive import info_of
 from storage_backend.info import ObjectInfo
 
@@ -19,9 +25,9 @@ class Contents(NamedTuple, Generic[T]):
     """The objects at a location.
 
     Attributes:
-        storage: the place, or the one that the object is in.
-        entries: what is there, lazily.
-        single: whether the location is that of one object.
+        storage: the backend.
+        entries: listed lazily.
+        single: whether the location names one object.
     """
 
     storage: StorageBackend
@@ -31,34 +37,34 @@ class Contents(NamedTuple, Generic[T]):
 
 @contextmanager
 def contents_of(location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Iterator[Contents[T]]:
-    """The objects at *location*: those of a place, or beneath a prefix; else the one object.
+    """The objects at *location*, which is a backend, a prefix, or one object.
 
     Args:
-        location: as a person wrote it.
-        entries: lists a place.
+        location: an argument of the command.
+        entries: lists a backend.
 
     Raises:
-        click.UsageError: the location is wrong.
-        NotFoundError: there is nothing.
+        click.UsageError: the location is malformed.
+        NotFoundError: it does not exist.
     """
     with ExitStack() as stack:
         yield _opened(stack, location, entries)
 
 
 def beneath(storage: StorageBackend, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T] | None:
-    """The entries that *entries* lists; None if there are none."""
+    """The entries of *storage*; None if there are none."""
     found = iter(entries(storage))
     first = next(found, None)
     return None if first is None else Contents(storage, itertools.chain([first], found))
 
 
 def all_objects(storage: StorageBackend) -> Iterator[ObjectInfo]:
-    """Those of a place, for `contents_of`."""
+    """All objects of a backend, for `contents_of`."""
     return storage.scan()
 
 
 def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
-    """The object's size, by a request where the listing does not have it; None if the object was deleted meanwhile."""
+    """The object's size, by a request if the listing lacks it; None if the object was deleted meanwhile."""
     if info.size is not None:
         return info.size
     try:
@@ -68,18 +74,18 @@ def size_of(storage: StorageBackend, info: ObjectInfo) -> int | None:
 
 
 def _opened(stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]) -> Contents[T]:
-    either = names_either(location)
+    either = is_object_or_prefix(location)
     if either and has_directories(location):
         found = _in_parent(stack, location, entries)
         if found is not None:
             return found
         either = False
-    if either or names_a_place(location) or has_directories(location):
-        storage = stack.enter_context(place_at(location))
+    if either or names_backend(location) or has_directories(location):
+        storage = stack.enter_context(backend_at(location))
         found = beneath(storage, entries)
         if found is not None:
             return found
-        # `entries` may have left out all that there is.
+        # *entries* may have filtered out all objects.
         if not either or next(iter(storage.scan()), None) is not None:
             return Contents(storage, iter(()))
     storage, identifier = object_at(location)
@@ -90,9 +96,10 @@ def _opened(stack: ExitStack, location: str, entries: Callable[[StorageBackend],
 def _in_parent(
     stack: ExitStack, location: str, entries: Callable[[StorageBackend], Iterable[T]]
 ) -> Contents[T] | None:
-    """What there is at *location*, over one connection to the directory that it is in; None if that does not tell.
+    """The object or objects at *location*, over one connection to its parent directory.
 
-    It does not tell what is in a directory that is empty, or behind a link.
+    Returns:
+        None for an empty directory or a symlink to one, whose entries this does not show.
     """
     storage, identifier = object_at(location)
     stack.enter_context(storage)

@@ -1,4 +1,4 @@
-"""diff: the differences between two places."""
+"""diff: prints the differences between two locations."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import click
 
 from storage_backend.base import StorageBackend
 from storage_backend.cli.exit_codes import Exit, code_of_report
-from storage_backend.cli.operands import place_at
-from storage_backend.cli.output import Lines, coloured, common, complain
-from storage_backend.cli.standard_streams import outlive_output
-from storage_backend.cli.transfer import concerned, pair, scope, tell_nothing
+from storage_backend.cli.operands import backend_at
+from storage_backend.cli.output import Lines, coloured, common, print_error
+from storage_backend.cli.standard_streams import ignore_output_errors
+from storage_backend.cli.transfer import explain_empty, had_objects, pair, scope
 
-if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
+if TYPE_CHECKING:  # imported by the functions that use it
     from storage_backend.transfer import Event
 
 Show: TypeAlias = Callable[[str, str], None]
@@ -28,14 +28,14 @@ Show: TypeAlias = Callable[[str, str], None]
 @coloured
 @common
 def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, **options: Any) -> int:
-    """Print what differs between two places, by size and time.
+    """Print the differences between two locations, by size and time.
 
-    A line has what differs and the name: missing (only SOURCE has it), extra (only TARGET has it), size, time, or digest. Nothing
-    is read but with --checksum, and nothing is changed. The exit code is 4 if there is a difference; with -q alone, the
-    first one ends it.
+    Each line has the difference and the name: missing (only SOURCE has it), extra (only TARGET has it), size, time, or digest. Contents
+    are read only with --checksum, and nothing is changed. The exit code is 4 if there is a difference; with -q and without --checksum,
+    diff stops at the first one.
 
-    Times are compared as sync does: where TARGET does not keep its source's (S3), only what is newer in SOURCE differs. Where a
-    side knows no times, sizes alone are compared.
+    Times are compared as by sync: if TARGET does not keep the times of its sources (S3), only objects that are newer in SOURCE differ. If
+    a side has no times, only sizes are compared.
 
     \b
     Examples:
@@ -44,7 +44,7 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
       storage-backend diff -q ./papers /mnt/backup/papers && echo the same
       storage-backend diff --pattern '**/*.pdf' --json ./papers s3://bucket/papers
     """
-    outlive_output(if_closed=True)  # the exit code says whether anything differs
+    ignore_output_errors(if_closed=True)  # the exit code says whether anything differs
     lines = Lines()
 
     def show(identifier: str, difference: str) -> None:
@@ -53,13 +53,13 @@ def diff(source: str, target: str, quiet: bool, as_json: bool, checksum: bool, *
         else:
             lines.difference(difference, identifier)
 
-    with place_at(source) as one, place_at(target) as other:
+    with backend_at(source) as one, backend_at(target) as other:
         if checksum:
             return _by_content(one, other, options, None if quiet else show, live=not (quiet or as_json))
-        return _at_sight(one, other, options, None if quiet else show)
+        return _by_size_and_time(one, other, options, None if quiet else show)
 
 
-def _at_sight(
+def _by_size_and_time(
     source: StorageBackend, target: StorageBackend, options: dict[str, Any], show: Show | None
 ) -> int:
     """Compare two scans in constant memory. Without *show*, stop at the first difference."""
@@ -70,17 +70,17 @@ def _at_sight(
     some = different = False
     for action in engine.plan():
         some = some or action.kind != "delete"
-        # What sync would read to be sure looks the same.
+        # Other actions: sync would read the content, but size and time are equal.
         if action.kind not in {"copy", "delete"}:
             continue
         different = True
         if show is None:
             break
         show(action.identifier, {"newer": "time", "checksum": "digest"}.get(action.reason, action.reason))
-    for error in engine.report.failed.values():  # what the scan had to pass by
-        complain(str(error))
+    for error in engine.report.failed.values():  # entries that the scan skipped
+        print_error(str(error))
     if show is not None and not (some or engine.report.failed):
-        tell_nothing(source, options)
+        explain_empty(source, options)
     return Exit.DIFFERENT if different else Exit.SOME_FAILED if engine.report.failed else Exit.DONE
 
 
@@ -92,7 +92,7 @@ def _by_content(
     *,
     live: bool,
 ) -> int:
-    """Compare by `verify`; *live*: with its progress on stderr."""
+    """Compare by `verify`. With *live*, show its progress on stderr."""
     from storage_backend import transfer
     from storage_backend.cli.display import Display
     from storage_backend.cli.progress import summarize
@@ -113,6 +113,6 @@ def _by_content(
     finally:
         display.clear()
     summarize(report, quiet=True)
-    if show is not None and not concerned(report):
-        tell_nothing(source, options)
+    if show is not None and not had_objects(report):
+        explain_empty(source, options)
     return code_of_report(report)

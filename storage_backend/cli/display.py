@@ -1,4 +1,4 @@
-"""Display: shows the progress of a command, live on a terminal, elsewhere as a line now and then."""
+"""Display and Meter: show the progress of a command, live on a terminal, else as a line from time to time."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ from storage_backend.cli.output import DISPLAY, Lines
 from storage_backend.cli.progress import Status
 from storage_backend.defensive import location_of
 
-if TYPE_CHECKING:  # at run time they are imported by the commands that use them, once something is shown
+if TYPE_CHECKING:  # imported when something is shown
     from storage_backend.cli.live_display import LiveDisplay
     from storage_backend.transfer.progress import Event
 
-SHOWN_FROM = 0.5  # seconds; what is done by then needs no display
-PIPED_INTERVAL = 30.0  # seconds between two lines where no terminal is
+SHOWN_FROM = 0.5  # seconds before the first display
+PIPED_INTERVAL = 30.0  # seconds between two lines without a terminal
 STDIN = "standard input"
-TICK = 0.2  # seconds between two looks at a Meter
+TICK = 0.2  # seconds between two updates of a Meter
 
 
 def is_terminal(stream: TextIO) -> bool:
-    """Whether *stream* is a terminal on which text can be overwritten."""
+    """Whether *stream* is a terminal that can overwrite text."""
     return stream.isatty() and os.environ.get("TERM", "") not in {"", "dumb", "unknown"}
 
 
 class Display:
-    """Shows a transfer's events: a live display on a terminal, else a line now and then; what differs or would be done.
+    """Shows the events of a transfer: its progress, and with `verify` and dry runs a line for each object.
 
-    A terminal that is called "dumb" is none. Whatever else is written to the terminal by the loggers comes between.
+    Log messages appear above the live display.
 
     Attributes:
         started: whether the transfer began.
@@ -62,7 +62,7 @@ class Display:
         self._due = PIPED_INTERVAL
         self._verb = ""
         self._live: LiveDisplay | None = None
-        self._lock = threading.RLock()  # logs come from any thread
+        self._lock = threading.RLock()  # any thread may log
         self.started = False
         context = click.get_current_context(silent=True)
         if context is not None:
@@ -110,12 +110,12 @@ class Display:
                 live.close()
 
     def _watch_logs(self) -> None:
-        """Erase the live display before each log line, so that it is drawn again below."""
+        """Erase the live display before each log message; it is drawn again below."""
         for handler in logging.getLogger("storage_backend").handlers:
             if self._make_room not in handler.filters:
                 handler.addFilter(self._make_room)
 
-    def _make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - a filter's
+    def _make_room(self, record: logging.LogRecord) -> bool:  # noqa: ARG002 - the signature of a logging filter
         self.clear()
         return True
 
@@ -130,32 +130,32 @@ class Display:
 
 
 class Meter:
-    """Shows the progress of a command without a transfer, while its `with` block runs.
+    """Shows the progress of a command other than a transfer, while its `with` block runs.
 
-    What is done within half a second is not shown, and costs next to nothing.
+    Nothing is shown in the first half second.
 
     Args:
-        verb: of the command.
+        verb: name of the command.
+        backends: backends that the command waits for while no bytes arrive, unless a reader waits.
         quiet: show nothing.
-        places: who is waited for while nothing moves, unless a reader is.
-        size: bytes in all, if known; or what asks for it, once there is something to show.
-        planned: objects in all, if known.
-        many: objects are counted, too.
+        size: total bytes, if known; or a function that returns them, called when the display starts.
+        planned: total objects, if known.
+        many: count objects, too.
     """
 
     def __init__(
         self,
         verb: str,
-        *places: StorageBackend,
+        *backends: StorageBackend,
         quiet: bool,
         size: int | Callable[[], int] | None = None,
         planned: int | None = None,
         many: bool = False,
     ) -> None:
         self._verb = verb
-        self._places = places
+        self._backends = backends
         self._quiet = quiet
-        self._ask = size if callable(size) else None
+        self._size_function = size if callable(size) else None
         self._size = None if callable(size) else size
         self._planned = planned
         self._many = many or planned is not None
@@ -163,7 +163,7 @@ class Meter:
         self._bytes = 0
         self._done = 0
         self._moves = 0
-        self._asked: StorageBackend | str | None = None
+        self._waiting_for: StorageBackend | str | None = None
         self._ended = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -174,23 +174,23 @@ class Meter:
             self._moves += 1
 
     def done(self, objects: int = 1) -> None:
-        """Count so many more objects as done."""
+        """Count *objects* more objects as done."""
         with self._lock:
             self._done += objects
             self._moves += 1
 
-    def reader(self, reader: BinaryIO, place: StorageBackend | str) -> BinaryIO:
-        """Wrap *reader* so that its bytes are counted, and *place* is shown while a read waits."""
-        return cast(BinaryIO, _Metered(reader, self, place))
+    def reader(self, reader: BinaryIO, source: StorageBackend | str) -> BinaryIO:
+        """Wrap *reader*: count its bytes, and show *source* while a read waits."""
+        return cast(BinaryIO, _Metered(reader, self, source))
 
-    def ask(self, place: StorageBackend | str | None) -> None:
-        """Set the place that is shown while nothing moves; None for those given to the constructor."""
-        self._asked = place
+    def set_waiting_for(self, source: StorageBackend | str | None) -> None:
+        """Set the source that is shown while no bytes arrive; None for those given to the constructor."""
+        self._waiting_for = source
 
     def __enter__(self) -> Self:
         if not self._quiet:
             display = Display()
-            from storage_backend.threads import start_daemon  # not needed by commands that show nothing
+            from storage_backend.threads import start_daemon  # not imported by commands that show nothing
 
             self._thread = start_daemon(partial(self._tick, display), "storage-meter")
         return self
@@ -210,9 +210,9 @@ class Meter:
         from storage_backend.transfer.in_flight import host_of
         from storage_backend.transfer.progress import Event, RateEstimator, StallDetector
 
-        if self._ask is not None:
-            # Not waited for: the command may be done before there is an answer.
-            start_daemon(partial(self._learn, self._ask), "storage-size")
+        if self._size_function is not None:
+            # In a thread: the command may end before the size is known.
+            start_daemon(partial(self._learn_size, self._size_function), "storage-size")
         pace, silence = RateEstimator(), StallDetector()
         display(Event("start", {"verb": self._verb}))
         try:
@@ -225,33 +225,36 @@ class Meter:
                 fields |= {"planned": self._planned} if self._planned is not None else {}
                 fields |= pace.of(seconds, self._bytes, self._done, self._size or 0, self._planned or 0)
                 waiting = silence.lasting(self._moves, seconds)
-                asked = self._places if self._asked is None else (self._asked,)
-                if waiting and asked:
+                waited = self._backends if self._waiting_for is None else (self._waiting_for,)
+                if waiting and waited:
                     names = (
-                        place if isinstance(place, str) else host_of(location_of(place)) for place in asked
+                        source if isinstance(source, str) else host_of(location_of(source))
+                        for source in waited
                     )
                     fields |= {"waiting_for": " and ".join(dict.fromkeys(names)), "waiting": waiting}
                 display.show(fields)
         finally:
             display.clear()
 
-    def _learn(self, ask: Callable[[], int]) -> None:
-        with suppress(Exception):  # the command itself says what is wrong
-            self._size = ask()
+    def _learn_size(self, function: Callable[[], int]) -> None:
+        with suppress(Exception):  # the command itself fails and reports it
+            self._size = function()
 
 
 class _Metered:
-    """A reader that counts its bytes in a meter. From standard input it returns what is available without waiting for more."""
+    """A reader that counts its bytes in a meter. From standard input it returns what is available."""
 
-    def __init__(self, reader: BinaryIO, meter: Meter, place: StorageBackend | str) -> None:
-        self._read = reader.read1 if isinstance(reader, io.BufferedReader) and place == STDIN else reader.read
+    def __init__(self, reader: BinaryIO, meter: Meter, source: StorageBackend | str) -> None:
+        self._read = (
+            reader.read1 if isinstance(reader, io.BufferedReader) and source == STDIN else reader.read
+        )
         self._meter = meter
-        self._place = place
+        self._source = source
 
     def read(self, size: int = -1, /) -> bytes:
         """Read as the wrapped reader does."""
-        self._meter.ask(self._place)
+        self._meter.set_waiting_for(self._source)
         chunk = self._read(size)
-        self._meter.ask(None)
+        self._meter.set_waiting_for(None)
         self._meter.moved(len(chunk))
         return chunk

@@ -1,4 +1,4 @@
-"""Exit codes, and the code for each error."""
+"""The exit codes, and the exit code for each error."""
 
 from __future__ import annotations
 
@@ -8,21 +8,19 @@ from typing import TYPE_CHECKING
 
 from storage_backend.errors import (
     FATAL,
-    AccessDeniedError,
     BatchError,
     IntegrityError,
     InvalidIdentifierError,
     StorageError,
-    UnsupportedOperationError,
     is_retryable,
 )
 
-if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
+if TYPE_CHECKING:  # imported by the commands that use it
     from storage_backend.transfer.report import TransferReport
 
 
 class Exit(enum.IntEnum):
-    """What the program's exit code says ("Command line" in the README)."""
+    """The exit codes of the program ("Command line" in the README)."""
 
     DONE = 0
     SOME_FAILED = 1
@@ -34,11 +32,11 @@ class Exit(enum.IntEnum):
     LIMIT = 8
     INTERRUPTED = 130
     TERMINATED = 143
-    BROKEN_PIPE = 141  # as the shell shows a program that SIGPIPE ended
+    BROKEN_PIPE = 141  # as shells report a program that SIGPIPE ended
 
 
 def code_of(error: BaseException) -> Exit:
-    """The code for one error that ended the program, or the work on one object."""
+    """The exit code for one error, which ended the program or the operation on one object."""
     if isinstance(error, KeyboardInterrupt):
         return Exit.INTERRUPTED
     if isinstance(error, FATAL):
@@ -46,7 +44,7 @@ def code_of(error: BaseException) -> Exit:
     if isinstance(error, BatchError):
         return code_of_failures(list(error.failures.values()))
     if isinstance(error, InvalidIdentifierError | IsADirectoryError):
-        return Exit.USAGE  # of a folder, another command or -r is meant
+        return Exit.USAGE  # a folder needs -r or another command
     if is_retryable(error):
         return Exit.RETRYABLE
     if isinstance(error, FileNotFoundError):
@@ -55,17 +53,12 @@ def code_of(error: BaseException) -> Exit:
         return Exit.DIFFERENT
     if not isinstance(error, OSError):
         return Exit.FATAL  # a bug
-    place_wide = isinstance(error, AccessDeniedError | UnsupportedOperationError | StorageError)
-    return Exit.FATAL if place_wide and getattr(error, "identifier", None) is None else Exit.SOME_FAILED
+    concerns_all = isinstance(error, StorageError) and error.identifier is None
+    return Exit.FATAL if concerns_all else Exit.SOME_FAILED
 
 
 def code_of_failures(errors: Sequence[BaseException], done: int = 0) -> Exit:
-    """The code for work on many objects.
-
-    Args:
-        errors: of those that failed.
-        done: how many did not.
-    """
+    """The exit code for an operation on many objects, of which *done* succeeded."""
     codes = {code_of(error) for error in errors}
     if not codes:
         return Exit.DONE
@@ -78,7 +71,7 @@ def code_of_failures(errors: Sequence[BaseException], done: int = 0) -> Exit:
 
 
 def code_of_report(report: TransferReport) -> Exit:
-    """The code for a transfer that ended."""
+    """The exit code for a transfer."""
     if report.differences:
         return Exit.DIFFERENT
     if report.failed:

@@ -1,4 +1,4 @@
-"""find: objects by name, size and age."""
+"""find: finds objects by name, size and age."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ import click
 from storage_backend import identifiers
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import contents_of
-from storage_backend.cli.output import ONE_LEVEL, Lines, Outcomes, common, complain, record_of
+from storage_backend.cli.output import ONE_LEVEL, Lines, Outcomes, common, print_error, record_of
 from storage_backend.cli.units import SizeRange, moment_of, sizes_of
 from storage_backend.defensive import info_of
 from storage_backend.identifiers import Glob
 from storage_backend.info import ObjectInfo
-from storage_backend.location_urls import locations_in
+from storage_backend.location_parser import locations_in
 
 T = TypeVar("T")
 
 
 def _read(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter, str | None], T | None]:
-    """A callback of click for an option that *parse* understands, or refuses with a ValueError."""
+    """A click callback that converts the value of an option by *parse*, which raises ValueError for a wrong one."""
 
     def read(context: click.Context, option: click.Parameter, value: str | None) -> T | None:  # noqa: ARG001 - click's
         try:
@@ -36,7 +36,7 @@ def _read(parse: Callable[[str], T]) -> Callable[[click.Context, click.Parameter
 
 def _name(text: str) -> Glob:
     if "/" in text:
-        raise ValueError(f'{text!r} has a "/"; names are the last part only, --pattern is for the whole')
+        raise ValueError(f'{text!r} has a "/"; --name matches only the last part, --pattern the whole name')
     return identifiers.glob(text)
 
 
@@ -46,10 +46,10 @@ def _moment(text: str) -> datetime:
 
 @dataclass(slots=True)
 class ObjectFilter:
-    """What is looked for; None stands for anything.
+    """The conditions that an object must meet; None means no condition.
 
     Attributes:
-        unknown: how many objects were left out since no time of theirs is known.
+        unknown: the number of objects left out because their time is unknown.
     """
 
     name: Glob | None
@@ -64,7 +64,7 @@ class ObjectFilter:
         return storage.scan(self.pattern.stem if self.pattern is not None else "")
 
     def matches(self, storage: StorageBackend, info: ObjectInfo) -> bool:
-        """Whether the object matches, asking for what the listing does not show."""
+        """Whether the object matches. Sends a request if the listing lacks size or time."""
         identifier = info.identifier
         if self.name is not None and not self.name.matches(identifier.rpartition("/")[2]):
             return False
@@ -114,7 +114,7 @@ class ObjectFilter:
 @click.option("-0", "--null", is_flag=True, help="End locations with NUL, for xargs -0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @common
-def find(  # noqa: PLR0917 - click gives them by name
+def find(  # noqa: PLR0917 - click passes them by name
     locations: tuple[str, ...],
     name: Glob | None,
     pattern: Glob | None,
@@ -127,8 +127,7 @@ def find(  # noqa: PLR0917 - click gives them by name
 ) -> int:
     """Print the location of each object that meets all conditions.
 
-    What is printed can be given to the other commands: with -0, through xargs -0. Objects whose time is not known are neither
-    newer nor older.
+    The other commands accept these locations: use -0 and xargs -0. An object whose time is unknown is neither newer nor older.
 
     \b
     Examples:
@@ -154,8 +153,8 @@ def find(  # noqa: PLR0917 - click gives them by name
                 else:
                     lines.name(where)
     if wanted.unknown and not quiet:
-        complain(f"left out {wanted.unknown:,} whose time is not known")
+        print_error(f"left out {wanted.unknown:,} objects whose time is unknown")
     elif not (some or outcomes.errors or quiet):
         level = pattern is not None and "*" in pattern.pattern and "/" not in pattern.pattern
-        complain(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
+        print_error(f"no object meets all conditions{f'; {ONE_LEVEL}' if level else ''}")
     return outcomes.code

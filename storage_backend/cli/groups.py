@@ -1,4 +1,4 @@
-"""CommandGroup and Program: click groups with our exit codes in every version of click, and commands imported on first use."""
+"""CommandGroup and Program: click groups with the same exit codes in every version of click, and commands imported on first use."""
 
 from __future__ import annotations
 
@@ -13,13 +13,12 @@ from typing_extensions import override
 
 
 class NoArgumentsError(click.UsageError):
-    """A command that needs arguments was given none.
+    """A command that needs arguments got none.
 
-    click 8.2 has an error of its own for that; earlier ones print the help and exit with 0, so that a script whose variables
-    are empty goes on.
+    click 8.2 raises its own error; earlier versions print the help and exit with 0, so a script with empty variables would continue.
 
     Attributes:
-        help: of the command.
+        help: the help text of the command.
     """
 
     def __init__(self, context: click.Context) -> None:
@@ -28,7 +27,7 @@ class NoArgumentsError(click.UsageError):
 
 
 class PassingError(Exception):
-    """Carries an error past click's `main`, which would handle every EPIPE and Ctrl-C itself."""
+    """Carries an error through click's `main`, which would handle every EPIPE and Ctrl-C itself."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -36,7 +35,7 @@ class PassingError(Exception):
 
 
 class CommandGroup(click.Group):
-    """A group of commands: one without arguments is refused with its help, and arguments are completed as files."""
+    """A group of commands. A command without its arguments is refused, and the shell completes arguments as file names."""
 
     @override
     def add_command(self, cmd: click.Command, name: str | None = None) -> None:
@@ -62,11 +61,11 @@ class CommandGroup(click.Group):
 
 
 class Program(CommandGroup):
-    """The outermost group. Errors that click's `main` would misunderstand come out of it as `PassingError`.
+    """The outermost group. Errors that click's `main` would handle itself leave it as `PassingError`.
 
     Args:
+        homes: name of a command -> its module, which is imported when the command is looked up.
         attributes: of `click.Group`.
-        homes: the module that has each command, under the command's name; it is imported when the command is looked up.
     """
 
     def __init__(self, *, homes: Mapping[str, str], **attributes: Any) -> None:
@@ -105,11 +104,11 @@ def _passing() -> Iterator[None]:
 
 
 class _Location(type(click.STRING)):  # type: ignore[misc] # its class has no public name
-    """A str, for which the shell completes names of files."""
+    """A string that the shell completes as a file name."""
 
     def shell_complete(
         self,
-        ctx: click.Context,  # noqa: ARG002 - click's
+        ctx: click.Context,  # noqa: ARG002 - click's signature
         param: click.Parameter,  # noqa: ARG002
         incomplete: str,
     ) -> list[CompletionItem]:

@@ -1,4 +1,4 @@
-"""Interrupts: Ctrl-C and SIGTERM end the program within seconds, whatever it waits for."""
+"""Interrupts: lets Ctrl-C and SIGTERM end the program within seconds, whatever it waits for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from types import FrameType
 from typing import NoReturn
 
 from storage_backend.cli.exit_codes import Exit
-from storage_backend.cli.output import complain
+from storage_backend.cli.output import print_error
 
 LIMIT_SECONDS = (
-    2.5  # from the first signal to the end; half a second more than the engine waits for what is under way
+    2.5  # from the first signal to the end; a transfer waits up to 2 seconds for running operations
 )
-FLUSH_SECONDS = 0.2  # that a reader of our output, who may have stopped reading, is waited for then
+FLUSH_SECONDS = 0.2  # to write the remaining output, whose reader may have stopped reading
 
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 _END_OF_LIVE_LINE = b"\r\x1b[K\x1b[?25h"  # erased, and the cursor shown
@@ -29,15 +29,15 @@ class Interrupts:
     """Handles signals: the first raises KeyboardInterrupt and starts a deadline; the deadline or a second signal ends the process.
 
     Attributes:
-        resume: how to go on later, for the line that says what happened.
+        resume: appended to the message about the interrupt; says how to continue.
     """
 
     def __init__(self) -> None:
         self.resume = ""
-        self._signal = signal.SIGINT  # what a KeyboardInterrupt that none of ours raised comes from
-        self._came = False
+        self._signal = signal.SIGINT  # the default: a KeyboardInterrupt that our handler did not raise
+        self._received = False
         self._leaving = False
-        self._told = False
+        self._reported = False
 
     @property
     def code(self) -> int:
@@ -45,30 +45,30 @@ class Interrupts:
         return Exit.INTERRUPTED if self._signal == signal.SIGINT else Exit.TERMINATED
 
     def watch(self) -> None:
-        """Install the handlers, except for a signal that is ignored or handled already."""
+        """Install the handlers, except for a signal that is ignored or has a handler."""
         defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
         ours = [number for number, default in defaults.items() if signal.getsignal(number) is default]
         if not ours or threading.current_thread() is not threading.main_thread():
             return
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
-        # Python runs handlers between two steps of the main thread, which may be stuck inside a client or a resolver;
-        # this thread hears of the signal at once.
+        # Python runs signal handlers in the main thread, which may be blocked in a client or a resolver. This thread is notified
+        # at once.
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
         _thread.start_new_thread(self._listen, (reading, frozenset(ours)))
         for number in ours:
             signal.signal(number, self._interrupt)
 
-    def tell(self) -> None:
-        """Say that the program was interrupted, once."""
-        if not self._told:
-            self._told = True
-            complain(self._line)
+    def report(self) -> None:
+        """Print once that the program was interrupted."""
+        if not self._reported:
+            self._reported = True
+            print_error(self._line)
 
     def leave(self, code: int) -> NoReturn:
-        """Exit. A signal from now on ends the process at once; after an earlier signal, threads are not waited for."""
+        """Exit. From now on a signal ends the process at once. After an earlier signal, do not wait for threads."""
         self._leaving = True
-        if self._came:
+        if self._received:
             self._flush()
             os._exit(code)
         sys.exit(code)
@@ -77,19 +77,21 @@ class Interrupts:
     def _line(self) -> str:
         return _WORDS[self._signal] + self.resume
 
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - signal's
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of a signal handler
         if self._leaving:
             os._exit(128 + number)
-        if not self._came:
-            self._came = True
+        if not self._received:
+            self._received = True
             self._signal = signal.Signals(number)
             logger = logging.getLogger("storage_backend")
             if not logger.isEnabledFor(logging.DEBUG):
-                logger.setLevel(logging.CRITICAL)  # threads that are left behind lose their connections
+                logger.setLevel(
+                    logging.CRITICAL
+                )  # abandoned threads would log that they lost their connections
             raise KeyboardInterrupt
 
     def _listen(self, pipe: int, ours: frozenset[int]) -> None:
-        """Count the signals; in a thread of its own."""
+        """Count the signals, in a separate thread."""
         came = 0
         while True:
             for number in os.read(pipe, 16):
@@ -102,18 +104,18 @@ class Interrupts:
 
     def _end_in_time(self, number: int) -> None:
         threading.Event().wait(LIMIT_SECONDS)
-        if not self._came:  # the main thread has not even heard of it
+        if not self._received:  # the main thread has not run the handler
             self._signal = signal.Signals(number)
         _within(FLUSH_SECONDS, self._flush)
         self._end(number)
 
     def _end(self, number: int) -> NoReturn:
-        line = b"" if self._told else f"storage-backend: {self._line}\n".encode()
+        line = b"" if self._reported else f"storage-backend: {self._line}\n".encode()
         if os.isatty(2):
             line = _END_OF_LIVE_LINE + line
         with suppress(OSError):
             os.write(2, line)
-        os._exit(self.code if self._came else 128 + number)
+        os._exit(self.code if self._received else 128 + number)
 
     def _flush(self) -> None:
         for stream in (sys.stdout, sys.stderr):
@@ -122,7 +124,7 @@ class Interrupts:
 
 
 def _within(seconds: float, call: Callable[[], object]) -> None:
-    """Run *call* in a thread, and wait for it no longer than *seconds*."""
+    """Run *call* in a thread, and wait at most *seconds* for it."""
     done = threading.Event()
 
     def run() -> None:

@@ -10,8 +10,8 @@ import click
 from storage_backend.base import StorageBackend
 from storage_backend.cli.contents import all_objects, beneath, contents_of
 from storage_backend.cli.display import Meter
-from storage_backend.cli.operands import SourceObjects, place_at
-from storage_backend.cli.output import Lines, Outcomes, coloured, common, complain, record_of
+from storage_backend.cli.operands import SourceObjects, backend_at
+from storage_backend.cli.output import Lines, Outcomes, coloured, common, print_error, record_of
 from storage_backend.cli.units import shown_size, size_width
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import ConfigurationError
@@ -22,22 +22,22 @@ from storage_backend.streams import new_digest
 
 @click.command(no_args_is_help=True, context_settings={"help_option_names": ["--help"]})
 @click.argument("locations", metavar="LOCATION...", nargs=-1, required=True)
-@click.option("-l", "--long", is_flag=True, help="With size in bytes and time (UTC).")
+@click.option("-l", "--long", is_flag=True, help="Also show size in bytes and time (UTC).")
 @click.option("-h", "--human-readable", "human", is_flag=True, help="With -l: sizes as 1.23 MiB.")
-@click.option("-R", "--recursive", is_flag=True, help="All levels, not one.")
+@click.option("-R", "--recursive", is_flag=True, help="List recursively.")
 @click.option(
     "--sort",
     type=click.Choice(["name", "size", "time"]),
     default="name",
     show_default=True,
-    help="By name; or the largest, or the newest first, and what has neither last.",
+    help="name, size (largest first) or time (newest first); entries without a value come last.",
 )
-@click.option("-r", "--reverse", is_flag=True, help="The other way round.")
+@click.option("-r", "--reverse", is_flag=True, help="Reverse the order.")
 @click.option("-0", "--null", is_flag=True, help="End names with NUL, for xargs -0.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @coloured
 @common
-def ls(  # noqa: PLR0917 - click gives them by name
+def ls(  # noqa: PLR0917 - click passes them by name
     locations: tuple[str, ...],
     long: bool,
     human: bool,
@@ -50,9 +50,10 @@ def ls(  # noqa: PLR0917 - click gives them by name
 ) -> int:
     """List objects, one level deep.
 
-    What is deeper appears once, as "name/". Names are printed as they are; on a terminal, those with control characters are quoted.
+    Deeper objects are shown once, as their folder "name/". Names are printed unchanged; on a terminal, names with control characters are
+    quoted.
 
-    A listing by name is printed as it arrives. --sort size, --sort time and -r first need all of it, in memory.
+    A listing by name is printed as it arrives. --sort size, --sort time and -r first hold all of it in memory.
 
     \b
     Examples:
@@ -78,7 +79,7 @@ def _one_level(storage: StorageBackend) -> Iterator[ObjectInfo | str]:
 
 
 def _in_order(entries: Iterator[ObjectInfo | str], sort: str, reverse: bool) -> Iterable[ObjectInfo | str]:
-    """*entries*, which arrive sorted by name, in the order of --sort and --reverse."""
+    """Sort *entries*, which arrive by name."""
     if sort == "name":
         return reversed(list(entries)) if reverse else entries
 
@@ -118,7 +119,7 @@ def _as_json(lines: Lines, entry: ObjectInfo | str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @common
 def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
-    """Show what is known of objects without reading them.
+    """Show size, time and other properties of objects without reading them.
 
     \b
     Examples:
@@ -141,7 +142,7 @@ def stat(locations: tuple[str, ...], as_json: bool, quiet: bool) -> int:
     return outcomes.code
 
 
-def _known_algorithm(context: click.Context, option: click.Parameter, value: str) -> str:  # noqa: ARG001 - click's
+def _known_algorithm(context: click.Context, option: click.Parameter, value: str) -> str:  # noqa: ARG001 - click's signature
     try:
         new_digest(value)
     except ConfigurationError as error:
@@ -157,9 +158,9 @@ def _known_algorithm(context: click.Context, option: click.Parameter, value: str
     default="sha256",
     show_default=True,
     callback=_known_algorithm,
-    help="As hashlib calls it.",
+    help="A name of hashlib.",
 )
-@click.option("-r", "--recursive", is_flag=True, help="Each LOCATION is a place: digest all its objects.")
+@click.option("-r", "--recursive", is_flag=True, help="All objects beneath each LOCATION.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @common
 def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_json: bool, quiet: bool) -> int:
@@ -181,7 +182,7 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
         if lines.quotes:
             lines.name(name, before=f"{digest}  ")
             return
-        # As coreutils do, so that a line is a line ("cksum output modes", GNU Coreutils).
+        # Escaped as by coreutils, so that an object has one line ("cksum output modes", GNU Coreutils).
         safe = name.replace("\\", r"\\").replace("\n", r"\n").replace("\r", r"\r")
         lines.text(f"{'' if safe == name else chr(92)}{digest}  {safe}")
 
@@ -198,12 +199,12 @@ def checksum(locations: tuple[str, ...], algorithm: str, recursive: bool, as_jso
                         show(storage, identifier, location, meter)
                     continue
                 with (
-                    place_at(location) as storage,
+                    backend_at(location) as storage,
                     Meter("checksum", storage, quiet=quiet, many=True) as meter,
                 ):
                     contents = beneath(storage, all_objects)
                     if contents is None and not quiet:
-                        complain(f"{location_of(storage)} holds no objects")
+                        print_error(f"{location_of(storage)} holds no objects")
                     for info in contents.entries if contents is not None else ():
                         with outcomes.each():
                             show(storage, info.identifier, info.identifier, meter)

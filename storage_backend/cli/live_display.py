@@ -1,4 +1,4 @@
-"""LiveDisplay: a progress display that is redrawn in place and adapts to the terminal's width."""
+"""LiveDisplay: a progress display that is redrawn in place and fits the terminal's width."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing_extensions import override
 
 from storage_backend.cli.progress import SEPARATOR, Status
 
-BAR = 50  # columns at most
-LEAST_BAR = 8  # columns; less shows nothing
+BAR = 50  # columns; the longest bar
+LEAST_BAR = 8  # columns; a shorter bar is left out
 
 
 class LiveDisplay:
-    """Shows the last status it was given, until it is closed."""
+    """Shows the last status until it is closed."""
 
     def __init__(self, stream: TextIO) -> None:
         console = _Console(file=stream, force_terminal=True, force_interactive=True, highlight=False)
@@ -33,7 +33,7 @@ class LiveDisplay:
         self._live.start()
 
     def show(self, status: Status) -> None:
-        """Replace the last status by *status*."""
+        """Show *status* instead of the last one."""
         self._live.update(DrawnLines(status), refresh=True)
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class LiveDisplay:
 
 
 class _Console(Console):
-    """Leaves the cursor visible, so that it is whatever ends the program."""
+    """Leaves the cursor visible, in case the program is killed."""
 
     @override
     def show_cursor(self, show: bool = True) -> bool:
@@ -56,7 +56,7 @@ class DrawnLines:
         self._status = status
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        width = max(options.max_width - 1, 1)  # in the last column, some terminals begin a new line
+        width = max(options.max_width - 1, 1)  # some terminals begin a new line after the last column
         status, ascii_only = self._status, options.ascii_only
 
         def text(line: str, style: str = "", end: str = "\n") -> Text:

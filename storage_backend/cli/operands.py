@@ -1,4 +1,4 @@
-"""Opens the locations that a command is given."""
+"""Opens the locations that are arguments of a command."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from storage_backend.config import open_storage
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import ConfigurationError, NotAFileError
 from storage_backend.info import Capability
-from storage_backend.location_urls import Url, has_password, parse_location, split_location
-from storage_backend.locations import unquoted
+from storage_backend.location_parser import Url, has_password, parse_location, split_location
+from storage_backend.url_escaping import unquoted
 
 
-def place_at(location: str, *, create: bool = False) -> StorageBackend:
-    """The backend at *location*.
+def backend_at(location: str, *, create: bool = False) -> StorageBackend:
+    """Open the backend at *location*.
 
     Raises:
-        click.UsageError: the location is wrong.
-        NotFoundError: there is no such place.
+        click.UsageError: the location is malformed.
+        NotFoundError: it does not exist.
     """
     if has_password(location):
         raise click.UsageError(
-            "a password in a location is seen by all who list processes; use the environment or a file that the client "
+            "other users can see a password in a location in the list of processes; use the environment or a file that the client "
             "reads (PGPASSWORD and ~/.pgpass, AWS_SECRET_ACCESS_KEY and ~/.aws, an SSH key or agent)"
         )
     try:
@@ -38,33 +38,33 @@ def place_at(location: str, *, create: bool = False) -> StorageBackend:
 
 
 def object_at(location: str, *, create: bool = False) -> tuple[StorageBackend, str]:
-    """The backend and the identifier of the object at *location*.
+    """Open the backend of the object at *location*. Returns the identifier, too.
 
     Raises:
-        click.UsageError: the location is wrong, or names no object.
-        NotFoundError: there is no such place.
+        click.UsageError: the location is malformed, or does not name an object.
+        NotFoundError: the backend does not exist.
     """
     base, identifier = _split(location)
-    return place_at(base, create=create), identifier
+    return backend_at(base, create=create), identifier
 
 
 @contextmanager
 def source_at(location: str) -> Iterator[tuple[StorageBackend, str]]:
-    """As `object_at`, for an object to be used; the backend is closed at the end.
+    """As `object_at`, for an object that the body uses; then close the backend.
 
     Raises:
-        NotAFileError: of the body's errors, those that come of a folder, or a prefix, where an object should be.
+        NotAFileError: the body failed because *location* is a folder or a prefix.
     """
     with SourceObjects() as sources, sources.at(location) as found:
         yield found
 
 
 class SourceObjects:
-    """Opens many objects one after the other. Consecutive objects of one place share a backend."""
+    """Opens several objects one after the other. Consecutive ones at the same location share a backend."""
 
     def __init__(self) -> None:
         self._base: str | None = None
-        self._place = ExitStack()
+        self._stack = ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -72,16 +72,16 @@ class SourceObjects:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._place.close()
+        self._stack.close()
 
     @contextmanager
     def at(self, location: str) -> Iterator[tuple[StorageBackend, str]]:
         """As `source_at`."""
         base, identifier = _split(location)
         if base != self._base:
-            self._place.close()
+            self._stack.close()
             self._base = None
-            self._storage = self._place.enter_context(place_at(base))
+            self._storage = self._stack.enter_context(backend_at(base))
             self._base = base
         storage = self._storage
         try:
@@ -100,17 +100,17 @@ def _split(location: str) -> tuple[str, str]:
     try:
         return split_location(location)
     except ConfigurationError as error:
-        hint = f"; {_instead()}" if names_a_place(location) else ""
+        hint = f"; {_instead()}" if names_backend(location) else ""
         raise click.UsageError(f"{error}{hint}") from error
 
 
 def _is_folder(storage: StorageBackend, identifier: str) -> bool:
-    """Whether *identifier* names a directory or a prefix. Costs a request: for use after a failure."""
+    """Whether *identifier* names a directory or a prefix. It sends requests: for use after a failure."""
     with suppress(OSError):
         try:
             storage.stat(identifier)
         except IsADirectoryError:
-            # Of a device or a pipe that is said, too.
+            # A device or a pipe raises this, too.
             return not location_of(storage).startswith("file:") or Path(storage.get_path(identifier)).is_dir()
         except FileNotFoundError:
             flat = Capability.DIRECTORIES not in capabilities_of(storage)
@@ -122,25 +122,25 @@ _INSTEAD = {"cp": "'sync' copies", "mv": "'migrate --delete-source' moves", "sta
 
 
 def _instead() -> str:
-    """The advice of the running command for a folder."""
+    """Advice for a folder, depending on the command."""
     context = click.get_current_context()
     name = str(context.info_name)
     if any(parameter.name == "recursive" for parameter in context.command.params):
-        return f"'{name} -r' takes all that is in it, 'ls' shows it"
+        return f"'{name} -r' takes all objects in it, 'ls' shows them"
     verb = _INSTEAD.get(name, "'ls' shows")
-    return f"{verb} what is in it"
+    return f"{verb} the objects in it"
 
 
 @contextmanager
 def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBackend, str]]:
-    """As `source_at`, for an object to be written; if *location* is a place, *name* is the object's name in it.
+    """As `source_at`, for an object that the body writes. If *location* names no object, the object is called *name*.
 
     Raises:
-        click.UsageError: the location is wrong, or a place and there is no name.
-        NotAFileError: of the body's errors, those that come of a folder where the object should be.
+        click.UsageError: the location is malformed, or names no object and *name* is None.
+        NotAFileError: the body failed because a folder has the object's name.
     """
-    if name is not None and (names_a_place(location) or _ends_in_slash(location)):
-        storage, identifier = place_at(location, create=True), name
+    if name is not None and (names_backend(location) or _ends_in_slash(location)):
+        storage, identifier = backend_at(location, create=True), name
     else:
         storage, identifier = object_at(location, create=True)
     with storage:
@@ -156,13 +156,13 @@ def destination_at(location: str, name: str | None) -> Iterator[tuple[StorageBac
             ) from error
 
 
-def names_a_place(location: str) -> bool:
-    """Whether *location* is a directory that exists, or a URL that names no object.
+def names_backend(location: str) -> bool:
+    """Whether *location* is an existing directory, or a URL that names no object.
 
-    What follows a bucket or a server is an object, unless it ends in "/".
+    The path after a bucket or a server names an object, unless it ends in "/".
 
     Raises:
-        click.UsageError: the location is wrong.
+        click.UsageError: the location is malformed.
     """
     path = local_path(location)
     if path is not None:
@@ -184,29 +184,29 @@ def _ends_in_slash(location: str) -> bool:
     return (parsed.path if parsed.fragment is None else parsed.fragment).endswith("/")
 
 
-def names_either(location: str) -> bool:
-    """Whether *location* may name an object as well as all that is beneath it: by a fragment, or by a key or path.
+def is_object_or_prefix(location: str) -> bool:
+    """Whether *location* may name an object or a prefix: by a fragment, a key of S3, or a path of SSH.
 
     Raises:
-        click.UsageError: the location is wrong.
+        click.UsageError: the location is malformed.
     """
     parsed = _parsed(location)
     if not isinstance(parsed, Url):
         return False
-    return bool(parsed.fragment) or (parsed.scheme in {"s3", "ssh"} and not names_a_place(location))
+    return bool(parsed.fragment) or (parsed.scheme in {"s3", "ssh"} and not names_backend(location))
 
 
 def has_directories(location: str) -> bool:
-    """Whether *location* is on a server that has directories."""
+    """Whether *location* is on an SSH server, which has directories."""
     parsed = _parsed(location)
     return isinstance(parsed, Url) and parsed.scheme == "ssh"
 
 
 def local_path(location: str) -> Path | None:
-    """The path of a location on the local disk; None for any other location.
+    """The path of a local location; None for any other.
 
     Raises:
-        click.UsageError: the location is wrong.
+        click.UsageError: the location is malformed.
     """
     parsed = _parsed(location)
     if isinstance(parsed, str):

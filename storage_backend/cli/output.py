@@ -1,4 +1,4 @@
-"""The program's output: lines with names, which may hold any character, and error messages."""
+"""The program's output: lines, error messages, and the options that control them."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from storage_backend.cli.exit_codes import Exit, code_of_failures
 from storage_backend.cli.standard_streams import OutputError
 from storage_backend.errors import FATAL
 
-if TYPE_CHECKING:  # at run time only the commands that have one need it
+if TYPE_CHECKING:  # imported by the commands that use it
     from storage_backend.info import ObjectInfo
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 # "Select Graphic Rendition" of ECMA-48.
-_FOLDER = "1;34"  # bold blue, as GNU ls has directories
-_DIFFERENCES = {"missing": "31", "extra": "32"}  # red and green, as diffs have what is gone and new
+_FOLDER = "1;34"  # bold blue, as directories in GNU ls
+_DIFFERENCES = {"missing": "31", "extra": "32"}  # red and green, as deleted and new lines in a diff
 _CHANGED = "33"  # yellow
 
-ONE_LEVEL = '"*" stays inside a segment, "**/*" is every level'  # of a glob that matched nothing
+ONE_LEVEL = '"*" stays inside a segment, "**/*" is every level'  # the hint for a glob that matched nothing
 
 DISPLAY = "storage_backend.display"  # the key of the live display in click's `Context.meta`
 
 
 def _make_room() -> None:
-    """Erase a live display before other output; it is drawn again with the next event."""
+    """Erase the live display before other output; the next event draws it again."""
     context = click.get_current_context(silent=True)
     display = context.meta.get(DISPLAY) if context is not None else None
     if display is not None:
         display.clear()
 
 
-def complain(message: str) -> None:
-    """One line on stderr, after what stdout has so far."""
-    with suppress(OutputError):  # it comes again at the end
+def print_error(message: str) -> None:
+    """Print one line on stderr, after the output so far."""
+    with suppress(OutputError):  # raised again at the end
         sys.stdout.flush()
     _make_room()
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message)
@@ -50,7 +50,7 @@ def complain(message: str) -> None:
 
 
 def quoted(name: str) -> str:
-    """*name* for a terminal: as it is, or if a character of it could do something there, as $'...' of the shell."""
+    """*name* for a terminal: unchanged if it is printable, else as a $'...' string of the shell."""
     if name.isprintable():
         return name
     return "$'" + "".join(map(_escaped, name)) + "'"
@@ -66,13 +66,13 @@ def _escaped(character: str) -> str:
 
 
 class Lines:
-    """Lines of output, each with a name: quoted on a terminal, raw elsewhere; coloured as `coloured` says.
+    """Prints lines. On a terminal, unprintable names are quoted; colours follow --color.
 
     Args:
-        null: end lines with a NUL, quote and colour nothing.
+        null: end lines with NUL, without quotes and colours.
 
     Attributes:
-        quotes: whether a name that could do something to a terminal is quoted.
+        quotes: whether unprintable names are quoted.
     """
 
     def __init__(self, *, null: bool = False) -> None:
@@ -83,21 +83,21 @@ class Lines:
         self._colour = not null and _in_colour(self._live)
 
     def name(self, name: str, before: str = "", after: str = "") -> None:
-        """A line with *name* in it; one that ends in "/" is a folder's."""
+        """Print a line with *name*, which is a folder if it ends in "/"."""
         shown = quoted(name) if self.quotes else name
         self._put(f"{before}{self._painted(shown, _FOLDER) if name.endswith('/') else shown}{after}")
 
     def difference(self, word: str, name: str) -> None:
-        """A line that says how *name* differs."""
+        """Print a line that says how *name* differs."""
         colour = _DIFFERENCES.get(word, _CHANGED)
         self._put(f"{self._painted(f'{word:<8}', colour)} {quoted(name) if self.quotes else name}")
 
     def text(self, text: str) -> None:
-        """A line without a name in it."""
+        """Print a line without a name."""
         self._put(text)
 
     def record(self, record: Mapping[str, Any]) -> None:
-        """A line of JSON. Lone surrogates are escaped, so it is valid in any encoding."""
+        """Print a line of JSON. It is ASCII, so lone surrogates are escaped."""
         self._put(json.dumps(record))
 
     def flush(self) -> None:
@@ -116,7 +116,7 @@ class Lines:
 
 
 def _in_colour(live: bool) -> bool:
-    """Whether to colour: as --color says, else on a capable terminal unless NO_COLOR is set (no-color.org)."""
+    """Whether to use colours: as --color says, else on a terminal unless NO_COLOR is set (no-color.org)."""
     context = click.get_current_context(silent=True)
     if context is not None and context.color is not None:
         return context.color
@@ -124,7 +124,7 @@ def _in_colour(live: bool) -> bool:
 
 
 def record_of(info: ObjectInfo) -> dict[str, Any]:
-    """*info* as JSON values, without what is unknown."""
+    """The known fields of *info* as JSON values."""
     fields = {
         "identifier": info.identifier,
         "size": info.size,
@@ -137,7 +137,7 @@ def record_of(info: ObjectInfo) -> dict[str, Any]:
 
 
 class Outcomes:
-    """Collects the outcomes of the same work on several things: a failure is reported and does not stop the rest."""
+    """Collects the outcomes of an operation on several objects. A failure is reported and does not stop the rest."""
 
     def __init__(self) -> None:
         self.errors: list[BaseException] = []
@@ -145,10 +145,10 @@ class Outcomes:
 
     @contextmanager
     def each(self) -> Iterator[None]:
-        """Run the body for one thing.
+        """Run the body for one object.
 
         Raises:
-            OSError: fatal for the others too, or our own output cannot be written.
+            OSError: an error that concerns all objects, or the output cannot be written.
         """
         try:
             yield
@@ -156,7 +156,7 @@ class Outcomes:
             raise
         except OSError as error:
             logging.getLogger(__name__).debug("traceback", exc_info=error)
-            complain(str(error))
+            print_error(str(error))
             self.errors.append(error)
         else:
             self.done += 1
@@ -168,20 +168,20 @@ class Outcomes:
 
 
 def common(command: F) -> F:
-    """Adds what every command takes: -q and -v. The command is given `quiet`."""
+    """Add the options of every command: -q, passed as `quiet`, and -v."""
     command = click.option(
         "-v",
         "--verbose",
         is_flag=True,
         expose_value=False,
         callback=_start_logging,
-        help="Log what is done, with tracebacks.",
+        help="Log all operations, with tracebacks.",
     )(command)
     return click.option("-q", "--quiet", is_flag=True, is_eager=True, help="Print errors only.")(command)
 
 
 def coloured(command: F) -> F:
-    """Adds --color, which `Lines` follows."""
+    """Add --color."""
     return click.option(
         "--color",
         type=click.Choice(["auto", "always", "never"]),
@@ -192,11 +192,11 @@ def coloured(command: F) -> F:
     )(command)
 
 
-def _choose_colour(context: click.Context, option: click.Parameter, value: str) -> None:  # noqa: ARG001 - click's
+def _choose_colour(context: click.Context, option: click.Parameter, value: str) -> None:  # noqa: ARG001 - click's signature
     context.color = {"always": True, "never": False}.get(value)
 
 
-def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's
+def _start_logging(context: click.Context, option: click.Parameter, verbose: bool) -> None:  # noqa: ARG001 - click's signature
     quiet = context.params.get("quiet", False)
     if verbose and quiet:
         raise click.UsageError("--quiet and --verbose contradict each other; give one")

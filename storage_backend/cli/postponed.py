@@ -9,9 +9,9 @@ from typing import Any
 
 
 def postpone(name: str) -> None:
-    """Delay the import of a module, which others import but hardly ever use, until one of its attributes is used.
+    """Delay the import of a module that other packages import but rarely use until one of its attributes is used.
 
-    For a program of our own only: who imports *name* gets a stand-in, and is told only then that it is not installed.
+    Only for programs: importers get a placeholder, and notice only on use that the module is not installed.
     """
     sys.modules.setdefault(name, _Postponed(name))
 

@@ -1,4 +1,4 @@
-"""The progress of a transfer in words, and the summary at its end."""
+"""Formats the progress of a transfer, and prints its summary."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from storage_backend.cli.output import Lines, complain, quoted
+from storage_backend.cli.output import Lines, print_error, quoted
 from storage_backend.cli.units import amount, in_unit_of, unit_of
 
-if TYPE_CHECKING:  # at run time the engine is imported by the commands that use it
+if TYPE_CHECKING:  # imported by the commands that use it
     from storage_backend.transfer.report import TransferReport
 
-MOST_ALIKE = 10  # failures for the same reason told one by one at the end; --json has all
+MOST_ALIKE = 10  # failures for the same reason that the summary lists; --json has all
 SEPARATOR = " · "
 
 
@@ -31,13 +31,13 @@ class Status:
         self._fields = fields
 
     def line(self) -> str:
-        """All in one line, as "61,204/100,000 objects · 412.6/733.1 GiB · 56% · 1.31 GiB/s · ETA 4m07s · verified ..."."""
+        """Everything in one line, as "61,204/100,000 objects · 412.6/733.1 GiB · 56% · 1.31 GiB/s · ETA 4m07s · verified ..."."""
         percent = "" if self.percent is None else f"{self.percent}%"
         parts = (*self._amounts(), percent, self._rate(), self.eta, *self._counts(), self.waiting)
         return SEPARATOR.join(filter(None, parts))
 
     def lines(self, width: int) -> list[str]:
-        """As `line`, without percentage, ETA and waiting, wrapped to *width* characters."""
+        """As `line`, but without percentage, ETA and waiting, wrapped to *width* characters."""
         lines: list[str] = []
         for part in (*self._amounts(), self._rate(), *self._counts()):
             if lines and len(lines[-1]) + len(SEPARATOR) + len(part) <= width:
@@ -48,7 +48,7 @@ class Status:
 
     @property
     def percent(self) -> int | None:
-        """Percentage of the bytes, or of the objects where there are no bytes; None until the plan is complete."""
+        """Percentage of the bytes, or of the objects if there are no bytes; None until the plan is complete."""
         if not self._fields.get("plan_complete"):
             return None
         done, total = self._fields["bytes"], self._fields.get("planned_bytes")
@@ -58,7 +58,7 @@ class Status:
 
     @property
     def eta(self) -> str:
-        """The time left; an estimate, marked as such, until the plan is complete."""
+        """The remaining time; marked as an estimate until the plan is complete."""
         left = self._fields.get("eta")
         left = None if left is None else float(math.ceil(left))
         if self._fields.get("plan_complete"):
@@ -70,7 +70,7 @@ class Status:
 
     @property
     def waiting(self) -> str:
-        """The side that the transfer waits for, and for how long."""
+        """The side that the transfer waits for, and since when."""
         if "waiting_for" not in self._fields:
             return ""
         return f"waiting for {quoted(self._fields['waiting_for'])}, {self._fields['waiting']:.0f} s"
@@ -101,21 +101,23 @@ class Status:
         return [f"{name} {self._fields[name]:,}" for name in counted if name in self._fields]
 
     def _objects(self) -> tuple[int, int]:
-        """The objects that are done, and the total."""
+        """The numbers of finished objects and of all objects."""
         fields = self._fields
         done = fields.get("done", 0)
         without_work = fields.get("skipped", 0)
-        if without_work and self._verb != "verify":  # what was compared and found equal is among both
+        if (
+            without_work and self._verb != "verify"
+        ):  # objects that were compared and found equal count in both
             without_work -= done - fields["copied"] - fields["failed"]
         done += without_work
         return done, max(done, fields.get("planned", 0) + without_work)
 
 
 def summarize(report: TransferReport, *, quiet: bool = False) -> None:
-    """Print what was done on stdout, and failures on stderr."""
+    """Print the counts on stdout, and failures on stderr."""
     _tell_failures(report)
     for reason in report.refused:
-        complain(reason)
+        print_error(reason)
     if quiet:
         return
     seconds = max(report.elapsed, 1e-9)
@@ -134,10 +136,10 @@ def _tell_failures(report: TransferReport) -> None:
         reason = f"{type(error).__name__}: {error}".replace(repr(identifier), "")
         alike[reason] += 1
         if alike[reason] <= MOST_ALIKE:
-            complain(f"failed: {quoted(identifier)}: {error}")
+            print_error(f"failed: {quoted(identifier)}: {error}")
     more = sum(max(0, count - MOST_ALIKE) for count in alike.values())
     if more:
-        complain(f"... and {more:,} more for the same reasons; --json tells of each")
+        print_error(f"... and {more:,} more for the same reasons; --json lists all")
 
 
 def _counts(report: TransferReport) -> list[str]:

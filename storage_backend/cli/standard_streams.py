@@ -1,4 +1,4 @@
-"""The standard streams, which may be closed, non-blocking, on a full disk, or a pipe without a reader."""
+"""StandardStream: the standard streams, also if closed, non-blocking, on a full disk, or a pipe without a reader."""
 
 from __future__ import annotations
 
@@ -20,21 +20,19 @@ _NAMES = ("standard input", "standard output", "standard error")
 
 
 class OutputError(OSError):
-    """Standard output cannot be written. This says nothing about the objects that the program works on.
+    """Standard output cannot be written. It does not concern the objects that the program works on.
 
     Attributes:
-        code: the exit code, if this ends the program.
-        unwanted: whether nobody waits for what could not be written: the stream is closed, or its reader or terminal gone.
+        code: the exit code if this ends the program.
+        unwanted: whether nobody reads the output: the stream is closed, or its reader or terminal is gone.
     """
 
     def __init__(self, number: int, error: OSError) -> None:
         super().__init__(f"cannot write to {_NAMES[number]}: {_reason(error)}")
-        # Not through the constructor, which would choose another class by it.
+        # Not through the constructor: OSError would choose a subclass by the errno.
         self.errno = error.errno
-        gone = error.errno == errno.EIO and stat.S_ISCHR(
-            os.fstat(number).st_mode
-        )  # a terminal that was closed
-        self.unwanted = gone or error.errno in {errno.EBADF, errno.EPIPE}
+        closed_terminal = error.errno == errno.EIO and stat.S_ISCHR(os.fstat(number).st_mode)
+        self.unwanted = closed_terminal or error.errno in {errno.EBADF, errno.EPIPE}
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         self.code = (
             Exit.BROKEN_PIPE if error.errno == errno.EPIPE else Exit.FATAL if full else Exit.SOME_FAILED
@@ -46,14 +44,14 @@ def _reason(error: OSError) -> str | None:
 
 
 class StandardStream(io.FileIO):
-    """A standard stream that waits even if another process made the shared pipe or terminal non-blocking.
+    """A standard stream that blocks even if another process made the shared pipe or terminal non-blocking.
 
     Args:
         number: 0, 1 or 2.
 
     Attributes:
-        lossy: whether what cannot be written is dropped, with all that comes after it; else it raises.
-        lost: why something was dropped.
+        lossy: after a failed write, drop that and all later output instead of raising an error.
+        lost: the error after which output was dropped.
     """
 
     def __init__(self, number: int) -> None:
@@ -92,17 +90,19 @@ class _ReadOrWrite(Protocol):
     def __call__(self, data: Buffer, /) -> int | None: ...
 
 
-def take_streams() -> None:
-    """Put a `StandardStream` behind sys.stdin, sys.stdout and sys.stderr each. What cannot be written to the last is dropped.
+def wrap_standard_streams() -> None:
+    """Put a `StandardStream` behind sys.stdin, sys.stdout and sys.stderr. Failed writes to stderr are dropped.
 
-    A descriptor that is closed is taken first: else the next file or connection would have its number, and get what is
-    written for people. It stays as good as closed: to read from it, or to write to it, is an EBADF.
+    A closed descriptor is opened first, in the wrong direction: otherwise the next file or connection would get its number, and with it
+    our output. Reading or writing it still fails with EBADF.
     """
     for number, wrong_way in enumerate((os.O_WRONLY, os.O_RDONLY, os.O_RDONLY)):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, wrong_way), True)  # the lowest that is free is this one
+            os.set_inheritable(
+                os.open(os.devnull, wrong_way), True
+            )  # open(2) returns the lowest free number, which is this one
     sys.stdin = _text(io.BufferedReader(StandardStream(0), BUFFER), sys.stdin)
     sys.stdout = _text(io.BufferedWriter(StandardStream(1), BUFFER), sys.stdout)
     errors = StandardStream(2)
@@ -112,24 +112,24 @@ def take_streams() -> None:
 
 
 def _text(stream: BinaryIO, old: TextIO | None) -> io.TextIOWrapper:
-    """*stream* as text, in the encoding that Python chose for *old*."""
+    """A text stream on *stream*, with the encoding that Python chose for *old*."""
     encoding, errors = ("utf-8", "surrogateescape") if old is None else (old.encoding, old.errors)
     return io.TextIOWrapper(stream, encoding, errors, line_buffering=stream.isatty())
 
 
-def outlive_output(*, if_closed: bool = False) -> None:
-    """Let the running command go on when standard output fails: its work is not what it prints.
+def ignore_output_errors(*, if_closed: bool = False) -> None:
+    """Let the command continue if standard output fails, because its result is not what it prints.
 
     Args:
-        if_closed: only when that was closed from the start.
+        if_closed: only if standard output was closed from the start.
     """
     stream = _output()
     if stream is not None and not (if_closed and _is_writable(stream)):
         stream.lossy = True
 
 
-def lost_output() -> OutputError | None:
-    """The error for which output was dropped, if somebody still waits for it; else None."""
+def dropped_output() -> OutputError | None:
+    """The error after which output was dropped; None if nobody reads the output."""
     stream = _output()
     return None if stream is None or stream.lost is None or stream.lost.unwanted else stream.lost
 

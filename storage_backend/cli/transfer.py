@@ -1,4 +1,4 @@
-"""sync, migrate, verify, plan: transfers between two places."""
+"""sync, migrate, verify, plan: transfers between two locations."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import click
 from storage_backend.base import StorageBackend
 from storage_backend.cli.exit_codes import Exit, code_of_report
 from storage_backend.cli.interrupts import Interrupts
-from storage_backend.cli.operands import place_at
-from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, complain
-from storage_backend.cli.standard_streams import outlive_output
+from storage_backend.cli.operands import backend_at
+from storage_backend.cli.output import ONE_LEVEL, Lines, coloured, common, print_error
+from storage_backend.cli.standard_streams import ignore_output_errors
 from storage_backend.defensive import location_of
 from storage_backend.errors import ConfigurationError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-RESUME = "what is done stays done, and the same command goes on from there"
+RESUME = "completed work is kept, and the same command continues from there"
 
 
 def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -36,9 +36,7 @@ def _options(*options: Callable[[F], F]) -> Callable[[F], F]:
 def _pattern_or_include(context: click.Context, option: click.Parameter, value: Any) -> Any:
     other = "include" if option.name == "pattern" else "pattern"
     if value and context.params.get(other):
-        raise click.UsageError(
-            "--pattern and --include together: objects would have to match both; give every glob as --include"
-        )
+        raise click.UsageError("--pattern and --include exclude each other; give every glob as --include")
     return value
 
 
@@ -57,42 +55,44 @@ scope = _options(
         callback=_pattern_or_include,
         help="Only objects that match one of these.",
     ),
-    click.option("--exclude", metavar="GLOB", multiple=True, help="No object that matches one of these."),
+    click.option("--exclude", metavar="GLOB", multiple=True, help="No objects that match one of these."),
 )
 _workers = _options(
     click.option(
         "--workers",
         type=click.IntRange(min=1),
         metavar="N",
-        help="Batches or large objects under way at once.",
+        help="Batches or large objects transferred at once.",
     ),
     click.option(
         "--retry-for",
         type=click.FloatRange(min=0),
         metavar="SECONDS",
-        help="How long to wait for a side that cannot be reached. [default: 60]",
+        help="How long to retry a side that is unreachable. [default: 60]",
     ),
 )
 _checksum = click.option(
     "--checksum",
     is_flag=True,
-    help="Compare the content of all that has the same size, whatever the times are.",
+    help="Compare the content of all objects of the same size, whatever their times.",
 )
 _as_json = click.option("--json", "as_json", is_flag=True, help="One event a line, as JSON.")
-_making = _options(
+_target_options = _options(
     click.option(
-        "--delete", is_flag=True, help="Remove from TARGET what SOURCE does not have, after all else."
+        "--delete", is_flag=True, help="Finally, delete objects of TARGET that SOURCE does not have."
     ),
     click.option(
         "--max-delete",
         type=click.IntRange(min=0),
         metavar="N",
-        help="Refuse to delete more than this. [default: the larger of 100 and a tenth of TARGET]",
+        help="Refuse to delete more than N objects. [default: the larger of 100 and a tenth of TARGET]",
     ),
     click.option(
-        "--trash", metavar="PREFIX", help="Move what --delete would remove beneath this prefix of TARGET."
+        "--trash",
+        metavar="PREFIX",
+        help="Move objects beneath this prefix of TARGET instead of deleting them.",
     ),
-    click.option("-n", "--dry-run", is_flag=True, help="Say what would be done, and do nothing."),
+    click.option("-n", "--dry-run", is_flag=True, help="Print what would be done, and change nothing."),
 )
 
 
@@ -102,26 +102,26 @@ def _verification(default: str) -> Callable[[F], F]:
         type=click.Choice(["digest", "size", "none"]),
         default=default,
         show_default=True,
-        help="How what is stored is checked.",
+        help="How stored objects are checked.",
     )
 
 
 @click.command(no_args_is_help=True)
 @pair
 @scope
-@_making
+@_target_options
 @_checksum
 @_verification("size")
 @_workers
 @_as_json
 @common
 def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Make TARGET hold what SOURCE holds.
+    """Copy to TARGET the objects of SOURCE that it lacks or has in another version.
 
-    The same is what has the same size and time. Where TARGET does not show the time of a source that is not newer than what it stored
-    (S3 does not in its listings), it is the same if TARGET tells that time of it, or an MD5 that is the source's; else both are read.
-    So are objects of a time before 1980, after 2037 or in the future that TARGET shows another of. A source without times is compared by
-    size. With --checksum, content alone counts. One object that fails does not stop the rest.
+    Objects with the same size and time are the same. If TARGET lists its own times (S3) and the source is not newer, the object is the
+    same if TARGET has kept the source's time or has its MD5; else both are read. Both are also read if the times differ and that of the
+    source is before 1980, after 2037 or in the future. A source without times is compared by size. With --checksum, only the content
+    counts. An object that fails does not stop the rest.
 
     \b
     Examples:
@@ -131,20 +131,22 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
     """
     from storage_backend import transfer
 
-    return _make(transfer.sync, source, target, options, quiet=quiet, as_json=as_json)
+    return _open_and_run(transfer.sync, source, target, options, quiet=quiet, as_json=as_json)
 
 
 @click.command(no_args_is_help=True)
 @pair
 @scope
-@_making
+@_target_options
 @_checksum
 @_verification("digest")
-@click.option("--journal", metavar="FILE", help="Where to keep what is done. [default: named after the pair]")
 @click.option(
-    "--manifest", metavar="FILE", help="Write identifier, size and sha256 of all that is verified there."
+    "--journal", metavar="FILE", help="The file that records completed work. [default: named after the pair]"
 )
-@click.option("--delete-source", is_flag=True, help="Remove from SOURCE what is verified on TARGET.")
+@click.option(
+    "--manifest", metavar="FILE", help="Write identifier, size and sha256 of each verified object to FILE."
+)
+@click.option("--delete-source", is_flag=True, help="Delete objects of SOURCE that are verified on TARGET.")
 @click.option(
     "--no-flush", is_flag=True, help="With --delete-source: do not wait until TARGET survives power loss."
 )
@@ -152,10 +154,10 @@ def sync(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -
 @_as_json
 @common
 def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool, **options: Any) -> int:
-    """Make TARGET hold what SOURCE holds, and prove it.
+    """Copy to TARGET as sync does, and verify every object.
 
-    Every digest is verified and kept in a journal. Interrupted at any instant, the same command goes on where
-    it was and copies nothing again that was verified.
+    Every digest is verified and recorded in a journal. After an interrupt, the same command continues and does not copy verified objects
+    again.
 
     \b
     Examples:
@@ -165,7 +167,7 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
     """
     from storage_backend import transfer
 
-    return _make(
+    return _open_and_run(
         transfer.migrate, source, target, {**options, "flush": not no_flush}, quiet=quiet, as_json=as_json
     )
 
@@ -174,13 +176,13 @@ def migrate(source: str, target: str, quiet: bool, as_json: bool, no_flush: bool
 @pair
 @scope
 @_verification("digest")
-@click.option("--one-way", is_flag=True, help="What only TARGET has is no difference.")
+@click.option("--one-way", is_flag=True, help="Ignore objects that only TARGET has.")
 @_workers
 @_as_json
 @coloured
 @common
 def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any) -> int:
-    """Compare two places, byte by byte.
+    """Compare the contents of two locations.
 
     Nothing is changed. Each difference is printed; the exit code is 4 if there is one.
 
@@ -191,7 +193,7 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
     """
     from storage_backend import transfer
 
-    with place_at(source) as one, place_at(target) as other:
+    with backend_at(source) as one, backend_at(target) as other:
         return _run(transfer.verify, one, other, options, quiet=quiet, as_json=as_json)
 
 
@@ -200,13 +202,13 @@ def verify(source: str, target: str, quiet: bool, as_json: bool, **options: Any)
 @scope
 @_checksum
 @click.option("--delete", is_flag=True, help="As sync --delete would.")
-@click.option("-a", "--all", "everything", is_flag=True, help="Also what would be skipped.")
+@click.option("-a", "--all", "everything", is_flag=True, help="Also objects that would be skipped.")
 @_as_json
 @common
 def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool, **options: Any) -> int:
     """Print what sync would do with each object, and why.
 
-    Nothing is touched.
+    Nothing is changed.
 
     \b
     Examples:
@@ -216,7 +218,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
     from storage_backend import transfer
 
     lines = Lines()
-    with place_at(source) as one, place_at(target, create=True) as other:  # it is only made by a write
+    with backend_at(source) as one, backend_at(target, create=True) as other:  # only a write creates it
         try:
             actions = transfer.plan(one, other, **_given(options))
         except ConfigurationError as error:
@@ -231,7 +233,7 @@ def plan(source: str, target: str, quiet: bool, as_json: bool, everything: bool,
             else:
                 lines.name(action.identifier, before=f"{action!s:<24} ")
         if not (some or quiet):
-            tell_nothing(one, options)
+            explain_empty(one, options)
     return Exit.DONE
 
 
@@ -242,14 +244,14 @@ def synchronize(source: StorageBackend, target: StorageBackend, *, quiet: bool, 
     return _run(transfer.sync, source, target, {}, quiet=quiet, as_json=as_json)
 
 
-def synchronize_places(source: str, target: str, *, quiet: bool, as_json: bool) -> int:
-    """`sync` between two places, for cp -r."""
+def synchronize_locations(source: str, target: str, *, quiet: bool, as_json: bool) -> int:
+    """`sync` between two locations, for cp -r."""
     from storage_backend import transfer
 
-    return _make(transfer.sync, source, target, {"dry_run": False}, quiet=quiet, as_json=as_json)
+    return _open_and_run(transfer.sync, source, target, {"dry_run": False}, quiet=quiet, as_json=as_json)
 
 
-def _make(
+def _open_and_run(
     verb: Callable[..., TransferReport],
     source: str,
     target: str,
@@ -259,7 +261,7 @@ def _make(
     as_json: bool,
 ) -> int:
     """Run sync or migrate."""
-    with place_at(source) as one, place_at(target, create=True) as other:
+    with backend_at(source) as one, backend_at(target, create=True) as other:
         return _run(verb, one, other, options, quiet=quiet, as_json=as_json)
 
 
@@ -272,13 +274,13 @@ def _run(
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Run a transfer, show it, and give its exit code."""
+    """Run a transfer, show its progress and summary, and return the exit code."""
     from storage_backend import transfer
     from storage_backend.cli.display import Display
     from storage_backend.cli.progress import summarize
 
     if not options.get("dry_run"):
-        outlive_output()
+        ignore_output_errors()
     interrupts = click.get_current_context().find_object(Interrupts)
     if interrupts is not None:
         changes = verb is not transfer.verify and not options.get("dry_run")
@@ -294,22 +296,22 @@ def _run(
         display.clear()
     if not as_json:
         summarize(report, quiet=quiet)
-    if not (quiet or concerned(report)):
-        tell_nothing(source, options)
+    if not (quiet or had_objects(report)):
+        explain_empty(source, options)
     return code_of_report(report)
 
 
-def concerned(report: TransferReport) -> bool:
-    """Whether the source had any object for the transfer."""
+def had_objects(report: TransferReport) -> bool:
+    """Whether the source had any objects for the transfer."""
     would = any(not action.startswith("delete") for action in report.would)
     differs = any(difference != "extra" for difference in report.differences.values())
     return bool(would or differs or report.planned or report.skipped or report.failed)
 
 
-def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
-    """Say why nothing was done: otherwise a mistyped option would look like success."""
+def explain_empty(source: StorageBackend, options: dict[str, Any]) -> None:
+    """Print why nothing was done: a mistyped option must not look like success."""
     if next(iter(source.scan()), None) is None:
-        complain(f"{location_of(source)} holds no objects")
+        print_error(f"{location_of(source)} holds no objects")
         return
     globs = {"--pattern": [options.get("pattern")], "--include": options.get("include", ())}
     wanted = " or ".join(f"{name} {glob!r}" for name, given in globs.items() for glob in given if glob)
@@ -317,12 +319,12 @@ def tell_nothing(source: StorageBackend, options: dict[str, Any]) -> None:
     reason = f"no object of {location_of(source)} " + (
         f"matches {wanted}" + (f" and not {left_out}" if left_out else "")
         if wanted
-        else f"is left by {left_out}"
+        else f"is left after {left_out}"
     )
     hint = f"; {ONE_LEVEL}" if "/" not in wanted and "*" in wanted else ""
-    complain(f"{reason}{hint}")
+    print_error(f"{reason}{hint}")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """The options that were given; the others keep the default of TransferOptions."""
+    """The given options; the others keep the defaults of TransferOptions."""
     return {name: value for name, value in options.items() if value is not None}

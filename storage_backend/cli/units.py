@@ -1,4 +1,4 @@
-"""Sizes and times as people read and write them."""
+"""Parses and formats sizes and times."""
 
 from __future__ import annotations
 
@@ -14,12 +14,7 @@ _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
 class SizeRange(NamedTuple):
-    """A range of sizes in bytes, both ends in it.
-
-    Attributes:
-        least: the smallest.
-        most: the largest; None without a limit.
-    """
+    """A range of sizes in bytes, from *least* to *most* inclusive; *most* None means no limit."""
 
     least: int
     most: int | None
@@ -29,12 +24,12 @@ class SizeRange(NamedTuple):
 
 
 def sizes_of(text: str) -> SizeRange:
-    """The sizes that *text* means: "+10M" at least, "-1k" at most, "1k..10M" from and to, "4096" exactly.
+    """Parse a range of sizes: "+10M" at least, "-1k" at most, "1k..10M" from and to, "4096" exactly.
 
-    A unit is 1024 times the one before: k, M, G, T, P, or KiB and so on, in either case.
+    Units are powers of 1024: k, M, G, T, P, or KiB and so on, in upper or lower case.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: *text* is none of these.
     """
     least, dots, most = text.partition("..")
     if dots:
@@ -52,19 +47,19 @@ def _bytes(number: str, text: str) -> int:
     found = _SIZE.fullmatch(number)
     if found is None:
         raise ValueError(
-            f"{text!r} is no size: write +10M (at least), -1k (at most), 1k..10M or 4096; units: k, M, G, T, P"
+            f"{text!r} is not a size: write +10M (at least), -1k (at most), 1k..10M or 4096; units: k, M, G, T, P"
         )
     power = " kmgtp".index(found[2].lower()) if found[2] else 0
     return round(float(found[1]) * (1 << 10 * power))
 
 
 def moment_of(text: str, now: datetime) -> datetime:
-    """The moment that *text* means: so long before *now* ("90s", "30m", "12h", "7d", "2w"), or a date or time in ISO 8601.
+    """Parse an age, which is subtracted from *now* ("90s", "30m", "12h", "7d", "2w"), or a date or time in ISO 8601.
 
-    A date is its first instant, and what names no zone is in UTC, as all times that the program prints.
+    A date means its first instant. Without a time zone it is UTC, as are all times that the program prints.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: *text* is neither.
     """
     found = _AGE.fullmatch(text)
     try:
@@ -79,7 +74,7 @@ def moment_of(text: str, now: datetime) -> datetime:
 
 
 def unit_of(count: float) -> str:
-    """The largest unit in which *count* bytes are at least 1."""
+    """The largest unit of which *count* bytes are at least 1."""
     unit = 0
     while count >= 1024 and unit < len(UNITS) - 1:
         count /= 1024
@@ -109,7 +104,7 @@ def amount(count: float) -> str:
 
 
 def shown_size(count: int, *, human: bool) -> str:
-    """*count* bytes in a column of sizes: exactly, or as `amount`."""
+    """*count* bytes for a column of sizes: exact, or with *human* as `amount`."""
     return amount(count) if human else str(count)
 
 

@@ -1,4 +1,4 @@
-"""du, tree: sizes of folders, and the tree of objects."""
+"""du, tree: show the sizes of folders, and the tree of objects."""
 
 from __future__ import annotations
 
@@ -14,18 +14,12 @@ from storage_backend.cli.output import Lines, Outcomes, coloured, common, record
 from storage_backend.cli.units import amount, shown_size, size_width
 from storage_backend.info import ObjectInfo
 
-MOST_HELD = 10_000  # lines of a tree that wait for what comes after them
+MOST_HELD = 10_000  # lines of a tree held until their successors are known
 
 
 @dataclass(slots=True)
 class FolderTotal:
-    """Bytes and objects beneath a folder.
-
-    Attributes:
-        prefix: the folder, as "name/"; "" is the whole.
-        size: bytes.
-        objects: how many.
-    """
+    """The bytes and objects beneath a folder, which is "name/", or "" for the root."""
 
     prefix: str = ""
     size: int = 0
@@ -37,7 +31,7 @@ class FolderTotal:
         self.objects += other.objects
 
     def line(self, name: str, *, human: bool) -> tuple[str, str]:
-        """The name, and what stands before it."""
+        """The arguments *name* and *before* of `Lines.name`."""
         return name, f"{shown_size(self.size, human=human):>{size_width(human=human)}}  {self.objects:>9}  "
 
 
@@ -51,13 +45,13 @@ class FolderTotal:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @coloured
 @common
-def du(  # noqa: PLR0917 - click gives them by name
+def du(  # noqa: PLR0917 - click passes them by name
     locations: tuple[str, ...], human: bool, summarize: bool, depth: int | None, as_json: bool, quiet: bool
 ) -> int:
     """Show how many bytes and objects there are beneath each folder.
 
-    A line has bytes, objects, and the folder; the last one of each LOCATION is its own. Sizes are those of the objects, not of
-    the blocks of a disk. Several LOCATIONs have a total at the end.
+    Each line has bytes, objects, and the folder; the last line of each LOCATION is its total. Sizes are those of the objects, not of disk
+    blocks. After several LOCATIONs follows the total of all.
 
     \b
     Examples:
@@ -94,7 +88,7 @@ def du(  # noqa: PLR0917 - click gives them by name
 
 
 def _totals(contents: Contents[ObjectInfo]) -> Iterator[FolderTotal]:
-    """Yield each folder once the scan has left it, so that only the folders above the current object are held; last the root."""
+    """Yield each folder when the scan leaves it, the root last. Only the parents of the current object are held in memory."""
     above = [FolderTotal()]
     for info in contents.entries:
         size = size_of(contents.storage, info)
@@ -105,7 +99,7 @@ def _totals(contents: Contents[ObjectInfo]) -> Iterator[FolderTotal]:
             done = above.pop()
             above[-1].add(done)
             yield done
-        # A place that is one object has no folders, whatever its name.
+        # A location that names one object has no folders, whatever the object's name.
         while not contents.single and (slash := name.find("/", len(above[-1].prefix))) >= 0:
             above.append(FolderTotal(name[: slash + 1]))
         above[-1].size += size
@@ -119,17 +113,15 @@ def _totals(contents: Contents[ObjectInfo]) -> Iterator[FolderTotal]:
 
 @click.command(no_args_is_help=True)
 @click.argument("locations", metavar="LOCATION...", nargs=-1, required=True)
-@click.option(
-    "-d", "--depth", type=click.IntRange(min=1), metavar="N", help="Look only N levels deep, not into all."
-)
+@click.option("-d", "--depth", type=click.IntRange(min=1), metavar="N", help="List only N levels deep.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @coloured
 @common
 def tree(locations: tuple[str, ...], depth: int | None, as_json: bool, quiet: bool) -> int:
-    """Show folders and objects as a tree, and how many there are.
+    """Show folders and objects as a tree, and their number.
 
-    It is printed while it is listed. A folder that is the last of its level and has more than 10,000 lines is drawn as if
-    another followed.
+    The tree is printed while it is listed. If the last folder of a level has more than 10,000 lines, it is drawn as if another one
+    followed.
 
     \b
     Examples:
@@ -174,7 +166,7 @@ def _with_folders(infos: Iterable[ObjectInfo]) -> Iterator[ObjectInfo | str]:
 
 
 def _levels(storage: StorageBackend, prefix: str, depth: int) -> Iterator[ObjectInfo | str]:
-    """As `_with_folders`, from one listing a folder, so that nothing deeper than *depth* levels is listed."""
+    """As `_with_folders`, from one listing per folder, down to *depth* levels."""
     for entry in storage.scan_level(prefix):
         yield entry
         if isinstance(entry, str) and depth > 1:
@@ -190,7 +182,7 @@ class FolderTotals:
     size: int | None = 0
 
     def each(self, entries: Iterable[ObjectInfo | str]) -> Iterator[ObjectInfo | str]:
-        """*entries*, counted as they pass."""
+        """Yield *entries* and count them."""
         for entry in entries:
             if isinstance(entry, str):
                 self.folders += 1
@@ -200,7 +192,7 @@ class FolderTotals:
             yield entry
 
     def record(self) -> dict[str, int]:
-        """As JSON values; without the size if the listing does not show all sizes."""
+        """The counts as JSON values; without the size if the listing lacks some sizes."""
         known = {} if self.size is None else {"size": self.size}
         return {"folders": self.folders, "objects": self.objects, **known}
 
@@ -218,8 +210,8 @@ class TreeBranch:
 
     Attributes:
         name: the last part of the name; a folder's ends in "/".
-        above: the folders that it is in, outermost first.
-        last: whether nothing follows on its level; None while that is not known.
+        above: its parent folders, outermost first.
+        last: whether it is the last on its level; None while unknown.
     """
 
     name: str
@@ -231,7 +223,7 @@ class TreeBranch:
         return self.last is not None and all(folder.last is not None for folder in self.above)
 
     def settle(self) -> None:
-        """Draw it as if something followed wherever that is not known yet."""
+        """Where it is unknown whether another line follows, assume that one does."""
         for branch in (*self.above, self):
             if branch.last is None:
                 branch.last = False
@@ -244,7 +236,7 @@ class TreeBranch:
 
 
 def _branches(entries: Iterable[ObjectInfo | str]) -> Iterator[TreeBranch]:
-    """Yield the lines of a tree in order, each once it is known whether another follows on its level and those above."""
+    """Yield the lines of a tree in order, each when it is known whether another follows on its level and those above."""
     waiting: deque[TreeBranch] = deque()
     newest: list[TreeBranch] = []  # on each level
     for entry in entries:

@@ -13,7 +13,7 @@ from typing import BinaryIO, Literal, cast
 from typing_extensions import override
 
 from storage_backend import identifiers as names
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.defensive import info_of, location_of, matching, store
@@ -245,7 +245,7 @@ class PrefixedStorage(Wrapper):
     @property
     @override
     def location(self) -> str:
-        return locations.beneath(location_of(self.backend), self.prefix)
+        return url_escaping.beneath(location_of(self.backend), self.prefix)
 
     @property
     @override

@@ -62,7 +62,7 @@ def test_unknown_size_is_told(file: Path) -> None:
     storage = LocalStorage(file.parent)
     assert storage.stat(file.name).size is None
     assert {info.identifier: info.size for info in storage.scan(file.name)}[file.name] is None
-    with pytest.raises(StorageError, match="does not tell the size"):
+    with pytest.raises(StorageError, match="does not report the size"):
         storage.size(file.name)
 
 

@@ -331,7 +331,7 @@ def test_on_a_full_disk_objects_can_be_deleted(small_disk: Path, size: int) -> N
             names.append(f"{len(names)}")
 
     for _ in range(2):  # also when it is opened again
-        with opened(place) as storage, pytest.raises(QuotaExceededError, match="room that deleting takes"):
+        with opened(place) as storage, pytest.raises(QuotaExceededError, match="space that deleting needs"):
             fill(storage)
     assert len(names) * size > 5 << 20
     with opened(place) as storage:

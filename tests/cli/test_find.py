@@ -79,7 +79,7 @@ def test_conditions(program: Program, place: str, conditions: list[str], names: 
 @pytest.mark.parametrize(
     ("conditions", "says"),
     [
-        (["--name", "a/b"], "last part only"),
+        (["--name", "a/b"], "only the last part"),
         (["--pattern", "../x"], "outside base directory"),
         (["--size", "much"], "write +10M (at least)"),
         (["--newer", "now"], "90s, 30m, 12h, 7d, 2w"),
@@ -160,5 +160,5 @@ def test_objects_without_a_time_are_neither_newer_nor_older(
     for condition in ("--newer", "--older"):
         result = program("find", location, condition, "1h")
         assert (result.code, result.lines) == (0, [])
-        assert result.err == "storage-backend: left out 2 whose time is not known\n"
+        assert result.err == "storage-backend: left out 2 objects whose time is unknown\n"
         assert not program("find", "-q", location, condition, "1h").err

@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 At: TypeAlias = Callable[[str], str]
 
 COMMANDS = [
-    (["cat"], "'ls' shows what is in it"),
-    (["stat"], "'ls -l' shows what is in it"),
-    (["checksum"], "'checksum -r' takes all that is in it"),
-    (["rm"], "'rm -r' takes all that is in it"),
-    (["get"], "'get -r' takes all that is in it"),
-    (["url"], "'ls' shows what is in it"),
-    (["cp", "memory:#x"], " is in it"),
-    (["mv", "memory:#x"], "'migrate --delete-source' moves what is in it"),
+    (["cat"], "'ls' shows the objects in it"),
+    (["stat"], "'ls -l' shows the objects in it"),
+    (["checksum"], "'checksum -r' takes all objects in it"),
+    (["rm"], "'rm -r' takes all objects in it"),
+    (["get"], "'get -r' takes all objects in it"),
+    (["url"], "'ls' shows the objects in it"),
+    (["cp", "memory:#x"], "objects in it"),
+    (["mv", "memory:#x"], "'migrate --delete-source' moves the objects in it"),
 ]
 
 
@@ -113,7 +113,7 @@ def test_a_location_that_is_always_a_place(program: Program, folder: At, databas
     for location in (folder("d/"), folder("d/.."), database("").rstrip("#"), "s3://bucket/d/"):
         result = program("rm", location)
         assert result.code == 2
-        assert "'rm -r' takes all that is in it" in result.err
+        assert "'rm -r' takes all objects in it" in result.err
 
 
 def test_a_folder_on_a_server_where_an_object_would_be_stored(

@@ -28,7 +28,7 @@ from tests.ssh_servers import SSHPlace
 # The program waits two seconds; a server's own limits are minutes, and exit codes tell one from the other.
 SOON = 20.0
 
-GOES_ON = "what is done stays done, and the same command goes on from there\n"
+GOES_ON = "completed work is kept, and the same command continues from there\n"
 
 # What a program of somebody's own would do.
 LIBRARY = """

@@ -164,7 +164,7 @@ def test_put_of_something_missing_creates_nothing(program: Program, tmp_path: Pa
     assert not list(tmp_path.iterdir())
     result = program("put", "-", f"sqlite:///{tmp_path}/new.db")
     assert result.code == 2
-    assert "names no object" in result.err
+    assert "does not name an object" in result.err
 
 
 def same(one: Path, other: Path) -> None:

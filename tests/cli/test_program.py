@@ -131,7 +131,7 @@ def test_the_console_script_is_the_same_program() -> None:
         (["checksum", "-a", "nonsense", "memory:#x"], "unknown algorithm 'nonsense'"),
         (["get", "-r", "memory:"], "needs the PATH"),
         (["put", "-r", "-", "memory:"], "needs the PATH"),
-        (["compact", "memory:"], "is no database"),
+        (["compact", "memory:"], "is not a database"),
         (["put", "/", "memory:"], "is a directory"),
         (["sync", "memory:", "memory:", "--workers", "0"], "--workers"),
         (["sync", "memory:", "memory:", "--pattern", "../x"], "outside base directory"),

@@ -113,7 +113,7 @@ def test_url_opens_the_object(program: Program, server: S3Server, folder: Path) 
 @pytest.mark.parametrize(
     ("location", "words"),
     [
-        ("s3:///key", "names no bucket"),
+        ("s3:///key", "has no bucket"),
         ("s3://key:s3cr3t@bucket/x", "AWS_SECRET_ACCESS_KEY"),
         ("s3://bucket?secret_key=s3cr3t", "unknown parameter 'secret_key'"),
         ("s3://bucket?anonymous=perhaps", "anonymous"),

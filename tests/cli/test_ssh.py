@@ -91,12 +91,12 @@ def test_what_is_found_in_a_folder_is_used_over_one_connection(
 @pytest.mark.parametrize(
     ("location", "code", "says"),
     [
-        ("ssh:///x", 2, "names no host"),
+        ("ssh:///x", 2, "has no host"),
         ("ssh://ana:s3cr3t@host/x", 2, "SSH key or agent"),
         ("ssh://ana@host/x?password=s3cr3t", 2, "password=env:NAME"),
         ("ssh://ana@host/x?shell=perhaps", 2, "shell"),
         ("ssh://ana@host/x?colour=red", 2, "unknown parameter 'colour'"),
-        ("ssh://ana@host:port/x", 2, "no host and port"),
+        ("ssh://ana@host:port/x", 2, "not a host and port"),
         ("ssh://ana@127.0.0.1:9,127.0.0.1:11/x?agent=false", 5, "no endpoint works: 127.0.0.1:9: "),
     ],
 )

@@ -327,7 +327,7 @@ def test_ctrl_c_stops_cleanly_and_the_same_command_goes_on(
     )
     assert done.returncode == 130, done
     assert done.stderr.decode().splitlines() == [
-        "storage-backend: interrupted; what is done stays done, and the same command goes on from there"
+        "storage-backend: interrupted; completed work is kept, and the same command continues from there"
     ]
     copied = len(identifiers(database))
     assert 0 < copied < 2000
@@ -471,7 +471,7 @@ def test_pattern_and_include_together_are_refused(program: Program, tmp_path: Pa
         (["--pattern", "*.pdf"], "matches --pattern '*.pdf'; \"*\" stays inside a segment"),
         (["--pattern", "**/*.doc"], "matches --pattern '**/*.doc'"),
         (["--include", "x", "--include", "y"], "matches --include 'x' or --include 'y'"),
-        (["--exclude", "**"], "is left by --exclude '**'"),
+        (["--exclude", "**"], "is left after --exclude '**'"),
         (["--pattern", "**/a.pdf", "--exclude", "d/*"], "--pattern '**/a.pdf' and not --exclude 'd/*'"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The base directory of a LocalStorage: checked, and created now or by the first write."""
+"""Checks the base directory of a LocalStorage and creates it, now or at the first write."""
 
 from __future__ import annotations
 
@@ -20,11 +20,7 @@ from storage_backend.paths import expanded
 
 
 def refuse_platform(platform: str) -> None:
-    """Refuse Windows, which has none of the system calls that containment rests on.
-
-    Raises:
-        UnsupportedOperationError: the platform is Windows.
-    """
+    """Raise an UnsupportedOperationError on Windows, which lacks the system calls that containment needs."""
     if platform == "win32":
         raise UnsupportedOperationError(
             "LocalStorage works on Linux and macOS; on Windows use another backend, or WSL"
@@ -34,14 +30,15 @@ def refuse_platform(platform: str) -> None:
 def prepare_base(
     base_dir: str | os.PathLike[str], *, create: bool | Literal["late"], durable: bool
 ) -> tuple[Path, Callable[[], object] | None]:
-    """Resolve the base directory and, if asked for, create it.
+    """Resolve the base directory, and create it if *create* is True.
 
     Returns:
-        Its absolute path; and, with "late", what creates it, unless it is there.
+        Its absolute path; and, with "late" and a missing directory, a function that creates it, else None.
 
     Raises:
         BaseDirectoryNotFoundError: it does not exist, or cannot be created.
         ConfigurationError: it is not a directory.
+        AccessDeniedError: its parent is not writable.
     """
     given = expanded(base_dir)
     if given.startswith("~"):
@@ -57,7 +54,7 @@ def prepare_base(
         ) from error
     with ErrorTranslation(None, base.as_uri()):
         if create == "late" and not base.exists():
-            _check_possible(base)
+            _check_creatable(base)
             return base, partial(_create, base, durable)
         if create:
             _create(base, durable)
@@ -76,21 +73,21 @@ def _create(base: Path, durable: bool) -> None:
             if durable:
                 sync_path(path.parent)
     except (FileExistsError, NotADirectoryError) as error:
-        raise _in_the_way(base, error.filename) from error
+        raise _blocked(base, error.filename) from error
     except FileNotFoundError as error:  # as in /proc
         raise BaseDirectoryNotFoundError(f"base directory {str(base)!r} cannot be created") from error
 
 
-def _check_possible(base: Path) -> None:
-    """Refuse a directory that could not be created."""
+def _check_creatable(base: Path) -> None:
+    """Raise the error that creating the directory would raise."""
     above = next(path for path in base.parents if path.exists())
     if not above.is_dir():
-        raise _in_the_way(base, str(above))
+        raise _blocked(base, str(above))
     if not os.access(above, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
-def _in_the_way(base: Path, other: str) -> ConfigurationError:
+def _blocked(base: Path, other: str) -> ConfigurationError:
     return ConfigurationError(
         f"base directory {str(base)!r} cannot be created: {other!r} is not a directory", parameter="base_dir"
     )

@@ -1,4 +1,4 @@
-"""ContainedRoot: opens paths beneath one directory. No symlink leads outside it."""
+"""ContainedRoot: opens paths beneath one directory, and nothing outside it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,26 @@ from storage_backend.errors import BaseDirectoryNotFoundError, ConfigurationErro
 
 T = TypeVar("T")
 
-# Not everything is everywhere: O_PATH is Linux's, and on Windows the module is imported though never used.
+# macOS has no O_PATH. Windows has none of these, but must be able to import the module to be refused.
 _CLOEXEC = getattr(os, "O_CLOEXEC", 0)
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
 _PATH = getattr(os, "O_PATH", 0)
-# Without O_NONBLOCK, opening a pipe waits for a writer.
-_CALM = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
+# Without O_NONBLOCK, opening a pipe waits for a writer; without O_NOCTTY, a terminal may become ours.
+_SAFE = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0) | _CLOEXEC
 
-READ = os.O_RDONLY | _CALM | getattr(os, "O_LARGEFILE", 0)
+READ = os.O_RDONLY | _SAFE | getattr(os, "O_LARGEFILE", 0)
 """Open a file for reading."""
-LIST = os.O_RDONLY | _DIRECTORY | _CALM
+LIST = os.O_RDONLY | _DIRECTORY | _SAFE
 """Open a directory to list or sync it."""
 LOOKUP = _PATH | _DIRECTORY | _CLOEXEC
 """Open a directory for use as a dir_fd. On Linux this needs no permission to list it."""
 
-MAX_LINKS = 40  # as the kernel has it (path_resolution(7))
-_RACES = 16  # how often the kernel is asked again after losing a race; then we walk by ourselves
-_ATTEMPTS = 100  # how often directories that someone else keeps removing are made again
+MAX_LINKS = 40  # the kernel's limit (path_resolution(7))
+_RACES = (
+    16  # calls of openat2 that may fail because of a concurrent rename, before we walk the path ourselves
+)
+_ATTEMPTS = 100  # to create directories that another process keeps removing
 
 # openat2(2) and linux/openat2.h. The number is the same on every architecture but Alpha.
 _OPENAT2 = ctypes.c_long(437)
@@ -50,19 +52,18 @@ _HOW_SIZE = ctypes.c_size_t(ctypes.sizeof(_OpenHow))
 
 
 class ContainedRoot:
-    """Resolves relative paths beneath a directory. No symlink, even one put there meanwhile, leads outside.
+    """Resolves relative paths beneath a directory. No symlink, even one created meanwhile, leads outside.
 
-    A symlink whose target is beneath the directory is followed, also an absolute one. The directory is looked up by its
-    name each time: nothing is kept open, and one that was replaced is noticed.
+    A symlink, also an absolute one, is followed if its target is beneath the directory. No descriptor is kept: the directory is
+    opened by its name each time, so a replaced one is noticed.
 
-    Three ways, each tried when the one before has no answer: one call that follows no symlink at all (such a path is
-    beneath the directory because it is spelled so); one call that keeps the kernel from leaving; and a walk by
-    components, which decides.
+    Three methods, each used when the one before cannot decide: an open that follows no symlink, so that the path is beneath the
+    directory by its spelling; openat2 with RESOLVE_BENEATH; and a walk, one component at a time.
 
     Args:
         base: absolute and free of symlinks, "." and "..".
-        openat2: use openat2(2) where the kernel has it.
-        make: creates the directory, which is missing: called by the first `make_parent`, and nothing is beneath it until then.
+        openat2: use openat2(2) if the kernel has it.
+        make: creates the missing directory; called by the first `make_parent`.
 
     Attributes:
         base: as given.
@@ -84,9 +85,9 @@ class ContainedRoot:
         """A descriptor of the directory itself.
 
         Raises:
-            FileNotFoundError: it is yet to be created.
+            FileNotFoundError: it has not been created yet.
             BaseDirectoryNotFoundError: it is gone.
-            ConfigurationError: something else is in its place.
+            ConfigurationError: it is not a directory any more.
         """
         try:
             return os.open(self.base, flags)
@@ -106,18 +107,18 @@ class ContainedRoot:
         """A descriptor of what *path* names.
 
         Args:
-            path: relative; no empty, "." or ".." component. Empty, it is the directory itself.
-            flags: of this module.
+            path: relative, without empty, "." or ".." components; b"" is the directory itself.
+            flags: READ, LIST or LOOKUP.
 
         Raises:
-            OSError: as open(2); with EXDEV, the path leads outside; with ELOOP, its symlinks loop.
+            OSError: as open(2); EXDEV: the path leads outside; ELOOP: its symlinks loop.
         """
-        if b"/" not in path:  # nothing but itself can be a symlink
+        if b"/" not in path:  # no directory on the way can be a symlink
             try:
                 return os.open(self._slashed + path, flags | _NOFOLLOW)
             except OSError:
-                pass  # whatever it is, the ways below find out
-        fd = self._ask_kernel(path, flags)
+                pass  # the methods below find the reason
+        fd = self._openat2_fast(path, flags)
         if fd >= 0:
             return fd
         if not path:
@@ -142,7 +143,7 @@ class ContainedRoot:
         if syscall is None:
             return self._walk(path, _stat_unless_link)
         fd = syscall(_OPENAT2, _AT_FDCWD, self._slashed + path, _LOOK, _HOW_SIZE)
-        if fd < 0 and (fd := self._ask_again(path, _PATH | _CLOEXEC, ctypes.get_errno())) < 0:
+        if fd < 0 and (fd := self._openat2_beneath(path, _PATH | _CLOEXEC, ctypes.get_errno())) < 0:
             return self._walk(path, _stat_unless_link)
         try:
             return os.fstat(fd)
@@ -150,7 +151,7 @@ class ContainedRoot:
             os.close(fd)
 
     def parent(self, path: bytes) -> tuple[int, bytes]:
-        """A descriptor of the directory that *path* is in, and its name there.
+        """A descriptor of the parent directory of *path*, and the last component.
 
         Raises:
             OSError: as `open`.
@@ -159,20 +160,20 @@ class ContainedRoot:
         return self.open(directory, LOOKUP), name
 
     def make_parent(self, path: bytes) -> tuple[int, bytes, list[bytes]]:
-        """As `parent`, creating the directories that are missing.
+        """As `parent`, but create missing directories.
 
         Returns:
             The descriptor, the name, and the paths of the directories in which one was created.
 
         Raises:
-            FileExistsError: something that is no directory is in the way.
+            FileExistsError: a file is where a directory is needed.
             OSError: as `open`.
         """
         directory, _, name = path.rpartition(b"/")
         make = self._make_base
         if make is not None:
             make()
-            self._make_base = None  # once: it may be on a disk that is taken away later
+            self._make_base = None  # only once: if it is missing later, its disk may have been unmounted
         try:
             return self.open(directory, LOOKUP), name, []
         except (FileNotFoundError, NotADirectoryError):
@@ -189,7 +190,7 @@ class ContainedRoot:
             raise FileExistsError(errno.EEXIST, "not a directory", error.filename) from error
 
     def _make(self, path: bytes, grown: list[bytes]) -> None:
-        """Create the directory *path* and those above it that are missing; others may do the same at once."""
+        """Create the directory *path* and its missing parents. Other processes may do the same concurrently."""
         fd = self.root()
         done = b""
         try:
@@ -202,7 +203,7 @@ class ContainedRoot:
                         os.mkdir(name, dir_fd=fd)
                     except FileExistsError:
                         if stat.S_ISLNK(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                            raise  # it leads nowhere
+                            raise  # a dangling symlink
                     grown.append(here)
                     inner = self.open(done, LOOKUP)
                 os.close(fd)
@@ -210,46 +211,46 @@ class ContainedRoot:
         except BaseDirectoryNotFoundError:
             raise
         except FileNotFoundError:
-            pass  # removed by someone since; the caller looks again
+            pass  # removed by another process; the caller tries again
         finally:
             os.close(fd)
 
-    def _ask_kernel(self, path: bytes, flags: int) -> int:
-        """A descriptor from openat2(2), or a negative number where only `_walk` can decide."""
+    def _openat2_fast(self, path: bytes, flags: int) -> int:
+        """A descriptor from openat2(2); a negative number if only `_walk` can decide."""
         if self._syscall is None:
             return -1
         fd: int = self._syscall(
             _OPENAT2, _AT_FDCWD, self._slashed + path, _how(flags, _NO_SYMLINKS), _HOW_SIZE
         )
-        return fd if fd >= 0 else self._ask_again(path, flags, ctypes.get_errno())
+        return fd if fd >= 0 else self._openat2_beneath(path, flags, ctypes.get_errno())
 
-    def _ask_again(self, path: bytes, flags: int, code: int) -> int:
-        """As `_ask_kernel`, after openat2 without symlinks has failed with the error *code*."""
+    def _openat2_beneath(self, path: bytes, flags: int, code: int) -> int:
+        """As `_openat2_fast`, after openat2 with RESOLVE_NO_SYMLINKS failed with the error *code*."""
         if code == errno.EINTR:
-            return self._ask_kernel(path, flags)
+            return self._openat2_fast(path, flags)
         if not path:
             return -code
         if code == errno.ENOENT:
             if not os.access(self.base, os.F_OK):
-                os.close(self.root())  # which says that it is gone
+                os.close(self.root())  # raises BaseDirectoryNotFoundError
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
         root = self.root()
         try:
             for _ in range(_RACES):
                 fd = _openat2(root, path, flags, _BENEATH)
-                if fd != -errno.EAGAIN:  # something was renamed while ".." was resolved
+                if fd != -errno.EAGAIN:  # a concurrent rename made ".." unsafe (openat2(2))
                     break
         finally:
             os.close(root)
-        # Absolute links, lost races, old kernels, seccomp filters.
+        # Absolute symlinks, lost races, old kernels, seccomp filters: walk.
         if fd >= 0 or -fd in {errno.EXDEV, errno.EAGAIN, errno.ENOSYS, errno.EPERM}:
             return fd
         raise OSError(-fd, os.strerror(-fd), path)
 
     def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:
-        """Walk *path* one component at a time; *act* does the last step, and must fail on a symlink."""
+        """Walk *path* one component at a time. *act* performs the last step, and must fail on a symlink."""
         todo = path.split(b"/")[::-1]
-        done: list[bytes] = []  # directories, none of them a symlink when it was passed
+        done: list[bytes] = []  # directories passed, none of them a symlink at that time
         links = 0
         root = self.root()
         here = os.dup(root)
@@ -259,7 +260,7 @@ class ContainedRoot:
                 if name in {b"", b"."}:
                     continue
                 if name == b"..":
-                    # Never opened: the directory may have been moved, and its parent be outside. We walk down again.
+                    # Never open "..": if the directory was moved, its parent may be outside. Walk down again instead.
                     if not done:
                         raise OSError(errno.EXDEV, os.strerror(errno.EXDEV), path)
                     todo += done[-2::-1]
@@ -274,7 +275,7 @@ class ContainedRoot:
                     target = _link_at(here, name, error)
                     if target is None:
                         raise
-                    links += 1  # counted also where it was a link only for a moment, so that this ends
+                    links += 1  # also counts what was a symlink only for a moment, so that the loop ends
                     if links > MAX_LINKS:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
                     if target.startswith(b"/"):
@@ -287,7 +288,7 @@ class ContainedRoot:
             os.close(root)
 
     def _relative(self, target: bytes, path: bytes) -> bytes:
-        """An absolute symlink's target as a path beneath the base. Only a hint: it is walked as carefully as any other."""
+        """An absolute symlink's target as a path beneath the base. It is only a hint: the walk checks it like any other path."""
         real = os.path.realpath(target)
         if real == self.base:
             return b"."
@@ -306,9 +307,9 @@ def _replace(old: int, new: int) -> int:
 
 
 def _link_at(directory: int, name: bytes, error: OSError) -> bytes | None:
-    """The target of the symlink that made a step fail with *error*; None if it was something else.
+    """The target of the symlink that made a step fail with *error*; None if it was not a symlink.
 
-    Where it has been replaced since, so that the step may succeed, that is *name* itself, to try again.
+    If the symlink was replaced meanwhile, it is *name* itself: the step is tried again.
     """
     if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
         return None

@@ -8,42 +8,32 @@ from types import TracebackType
 
 from storage_backend.base import not_found
 from storage_backend.errors import (
-    AccessDeniedError,
+    FILE_SYSTEM_ERRORS,
     AlreadyExistsError,
     InvalidIdentifierError,
-    NotAFileError,
-    QuotaExceededError,
     StorageError,
     StorageTimeoutError,
     UnavailableError,
+    error_about,
 )
 
 _OUTSIDE = (InvalidIdentifierError, "a symlink on its way loops, or leads outside base directory")
 _ABSENT = {errno.ENOENT, errno.ENOTDIR}
-_DENIED = (AccessDeniedError, "permission denied")
-_NOT_A_FILE = (NotAFileError, "Not a regular file")
-_FULL = (QuotaExceededError, "no space left for this user")
 _TAKEN = (
     AlreadyExistsError,
     "an object is where a directory is needed, or a directory with objects is in the way",
 )
 _BUSY = (UnavailableError, "too much is open or under way at once in this process or on this machine")
-_AWAY = (UnavailableError, "the file system does not answer")
+_AWAY = (UnavailableError, "the file system does not respond")
 
-# errno(3); what else can happen is a plain StorageError with the system's own words.
+# errno(3); any other number becomes a plain StorageError with the system's message.
 _KINDS: dict[int | None, tuple[type[StorageError], str]] = {
+    **FILE_SYSTEM_ERRORS,
     errno.EXDEV: _OUTSIDE,
     errno.ELOOP: _OUTSIDE,
-    errno.EACCES: _DENIED,
-    errno.EPERM: _DENIED,
-    errno.EROFS: (AccessDeniedError, "the file system is read-only"),
-    errno.EISDIR: _NOT_A_FILE,
-    errno.ENXIO: _NOT_A_FILE,
+    errno.ENXIO: FILE_SYSTEM_ERRORS[errno.EISDIR],  # a pipe or a device
     errno.EEXIST: _TAKEN,
     errno.ENOTEMPTY: _TAKEN,
-    errno.ENOSPC: _FULL,
-    errno.EDQUOT: _FULL,
-    errno.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
     errno.EILSEQ: (InvalidIdentifierError, "the file system does not take such a name"),
     errno.EINVAL: (InvalidIdentifierError, "the file system does not take such a name"),
     errno.EAGAIN: _BUSY,
@@ -53,7 +43,7 @@ _KINDS: dict[int | None, tuple[type[StorageError], str]] = {
     errno.ESTALE: _AWAY,
     errno.ENOTCONN: _AWAY,
     errno.EHOSTDOWN: _AWAY,
-    errno.ETIMEDOUT: (StorageTimeoutError, "the file system did not answer in time"),
+    errno.ETIMEDOUT: (StorageTimeoutError, "the file system did not respond in time"),
 }
 
 
@@ -64,14 +54,13 @@ def translate(error: OSError, identifier: str | None, where: str) -> StorageErro
     if error.errno in _ABSENT and identifier is not None:
         return not_found(identifier, where)
     kind, reason = _KINDS.get(error.errno, (StorageError, os.strerror(error.errno or errno.EIO)))
-    what = f"{identifier!r} in {where}" if identifier is not None else where
-    ours = kind(f"{reason}: {what}", identifier=identifier, backend=where)
-    ours.errno = ours.errno or error.errno
-    return ours
+    translated = error_about(kind, reason, identifier, where)
+    translated.errno = translated.errno or error.errno
+    return translated
 
 
 class ErrorTranslation:
-    """Translates each OSError of a `with` body. A class: a generator-based context manager costs a microsecond a read."""
+    """Translates each OSError of a `with` body. A class: a generator-based context manager costs a microsecond more."""
 
     __slots__ = ("identifier", "where")
 

@@ -1,4 +1,4 @@
-"""LocalHooks: the hooks of LocalStorage for transfers and displays."""
+"""LocalHooks: the methods of LocalStorage that only transfers and progress displays use."""
 
 from __future__ import annotations
 

@@ -10,17 +10,14 @@ from storage_backend.backends.local.containment import LIST, ContainedRoot
 from storage_backend.identifiers import RESERVED, encode
 from storage_backend.owners import is_abandoned
 
-_SHARE = 100  # a directory is listed again once this many times as long has passed as the last listing took
+_SHARE = 100  # the pause before a directory is listed again, in durations of the last listing
 _LARGE = 1 << 20  # bytes of a directory itself: tens of thousands of entries
-_SECONDS_A_BYTE = 1e-8  # to list a directory whose entries are in memory
+_SECONDS_A_BYTE = 1e-8  # estimated time to list a cached directory
 _MOST_DIRECTORIES = 10_000  # remembered
 
 
 class Leftovers:
-    """Finds and removes temporary files whose process has ended. Safe to use from many threads.
-
-    A pickle holds nothing: what was noted is this process's own.
-    """
+    """Finds and removes temporary files whose process has ended. Safe to use from many threads. A pickle is empty."""
 
     def __init__(self) -> None:
         self._listed: set[str] = set()
@@ -30,15 +27,11 @@ class Leftovers:
         return Leftovers, ()
 
     def note(self, path: str) -> None:
-        """Remember a temporary file that a listing has shown."""
+        """Remember a temporary file that a listing found."""
         self._listed.add(path)
 
     def remove_listed(self, root: ContainedRoot) -> int:
-        """Remove those of the noted files whose process has ended, and forget the others.
-
-        Returns:
-            How many were removed.
-        """
+        """Remove the noted files whose process has ended, and forget the others. Returns the number of removed files."""
         listed, self._listed = self._listed, set()
         removed = 0
         for path in listed:
@@ -55,14 +48,14 @@ class Leftovers:
         return removed
 
     def sweep(self, directory: int, path: bytes) -> None:
-        """Remove those in a directory that is about to be written to, unless it was listed a moment ago.
+        """Remove abandoned temporary files in a directory that is about to be written to.
 
-        Listings take at most a hundredth of the time, so a process's first write to a very large directory does not wait
-        for one. What cannot be listed or removed stays.
+        Listings take at most a hundredth of the time: a directory that was just listed is skipped, as is a very large one at the
+        first write. Errors are ignored.
 
         Args:
-            directory: a descriptor of it.
-            path: which tells it from other directories of the storage.
+            directory: a descriptor of the directory.
+            path: its path beneath the base directory.
         """
         now = time.monotonic()
         due = self._due.get(path)

@@ -15,8 +15,8 @@ from storage_backend.backends.local.errors import ErrorTranslation
 from storage_backend.files import modified_of, told_size
 from storage_backend.info import ObjectInfo
 
-_MAX_NAME = 255  # bytes; NAME_MAX of every file system in common use
-_EXACT_SECONDS = 1 << 32  # below, a double tells microseconds apart; twice as fast as exact arithmetic
+_MAX_NAME = 255  # bytes; NAME_MAX of all common file systems
+_EXACT_SECONDS = 1 << 32  # a double resolves microseconds below this; twice as fast as exact arithmetic
 
 
 def native_path(identifier: str) -> bytes:
@@ -30,7 +30,7 @@ def native_path(identifier: str) -> bytes:
 
 
 def is_surely_valid(path: str, longest: int = 0) -> bool:
-    """Whether all names of up to *longest* characters in the directory *path* are short enough, whatever the characters are."""
+    """Whether every name of up to *longest* characters in the directory *path* is short enough, in bytes."""
     return longest * 4 <= _MAX_NAME and (len(path) + longest) * 4 < identifiers.MAX_BYTES
 
 

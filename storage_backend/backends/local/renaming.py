@@ -1,4 +1,4 @@
-"""Renaming within the directory tree, while others may remove or create directories in the way."""
+"""Renames within the directory tree, while other processes remove and create directories."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from storage_backend.backends.local.syncing import sync_beneath, sync_directory
 from storage_backend.file_rights import entry_facts
 from storage_backend.owners import temporary_name
 
-# Other processes may remove a directory, or create one in the way, again and again. Each attempt has whether one more is left.
+# Other processes may keep removing a directory or creating one in the way. Each item: whether another attempt follows.
 ATTEMPTS = (*[True] * 99, False)
 
 
 def rename(root: ContainedRoot, directory: int, name: bytes, path: bytes, *, durable: bool) -> None:
-    """Rename the entry *name* of *directory* to *path*, replacing what was there, even another hard link to the same file.
+    """Rename the entry *name* of *directory* to *path*, replacing a file there, even another hard link to the same file.
 
     Raises:
-        OSError: with ENOENT, there is no such entry; with EEXIST or ENOTEMPTY, something is in the way; with EXDEV, the
-            place is on another file system.
+        OSError: ENOENT: there is no such entry; EEXIST or ENOTEMPTY: a directory that is not empty, or a file, is in the way;
+            EXDEV: *path* is on another file system.
     """
     for more in ATTEMPTS:
         to, to_name, grown = root.make_parent(path)
         try:
-            there = entry_facts(to, to_name)  # devices are not replaced
+            there = entry_facts(to, to_name)  # raises for a device, which must not be replaced
             if (
                 there is not None
                 and there.st_nlink > 1
@@ -40,7 +40,7 @@ def rename(root: ContainedRoot, directory: int, name: bytes, path: bytes, *, dur
                 raise
             clear_way(to, to_name)
         except FileNotFoundError as error:
-            check_entry(directory, name)  # it is there: so the other directory is not
+            check_entry(directory, name)  # it exists, so the target directory was removed
             if not more:
                 raise OSError(errno.EAGAIN, "removed as often as it was created", path) from error
         else:
@@ -55,13 +55,13 @@ def rename(root: ContainedRoot, directory: int, name: bytes, path: bytes, *, dur
 
 
 def _is_other_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> bool:
-    """Whether two entries are hard links to one file, with the status *there*: then rename(2) does nothing."""
+    """Whether two entries are hard links to one file, whose status is *there*: rename(2) would do nothing."""
     here = entry_facts(directory, name)
     if here is None or stat.S_ISDIR(here.st_mode) or not os.path.samestat(here, there):
         return False
     if not os.path.samestat(os.fstat(directory), os.fstat(to)):
         return True
-    # Where case makes no difference, two names may be one entry.
+    # On a case-insensitive file system, two names may be one entry.
     listed = os.open(".", LIST, dir_fd=to)
     try:
         with os.scandir(listed) as entries:
@@ -72,7 +72,7 @@ def _is_other_name(there: os.stat_result, directory: int, name: bytes, to: int, 
 
 
 def _remove_name(there: os.stat_result, directory: int, name: bytes, to: int, to_name: bytes) -> None:
-    """Remove one of two hard links to the file *there*; if the name was replaced meanwhile, rename the new file."""
+    """Remove one of two hard links to the file *there*; if another process replaced it meanwhile, rename the new file."""
     aside = os.fsencode(temporary_name())
     os.rename(name, aside, src_dir_fd=directory, dst_dir_fd=directory)
     if os.path.samestat(os.stat(aside, dir_fd=directory, follow_symlinks=False), there) and _is_there(
@@ -89,7 +89,7 @@ def _is_there(facts: os.stat_result, directory: int, name: bytes) -> bool:
 
 
 def is_directory(directory: int, name: bytes | str) -> bool:
-    """Whether *name* is a directory, or was removed meanwhile: the caller may try again either way."""
+    """Whether *name* is a directory, or was removed meanwhile: in both cases the caller may try again."""
     try:
         return stat.S_ISDIR(os.stat(name, dir_fd=directory, follow_symlinks=False).st_mode)
     except FileNotFoundError:
@@ -97,15 +97,17 @@ def is_directory(directory: int, name: bytes | str) -> bool:
 
 
 def clear_way(directory: int, name: bytes | str) -> None:
-    """Remove the directory *name*, and the directories in it, if there is nothing else in any of them.
+    """Remove the directory *name* if its tree contains only directories.
 
-    Objects are flat, so directories that are left over from deleted ones must not keep a name taken.
+    Identifiers are flat, so directories left over from deleted objects must not block a name.
 
     Raises:
-        OSError: with ENOTEMPTY, there is something else.
+        OSError: ENOTEMPTY: the tree contains a file.
     """
-    with suppress(FileNotFoundError, NotADirectoryError):  # someone else was faster; the caller tries again
-        _descend_bare(directory, name, remove=False)  # all of it first: nothing is removed in vain
+    with suppress(
+        FileNotFoundError, NotADirectoryError
+    ):  # another process removed it; the caller tries again
+        _descend_bare(directory, name, remove=False)  # check the whole tree before removing any of it
         _descend_bare(directory, name, remove=True)
 
 
@@ -128,7 +130,7 @@ def check_entry(directory: int, name: bytes) -> os.stat_result:
     """The status of a directory entry, which must be a file or a symlink.
 
     Raises:
-        OSError: with ENOENT, there is none; with EISDIR or ENXIO, it is something else.
+        OSError: ENOENT: there is no such entry; EISDIR or ENXIO: it is something else.
     """
     facts = entry_facts(directory, name)
     if facts is None:

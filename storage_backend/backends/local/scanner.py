@@ -35,7 +35,7 @@ class DirectoryScanner:
     Args:
         root: the base directory.
         where: its location, for errors.
-        note: is told of the paths of temporary files.
+        note: called with the path of each temporary file.
     """
 
     def __init__(self, root: ContainedRoot, where: str, note: Note) -> None:
@@ -62,7 +62,7 @@ class DirectoryScanner:
         for directory, names, _ in self._runs(prefix, _always, on_skip):
             path, fd = directory.path, directory.fd
             for name in names:
-                # What nearly all are, without a call of our own each; _look decides the rest.
+                # Regular files, nearly all, without a function call each; _look decides the rest.
                 try:
                     facts = os.stat(identifiers.encode(name), dir_fd=fd, follow_symlinks=False)
                 except OSError:
@@ -74,25 +74,25 @@ class DirectoryScanner:
 
     def scan_level(self, prefix: str, on_skip: OnSkip | None) -> Iterator[ObjectInfo | str]:
         """As of StorageBackend."""
-        passed: Identifiers = []  # without a look inside, so one that holds no object is there too
+        folders: Identifiers = []  # not entered, so they include directories without objects
 
-        def pass_by(path: str) -> bool:
-            passed.append(f"{path}/")
+        def do_not_enter(path: str) -> bool:
+            folders.append(f"{path}/")
             return False
 
-        for directory, names, _ in self._runs(prefix, pass_by, on_skip):
-            yield from passed
-            passed.clear()
+        for directory, names, _ in self._runs(prefix, do_not_enter, on_skip):
+            yield from folders
+            folders.clear()
             for name in names:
                 info = self._look(directory, name, on_skip)
                 if info is not None:
                     yield info
-        yield from passed
+        yield from folders
 
     def _runs(
         self, stem: str, enter: Callable[[str], bool], on_skip: OnSkip | None
     ) -> Iterator[tuple[WalkedDirectory, Identifiers, bool]]:
-        """Runs of entries with valid identifiers; the others are reported."""
+        """Runs of entries with valid identifiers. Invalid ones are reported."""
 
         def may_enter(path: str) -> bool:
             return enter(path) and (is_surely_valid(path) or self._valid(f"{path}/x", on_skip))
@@ -112,7 +112,7 @@ class DirectoryScanner:
         return True
 
     def _look(self, directory: WalkedDirectory, name: str, on_skip: OnSkip | None) -> ObjectInfo | None:
-        """The ObjectInfo of an entry. None if it was removed meanwhile, or is no object; the latter is reported."""
+        """The ObjectInfo of an entry; None if it was removed meanwhile, or is not an object, which is reported."""
         identifier = directory.path + name
         try:
             facts = os.stat(identifiers.encode(name), dir_fd=directory.fd, follow_symlinks=False)

@@ -1,8 +1,8 @@
-"""SmallWriter: writes content that is in memory, with as few system calls as an atomic write takes.
+"""SmallWriter: atomic writes of small content, with as few system calls as possible.
 
-A file without a name (O_TMPFILE) needs one directory operation where nothing is replaced, and three where something is, since
-linkat(2) never overwrites: there, a reserved temporary name and rename(2) take half the time. What a kill leaves is
-removed by the next write to that directory.
+A new object is an unnamed file (O_TMPFILE) that is linked to its name: one directory operation. linkat(2) never overwrites, so an
+existing object is replaced by a file with a temporary name and rename(2), in half the time. The next write to that directory removes
+the temporary file of a killed process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from storage_backend.file_rights import entry_facts, give_rights, look_at
 from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
 
-SMALL = 1 << 20  # bytes; a larger object is staged without a name, so that a kill leaves nothing
+SMALL = 1 << 20  # bytes; larger objects are staged unnamed, so that a killed process leaves nothing
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -29,22 +29,23 @@ class SmallWriter:
 
     Args:
         root: the base directory.
-        leftovers: of killed writes.
-        anonymous: use files without a name where that is faster and the file system has them.
+        leftovers: removes temporary files of killed processes.
+        anonymous: use unnamed files where that is faster and the file system supports them.
     """
 
     def __init__(self, root: ContainedRoot, leftovers: Leftovers, *, anonymous: bool) -> None:
         self._root = root
         self._leftovers = leftovers
         self._anonymous = anonymous
-        # What the last write found; the next one tries that way first. Only the time depends on it.
+        # Whether the last write created an object; the next one then tries that first. Only its duration depends on it.
         self._expects_new = False
 
     def write(self, path: bytes, content: bytes) -> None:
-        """Make *content* the object at *path*, replacing what was there. Missing directories are created.
+        """Create or replace the object at *path*. Missing directories are created.
 
         Raises:
-            OSError: with EEXIST or ENOTEMPTY, something is in the way; with ENXIO, it is a device, a pipe or a socket.
+            OSError: EEXIST or ENOTEMPTY: a directory that is not empty, or a file, is in the way; ENXIO: *path* is a device, a pipe or
+                a socket.
         """
         for more in ATTEMPTS:
             directory, name, _ = self._root.make_parent(path)
@@ -81,7 +82,7 @@ class SmallWriter:
 
 
 def _write_new(directory: int, name: bytes, content: bytes) -> bool:
-    """Create *name* from a file that has no name until it is whole; False where the file system has no such files."""
+    """Create *name* by linking an unnamed file. Returns False if the file system does not support that."""
     fd = open_unnamed(directory)
     if fd < 0:
         return False
@@ -100,11 +101,11 @@ def _replace(
     attributes: dict[str, bytes] | None,
     content: bytes,
 ) -> None:
-    """Write a file with a temporary name and rename it; it gets the rights and *attributes* of the *old* one."""
+    """Write a file with a temporary name and rename it. It gets the rights and *attributes* of the *old* one."""
     regular = old is not None and stat.S_ISREG(old.st_mode)
     mode = 0o666
     if old is not None and regular:
-        # Nobody may open more than before, not for a moment, and whose group the new file has is not known yet.
+        # The new file must never be more accessible than the old one, and its group is not known yet.
         mode = old.st_mode & 0o777
         if attributes or mode >> 3 & 7 != mode & 7:
             mode &= 0o700
@@ -116,11 +117,10 @@ def _replace(
                 give_rights(fd, old, attributes)
             _append(fd, content)
         finally:
-            os.close(fd)  # not later: NFS and FUSE tell only here that a write has failed (close(2))
+            os.close(fd)  # before the rename: NFS and FUSE may report a failed write only here (close(2))
         if old is None and entry_facts(directory, name) is not None:
-            raise FileExistsError(
-                errno.EEXIST, os.strerror(errno.EEXIST), name
-            )  # with rights that are to be kept
+            # Created meanwhile: the next attempt keeps its rights.
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
     except BaseException:
         with suppress(OSError):

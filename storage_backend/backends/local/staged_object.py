@@ -23,18 +23,18 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class StagedObject:
-    """A new version of one object, without a name or with a temporary one until it is published. Used by one thread.
+    """A new version of one object: a file, unnamed or with a temporary name, until it is published. Used by one thread.
 
-    Its directories are created. As a context, it is discarded at the end unless it was published.
+    Missing directories are created. A `with` block discards it at the end unless it was published.
 
     Args:
         root: the base directory.
-        path: where it will be.
+        path: of the object.
         identifier: for errors.
         where: the base directory's location, for errors.
-        leftovers: of killed writes.
+        leftovers: removes temporary files of killed processes.
         durable: sync before and after publication.
-        anonymous: use a file without a name where the file system has such.
+        anonymous: use an unnamed file if the file system supports that.
 
     Raises:
         AlreadyExistsError: an object is where a directory is needed.
@@ -86,10 +86,14 @@ class StagedObject:
             self._file.write(data)
 
     def copy_from(self, source: int, moved: Moved | None = None) -> None:
-        """Append everything from a regular file that is open as *source*, and take over its times; *moved* is told of the bytes.
+        """Append the content of the regular file with the descriptor *source*, and copy its times.
+
+        Args:
+            source: the descriptor.
+            moved: called with the number of bytes of each piece.
 
         Raises:
-            SourceChangedError: it was written to meanwhile.
+            SourceChangedError: the source was written to meanwhile.
         """
         with self._translation:
             before = os.fstat(source)
@@ -102,7 +106,7 @@ class StagedObject:
             after.st_size,
         ):
             raise SourceChangedError(
-                f"what is copied to {self._translation.identifier!r} changed meanwhile; nothing was stored",
+                f"the source of {self._translation.identifier!r} changed while it was copied; nothing was stored",
                 identifier=self._translation.identifier,
                 backend=self._translation.where,
             )
@@ -119,9 +123,7 @@ class StagedObject:
         position = 0
         with self._translation:
             if not os.fstat(self._file.fd).st_size:
-                return (
-                    digest.hexdigest()
-                )  # of nothing; some file systems have no file before there is something in it
+                return digest.hexdigest()  # some file systems cannot reopen an empty file yet
             fd = self._file.reopen()
             try:
                 while chunk := os.pread(fd, CHUNK, position):
@@ -132,7 +134,7 @@ class StagedObject:
         return digest.hexdigest()
 
     def publish(self) -> None:
-        """Publish it, replacing what was there.
+        """Publish it, replacing the old version.
 
         Raises:
             AlreadyExistsError: a directory that is not empty is in the way.
@@ -141,7 +143,7 @@ class StagedObject:
             self._publish(overwrite=True)
 
     def create(self) -> bool:
-        """Publish it unless an object is there.
+        """Publish it unless the object exists.
 
         Returns:
             Whether this call created it.

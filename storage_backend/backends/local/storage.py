@@ -58,34 +58,35 @@ from storage_backend.streams import (
     unwatched,
 )
 
-_SPOOLED = 8 << 20  # bytes in memory of a file whose size is not told
-_BUFFER = 64 << 10  # bytes; larger reads pass the buffer by
+_SPOOLED = 8 << 20  # bytes held in memory of a file whose size the file system does not report
+_BUFFER = 64 << 10  # bytes; larger reads bypass the buffer
 
 
 class LocalStorage(StorageBackend):
     """The files beneath one directory, on Linux and macOS.
 
-    Nothing outside the directory is ever read, listed or written, whatever symlinks there are or come to be. A symlink
-    that stays beneath it reads as its target; write, move and delete act on the symlink itself, and one that is moved leads
-    to the same object. Writes are atomic; a file that is overwritten keeps its mode, ACL, extended attributes and, where we may
-    give it those, owner and group. `delete` leaves directories alone: they may be a mount point, or someone's
-    own with a mode and an owner that we could not give back; a write removes an empty one that is in its way.
+    Nothing outside the directory is ever read, listed or written, whatever symlinks exist or are created meanwhile. A symlink to a
+    file beneath the directory reads as that file; write, move and delete act on the symlink itself, and a moved one leads to the same
+    file. Writes are atomic. An overwritten file keeps its mode, ACL, extended attributes and, if permitted, owner and group.
+    `delete` does not remove directories: one may be a mount point, or have a mode and an owner that we could not restore. A write
+    removes an empty directory that is in its way.
 
     Args:
         base_dir: the directory; "~" is expanded.
-        create_if_missing: create it, and those above it: now, or, with "late", by the first write, until which it is empty.
+        create_if_missing: create it and its parents: True now; "late" at the first write, until which the store is empty.
         durable: return from each change only once it survives power loss.
 
     Attributes:
         base_dir: absolute, without symlinks.
 
     Raises:
-        BaseDirectoryNotFoundError: it does not exist, and is not to be created; also a ValueError.
-        ConfigurationError: it is not a directory; a ValueError.
+        BaseDirectoryNotFoundError: it does not exist and may not or cannot be created; also a ValueError.
+        ConfigurationError: it is not a directory; also a ValueError.
+        AccessDeniedError: it cannot be created because its parent is not writable.
         UnsupportedOperationError: this is Windows.
     """
 
-    # What a kernel or file system may lack; the tests do without.
+    # Features that a kernel or file system may lack; tests turn them off.
     _openat2 = True
     _tmpfile = True
 
@@ -131,7 +132,7 @@ class LocalStorage(StorageBackend):
                 facts = os.fstat(fd)
                 if not stat.S_ISREG(facts.st_mode):
                     raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-                # One byte more shows the end in the same call. Some files of the kernel are given by the first call or not at all.
+                # One byte more than the size detects the end in the same call. Some files in /proc must be read by a single call.
                 size = facts.st_size
                 content = os.read(fd, size + 1 if size else _BUFFER)
                 return content if len(content) == size else _read_on(fd, content)
@@ -223,7 +224,7 @@ class LocalStorage(StorageBackend):
                 return True
             finally:
                 os.close(directory)
-        return super().move(source_id, dest_id)  # another file system is mounted beneath the base directory
+        return super().move(source_id, dest_id)  # a move between file systems
 
     @override
     def write_stream(
@@ -261,14 +262,14 @@ class LocalStorage(StorageBackend):
         if mode == "wb":
             staged = self._staged(identifier)
             writer = Writer(staged)
-            weakref.finalize(writer, staged.discard)  # collected unclosed
+            weakref.finalize(writer, staged.discard)  # for a writer that is never closed
             return cast(BinaryIO, writer)
         reader = self._opened(identifier)
         if told_size(os.fstat(reader.fileno())) is not None:
             return io.BufferedReader(reader, _BUFFER)
-        # Where it ends is known once it has been read; and the next read may give something else.
+        # The size is unknown until the file was read, and another read may return other content.
         with reader:
-            spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 - it is the caller's
+            spool = tempfile.SpooledTemporaryFile(_SPOOLED)  # noqa: SIM115 - the caller closes it
             shutil.copyfileobj(reader, spool)
         spool.seek(0)
         return cast(BinaryIO, spool)
@@ -286,7 +287,7 @@ class LocalStorage(StorageBackend):
                 piece = os.pread(reader.fileno(), end - start, start)
                 if not piece:
                     raise SourceChangedError(
-                        f"{identifier!r} in {self._location} was cut short while it was read",
+                        f"{identifier!r} in {self._location} was truncated while it was read",
                         identifier=identifier,
                         backend=self._location,
                     )
@@ -326,12 +327,12 @@ class LocalStorage(StorageBackend):
 
     @override
     def get_url(self, identifier: str, expires_in: int = 3600) -> str:
-        """A `file://` URL, good for as long as the object is there."""
+        """A `file://` URL, valid as long as the object exists."""
         return Path(self.get_path(identifier)).as_uri()
 
     @override
     def flush(self) -> bool:
-        """Return once every write so far survives power loss. Other file systems mounted beneath are not included."""
+        """Return once every write so far survives power loss, except on other file systems mounted beneath the directory."""
         with ErrorTranslation(None, self._location):
             try:
                 fd = self._root.root(LIST)
@@ -377,9 +378,9 @@ class LocalStorage(StorageBackend):
             return self._leftovers.remove_listed(self._root)
 
     def _resolve_path(self, identifier: str) -> Path:
-        """The absolute path of what the identifier names, which need not exist.
+        """The absolute path of an object, without symlinks. The object need not exist.
 
-        It says where something is now; what is done by that path later may go elsewhere.
+        Operations on the path are not contained: a symlink may be replaced later.
 
         Raises:
             InvalidIdentifierError: it is "outside base directory".
@@ -404,7 +405,7 @@ class LocalStorage(StorageBackend):
             if not reader.read(1):
                 return 0
         raise StorageError(
-            f"the file system does not tell the size of {identifier!r} in {self._location}: only reading it does",
+            f"the file system does not report the size of {identifier!r} in {self._location}: read it to find out",
             identifier=identifier,
             backend=self._location,
         )

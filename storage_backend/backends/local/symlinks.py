@@ -1,4 +1,4 @@
-"""Moves a symbolic link so that it has the same target at its new path."""
+"""Moves a symlink so that it leads to the same file from its new path."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from storage_backend.owners import temporary_name
 
 
 def move_symlink(root: ContainedRoot, base: bytes, source: bytes, dest: bytes, *, durable: bool) -> bool:
-    """Give the symlink *source* the place *dest*, if it leads to a file beneath the base directory, and still does there.
+    """Move the symlink *source* to *dest*, if it leads to a file beneath the base directory from both paths.
 
     Args:
         root: the base directory.
         base: its path.
         source: a path beneath it.
-        dest: another.
-        durable: as of `rename`.
+        dest: the new path beneath it.
+        durable: as in `rename`.
 
     Returns:
-        Whether that was done; if not, it leads nowhere, or is to be copied.
+        Whether it was moved; if not, it is dangling, or the caller must copy the file.
     """
     try:
         facts = root.stat(source)
@@ -33,7 +33,7 @@ def move_symlink(root: ContainedRoot, base: bytes, source: bytes, dest: bytes, *
     directory, name = root.parent(source)
     try:
         if not _is_file(root, dest, facts):
-            # To the file itself: what is on the way to it may be about to be replaced.
+            # Link to the file itself: a symlink on the way to it may be the one that this move replaces.
             file = os.path.realpath(os.path.join(base, source))
             above = os.path.realpath(os.path.join(base, os.path.dirname(dest)))
             text = os.readlink(name, dir_fd=directory)

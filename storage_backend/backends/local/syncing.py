@@ -1,4 +1,4 @@
-"""Syncs files, directories and file systems to disk, so that they survive power loss."""
+"""Syncs files, directories and file systems to disk."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from storage_backend.backends.local.containment import LIST, ContainedRoot
 
 def sync(fd: int) -> None:
     """Return once the file or directory survives power loss."""
-    import fcntl  # Windows has none, and must be able to import this to be refused
+    import fcntl  # not at the top: Windows has none, and must be able to import this module to be refused
 
-    # On macOS, fsync leaves the data in the drive's cache (fsync(2) there).
+    # On macOS, fsync leaves the data in the drive's cache (fsync(2)).
     if hasattr(fcntl, "F_FULLFSYNC"):
         fcntl.fcntl(fd, fcntl.F_FULLFSYNC)
     else:
@@ -21,17 +21,17 @@ def sync(fd: int) -> None:
 
 
 def sync_directory(directory: int) -> None:
-    """`sync` of a directory whose descriptor may be an O_PATH one."""
+    """`sync` a directory. The descriptor may be opened with O_PATH."""
     _sync_and_close(os.open(".", LIST, dir_fd=directory))
 
 
 def sync_path(path: str | os.PathLike[str]) -> None:
-    """`sync` of the directory at *path*."""
+    """`sync` the directory at *path*."""
     _sync_and_close(os.open(path, LIST))
 
 
 def sync_beneath(root: ContainedRoot, path: bytes) -> None:
-    """`sync` of the directory at *path* beneath the root."""
+    """`sync` the directory at *path* beneath the root."""
     _sync_and_close(root.open(path, LIST))
 
 
@@ -43,10 +43,10 @@ def _sync_and_close(fd: int) -> None:
 
 
 def sync_file_system(fd: int) -> None:
-    """Return once all that was written to the file system of *fd* survives power loss."""
+    """Return once all writes to the file system of *fd* survive power loss."""
     if sys.platform != "linux":
         os.sync()
-        sync(fd)  # sync(2) may return early where it is not Linux's
+        sync(fd)  # outside Linux, sync(2) may return before the writes are done
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syncfs(fd) != 0:

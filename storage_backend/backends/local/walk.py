@@ -1,4 +1,4 @@
-"""Walks a directory tree by descriptors, in the order of identifiers."""
+"""Walks a directory tree by descriptors, in identifier order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from storage_backend.backends.local.errors import ErrorTranslation
 from storage_backend.errors import BaseDirectoryNotFoundError
 from storage_backend.identifiers import RESERVED
 
-KEEP_OPEN = 32  # directories above the present one; those further up are opened anew on the way back
+KEEP_OPEN = 32  # open ancestors; higher ones are closed and reopened on the way up
 
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _UTF8 = sys.getfilesystemencoding() == "utf-8"
@@ -23,15 +23,17 @@ _RESERVED = RESERVED.encode()
 _AFTER_RESERVED = RESERVED[:-1] + chr(ord(RESERVED[-1]) + 1)
 
 Note: TypeAlias = Callable[[str], object]
+"""Called with the path of a temporary file."""
 Step: TypeAlias = tuple[list[str], bool] | str
+"""Names of consecutive entries and whether they are regular files; or the name of a directory to walk."""
 
 
 class WalkedDirectory:
-    """A directory that is being walked.
+    """A directory on the path of the walk.
 
     Attributes:
-        path: of it, beneath the root; with a "/" at its end unless it is the root.
-        fd: a descriptor of it, good while its own entries are handed out.
+        path: beneath the root, with a "/" at the end; "" for the root.
+        fd: a descriptor, valid while the directory's own entries are yielded.
     """
 
     __slots__ = ("_steps", "fd", "path")
@@ -50,7 +52,7 @@ class WalkedDirectory:
             raise
 
     def step(self) -> Step | None:
-        """The next run of entries, or the name of a directory to walk, or None at the end."""
+        """The next step; None at the end."""
         return next(self._steps, None)
 
     def close(self) -> None:
@@ -61,28 +63,26 @@ class WalkedDirectory:
 
 
 Run: TypeAlias = tuple[WalkedDirectory, list[str], bool]
+"""A directory, names of consecutive entries in it, and whether they are regular files."""
 
 
 def walk(
     root: ContainedRoot, stem: str, enter: Callable[[str], bool], where: str, note: Note | None = None
 ) -> Iterator[Run]:
-    """All entries beneath the root whose identifier begins with *stem*, without directories, ascending.
+    """All entries beneath the root whose identifier begins with *stem*, except directories, ascending.
 
-    No symlink to a directory is followed, and at no time are more than a few dozen descriptors open. What vanishes
-    meanwhile is left out; temporary files are too.
+    Symlinks to directories are not followed, and at most a few dozen descriptors are open. Temporary files and what is removed
+    meanwhile are left out.
 
     Args:
         root: the base directory.
         stem: a literal prefix.
         enter: whether to walk a directory, given its path without a "/" at the end.
         where: the base directory's location, for errors.
-        note: is told of the paths of files with temporary names.
-
-    Yields:
-        A directory, names of consecutive entries in it, and whether these were regular files when it was listed.
+        note: called with the path of each temporary file.
 
     Raises:
-        AccessDeniedError: a directory may not be listed.
+        AccessDeniedError: a directory is not readable.
     """
     start, slash, first = stem.rpartition("/")
     stack: list[WalkedDirectory] = []
@@ -129,7 +129,7 @@ def _descend(root: ContainedRoot, path: str) -> int | None:
         fd: int | None = root.root(LIST)
     except BaseDirectoryNotFoundError:
         raise
-    except FileNotFoundError:  # it is yet to be created
+    except FileNotFoundError:  # not created yet
         return None
     for name in names:
         assert fd is not None
@@ -148,17 +148,17 @@ def _inner(directory: int, name: bytes) -> int | None:
     try:
         return os.open(name, LIST | _NOFOLLOW, dir_fd=directory)
     except OSError as error:
-        # ELOOP is macOS's word for a symlink here, ENOTDIR is Linux's.
+        # macOS returns ELOOP for a symlink, Linux ENOTDIR.
         if error.errno in {errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENAMETOOLONG}:
             return None
         raise
 
 
-def _entries(fd: int, first: str, left: set[str]) -> tuple[list[str], set[str]]:
-    """The names in a directory that begin with *first*, in order, those of directories with a "/" at their end.
+def _entries(fd: int, first: str, temporary: set[str]) -> tuple[list[str], set[str]]:
+    """The names in a directory that begin with *first*, in identifier order. A directory's name ends in "/".
 
     Returns:
-        The names, and which of them are neither regular files nor directories. Files with temporary names go to *left*.
+        The names; and those that are neither regular files nor directories. Temporary files are added to *temporary* instead.
     """
     names: list[str] = []
     odd: set[str] = set()
@@ -168,26 +168,26 @@ def _entries(fd: int, first: str, left: set[str]) -> tuple[list[str], set[str]]:
             if entry.is_file(follow_symlinks=False):
                 names.append(name)
             elif entry.is_dir(follow_symlinks=False):
-                # "/" sorts above "." and "-": a directory takes its place as "name/", or scan order would not be identifier order.
+                # Identifiers sort by "name/", and "/" sorts after "-" and ".".
                 names.append(name + "/")
             else:
                 names.append(name)
                 odd.add(name)
     if first:
         names = [name for name in names if name.startswith(first)]
-    # The order of code points is not that of bytes where a name is not UTF-8.
+    # Surrogates, which stand for bytes that are not UTF-8, sort differently by code point than by byte.
     names.sort(key=None if "".join(names).isascii() else identifiers.encode)
-    # Temporary names stand together.
+    # Temporary names are adjacent.
     low = bisect_left(names, RESERVED)
     high = bisect_left(names, _AFTER_RESERVED)
     if low < high:
-        left.update(name for name in names[low:high] if name[-1] != "/")
+        temporary.update(name for name in names[low:high] if name[-1] != "/")
         del names[low:high]
     return names, odd
 
 
 def _name(entry: os.DirEntry[str]) -> str:
-    """The identifier's segment for an entry, whatever this process's locale."""
+    """The entry's name as a segment of an identifier, whatever the locale."""
     return entry.name if _UTF8 else identifiers.decode(os.fsencode(entry.name))
 
 

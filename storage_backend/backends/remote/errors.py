@@ -12,6 +12,7 @@ from storage_backend.backends.remote.library import ssh_library
 from storage_backend.backends.remote.sftp_packets import StatusError
 from storage_backend.base import not_found
 from storage_backend.errors import (
+    FILE_SYSTEM_ERRORS,
     AccessDeniedError,
     AlreadyExistsError,
     AuthenticationError,
@@ -32,16 +33,7 @@ _FULL = ("no space left", "quota exceeded")
 _READ_ONLY = "read-only file system"
 
 _BY_NUMBER: Mapping[int | None, tuple[type[StorageError], str]] = MappingProxyType(
-    {
-        errno.EEXIST: (AlreadyExistsError, "something of that name is there"),
-        errno.EISDIR: (NotAFileError, "Not a regular file"),
-        errno.EACCES: (AccessDeniedError, "permission denied"),
-        errno.EPERM: (AccessDeniedError, "permission denied"),
-        errno.EROFS: (AccessDeniedError, "the file system is read-only"),
-        errno.ENOSPC: (QuotaExceededError, "no space left for this user"),
-        errno.EDQUOT: (QuotaExceededError, "no space left for this user"),
-        errno.ENAMETOOLONG: (InvalidIdentifierError, "the file system takes only shorter names"),
-    }
+    {**FILE_SYSTEM_ERRORS, errno.EEXIST: (AlreadyExistsError, "something of that name is there")}
 )
 
 

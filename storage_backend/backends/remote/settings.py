@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple, Required, TypeAlias
 
 from typing_extensions import TypedDict, override
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.backends.remote.openssh_config import OpenSSHConfig
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
@@ -216,10 +216,10 @@ def location_for(settings: SSHSettings, base_dir: str) -> str:
     path = (
         base_dir if base_dir.startswith("/") else f"/{base_dir}" if base_dir[:1] == "~" else f"/~/{base_dir}"
     )
-    written = locations.quoted(path, safe="/~")
+    written = url_escaping.quoted(path, safe="/~")
     if base_dir == "/~" or base_dir.startswith("/~/"):
         written = f"/%7E{written[2:]}"  # a directory of that name in the root
-    return f"ssh://{locations.quoted(settings.user, safe='')}@{hosts}{written}"
+    return f"ssh://{url_escaping.quoted(settings.user, safe='')}@{hosts}{written}"
 
 
 def _check_keys(given: Mapping[object, object]) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.errors import ConfigurationError, InvalidIdentifierError
 from storage_backend.paths import expanded
 from storage_backend.secrets import Secret
@@ -130,9 +130,9 @@ class S3Settings:
             "anonymous": "true" if self.anonymous else None,
         }
         given = {name: value for name, value in parameters.items() if value is not None}
-        query = locations.parameters_as_text(given, safe=":/")
-        path = locations.quoted(self.prefix.removesuffix("/"))
-        return f"s3://{locations.quoted(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
+        query = url_escaping.parameters_as_text(given, safe=":/")
+        path = url_escaping.quoted(self.prefix.removesuffix("/"))
+        return f"s3://{url_escaping.quoted(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
 
     def object_parameters(self) -> Mapping[str, str]:
         """What each new object is given, in boto3's names."""

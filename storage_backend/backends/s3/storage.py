@@ -10,7 +10,7 @@ from typing import Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.backends.s3 import batches, listing, uploading
 from storage_backend.backends.s3.bucket import Bucket, version_parameter
 from storage_backend.backends.s3.hooks import S3Hooks
@@ -188,7 +188,7 @@ class S3Storage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         """`s3://bucket/prefix/identifier`, where "%", "#" and "?" are percent-encoded, as in every URL."""
-        return f"s3://{self.bucket}/{locations.escaped(self._bucket.key(identifier))}"
+        return f"s3://{self.bucket}/{url_escaping.escaped(self._bucket.key(identifier))}"
 
     @override
     def size(self, identifier: str) -> int:

@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 
     from storage_backend.backends.sql.database import Database
 
-COUNT = 500  # identifiers in one statement; SQLite before 3.32 takes 999 parameters
-BYTES = 8 << 20  # of contents that are held at a time
+COUNT = 500  # identifiers in one statement; SQLite before 3.32 allows 999 parameters
+BYTES = 8 << 20  # of content held in memory
 
 Result = TypeVar("Result")
 Names = Mapping[bytes, str]
 
 
 def read_many(database: Database, wanted: Iterable[str], failures: Failures) -> Iterator[tuple[str, bytes]]:
-    """Yield each object as often as it is wanted; those that cannot be read go to *failures*."""
+    """Yield each object as often as *wanted* contains it; errors go to *failures*."""
     for batch in _slices(wanted):
         times = Counter(batch)
         names = _names(times, failures)
         query = partial(database.statements.find_many, names=list(names))
-        rows = _of_all(failures, names.values(), partial(database.run, query))
+        rows = _for_all(failures, names.values(), partial(database.run, query))
         if rows is None:
             continue
-        _miss(database, names, {row.name for row in rows}, failures)
+        _note_missing(database, names, {row.name for row in rows}, failures)
         for group in _groups(rows):
             for identifier, content in _read(database, group, names, failures):
                 for _ in range(times[identifier]):
@@ -51,8 +51,8 @@ def delete_many(database: Database, unwanted: Iterable[str], failures: Failures)
     distinct = set(unwanted)
     for batch in _slices(distinct):
         names = _names(batch, failures)
-        # In one order, or two such transactions could wait for each other.
-        _of_all(failures, names.values(), partial(delete, database, sorted(names)))
+        # Sorted, or two such transactions could deadlock.
+        _for_all(failures, names.values(), partial(delete, database, sorted(names)))
     return len(distinct)
 
 
@@ -63,7 +63,7 @@ def delete(database: Database, names: Sequence[bytes], identifier: str | None = 
     def work(connection: Connection) -> bool:
         nonlocal found
         versions = database.statements.delete(connection, names)
-        # It stays true if this is run again since the acknowledgement was lost.
+        # Remains true if work is repeated because the acknowledgement of its commit was lost.
         found = found or bool(versions)
         return database.statements.retire(connection, versions)
 
@@ -74,7 +74,7 @@ def delete(database: Database, names: Sequence[bytes], identifier: str | None = 
 
 @dataclass(slots=True)
 class PendingObject:
-    """An object that waits to be written. *times* counts it and the earlier ones that it superseded in this batch."""
+    """An object to be written. *times* counts it and the items of the same identifier that it superseded in this batch."""
 
     identifier: str
     content: bytes
@@ -86,12 +86,12 @@ class BatchWriter:
     """Collects small objects and stores them many at a time.
 
     Args:
-        database: where to.
-        verify: read what was stored and digest it before it is published.
-        failures: takes those that cannot be stored.
+        database: stores them.
+        verify: read the stored bytes and compare their digest before publishing.
+        failures: collects the errors.
 
     Attributes:
-        stored: how many items were.
+        stored: the number of items stored.
     """
 
     def __init__(self, database: Database, *, verify: bool, failures: Failures) -> None:
@@ -103,11 +103,11 @@ class BatchWriter:
         self._bytes = 0
 
     def add(self, item: Item, stream: Callable[[str, bytes, ObjectInfo | None], object]) -> None:
-        """Store an item, or keep it for later.
+        """Add an item to the batch; store the batch if it is full.
 
         Args:
             item: identifier or info, and content.
-            stream: stores one that is too large for a batch.
+            stream: stores an object that is too large for a batch.
         """
         key, content = item
         info = key if isinstance(key, ObjectInfo) else None
@@ -128,7 +128,7 @@ class BatchWriter:
 
     def finish(self) -> None:
         """Store the pending objects."""
-        # In one order, or two such transactions could wait for each other.
+        # Sorted, or two such transactions could deadlock.
         batch = sorted(self._pending.values(), key=lambda pending: pending.row.name)
         self._pending = {}
         self._bytes = 0
@@ -156,7 +156,7 @@ class BatchWriter:
                 for pending in batch:
                     self._failures.errors[pending.identifier] = error
                 return
-            # One of them is at fault; the others are not to suffer for it.
+            # One of them fails: the others are stored without it.
             middle = len(batch) // 2
             self._store(batch[:middle])
             self._store(batch[middle:])
@@ -199,7 +199,7 @@ def _read(
     database: Database, group: Sequence[bytes], names: Names, failures: Failures
 ) -> Iterator[tuple[str, bytes]]:
     query = partial(database.statements.read_many, names=group)
-    rows = _of_all(failures, [names[name] for name in group], partial(database.run, query))
+    rows = _for_all(failures, [names[name] for name in group], partial(database.run, query))
     if rows is None:
         return
     for row, first in rows:
@@ -213,12 +213,12 @@ def _read(
                 content = first
         if content is not None:
             yield identifier, content
-    # Deleted since it was found.
-    _miss(database, {name: names[name] for name in group}, {row.name for row, _ in rows}, failures)
+    # Those deleted since find_many.
+    _note_missing(database, {name: names[name] for name in group}, {row.name for row, _ in rows}, failures)
 
 
 def _groups(rows: Sequence[ObjectRow]) -> Iterator[list[bytes]]:
-    """Names of objects that are read by one statement. A large object is alone: only its first chunk is read here."""
+    """Names of objects to be read by one statement, of up to BYTES in total."""
     group: list[bytes] = []
     size = 0
     for row in rows:
@@ -246,14 +246,14 @@ def _names(wanted: Iterable[str], failures: Failures) -> dict[bytes, str]:
     return names
 
 
-def _miss(database: Database, names: Names, found: Collection[bytes], failures: Failures) -> None:
+def _note_missing(database: Database, names: Names, found: Collection[bytes], failures: Failures) -> None:
     for name, identifier in names.items():
         if name not in found:
             failures.errors[identifier] = not_found(identifier, database.address.location)
 
 
-def _of_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
-    """The result of *step*; if it fails, its error is that of all identifiers in *concerned*."""
+def _for_all(failures: Failures, concerned: Iterable[str], step: Callable[[], Result]) -> Result | None:
+    """Return the result of *step*. If it fails, record its error for all identifiers in *concerned*."""
     try:
         return step()
     except FATAL:

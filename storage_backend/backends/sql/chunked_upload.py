@@ -1,4 +1,4 @@
-"""ChunkedUpload: stores one object as chunks of a new version, then points its name to the version."""
+"""ChunkedUpload: stores one object as chunks of a new version, then points its name to that version."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
 
 _STORED = "what was stored (nothing was published)"
 
-Flip = Callable[["Connection", ObjectRow], bool]
-"""Points a name to a version. Returns whether that left garbage."""
+PointToVersion = Callable[["Connection", ObjectRow], bool]
+"""Points the row's name to its version, in the publishing transaction. Returns whether that left garbage."""
 
 
 class ChunkedUpload:
-    """Takes bytes and publishes them as a whole. An object of one chunk is stored in a single transaction.
+    """Stores the bytes of one object and publishes them at once. One of a single chunk takes a single transaction.
 
     Args:
-        database: where to.
-        identifier: of the object to be.
+        database: stores it.
+        identifier: of the object.
     """
 
     def __init__(self, database: Database, identifier: str) -> None:
         self._database = database
         self._identifier = identifier
         self.version = new_version()
-        self._held: list[bytes] = []  # at most a chunk, not inserted yet
+        self._held: list[bytes] = []  # at most one chunk, not inserted yet
         self._room = CHUNK_SIZE
         self._inserted = 0  # chunks
         self.size = 0
@@ -53,7 +53,7 @@ class ChunkedUpload:
             if not self._room:
                 self._insert()
             piece = view[position : position + self._room]
-            # Bytes as a whole are kept as they are; anything else may change under us.
+            # bytes are immutable, so all of them need no copy; another buffer may change.
             self._held.append(data if isinstance(data, bytes) and len(piece) == len(data) else bytes(piece))
             self._room -= len(piece)
             position += len(piece)
@@ -64,21 +64,21 @@ class ChunkedUpload:
 
         Args:
             sha256: digest of all that was written.
-            info: gives its time and media type.
+            info: has its modification time and media type.
         """
         return new_row(self._identifier, self.version, self.size, sha256, info)
 
-    def publish(self, row: ObjectRow, flip: Flip, *, verify: bool = False) -> None:
+    def publish(self, row: ObjectRow, point_to_version: PointToVersion, *, verify: bool = False) -> None:
         """Make the object visible.
 
         Args:
             row: its row.
-            flip: points the name to the version.
-            verify: read what was stored and digest it first.
+            point_to_version: points the name to the version.
+            verify: first read the stored bytes and compare their digest.
 
         Raises:
-            IntegrityError: what was stored is not what was written.
-            UnavailableError: others gave this upload up, since it showed no life for too long.
+            IntegrityError: the stored bytes are not those that were written.
+            UnavailableError: the upload had no heartbeat for too long, and another process swept it.
         """
         self._check_process()
         self._database.sweep_now_and_then()
@@ -93,13 +93,13 @@ class ChunkedUpload:
             if streamed and not statements.release(connection, row.version):
                 if statements.version_of(connection, row.name) == row.version:
                     return False  # the acknowledgement of an earlier attempt was lost
-                raise self._given_up()
+                raise self._swept()
             if last:
                 statements.insert_chunks(connection, [(row.version, self._inserted, last)])
             if verify and not streamed:
                 found = statements.span(connection, row, 0, row.size) if row.size else b""
                 check_stored(self._identifier, row.sha256, found)
-            return flip(connection, row)
+            return point_to_version(connection, row)
 
         garbage = self._database.transact(work, self._identifier, size=len(last))
         self._done()
@@ -107,11 +107,14 @@ class ChunkedUpload:
             self._database.collect()
 
     def copy_from(self, source: ObjectRow, at_once: int) -> bool:
-        """Take all chunks of another version, within the database; False if that has been replaced meanwhile.
+        """Copy all chunks of another version within the database.
 
         Args:
             source: its row.
-            at_once: how many chunks a transaction may copy.
+            at_once: the most chunks that one transaction may copy.
+
+        Returns:
+            False if the source was replaced meanwhile.
         """
         statements = self._database.statements
         count = -(-source.size // source.chunk_size)
@@ -132,7 +135,7 @@ class ChunkedUpload:
 
     def discard(self) -> None:
         """Discard the upload. Does nothing after `publish`."""
-        # A forked child has a copy of its parent's upload, and it is not the child's to drop.
+        # A forked child has a copy of its parent's upload and must not discard it.
         if self._dropped is not None and self._dropped.alive and self._process == os.getpid():
             self._done()
             self._database.discard(self.version)
@@ -151,7 +154,7 @@ class ChunkedUpload:
         self._inserted += 1
 
     def _begin(self) -> None:
-        """Before the first transaction: register the upload for heartbeats, and for removal if it is garbage-collected."""
+        """Before the first transaction: register the upload, for heartbeats and for removal if this object is garbage-collected."""
         self._check_process()
         if self._dropped is not None:
             return
@@ -164,9 +167,9 @@ class ChunkedUpload:
         self._dropped.atexit = False
 
     def _claim(self, connection: Connection) -> None:
-        """Part of each transaction that inserts: otherwise chunks inserted after a sweep would stay for ever."""
+        """Check, in each inserting transaction, that the upload was not swept: later chunks would never be deleted."""
         if not self._database.statements.beat(connection, [self.version]):
-            raise self._given_up()
+            raise self._swept()
 
     def _check(self, row: ObjectRow) -> None:
         digest = hashlib.sha256(usedforsecurity=False)
@@ -191,18 +194,18 @@ class ChunkedUpload:
             self._database.heartbeat.remove(self.version)
 
     def _check_process(self) -> None:
-        """Refuse a forked child: both processes would write parts of the same version."""
+        """Refuse use in a forked child: both processes would write chunks of the same version."""
         if self._process != os.getpid():
             raise UnsupportedOperationError(
-                f"{self._identifier!r}: a writer is of use only to the process that opened it, not to a forked child",
+                f"{self._identifier!r}: a writer works only in the process that opened it, not in a forked child",
                 identifier=self._identifier,
                 backend=self._database.address.location,
             )
 
-    def _given_up(self) -> UnavailableError:
+    def _swept(self) -> UnavailableError:
         where = self._database.address.location
         return UnavailableError(
-            f"{where}: the upload of {self._identifier!r} showed no life for so long that its bytes were swept; "
+            f"{where}: the upload of {self._identifier!r} had no heartbeat for so long that its bytes were swept; "
             "nothing was stored, try again",
             identifier=self._identifier,
             backend=where,
@@ -210,11 +213,11 @@ class ChunkedUpload:
 
 
 class HashingSink:
-    """The sink of a writer: an upload that also digests what is written."""
+    """The sink of a Writer: an upload that also computes the digest."""
 
-    def __init__(self, upload: ChunkedUpload, flip: Flip) -> None:
+    def __init__(self, upload: ChunkedUpload, point_to_version: PointToVersion) -> None:
         self._upload = upload
-        self._flip = flip
+        self._point_to_version = point_to_version
         self._digest = hashlib.sha256(usedforsecurity=False)
 
     def write(self, data: Buffer, /) -> None:
@@ -224,7 +227,7 @@ class HashingSink:
 
     def publish(self) -> None:
         """Make the object visible."""
-        self._upload.publish(self._upload.row(self._digest.hexdigest()), self._flip)
+        self._upload.publish(self._upload.row(self._digest.hexdigest()), self._point_to_version)
 
     def discard(self) -> None:
         """Discard the upload."""
@@ -232,10 +235,6 @@ class HashingSink:
 
 
 def check_stored(identifier: str, sha256: bytes, content: bytes) -> None:
-    """Compare what was read back with what was written.
-
-    Raises:
-        IntegrityError: it differs.
-    """
+    """Raise an IntegrityError unless *content*, as read back, has the digest of what was written."""
     found = hashlib.sha256(content, usedforsecurity=False).hexdigest()
     check_digest(identifier, sha256.hex(), found, _STORED)

@@ -33,17 +33,17 @@ class DatabasePool:
     def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
-        # Whether a fork had to leave connections open, which makes SQLite unsafe in the child.
+        # Whether connections were in use during a fork: SQLite is then unsafe in the child ("How To Corrupt", SQLite documentation).
         self.torn = False
         self._engine: Engine | None = None
         self._opening = threading.Lock()
-        # SQLite has one writer at a time and lets the others poll: within a process they queue here.
+        # SQLite has one writer at a time, and the others poll. The threads of this process queue here instead.
         self._writing = threading.Lock()
         self._gate = threading.Condition()
         self._users = 0
         self._closed = False
-        self._place: tuple[int, int] | None = None  # of SQLite's file, while it is open
-        self._still: drivers.Stillness | None = None  # of one that is read as if nobody could write to it
+        self._file_identity: tuple[int, int] | None = None  # of SQLite's file, while it is open
+        self._immutable: drivers.FileFingerprint | None = None  # of a file that was opened as immutable
         self._raw: weakref.WeakSet[Any] = weakref.WeakSet()
 
     @contextmanager
@@ -54,18 +54,18 @@ class DatabasePool:
                 self._gate.wait()
             self._users += 1
         try:
-            if not self._is_still():
+            if not self._is_unchanged():
                 self.close()
             engine = self._opened()
-            self._check_place()
+            self._check_file()
             pool = engine.pool
             try:
                 with engine.connect() as connection:
                     yield connection
-                self._check_still()
+                self._check_unchanged()
             finally:
                 if engine.pool is not pool:
-                    pool.dispose()  # closed meanwhile, but for this connection
+                    pool.dispose()  # the pool was closed meanwhile, except this connection
         finally:
             with self._gate:
                 self._users -= 1
@@ -77,7 +77,7 @@ class DatabasePool:
         if self._engine is not None or not self.settings.create_if_missing:
             return False
         if self.address.dialect == "sqlite":
-            # Where no file can be made, SQLite says why.
+            # If the file cannot be created, SQLite's error says why.
             path = Path(self.address.path)
             return not path.exists() and os.access(path.parent, os.W_OK | os.X_OK)
         with self._opening:
@@ -106,8 +106,8 @@ class DatabasePool:
             engine.dispose()
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
-        """Hold the lock for writing, where the database allows only one writer."""
+    def write_lock(self) -> Iterator[None]:
+        """Hold the write lock of SQLite. PostgreSQL needs none."""
         if self.address.dialect != "sqlite":
             yield
             return
@@ -123,14 +123,14 @@ class DatabasePool:
             self._writing.release()
 
     def close(self) -> None:
-        """Close the connections. Those in use are closed when they come back."""
+        """Close the connections; those in use when they are returned."""
         with self._opening:
             engine, self._engine = self._engine, None
         if engine is not None:
             _dispose(engine)
 
     def before_fork(self) -> None:
-        """Block new statements, wait for those under way, and close all connections."""
+        """Block new statements, wait for running ones, and close all connections."""
         self._gate.acquire()
         self._closed = True
         self.torn = not self._gate.wait_for(lambda: self._users == 0, FORK_PATIENCE)
@@ -145,17 +145,17 @@ class DatabasePool:
         self._gate.release()
 
     def abandon(self) -> None:
-        """In a forked child: hang up inherited sockets without a byte, so that the server hears of the parent's end.
+        """In a forked child: close inherited sockets without sending a byte, so that the server notices when the parent ends.
 
-        The descriptors' numbers stay taken, since the objects that own them live on.
+        /dev/null takes their descriptors, because the objects that own them still exist.
         """
         if self.address.dialect != "postgresql":
             return
-        nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+        null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
         for raw in list(self._raw):
             if not raw.closed:
-                os.dup2(nowhere, raw.fileno(), inheritable=False)
-        os.close(nowhere)
+                os.dup2(null, raw.fileno(), inheritable=False)
+        os.close(null)
 
     def _opened(self) -> Engine:
         engine = self._engine
@@ -172,9 +172,11 @@ class DatabasePool:
                 self._engine = engine
             return self._engine
 
-    def _check_place(self) -> None:
-        """Refuse a database file that was deleted or replaced: SQLite would go on writing to the old one."""
-        if self._place is not None and self._place != drivers.identity(self.address.path):
+    def _check_file(self) -> None:
+        """Refuse a database file that was deleted or replaced: SQLite would continue to write to the old one."""
+        if self._file_identity is not None and self._file_identity != drivers.file_identity(
+            self.address.path
+        ):
             self.close()
             where = self.address.location
             raise UnavailableError(
@@ -182,30 +184,30 @@ class DatabasePool:
                 backend=where,
             )
 
-    def forget_stillness(self) -> None:
-        """Before a write: reopen a database that was opened as immutable; it may be writable by now."""
-        if self._still is not None:
+    def reopen_if_immutable(self) -> None:
+        """Before a write: reopen a file that was opened as immutable; it may have become writable."""
+        if self._immutable is not None:
             self.close()
 
-    def _is_still(self) -> bool:
-        return self._still is None or drivers.stillness(self.address.path) == self._still
+    def _is_unchanged(self) -> bool:
+        return self._immutable is None or drivers.fingerprint(self.address.path) == self._immutable
 
-    def _check_still(self) -> None:
-        """Refuse a result that was read while somebody wrote: it may mix two states."""
-        if not self._is_still():
+    def _check_unchanged(self) -> None:
+        """Refuse a result that was read from an immutable file while another process wrote: it may mix two states."""
+        if not self._is_unchanged():
             where = self.address.location
             raise UnavailableError(
-                f"{where}: it was written to while it was read without the right to write; try again",
+                f"{where}: another process wrote to it while it was open as read-only; try again",
                 backend=where,
             )
 
-    def _note_still(self, seen: drivers.Stillness | None) -> None:
-        self._still = seen
+    def _set_immutable(self, seen: drivers.FileFingerprint | None) -> None:
+        self._immutable = seen
 
     def _make(self) -> Engine:
         sqlite = self.address.dialect == "sqlite"
         dial = (
-            drivers.sqlite_dial(self.address, self.settings, self._note_still)
+            drivers.sqlite_dial(self.address, self.settings, self._set_immutable)
             if sqlite
             else drivers.postgresql_dial(self.address, self.settings, self._raw)
         )
@@ -217,7 +219,7 @@ class DatabasePool:
             max_overflow=0,
             pool_timeout=self.settings.timeout_seconds,
             pool_use_lifo=True,
-            hide_parameters=True,  # they are the objects' bytes
+            hide_parameters=True,  # parameters are the objects' bytes
         )
 
     def _prepare(self, engine: Engine) -> None:
@@ -232,22 +234,22 @@ class DatabasePool:
                 connection.exec_driver_sql("BEGIN IMMEDIATE" if sqlite else "BEGIN")
                 schema.create(connection, self.address)
                 connection.commit()
-            self._place = drivers.identity(self.address.path) if sqlite else None
+            self._file_identity = drivers.file_identity(self.address.path) if sqlite else None
 
 
 def _dispose(engine: Engine) -> None:
     """Close the idle connections now, and those in use when they are returned."""
     pool = engine.pool
     engine.dispose()
-    # One that came back before the engine had another pool, and so did not notice.
+    # Again, for a connection that was returned while the engine was replacing the pool.
     pool.dispose()
 
 
 def inherited(pool: DatabasePool) -> UnavailableError:
-    """The error for a child that was forked while statements were under way."""
+    """The error for a child that was forked while statements were running."""
     where = pool.address.location
     return UnavailableError(
-        f"{where}: this process was forked while statements were under way, so SQLite is not safe in it; "
+        f"{where}: this process was forked while statements were running, so SQLite is not safe in it; "
         "start it by 'spawn', or fork while no other thread uses the database",
         backend=where,
         retryable=False,

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql.database import Database
 
 COPY_AT_ONCE = 16  # chunks that one transaction copies
-COPY_TRIES = 10  # of a large object that is replaced again and again
+COPY_ATTEMPTS = 10  # of a large object that others keep replacing
 
 
 def copy(database: Database, source_id: str, dest_id: str) -> bool:
-    """Store the bytes of one object under another name too. No byte leaves the database."""
+    """Copy an object. No byte leaves the database."""
     identifiers.check(dest_id)
-    for _ in range(COPY_TRIES):
+    for _ in range(COPY_ATTEMPTS):
         row = reading.find(database, source_id)
         if source_id == dest_id:
             return True
@@ -34,7 +34,7 @@ def copy(database: Database, source_id: str, dest_id: str) -> bool:
             return True
     where = database.address.location
     raise SourceChangedError(
-        f"{source_id!r} in {where} was replaced each time it was being copied",
+        f"{source_id!r} in {where} was replaced during each attempt to copy it",
         identifier=source_id,
         backend=where,
         retryable=True,
@@ -42,7 +42,7 @@ def copy(database: Database, source_id: str, dest_id: str) -> bool:
 
 
 def move(database: Database, source_id: str, dest_id: str) -> bool:
-    """Give an object another name, in one transaction."""
+    """Rename an object, in one transaction."""
     identifiers.check(dest_id)
     row = reading.find(database, source_id)
     if source_id == dest_id:
@@ -65,7 +65,7 @@ def move(database: Database, source_id: str, dest_id: str) -> bool:
 
 
 def _copy_small(database: Database, source_id: str, dest_id: str) -> bool:
-    """Copy in one transaction; False if the object has become too large for that."""
+    """Copy in one transaction. Returns False if the object has become too large for that."""
     statements, name = database.statements, source_id.encode()
 
     def work(connection: Connection) -> bool | None:
@@ -85,7 +85,7 @@ def _copy_small(database: Database, source_id: str, dest_id: str) -> bool:
 
 
 def _copy_large(database: Database, source: ObjectRow, dest_id: str) -> bool:
-    """Copy in many transactions; False if the object has been replaced meanwhile."""
+    """Copy in several transactions. Returns False if the object was replaced meanwhile."""
     upload = ChunkedUpload(database, dest_id)
     try:
         if not upload.copy_from(source, COPY_AT_ONCE):

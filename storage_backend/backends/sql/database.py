@@ -1,4 +1,4 @@
-"""Database: runs work in transactions, retries it, translates errors, and removes garbage."""
+"""Database: runs functions in transactions, retries them, translates errors, and deletes garbage."""
 
 from __future__ import annotations
 
@@ -33,28 +33,25 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-TRIES = 8  # of a transaction that others got in the way of
+CONFLICT_ATTEMPTS = 8  # of a transaction that conflicts with others
 LONGEST_PAUSE = 0.2  # seconds between two of them
-ROOM = 512 << 10  # bytes of an SQLite file's disk that only deleting may use; it takes some pages at a time
-RECONNECTS = 2  # tries when a connection turns out to be dead; the whole pool is then dropped
+ROOM = (
+    512 << 10
+)  # bytes of an SQLite file's disk that are reserved for deleting, which writes some pages at a time
+CONNECTION_ATTEMPTS = 2  # when a connection is dead; the whole pool is then dropped
 
-# Serialisation failure, deadlock, and a name that another transaction inserted meanwhile ("PostgreSQL Error Codes").
-_IN_THE_WAY = {"40001", "40P01", "23505"}
+# Serialization failure, deadlock, and a name that another transaction inserted meanwhile ("PostgreSQL Error Codes").
+_CONFLICTS = {"40001", "40P01", "23505"}
 
 
 class Database:
-    """One database, for use by all threads and after forks.
-
-    Args:
-        address: of the database.
-        settings: how to use it.
-    """
+    """One database, for use by all threads and after forks."""
 
     def __init__(self, address: Address, settings: DatabaseSettings) -> None:
         self.address = address
         self.settings = settings
         self.statements = Statements(address.dialect)
-        # By process. What a child inherits stays here, untouched: collected, it would be closed.
+        # By process. A child keeps what it inherits: garbage collection would close the parent's connections.
         self._pools: dict[int, DatabasePool] = {}
         self._heartbeats: dict[int, Heartbeat] = {}
         self._swept = float("-inf")
@@ -75,30 +72,30 @@ class Database:
     ) -> Result:
         """Run *work* in a transaction that writes.
 
-        It is run again if another transaction was in the way or the connection was dead, also when the
-        acknowledgement of its commit was lost: then it finds what it did.
+        It is repeated after a conflict with another transaction and after a lost connection. If only the acknowledgement of the
+        commit was lost, the repetition must recognise what the first run did.
 
         Args:
-            work: what to do.
+            work: the function.
             identifier: the object concerned, if any.
-            size: bytes of contents that it stores.
+            size: bytes of content that it stores.
 
         Raises:
-            QuotaExceededError: they would leave no room on the disk for deleting anything.
+            QuotaExceededError: the disk would have no room left for deleting.
         """
         begin = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "BEGIN ISOLATION LEVEL READ COMMITTED"}
-        with self._pool().turn():
+        with self._pool().write_lock():
             if self.address.dialect == "sqlite":
-                self._pool().forget_stillness()
+                self._pool().reopen_if_immutable()
                 self._keep_room(size, identifier)
             return self._attempt(work, begin[self.address.dialect], identifier)
 
     def flush(self) -> None:
-        """Return once every commit so far survives power loss: a commit that waits for the disk syncs all earlier ones."""
+        """Return once every commit so far survives power loss: a synchronous commit makes all earlier ones durable."""
         if self.address.dialect == "postgresql":
 
             def wait(connection: Connection) -> None:
-                # "on" is the default, but a role or database may have another.
+                # "on" is the server's default, but a role or database may override it.
                 connection.exec_driver_sql("SET LOCAL synchronous_commit = on")
                 schema.touch(connection)
 
@@ -112,19 +109,19 @@ class Database:
             finally:
                 connection.exec_driver_sql(f"PRAGMA synchronous = {synchronous(self.settings)}")
 
-        with self._pool().turn():
+        with self._pool().write_lock():
             self._attempt(sync, None, None)
 
     def compact(self) -> None:
-        """Give the space of what was deleted back to the disk.
+        """Return the space of deleted objects to the disk.
 
         Raises:
-            UnsupportedOperationError: it is a server, which does so itself.
+            UnsupportedOperationError: PostgreSQL reuses that space by itself.
         """
         if self.address.dialect != "sqlite":
             raise UnsupportedOperationError(
-                f"{self.address.location}: the server reuses the space of what was deleted by itself (autovacuum); its owner "
-                "gives it back with VACUUM FULL",
+                f"{self.address.location}: the server reuses the space of deleted objects by itself (autovacuum); the owner of the "
+                "tables can return it to the disk with VACUUM FULL",
                 backend=self.address.location,
             )
 
@@ -133,20 +130,20 @@ class Database:
             connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
 
         self.sweep(self.settings.stale_seconds)
-        with self._pool().turn():
+        with self._pool().write_lock():
             self._attempt(work, None, None)
 
     @cached_property
     def _real_path(self) -> str:
-        """The SQLite file behind all symlinks: its log is beside that one."""
+        """The path of the SQLite file without symlinks: its write-ahead log is in that directory."""
         return os.path.realpath(self.address.path)
 
     def _keep_room(self, size: int, identifier: str | None) -> None:
-        """Refuse a write that would leave SQLite's log no room for later deletes, which are written there, too."""
-        place = self._real_path
+        """Refuse a write that would fill the disk: deleting must remain possible, and is written to SQLite's log, too."""
+        path = self._real_path
         try:
-            free, log = drivers.free_bytes(place), drivers.size_of(f"{place}-wal")
-        except OSError:  # SQLite will say what is wrong
+            free, log = drivers.free_bytes(path), drivers.size_of(f"{path}-wal")
+        except OSError:  # SQLite's own error says what is wrong
             return
         if free is None or free >= 2 * size + log + ROOM:
             return
@@ -158,11 +155,11 @@ class Database:
         try:
             reusable = self._attempt(empty_log, None, identifier)
         except StorageError as error:
-            logger.debug("the log stays as long as it is: %s", error)
+            logger.debug("the write-ahead log was not emptied: %s", error)
             reusable = 0
-        if size and (drivers.free_bytes(place) or 0) < size + max(0, size - reusable) + ROOM:
+        if size and (drivers.free_bytes(path) or 0) < size + max(0, size - reusable) + ROOM:
             raise QuotaExceededError(
-                f"{self.address.location}: the disk is full but for the room that deleting takes; nothing was changed",
+                f"{self.address.location}: the disk is full, except for the space that deleting needs; nothing was changed",
                 identifier=identifier,
                 backend=self.address.location,
             )
@@ -180,18 +177,18 @@ class Database:
         try:
             self.transact(lambda connection: self.statements.beat(connection, versions))
         except StorageError as error:
-            logger.warning("uploads could not be kept alive: %s", error)
+            logger.warning("no heartbeat was recorded for running uploads: %s", error)
 
     def sweep(self, age: float) -> int:
         """Delete the chunks of versions that no object points to, in short transactions.
 
         Args:
-            age: seconds since an upload last showed life; none is swept before that, and with 0 all are.
+            age: seconds since the last heartbeat of an upload; with 0, all uploads are swept.
 
         Returns:
-            How many such versions there were.
+            The number of those versions.
         """
-        # Beats are whole seconds of the database's clock: a difference of n says that more than n - 1 have passed.
+        # Heartbeats are whole seconds: a difference of n proves that more than n - 1 have passed.
         seconds = math.ceil(age) + 1 if age > 0 else 0
         return self._clear(self.run(lambda connection: self.statements.stale(connection, seconds)), seconds)
 
@@ -212,10 +209,7 @@ class Database:
         return len(condemned)
 
     def sweep_now_and_then(self) -> None:
-        """Before a write: discard what could not be discarded before, and sweep if this process has not done so lately.
-
-        What goes wrong is logged: it is not the caller's concern.
-        """
+        """Before a write: retry failed discards, and sweep unless this process did so recently. Errors are logged."""
         for _ in range(len(self._undiscarded)):
             self.discard(self._undiscarded.popleft())
         now = time.monotonic()
@@ -233,7 +227,7 @@ class Database:
     def discard(self, version: bytes) -> None:
         """Delete an upload that will not be published. If that fails, a later write tries again.
 
-        After an interrupt it returns soon, however silent the server is.
+        After an interrupt, it waits only for the grace period.
         """
         if grace() is None or self.address.dialect == "sqlite":
             self._discard(version)
@@ -245,15 +239,15 @@ class Database:
             self.transact(lambda connection: self.statements.discard(connection, [version]))
             self._prune(version)
         except StorageError as error:
-            logger.warning("an unfinished upload is left for later: %s", error)
+            logger.warning("an unfinished upload will be deleted later: %s", error)
             self._undiscarded.append(version)
 
     def collect(self) -> None:
-        """Delete the garbage that a transaction left. Errors are logged, and a later sweep tries again."""
+        """Delete the garbage that a transaction left. After an error, which is logged, a later sweep tries again."""
         try:
             self.sweep(float(1 << 60))
         except StorageError as error:
-            logger.warning("superseded bytes are left to a later sweep: %s", error)
+            logger.warning("superseded bytes will be deleted by a later sweep: %s", error)
 
     def close(self) -> None:
         """Close this process's connections."""
@@ -277,12 +271,12 @@ class Database:
             guard().add(pool)
         return pool
 
-    def _within(
+    def _in_transaction(
         self, connection: Connection, begin: str | None, work: Callable[[Connection], Result]
     ) -> Result:
         if begin is None:
             return work(connection)
-        # The drivers are in autocommit, so this is the one BEGIN; leaving the connection rolls back.
+        # The drivers are in autocommit mode, so this is the only BEGIN; releasing the connection rolls back.
         connection.exec_driver_sql(begin)
         if is_pooled(connection) and "lock_timeout" not in self.address.parameters.get("options", ""):
             connection.exec_driver_sql(f"SET LOCAL lock_timeout = {lock_timeout(self.settings)}")
@@ -306,11 +300,11 @@ class Database:
                     with pool.empty() as connection:
                         return work(connection)
                 with pool.connection() as connection:
-                    return self._within(connection, begin, work)
+                    return self._in_transaction(connection, begin, work)
             except SQLAlchemyError as error:
-                if attempt < _tries(error):
+                if attempt < _attempts_after(error):
                     if not _is_dead(error):
-                        # At random, or those that met would meet again.
+                        # Random, or the same transactions would conflict again.
                         time.sleep(random.uniform(0, min(0.002 * 2**attempt, LONGEST_PAUSE)))  # noqa: S311 - not for secrecy
                     attempt += 1
                     continue
@@ -319,16 +313,15 @@ class Database:
                 raise failure from error
 
 
-def _tries(error: SQLAlchemyError) -> int:
-    """The number of tries of a transaction that failed with *error*."""
+def _attempts_after(error: SQLAlchemyError) -> int:
+    """How often a transaction that failed with *error* is tried."""
     if _is_dead(error):
-        return RECONNECTS
+        return CONNECTION_ATTEMPTS
     orig = error.orig if isinstance(error, DBAPIError) else None
-    return TRIES if getattr(orig, "sqlstate", None) in _IN_THE_WAY else 1
+    return CONFLICT_ATTEMPTS if getattr(orig, "sqlstate", None) in _CONFLICTS else 1
 
 
 def _is_dead(error: SQLAlchemyError) -> bool:
-    """Whether the connection is dead."""
     return isinstance(error, DBAPIError) and error.connection_invalidated
 
 

@@ -1,4 +1,4 @@
-"""Opens connections of sqlite3 and psycopg, and sets them up."""
+"""Opens and configures connections of sqlite3 and psycopg."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ if TYPE_CHECKING:
 
     from storage_backend.backends.sql.address import Address, DatabaseSettings
 
-CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL; the URL's connect_timeout takes precedence
+CONNECT_TIMEOUT = 10  # seconds, for PostgreSQL, unless the URL has connect_timeout
 
-# What SQLite answers where it may not make or write the files that it needs beside a database.
+# SQLite's errors when it cannot create or write the files that it needs beside a database.
 _UNWRITABLE = {sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_FULL}
-_UNWRITABLE_TOO = {  # extended codes
+_UNWRITABLE_EXTENDED = {  # extended codes
     sqlite3.SQLITE_IOERR_SHMOPEN,
     sqlite3.SQLITE_IOERR_SHMSIZE,
     sqlite3.SQLITE_IOERR_SHMMAP,
 }
 
-Stillness: TypeAlias = tuple[int, int, int, int]
+FileFingerprint: TypeAlias = tuple[int, int, int, int]  # device, inode, size, modification time
 
-# A peer that vanished is noticed within about a minute, not two hours (libpq's own default is the kernel's).
+# A dead peer is noticed within about a minute; libpq's default is the kernel's two hours.
 _KEEPALIVE = {"keepalives_idle": "30", "keepalives_interval": "10", "keepalives_count": "3"}
 
 
@@ -43,13 +43,13 @@ def synchronous(settings: DatabaseSettings) -> str:
 
 
 def sqlite_dial(
-    address: Address, settings: DatabaseSettings, still: Callable[[Stillness | None], object]
+    address: Address, settings: DatabaseSettings, on_immutable: Callable[[FileFingerprint | None], object]
 ) -> Callable[[], sqlite3.Connection]:
     """A function that opens a connection to the SQLite file.
 
-    Where the file or its directory may not be written to, or the disk is full, it is opened to be read; where SQLite needs files beside it even
-    for that, and there are none, as one that nobody writes to ("immutable", in "Uniform Resource Identifiers" of SQLite's
-    documentation). *still* is told by what that would be noticed, or None.
+    SQLite opens a file that is not writable as read-only. If it cannot create the files that it needs beside it even then, the file is
+    opened as "immutable" ("Uniform Resource Identifiers", SQLite documentation). *on_immutable* is called with its fingerprint,
+    by which a later change is noticed, or with None.
     """
     uri = f"file:{quote(os.fsencode(address.path))}?mode="
 
@@ -58,15 +58,15 @@ def sqlite_dial(
             connection = _connected(f"{uri}{'rwc' if settings.create_if_missing else 'rw'}", settings)
         except sqlite3.OperationalError as error:
             code = error.sqlite_errorcode
-            if code & 0xFF not in _UNWRITABLE and code not in _UNWRITABLE_TOO:
+            if code & 0xFF not in _UNWRITABLE and code not in _UNWRITABLE_EXTENDED:
                 raise
-            seen = stillness(address.path)
+            seen = fingerprint(address.path)
             if seen is None:
                 raise
             connection = _connected(f"{uri}ro&immutable=1", settings)
-            still(seen)
+            on_immutable(seen)
         else:
-            still(None)
+            on_immutable(None)
         return connection
 
     return dial
@@ -77,15 +77,13 @@ def _connected(uri: str, settings: DatabaseSettings) -> sqlite3.Connection:
         uri,
         uri=True,
         timeout=settings.timeout_seconds,
-        isolation_level=None,  # transactions begin where we say so, and as we say
+        isolation_level=None,  # autocommit: we send BEGIN ourselves
         check_same_thread=False,  # the pool gives a connection to one thread at a time
     )
     try:
-        connection.execute(
-            f"PRAGMA synchronous = {synchronous(settings)}"
-        )  # the first that looks at the file
-        connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites what is deleted
-        connection.execute("PRAGMA cell_size_check = ON")  # notice damage before following it
+        connection.execute(f"PRAGMA synchronous = {synchronous(settings)}")  # the first to access the file
+        connection.execute("PRAGMA secure_delete = OFF")  # Debian's default overwrites deleted content
+        connection.execute("PRAGMA cell_size_check = ON")  # detect damaged pages before they are used
         connection.execute("PRAGMA trusted_schema = OFF")
         connection.execute(f"PRAGMA journal_size_limit = {64 << 20}")
     except BaseException:
@@ -94,12 +92,12 @@ def _connected(uri: str, settings: DatabaseSettings) -> sqlite3.Connection:
     return connection
 
 
-def stillness(path: str) -> Stillness | None:
-    """A fingerprint of an SQLite file that no write is under way to; None if one is, or was interrupted.
+def fingerprint(path: str) -> FileFingerprint | None:
+    """The fingerprint of an SQLite file; None while another process writes to it, or after an interrupted write.
 
-    A writer has a file beside it, whose end it is that the file itself is written to.
+    A writer has a log or journal beside the file until its changes are in the file itself.
     """
-    path = os.path.realpath(path)  # SQLite has them beside the file that a link leads to
+    path = os.path.realpath(path)  # the log is beside the target of a symlink
     try:
         if any(size_of(f"{path}{suffix}") for suffix in ("-wal", "-journal")):
             return None
@@ -129,7 +127,7 @@ def postgresql_dial(
         ) from error
 
     class BinaryCursor(psycopg.Cursor[Any]):
-        """Sends bytes in the binary format: in the text format they take twice the space."""
+        """Sends bytes in the binary format, which takes half the space of the text format."""
 
         def __init__(self, *args: Any, **keywords: Any) -> None:
             super().__init__(*args, **keywords)
@@ -138,7 +136,7 @@ def postgresql_dial(
     def dial() -> psycopg.Connection[Any]:
         parameters: dict[str, Any] = {
             "connect_timeout": str(CONNECT_TIMEOUT),
-            "client_encoding": "UTF8",  # of a database in SQL_ASCII, text would be bytes
+            "client_encoding": "UTF8",  # psycopg returns text of an SQL_ASCII database as bytes
             **_KEEPALIVE,
             **address.parameters,
         }
@@ -152,8 +150,8 @@ def postgresql_dial(
             f"SELECT CASE pg_backend_pid() WHEN {connection.info.backend_pid} THEN {limit} END"
         ).fetchone()
         if found == (None,):
-            # A proxy (pgbouncer, ...), which may have another session of the server do each transaction: what is prepared
-            # or set in one is not there in the next, but in somebody else's.
+            # A connection pooler (PgBouncer) may run each transaction in another session of the server, where a prepared statement or
+            # setting of the last one is missing, and another client's may be present.
             connection.prepare_threshold = None
         return connection
 
@@ -161,34 +159,34 @@ def postgresql_dial(
 
 
 def lock_timeout(settings: DatabaseSettings) -> int:
-    """How many milliseconds a transaction of PostgreSQL waits for others."""
+    """PostgreSQL's lock_timeout, in milliseconds."""
     return round(settings.timeout_seconds * 1000)
 
 
 def is_pooled(connection: Connection) -> bool:
-    """Whether a proxy may run each transaction in another session of the server."""
+    """Whether a connection pooler may run each transaction in another session of the server."""
     return getattr(connection.connection.dbapi_connection, "prepare_threshold", 0) is None
 
 
-def identity(path: str) -> tuple[int, int]:
-    """Device and inode of a file; (0, 0) if it cannot be seen."""
+def file_identity(path: str) -> tuple[int, int]:
+    """Device and inode of a file; (0, 0) if it is not accessible."""
     try:
-        found = os.stat(path)  # noqa: PTH116 - on the way of each call, and twice as fast as Path.stat
+        found = os.stat(path)  # noqa: PTH116 - in each call, and twice as fast as Path.stat
     except OSError:
         return (0, 0)
     return (found.st_dev, found.st_ino)
 
 
 def free_bytes(path: str) -> int | None:
-    """How many bytes this user may add to the disk of an SQLite file; None if the file system does not say."""
-    found = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - on the way of each write
+    """The free bytes of the disk of an SQLite file, for this user; None if the file system does not report them."""
+    found = os.statvfs(os.path.dirname(path))  # noqa: PTH120 - in each write
     if not found.f_blocks:
         return None
     return (found.f_bavail if os.geteuid() else found.f_bfree) * found.f_frsize
 
 
 def size_of(path: str) -> int:
-    """The size of a file in bytes; 0 if it is not there."""
+    """The size of a file in bytes; 0 if it does not exist."""
     try:
         return os.stat(path).st_size  # noqa: PTH116
     except FileNotFoundError:
@@ -196,7 +194,7 @@ def size_of(path: str) -> int:
 
 
 def refuse_single_byte(address: Address) -> None:
-    """Refuse a file of one byte: SQLite takes it for an empty one (unixFileSize in os_unix.c)."""
+    """Refuse a file of one byte: SQLite treats it as empty (unixFileSize in os_unix.c) and would overwrite it."""
     if Path(address.path).stat().st_size == 1:
         raise ConfigurationError(
             f"{address.location}: file is not a database: it was left as it is", backend=address.location
@@ -204,14 +202,14 @@ def refuse_single_byte(address: Address) -> None:
 
 
 def use_wal(connection: Connection, patience: float) -> None:
-    """Switch to WAL mode, in which readers never wait for a writer, and set the page size, which is fixed by the first table."""
+    """Switch to WAL mode, in which readers never wait for a writer, and set the page size, which the first table fixes."""
     connection.exec_driver_sql(f"PRAGMA page_size = {schema.PAGE_SIZE}")
     deadline = time.monotonic() + patience
     while True:
         try:
             connection.exec_driver_sql("PRAGMA journal_mode = WAL")
         except Exception as error:
-            # Changing the mode does not wait for a process that is changing it, too.
+            # SQLite's own timeout does not apply while another process changes the mode.
             busy = getattr(error, "orig", None)
             if getattr(busy, "sqlite_errorcode", None) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                 raise

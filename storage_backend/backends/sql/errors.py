@@ -1,4 +1,4 @@
-"""Translates errors of the databases into StorageErrors."""
+"""Translates errors of SQLAlchemy, sqlite3 and psycopg into StorageErrors."""
 
 from __future__ import annotations
 
@@ -23,9 +23,12 @@ from storage_backend.errors import (
 if TYPE_CHECKING:
     from storage_backend.backends.sql.address import Address
 
-# Primary result codes ("Result and Error Codes", SQLite documentation), with what to say beside SQLite's own words.
+# Primary result codes ("Result and Error Codes", SQLite documentation), with advice to add to SQLite's own message.
 _SQLITE: dict[int, tuple[type[StorageError], str]] = {
-    sqlite3.SQLITE_BUSY: (StorageTimeoutError, "another process has been writing all the while; try again"),
+    sqlite3.SQLITE_BUSY: (
+        StorageTimeoutError,
+        "another process held the write lock until the timeout; try again",
+    ),
     sqlite3.SQLITE_LOCKED: (StorageTimeoutError, "try again"),
     sqlite3.SQLITE_PROTOCOL: (UnavailableError, "try again"),
     sqlite3.SQLITE_SCHEMA: (UnavailableError, "its tables were changed meanwhile; try again"),
@@ -33,37 +36,37 @@ _SQLITE: dict[int, tuple[type[StorageError], str]] = {
     sqlite3.SQLITE_FULL: (QuotaExceededError, "the disk is full; nothing was changed"),
     sqlite3.SQLITE_CORRUPT: (IntegrityError, "the file is damaged; restore it from a copy"),
     sqlite3.SQLITE_NOTADB: (ConfigurationError, "it was left as it is"),
-    sqlite3.SQLITE_READONLY: (AccessDeniedError, "the file, or its directory, may not be written to"),
-    sqlite3.SQLITE_PERM: (AccessDeniedError, "the file may not be opened"),
-    sqlite3.SQLITE_AUTH: (AccessDeniedError, "that is not allowed"),
+    sqlite3.SQLITE_READONLY: (AccessDeniedError, "the file or its directory is not writable"),
+    sqlite3.SQLITE_PERM: (AccessDeniedError, "permission to open the file was denied"),
+    sqlite3.SQLITE_AUTH: (AccessDeniedError, "the statement was not authorized"),
     sqlite3.SQLITE_CANTOPEN: (
         AccessDeniedError,
-        "the file, or its directory (where SQLite keeps -wal and -shm files), may not be opened or written to",
+        "the file or its directory (where SQLite keeps -wal and -shm files) is not accessible",
     ),
 }
-# What a read beyond the end, or of a bad sector, gives (extended codes of SQLITE_IOERR).
+# A read past the end of the file or of a bad sector (extended codes of SQLITE_IOERR).
 _SQLITE_DAMAGE = {sqlite3.SQLITE_IOERR_READ, sqlite3.SQLITE_IOERR_SHORT_READ, sqlite3.SQLITE_IOERR_CORRUPTFS}
 
 # SQLSTATE, or its first two characters, its class ("PostgreSQL Error Codes").
 _SQLSTATE: dict[str, tuple[type[StorageError], str]] = {
     "08": (UnavailableError, "the connection failed; try again"),
-    "25006": (AccessDeniedError, "the server, or this session, is read-only"),
+    "25006": (AccessDeniedError, "the server or this session is read-only"),
     "28": (AuthenticationError, "check user and password (PGPASSWORD, .pgpass or password=)"),
     "3D000": (BaseDirectoryNotFoundError, "create it first"),
-    "40": (UnavailableError, "other transactions were in the way; try again"),
-    "42501": (AccessDeniedError, "ask the owner of the database for the right"),
+    "40": (UnavailableError, "it conflicted with other transactions; try again"),
+    "42501": (AccessDeniedError, "ask the owner of the database for the privilege"),
     "42P01": (UnavailableError, "its tables were dropped meanwhile; try again"),
-    "53": (UnavailableError, "the server is short of resources; try again"),
+    "53": (UnavailableError, "the server lacks resources; try again"),
     "53100": (QuotaExceededError, "the server's disk is full; nothing was changed"),
     "55P03": (StorageTimeoutError, "another transaction holds the lock; try again"),
-    "57014": (StorageTimeoutError, "the server gave up after its time limit; try again"),
-    "57P": (UnavailableError, "the server is going down or coming up; try again"),
+    "57014": (StorageTimeoutError, "the server's time limit passed; try again"),
+    "57P": (UnavailableError, "the server is shutting down or starting; try again"),
     "58030": (StorageError, "the server cannot read or write its disk"),
     "XX001": (IntegrityError, "the server's data is damaged; restore it from a copy"),
     "XX002": (IntegrityError, "the server's index is damaged; REINDEX it"),
 }
-# libpq gives no SQLSTATE when a connection is refused, only the server's words.
-_WORDS: dict[str, str] = {
+# libpq gives no SQLSTATE when a connection is refused, only the server's message.
+_PHRASES: dict[str, str] = {
     "authentication failed": "28",
     "no password supplied": "28",
     "no pg_hba.conf entry": "28",
@@ -73,13 +76,7 @@ _WORDS: dict[str, str] = {
 
 
 def translate(error: Exception, address: Address, identifier: str | None = None) -> StorageError:
-    """The StorageError for an error of SQLAlchemy, sqlite3 or psycopg. Its message is one line, without secrets.
-
-    Args:
-        error: what was raised.
-        address: of the database.
-        identifier: the object concerned, if any.
-    """
+    """The StorageError for an error of SQLAlchemy, sqlite3 or psycopg. Its message is one line, without secrets."""
     cause = getattr(error, "orig", None) or error
     words = _plain(str(cause), address)
     code = getattr(cause, "sqlite_errorcode", None)
@@ -109,19 +106,19 @@ def _of_sqlite(code: int, path: str) -> tuple[type[StorageError], str]:
         return _SQLITE[sqlite3.SQLITE_CORRUPT]
     primary = code & 0xFF
     if primary == sqlite3.SQLITE_IOERR:
-        # Growing the -shm file, or past a quota, fails so; sqlite3 does not pass errno on.
+        # On a full disk or past a quota, the -shm file cannot grow. sqlite3 does not report the errno.
         if _is_full(path):
             return _SQLITE[sqlite3.SQLITE_FULL]
         return StorageError, "the disk cannot be read or written"
     if primary == sqlite3.SQLITE_READONLY and os.access(path, os.W_OK) and _is_full(path):
-        return _SQLITE[sqlite3.SQLITE_FULL]  # it was opened to be read
+        return _SQLITE[sqlite3.SQLITE_FULL]  # SQLite opened it read-only because the disk was full
     if primary == sqlite3.SQLITE_CANTOPEN:
         return _of_path(path)
     return _SQLITE.get(primary, (StorageError, ""))
 
 
 def _of_path(path: str) -> tuple[type[StorageError], str]:
-    """Why a file cannot be opened. Does not open it: closing a descriptor would drop SQLite's locks on the file (fcntl(2))."""
+    """Why a file cannot be opened. It is not opened here: closing a descriptor would release SQLite's locks (fcntl(2))."""
     directory = Path(path).parent
     if not directory.is_dir():
         return BaseDirectoryNotFoundError, f"there is no directory {str(directory)!r}; create it first"
@@ -129,8 +126,7 @@ def _of_path(path: str) -> tuple[type[StorageError], str]:
         return BaseDirectoryNotFoundError, "there is no such file"
     if Path(path).is_dir():
         return ConfigurationError, "that is a directory, not a file"
-    readable = os.access(path, os.R_OK | os.W_OK) and os.access(directory, os.W_OK | os.X_OK)
-    if readable:
+    if os.access(path, os.R_OK | os.W_OK) and os.access(directory, os.W_OK | os.X_OK):
         return UnavailableError, "this process may have too many open files; try again"
     return _SQLITE[sqlite3.SQLITE_CANTOPEN]
 
@@ -149,7 +145,7 @@ def _of_postgresql(state: str | None, words: str, name: str) -> tuple[type[Stora
         if name not in {"OperationalError", "InterfaceError"}:
             return StorageError, ""
         lowered = words.lower()
-        state = next((found for phrase, found in _WORDS.items() if phrase in lowered), "08")
+        state = next((found for phrase, found in _PHRASES.items() if phrase in lowered), "08")
         # 'FATAL: role "x" does not exist', 'FATAL: database "x" does not exist'
         if state == "08" and lowered.endswith("does not exist"):
             state = "28" if ' role "' in lowered else "3D000"

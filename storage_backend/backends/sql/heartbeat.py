@@ -1,4 +1,4 @@
-"""Heartbeat: keeps uploads alive while their sources are slow, and discards those that were dropped."""
+"""Heartbeat: keeps uploads alive while their sources are slow, and discards abandoned ones."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from storage_backend.threads import start_daemon
 
 
 class Heartbeat:
-    """Beats for the uploads of one process, on a thread that lives while there are any.
+    """Records heartbeats of the uploads of one process, on a thread that runs while there are any.
 
     Args:
-        beat: a method that shows the database that these versions are alive; its object is not kept alive.
-        discard: a method of the same object, which deletes a version.
-        interval: seconds between two beats.
+        beat: a method that records a heartbeat of versions. Weakly referenced.
+        discard: a method of the same object that deletes a version.
+        interval: seconds between two heartbeats.
     """
 
     def __init__(
         self, beat: Callable[[Sequence[bytes]], None], discard: Callable[[bytes], None], interval: float
     ) -> None:
-        self._beat_once = weakref.WeakMethod(beat)
+        self._record = weakref.WeakMethod(beat)
         self._discard = weakref.WeakMethod(discard)
         self._interval = interval
         self._live: set[bytes] = set()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        # Its put() may be called by a finaliser, which runs at any place of any thread, even inside put().
+        # A finalizer, which may run at any point of any thread, calls put(); SimpleQueue.put() is reentrant.
         self._dropped: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def add(self, version: bytes) -> None:
@@ -39,16 +39,16 @@ class Heartbeat:
                 self._thread = start_daemon(self._beat, "storage-backend-heartbeat")
 
     def remove(self, version: bytes) -> None:
-        """This upload is done."""
+        """End the heartbeats of a published or discarded upload."""
         with self._lock:
             self._live.discard(version)
 
     def drop(self, version: bytes) -> None:
-        """This upload will never be done. Safe in a finaliser."""
+        """Discard an upload that was garbage-collected. Safe in a finalizer."""
         self._dropped.put(version)
 
     def rest(self) -> None:
-        """End the thread, if nothing is under way. Safe in a finaliser."""
+        """End the thread if there are no uploads. Safe in a finalizer."""
         self._dropped.put(b"")
 
     def _beat(self) -> None:
@@ -57,8 +57,8 @@ class Heartbeat:
             try:
                 version = self._dropped.get(timeout=self._interval)
             except queue.Empty:
-                version = None  # it is time
-            beat, discard = self._beat_once(), self._discard()
+                version = None  # a heartbeat is due
+            beat, discard = self._record(), self._discard()
             if beat is None or discard is None:
                 return
             with self._lock:

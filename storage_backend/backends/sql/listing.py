@@ -17,18 +17,18 @@ if TYPE_CHECKING:
     from storage_backend.backends.sql.database import Database
     from storage_backend.info import ObjectInfo
 
-PAGE = 1000  # rows that are held at a time
+PAGE = 1000  # rows held in memory
 
-Row = TypeVar("Row")
+Row = TypeVar("Row", ObjectRow, bytes)
 Fetch: TypeAlias = Callable[["Connection", bytes, bytes | None, int], Sequence[Row]]
-"""Gives the first rows of [low, high), at most so many."""
+"""(connection, low, high, limit) -> at most *limit* rows with low <= name < high, ascending."""
 
 
 def matching(database: Database, pattern: str | None) -> Identifiers:
     """The identifiers that match *pattern*, ascending."""
     glob = identifiers.glob(pattern) if pattern is not None else None
     depth = glob.depth if glob and not glob.recursive else None
-    names = _paged(database, database.statements.names, _itself, glob.stem if glob else "", depth)
+    names = _paged(database, database.statements.names, glob.stem if glob else "", depth)
     found = (_identifier(database, name, None) for name in names)
     return [
         identifier
@@ -43,57 +43,42 @@ def scan(
     """Every object whose identifier begins with *prefix*, ascending.
 
     Args:
-        database: where they are.
+        database: the database.
         prefix: a literal string.
-        on_skip: is told of rows that are no object.
-        depth: leave out most of those with more segments; None leaves out none.
+        on_skip: called for rows whose name is not a valid identifier.
+        depth: skip objects with more segments than this; a few may still be returned, so the caller filters.
     """
-    for row in _paged(database, database.statements.page, _name_of, prefix, depth):
+    for row in _paged(database, database.statements.page, prefix, depth):
         identifier = _identifier(database, row.name, on_skip)
         if identifier is not None:
             yield row.info(identifier)
 
 
-def _paged(
-    database: Database,
-    fetch: Fetch[Row],
-    name_of: Callable[[Row], bytes],
-    prefix: str,
-    depth: int | None = None,
-) -> Iterator[Row]:
+def _paged(database: Database, fetch: Fetch[Row], prefix: str, depth: int | None) -> Iterator[Row]:
     try:
-        low = prefix.encode()
+        low: bytes = prefix.encode()
     except UnicodeEncodeError:
-        return  # a lone surrogate begins no identifier here
-    high = _after(low)
+        return  # no identifier in a database has a lone surrogate
+    high = _upper_bound(low)
     while True:
         rows = database.run(lambda connection, low=low: fetch(connection, low, high, PAGE))  # type: ignore[misc] # a default binds the loop's name
         yield from rows
         if len(rows) < PAGE:
             return
-        last = name_of(rows[-1])
+        last = rows[-1].name if isinstance(rows[-1], ObjectRow) else rows[-1]
         low = last + b"\0"
         if depth is not None and last.count(b"/") >= depth:
-            # Past all that is beneath: "0" comes after "/".
+            # Past all names beneath this one: "0" sorts after "/".
             low = b"/".join(last.split(b"/")[:depth]) + b"0"
 
 
-def _after(prefix: bytes) -> bytes | None:
-    """Upper bound of all names that begin with *prefix*; None if there is none."""
-    head = prefix.rstrip(b"\xff")
-    return head[:-1] + bytes([head[-1] + 1]) if head else None
-
-
-def _name_of(row: ObjectRow) -> bytes:
-    return row.name
-
-
-def _itself(name: bytes) -> bytes:
-    return name
+def _upper_bound(prefix: bytes) -> bytes | None:
+    """What all names that begin with *prefix*, which is UTF-8 and so does not end in 0xFF, are less than; None for all names."""
+    return prefix[:-1] + bytes([prefix[-1] + 1]) if prefix else None
 
 
 def _identifier(database: Database, name: bytes, on_skip: OnSkip | None) -> str | None:
-    """The identifier of a row; None, after a report, if another program stored an invalid one."""
+    """The identifier of a row; None, after reporting it, if another program stored an invalid name."""
     try:
         identifier = name.decode()
         identifiers.check(identifier)

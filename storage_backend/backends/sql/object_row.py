@@ -14,9 +14,7 @@ from typing import NamedTuple
 from storage_backend import owners
 from storage_backend.info import ObjectInfo
 
-CHUNK_SIZE = (
-    512 << 10
-)  # bytes; streams through half of it are slower on both databases, through twice of it no faster
+CHUNK_SIZE = 512 << 10  # bytes; half of it is slower on both databases, twice of it is not faster
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -26,10 +24,10 @@ class ObjectRow(NamedTuple):
 
     Attributes:
         name: the identifier's bytes.
-        version: whose chunks are the object's bytes; its hex is the etag.
+        version: of the chunks that hold the object's bytes; in hexadecimal it is the etag.
         size: of the object, in bytes.
-        chunk_size: of each of its chunks but the last, in bytes.
-        sha256: of its bytes when they were written.
+        chunk_size: of each of its chunks except the last, in bytes.
+        sha256: of the bytes that were written.
         modified: microseconds since 1970 in UTC.
         content_type: its media type.
     """
@@ -48,7 +46,7 @@ class ObjectRow(NamedTuple):
         return -(-self.size // self.chunk_size)
 
     def info(self, identifier: str) -> ObjectInfo:
-        """The ObjectInfo of the row. Without the digest: the bytes have not been checked since they were written."""
+        """The ObjectInfo of the row, without the digest: it is of the bytes as written, which may have been damaged since."""
         modified = _EPOCH + self.modified * _MICROSECOND
         return ObjectInfo(identifier, self.size, modified, self.version.hex(), content_type=self.content_type)
 
@@ -56,7 +54,7 @@ class ObjectRow(NamedTuple):
 def new_row(
     identifier: str, version: bytes, size: int, sha256: str, info: ObjectInfo | None = None
 ) -> ObjectRow:
-    """The row of a new object; its time is that of *info*, else now."""
+    """The row of a new object. Its modification time is that of *info*, else now."""
     modified = info.modified if info is not None and info.modified is not None else datetime.now(UTC)
     return ObjectRow(
         identifier.encode(),
@@ -70,7 +68,7 @@ def new_row(
 
 
 def new_version() -> bytes:
-    """A unique version: 6 bytes of time, so that new rows are neighbours; 7 that identify the process; 3 of a counter."""
+    """A unique version: 6 bytes of time, so that new rows are adjacent; 7 that identify the process; 3 of a counter."""
     tag, numbers = _numbers(os.getpid())
     return (
         (time.time_ns() // 1_000_000).to_bytes(6, "big") + tag + (next(numbers) & 0xFFFFFF).to_bytes(3, "big")
@@ -78,17 +76,17 @@ def new_version() -> bytes:
 
 
 def tag_of(version: bytes) -> bytes:
-    """The process that made a version, as `owners.tag`."""
+    """The tag (`owners.tag`) of the process that created a version."""
     return version[6:13]
 
 
 @functools.lru_cache(maxsize=1)
-def _numbers(pid: int) -> tuple[bytes, Iterator[int]]:  # noqa: ARG001 - a forked child has its own
+def _numbers(pid: int) -> tuple[bytes, Iterator[int]]:  # noqa: ARG001 - a forked child needs its own
     return owners.tag(), itertools.count(secrets.randbits(24))
 
 
 def version_of(etag: str) -> bytes | None:
-    """The version that an etag names; None for any other text."""
+    """The version of an etag; None if *etag* is not one."""
     try:
         version = bytes.fromhex(etag)
     except (ValueError, TypeError):

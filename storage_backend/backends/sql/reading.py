@@ -1,4 +1,4 @@
-"""Reads objects: never a mix of two versions, and compared with the digest where read whole."""
+"""Reads objects: never a mix of two versions, and a whole object is compared with its digest."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 Result = TypeVar("Result")
 
-AT_ONCE = 4 << 20  # bytes in one answer
+AT_ONCE = 4 << 20  # bytes in one query result
 
 
 def find(database: Database, identifier: str) -> ObjectRow:
@@ -51,7 +51,7 @@ def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
 
 
 def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, ObjectRow]:
-    """The bytes of [start, end) or from *start* on, as far as there are any; and the object's row."""
+    """The bytes of [start, end), or from *start* to the end, as far as they exist; and the object's row."""
     identifiers.check(identifier)
     if end is None or end - start > AT_ONCE:
 
@@ -73,7 +73,7 @@ def read_range(database: Database, identifier: str, start: int, end: int | None)
 
 
 def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, ObjectRow]:
-    """A seekable reader of the version that the object is now, and its row."""
+    """A seekable reader of the object's current version, and its row."""
     row, content = _first(database, identifier)
     if row.size <= row.chunk_size:
         return io.BytesIO(content), row
@@ -82,7 +82,7 @@ def open_reader(database: Database, identifier: str) -> tuple[BinaryIO, ObjectRo
 
 
 def checksum(database: Database, identifier: str, moved: Moved) -> str:
-    """The SHA-256 of the bytes as they are read now; *moved* is called with the number of bytes."""
+    """The SHA-256 of the bytes as read now. *moved* is called with the number of bytes of each piece."""
     row, content = _first(database, identifier)
     if len(content) < row.size:
         pinned = PinnedVersion(database, identifier, row)
@@ -92,17 +92,13 @@ def checksum(database: Database, identifier: str, moved: Moved) -> str:
 
 
 def check(database: Database, identifier: str, row: ObjectRow, content: bytes) -> None:
-    """Compare what was read with what was written.
-
-    Raises:
-        IntegrityError: it differs.
-    """
+    """Raise an IntegrityError unless *content* has the size and digest of what was written."""
     if len(content) != row.size or hashlib.sha256(content, usedforsecurity=False).digest() != row.sha256:
         raise _damaged(database, identifier)
 
 
 class PinnedVersion:
-    """Reads ranges of one version. A sequential read of the whole is compared with its digest."""
+    """Reads ranges of one version. A sequential read of all bytes is compared with the digest."""
 
     def __init__(self, database: Database, identifier: str, row: ObjectRow) -> None:
         self._database = database
@@ -118,7 +114,7 @@ class PinnedVersion:
             self._identifier,
         )
         if len(content) != end - start:
-            raise self._gone()
+            raise self._missing_bytes()
         if start == self._digested:
             self._digest.update(content)
             self._digested = end
@@ -126,7 +122,7 @@ class PinnedVersion:
                 raise _damaged(self._database, self._identifier)
         return content
 
-    def _gone(self) -> IntegrityError | SourceChangedError:
+    def _missing_bytes(self) -> IntegrityError | SourceChangedError:
         statements, name = self._database.statements, self._row.name
         current = self._database.run(lambda connection: statements.version_of(connection, name))
         if current == self._row.version:
@@ -140,7 +136,7 @@ class PinnedVersion:
 
 
 def _first(database: Database, identifier: str) -> tuple[ObjectRow, bytes]:
-    """The object's row and first chunk, checked if that is all of it."""
+    """The object's row and first chunk, compared with the digest if it is the only one."""
     row, content = _query(database, identifier, database.statements.read)
     if row.size <= row.chunk_size:
         check(database, identifier, row, content)
@@ -166,7 +162,7 @@ def _pieces(
 ) -> Iterator[bytes]:
     step = max(1, AT_ONCE // row.chunk_size) * row.chunk_size
     while start < end:
-        # At multiples of the chunk size, so that no chunk is read twice.
+        # End at a multiple of the chunk size, so that no chunk is read twice.
         stop = min((start // step + 1) * step, end)
         yield database.statements.span(connection, row, start, stop)
         start = stop

@@ -1,8 +1,8 @@
 """The tables, and their creation.
 
-An object is a row of `sb_objects` that points to a version; its bytes are the rows of `sb_chunks` of that version, all of
-`chunk_size` bytes but the last. A version in `sb_unpublished` belongs to no object: its upload is under way, or (beat 0)
-it is garbage that is yet to be deleted. Versions are random and never come again.
+An object is a row of `sb_objects` that points to a version. Its bytes are the rows of `sb_chunks` of that version, all of
+`chunk_size` bytes except the last. A version in `sb_unpublished` belongs to no object: its upload is running, or (beat 0)
+it is garbage to be deleted. A version is never used twice.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 PAGE_SIZE = 16 << 10  # bytes; large objects are read and deleted several times as fast as with SQLite's 4 KiB
-_CREATION_LOCK = 0x73625F736368656D  # any number that other programs are unlikely to lock
+_CREATION_LOCK = 0x73625F736368656D  # arbitrary; other programs are unlikely to lock it
 
 metadata = MetaData()
 
@@ -39,7 +39,7 @@ schema = Table(
     "sb_schema",
     metadata,
     Column("version", Integer, primary_key=True, autoincrement=False),
-    # Counts flushes, since a transaction that changes nothing waits for no disk.
+    # Counts flushes: a transaction that changes nothing is not synced.
     Column("flushes", BigInteger, nullable=False),
 )
 
@@ -53,7 +53,7 @@ objects = Table(
     Column("sha256", LargeBinary, nullable=False),
     Column("modified", BigInteger, nullable=False),  # microseconds since 1970 in UTC
     Column("content_type", Text),
-    Column("previous", LargeBinary),  # the version that this one took the place of
+    Column("previous", LargeBinary),  # the version that this one replaced
     sqlite_with_rowid=False,  # clustered by name: a scan reads the table in order
 )
 
@@ -74,10 +74,10 @@ unpublished = Table(
 
 
 def check(connection: Connection, address: Address) -> bool:
-    """Whether the tables are there.
+    """Whether the tables exist.
 
     Raises:
-        ConfigurationError: they are of another version of this program.
+        ConfigurationError: they have an unknown version.
     """
     if not inspect(connection).has_table(schema.name):
         return False
@@ -85,15 +85,15 @@ def check(connection: Connection, address: Address) -> bool:
     if found != [VERSION]:
         shown = ", ".join(map(str, found)) or "unknown"
         raise ConfigurationError(
-            f"{address.location}: its tables are of version {shown}, this program knows version {VERSION}; "
-            "they were left as they are: use the program's release that wrote them, or a newer one",
+            f"{address.location}: its tables have version {shown}, this program knows version {VERSION}; "
+            "they were not changed: use the release that wrote them, or a newer one",
             backend=address.location,
         )
     return True
 
 
 def create(connection: Connection, address: Address) -> None:
-    """Create the tables, inside a transaction. If several processes try at once, one of them creates them."""
+    """Create the tables, inside a transaction, unless another process has just done so."""
     if address.dialect == "postgresql":
         # CREATE TABLE IF NOT EXISTS fails if another transaction is creating the same table.
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_CREATION_LOCK})")
@@ -101,19 +101,20 @@ def create(connection: Connection, address: Address) -> None:
         return
     metadata.create_all(connection)
     if address.dialect == "postgresql":
-        # Out of line, uncompressed: three times as fast to write, and a slice is read without the rest.
+        # Out of line and uncompressed: three times as fast to write, and a slice is read alone.
         connection.exec_driver_sql(f"ALTER TABLE {chunks.name} ALTER COLUMN data SET STORAGE EXTERNAL")
     connection.execute(insert(schema).values(version=VERSION, flushes=0))
 
 
 def touch(connection: Connection) -> None:
-    """Change a row, so that the commit is written to disk."""
+    """Change a row, so that the commit is synced."""
     if connection.execute(update(schema).values(flushes=schema.c.flushes + 1)).rowcount != 1:
         raise UnavailableError("the tables were dropped meanwhile; try again")
 
 
 def missing(address: Address) -> BaseDirectoryNotFoundError:
-    """The error for a database without our tables, where they are not to be created."""
+    """The error for a database without our tables if they may not be created."""
     return BaseDirectoryNotFoundError(
-        f"{address.location} holds no objects: it is no database of this program", backend=address.location
+        f"{address.location} holds no objects: it does not have the tables of this program",
+        backend=address.location,
     )

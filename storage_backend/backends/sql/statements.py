@@ -1,4 +1,4 @@
-"""Statements: the SQL, composed once. Each method runs within the transaction of the connection that it is given."""
+"""Statements: the SQL, composed once. Each method runs in the current transaction of *connection*."""
 
 from __future__ import annotations
 
@@ -31,13 +31,11 @@ from sqlalchemy import (
 from storage_backend.backends.sql.object_row import ObjectRow
 from storage_backend.backends.sql.schema import chunks, objects, unpublished
 
-RETIRED_AT_ONCE = (
-    64  # chunks of a superseded version that the same transaction deletes; more would hold up others
-)
+RETIRED_AT_ONCE = 64  # chunks of superseded versions that one transaction deletes; more would block others
 
-_COUNTED = {"preserve_rowcount": True}  # of an INSERT, SQLAlchemy forgets it otherwise
+_COUNTED = {"preserve_rowcount": True}  # SQLAlchemy drops the row count of an INSERT otherwise
 
-_NOW = {  # seconds since 1970; the database's clock is the only one that all clients share
+_NOW = {  # seconds since 1970, by the database's clock: all clients share it
     "sqlite": "CAST(strftime('%s', 'now') AS INTEGER)",
     "postgresql": "CAST(extract(epoch FROM clock_timestamp()) AS BIGINT)",
 }
@@ -54,7 +52,7 @@ class Statements:
     """
 
     def __init__(self, dialect: str) -> None:
-        # Only this database's: to import PostgreSQL's takes longer than to open an SQLite file.
+        # Imported by dialect: importing PostgreSQL's takes longer than opening an SQLite file.
         upsert_of: Callable[[Any], Any] = import_module(f"sqlalchemy.dialects.{dialect}").insert
         one = objects.c.name == bindparam("name")
         many = objects.c.name.in_(bindparam("names", expanding=True))
@@ -99,7 +97,7 @@ class Statements:
         }
 
         insert_chunk = upsert_of(chunks)
-        # A transaction whose acknowledgement was lost is run again, with the same versions.
+        # A transaction whose acknowledgement was lost is repeated, with the same versions.
         self._insert_chunk = insert_chunk.on_conflict_do_nothing()
         copied = select(
             bindparam("new", type_=chunks.c.version.type).label("version"), chunks.c.seq, chunks.c.data
@@ -159,7 +157,7 @@ class Statements:
         )
         some = select(chunks.c.seq).where(chunks.c.version == bindparam("version")).limit(RETIRED_AT_ONCE)
         self._prune = delete(chunks).where(chunks.c.version == bindparam("version"), chunks.c.seq.in_(some))
-        # Another process may be deleting the same garbage, and be killed before it is done.
+        # Keep the row while chunks remain: another process that deletes the same garbage may be killed.
         remaining = select(chunks.c.seq).where(chunks.c.version == bindparam("version")).exists()
         self._forget = delete(unpublished).where(unpublished.c.version == bindparam("version"), ~remaining)
 
@@ -168,7 +166,7 @@ class Statements:
         return _row(connection.execute(self._find, {"name": name}).first())
 
     def find_many(self, connection: Connection, names: Sequence[bytes]) -> list[ObjectRow]:
-        """The rows of those objects that are there."""
+        """The rows of those objects that exist."""
         return [ObjectRow._make(row) for row in connection.execute(self._find_many, {"names": names})]
 
     def version_of(self, connection: Connection, name: bytes) -> bytes | None:
@@ -181,7 +179,7 @@ class Statements:
         return None if row is None else _with_data(row)
 
     def read_many(self, connection: Connection, names: Sequence[bytes]) -> list[tuple[ObjectRow, bytes]]:
-        """The rows and first chunks of those objects that are there."""
+        """The rows and first chunks of those objects that exist."""
         return [_with_data(row) for row in connection.execute(self._read_many, {"names": names})]
 
     def contents(self, connection: Connection, versions: Sequence[bytes]) -> dict[bytes, bytes]:
@@ -190,13 +188,13 @@ class Statements:
         return {row.version: row.data for row in rows}
 
     def lock(self, connection: Connection, name: bytes) -> ObjectRow | None:
-        """As `find`; the object stays as it is until the transaction's end."""
+        """As `find`, and lock the row until the end of the transaction."""
         return _row(connection.execute(self._lock, {"name": name}).first())
 
     def span_of_object(
         self, connection: Connection, name: bytes, start: int, end: int
     ) -> tuple[ObjectRow, bytes] | None:
-        """The object's row, and its bytes of [start, end) as far as they are there."""
+        """The object's row, and its bytes of [start, end) as far as they exist."""
         rows = connection.execute(
             self._span_of_object, {"name": name, "start": start, "end": max(end, start + 1)}
         ).all()
@@ -205,7 +203,7 @@ class Statements:
         return _with_data(rows[0])[0], b"".join(row[-1] for row in rows if row[-1] is not None)[: end - start]
 
     def span(self, connection: Connection, row: ObjectRow, start: int, end: int) -> bytes:
-        """The bytes of [start, end), which is not empty, of a version as far as they are there."""
+        """The bytes of a version in [start, end), which must not be empty, as far as they exist."""
         pieces = connection.execute(
             self._span,
             {"version": row.version, "chunk_size": row.chunk_size, "start": start, "end": end},
@@ -218,7 +216,7 @@ class Statements:
         return [ObjectRow._make(row) for row in self._rows(connection, _FIELDS, low, high, limit)]
 
     def names(self, connection: Connection, low: bytes, high: bytes | None, limit: int) -> list[bytes]:
-        """As `page`, the names alone."""
+        """As `page`, but only the names."""
         return [row[0] for row in self._rows(connection, _FIELDS[:1], low, high, limit)]
 
     def _rows(
@@ -234,12 +232,12 @@ class Statements:
             connection.execute(self._insert_chunk, parameters)
 
     def copy_chunks(self, connection: Connection, old: bytes, new: bytes, first: int, stop: int) -> int:
-        """Copy the chunks [first, stop) from one version to another. Returns how many there were."""
+        """Copy the chunks [first, stop) from one version to another. Returns their number."""
         parameters = {"old": old, "new": new, "first": first, "stop": stop}
         return connection.execute(self._copy_chunks, parameters).rowcount
 
     def put(self, connection: Connection, rows: Sequence[ObjectRow]) -> bool:
-        """Point distinct names to versions. Returns what `retire` does."""
+        """Point distinct names to versions, and retire the versions that they replace. Returns what `retire` does."""
         if len(rows) == 1:
             previous = connection.execute(self._upsert_one, rows[0]._asdict()).scalars().all()
         else:
@@ -271,7 +269,7 @@ class Statements:
         return list(connection.execute(self._delete, {"names": names}).scalars())
 
     def retire(self, connection: Connection, versions: Sequence[bytes]) -> bool:
-        """Delete chunks of versions that nothing points to. Returns whether some are left as garbage, for `prune`."""
+        """Delete chunks of versions that no object points to. Returns whether garbage remains, for `prune`."""
         if not versions:
             return False
         if connection.execute(self._retire, {"versions": versions}).rowcount < RETIRED_AT_ONCE:
@@ -283,11 +281,11 @@ class Statements:
         connection.execute(self._register, {"version": version})
 
     def beat(self, connection: Connection, versions: Sequence[bytes]) -> int:
-        """Record a heartbeat of uploads. Returns how many of them have not been swept by others."""
+        """Record a heartbeat of uploads. Returns how many of them were not swept."""
         return connection.execute(self._beat, {"versions": versions}).rowcount
 
     def release(self, connection: Connection, version: bytes) -> bool:
-        """Unregister a complete upload. Returns False if it was swept by others."""
+        """Unregister a complete upload. Returns False if it was swept."""
         return connection.execute(self._release, {"versions": [version]}).rowcount == 1
 
     def discard(self, connection: Connection, versions: Sequence[bytes]) -> None:
@@ -303,7 +301,7 @@ class Statements:
         return connection.execute(self._condemn, {"key": version, "age": age}).rowcount == 1
 
     def prune(self, connection: Connection, version: bytes) -> bool:
-        """Delete some chunks of garbage. Returns whether more may be left."""
+        """Delete some chunks of garbage. Returns whether more may remain."""
         if connection.execute(self._prune, {"version": version}).rowcount == RETIRED_AT_ONCE:
             return True
         connection.execute(self._forget, {"version": version})
@@ -335,5 +333,4 @@ def _row(row: Row[Any] | None) -> ObjectRow | None:
 
 
 def _with_data(row: Row[Any]) -> tuple[ObjectRow, bytes]:
-    """An object without bytes has no chunk."""
-    return ObjectRow._make(row[:-1]), row[-1] or b""
+    return ObjectRow._make(row[:-1]), row[-1] or b""  # an empty object has no chunk

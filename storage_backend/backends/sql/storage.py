@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, cast
 
 from typing_extensions import override
 
-from storage_backend import identifiers, locations
+from storage_backend import identifiers, url_escaping
 from storage_backend.backends.sql import batches, copying, listing, reading
 from storage_backend.backends.sql.address import DatabaseSettings, parse
-from storage_backend.backends.sql.chunked_upload import ChunkedUpload, Flip, HashingSink
+from storage_backend.backends.sql.chunked_upload import ChunkedUpload, HashingSink, PointToVersion
 from storage_backend.backends.sql.object_row import CHUNK_SIZE, ObjectRow, version_of
 from storage_backend.base import Identifiers, Item, StorageBackend, not_found
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
@@ -49,22 +49,23 @@ if TYPE_CHECKING:
 class DatabaseStorage(StorageBackend):
     """Objects in a database: an SQLite file, or PostgreSQL.
 
-    Tables named `sb_*` are created by the first write. Objects of any size stream in bounded memory and hold up nobody:
-    their bytes arrive in short transactions and become visible by one. What is read from its first byte to its last is
-    compared with the SHA-256 that was computed when it was written.
+    The first write creates tables named `sb_*`. Objects of any size stream in bounded memory and never hold a lock longer than
+    one short transaction: their bytes arrive in many, and the last one makes them visible. A complete read is compared with the
+    SHA-256 that was computed during the write.
 
     Args:
         url: `sqlite:///relative.db`, `sqlite:////absolute.db`, or `postgresql://user@host:port/name?parameter=value` with
             libpq's parameters; percent-encoded.
         password: of PostgreSQL: itself (then this object cannot be pickled), "env:NAME" or "file:PATH". Without one,
-            libpq looks at PGPASSWORD and ~/.pgpass.
-        create_if_missing: the first write creates the SQLite file (never its directory) and the tables; until then there are
-            no objects.
-        durable: SQLite: let each write survive power loss, not only those before a `flush`. PostgreSQL always does.
-        timeout_seconds: how long to wait for other writers of an SQLite file, and for a free connection.
-        connections: how many there are at most.
-        stale_seconds: after how long without a sign of life an unfinished upload of any process is swept. A live
-            process gives ten signs in that time, however slow its source.
+            libpq uses PGPASSWORD or ~/.pgpass.
+        create_if_missing: let the first write create the SQLite file (never its directory) and the tables; until then, the store
+            is empty.
+        durable: SQLite only: sync every commit, not only by `flush`. PostgreSQL follows the server's `synchronous_commit` (on by
+            default).
+        timeout_seconds: how long to wait for locks, for SQLite's writer, and for a free connection.
+        connections: size of the connection pool of each process.
+        stale_seconds: an unfinished upload of any process is swept after this time without a heartbeat. A live process
+            sends ten heartbeats in that time, however slow its source.
 
     Raises:
         ConfigurationError: a parameter is wrong.
@@ -125,7 +126,7 @@ class DatabaseStorage(StorageBackend):
     @override
     def get_path(self, identifier: str) -> str:
         identifiers.check(identifier)
-        return locations.beneath(self.location, identifier)
+        return url_escaping.beneath(self.location, identifier)
 
     @override
     def size(self, identifier: str) -> int:
@@ -220,13 +221,13 @@ class DatabaseStorage(StorageBackend):
         if self._version(identifier) is not None:
             return False
 
-        def flip(connection: Connection, row: ObjectRow) -> bool:
+        def point_to_version(connection: Connection, row: ObjectRow) -> bool:
             if not self._database.statements.create(connection, row):
                 raise _TakenError
             return False
 
         try:
-            self._upload(identifier, reader, flip)
+            self._upload(identifier, reader, point_to_version)
         except _TakenError:
             return False
         return True
@@ -244,12 +245,12 @@ class DatabaseStorage(StorageBackend):
         if old is None or old != self._version(identifier):
             raise changed
 
-        def flip(connection: Connection, row: ObjectRow) -> bool:
+        def point_to_version(connection: Connection, row: ObjectRow) -> bool:
             if not self._database.statements.replace(connection, row, old):
                 raise changed
             return self._database.statements.retire(connection, [old])
 
-        return self._upload(identifier, reader, flip).version.hex()
+        return self._upload(identifier, reader, point_to_version).version.hex()
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
@@ -268,7 +269,7 @@ class DatabaseStorage(StorageBackend):
     @property
     @override
     def capabilities(self) -> Capability:
-        # Not CHECKSUM: the digest that is kept says nothing of what has become of the bytes since, so they are read.
+        # Not CHECKSUM: the stored digest does not show later damage, so `checksum` reads the bytes.
         return (
             Capability.CREATE
             | Capability.REPLACE
@@ -298,28 +299,28 @@ class DatabaseStorage(StorageBackend):
             self._database.close()
 
     def sweep(self, older_than_seconds: float | None = None) -> int:
-        """Delete what uploads that died have left behind. It also happens by itself, now and then, before a write.
+        """Delete the bytes of abandoned uploads. Writes also do this from time to time.
 
         Args:
-            older_than_seconds: how long they have shown no sign of life; `stale_seconds` if None.
+            older_than_seconds: since their last heartbeat; `stale_seconds` if None.
 
         Returns:
-            How many such uploads there were.
+            The number of these uploads.
         """
         age = self._settings.stale_seconds if older_than_seconds is None else older_than_seconds
         return self._database.sweep(age)
 
     def compact(self) -> bool:
-        """Give the space of what was deleted back to the disk; until then, later objects use it.
+        """Return the space of deleted objects to the disk; until then, later objects use it.
 
-        An SQLite file is written anew, which takes room for two more of what is left in it, and others wait meanwhile.
+        It rewrites the SQLite file, needs free space for two copies of the remaining data, and blocks other writers.
 
         Returns:
             True.
 
         Raises:
-            QuotaExceededError: there is no room for that. Nothing was changed.
-            UnsupportedOperationError: it is PostgreSQL, which does so itself.
+            QuotaExceededError: there is too little free space. Nothing was changed.
+            UnsupportedOperationError: this is PostgreSQL, which reuses that space by itself.
         """
         self._database.compact()
         return True
@@ -337,7 +338,7 @@ class DatabaseStorage(StorageBackend):
                     f"{self.location} needs SQLAlchemy ({error}): pip install SQLAlchemy",
                     backend=self.location,
                 ) from error
-            # Atomic; what the loser of a race has made has not connected yet.
+            # setdefault is atomic; the Database of the thread that lost a race has not connected yet.
             found = self.__dict__.setdefault("_opened", Database(self._address, self._settings))
         return cast("Database", found)
 
@@ -352,7 +353,7 @@ class DatabaseStorage(StorageBackend):
         self,
         identifier: str,
         reader: BinaryIO,
-        flip: Flip,
+        point_to_version: PointToVersion,
         *,
         info: ObjectInfo | None = None,
         verify: bool = False,
@@ -366,14 +367,14 @@ class DatabaseStorage(StorageBackend):
             digest = source.hexdigest()
             check_arrived(info, identifier, upload.size, digest if verify else None)
             row = upload.row(digest, info)
-            upload.publish(row, flip, verify=verify)
+            upload.publish(row, point_to_version, verify=verify)
         finally:
             upload.discard()
         return row
 
 
 class _TakenError(Exception):
-    """The object exists already."""
+    """The object already exists."""
 
 
 class _DatabaseHooks(Hooks):

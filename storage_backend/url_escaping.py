@@ -1,11 +1,11 @@
-"""How a place, and an object in it, is written as text: the one rule, for all backends.
+"""How names are written in URLs: the same rules for all backends.
 
-* A path of this machine is literal: no character but a "~" at its beginning means anything else than itself.
-* In a URL, "?" begins parameters, "#" begins the name of something in the place, and "%XX" is a byte. As characters of a
-  name these three are "%3F", "%23" and "%25"; any other may be written either way, and "+" is "+".
-* Behind `s3://bucket/` and `ssh://host/` the name of an object goes on as path. There a "#" stands behind a "/", the
-  parameters, or the bucket or host alone: behind a name it may be part of that, and is refused.
-* What may be read in two ways is refused, with the spelling that would do.
+* A local path is literal: only a "~" at its beginning has a special meaning.
+* In a URL, "?" begins the parameters, "#" begins an identifier or prefix, and "%XX" is a byte. In a name these three characters are
+  written "%3F", "%23" and "%25"; every other character may be escaped or not, and "+" is not a space.
+* After `s3://bucket/` and `ssh://host/` the path continues with the object's name. There a "#" may follow only a "/", the
+  parameters, or the bucket or host itself: after a name it could be part of the name, and is refused.
+* An ambiguous URL is refused, and the message gives an unambiguous spelling.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _GOES_ON = re.compile(r"(?:s3|ssh)://[^/?#]+/[^?#]*[^?#/]\Z")
 
 
 def quoted(name: str, safe: str = "/") -> str:
-    """*name* for a URL, with all percent-encoded that any program might take for something else."""
+    """Percent-encode all characters of *name* except unreserved ones (RFC 3986) and *safe*."""
     return quote(name, safe=safe, errors="surrogateescape")
 
 
 def escaped(name: str) -> str:
-    """*name* for a URL, with only that percent-encoded which would be read as something else."""
+    """Percent-encode only "%", "#" and "?"."""
     return re.sub("[%#?]", lambda found: _SPECIAL[found[0]], name)
 
 
 def unquoted(text: str) -> str:
-    """The inverse of `quoted` and `escaped`; bytes that are not UTF-8 are kept, as identifiers have them."""
+    """The inverse of `quoted` and `escaped`. Bytes that are not UTF-8 become surrogates, as in identifiers."""
     return unquote(text, errors="surrogateescape")
 
 
 def parameters_as_text(parameters: dict[str, str], safe: str = "") -> str:
-    """What follows the "?"; the inverse of `parameters_in`."""
+    """The query of a URL; the inverse of `parameters_in`."""
     return urlencode(parameters, safe=safe, quote_via=quote, errors="surrogateescape")
 
 
 def parameters_in(query: str) -> dict[str, str]:
-    """The parameters that *query* has.
+    """Parse the query of a URL.
 
     Raises:
-        ConfigurationError: one occurs twice.
+        ConfigurationError: a parameter occurs twice.
     """
     found: dict[str, str] = {}
     for piece in query.split("&"):
@@ -58,28 +58,29 @@ def parameters_in(query: str) -> dict[str, str]:
 
 
 def check_escapes(text: str, shown: str | None = None) -> None:
-    """Refuse a "%" in *text* that begins no byte.
+    """Refuse a "%" in *text*, a part of a URL, without two hexadecimal digits after it.
 
     Args:
-        text: a part of a URL.
-        shown: with which message to show it; None shows what would do.
+        text: the part.
+        shown: what the message says instead of the correct spelling, which could show a secret.
 
     Raises:
-        ConfigurationError: there is one.
+        ConfigurationError: there is such a "%".
     """
     if _STRAY.search(text):
         what = shown if shown is not None else f"write {_STRAY.sub('%25', text)!r}"
         raise ConfigurationError(
-            f'in a URL "%" begins a byte, as %20, and a "%" of a name is %25: {what}', parameter="location"
+            f'in a URL "%" begins an escaped byte, as in %20; write %25 for a "%" in a name: {what}',
+            parameter="location",
         )
 
 
 def is_name(location: str) -> bool:
-    """Whether *location*, of a place, ends in what a "#" might go on."""
+    """Whether *location* ends in a name of S3 or SSH, which a "#" could be part of."""
     return _GOES_ON.match(location) is not None
 
 
 def beneath(location: str, prefix: str) -> str:
-    """The location of what begins with *prefix* in the place at *location*."""
+    """The location of the objects with *prefix* in the backend at *location*."""
     mark = "/" if "#" in location else "/#" if is_name(location) else "#"
     return f"{location}{mark}{quoted(prefix)}"

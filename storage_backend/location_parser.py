@@ -1,4 +1,4 @@
-"""The grammar of locations: parses paths and URLs, and composes the locations of single objects."""
+"""Parses locations (paths and URLs), and composes the locations of single objects."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
-from storage_backend import locations
+from storage_backend import url_escaping
 from storage_backend.errors import ConfigurationError
 from storage_backend.paths import expanded
 
@@ -23,7 +23,7 @@ EXAMPLES: Mapping[str, str] = {
 """An example of each scheme, for messages."""
 
 CACHED = "cached+"
-# A parameter of a URL that begins so, and the one of CachedStorage that it is.
+# URL parameter -> parameter of CachedStorage.
 CACHE_TEXTS = {"cache_dir": "cache_dir", "cache_engine": "engine"}
 CACHE_NUMBERS = {"max_mb": "max_cache_size_mb", "ttl": "ttl_seconds", "stale_if_error": "stale_if_error"}
 
@@ -37,13 +37,13 @@ class Url:
     """The parts of a URL, still percent-encoded.
 
     Attributes:
-        text: all of it, but for the fragment.
+        text: the whole URL without its fragment.
         scheme: in lower case.
         authority: between "//" and the next "/".
-        path: from that "/" on.
-        parameters: those after "?".
-        fragment: what follows "#"; None without one.
-        cache: of a URL that began with `cached+`, which none of the above has, the parameters that are the cache's.
+        path: from that "/" to the "?" or "#".
+        parameters: after the "?".
+        fragment: after the "#"; None without one.
+        cache: the cache's parameters, if the URL began with `cached+`; the other attributes contain neither.
     """
 
     text: str
@@ -55,12 +55,12 @@ class Url:
     cache: Mapping[str, str] | None = None
 
     def without_cache(self) -> str:
-        """The location of what is cached."""
+        """The location of the wrapped backend."""
         return self.text if self.fragment is None else f"{self.text}#{self.fragment}"
 
 
 def parse_location(location: str | os.PathLike[str]) -> str | Url:
-    """*location* taken apart: a literal path as a str, or a Url.
+    """Parse *location*: a str is a literal path.
 
     Raises:
         ConfigurationError: it is malformed.
@@ -69,7 +69,7 @@ def parse_location(location: str | os.PathLike[str]) -> str | Url:
     if not text:
         raise ConfigurationError("the location is empty", parameter="location")
     if "\0" in text:
-        raise ConfigurationError(f"{text!r} has a NUL", parameter="location")
+        raise ConfigurationError(f"{text!r} contains a NUL", parameter="location")
     if not isinstance(location, str):
         return expanded(text)
     if _DRIVE.match(text):
@@ -98,10 +98,10 @@ _ARN = re.compile(r"arn:[^/:]+:s3[^/:]*:[^/:]*:[^/:]*:(accesspoint|outpost/[^/?]
 
 
 def _url(text: str, scheme: str, end: int) -> Url:
-    """The parts of *text*, whose scheme ends at *end*.
+    """Split *text*, whose scheme ends at *end*.
 
     Raises:
-        ConfigurationError: it may be read in two ways.
+        ConfigurationError: it is ambiguous or malformed.
     """
     rest, hash_sign, fragment = text.partition("#")
     hierarchy, question_mark, query = rest[end:].partition("?")
@@ -110,32 +110,32 @@ def _url(text: str, scheme: str, end: int) -> Url:
     if arn is not None:
         authority, (slash, path) = arn[0], (hierarchy[arn.end() : arn.end() + 1], hierarchy[arn.end() + 1 :])
     start = redacted(rest[:end] + hierarchy)
-    if scheme in EXAMPLES and scheme != "postgresql":  # a careless password may have any character
-        locations.check_escapes(start)
+    if scheme in EXAMPLES and scheme != "postgresql":  # an unescaped password may contain any character
+        url_escaping.check_escapes(start)
         if question_mark and "=" not in query:
             raise ConfigurationError(
-                f'no parameter, as name=value, follows the "?"; if it is part of the name, write {f"{start}%3F{query}"!r}',
+                f'no name=value follows the "?"; if the "?" is part of the name, write {f"{start}%3F{query}"!r}',
                 parameter="location",
             )
         for piece in query.split("&"):
-            locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+            url_escaping.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
         if hash_sign:
-            locations.check_escapes(fragment)
+            url_escaping.check_escapes(fragment)
         if "#" in fragment:
             raise ConfigurationError(
-                'there are two "#" in the URL; the one that is part of a name is written %23',
+                'there are two "#" in the URL; write %23 for one that is part of a name',
                 parameter="location",
             )
         whole = f"{slash}{path}#{fragment}"
         if hash_sign and scheme in {"file", "sqlite"} and _is_there(whole[scheme == "sqlite" :]):
             raise ConfigurationError(
-                f'there is a file whose name has this "#"; write {f"{start}%23{fragment}"!r} for it',
+                f'a file with this "#" in its name exists; write {f"{start}%23{fragment}"!r} for it',
                 parameter="location",
             )
-        if hash_sign and locations.is_name(rest):
+        if hash_sign and url_escaping.is_name(rest):
             raise ConfigurationError(
-                f'"#" stands behind a name; if it is part of it, write {f"{start}%23{fragment}"!r}; what is in the place '
-                f"{start!r} is {f'{start}/#{fragment}'!r}",
+                f'"#" after a name is ambiguous; if it is part of the name, write {f"{start}%23{fragment}"!r}; for an object '
+                f"beneath {start!r}, write {f'{start}/#{fragment}'!r}",
                 parameter="location",
             )
     return Url(
@@ -143,82 +143,84 @@ def _url(text: str, scheme: str, end: int) -> Url:
         scheme=scheme,
         authority=authority,
         path=slash + path,
-        parameters=locations.parameters_in(query),
+        parameters=url_escaping.parameters_in(query),
         fragment=fragment if hash_sign else None,
     )
 
 
 def _is_there(path: str) -> bool:
     """Whether the percent-encoded path exists."""
-    name = locations.unquoted(path)
+    name = url_escaping.unquoted(path)
     return "\0" not in name and os.path.lexists(expanded(name))
 
 
 def _cached_url(text: str) -> Url:
-    """Parse a URL that begins with `cached+`; the cache's parameters go to `Url.cache`."""
+    """Parse a URL that begins with `cached+`."""
     rest, hash_sign, fragment = text[len(CACHED) :].partition("#")
     hierarchy, question_mark, query = rest.partition("?")
     pieces = [piece for piece in query.split("&") if piece]
     known = {*CACHE_TEXTS, *CACHE_NUMBERS}
-    ours = [piece for piece in pieces if locations.unquoted(piece.partition("=")[0]) in known]
+    ours = [piece for piece in pieces if url_escaping.unquoted(piece.partition("=")[0]) in known]
     others = [piece for piece in pieces if piece not in ours]
     kept = question_mark + "&".join(others) if others or not ours else ""
     for piece in ours:
-        locations.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
+        url_escaping.check_escapes(piece, f"parameter {piece.partition('=')[0]!r}")
     inner = hierarchy + kept + hash_sign + fragment
-    place = parse_location(inner)
-    if isinstance(place, str) or place.cache is not None:
+    parsed = parse_location(inner)
+    if isinstance(parsed, str) or parsed.cache is not None:
         raise ConfigurationError(
-            f'"{CACHED}" stands before a URL, as cached+s3://bucket/prefix?cache_dir=/tmp/papers',
+            f'a URL must follow "{CACHED}", as in cached+s3://bucket/prefix?cache_dir=/tmp/papers',
             parameter="location",
         )
-    return replace(place, cache=locations.parameters_in("&".join(ours)))
+    return replace(parsed, cache=url_escaping.parameters_in("&".join(ours)))
 
 
 def _with_cache(location: str, cache: Mapping[str, str]) -> str:
-    """*location* with `cached+` before it and the cache's parameters in it."""
+    """Add `cached+` and the cache's parameters to *location*."""
     if not cache:
         return CACHED + location
-    return f"{CACHED}{location}{'&' if '?' in location else '?'}{locations.parameters_as_text(dict(cache))}"
+    return (
+        f"{CACHED}{location}{'&' if '?' in location else '?'}{url_escaping.parameters_as_text(dict(cache))}"
+    )
 
 
 def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
-    """The location of one object as that of its backend and its identifier there.
+    """Split the location of one object into the location of its backend and the identifier there.
 
-    Of a path, and of a `file:` or `ssh:` URL without a fragment, the identifier is the last component, of an `s3:` URL the whole key;
-    of any other URL it is the fragment: `sqlite:///file.db#identifier`, percent-encoded.
+    The identifier is the fragment, percent-encoded, as in `sqlite:///file.db#identifier`. Without a fragment it is the last component
+    of a path and of a `file:` or `ssh:` URL, and the whole key of an `s3:` URL.
 
     Raises:
-        ConfigurationError: it names no object.
+        ConfigurationError: *location* is malformed or names no object.
     """
-    place = parse_location(location)
-    if isinstance(place, Url) and place.cache is not None:
-        base, name = split_location(place.without_cache())
-        return _with_cache(base, place.cache), name
-    if isinstance(place, str):
-        parent, name = os.path.split(place)
+    parsed = parse_location(location)
+    if isinstance(parsed, Url) and parsed.cache is not None:
+        base, name = split_location(parsed.without_cache())
+        return _with_cache(base, parsed.cache), name
+    if isinstance(parsed, str):
+        parent, name = os.path.split(parsed)
         base = _as_path(parent or ".")
-    elif place.fragment is not None:
-        base, name = place.text, locations.unquoted(place.fragment)
-    elif place.scheme == "file":
-        base, _, name = place.text.rpartition("/")
-        base, name = f"{base}/", locations.unquoted(name)
-    elif place.scheme == "ssh":
-        _, query_mark, query = place.text.partition("?")
-        above, _, name = place.path.rpartition("/")
-        # What is in the root directory has nothing but "/" above it.
-        name = "" if place.path == "/~" else locations.unquoted(name)
-        base = f"ssh://{place.authority}{above or '/'}{query_mark}{query}"
-    elif place.scheme == "s3":
-        _, query_mark, query = place.text.partition("?")
-        # A key that ends in "/" is a place.
-        name = "" if place.path.endswith("/") else locations.unquoted(place.path[1:])
-        base = f"s3://{place.authority}{query_mark}{query}"
-    elif place.scheme == "memory" and place.authority + place.path:
-        base, name = "memory:", locations.unquoted(place.authority + place.path)
+    elif parsed.fragment is not None:
+        base, name = parsed.text, url_escaping.unquoted(parsed.fragment)
+    elif parsed.scheme == "file":
+        base, _, name = parsed.text.rpartition("/")
+        base, name = f"{base}/", url_escaping.unquoted(name)
+    elif parsed.scheme == "ssh":
+        _, query_mark, query = parsed.text.partition("?")
+        above, _, name = parsed.path.rpartition("/")
+        name = "" if parsed.path == "/~" else url_escaping.unquoted(name)
+        base = f"ssh://{parsed.authority}{above or '/'}{query_mark}{query}"  # "/": the object is in the root
+    elif parsed.scheme == "s3":
+        _, query_mark, query = parsed.text.partition("?")
+        # A key that ends in "/" is a prefix, not an object.
+        name = "" if parsed.path.endswith("/") else url_escaping.unquoted(parsed.path[1:])
+        base = f"s3://{parsed.authority}{query_mark}{query}"
+    elif parsed.scheme == "memory" and parsed.authority + parsed.path:
+        base, name = "memory:", url_escaping.unquoted(parsed.authority + parsed.path)
     else:
         raise ConfigurationError(
-            f'{redacted(place.text)} names no object; add "#" and its identifier', parameter="location"
+            f'{redacted(parsed.text)} does not name an object; add "#" and its identifier',
+            parameter="location",
         )
     if name in {"", ".", ".."}:
         raise ConfigurationError(
@@ -228,30 +230,30 @@ def split_location(location: str | os.PathLike[str]) -> tuple[str, str]:
 
 
 def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
-    """What gives the location of each object in the place at *location*, by its identifier; the inverse of `split_location`.
+    """A function that composes the location of an object in the backend at *location* from its identifier.
 
     Raises:
         ConfigurationError: the location is malformed.
     """
-    place = parse_location(location)
-    if isinstance(place, str):
-        # A Path would drop "./", which may tell it from a URL.
-        above = os.path.join(place, "")  # noqa: PTH118
+    parsed = parse_location(location)
+    if isinstance(parsed, str):
+        # A Path would drop "./", without which the path may look like a URL.
+        above = os.path.join(parsed, "")  # noqa: PTH118
         return lambda identifier: _as_path(above + identifier)
     rest, _, fragment = _text(location).partition("#")
     query = ""
-    if place.fragment is not None or place.scheme not in {"file", "s3", "ssh"}:
+    if parsed.fragment is not None or parsed.scheme not in {"file", "s3", "ssh"}:
         before = f"{rest}#{fragment.removesuffix('/')}/" if fragment else f"{rest}#"
     else:
         hierarchy, mark, query = rest.partition("?")
-        if place.scheme == "ssh" and not place.path:
+        if parsed.scheme == "ssh" and not parsed.path:
             hierarchy += "/~"
         before = f"{hierarchy.removesuffix('/')}/"
         query = mark + query
-    in_root = place.scheme == "ssh" and place.path == "/"
+    in_root = parsed.scheme == "ssh" and parsed.path == "/"
 
     def located(identifier: str) -> str:
-        name = locations.quoted(identifier)
+        name = url_escaping.quoted(identifier)
         if in_root and (name == "~" or name.startswith("~/")):
             name = f"%7E{name[1:]}"  # "~" alone is the home directory
         return f"{before}{name}{query}"
@@ -260,7 +262,7 @@ def locations_in(location: str | os.PathLike[str]) -> Callable[[str], str]:
 
 
 def _as_path(path: str) -> str:
-    """*path* as a location, with "./" before it where it would be parsed as something else."""
+    """*path* as a location: with "./" before it if it would be parsed as a URL."""
     with suppress(ConfigurationError):
         if parse_location(path) == path:
             return path
@@ -269,7 +271,7 @@ def _as_path(path: str) -> str:
 
 def redacted(location: str) -> str:
     """*location* without its password, for messages."""
-    # In an ssh URL ports stand before the path, which may have an "@"; elsewhere a careless password may have a "/".
+    # An ssh URL may have an "@" in its path, after a port. In other URLs an unescaped password may contain a "/".
     inside = r"[^/@]*" if re.match(r"(cached\+)?ssh://", location, re.IGNORECASE) else r".*"
     return re.sub(
         rf"\A([a-z][a-z0-9+.-]*://[^/:@]*):{inside}@", r"\1:***@", location, flags=re.DOTALL | re.IGNORECASE
