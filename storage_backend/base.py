@@ -246,7 +246,7 @@ class StorageBackend(ABC):
                 failures.note(identifier, error)
             else:
                 yield found
-        failures.raise_any("look at", location_of(self))
+        failures.raise_any("stat", location_of(self))
 
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).

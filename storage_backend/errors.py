@@ -178,6 +178,9 @@ class MissingClientError(StorageError):
     """
 
 
+STORE_MISSING = (BucketNotFoundError, BaseDirectoryNotFoundError)
+"""Errors that prove nothing about an object: the bucket or base directory itself is missing."""
+
 FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
 """Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
 

@@ -229,7 +229,7 @@ def _not_as_recorded(
             yield name, side.absent(name)
         elif isinstance(shown, Exception):
             yield name, shown
-        elif fingerprint.shown_by(shown):
+        elif fingerprint.matches(shown):
             if not proves:
                 doubtful[name] = record, shown
         # The size alone proves nothing: without time and etag, digests decide.

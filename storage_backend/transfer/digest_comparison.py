@@ -11,10 +11,10 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import capabilities_of
 from storage_backend.errors import FATAL, BatchError, IntegrityError
 from storage_backend.hooks import hooks_of
-from storage_backend.info import Capability, ObjectInfo
+from storage_backend.info import Capability, ObjectInfo, is_racy
 from storage_backend.streams import sha256
 from storage_backend.transfer.copying import copy_each, copy_one
-from storage_backend.transfer.fingerprint import JournalRecord, is_racy, microseconds, same_time
+from storage_backend.transfer.fingerprint import JournalRecord, microseconds, same_time
 from storage_backend.transfer.job import InterruptedTransferError, Outcome, TransferJob
 from storage_backend.transfer.planning import Action
 
@@ -80,7 +80,7 @@ def _without_reading_target(job: TransferJob, actions: Sequence[Action]) -> list
         job.in_flight.ask(actions[0].identifier, job.target)
         for name, modified in target.kept_times(list(dated)):
             changed = microseconds(cast(datetime, cast(ObjectInfo, dated[name].source).modified))
-            if same_time(changed, microseconds(modified)) and not is_racy(changed, dated[name].looked):
+            if same_time(changed, microseconds(modified)) and not is_racy(changed / 1e6, dated[name].looked):
                 same[name] = "same-size-and-time"
     differ = []
     for action in actions:

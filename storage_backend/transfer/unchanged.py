@@ -7,15 +7,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias, cast
 
-from storage_backend.info import ObjectInfo
-from storage_backend.transfer.fingerprint import (
-    RACY_SECONDS,
-    JournalRecord,
-    is_kept_everywhere,
-    is_racy,
-    microseconds,
-    same_time,
-)
+from storage_backend.info import RACY_SECONDS, ObjectInfo, is_racy
+from storage_backend.transfer.fingerprint import JournalRecord, is_kept_everywhere, microseconds, same_time
 
 ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
 
@@ -98,7 +91,7 @@ def _decide_by_time(
     if rules.prove or source.size is None or target.size is None:
         return "compare", "unproven"
     if same:
-        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
+        return ("compare", "recent") if is_racy(changed / 1e6, looked) else ("skip", "same-size-and-time")
     if rules.keeps_time:
         return ("copy", "time") if tells else ("compare", "unproven")
     return "compare", "not-newer"

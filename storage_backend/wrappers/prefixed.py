@@ -156,7 +156,7 @@ class PrefixedStorage(Wrapper):
         with batch:
             for found in self.backend.stat_many(batch.joined(identifiers)):
                 yield _named(found, batch.named(found.identifier))
-        batch.raise_any("look at", self.location)
+        batch.raise_any("stat", self.location)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

@@ -14,15 +14,11 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import is_retryable
 from storage_backend.hooks import Hooks, hooks_of
-from storage_backend.info import ObjectInfo
+from storage_backend.info import ObjectInfo, is_racy
 from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
 
 logger = logging.getLogger(__name__)
-
-# Seconds; an object changed so shortly before it was looked at may change again within the same time stamp (git calls such a
-# file "racily clean": Documentation/technical/racy-git.txt).
-RACY = 2.0
 
 
 @dataclass(frozen=True)
@@ -153,7 +149,7 @@ class Freshness:
         if info.etag is not None:
             return info.etag, None
         modified = _seconds(info)
-        if not self._compares_times or modified is None or request.wall - modified <= RACY:
+        if not self._compares_times or modified is None or is_racy(modified, request.wall):
             return None, None
         return None, modified
 

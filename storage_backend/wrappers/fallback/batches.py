@@ -28,14 +28,14 @@ def read_many(pair: FallbackPair, identifiers: Iterable[str]) -> Iterator[tuple[
         if error is asked.raised:
             raise
         if isinstance(error, BatchError):
-            pair.warn_down([e for e in error.failures.values() if pair.is_out(front, e)])
+            pair.warn_skipped([e for e in error.failures.values() if pair.should_skip(front, e)])
             for name, failure in error.failures.items():
-                if is_absence(failure) or pair.is_out(front, failure):
+                if is_absence(failure) or pair.should_skip(front, failure):
                     errors[name] = failure
                 else:
                     failures.note(name, failure)
                     asked.came(name, all_of_it=True)
-        elif pair.is_down(front, error):
+        elif pair.warn_if_skipped(front, error):
             down = error
         else:
             raise

@@ -10,8 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import (
-    BaseDirectoryNotFoundError,
-    BucketNotFoundError,
+    STORE_MISSING,
     InvalidIdentifierError,
     NotFoundError,
     StorageError,
@@ -27,13 +26,11 @@ Absences: TypeAlias = list[tuple[StorageBackend, Exception]]
 
 ABSENT = (FileNotFoundError, IsADirectoryError, InvalidIdentifierError)
 """Errors that mean "no such object": also a directory of that name, and a name that the side cannot hold."""
-NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
-"""Errors that say nothing about the object: the bucket or base directory itself is missing."""
 
 
 def is_absence(error: BaseException) -> bool:
     """Whether the error says that the side has no such object."""
-    return isinstance(error, ABSENT) and not isinstance(error, NO_PLACE)
+    return isinstance(error, ABSENT) and not isinstance(error, STORE_MISSING)
 
 
 class FallbackPair:
@@ -114,21 +111,21 @@ class FallbackPair:
             return "secondary" if self.write_to == "secondary" else "primary"
         return None
 
-    def is_out(self, side: StorageBackend, error: BaseException) -> bool:
+    def should_skip(self, side: StorageBackend, error: BaseException) -> bool:
         """Whether *error* means that *side* is unreachable and must be skipped (failover)."""
         if self.on_error != "fallback" or side is not self.primary:
             return False
         return is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)
 
-    def is_down(self, side: StorageBackend, error: Exception) -> bool:
-        """As `is_out`, and log a WARNING if so."""
-        if not self.is_out(side, error):
+    def warn_if_skipped(self, side: StorageBackend, error: Exception) -> bool:
+        """As `should_skip`, and log a WARNING if so."""
+        if not self.should_skip(side, error):
             return False
-        self.warn_down([error])
+        self.warn_skipped([error])
         return True
 
-    def warn_down(self, errors: Errors) -> None:
-        """Log that the primary is skipped, with the first of *errors*; nothing without one."""
+    def warn_skipped(self, errors: Errors) -> None:
+        """Log that the primary is skipped, with the first of *errors*; nothing if there is none."""
         if not errors:
             return
         # Only our own errors promise that their text has no secret in it.
@@ -137,7 +134,7 @@ class FallbackPair:
             f"{type(first).__name__}: {first}" if isinstance(first, StorageError) else type(first).__name__
         )
         logger.warning(
-            "the primary %s is out of reach, %s is used in its place: %s",
+            "the primary %s is unreachable, %s is used instead: %s",
             *(location_of(self.primary), location_of(self.secondary), reason),
         )
 
@@ -152,7 +149,7 @@ class FallbackPair:
                 except Exception as error:
                     if is_absence(error):
                         absences.append((side, error))
-                    elif self.is_down(side, error):
+                    elif self.warn_if_skipped(side, error):
                         down = error
                     else:
                         raise
@@ -174,7 +171,7 @@ class FallbackPair:
                     if side.exists(identifier):
                         return side
                 except Exception as error:
-                    if not past or not self.is_down(side, error):
+                    if not past or not self.warn_if_skipped(side, error):
                         raise
                     down = error
             if down is not None:
@@ -208,7 +205,7 @@ class FallbackPair:
         try:
             return front.exists(dest_id)
         except Exception as error:
-            if not self.is_down(front, error):
+            if not self.warn_if_skipped(front, error):
                 raise
             self.strayed.add(dest_id)
             return False

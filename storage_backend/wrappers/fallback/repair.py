@@ -8,12 +8,12 @@ from typing import BinaryIO, cast
 
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
-from storage_backend.errors import Failures, NotFoundError, SourceChangedError, StorageError
+from storage_backend.errors import STORE_MISSING, Failures, NotFoundError, SourceChangedError, StorageError
 from storage_backend.info import ObjectInfo
 from storage_backend.markers import refuse_one_object
 from storage_backend.streams import HashingReader
 from storage_backend.wrappers.fallback.merged_scans import paired
-from storage_backend.wrappers.fallback.pair import NO_PLACE, FallbackPair
+from storage_backend.wrappers.fallback.pair import FallbackPair
 from storage_backend.wrappers.sources import info_for_copy
 
 
@@ -77,7 +77,7 @@ def migrate(pair: FallbackPair, identifier: str, *, to: str, delete: bool) -> bo
     try:
         copied(source, target, identifier)
     except FileNotFoundError as error:
-        if isinstance(error, NO_PLACE) or source.exists(identifier):
+        if isinstance(error, STORE_MISSING) or source.exists(identifier):
             raise
         raise NotFoundError(
             f"{identifier!r} not found in {name} {location_of(source)}",

@@ -17,6 +17,7 @@ from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, matching, store
 from storage_backend.errors import (
+    STORE_MISSING,
     ConfigurationError,
     Failures,
     PreconditionFailedError,
@@ -29,7 +30,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.merged_scans import union
-from storage_backend.wrappers.fallback.pair import ABSENT, NO_PLACE, Absences, FallbackPair
+from storage_backend.wrappers.fallback.pair import ABSENT, Absences, FallbackPair
 from storage_backend.wrappers.fallback.repair import RepairReport, migrate, repair_pair
 from storage_backend.wrappers.fallback.writing import (
     SameContentReader,
@@ -138,7 +139,7 @@ class FallbackStorage(StorageBackend):
                 try:
                     there = side.delete(identifier) is not False or there
                 except ABSENT as error:
-                    if isinstance(error, NO_PLACE):
+                    if isinstance(error, STORE_MISSING):
                         raise
                     absences.append((side, error))
             self._pair.forget(identifier)
@@ -188,7 +189,7 @@ class FallbackStorage(StorageBackend):
                     else:
                         carried(side, target, source_id, dest_id)
                 except Exception as error:
-                    if side is self.primary or not self._pair.is_down(target, error):
+                    if side is self.primary or not self._pair.warn_if_skipped(target, error):
                         raise
                     strayed = True
             self._pair.forget(dest_id)

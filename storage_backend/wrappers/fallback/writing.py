@@ -39,7 +39,7 @@ def put(
     try:
         store(first)
     except Exception as error:
-        if not pair.is_down(first, error):
+        if not pair.warn_if_skipped(first, error):
             raise
         # `first` is the primary: the secondary alone gets the object, which is the valid one then.
         strayed = True
@@ -53,7 +53,7 @@ def put(
         try:
             store(second)
         except Exception as error:
-            if not pair.is_down(second, error):
+            if not pair.warn_if_skipped(second, error):
                 _warn_torn(pair, identifier, second)
                 raise
             strayed = True
@@ -76,8 +76,8 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
     if second is not None:
         pair.torn.update(name_of(key) for key, _ in wanted)
     lost = _written(pair, first, wanted, verify)
-    down = {name for name, error in lost.items() if pair.is_out(first, error)}
-    pair.warn_down([lost[name] for name in down])
+    down = {name for name, error in lost.items() if pair.should_skip(first, error)}
+    pair.warn_skipped([lost[name] for name in down])
     for name, error in lost.items():
         if name not in down:
             failures.note(name, error)
@@ -89,11 +89,11 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
         again = rest
     strayed = set(down)
     lost_too = _written(pair, second, again, verify)
-    pair.warn_down([error for error in lost_too.values() if pair.is_out(second, error)])
+    pair.warn_skipped([error for error in lost_too.values() if pair.should_skip(second, error)])
     for name, error in lost_too.items():
         if name in down:
             failures.note(name, lost[name])
-        elif pair.is_out(second, error):
+        elif pair.should_skip(second, error):
             strayed.add(name)
         else:
             _warn_torn(pair, name, second)
@@ -113,7 +113,7 @@ def _written(pair: FallbackPair, side: StorageBackend, items: Items, verify: boo
     try:
         return failures_of(lambda: side.write_many(items, verify=verify))
     except Exception as error:
-        if not pair.is_out(side, error):
+        if not pair.should_skip(side, error):
             raise
         return dict.fromkeys((name_of(key) for key, _ in items), error)
 
