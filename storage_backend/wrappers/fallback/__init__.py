@@ -1,4 +1,4 @@
-"""FallbackStorage: two backends as one, the second where the first has nothing.
+"""FallbackStorage: two backends as one; the second is used if the first lacks the object.
 
 Read in this order:
 

@@ -28,7 +28,7 @@ def put(
     store: Callable[[StorageBackend], object],
     source: RewindableSource | None = None,
 ) -> bool:
-    """Write one object where `write_to` says: *store* stores it on one side, out of *source* if there is one."""
+    """Write one object to the sides that `write_to` names: *store* stores it on one side, from *source* if given."""
     if pair.write_to == "both":
         pair.check(identifier)
         pair.torn.add(identifier)
@@ -41,7 +41,7 @@ def put(
     except Exception as error:
         if not pair.warn_if_skipped(first, error):
             raise
-        # `first` is the primary: the secondary alone gets the object, which is the valid one then.
+        # `first` is the primary: only the secondary gets the object, which is then the valid one.
         strayed = True
         _again(pair, source, identifier)
         try:
@@ -64,7 +64,7 @@ def put(
 
 
 def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool) -> None:
-    """Write many objects where `write_to` says; the errors of those that failed are noted."""
+    """Write many objects to the sides that `write_to` names; note the errors."""
     wanted: Items = []
     for key, content in group:
         name = name_of(key)
@@ -107,7 +107,7 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
 
 
 def _written(pair: FallbackPair, side: StorageBackend, items: Items, verify: bool) -> dict[str, Exception]:
-    """Store many objects on one side; the errors of those that failed."""
+    """Store many objects on one side; return the errors."""
     if not items:
         return {}
     try:
@@ -135,7 +135,7 @@ def _warn_torn(pair: FallbackPair, identifier: str, missing: StorageBackend) -> 
 
 
 def done(result: object, side: StorageBackend, identifier: str) -> bool:
-    """True; raises if a user's class returned False, which means that it did not store."""
+    """True; raises if a backend returned False: a third-party class may do so instead of raising."""
     if result is False:
         where = location_of(side)
         raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
@@ -178,14 +178,14 @@ class SameContentReader(HashingReader):
         ended = self.size == self._before.size or (not chunk and size != 0)
         if ended and self.hexdigest() != self._before.hexdigest():
             raise SourceChangedError(
-                "the source gave other bytes when it was read again; nothing was stored there"
+                "the source returned other bytes when it was read again; nothing was stored there"
             )
         return chunk
 
 
 @contextmanager
 def replayable(reader: BinaryIO) -> Iterator[RewindableSource]:
-    """*reader* as a source that can be read twice: itself where it seeks, else a copy of what it gives."""
+    """*reader* as a source that can be read twice: itself if it can seek, else a buffered copy."""
     source = RewindableSource(reader)
     if source.seekable:
         yield source
