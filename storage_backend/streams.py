@@ -55,7 +55,7 @@ def chunks(reader: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
     """Everything from the reader's position to its end, at most *size* bytes at a time.
 
     Raises:
-        TypeError: the reader gives something else than bytes.
+        TypeError: the reader returns something other than bytes.
     """
     while chunk := _bytes_from(reader, reader.read(size)):
         yield chunk
@@ -65,7 +65,7 @@ def read_all(reader: BinaryIO) -> bytes:
     """Everything from the reader's position to its end, as one object.
 
     Raises:
-        TypeError: the reader gives something else than bytes.
+        TypeError: the reader returns something other than bytes.
     """
     first = _bytes_from(reader, reader.read())
     # read() of a raw stream may return less than everything.

@@ -301,7 +301,7 @@ _TARGET = _SideCheck(
 
 
 def _while_wanted(job: TransferJob, items: Iterable[T]) -> Iterator[T]:
-    """The items, until the transfer is told to stop."""
+    """The items, until the transfer is to stop."""
     for item in items:
         if job.stop.is_set():
             raise InterruptedTransferError

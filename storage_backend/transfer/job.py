@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 class InterruptedTransferError(Exception):
-    """The transfer was told to stop. Work in progress was dropped, not published."""
+    """The transfer is to stop. Work in progress was dropped, not published."""
 
 
 class TransferJob:

@@ -45,7 +45,7 @@ _BUFFER = 64 << 10  # bytes of a reader; the file is local, so a larger buffer o
 GOOD_FOR = 60.0  # seconds for which a verified checksum is trusted
 _NEVER = -math.inf
 _TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
-_READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
+_READ_MOST = 1 << 30  # bytes per call; Linux reads at most 2**31 - 4096 (read(2))
 # O_NONBLOCK: do not wait for a pipe in the place of a file.
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile("[0-9a-f]{32}")

@@ -28,7 +28,7 @@ def namespace_of(backend: StorageBackend, directory: str, given: str | None, tok
     Args:
         backend: what is cached.
         directory: of the cache.
-        given: the namespace that the user gave, if any.
+        given: the namespace argument.
         token: of the CachedStorage and its pickled copies.
 
     Raises:

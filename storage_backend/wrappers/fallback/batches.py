@@ -18,7 +18,7 @@ def read_many(pair: FallbackPair, identifiers: Iterable[str]) -> Iterator[tuple[
     front, back = pair.order(None)
     asked = RequestedIdentifiers(identifiers, pair.strayed if front is pair.primary else ())
     failures = Failures()
-    errors: dict[str, Exception] = {}  # the first side's, for objects that the second side is asked for
+    errors: dict[str, Exception] = {}  # the first side's, for objects that are requested from the second
     down: Exception | None = None
     try:
         for name, content in front.read_many(asked):

@@ -1,4 +1,4 @@
-"""FallbackPair: two backends, the order in which they are asked, and what their errors mean."""
+"""FallbackPair: two backends, the order in which they are tried, and the meaning of their errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def is_absence(error: BaseException) -> bool:
 
 
 class FallbackPair:
-    """Two backends, and what this instance knows about which side has the valid object.
+    """Two backends, and this instance's knowledge of which side has the valid object.
 
     Attributes:
         primary, secondary, write_to, on_error: as `FallbackStorage` was given them.
@@ -63,7 +63,7 @@ class FallbackPair:
         return f"fallback({location_of(self.primary)}|{location_of(self.secondary)})"
 
     def order(self, identifier: str | None) -> tuple[StorageBackend, StorageBackend]:
-        """The sides, in the order in which reads ask them."""
+        """The sides, in the order in which reads try them."""
         if identifier is None:
             second_first = self.write_to == "secondary"
         else:
@@ -71,7 +71,7 @@ class FallbackPair:
         return (self.secondary, self.primary) if second_first else (self.primary, self.secondary)
 
     def secondary_is_first(self, identifier: str) -> bool:
-        """Whether a read asks the secondary first."""
+        """Whether a read tries the secondary first."""
         return self.write_to == "secondary" or identifier in self.strayed
 
     @property
@@ -95,15 +95,15 @@ class FallbackPair:
     def check(self, identifier: str) -> None:
         """Raise before anything is written if either side refuses the name."""
         for side in self.both:
-            with suppress(FileNotFoundError):  # a pair in a pair, of which neither has it yet
+            with suppress(FileNotFoundError):  # a nested pair of which neither side has the object yet
                 side.get_path(identifier)
 
     def forget(self, identifier: str) -> None:
-        """Drop what is known about an object: the sides agree on it again, or readers see the right one."""
+        """Forget an object: the sides agree on it again, or readers see the valid one."""
         self.strayed.discard(identifier)
         self.torn.discard(identifier)
 
-    def what_counts(self, identifier: str) -> str | None:
+    def valid_side(self, identifier: str) -> str | None:
         """The side with the valid object, as far as this instance knows."""
         if identifier in self.strayed:
             return "secondary"
@@ -155,7 +155,7 @@ class FallbackPair:
                         raise
             raise self.absence(identifier, absences) if down is None else down
         finally:
-            del absences, down  # the errors' tracebacks lead to this frame
+            del absences, down  # the errors' tracebacks refer to this frame
 
     def side_with(self, identifier: str, *, past: bool = True) -> StorageBackend | None:
         """The first side that has the object; None if it is in neither.
@@ -177,7 +177,7 @@ class FallbackPair:
             if down is not None:
                 raise down
         finally:
-            del down  # its traceback leads to this frame
+            del down  # its traceback refers to this frame
         return None
 
     def source_side(self, identifier: str, *, past: bool = True) -> StorageBackend:
@@ -190,7 +190,7 @@ class FallbackPair:
         if side is not None:
             return side
         with suppress(FileNotFoundError):
-            self.first(identifier, lambda side: side.size(identifier))  # which says what is wrong with it
+            self.first(identifier, lambda side: side.size(identifier))  # raises a more specific error
         raise NotFoundError(
             f"Source file not found: {identifier!r} not found in primary or secondary of {self.location}",
             identifier=identifier,
@@ -214,7 +214,7 @@ class FallbackPair:
         """The error for an object that neither side has."""
         refusals = [found for found in absences if isinstance(found[1], InvalidIdentifierError)]
         for side, error in refusals:
-            # A name that can be written is not refused because the other side could not have it.
+            # A name that can be written is not refused because the other side cannot hold it.
             if len(refusals) == len(absences) or self.write_to == "both" or side is self.target:
                 return error
         for _, error in absences:
@@ -227,7 +227,7 @@ class FallbackPair:
         )
 
     def of_both(self, identifier: str, first: Exception | None, second: Exception) -> Exception:
-        """The error for an object that neither side gave."""
+        """The error for an object that neither side returned."""
         if not is_absence(second):
             return second
         if first is not None and not is_absence(first):

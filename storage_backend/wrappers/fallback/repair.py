@@ -58,7 +58,7 @@ def repair_pair(pair: FallbackPair, winner: str | None) -> RepairReport:
                 pair.forget(name)
                 continue
             else:
-                source = pair.what_counts(name) or winner or ""
+                source = pair.valid_side(name) or winner or ""
                 if not source:
                     undecided.append(name)
                     continue

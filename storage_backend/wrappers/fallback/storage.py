@@ -149,7 +149,7 @@ class FallbackStorage(StorageBackend):
             if not isinstance(self._pair.absence(identifier, absences), FileNotFoundError):
                 raise self._pair.absence(identifier, absences)
         finally:
-            del absences  # the errors' tracebacks lead to this frame
+            del absences  # the errors' tracebacks refer to this frame
         return False
 
     @override

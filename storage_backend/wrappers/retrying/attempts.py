@@ -94,7 +94,7 @@ class RetryState:
             try:
                 raise self.with_total(error)
             finally:
-                del error  # its traceback leads to this frame
+                del error  # its traceback refers to this frame
         # Only our own errors promise that their text has no secret in it.
         reason = (
             f"{type(error).__name__}: {error}" if isinstance(error, StorageError) else type(error).__name__
