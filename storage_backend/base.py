@@ -1,7 +1,7 @@
-"""StorageBackend: seven abstract methods, and what follows from them.
+"""StorageBackend: seven abstract methods, and default implementations of all others over them.
 
-The other methods work for any subclass; a backend overrides them to be fast. They call only the seven: `write` with plain
-bytes, `list` without a pattern, and they check what these return (see `storage_backend.defensive`).
+The defaults work for any subclass; a backend overrides them to be fast. They call only the seven (`write` with plain bytes, `list`
+without a pattern) and check the results (see `storage_backend.defensive`).
 """
 
 from __future__ import annotations
@@ -54,10 +54,10 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def exists(self, identifier: str) -> bool:
-        """Whether there is such an object. False only when its absence is certain; also for an invalid identifier.
+        """Whether the object exists. False only if its absence is certain, or the identifier is invalid.
 
         Raises:
-            StorageError: the store cannot tell (it is out of reach, denies us, ...).
+            StorageError: the store is unreachable, denies access, ...
         """
 
     @abstractmethod
@@ -70,7 +70,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def write(self, identifier: str, content: bytes) -> bool:
-        """Store *content*, replacing what was there. Readers see the old bytes or the new, never a part.
+        """Store *content*, replacing any old object. Readers see the old bytes or the new, never a part.
 
         Returns:
             True.
@@ -97,7 +97,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def get_path(self, identifier: str) -> str:
-        """Where the object is or would be, for people and other programs; without passwords. No I/O."""
+        """The path or URL of the object, whether or not it exists, without passwords. No I/O."""
 
     @abstractmethod
     def size(self, identifier: str) -> int:
@@ -108,7 +108,7 @@ class StorageBackend(ABC):
         """
 
     def copy(self, source_id: str, dest_id: str) -> bool:
-        """Store the bytes of *source_id* under *dest_id* too; onto itself nothing happens.
+        """Copy *source_id* to *dest_id*; copying onto itself does nothing.
 
         Returns:
             True.
@@ -124,9 +124,9 @@ class StorageBackend(ABC):
             return self.write_stream(dest_id, reader)
 
     def move(self, source_id: str, dest_id: str) -> bool:
-        """Give the object another identifier; onto itself nothing happens.
+        """Rename the object; moving onto itself does nothing.
 
-        Whatever fails, at least one whole copy is left.
+        Whatever fails, at least one whole copy remains.
 
         Returns:
             True.
@@ -160,23 +160,23 @@ class StorageBackend(ABC):
     def write_stream(
         self, identifier: str, reader: BinaryIO, *, info: ObjectInfo | None = None, verify: bool = False
     ) -> bool:
-        """Store all that *reader* gives from its current position; it is left open.
+        """Store the content of *reader* from its current position; it is left open.
 
         If the reader raises, the old object stays.
 
         Args:
             identifier: the object.
             reader: of bytes.
-            info: what is known of the content. Its size is checked against what arrives (its sha256 too, with
-                *verify*); its time and media type are kept where the store can.
-            verify: digest what was stored and compare it with what was read.
+            info: of the content. Its size is checked against the bytes read (its sha256 too, with *verify*); its
+                time and media type are kept if the store can.
+            verify: digest the stored object and compare with the bytes read.
 
         Returns:
             True.
 
         Raises:
             IntegrityError: a size or digest differs.
-            TypeError: the reader gives text.
+            TypeError: the reader returns text.
         """
         content = read_all(reader)
         digest = sha256(content) if verify else None
@@ -187,7 +187,7 @@ class StorageBackend(ABC):
         return True
 
     def stat(self, identifier: str) -> ObjectInfo:
-        """What is known of the object without reading it.
+        """The info of the object, without reading it.
 
         Raises:
             NotFoundError: there is none.
@@ -199,8 +199,8 @@ class StorageBackend(ABC):
 
         Args:
             prefix: a literal string; it need not end at a "/".
-            on_skip: is given an error for each entry that is no object (an unusable name, a link that leads
-                outside; a FolderMarkerError for what only makes a folder visible); without it they are logged as warnings.
+            on_skip: called with an error for each entry that is not an object (an unusable name, a link that leads
+                outside; a FolderMarkerError for an entry that only shows a folder); without it they are logged as warnings.
 
         Raises:
             StorageError: something could not be listed.
@@ -220,7 +220,7 @@ class StorageBackend(ABC):
     def scan_level(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo | str]:
         """One level of `scan`: the objects without a further "/" after *prefix*, and for the others their "name/", once each.
 
-        In the order of `scan`. A store that has directories may give empty ones too, and need not look into any.
+        In the order of `scan`. A store with directories may include empty ones, and need not read them.
 
         Args:
             prefix: a literal string: "", or ending in "/".
@@ -229,12 +229,12 @@ class StorageBackend(ABC):
         return one_level(self.scan(prefix, on_skip=on_skip), prefix)
 
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        """What `stat` shows of each object, in any order; objects that are not there are left out.
+        """The `stat` of each object, in any order; absent objects are left out.
 
-        A remote store is asked for many at a time, where one `stat` after the other would wait for each response.
+        A remote store is sent many requests at a time, instead of waiting for each response.
 
         Raises:
-            BatchError: after the last, if some could not be looked at.
+            BatchError: after the last, if some failed.
         """
         failures = Failures()
         for identifier in identifiers:
@@ -246,7 +246,7 @@ class StorageBackend(ABC):
                 failures.note(identifier, error)
             else:
                 yield found
-        failures.raise_any("look at", location_of(self))
+        failures.raise_any("stat", location_of(self))
 
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         """A seekable reader of the object, or a writer that publishes it as a whole (see `streams.Writer`).
@@ -264,7 +264,7 @@ class StorageBackend(ABC):
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
         """The bytes of [start, end), or from *start* to the end of the object.
 
-        A start past the end gives b"", an end past it is clamped.
+        A start past the end returns b"", an end past it is clamped.
 
         Raises:
             ValueError: a bound is negative.
@@ -282,7 +282,7 @@ class StorageBackend(ABC):
 
         Args:
             identifiers: of the objects, taken lazily.
-            progress: is called as `progress(objects, size)` with what was read so far: see `storage_backend.counted.Progress`.
+            progress: called as `progress(objects, size)` with the totals so far: see `storage_backend.counted.Progress`.
 
         Raises:
             BatchError: after the last item, if some could not be read.
@@ -302,15 +302,15 @@ class StorageBackend(ABC):
     def write_many(
         self, items: Iterable[Item], *, verify: bool = False, progress: Progress | None = None
     ) -> int:
-        """Store many objects; of an identifier that comes twice, the last content stays.
+        """Store many objects; the last content of a repeated identifier wins.
 
         Args:
             items: (identifier or ObjectInfo, bytes), taken lazily.
             verify: as for `write_stream`.
-            progress: as for `read_many`, with what was stored so far, group by group.
+            progress: as for `read_many`, after each group.
 
         Returns:
-            How many items were stored.
+            The number of items stored.
 
         Raises:
             BatchError: after the last item, if some could not be stored.
@@ -330,14 +330,14 @@ class StorageBackend(ABC):
         return stored
 
     def delete_many(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
-        """Remove many objects, there or not.
+        """Remove many objects, whether or not they exist.
 
         Args:
             identifiers: of the objects.
-            progress: as for `read_many`, with how many are absent so far, group by group, and 0 bytes.
+            progress: as for `read_many`, after each group, with 0 bytes.
 
         Returns:
-            How many distinct identifiers are now absent.
+            The number of distinct identifiers that are now absent.
 
         Raises:
             BatchError: after the last, if some could not be removed.
@@ -358,8 +358,8 @@ class StorageBackend(ABC):
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         """Store the object in a local file, which appears whole or not at all; its directories are created.
 
-        A symbolic link at *path* stays, and the file that it leads to is written. A pipe, a device or an open descriptor
-        (/dev/stdout) is never replaced: it is given the object once all of that has arrived, from a temporary file.
+        A symbolic link at *path* stays, and its target is written. A pipe, a device or an open descriptor (/dev/stdout) is
+        never replaced: the complete object is copied into it from a temporary file.
 
         Returns:
             True.
@@ -372,14 +372,14 @@ class StorageBackend(ABC):
             return download_from(reader, path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str) -> bool:
-        """Store a local file as the object, or what a pipe gives that is open already, as /dev/stdin.
+        """Store a local file as the object, or the content of a pipe that is already open, such as /dev/stdin.
 
         Returns:
             True.
 
         Raises:
             FileNotFoundError: there is no such file.
-            NotAFileError: it is a named pipe, to which nobody may ever write.
+            NotAFileError: it is a named pipe, which may never have a writer.
         """
         return upload_from(self, path, identifier)
 
@@ -387,7 +387,7 @@ class StorageBackend(ABC):
         """Store *content* only if there is no such object yet. Of several callers, one gets True.
 
         Returns:
-            True if this call created the object, False if it was there.
+            True if this call created the object, False if it existed.
 
         Raises:
             UnsupportedOperationError: this backend has no atomic create.
@@ -395,15 +395,15 @@ class StorageBackend(ABC):
         raise unsupported(self, "create", identifier)
 
     def replace(self, identifier: str, content: Content, etag: str) -> str:
-        """Overwrite the object only if it is still the one that *etag* names.
+        """Overwrite the object only if its etag still is *etag*.
 
-        The check and the write are one, so of several callers with the same etag one wins.
+        Check and write are atomic, so of several callers with the same etag one wins.
 
         Returns:
             The new etag.
 
         Raises:
-            PreconditionFailedError: it changed, or is gone. Nothing was written.
+            PreconditionFailedError: it changed, or no longer exists. Nothing was written.
             UnsupportedOperationError: this backend has no atomic conditional write.
         """
         raise unsupported(self, "replace", identifier)
@@ -426,7 +426,7 @@ class StorageBackend(ABC):
 
         Args:
             identifier: the object.
-            expires_in: how long the URL is good, in seconds, where the store limits it.
+            expires_in: how long the URL is valid, in seconds, if the store limits it.
 
         Raises:
             UnsupportedOperationError: this backend has none.
@@ -434,7 +434,7 @@ class StorageBackend(ABC):
         raise unsupported(self, "get_url", identifier)
 
     def flush(self) -> bool:
-        """Return once every write so far survives power loss.
+        """Make all earlier writes survive power loss.
 
         Returns:
             True.
@@ -446,25 +446,25 @@ class StorageBackend(ABC):
 
     @property
     def capabilities(self) -> Capability:
-        """What this backend does beyond what every backend does."""
+        """The optional features of this backend."""
         return Capability(0)
 
     @property
     def location(self) -> str:
-        """The location as a URL without secrets, for messages and journals; the class's name where there is no URL."""
+        """The location as a URL without secrets, for messages and journals; the class's name if there is no URL."""
         return type(self).__name__
 
     @property
     def keeps_modified(self) -> bool:
-        """Whether `stat` and `scan` show the `modified` that `write_stream` and `write_many` were given.
+        """Whether `stat` and `scan` return the `modified` passed to `write_stream` and `write_many`.
 
-        Where it does, another time means another content; where it does not, the time is that of the write.
+        If so, a different time means different content; if not, the time is that of the write.
         """
         return False
 
     @property
     def hooks(self) -> Hooks:
-        """What transfers, caches and displays may ask of this backend beyond its public methods."""
+        """The optional interface for transfers, caches and displays."""
         return Hooks(self)
 
     def close(self) -> None:
@@ -480,7 +480,7 @@ class StorageBackend(ABC):
 
 
 def unsupported(backend: StorageBackend, method: str, identifier: str | None) -> UnsupportedOperationError:
-    """The error for a method that *backend* has no correct way to do."""
+    """The error for a method that *backend* does not support."""
     where = location_of(backend)
     return UnsupportedOperationError(f"{where} has no {method}()", identifier=identifier, backend=where)
 

@@ -1,7 +1,7 @@
-"""Progress of batches: what `read_many`, `write_many`, `delete_many` and `prefetch` report while they run.
+"""Progress reports of `read_many`, `write_many`, `delete_many` and `prefetch`.
 
-It is counted at the outermost call, for every backend and wrapper alike. `progress` is never passed on to a backend within,
-whose class may not take it.
+Progress is counted at the outermost call, for every backend and wrapper alike. `progress` is never passed on to a backend within,
+whose class may not accept it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ if TYPE_CHECKING:
     from storage_backend.base import StorageBackend
 
 Progress: TypeAlias = Callable[[int, int], object]
-"""`progress(objects, size)`: how many objects of this call are done so far, and their bytes (0 of what is deleted).
+"""`progress(objects, size)`: the number of objects done so far in this call, and their bytes (0 for deletions).
 
-It is called after each object that is read and after each group of objects that is stored or deleted, never twice at a
-time, by the thread that iterates or calls. Both numbers only grow; what failed is not in them. What it raises ends the
-call and reaches the caller: what is stored or deleted by then stays so.
+It is called after each object read and after each group of objects stored or deleted, one call at a time, by the
+thread that iterates or calls. Both numbers only grow, and exclude failures. An exception from it ends the call and reaches
+the caller: objects stored or deleted by then stay so.
 """
 
-GROUP_SECONDS = 1.0  # after which no more is taken into a group of objects to be stored
-GROUP_OBJECTS = 1000  # the most in a group; what the largest services delete in one request
+GROUP_SECONDS = 1.0  # after which a group of objects to be stored takes no more
+GROUP_OBJECTS = 1000  # at most in a group; as many as S3 deletes in one request
 GROUP_BYTES = 64 << 20
 
 _Item: TypeAlias = tuple[str | ObjectInfo, bytes]
 
 
 class ProgressCount:
-    """Sums up what is done and calls *progress* with the sums."""
+    """Adds up progress and calls *progress* with the sums."""
 
     def __init__(self, progress: Progress | None) -> None:
         self._progress = progress
@@ -41,7 +41,7 @@ class ProgressCount:
         self._size = 0
 
     def add(self, objects: int, size: int) -> None:
-        """Count so many more objects of so many bytes together."""
+        """Count *objects* more objects of *size* bytes in total."""
         self._objects += objects
         self._size += size
         if self._progress is not None and objects:
@@ -51,17 +51,17 @@ class ProgressCount:
 def read_counted(
     found: Iterator[tuple[str, bytes]], progress: Progress | None
 ) -> Iterator[tuple[str, bytes]]:
-    """What a `read_many` gives; *progress* is called for each object before it is given. Without it, *found* itself."""
-    return found if progress is None else _told(found, ProgressCount(progress))
+    """The items of *found*, from `read_many`; *progress* is called before each is yielded. Without it, *found* itself."""
+    return found if progress is None else _counted(found, ProgressCount(progress))
 
 
-def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[tuple[str, bytes]]:
+def _counted(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[tuple[str, bytes]]:
     try:
         for identifier, content in found:
             count.add(1, len(content))
             yield identifier, content
     finally:
-        # A generator's: what is under way ends when the caller stops iterating.
+        # Of a generator: its work ends when the caller stops iterating.
         close = getattr(found, "close", None)
         if close is not None:
             close()
@@ -70,7 +70,7 @@ def _told(found: Iterator[tuple[str, bytes]], count: ProgressCount) -> Iterator[
 def write_counted(
     backend: StorageBackend, items: Iterable[_Item], progress: Progress, *, verify: bool
 ) -> int:
-    """`backend.write_many`, called for group after group; *progress* is called after each."""
+    """`backend.write_many` in groups; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     stored = 0
     source = iter(items)
@@ -94,7 +94,7 @@ def write_counted(
 
 
 def delete_counted(backend: StorageBackend, identifiers: Iterable[str], progress: Progress) -> int:
-    """`backend.delete_many`, called for group after group; *progress* is called after each."""
+    """`backend.delete_many` in groups; *progress* is called after each."""
     count, failures = ProgressCount(progress), Failures()
     rest = iter(dict.fromkeys(identifiers))
     absent = 0
@@ -111,11 +111,11 @@ def delete_counted(backend: StorageBackend, identifiers: Iterable[str], progress
 
 
 class _ItemGroup:
-    """The next items of a batch, taken lazily, until they are enough or some time has passed.
+    """The next items of a batch, taken lazily, up to a number, a size or a time.
 
     Attributes:
         taken: identifier and size of each.
-        raised: what the caller's iterable raised.
+        raised: the error of the caller's iterable.
     """
 
     def __init__(self, first: _Item, source: Iterator[_Item]) -> None:
@@ -131,7 +131,7 @@ class _ItemGroup:
         del self._first
         while item is not None:
             key, content = item
-            count = len(content) if hasattr(content, "__len__") else 0  # what is no content fails by itself
+            count = len(content) if hasattr(content, "__len__") else 0  # invalid content fails later
             self.taken.append((key.identifier if isinstance(key, ObjectInfo) else key, count))
             size += count
             del key, content

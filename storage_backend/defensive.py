@@ -1,4 +1,4 @@
-"""Calls to backends that may be a user's class or a mock: what they return is checked, not trusted."""
+"""Checked calls to backends that may be a third-party class or a mock."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ if TYPE_CHECKING:
 
 
 def capabilities_of(backend: StorageBackend) -> Capability:
-    """The backend's capabilities; none if it does not say, as a mock does not."""
+    """The backend's capabilities; none if the value is invalid, as a mock's."""
     value: object = backend.capabilities
     return value if isinstance(value, Capability) else Capability(0)
 
 
 def location_of(backend: StorageBackend) -> str:
-    """The backend's location; its class's name if it does not say, as a mock does not."""
+    """The backend's location; its class's name if the value is invalid, as a mock's."""
     value: object = backend.location
     return value if isinstance(value, str) else type(backend).__name__
 
 
 def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
-    """Call `write` of a class that may be a user's: None is taken as done, False as a failure.
+    """Call `write`. False counts as a failure, None as success.
 
     Raises:
         StorageError: it returned False.
@@ -38,7 +38,7 @@ def store(backend: StorageBackend, identifier: str, content: bytes) -> bool:
 
 
 def matching(backend: StorageBackend, pattern: str | None) -> list[str]:
-    """What `list` must give, also from a class that may be a user's with its own idea of patterns, order or type."""
+    """The result of `list`, computed from `scan` unless the class has its own: a user's `list` may ignore patterns or order."""
     if overrides(backend, "scan"):
         return backend.list(pattern)
     glob = identifiers.glob(pattern) if pattern is not None else None
@@ -47,7 +47,7 @@ def matching(backend: StorageBackend, pattern: str | None) -> list[str]:
 
 
 def info_of(value: object, identifier: str) -> ObjectInfo:
-    """What a backend's `stat` or `scan` gave, with fields of a wrong type taken as unknown."""
+    """An ObjectInfo from the result of `stat` or `scan`; fields of a wrong type count as unknown."""
 
     def field(name: str, kind: type) -> object:
         found = getattr(value, name, None)
@@ -65,6 +65,6 @@ def info_of(value: object, identifier: str) -> ObjectInfo:
 
 
 def overrides(backend: StorageBackend, method: str) -> bool:
-    """Whether the backend's class has a *method* of its own, not StorageBackend's; also if it has none, as that of a mock."""
+    """Whether the backend's class does not inherit *method* from StorageBackend; true for a mock, too."""
     found = getattr(type(backend), method, None)
     return getattr(found, "__module__", None) != "storage_backend.base"

@@ -1,4 +1,4 @@
-"""write_file: writes a local file whole or not at all, also through a symbolic link, or into a pipe or a device."""
+"""write_file: writes a local file atomically, also through a symbolic link, or into a pipe or a device."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from storage_backend.paths import expanded
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _MOST_LINKS = 40  # followed one after the other, as by Linux (path_resolution(7))
 _CHUNK = 256 << 10  # bytes
-READER_PATIENCE = 60.0  # seconds that somebody has to open the other end of a pipe
+READER_PATIENCE = 60.0  # seconds to wait for a reader of a pipe
 
 
 def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
     """Write the file at *path* whole or not at all; its directories are created, and an old file is replaced.
 
-    A symbolic link stays, and what it leads to is written. What is no regular file (a pipe, a device, an open descriptor as
-    /dev/stdout) stays too: it is given the content once that is whole, from a temporary file.
+    A symbolic link stays, and its target is written. A pipe, a device or an open descriptor such as /dev/stdout is not replaced:
+    the complete content is copied into it from a temporary file.
 
     Args:
-        path: of the file to be.
-        fill: writes it.
+        path: of the file.
+        fill: writes the content.
 
     Raises:
         QuotaExceededError: there is no space left for the file.
-        OSError: of the path, or with ENXIO of a pipe that nobody reads; *fill*'s own are raised as they are.
+        OSError: of the path, or with ENXIO for a pipe without a reader; errors of *fill* pass unchanged.
     """
     place = destination(path)
     if place is None:
@@ -54,10 +54,10 @@ def write_file(path: str | os.PathLike[str], fill: Callable[[StagedFile], object
 
 
 def destination(path: str | os.PathLike[str]) -> Path | None:
-    """Where the file that *path* names is, or will be, behind all symbolic links; None if it is there and no regular file.
+    """The path of the file that *path* names, with all symbolic links resolved; None if it exists and is not a regular file.
 
     Raises:
-        OSError: a link may not be followed, or leads in a circle.
+        OSError: a link may not be followed, or is part of a cycle.
     """
     with suppress(FileNotFoundError, NotADirectoryError):
         # The kernel decides: it follows no link of another user in /tmp (proc_sys_fs(5), protected_symlinks).
@@ -67,13 +67,13 @@ def destination(path: str | os.PathLike[str]) -> Path | None:
         return None
     try:
         mode = os.stat(place).st_mode  # noqa: PTH116 - a str
-    except OSError:  # it is not there, or whoever writes it will hear of it
+    except OSError:  # it does not exist, or writing it will raise the error
         return Path(place)
     return Path(place) if stat.S_ISREG(mode) or stat.S_ISDIR(mode) else None
 
 
 def _followed(path: str) -> tuple[str, int | None]:
-    """The end of the symbolic links that begin at *path*; and which descriptor of this process it is, if it is one's name."""
+    """Resolve the symbolic links at *path*; also the number of a descriptor of this process, if the path names one."""
     descriptors = {"/dev/fd", f"/proc/{os.getpid()}/fd"}
     for _ in range(_MOST_LINKS):
         above, name = os.path.split(Path(path))
@@ -83,13 +83,13 @@ def _followed(path: str) -> tuple[str, int | None]:
             return path, int(name)
         try:
             path = os.path.join(above, os.readlink(path))  # noqa: PTH115, PTH118
-        except OSError:  # it is no link, or not there
+        except OSError:  # not a link, or absent
             return path, None
     raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path)
 
 
 def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], object]) -> None:
-    """Give the content to what is at *path*. An attempt that fails has given nothing."""
+    """Write the content into the pipe or device at *path*, after *fill* has succeeded."""
     import tempfile
 
     waiting = tempfile.gettempdir()
@@ -112,11 +112,11 @@ def _write_through(path: str | os.PathLike[str], fill: Callable[[StagedFile], ob
 
 
 def _opened(path: str) -> int:
-    """A descriptor to write to a pipe or device; a pipe's reader is waited for, as `cp` does, though not for ever."""
+    """Open a pipe or device for writing; wait for a pipe's reader, as `cp` does, but with a time limit."""
     late = time.monotonic() + READER_PATIENCE
     while True:
         try:
-            # Without O_NONBLOCK, a pipe that nobody reads would be waited for in the kernel, whatever the time.
+            # Without O_NONBLOCK, opening a pipe without a reader would block without limit.
             return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
         except OSError as error:
             if error.errno != errno.ENXIO or not stat.S_ISFIFO(os.stat(path).st_mode):  # noqa: PTH116 - a str
@@ -129,7 +129,7 @@ def _opened(path: str) -> int:
 
 
 def _write_patiently(fd: int, data: bytes) -> None:
-    """Write all of *data*, also where somebody who has the same pipe or terminal made it non-blocking."""
+    """Write all of *data*, also if another process has made the pipe or terminal non-blocking."""
     view = memoryview(data)
     while view:
         try:
@@ -142,15 +142,15 @@ def _write_patiently(fd: int, data: bytes) -> None:
 
 @contextmanager
 def errors_naming(path: str | os.PathLike[str], *, full_only: bool = False) -> Iterator[None]:
-    """Have the system's errors name *path*, a file of this machine; else they would look like errors of a backend.
+    """Make OSErrors name *path*, a local file; else they would look like errors of a backend.
 
     Args:
         path: the file that the body writes.
-        full_only: the body does other things too, so only what can come of nothing but writing is taken for the file's.
+        full_only: the body does other things too, so only errors about space are attributed to the file.
 
     Raises:
         QuotaExceededError: there is no space left.
-        OSError: the others, as what the system's number means.
+        OSError: any other.
     """
     try:
         yield
@@ -162,6 +162,6 @@ def errors_naming(path: str | os.PathLike[str], *, full_only: bool = False) -> I
             ours.errno = error.errno
             raise ours from error
         named = os.fsdecode(error.filename or "")
-        if full_only or (named and os.fspath(path).startswith(named)):  # it, or a directory on its way
+        if full_only or (named and os.fspath(path).startswith(named)):  # the file, or a parent directory
             raise
         raise OSError(error.errno, error.strerror, os.fspath(path)) from error

@@ -1,4 +1,4 @@
-"""StorageError and its kinds."""
+"""StorageError and its subclasses; Failures, which collects those of a batch."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any, ClassVar, TypeVar
 
 
 class StorageError(OSError):
-    """An operation on a stored object, or on the place that stores it, failed.
+    """An operation on an object or on its store failed.
 
     Attributes:
-        identifier: the object, in the caller's spelling; None where none is concerned.
-        backend: the backend's location, without secrets; None where unknown.
-        retryable: whether the same call may succeed later, by the kind of the fault; it never changes.
-        attempts: how often the operation has been tried so far.
+        identifier: the object, in the caller's spelling; None if the error concerns none.
+        backend: the backend's location, without secrets; None if unknown.
+        retryable: whether the same call may succeed later, judged by the kind of error; it never changes.
+        attempts: the number of attempts so far.
         errno: the system's number for this kind of error; never part of the message.
     """
 
@@ -56,7 +56,7 @@ class BucketNotFoundError(NotFoundError, ValueError):
 
 
 class BaseDirectoryNotFoundError(NotFoundError, ValueError):
-    """There is no such base directory, and it was not to be created."""
+    """There is no such base directory, and it may not be created."""
 
 
 class NotAFileError(StorageError, IsADirectoryError):
@@ -88,7 +88,7 @@ class AuthenticationError(AccessDeniedError):
 
 
 class PreconditionFailedError(StorageError):
-    """The object is not the one that the caller named. Nothing was written."""
+    """The object is not the version that the caller named. Nothing was written."""
 
 
 class SourceChangedError(PreconditionFailedError):
@@ -96,28 +96,28 @@ class SourceChangedError(PreconditionFailedError):
 
 
 class IntegrityError(StorageError):
-    """Length or digest differs from what it must be."""
+    """A length or digest differs from the expected one."""
 
     default_errno = codes.EIO
 
 
 class UnsupportedOperationError(StorageError, NotImplementedError):
-    """This backend cannot do that correctly, so it does not try."""
+    """The backend does not support the operation."""
 
     default_errno = codes.ENOTSUP
 
 
 class UnavailableError(StorageError, ConnectionError):
-    """The store cannot be reached, or cannot answer at the moment."""
+    """The store is unreachable, or temporarily unable to respond."""
 
     default_retryable = True
 
 
 class RateLimitedError(UnavailableError):
-    """The store asks for fewer requests.
+    """The store demands fewer requests.
 
     Attributes:
-        retry_after: seconds to wait before the next try, as the store said; None where it did not.
+        retry_after: seconds to wait before the next attempt, if the store said so; else None.
     """
 
     def __init__(self, message: str = "", *, retry_after: float | None = None, **fields: Any) -> None:
@@ -126,11 +126,11 @@ class RateLimitedError(UnavailableError):
 
 
 class NoEndpointError(UnavailableError):
-    """None of the endpoints works; the message has each with its own reason."""
+    """No endpoint works; the message has the reason for each."""
 
 
 class StorageTimeoutError(StorageError, TimeoutError):
-    """The store did not answer in time."""
+    """The store did not respond in time."""
 
     default_errno = codes.ETIMEDOUT
     default_retryable = True
@@ -146,7 +146,7 @@ class ConfigurationError(StorageError, ValueError):
     """A parameter is wrong. The message names it.
 
     Attributes:
-        parameter: its name, or None where several are at odds.
+        parameter: its name; None if several conflict.
     """
 
     default_errno = codes.EINVAL
@@ -157,7 +157,7 @@ class ConfigurationError(StorageError, ValueError):
 
 
 class BatchError(StorageError):
-    """Some objects of a batch failed; all the others are done.
+    """Some objects of a batch failed; all others succeeded.
 
     Attributes:
         failures: identifier -> its error.
@@ -175,50 +175,53 @@ class BatchError(StorageError):
 class MissingClientError(StorageError):
     """A client library is not installed, or cannot be imported. The message says what to install.
 
-    The ImportError is its cause. It is none itself: no class can be both that and an OSError.
+    The ImportError is its cause, not a base class: no class can be both an ImportError and an OSError.
     """
 
 
+STORE_MISSING = (BucketNotFoundError, BaseDirectoryNotFoundError)
+"""Errors that prove nothing about an object: the bucket or base directory itself is missing."""
+
 FATAL = (QuotaExceededError, AuthenticationError, ConfigurationError, MissingClientError)
-"""Errors that stop a whole batch or transfer at once, since each further object would fail in the same way."""
+"""Errors that stop a whole batch or transfer at once, because every other object would fail in the same way."""
 
 
 def is_retryable(error: BaseException | None) -> bool:
-    """Whether the same call may succeed later: by the attribute `retryable`, which errors of others may have too."""
+    """Whether the same call may succeed later: the attribute `retryable`, which errors of other libraries may have too."""
     return getattr(error, "retryable", False) is True
 
 
 class Failures:
-    """Collects the failures of a batch and raises them, all in one, at its end."""
+    """Collects the failures of a batch, to be raised as one BatchError at its end."""
 
     def __init__(self) -> None:
         self.errors: dict[str, Exception] = {}
 
     @contextmanager
     def of(self, identifier: str) -> Iterator[None]:
-        """Run the body for *identifier*. Its error is kept; a fatal one is raised."""
+        """Run the body for *identifier*. Note its error; raise it if it is fatal."""
         try:
             yield
         except Exception as error:  # noqa: BLE001 - kept, and raised by raise_any
             self.note(identifier, error)
 
     def note(self, identifier: str, error: Exception) -> None:
-        """Keep the error of *identifier*; a fatal one is raised."""
+        """Note the error of *identifier*; raise it if it is fatal."""
         if isinstance(error, FATAL):
             try:
                 raise error
             finally:
-                del error  # its traceback leads to this frame, and what all its frames have would wait for the collector
+                del error  # its traceback refers to this frame: a cycle that only the garbage collector ends
         self.errors[identifier] = error
 
     def raise_any(self, verb: str, backend: str | None = None) -> None:
         """Raise a BatchError if anything failed.
 
         Args:
-            verb: what was tried, as in "cannot *read* 3 objects".
+            verb: the operation, as in "cannot *read* 3 objects".
             backend: the backend's location.
         """
-        # Not kept here: their tracebacks lead to frames that hold this object, a cycle that only the collector ends.
+        # Not kept here: their tracebacks refer to frames that hold this object, a cycle.
         errors, self.errors = self.errors, {}
         if not errors:
             return

@@ -8,9 +8,9 @@ import stat
 
 _HAS_ATTRIBUTES = hasattr(os, "listxattr")
 _ACL = "system.posix_acl_access"
-# Not capabilities or signatures of the content, which is another one now.
+# Not capabilities or signatures: they belong to the old content.
 _KEPT = ("user.", "system.", "security.selinux")
-# Not everything is everywhere. Whatever is opened so neither blocks nor becomes the controlling terminal.
+# Not every platform has every flag. With these an open neither blocks nor makes a controlling terminal.
 _CALM = (
     os.O_RDONLY
     | getattr(os, "O_NOFOLLOW", 0)
@@ -37,13 +37,13 @@ def entry_facts(directory: int, name: str | bytes) -> os.stat_result | None:
 
 
 def take_over(fd: int, directory: int | None, name: str | bytes, facts: os.stat_result) -> None:
-    """Give a new file the permission bits, ACL and extended attributes of the one that it replaces, and owner and group where we may.
+    """Give a new file the permission bits, ACL and extended attributes of the one it replaces, and owner and group if permitted.
 
-    Nobody gets more rights than before: where the group cannot be kept, the new one has what all others have.
+    Nobody gets more rights than before: if the group cannot be kept, the new group gets the rights of others.
 
     Args:
         fd: of the new file.
-        directory: that the old one is in; None if *name* is its path.
+        directory: of the old file; None if *name* is its path.
         name: of the old one.
         facts: of the old one.
     """
@@ -75,7 +75,7 @@ def give_rights(fd: int, facts: os.stat_result, attributes: dict[str, bytes] | N
 def _chowned(fd: int, owner: int, group: int) -> bool:
     try:
         os.fchown(fd, owner, group)
-    except OSError:  # not ours to give, or the file system has none
+    except OSError:  # not permitted, or not supported by the file system
         return False
     return True
 
@@ -83,7 +83,7 @@ def _chowned(fd: int, owner: int, group: int) -> bool:
 def attributes_of(directory: int | None, name: str | bytes) -> dict[str, bytes] | None:
     """The ACL and the extended attributes that a replacing file takes over; None if the file system has none."""
     try:
-        # By a descriptor it takes half the time; but it may be that the file is not ours to read.
+        # With a descriptor it takes half the time, but the file may not be readable.
         opened = os.open(name, _CALM, dir_fd=directory)
     except PermissionError:
         return _attributes(name if directory is None else f"/proc/self/fd/{directory}/{os.fsdecode(name)}")

@@ -1,4 +1,4 @@
-"""Local files: their sizes and times, readers of them, and StagedFile, a new file that appears whole or not at all."""
+"""Local files: sizes and times, readers, and StagedFile, a new file that appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from storage_backend.file_rights import entry_facts, take_over
 from storage_backend.owners import temporary_name
 from storage_backend.paths import expanded
 
-# Answers of a file system or kernel without O_TMPFILE (open(2)).
+# Errors of a file system or kernel without O_TMPFILE (open(2)).
 _NO_TMPFILE = {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EINVAL}
-# Answers of a pair of files that the kernel does not copy by itself (copy_file_range(2)); EPERM is a seccomp filter's.
+# Errors of copy_file_range(2) for files that the kernel cannot copy; EPERM comes from seccomp filters.
 _NO_KERNEL_COPY = {
     errno.EXDEV,
     errno.ENOSYS,
@@ -35,14 +35,14 @@ _NO_KERNEL_COPY = {
     errno.ETXTBSY,
 }
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_COPY_STEP = 1 << 30  # bytes a call; a signal is seen between two
-_TOLD_STEP = 16 << 20  # bytes a call where somebody wants to see it move
-_CHUNK = 256 << 10  # bytes, where the kernel does not copy
-# Where a pipe has a path that somebody has opened already.
+_COPY_STEP = 1 << 30  # bytes a call; signals are handled between two
+_TOLD_STEP = 16 << 20  # bytes a call if progress is reported
+_CHUNK = 256 << 10  # bytes, if the kernel does not copy
+# Paths of pipes that are open already.
 _OPENED = ("/dev/fd/", "/dev/std", "/proc/")
 _AT_EMPTY_PATH = 0x1000  # linux/fcntl.h
 
-# File systems of the kernel, whose files are made as they are read: their sizes are 0, or a page (proc(5), sysfs(5)).
+# Kernel file systems that generate files when they are read: their sizes are 0, or a page (proc(5), sysfs(5)).
 _MADE = re.compile(
     "binfmt_misc|bpf|cgroup2?|configfs|debugfs|efivarfs|fusectl|nsfs|proc|pstore|rpc_pipefs|securityfs|selinuxfs|sysfs|tracefs"
 )
@@ -50,7 +50,7 @@ _ALWAYS, _UNLESS_ZERO, _NEVER = range(3)
 
 
 def modified_of(facts: os.stat_result) -> datetime | None:
-    """When a file was last changed; None where that is a year without a number: file systems count further."""
+    """When a file was last changed; None if `datetime` cannot represent it."""
     try:
         return _EPOCH + timedelta(microseconds=facts.st_mtime_ns // 1000)
     except OverflowError:
@@ -58,9 +58,9 @@ def modified_of(facts: os.stat_result) -> datetime | None:
 
 
 def told_size(facts: os.stat_result) -> int | None:
-    """The size of a regular file in bytes; None where only reading shows it, and of what is no regular file.
+    """The size of a regular file in bytes; None if only reading reveals it, or if it is not a regular file.
 
-    Of a file in user space (FUSE), a size of 0 may mean either.
+    A FUSE file with size 0 may be empty or of unknown size, so its size is None.
     """
     told = _how_told(facts.st_dev)
     size = facts.st_size
@@ -91,8 +91,8 @@ def _how_told(device: int) -> int:
 def open_source(path: str | os.PathLike[str]) -> BinaryIO:
     """A reader of a local file that is to be stored.
 
-    Of pipes only those are read that are open already (`/dev/stdin`, a shell's `<(...)`): to open another waits for
-    somebody who writes to it, maybe for ever.
+    Pipes are read only if they are open already (`/dev/stdin`, a shell's `<(...)`): opening another would block until it
+    has a writer.
 
     Raises:
         NotAFileError: it is a named pipe.
@@ -103,8 +103,8 @@ def open_source(path: str | os.PathLike[str]) -> BinaryIO:
     def look(mode: int) -> None:
         if stat.S_ISFIFO(mode) and not whole.startswith(_OPENED):
             raise NotAFileError(
-                f"Not a regular file: {whole!r} is a named pipe; open it yourself and store what it gives, by write_stream or "
-                "by the command `put` with the path /dev/stdin"
+                f"Not a regular file: {whole!r} is a named pipe; open it yourself and store its content with write_stream or "
+                "with the command `put` and the path /dev/stdin"
             )
 
     def opened(name: str, flags: int) -> int:
@@ -122,14 +122,14 @@ def open_source(path: str | os.PathLike[str]) -> BinaryIO:
 
 
 class StagedFile:
-    """A new file beside its place, written first and given its name last.
+    """A new file in its final directory, written first and named last.
 
-    Where the file system can, it has no name until then, so that a crash leaves nothing; elsewhere it has a reserved
-    temporary one. A file that it replaces passes on what `take_over` says. Used by one thread. Whoever makes one discards
-    it; a forked child's copy leaves the file alone.
+    If the file system supports it, the file has no name until then, so that a crash leaves nothing; else it has a reserved
+    temporary name. It takes over the rights of a file that it replaces (`take_over`). Used by one thread. The creator must
+    discard it; a forked child's copy leaves the file alone.
 
     Args:
-        directory: descriptor of the directory that the file will be in; it is closed by `discard`.
+        directory: descriptor of the final directory; closed by `discard`.
         name: the file's name there.
         anonymous: try a file without a name first.
 
@@ -144,7 +144,7 @@ class StagedFile:
         self.name = name
         self.size = 0
         self._temporary: str | None = None
-        self._taken_over: tuple[int, int, int] | None = None  # which file's rights it has
+        self._taken_over: tuple[int, int, int] | None = None  # the file whose rights it has
         self._process = os.getpid()
         self.fd = -1
         try:
@@ -162,14 +162,14 @@ class StagedFile:
         self.size += size
 
     def reopen(self) -> int:
-        """A descriptor that gives back what was written, which its caller closes.
+        """A descriptor for reading what was written; the caller closes it.
 
-        A file that has a name is opened anew: a file system in user space (rclone's without a cache) may give nothing by the
-        descriptor that wrote, and one of another machine (NFS) what this one remembers.
+        A named file is reopened: a FUSE file system (rclone without a cache) may return nothing through the descriptor that
+        wrote, and NFS the local cache.
         """
         if self._temporary is None:
             return os.dup(self.fd)
-        os.close(os.dup(self.fd))  # which hands on what was written (close(2))
+        os.close(os.dup(self.fd))  # flushes what was written (close(2))
         return os.open(self._temporary, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW, dir_fd=self.directory)
 
     def publish(self, *, overwrite: bool = True) -> None:
@@ -177,12 +177,12 @@ class StagedFile:
 
         Raises:
             FileExistsError: the name is taken and *overwrite* is false.
-            IsADirectoryError: the name is a directory's. This may be tried again.
-            FileNotFoundError: the directory has been removed. This may be tried again after `move_to`.
+            IsADirectoryError: the name is a directory's. May be retried.
+            FileNotFoundError: the directory has been removed. May be retried after `move_to`.
             OSError: with ENXIO, the name is a device's, a pipe's or a socket's: these are never replaced.
         """
         if self._temporary is not None:
-            # NFS and FUSE tell only at a close that a write has failed (close(2)), and after this it would be too late.
+            # NFS and FUSE report a failed write only at close (close(2)); after the rename it would be too late.
             os.close(os.dup(self.fd))
         if not overwrite:
             self._link()
@@ -205,12 +205,12 @@ class StagedFile:
         self._temporary = None
 
     def move_to(self, directory: int) -> None:
-        """Have the file appear in *directory* instead, which must be on the same file system."""
+        """Change the final directory to *directory*, on the same file system."""
         old, self.directory = self.directory, directory
         os.close(old)
 
     def discard(self) -> None:
-        """Close the file, and remove it if it was not published. Harmless if that was done."""
+        """Close the file, and remove it if it was not published. Calling it twice is harmless."""
         temporary, self._temporary = self._temporary, None
         fd, self.fd = self.fd, -1
         directory, self.directory = self.directory, -1
@@ -218,7 +218,7 @@ class StagedFile:
             if fd >= 0:
                 os.close(fd)
         finally:
-            # Last: to some file systems (rclone's) a name comes when the file is closed.
+            # Last: some file systems (rclone) create the name only when the file is closed.
             if temporary is not None and self._process == os.getpid():
                 with suppress(OSError):
                     os.unlink(temporary, dir_fd=directory)
@@ -233,16 +233,16 @@ class StagedFile:
         facts = entry_facts(self.directory, self.name)
         self._temporary = temporary_name()
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-        # Never more than what it replaces allows, not for a moment: whose group it has is not known yet.
+        # No more rights than the replaced file, not even briefly; none for the group, which may still change.
         mode = facts.st_mode & 0o700 if facts is not None and stat.S_ISREG(facts.st_mode) else 0o666
         self.fd = os.open(self._temporary, flags, mode, dir_fd=self.directory)
         self._take_over(facts)
 
     def _take_over(self, facts: os.stat_result | None) -> None:
-        """Have what the file has that is replaced, of which *facts* are known."""
+        """Take over the rights of the file to be replaced, whose status is *facts*."""
         if facts is None or not stat.S_ISREG(facts.st_mode):
             return
-        seen = (facts.st_dev, facts.st_ino, facts.st_ctime_ns)  # a change of rights is one of the last
+        seen = (facts.st_dev, facts.st_ino, facts.st_ctime_ns)  # a change of rights changes st_ctime
         if seen != self._taken_over:
             take_over(self.fd, self.directory, self.name, facts)
             self._taken_over = seen
@@ -251,7 +251,7 @@ class StagedFile:
         if self._temporary is None:
             link_descriptor(self.fd, self.directory, self.name)
             return
-        # The temporary name stays until `discard`, so that nothing is left to fail once the object is there.
+        # The temporary name stays until `discard`, so that nothing can fail once the object is visible.
         os.link(
             self._temporary,
             self.name,
@@ -262,7 +262,7 @@ class StagedFile:
 
 
 def open_unnamed(directory: int) -> int:
-    """A descriptor of a new file without a name in *directory*; -1 where the file system has no such files.
+    """A descriptor of a new file without a name in *directory*; -1 if the file system does not support it.
 
     Raises:
         FileNotFoundError: the directory has been removed.
@@ -273,7 +273,7 @@ def open_unnamed(directory: int) -> int:
         return os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o666, dir_fd=directory)
     except OSError as error:
         if error.errno == errno.EPERM and os.fstat(directory).st_nlink == 0:
-            # ext4's word for a directory that has been removed.
+            # ext4 returns EPERM for a directory that has been removed.
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT)) from error
         if error.errno not in _NO_TMPFILE:
             raise
@@ -282,13 +282,13 @@ def open_unnamed(directory: int) -> int:
 
 @cache
 def _can_name_descriptors() -> bool:
-    """Whether a file opened without a name can be given one."""
+    """Whether a file opened without a name can be linked."""
     return hasattr(os, "O_TMPFILE") and Path("/proc/self/fd").is_dir()
 
 
 def link_descriptor(fd: int, directory: int, name: str | bytes) -> None:
-    """Give a file that has none a name."""
-    # The short way is for root, and since Linux 6.10 for whoever opened the file (linkat(2), AT_EMPTY_PATH).
+    """Give a file without a name a name."""
+    # AT_EMPTY_PATH works for root, and since Linux 6.10 for the opener of the file (linkat(2)).
     if _linkat()(fd, b"", directory, os.fsencode(name), _AT_EMPTY_PATH) == 0:
         return
     if ctypes.get_errno() == errno.EEXIST:
@@ -303,15 +303,15 @@ def _linkat() -> Callable[..., int]:
 
 
 def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | None = None) -> int:
-    """Append everything from the position of *source* to its end to *target*, inside the kernel where it can.
+    """Append everything from the position of *source* to *target*, inside the kernel if possible.
 
     Args:
         source: a descriptor.
         target: another.
-        moved: is told of the bytes.
+        moved: called with the number of bytes of each step.
 
     Returns:
-        How many bytes that was.
+        The number of bytes.
     """
     copied = 0
     step = _COPY_STEP if moved is None else _TOLD_STEP
@@ -325,9 +325,9 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
         else:
             done = _copied_by_kernel(source, target, size, step, moved)
             copied += done
-            if done < size:  # the kernel does not copy these two, or the file has become shorter
+            if done < size:  # the kernel cannot copy these two, or the file was truncated
                 break
-    # Some file systems answer 0 where a read gives bytes, so only a read proves the end.
+    # On some file systems copy_file_range returns 0 before the end, so only a read proves the end.
     while chunk := os.read(source, _CHUNK):
         view = memoryview(chunk)
         while view:
@@ -341,7 +341,7 @@ def copy_descriptor(source: int, target: int, moved: Callable[[int], object] | N
 def _copied_by_kernel(
     source: int, target: int, most: int, step: int, moved: Callable[[int], object] | None
 ) -> int:
-    """Copy *most* bytes inside the kernel; how many it has copied."""
+    """Copy up to *most* bytes inside the kernel; return the number copied."""
     copied = 0
     if hasattr(os, "copy_file_range"):
         try:
@@ -356,7 +356,7 @@ def _copied_by_kernel(
 
 
 def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
-    """Runs of a file from its position on: whether it is a hole that the copy can have too, and how long it is."""
+    """The runs of a file from its position: whether each is a hole that the copy can have too, and its length."""
     facts = os.fstat(source)
     sparse = facts.st_blocks * 512 < facts.st_size and stat.S_ISREG(facts.st_mode)
     if not (sparse and hasattr(os, "SEEK_HOLE") and stat.S_ISREG(os.fstat(target).st_mode)):
@@ -369,7 +369,7 @@ def _runs(source: int, target: int) -> Iterator[tuple[bool, int]]:
         except OSError as error:
             if error.errno != errno.ENXIO:
                 raise
-            data = facts.st_size  # nothing but a hole follows
+            data = facts.st_size  # only a hole follows
         end = os.lseek(source, data, os.SEEK_HOLE) if data < facts.st_size else data
         os.lseek(source, position, os.SEEK_SET)
         if data > position:

@@ -1,10 +1,10 @@
-"""What this process does when it forks. All state that belongs to the process itself, not to an object, is here.
+"""Actions at a fork of this process. All state of the process itself, not of an object, is here.
 
-* `guard()`: SQLite connections are closed before a fork.
-* `no_fork()`: no fork comes in the middle of a short step, such as a key exchange.
-* `inherited()`: keeps what a child must not finalise.
+* `guard()`: closes SQLite connections before a fork.
+* `no_fork()`: delays a fork during a short step, such as a key exchange.
+* `inherited()`: keeps objects that a child must not finalise.
 
-Each is made when first needed and stays, since a hook of `os.register_at_fork` cannot be taken back.
+Each is created when first needed and stays, because a hook of `os.register_at_fork` cannot be removed.
 """
 
 from __future__ import annotations
@@ -17,26 +17,26 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-PATIENCE = 5.0  # seconds that a fork waits for steps under way
+PATIENCE = 5.0  # seconds that a fork waits for steps in progress
 
 
 class Forkable(Protocol):
-    """What can be brought to rest."""
+    """An object that can be paused for a fork."""
 
     def before_fork(self) -> None:
-        """Finish what is under way, close what a child must not inherit, and let nobody begin."""
+        """Finish work in progress, close what a child must not inherit, and block new work."""
 
     def after_fork(self) -> None:
-        """Go on, in the parent."""
+        """Resume, in the parent."""
 
 
 class ForkGuard:
-    """Brings its members to rest before this process forks.
+    """Pauses its members before this process forks.
 
-    SQLite counts the locks of a file once for the whole process, and a child inherits the count but not the locks: it would
-    believe that it holds what it does not, and lose its writes when the parent closes the file ("How To Corrupt An SQLite
-    Database File", 2.6; seen here). It need not touch an inherited connection for that: opening a new one is enough. So idle
-    connections are closed before each fork, and those in use are waited for.
+    SQLite counts the locks of a file per process, and a child inherits the count but not the locks: it would assume locks that it
+    does not hold, and lose its writes when the parent closes the file ("How To Corrupt An SQLite Database File", 2.6; observed
+    here). It need not use an inherited connection for that: opening a new one is enough. So idle connections are closed before
+    each fork, and those in use are waited for.
     """
 
     def __init__(self) -> None:
@@ -48,7 +48,7 @@ class ForkGuard:
         )
 
     def add(self, member: Forkable) -> None:
-        """Bring *member* to rest, too, for as long as it lives."""
+        """Add a member, for as long as it lives."""
         with self._lock:
             self._members.add(member)
 
@@ -65,19 +65,19 @@ class ForkGuard:
         self._lock.release()
 
     def _after_in_child(self) -> None:
-        # The members are left as they are: each belongs to the process that made it.
+        # The members are left alone: each belongs to the process that created it.
         self._members = weakref.WeakSet()
         self._resting = []
         self._lock = threading.Lock()
 
 
 class _ForkBarrier:
-    """Lets steps run side by side, and a fork while there are none.
+    """Lets steps run concurrently, and a fork only while there are none.
 
     OpenSSL takes locks in key exchanges, signatures, handshakes and while it loads certificates, and Python lets other
-    threads run meanwhile. A child that is forked then has those locks held for ever, and hangs in its first key exchange
-    (seen with cryptography 50 and OpenSSL 4.0, and with Python's ssl and OpenSSL 3.0: once in some hundred forks). A module
-    has a lock while it is imported, for which the child waits for ever too.
+    threads run meanwhile. A child that is forked meanwhile inherits those locks held for ever, and hangs in its first key exchange
+    (observed with cryptography 50 and OpenSSL 4.0, and with Python's ssl and OpenSSL 3.0: about once in some hundred forks).
+    The same holds for the lock of a module that is being imported.
     """
 
     def __init__(self) -> None:
@@ -86,7 +86,7 @@ class _ForkBarrier:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Run the body while nobody forks. A step inside another one begins at once."""
+        """Run the body while no thread forks. A nested step starts at once."""
         mine = self._mine
         depth = getattr(mine, "depth", 0)
         if not depth:
@@ -107,10 +107,10 @@ class _ForkBarrier:
     def _before(self) -> None:
         with self._changed:
             self._forking += 1
-            # A child that is forked by a step itself has no other thread's locks to fear of it.
+            # A fork by the step's own thread need not wait for that step.
             own = 1 if getattr(self._mine, "depth", 0) else 0
             self._changed.wait_for(lambda: self._under_way <= own, PATIENCE)
-        # Held through the fork, so that the child's copy is of no other thread.
+        # Held during the fork, so that no other thread holds the lock in the child.
         self._changed.acquire()
 
     def _after(self) -> None:
@@ -137,11 +137,11 @@ def _barrier() -> _ForkBarrier:
 
 
 def no_fork() -> AbstractContextManager[None]:
-    """A context for a step that takes a moment: a fork waits for its end, for `PATIENCE` seconds at most."""
+    """A context for a short step: a fork waits for its end, for `PATIENCE` seconds at most."""
     return _barrier().step()
 
 
 @functools.cache
 def inherited() -> list[object]:
-    """What this process has from its parent and keeps to its end: finalised, it would say or close something in the parent's name."""
+    """Objects of the parent that this child keeps until its end: finalising them would close connections of the parent."""
     return []

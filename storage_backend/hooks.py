@@ -1,4 +1,4 @@
-"""Hooks: what transfers, caches and displays ask of a backend beyond its public methods."""
+"""Hooks: the optional interface of backends for transfers, caches and displays."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class Hooks:
-    """What transfers, caches and displays may ask of a backend beyond its public methods.
+    """The optional interface of backends for transfers, caches and displays.
 
-    Each has a default that is right for any backend. A backend that can do better returns a subclass from its property
-    `hooks`; a wrapper's is a `storage_backend.wrappers.base.WrapperHooks`, which asks the backend within.
+    Each method has a default that is correct for any backend. A backend that can do better returns a subclass from its property
+    `hooks`; a wrapper returns a `storage_backend.wrappers.base.WrapperHooks`, which forwards to the backend within.
 
     Attributes:
         backend: the backend.
@@ -33,72 +33,72 @@ class Hooks:
         self.backend = backend
 
     def last_read(self, identifier: str) -> ObjectInfo | None:
-        """What the last `read`, `read_range`, `open` or `download` of the object by this thread, through this instance, saw; returned once.
+        """The info from the last `read`, `read_range`, `open` or `download` of the object by this thread and instance; returned once.
 
-        For caches: what a `stat` shows before or after may be of another version. None where it is not known.
+        For caches: a `stat` before or after may see another version. None if unknown.
         """
         return None
 
     def last_written(self, identifier: str) -> ObjectInfo | None:
-        """What the last write of the object through this instance left there, as a scan shows it; returned once.
+        """The info, as from `scan`, after the last write of the object through this instance; returned once.
 
-        For transfers: it saves a `stat` of each object where the response to a write has all of it. None where it has not.
+        For transfers: saves a `stat` per object if the response to a write contains the info. None if it does not.
         """
         return None
 
     def sha256_many(self, identifiers: Iterable[str]) -> Iterator[tuple[str, str]]:
-        """The SHA-256 of those objects that the store digests by itself, in any order; others are left out.
+        """The SHA-256 of the objects that the store can digest itself, in any order; others are left out.
 
-        For transfers: a store with `Capability.CHECKSUM` may answer for many objects at once.
+        For transfers: a store with `Capability.CHECKSUM` may digest many objects with one request.
         """
         return iter(())
 
     def md5_in(self, info: ObjectInfo) -> str | None:
-        """The MD5 of the object's content, lower-case hex, if *info*, as a listing gave it, shows one.
+        """The MD5 of the object's content, lower-case hex, if *info* from a listing contains it.
 
-        For transfers: if it is that of another object, the content is the same.
+        For transfers: equal MD5s mean equal content.
         """
         return None
 
     def kept_times(self, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-        """The times that writes were given, of those objects whose times the store keeps but a listing does not show.
+        """The `modified` passed to the writes of objects, if the store keeps it but listings do not show it.
 
-        For transfers, which otherwise know when such an object was stored, not when its content last changed.
+        For transfers, which otherwise know only when such an object was stored, not when its content last changed.
         """
         return iter(())
 
     def keeps_time(self, modified: datetime) -> bool:
-        """Whether this very time is kept, as precisely as the store has times; False for one beyond its range."""
+        """Whether the store can keep this time, with its own precision; False if it is out of range."""
         return self.backend.keeps_modified is True
 
     @property
     def is_near(self) -> bool:
-        """Whether a small object is read sooner than a remote server would answer."""
+        """Whether reading a small object takes less time than a request to a remote server."""
         return False
 
     @property
     def instance(self) -> str:
-        """Tells the store from others of its class, where it has no URL and its objects are gone with it; else empty."""
+        """Identifies a store without a URL whose objects exist only as long as it does; else empty."""
         return ""
 
     def places(self, prefix: str = "") -> Iterator[Lineage]:
-        """Where the objects beneath *prefix* really are; several for a backend that keeps them in several places.
+        """The physical location of the objects under *prefix*; several for a backend that keeps them in several places.
 
-        For transfers: two backends are one place, or one lies inside the other, if the last value of one is among the other's.
+        For transfers: two backends overlap if the last value of one is among the other's.
         """
         yield within(((id(self.backend),),), prefix)
 
     def own_paths(self) -> Iterator[Path]:
-        """Files and folders of this machine that the backend works with beside its objects, as a cache's.
+        """Local files and folders that the backend uses besides its objects, such as a cache.
 
-        For transfers: where they lie among the objects of a side, they are none.
+        For transfers: they do not count as objects of a side.
         """
         return iter(())
 
     def tidy(self) -> int:
-        """Remove what interrupted writes have left: this instance's, and those of processes that have ended. Returns how much.
+        """Remove leftovers of interrupted writes by this instance and by dead processes; return their number.
 
-        For transfers, at their ends. What the listings by this instance have not shown need not be found.
+        For transfers, at their end. Only leftovers seen by listings of this instance need be found.
         """
         return 0
 
@@ -111,24 +111,24 @@ class Hooks:
             return download_from(counting(reader, moved), path)
 
     def upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> bool:
-        """As `StorageBackend.upload`; calls *moved* with the number of bytes as they leave. Override it as `download`."""
+        """As `StorageBackend.upload`; calls *moved* with the number of bytes as they are sent. Override it as `download`."""
         return upload_from(self.backend, path, identifier, moved)
 
     def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
-        """As `StorageBackend.checksum`; calls *moved* with the number of bytes as this process reads them, if it does."""
+        """As `StorageBackend.checksum`; calls *moved* with the number of bytes that this process reads, if any."""
         if overrides(self.backend, "checksum"):
             return self.backend.checksum(identifier, algorithm)
         return digest_of(self.backend, identifier, algorithm, moved)
 
 
 def hooks_of(backend: StorageBackend) -> Hooks:
-    """The backend's hooks; the defaults if it has none, as a mock."""
+    """The backend's hooks; the defaults if it has none, such as a mock."""
     found: object = backend.hooks
     return found if isinstance(found, Hooks) else Hooks(backend)
 
 
 def download_from(reader: BinaryIO, path: str | os.PathLike[str]) -> bool:
-    """Store all that *reader* gives in the file at *path*, whole or not at all."""
+    """Store the content of *reader* in the file at *path*, whole or not at all."""
 
     def fill(staged: StagedFile) -> None:
         for chunk in chunks(reader):
@@ -141,7 +141,7 @@ def download_from(reader: BinaryIO, path: str | os.PathLike[str]) -> bool:
 def upload_from(
     backend: StorageBackend, path: str | os.PathLike[str], identifier: str, moved: Moved = unwatched
 ) -> bool:
-    """Store the local file at *path* by one reader; *moved* is called as its bytes are read."""
+    """Store the local file at *path* with one reader; *moved* is called as its bytes are read."""
     with open_source(path) as reader:
         facts = os.fstat(reader.fileno())
         info = ObjectInfo(identifier, told_size(facts), modified_of(facts))
@@ -149,7 +149,7 @@ def upload_from(
 
 
 def digest_of(backend: StorageBackend, identifier: str, algorithm: str, moved: Moved = unwatched) -> str:
-    """The digest of what a reader of the object gives; *moved* is called as its bytes are read."""
+    """The digest of the object, computed with one reader; *moved* is called as its bytes are read."""
     digest = new_digest(algorithm)
     with backend.open(identifier) as reader:
         for chunk in chunks(counting(reader, moved)):

@@ -7,8 +7,10 @@ from functools import lru_cache
 
 from storage_backend.errors import InvalidIdentifierError
 
-MAX_BYTES = 1024  # the longest key that Amazon S3 takes ("Naming Amazon S3 objects"), so the longest that can move anywhere
-RESERVED = ".~sb-"  # a segment that begins so is one of our temporary files
+MAX_BYTES = (
+    1024  # the longest key of Amazon S3 ("Naming Amazon S3 objects"), so that every object can be moved there
+)
+RESERVED = ".~sb-"  # prefix of the segments of our temporary files
 
 _OUTSIDE = "outside base directory"
 
@@ -18,14 +20,14 @@ def check(identifier: str, *, surrogates: bool = False, max_segment_bytes: int |
 
     Args:
         identifier: segments joined by "/".
-        surrogates: take names that are not UTF-8, spelled with `surrogateescape`, as file systems have them.
-        max_segment_bytes: the longest segment that the store takes.
+        surrogates: accept names that are not UTF-8, decoded with `surrogateescape`, as on file systems.
+        max_segment_bytes: the longest segment that the store accepts.
 
     Raises:
         InvalidIdentifierError: with the reason; it says "outside base directory" for ".." and absolute paths.
         TypeError: it is not a str.
     """
-    # One substring search each for all that can be wrong with a short ASCII name: most names end here, in 0.2 us.
+    # Fast path: a substring search for each possible fault of a short ASCII name; 0.2 us.
     if (
         identifier.__class__ is str
         and identifier.isascii()
@@ -43,7 +45,7 @@ def check(identifier: str, *, surrogates: bool = False, max_segment_bytes: int |
 
 
 def is_valid(identifier: str, *, surrogates: bool = False, max_segment_bytes: int | None = None) -> bool:
-    """Whether `check` would pass *identifier*."""
+    """Whether `check` accepts *identifier*."""
     return _fault(identifier, surrogates, max_segment_bytes) is None
 
 
@@ -58,7 +60,7 @@ def decode(name: bytes) -> str:
 
 
 def _fault(identifier: str, surrogates: bool, max_segment_bytes: int | None) -> str | None:
-    """What is wrong with *identifier*, or None."""
+    """The reason why *identifier* is invalid, or None."""
     if not isinstance(identifier, str):
         raise TypeError(f"an identifier is a str, not {type(identifier).__name__}: {identifier!r}")
     if not identifier:
@@ -75,19 +77,19 @@ def _fault(identifier: str, surrogates: bool, max_segment_bytes: int | None) -> 
     if "" in segments:
         return "it has an empty segment"
     if any(segment.startswith(RESERVED) for segment in segments):
-        return f"a segment begins with {RESERVED!r}, which is kept for temporary files"
+        return f"a segment begins with {RESERVED!r}, which is reserved for temporary files"
     try:
         encoded = identifier.encode("utf-8", "surrogateescape" if surrogates else "strict")
     except UnicodeEncodeError:
         return "it has a lone surrogate, which has no encoding in UTF-8"
     if surrogates and encoded.decode("utf-8", "surrogateescape") != identifier:
-        return "its surrogates spell valid UTF-8, so it would be a second name of one object"
+        return "its surrogates encode valid UTF-8, so it would be a second name of one object"
     if len(encoded) > MAX_BYTES:
         return f"it has {len(encoded):,} bytes; at most {MAX_BYTES:,} are possible"
     if max_segment_bytes is not None:
         longest = max(map(len, encoded.split(b"/")))
         if longest > max_segment_bytes:
-            return f"a segment has {longest} bytes; this store takes {max_segment_bytes}"
+            return f"a segment has {longest} bytes; this store allows {max_segment_bytes}"
     return None
 
 
@@ -115,7 +117,7 @@ class Glob:
         reason = _pattern_fault(pattern, segments)
         if reason is not None:
             raise InvalidIdentifierError(f"invalid pattern {_shown(pattern)}: {reason}", identifier=pattern)
-        # "**/**" means what "**" does, and would make the expression backtrack.
+        # "**/**" is equivalent to "**", and would make the expression backtrack.
         self._segments = [
             segment
             for index, segment in enumerate(segments)
@@ -133,7 +135,7 @@ class Glob:
         return self._expression.fullmatch(identifier) is not None
 
     def may_hold(self, directory: str) -> bool:
-        """Whether anything beneath *directory* (no slash at its end; "" is the root) can match."""
+        """Whether anything under *directory* (no slash at its end; "" is the root) can match."""
         parts = directory.split("/") if directory else []
         if not self.recursive and len(parts) >= len(self._segments):
             return False
@@ -183,7 +185,7 @@ def _expression(segments: list[str]) -> str:
     if "**" not in segments:
         return "/".join(map(_segment, segments))
     head, *middle, tail = _between_recursions(segments)
-    # As with "*" in a segment: the first place that fits is right for all but the last, and is never given back.
+    # As with "*" in a segment: for all but the last, the first match is correct, so the groups are atomic.
     return "".join(
         [
             *(f"{_segment(segment)}/" for segment in head),
@@ -204,7 +206,7 @@ def _between_recursions(segments: list[str]) -> list[list[str]]:
 
 
 def _segment(segment: str) -> str:
-    """The expression of one segment. Each "*" takes the shortest run for good, so that matching is never exponential."""
+    """The expression of one segment. Each "*" takes the shortest run atomically, so that matching is never exponential."""
     text = re.sub(r"\*+", "*", segment)
     pieces: list[str] = [""]
     position = 0
@@ -227,13 +229,13 @@ def _segment(segment: str) -> str:
         pieces[-1] += piece
     if len(pieces) == 1:
         return pieces[0]
-    # Shortest-first is right for all but the last "*", whose tail must reach the end of the segment.
+    # Shortest-first is correct for all but the last "*", whose tail must reach the end of the segment.
     middle = "".join(f"(?>[^/]*?{piece})" for piece in pieces[1:-1])
     return f"{pieces[0]}{middle}[^/]*{pieces[-1]}"
 
 
 def _class(inside: str) -> str:
-    """The expression of "[...]"; a range backwards, as "z-a", holds no character."""
+    """The expression of "[...]"; a reversed range such as "z-a" contains no character."""
     negated = inside.startswith("!")
     members = inside[negated:]
     ranges = []
@@ -248,5 +250,5 @@ def _class(inside: str) -> str:
             ranges.append(f"{re.escape(low)}-{re.escape(high)}")
     if not ranges:
         return "[^/]" if negated else "(?!)"
-    # A class never crosses a segment, not even one that excludes others.
+    # A class never matches "/", not even a negated one.
     return f"(?!/)[{'^' if negated else ''}{''.join(ranges)}]"

@@ -1,4 +1,4 @@
-"""ObjectInfo and Capability: what is known of an object, and of a backend."""
+"""ObjectInfo: the metadata of an object; Capability: the optional features of a backend."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ import enum
 from dataclasses import dataclass
 from datetime import datetime
 
+# Kernels round file times to a clock tick, SFTP to seconds: a second write within this time may leave size and time
+# unchanged (git calls such a file "racily clean": Documentation/technical/racy-git).
+RACY_SECONDS = 2.0
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """What a backend knows of one object without reading it.
+    """The metadata that a backend knows of an object without reading it.
 
     Attributes:
         identifier: its name.
         size: its length in bytes; None where that would cost a request.
         modified: when it last changed, aware, in UTC; None where unknown.
         etag: opaque; equal means unchanged. None rather than a weak one, and never parsed.
-        sha256: lower-case hex, only where the store vouches for it.
-        content_type: its media type, where the store keeps one.
+        sha256: lower-case hex, only where the backend guarantees it.
+        content_type: its media type, where the backend keeps one.
     """
 
     identifier: str
@@ -28,22 +32,27 @@ class ObjectInfo:
     content_type: str | None = None
 
 
+def is_racy(modified: float, looked: float) -> bool:
+    """Whether an object with that time, seen at *looked*, may change again without a change of its time."""
+    return modified >= looked - RACY_SECONDS
+
+
 class Capability(enum.Flag):
-    """What a backend can do beyond what all can. Each flag belongs to a method, which raises UnsupportedOperationError without it or does it more slowly."""
+    """Optional features of a backend. Without its flag, a method is slower or raises UnsupportedOperationError."""
 
     CREATE = enum.auto()
     """`create` is atomic."""
     REPLACE = enum.auto()
     """`replace` is atomic."""
     URL = enum.auto()
-    """`get_url` gives a URL."""
+    """`get_url` returns a URL."""
     RANGES = enum.auto()
-    """`read_range` moves only the range."""
+    """`read_range` transfers only the range."""
     SERVER_COPY = enum.auto()
-    """`copy` moves no bytes through this process."""
+    """`copy` transfers no bytes through this process."""
     CHECKSUM = enum.auto()
-    """`checksum` moves no bytes through this process."""
+    """`checksum` transfers no bytes through this process."""
     DIRECTORIES = enum.auto()
-    """There are directories underneath: `a` and `a/b` cannot both be objects."""
+    """The store has directories: `a` and `a/b` cannot both be objects."""
     FLUSH = enum.auto()
-    """`flush` makes all writes so far survive power loss."""
+    """`flush` makes all earlier writes survive power loss."""

@@ -1,4 +1,4 @@
-"""LastSeen: what a thread's last read saw of its object, kept until somebody asks (`Hooks.last_read`)."""
+"""LastSeen: the info from each thread's last read, kept until `Hooks.last_read` takes it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from storage_backend.info import ObjectInfo
 
 
 class LastSeen:
-    """What each thread's last read through one backend saw. A pickle of it is empty."""
+    """The info from each thread's last read through one backend. Not pickled."""
 
     def __init__(self) -> None:
         self._local = threading.local()
 
     def note(self, info: ObjectInfo | None) -> None:
-        """Remember what the read that ends has seen; None at the beginning of one, which may end without knowing."""
+        """Remember the info from a read; None at its start, because it may end without any."""
         self._local.info = info
 
     def take(self, identifier: str) -> ObjectInfo | None:
-        """What the last read of this thread saw, if it was of this object; told once."""
+        """The info from the last read of this thread, if it was of this object; returned once."""
         info: ObjectInfo | None = getattr(self._local, "info", None)
         self._local.info = None
         return info if info is not None and info.identifier == identifier else None

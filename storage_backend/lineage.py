@@ -1,4 +1,4 @@
-"""Lineage: a place and all that encloses it, each as a value that does not depend on the name by which it is reached."""
+"""Lineage: a location and all its ancestors, as values that do not depend on the path used (device and inode)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 from typing import TypeAlias
 
 Lineage: TypeAlias = tuple[object, ...]
-"""Values of which each stands for a place that lies in the one before; the last is the place itself."""
+"""One value for each ancestor, outermost first; the last is the location itself."""
 
 
 def lineage(path: str | os.PathLike[str]) -> Lineage:
-    """The lineage of a file or folder, by device and inode; by name from the first on that does not exist."""
+    """The lineage of a file or folder, by device and inode; by name from the first missing component."""
     found: Lineage = (_identity("/"),)
     at = "/"
     for name in os.path.realpath(path).split("/"):
@@ -21,7 +21,7 @@ def lineage(path: str | os.PathLike[str]) -> Lineage:
 
 
 def within(place: Lineage, prefix: str) -> Lineage:
-    """The lineage of what is beneath *prefix*, segments joined by "/", in a place without folders; of the place itself for ""."""
+    """The lineage of *prefix*, segments joined by "/", in a store without folders; of the store itself for ""."""
     for segment in filter(None, prefix.split("/")):
         place = (*place, (place[-1], segment))
     return place

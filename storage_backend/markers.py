@@ -1,4 +1,4 @@
-"""Markers: short-lived objects that show whether two backends reach the same place."""
+"""Markers: short-lived objects that reveal whether two backends access the same storage."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _CONTENT = b"storage-backend looks whether two places are one. This object lasts
 
 
 def fresh(folder: str, pair: str) -> str:
-    """A marker's identifier that nobody has used.
+    """A new identifier of a marker.
 
     Args:
         folder: "", or ending in "/".
-        pair: 24 hexadecimal digits that tell whose it is.
+        pair: 24 hexadecimal digits that identify its creator.
     """
     return f"{folder}{STEM}{pair}{os.urandom(8).hex()}"
 
@@ -43,16 +43,16 @@ def remove(backend: StorageBackend, marker: str) -> None:
         backend.delete(marker)
     except FileNotFoundError:
         pass
-    except Exception as error:  # noqa: BLE001 - a marker that stays does no harm
+    except Exception as error:  # noqa: BLE001 - a leftover marker is harmless
         logger.warning("%r is left in %s and may be deleted: %s", marker, location_of(backend), error)
 
 
 def refuse_one_object(one: StorageBackend, source_id: str, other: StorageBackend, dest_id: str) -> None:
-    """Refuse two objects that are one under two names, before the first is deleted because of the second.
+    """Refuse two names of one object, before the first is deleted because of the second.
 
     Raises:
-        ConfigurationError: they are one, or somebody removed the marker meanwhile.
-        StorageError: a side is out of reach, or refuses the marker.
+        ConfigurationError: they are one, or the marker was removed meanwhile.
+        StorageError: a side is unreachable, or refuses the marker.
     """
     name = fresh("", os.urandom(12).hex())
     here, there = (identifier[: identifier.rfind("/") + 1] + name for identifier in (source_id, dest_id))

@@ -1,4 +1,4 @@
-"""Owners: temporary names say which process made them, so that files of processes that have ended can be removed."""
+"""Owners: temporary names identify the process that made them, so that files of dead processes can be removed."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _NOWHERE = "0" * 8
 
 
 def temporary_name() -> str:
-    """A name that no object can have and no other process will choose; it identifies this process."""
+    """A unique name that no object can have; it identifies this process."""
     return f"{RESERVED}{_owner(os.getpid())}{os.urandom(6).hex()}"
 
 
 def is_abandoned(name: str) -> bool:
-    """Whether *name* is a temporary one of a process of this machine that has ended.
+    """Whether *name* is a temporary name of a dead process of this machine.
 
-    False for names made on another machine, in another container or before the last boot, of which it is not known.
+    False if that is unknown: for names made on another machine, in another container or before the last boot.
     """
     found = _NAME.fullmatch(name)
     if found is None or found[1] == _NOWHERE or found[1] != _machine():
         return False
-    # A zombie still has its number, and so has a process whose /proc entry we may not read.
+    # A zombie still exists, and so does a process whose /proc entry is not readable.
     started = _started(int(found[2], 16))
     return started != found[3] and (started is not None or not Path(f"/proc/{int(found[2], 16)}").exists())
 
@@ -48,7 +48,7 @@ def living() -> frozenset[bytes]:
 
 
 def is_abandoned_tag(found: bytes, living: frozenset[bytes]) -> bool:
-    """Whether a process with this tag was one of this machine and has ended; False where that is not known."""
+    """Whether this is the tag of a dead process of this machine; False if that is unknown."""
     machine = bytes.fromhex(_machine())
     return any(machine) and found[:4] == machine and bool(living) and found not in living
 
@@ -70,7 +70,7 @@ def _owner(pid: int) -> str:
 
 @functools.cache
 def _machine() -> str:
-    """Identifies this boot of this machine and this PID namespace; zeros where nothing does."""
+    """Identifies this boot of this machine and this PID namespace; zeros if unknown."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - of what the link stands for
@@ -80,7 +80,7 @@ def _machine() -> str:
 
 
 def _started(pid: int) -> str | None:
-    """When a process was started, in clock ticks since the boot (proc_pid_stat(5), starttime); None if there is none of that number."""
+    """The start time of a process, in clock ticks since the boot (proc_pid_stat(5), starttime); None if it does not exist."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return f"{int(fields[19]) & 0xFFFFFFFF:08x}"

@@ -1,4 +1,4 @@
-"""What the scans of all backends share: entries that are no objects, and one level of a scan."""
+"""Shared by the scans of all backends: skipped entries, and one level of a scan."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ OnSkip: TypeAlias = Callable[[StorageError], object]
 
 
 class FolderMarkerError(InvalidIdentifierError):
-    """An empty entry whose name ends in "/", by which a console shows a folder. Nothing is lost where it is passed over."""
+    """An empty entry whose name ends in "/", which some consoles create to show a folder. Skipping it loses nothing."""
 
 
 def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:
-    """Tell *on_skip*, or the log, of an entry that is no object."""
+    """Report an entry that is not an object to *on_skip*, or log it."""
     if on_skip is None:
         logger.warning("skipped in %s: %s", where, error)
         return
@@ -27,7 +27,7 @@ def report_skip(on_skip: OnSkip | None, error: Exception, where: str) -> None:
 
 
 def one_level(infos: Iterable[ObjectInfo], prefix: str) -> Iterator[ObjectInfo | str]:
-    """Of objects in order beneath *prefix*: those of the first level, and the others once as "name/"."""
+    """Of ordered objects under *prefix*: those of the first level, and for the others "name/", once each."""
     last = None
     for info in infos:
         name, slash, _ = info.identifier[len(prefix) :].partition("/")

@@ -1,4 +1,4 @@
-"""Secret: a password or key, given as itself or by reference."""
+"""Secret: a password or key, given literally or by reference."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _REFERENCES = ("env:", "file:")
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Secret:
-    """A constructor's parameter whose value appears in no repr, message or pickle.
+    """A constructor argument whose value never appears in a repr, message or pickle.
 
     Attributes:
-        parameter: its name there.
+        parameter: its name.
         text: "env:NAME", "file:PATH" or, if *literal*, the secret itself.
-        literal: whether it was given as itself. Then its owner refuses to be pickled (`refuse_pickle`).
+        literal: whether *text* is the secret. Then its owner refuses to be pickled (`refuse_pickle`).
     """
 
     parameter: str
@@ -31,14 +31,14 @@ class Secret:
 
     @classmethod
     def given(cls, parameter: str, value: str | None) -> Self | None:
-        """The secret that *value* means: itself, or what "env:NAME" or "file:PATH" refers to; None if it is None."""
+        """The secret for *value*: a literal, "env:NAME" or "file:PATH"; None for None."""
         return None if value is None else cls(parameter, value, not value.startswith(_REFERENCES))
 
     def value(self) -> str:
-        """The secret, looked up now. A file's last line may end with a newline, which is no part of it.
+        """The secret, looked up now. A newline at the end of a file is ignored.
 
         Raises:
-            ConfigurationError: what it refers to is not there.
+            ConfigurationError: its environment variable or file does not exist.
         """
         if self.literal:
             return self.text
@@ -51,34 +51,34 @@ class Secret:
         try:
             return Path(expanded(place)).read_text(encoding="utf-8").rstrip("\r\n")
         except UnicodeDecodeError:
-            # Its own words quote a byte of the secret.
+            # The error text quotes a byte of the secret.
             raise self._wrong(f"cannot read {place!r}: it is not UTF-8") from None
         except (OSError, ValueError) as error:
             raise self._wrong(f"cannot read {place!r}: {error}") from None
 
     @override
     def __repr__(self) -> str:
-        return f"<{self.parameter}: {'given as itself' if self.literal else self.text}>"
+        return f"<{self.parameter}: {'given literally' if self.literal else self.text}>"
 
     def _wrong(self, reason: str) -> ConfigurationError:
         return ConfigurationError(f"{self.parameter}: {reason}", parameter=self.parameter)
 
 
 def refuse_pickle(where: str, *secrets: Secret | None, advice: str) -> None:
-    """Refuse to pickle an object that was given a secret itself.
+    """Refuse to pickle an object that was given a literal secret.
 
     Args:
         where: the owner's location.
-        secrets: that would go.
+        secrets: of the owner.
         advice: what to use instead, as in "use *PGPASSWORD*".
 
     Raises:
-        ConfigurationError: one of them was given as itself.
+        ConfigurationError: one of them was given literally.
     """
     for secret in secrets:
         if secret is not None and secret.literal:
             raise ConfigurationError(
-                f"{where}: it was given a {secret.parameter}, which does not go into a pickle; use {advice}",
+                f"{where}: it was given a literal {secret.parameter}, which must not be pickled; use {advice}",
                 parameter=secret.parameter,
                 backend=where,
             )

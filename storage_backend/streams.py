@@ -1,4 +1,4 @@
-"""Readers that hash, count and check what passes through them; the seekable ranged reader; the writer."""
+"""Readers that hash, count and verify; the seekable ranged reader; the writer."""
 
 from __future__ import annotations
 
@@ -15,19 +15,17 @@ from storage_backend.errors import ConfigurationError, IntegrityError
 from storage_backend.info import ObjectInfo
 
 Content: TypeAlias = Buffer | BinaryIO
-"""What our own classes' `write` takes."""
+"""The content that our classes' `write` accepts."""
 
 CHUNK = 256 << 10  # bytes; larger ones leave the allocator's cache and cost a page fault every 4 KiB
 SPOOL = 8 << 20  # bytes kept in memory before a temporary file is used
 
 
 def plain(content: Content) -> bytes | BinaryIO:
-    """*content* as one of two kinds: the bytes of a buffer (uncopied if they are bytes already), or the reader itself.
-
-    This is the one place where `write` tells the two apart.
+    """*content* as one of two kinds: the bytes of a buffer (not copied if they are bytes already), or the reader itself.
 
     Raises:
-        TypeError: it is text, a reader of text, or neither of the two.
+        TypeError: it is text, a text reader, or neither buffer nor reader.
     """
     if type(content) is bytes:
         return content
@@ -44,7 +42,7 @@ def plain(content: Content) -> bytes | BinaryIO:
 
 
 def whole(content: Content) -> bytes:
-    """The bytes of a buffer, or all that a reader gives.
+    """The bytes of a buffer, or the content of a reader.
 
     Raises:
         TypeError: as `plain`.
@@ -57,7 +55,7 @@ def chunks(reader: BinaryIO, size: int = CHUNK) -> Iterator[bytes]:
     """Everything from the reader's position to its end, at most *size* bytes at a time.
 
     Raises:
-        TypeError: the reader gives something else than bytes.
+        TypeError: the reader returns something other than bytes.
     """
     while chunk := _bytes_from(reader, reader.read(size)):
         yield chunk
@@ -67,10 +65,10 @@ def read_all(reader: BinaryIO) -> bytes:
     """Everything from the reader's position to its end, as one object.
 
     Raises:
-        TypeError: the reader gives something else than bytes.
+        TypeError: the reader returns something other than bytes.
     """
     first = _bytes_from(reader, reader.read())
-    # A raw stream may answer read() with less than everything.
+    # read() of a raw stream may return less than everything.
     rest = _bytes_from(reader, reader.read()) if first else b""
     if not rest:
         return bytes(first)
@@ -79,15 +77,15 @@ def read_all(reader: BinaryIO) -> bytes:
 
 def _bytes_from(reader: BinaryIO, chunk: object) -> bytes:
     if not isinstance(chunk, bytes | bytearray | memoryview):
-        raise TypeError(f"{type(reader).__name__} must give bytes, not {type(chunk).__name__}")
+        raise TypeError(f"{type(reader).__name__} must return bytes, not {type(chunk).__name__}")
     return cast(bytes, chunk)
 
 
 class Hasher(Protocol):
-    """What `hashlib` gives."""
+    """A digest object of `hashlib`."""
 
     def update(self, data: Buffer, /) -> None:
-        """Take in *data*."""
+        """Add *data*."""
 
     def hexdigest(self) -> str:
         """Lower-case hex of all data so far."""
@@ -117,7 +115,7 @@ def sha256(content: Buffer) -> str:
 
 
 class HashingReader:
-    """Passes a reader through and digests what was read.
+    """Forwards to a reader and digests what was read.
 
     Attributes:
         size: bytes read so far.
@@ -142,19 +140,19 @@ class HashingReader:
 
 
 Moved: TypeAlias = Callable[[int], object]
-"""Called with the number of bytes that have just passed; from any thread, also from several at once."""
+"""Called with the number of bytes just transferred; from any thread, also concurrently."""
 
 
 def unwatched(size: int, /) -> None:
-    """The callback where nobody counts."""
+    """A `Moved` that does nothing."""
 
 
 class CountingReader:
-    """Passes a reader through and counts the bytes that are read.
+    """Forwards to a reader and counts the bytes that are read.
 
     Args:
         reader: of bytes.
-        moved: is called with the length of each read.
+        moved: called with the length of each read.
     """
 
     def __init__(self, reader: BinaryIO, moved: Moved) -> None:
@@ -174,14 +172,14 @@ def counting(reader: BinaryIO, moved: Moved) -> BinaryIO:
 
 
 def hashing(reader: BinaryIO) -> HashingReader:
-    """A reader that knows the SHA-256 of what passed: *reader* itself if it already does and is at its start."""
+    """A reader that computes the SHA-256: *reader* itself if it does and nothing was read yet."""
     if isinstance(reader, HashingReader) and reader.algorithm == "sha256" and reader.size == 0:
         return reader
     return HashingReader(reader)
 
 
 def check_arrived(info: ObjectInfo | None, identifier: str, size: int, sha256: str | None = None) -> None:
-    """Compare what arrived with what *info* promised.
+    """Compare the received content with *info*.
 
     Raises:
         IntegrityError: the length, or the digest where both are known, differs.
@@ -190,7 +188,7 @@ def check_arrived(info: ObjectInfo | None, identifier: str, size: int, sha256: s
         return
     if info.size is not None and info.size != size:
         raise IntegrityError(
-            f"{identifier!r}: {size:,} bytes arrived of {info.size:,}; nothing was stored",
+            f"{identifier!r}: {size:,} of {info.size:,} bytes arrived; nothing was stored",
             identifier=identifier,
         )
     if sha256 is not None:
@@ -210,7 +208,7 @@ def check_digest(identifier: str, expected: str | None, found: str, what: str) -
 
 
 def check_mode(mode: str) -> None:
-    """Refuse a mode that `open` does not have.
+    """Refuse an invalid mode of `open`.
 
     Raises:
         ValueError: it is neither "rb" nor "wb".
@@ -226,14 +224,14 @@ def check_range(start: int, end: int | None) -> None:
         ValueError: a bound is negative.
     """
     if start < 0 or (end is not None and end < 0):
-        raise ValueError(f"a range has no negative bounds: start={start}, end={end}")
+        raise ValueError(f"bounds must not be negative: start={start}, end={end}")
 
 
 def position_after(offset: int, whence: int, position: int, size: int) -> int:
-    """Where a seek from *position* leads in a stream of *size* bytes.
+    """The position after a seek from *position* in a stream of *size* bytes.
 
     Raises:
-        ValueError: before the beginning; or *whence* is none of `io.SEEK_SET`, `io.SEEK_CUR` and `io.SEEK_END`.
+        ValueError: it is negative; or *whence* is none of `io.SEEK_SET`, `io.SEEK_CUR` and `io.SEEK_END`.
     """
     starts = {io.SEEK_SET: 0, io.SEEK_CUR: position, io.SEEK_END: size}
     if whence not in starts:
@@ -244,11 +242,11 @@ def position_after(offset: int, whence: int, position: int, size: int) -> int:
 
 
 class SeekableRaw(io.RawIOBase):
-    """The raw half of a seekable reader. A subclass says how to read on; the position is kept here.
+    """The raw stream of a seekable reader. A subclass implements `_read_on`; the position is kept here.
 
     Attributes:
         size: of the object in bytes; set by the subclass.
-        failure: what a read has raised; a subclass that is read by a `StoppingReader` raises it again until that forgets it.
+        failure: the error of a read; a subclass under a `StoppingReader` raises it again until a seek clears it.
     """
 
     size = 0
@@ -256,7 +254,7 @@ class SeekableRaw(io.RawIOBase):
     _position = 0
 
     def _read_on(self, most: int) -> bytes:
-        """Some of the bytes that follow the position, at most *most*; b"" only at the end."""
+        """The next bytes, at most *most*; b"" only at the end."""
         raise NotImplementedError
 
     @override
@@ -293,7 +291,7 @@ class SeekableRaw(io.RawIOBase):
         return gathered(self._pieces())
 
     def _pieces(self) -> Iterator[bytes]:
-        # The default readall() asks for 8 KiB at a time.
+        # The default readall() reads 8 KiB at a time.
         while data := self._read_on(SPOOL):
             self._position += len(data)
             yield data
@@ -304,10 +302,10 @@ class SeekableRaw(io.RawIOBase):
 
 
 class StoppingReader(io.BufferedReader):
-    """The buffered half of a seekable reader.
+    """The buffered reader over a `SeekableRaw`.
 
-    After an error it reads nothing until `seek` says where to go on: the bytes that the failed call had read are lost, and
-    the next ones would be taken for them.
+    After an error it reads nothing until a `seek`: the bytes that the failed call had read are lost, and the next ones would
+    be mistaken for them.
     """
 
     def __init__(self, raw: SeekableRaw) -> None:
@@ -321,13 +319,13 @@ class StoppingReader(io.BufferedReader):
 
 
 def gathered(pieces: Iterable[Buffer]) -> bytes:
-    """All of *pieces* as one."""
+    """The concatenation of *pieces*."""
     found = iter(pieces)
     first = next(found, b"")
     second = next(found, None)
     if second is None:
-        return bytes(first)  # uncopied, as a rule
-    # b"".join would first have all of them beside each other, in as much memory again.
+        return bytes(first)  # not copied if it is bytes
+    # b"".join would hold all pieces and the result in memory at the same time.
     whole = io.BytesIO()
     whole.write(first)
     del first
@@ -339,7 +337,7 @@ def gathered(pieces: Iterable[Buffer]) -> bytes:
 
 
 class _RangeReader(SeekableRaw):
-    """The raw half of `ranged_reader`."""
+    """The raw stream of `ranged_reader`."""
 
     def __init__(self, fetch: Callable[[int, int], bytes], size: int) -> None:
         self._fetch = fetch
@@ -352,35 +350,35 @@ class _RangeReader(SeekableRaw):
 
 
 def ranged_reader(fetch: Callable[[int, int], bytes], size: int, buffer_size: int = CHUNK) -> BinaryIO:
-    """A seekable reader over an object that is read by ranges.
+    """A seekable reader of an object that is fetched in ranges.
 
     Args:
-        fetch: gives the bytes of [start, end), pinned to the object that was opened; never empty before *size*.
+        fetch: returns bytes of [start, end), pinned to the object that was opened; never empty before *size*.
         size: of the object, in bytes.
-        buffer_size: the least that is fetched at a time, in bytes.
+        buffer_size: the minimum to fetch at a time, in bytes.
     """
     return io.BufferedReader(_RangeReader(fetch, size), buffer_size)
 
 
 class Sink(Protocol):
-    """Takes the bytes of one object and publishes them as a whole, or not at all."""
+    """Receives the bytes of one object and publishes them as a whole, or not at all."""
 
     def write(self, data: Buffer, /) -> object:
         """Append all of *data*."""
 
     def publish(self) -> None:
-        """Make the object visible with all that was written."""
+        """Make the object visible."""
 
     def discard(self) -> None:
         """Drop what was written. Harmless after `publish`."""
 
 
 class Writer:
-    """What `open(identifier, "wb")` gives.
+    """The writer that `open(identifier, "wb")` returns.
 
-    Entered by `with`, only a clean exit publishes: neither an exception nor a `close()` by a wrapper around it (a
-    TextIOWrapper, a GzipFile) does. Never entered, `close()` publishes. Collected unclosed, all is discarded; so this
-    does not inherit from io.IOBase, whose finaliser closes.
+    In a `with` statement only a clean exit publishes: neither an exception nor a `close()` by a wrapper around it (a
+    TextIOWrapper, a GzipFile) does. Without `with`, `close()` publishes. If it is garbage-collected unclosed, everything is
+    discarded; so this does not inherit from io.IOBase, whose finaliser closes.
     """
 
     mode = "wb"
@@ -416,7 +414,7 @@ class Writer:
         return True
 
     def seekable(self) -> bool:
-        """Never: what was written may be on its way."""
+        """Never: the bytes written may have been sent already."""
         return False
 
     def isatty(self) -> bool:
@@ -424,14 +422,14 @@ class Writer:
         return False
 
     def tell(self) -> int:
-        """How many bytes have been written."""
+        """The number of bytes written."""
         return self._position
 
     def flush(self) -> None:
-        """Nothing: bytes become visible all together."""
+        """Do nothing: all bytes become visible together."""
 
     def close(self) -> None:
-        """Publish, unless this is inside a `with`, whose exit decides."""
+        """Publish, unless this is inside a `with` statement, whose exit decides."""
         self.closed = True
         if not self._entered:
             self._finish(publish=True)
@@ -463,11 +461,11 @@ class Writer:
 
 
 class SpooledSink:
-    """A sink for a backend that takes an object only as a whole: in memory first, then in a temporary file."""
+    """A sink that buffers a whole object: in memory first, then in a temporary file."""
 
     def __init__(self, deliver: Callable[[BinaryIO], object]) -> None:
         self._deliver = deliver
-        import tempfile  # not needed by those who only read
+        import tempfile  # not needed for reading
 
         self._spool = tempfile.SpooledTemporaryFile(max_size=SPOOL)  # noqa: SIM115 - closed by discard
         # A writer that is dropped unclosed is discarded without a ResourceWarning.

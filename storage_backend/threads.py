@@ -1,4 +1,4 @@
-"""Daemon threads: single ones, worker threads and an executor; and how long an interrupted caller waits for them."""
+"""Daemon threads: single ones, worker threads and an executor; and the grace period after an interrupt."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from typing import Any, ParamSpec, TypeAlias, TypeVar
 from typing_extensions import override
 
 with suppress(RuntimeError):
-    # Client libraries import it when they are first used, and it cannot be imported once the main thread has ended.
+    # Client libraries import it lazily, and it cannot be imported once the main thread has ended.
     import concurrent.futures.thread  # noqa: F401
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-GRACE_SECONDS = 2.0  # that an interrupted caller waits for what is in progress
-_STEP = 0.5  # seconds between two looks at signals
+GRACE_SECONDS = 2.0  # that an interrupted caller waits for running work
+_STEP = 0.5  # seconds between two checks for signals
 
 Task: TypeAlias = Callable[[], None]
 
 
 def grace() -> float | None:
-    """How many seconds to wait for what is in progress, by the exception that is being handled; None for as long as it takes.
+    """Seconds to wait for running work, by the exception that is being handled; None for no limit.
 
-    After KeyboardInterrupt, SystemExit and GeneratorExit the caller is to end soon, and a silent server may hold it up for minutes.
+    After KeyboardInterrupt, SystemExit and GeneratorExit the caller must end soon, and a stalled server may block for minutes.
     """
     error = sys.exception()
     return None if error is None or isinstance(error, Exception) else GRACE_SECONDS
 
 
 def run_within_grace(call: Callable[[], object], name: str) -> None:
-    """Run *call* in a thread, and return once it is done, at the latest after `GRACE_SECONDS`. What it raises is dropped."""
+    """Run *call* in a thread; return when it is done, or after `GRACE_SECONDS`. Its errors are dropped."""
     done = threading.Event()
 
     def run() -> None:
@@ -55,10 +55,10 @@ def run_within_grace(call: Callable[[], object], name: str) -> None:
 
 
 def start_daemon(call: Callable[[], object], name: str) -> threading.Thread | None:
-    """Start a daemon thread that runs *call*; None if none can be started any more, since the interpreter is about to end.
+    """Start a daemon thread that runs *call*; None if the interpreter is shutting down and starts no more threads.
 
     Raises:
-        RuntimeError: the system has no thread to spare.
+        RuntimeError: the system cannot start another thread.
     """
     thread = threading.Thread(target=call, name=name, daemon=True)
     try:
@@ -71,15 +71,15 @@ def start_daemon(call: Callable[[], object], name: str) -> threading.Thread | No
 
 
 class WorkerThreads:
-    """Up to *count* daemon threads, started as they are needed, that do one task after the other. A forked child starts its own.
+    """Up to *count* daemon threads, started on demand, that run tasks. A forked child starts its own.
 
-    The interpreter joins the threads of concurrent.futures at its exit, however long a server is silent, and lets them do nothing
-    from then on: in an `atexit` handler, or a thread that outlives the main one. Handing over costs them several times as much, too.
+    The interpreter joins the threads of concurrent.futures at exit, even if a server is stalled, and they accept no tasks from then
+    on: neither in an `atexit` handler nor in a thread that outlives the main one. Submitting also costs several times as much.
 
-    Since Python 3.12 no thread can be started once the interpreter is about to end: then the caller does the task itself.
+    Since Python 3.12 no thread can be started while the interpreter shuts down: then the caller runs the task itself.
 
     Args:
-        count: how many.
+        count: the maximum.
         name: of the threads.
     """
 
@@ -89,10 +89,10 @@ class WorkerThreads:
         self._crew = _Crew(name)
 
     def run(self, task: Task) -> None:
-        """Have a thread run *task*, which must not raise, nor wait for another task.
+        """Run *task* in a thread. It must not raise, nor wait for another task.
 
         Raises:
-            RuntimeError: the system has no thread to spare.
+            RuntimeError: the system cannot start a thread.
         """
         crew = self._crew
         if crew.pid != os.getpid():
@@ -100,7 +100,7 @@ class WorkerThreads:
         crew.run(task, self.count)
 
     def close(self) -> list[threading.Thread]:
-        """Let the threads end once all that they were given is done; these threads, to be joined. Further tasks start new ones."""
+        """Let the threads end after their tasks, and return them, to be joined. Further tasks start new ones."""
         crew, self._crew = self._crew, _Crew(self._name)
         if crew.pid != os.getpid():
             return []
@@ -124,24 +124,24 @@ class _Crew:
         self._lock = threading.Lock()
         self._idle = threading.Semaphore(0)
         self._finalizer = weakref.finalize(self, self._tasks.put, None)
-        # The tasks that wait at the end of the program are nobody's any more.
+        # Tasks that are still queued at exit are abandoned.
         self._finalizer.atexit = False
 
     def run(self, task: Task, most: int) -> None:
-        """Have a thread, of at most *most*, run *task*."""
+        """Run *task* in one of at most *most* threads."""
         if not self._idle.acquire(blocking=False) and not self._grow(most):
             task()
             return
         self._tasks.put(task)
 
     def dismiss(self) -> None:
-        """Let the threads end once all that they were given is done."""
-        # Not by calling it: once the program's finalizers have run, in an atexit handler that comes after, it does nothing.
+        """Let the threads end after their tasks."""
+        # Not by calling it: in an atexit handler after weakref's, it does nothing.
         if self._finalizer.detach() is not None:
             self._tasks.put(None)
 
     def _grow(self, most: int) -> bool:
-        """Start another thread, if there may be one more; whether there are any."""
+        """Start another thread, if there are fewer than *most*; return whether there are any."""
         with self._lock:
             if len(self.threads) >= most:
                 return True
@@ -151,7 +151,7 @@ class _Crew:
             try:
                 thread.start()
             except RuntimeError as error:
-                # If the system has no thread to spare, those that are there do it all, if any are.
+                # If the system cannot start another thread, the existing ones do all the work.
                 if not self.threads and not _is_late(error):
                     raise
             else:
@@ -160,7 +160,7 @@ class _Crew:
 
 
 def _is_late(error: RuntimeError) -> bool:
-    """Whether a thread was refused because the interpreter is about to end ("can't create new thread at interpreter shutdown")."""
+    """Whether a thread was refused because of the shutdown ("can't create new thread at interpreter shutdown")."""
     return "shutdown" in str(error)
 
 
@@ -176,9 +176,9 @@ def _work(tasks: SimpleQueue[Task | None], idle: threading.Semaphore) -> None:
 
 
 def result_of(future: Future[T]) -> T:
-    """What *future* gives, waited for in steps.
+    """The result of *future*, waited for in steps.
 
-    An interrupt that comes between Python's last look at signals and the wait of the system does not end that wait; the next look does.
+    A signal that arrives between Python's last check and the system's wait does not end that wait; the next check sees it.
     """
     while not wait([future], _STEP).done:
         pass
@@ -186,12 +186,12 @@ def result_of(future: Future[T]) -> T:
 
 
 class DaemonPool(Executor):
-    """Runs calls in `WorkerThreads`, as ThreadPoolExecutor does in its own threads.
+    """An Executor over `WorkerThreads`.
 
-    Used as a context manager it waits for what is in progress: to its end, and after an interrupt `GRACE_SECONDS`.
+    As a context manager it waits for running calls at the end; after an interrupt, at most `GRACE_SECONDS`.
 
     Args:
-        workers: how many threads, started as they are needed.
+        workers: the maximum of threads, started on demand.
         name: of the threads.
     """
 
@@ -218,7 +218,7 @@ class DaemonPool(Executor):
                 return
             try:
                 result = fn(*args, **kwargs)
-            except BaseException as error:  # noqa: BLE001 - raised where the result is asked for
+            except BaseException as error:  # noqa: BLE001 - raised by Future.result
                 future.set_exception(error)
             else:
                 future.set_result(result)
@@ -231,7 +231,7 @@ class DaemonPool(Executor):
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Take no more calls; with *wait*, return once all that were taken are done."""
+        """Accept no more calls; with *wait*, return once all accepted calls are done."""
         threads = self._end(cancel_futures=cancel_futures)
         if wait:
             for thread in threads:
@@ -251,7 +251,7 @@ class DaemonPool(Executor):
 
 
 class Deadline:
-    """Some seconds from now, divided among several waits.
+    """A time limit shared by several waits.
 
     Args:
         seconds: None for ever.
@@ -262,5 +262,5 @@ class Deadline:
 
     @property
     def left(self) -> float | None:
-        """Seconds that are left, at least 0."""
+        """Remaining seconds, at least 0."""
         return None if self._end is None else max(0.0, self._end - time.monotonic())

@@ -319,8 +319,8 @@ def test_split_location_keeps_the_cache(location: str, base: str, identifier: st
         ("cached+/tmp/x", "must follow"),
         ("cached+cached+file:///tmp", "must follow"),
         ("cached+file:///tmp?cache_dir=/c&max_mb=much", "max_mb: 'much' is not a number"),
-        ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_mb: -1.0 is not zero or more"),
-        ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "cache_engine: 'x' is neither"),
+        ("cached+file:///tmp?cache_dir=/c&max_mb=-1", "max_mb: -1.0 is negative or not finite"),
+        ("cached+file:///tmp?cache_dir=/c&cache_engine=x", "cache_engine: 'x' is not"),
         (
             "cached+file:///tmp?cachedir=/c",
             "unknown parameter 'cachedir' (did you mean 'cache_dir'?); file takes none",

@@ -318,7 +318,7 @@ class TestStateDirectory:
         done = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False
         )
-        assert "ConfigurationError: nowhere to keep state" in done.stderr
+        assert "ConfigurationError: no directory for state" in done.stderr
         assert "set XDG_STATE_HOME" in done.stderr
 
 

@@ -67,7 +67,7 @@ def test_it_shows_how_it_was_given_and_never_the_value(monkeypatch: pytest.Monke
     literal = given("hunter2")
     for secret in (literal, copy.copy(literal), copy.deepcopy(literal), pickle.loads(pickle.dumps(literal))):
         assert secret == literal
-        assert {repr(secret), str(secret), f"{secret}"} == {"<secret_key: given as itself>"}
+        assert {repr(secret), str(secret), f"{secret}"} == {"<secret_key: given literally>"}
     reference = given("env:SB_SECRET")
     assert {repr(reference), str(reference)} == {"<secret_key: env:SB_SECRET>"}
     assert b"hunter2" not in pickle.dumps(reference)
@@ -79,6 +79,6 @@ def test_owner_of_a_literal_secret_refuses_to_be_pickled() -> None:
     with pytest.raises(ConfigurationError) as caught:
         refuse_pickle("s3://bucket", None, reference, literal, advice="a profile")
     assert str(caught.value) == (
-        "s3://bucket: it was given a session_token, which does not go into a pickle; use a profile"
+        "s3://bucket: it was given a literal session_token, which must not be pickled; use a profile"
     )
     assert (caught.value.parameter, caught.value.backend) == ("session_token", "s3://bucket")

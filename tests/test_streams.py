@@ -131,7 +131,7 @@ class TestReading:
                 return answer
 
         for take in (read_all, lambda reader: list(chunks(reader)), whole):
-            with pytest.raises(TypeError, match="must give bytes"):
+            with pytest.raises(TypeError, match="must return bytes"):
                 take(cast(BinaryIO, Odd()))
 
     def test_text_after_bytes_is_an_error_too(self) -> None:
@@ -191,7 +191,7 @@ class TestChecks:
         check_digest("a", None, "00", "it")
 
     def test_other_size_is_an_error(self) -> None:
-        with pytest.raises(IntegrityError, match=r"4 bytes arrived of 5,000") as caught:
+        with pytest.raises(IntegrityError, match=r"4 of 5,000 bytes arrived") as caught:
             check_arrived(ObjectInfo("other", size=5000), "a", 4)
         assert caught.value.identifier == "a"
 

@@ -141,7 +141,7 @@ class FaultyStorage(Wrapper):
 
     def lose(self, method: str, *, nth: int = 1, times: int | None = 1) -> None:
         """Do the call, then raise UnavailableError, as if the response was lost."""
-        self._add(method, nth, times, after=True, message=f"the answer to {method}() was lost on its way")
+        self._add(method, nth, times, after=True, message=f"the response to {method}() was lost")
 
     def delay(self, method: str, seconds: float, *, nth: int = 1, times: int | None = None) -> None:
         """Sleep before the call, with the `sleep` of the constructor; by default before all that follow."""

@@ -17,29 +17,29 @@ from storage_backend.info import Capability, ObjectInfo
 
 FEATURES: Mapping[str, str] = MappingProxyType(
     {
-        "atomic": "an object is seen when it is whole, not before, and a failed write leaves the old one",
+        "atomic": "an object becomes visible when it is whole, and a failed write leaves the old one",
         "beneath": "a flat store holds both `a` and `a/b`; deleting either leaves the other",
-        "conditions": "create() leaves what is there, replace() what has changed",
-        "content": "write() takes readers and every buffer, and refuses text before anything is touched",
+        "conditions": "create() keeps an existing object, replace() a changed one",
+        "content": "write() accepts readers and all buffers, and refuses text before anything is touched",
         "content_type": "the media type given to write_stream() is kept",
         "errors": "errors are this package's, name the identifier and the location, and pickle",
         "exact names": "two spellings are two objects, however alike; no case folding, no normalisation",
-        "fork": "a forked child can use the instance that it inherited",
-        "globs": "list(pattern) follows the one dialect",
+        "fork": "a forked child can use the inherited instance",
+        "globs": "list(pattern) follows the glob dialect of `identifiers`",
         "long names": "a segment of more than 255 bytes is stored, or the identifier refused",
         "missing delete": "delete() of a missing object raises",
-        "modified": "the time given to write_stream() and write_many() is kept, and shown by stat() and scan()",
-        "newlines": "identifiers may hold line feeds",
+        "modified": "the time given to write_stream() and write_many() is kept, and returned by stat() and scan()",
+        "newlines": "identifiers may contain line feeds",
         "one deleter": "of simultaneous delete() calls for one object, one returns True",
         "one winner": "of simultaneous create() or replace() calls for one object, one wins",
         "order": "list() is sorted, and names each object once",
         "pickle": "an instance pickles",
-        "processes": "other processes see the same objects, and a spawned child gets at them",
+        "processes": "other processes see the same objects, and a spawned child can access them",
         "refusals": "identifiers that break the rules are refused",
-        "shared": "all instances that make() gives hold the same objects",
+        "shared": "all instances that make() returns hold the same objects",
         "threads": "one instance may be used from many threads",
-        "urls": "a URL that get_url() gives can be fetched from here",
-        "whole reads": "a reader beside a writer of the same object sees the old one or the new one",
+        "urls": "a URL from get_url() can be fetched from here",
+        "whole reads": "during a write of the same object, a reader sees the old one or the new one",
     }
 )
 """Feature -> what a store that lacks it cannot do. All else is required of every backend."""
@@ -88,7 +88,7 @@ class Topic:
     @pytest.fixture
     def subject(self) -> Subject:
         """The backend under test; each test class defines its own."""
-        pytest.fail(f"{type(self).__name__} must define a fixture `subject` that gives a Subject")
+        pytest.fail(f"{type(self).__name__} must define a fixture `subject` that returns a Subject")
 
     @pytest.fixture
     def backend(self, subject: Subject) -> Iterator[StorageBackend]:

@@ -2,13 +2,14 @@
 
 Read in this order:
 
-* `options`, `report`, `progress`: what a caller sets, gets and hears. `job`: what all parts of one transfer share.
+* `options`, `report`, `progress`: a transfer's settings, result and events. `job`: the state that all its parts share.
 * `engine` runs a transfer. `listing` lists both sides in a thread, `planning` merges the listings into actions, `unchanged`
-  decides which objects need none by their `fingerprint`. `spool` queues actions, on disk if they are many.
-* `worker_pool` does the actions: `copying`, and `digest_comparison` where fingerprints prove nothing. `retry_budget` decides how long
-  failed work is tried again, `in_flight` knows the bytes of unfinished objects.
-* `journal` keeps what migrate verified. `deletion` is the last phase.
-* Safety: `overlap` refuses one place inside the other, `marker_probe` proves that there are two, `own_files` leaves out journals.
+  decides by the `fingerprint` which objects need none. `spool` queues actions, on disk if they are many.
+* `worker_pool` executes the actions: `copying`, and `digest_comparison` where fingerprints prove nothing. `retry_budget` limits
+  how long failed work is retried, `in_flight` counts the bytes of unfinished objects.
+* `journal` records the objects that migrate verified. `deletion` is the last phase.
+* Safety: `overlap` refuses a side inside the other, `marker_probe` proves that the sides are different, `own_files` excludes
+  journals, manifests and caches.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def migrate(
 ) -> TransferReport:
     """Make *target* hold what *source* holds, and prove it: every digest is verified and kept in a journal.
 
-    After an interruption at any instant, the same call continues; it copies no verified object again.
+    After an interruption at any instant, the same call resumes; it does not copy verified objects again.
 
     Args:
         source: read from.
@@ -93,7 +94,7 @@ def migrate(
     if chosen.delete_source and chosen.flush and Capability.FLUSH not in capabilities_of(target):
         raise ConfigurationError(
             f"{location_of(target)} cannot promise that writes survive power loss: "
-            "delete_source needs flush=False (--no-flush) spelled out",
+            "delete_source needs an explicit flush=False (--no-flush)",
             parameter="flush",
         )
     chosen.verification("migrate")
@@ -134,7 +135,7 @@ def verify(
 def plan(
     source: StorageBackend, target: StorageBackend, options: TransferOptions | None = None, **keywords: Any
 ) -> Iterator[Action]:
-    """What `sync` would do, one action an object in order of identifiers, each with its reason. Changes nothing.
+    """The actions of a `sync`, one per object, ascending by identifier, each with its reason. Changes nothing.
 
     Args:
         source: to be read from.

@@ -15,8 +15,8 @@ from storage_backend.transfer.fingerprint import Fingerprint, JournalRecord
 from storage_backend.transfer.job import InterruptedTransferError, Outcome, TransferJob
 from storage_backend.transfer.planning import Action
 
-STAT_OBJECTS = 256  # objects of a batch that are asked for again together, to see whether they changed
-STAT_BYTES = 4 << 20  # their bytes, which are held meanwhile
+STAT_OBJECTS = 256  # objects of a batch that are checked for changes with one stat_many
+STAT_BYTES = 4 << 20  # their bytes, held in memory meanwhile
 NEAR = 100e-6  # seconds; an object that takes no longer is work of this process, not waiting
 
 
@@ -37,10 +37,10 @@ def copy_each(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
 
 
 def copy_one(job: TransferJob, action: Action) -> Outcome:
-    """Stream one object to the target. If it changed since it was planned, it is tried once more as it now is.
+    """Stream one object to the target. If it changed since it was planned, retry once with its present info.
 
     Raises:
-        SourceChangedError: it goes on changing.
+        SourceChangedError: it changed again.
         StorageError: it cannot be read, or stored.
     """
     info = cast(ObjectInfo, action.source)
@@ -53,17 +53,17 @@ def copy_one(job: TransferJob, action: Action) -> Outcome:
                 raise
         return _stream(job, action._replace(source=fresh, looked=time.time()))
     finally:
-        job.in_flight.answered(action.identifier)
+        job.in_flight.stop_waiting(action.identifier)
 
 
 def _stream(job: TransferJob, action: Action) -> Outcome:
     info = cast(ObjectInfo, action.source)
     looked = time.time() if job.may_tear else action.looked
     verify = job.verification == "digest"
-    job.in_flight.ask(info.identifier, job.source)
+    job.in_flight.wait_for(info.identifier, job.source)
     with job.source.open(info.identifier) as opened:
         reader = HashingReader(cast(BinaryIO, _PinnedReader(opened, job, info)))
-        job.in_flight.ask(info.identifier, job.target)
+        job.in_flight.wait_for(info.identifier, job.target)
         written = job.target.write_stream(
             info.identifier, cast(BinaryIO, reader), info=_sent(info), verify=verify
         )
@@ -73,7 +73,7 @@ def _stream(job: TransferJob, action: Action) -> Outcome:
 
 
 def _copied(job: TransferJob, action: Action, size: int, sha256: str, looked: float) -> Outcome:
-    """The outcome of an object that was stored; *sha256* is "" where none was verified."""
+    """The outcome of a stored object; *sha256* is "" if none was verified."""
     info = cast(ObjectInfo, action.source)
     shown = job.stored(info, size)
     record = JournalRecord.verified(info, shown, size=size, sha256=sha256, looked=looked) if sha256 else None
@@ -81,14 +81,14 @@ def _copied(job: TransferJob, action: Action, size: int, sha256: str, looked: fl
 
 
 def _sent(info: ObjectInfo, sha256: str | None = None) -> ObjectInfo:
-    """What the target is told of an object. An etag means nothing outside its store."""
+    """The info for the target: without the etag, which means nothing outside its store."""
     return ObjectInfo(
         info.identifier, info.size, info.modified, None, sha256 or info.sha256, info.content_type
     )
 
 
 class _PinnedReader:
-    """A reader that fails once its object is not the planned one any more, or the transfer is to stop.
+    """A reader that fails once its object is no longer the planned one, or the transfer is to stop.
 
     Args:
         reader: of the object.
@@ -106,15 +106,15 @@ class _PinnedReader:
         """Read the next bytes.
 
         Raises:
-            SourceChangedError: the object is longer than planned; or all was read, and it is another one by then.
+            SourceChangedError: the object is longer than planned; or it changed before its end was read.
             InterruptedTransferError: the transfer is to stop.
         """
         if self._job.stop.is_set():
             raise InterruptedTransferError
         identifier, in_flight = self._info.identifier, self._job.in_flight
-        in_flight.ask(identifier, self._job.source)
+        in_flight.wait_for(identifier, self._job.source)
         chunk = self._reader.read(size)
-        in_flight.ask(identifier, self._job.target)
+        in_flight.wait_for(identifier, self._job.target)
         self._size += len(chunk)
         in_flight.moved(identifier, self._size)
         # A file that grows as fast as it is read would have no end.
@@ -127,7 +127,7 @@ class _PinnedReader:
 
 
 def copy_batch(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
-    """Copy small objects: one read_many into one write_many. What changed meanwhile is streamed by itself.
+    """Copy small objects: one read_many into one write_many. An object that changed meanwhile is streamed separately.
 
     Raises:
         StorageError: a fatal one; any other is in its object's outcome.
@@ -155,13 +155,13 @@ def copy_batch(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
 
 
 class _BatchReader:
-    """Reads the objects of one batch for `write_many`, and keeps what became of each.
+    """Reads the objects of one batch for `write_many`, and keeps the result for each.
 
     Attributes:
         looked: `time.time()` before the first was read.
         unread: identifier -> why it could not be read.
-        read: identifier -> size and SHA-256 of what was handed on ("" unless digests are asked for).
-        changed: identifiers of those that changed while they were read; they were not handed on.
+        read: identifier -> size and SHA-256 of the content passed on ("" without verify="digest").
+        changed: identifiers of objects that changed while they were read; they were not passed on.
     """
 
     def __init__(self, job: TransferJob, actions: Sequence[Action]) -> None:
@@ -174,7 +174,7 @@ class _BatchReader:
         self.changed: set[str] = set()
 
     def items(self) -> Iterator[Item]:
-        """What the target is to store."""
+        """The items to store on the target."""
         groups = _groups(self._contents())
         try:
             while (found := self._next(groups)) is not None:
@@ -185,24 +185,24 @@ class _BatchReader:
     def _next(self, groups: Iterator[list[tuple[ObjectInfo, bytes]]]) -> list[Item] | None:
         """The items of the next group; None at the end.
 
-        Threads that read a near source at the same time are slower than one thread: each system call releases the interpreter
-        lock, and to get it back takes longer than the call.
+        Several threads that read a near source are slower than one: each system call releases the interpreter lock, and
+        acquiring it again takes longer than the call.
         """
         with self._job.near_lock if self._job.source_is_near else nullcontext():
-            self._job.in_flight.ask(self._key, self._job.source)
+            self._job.in_flight.wait_for(self._key, self._job.source)
             began = time.perf_counter()
             group = next(groups, None)
             if group is None:
-                self._job.in_flight.ask(self._key, self._job.target)
+                self._job.in_flight.wait_for(self._key, self._job.target)
                 return None
             found = self._checked(group)
             self._job.source_is_near = time.perf_counter() - began < NEAR * len(group)
-            self._job.in_flight.ask(self._key, self._job.target)
+            self._job.in_flight.wait_for(self._key, self._job.target)
             return found
 
     def _checked(self, group: list[tuple[ObjectInfo, bytes]]) -> list[Item]:
         """The items of a group that did not change while they were read."""
-        # Many at a time: a server may be far away.
+        # One stat_many for the group: a server may be far away.
         still = self._job.still([info for info, _ in group]) if self._job.may_tear else None
         found: list[Item] = []
         for info, content in group:
@@ -225,7 +225,7 @@ class _BatchReader:
 
 
 def _groups(items: Iterator[tuple[ObjectInfo, bytes]]) -> Iterator[list[tuple[ObjectInfo, bytes]]]:
-    """The items in groups. Those read before an error are a group, too."""
+    """The items in groups, also those read before an error."""
     group: list[tuple[ObjectInfo, bytes]] = []
     size = 0
     broken: BatchError | None = None

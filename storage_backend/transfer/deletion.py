@@ -1,4 +1,4 @@
-"""Deletion: the last phase of a transfer. Removes extras from the target, and from the source what is verified on the target."""
+"""Deletion: the last phase of a transfer. Deletes extras from the target, and verified objects from the source."""
 
 from __future__ import annotations
 
@@ -24,16 +24,14 @@ from storage_backend.transfer.spool import Spool
 
 T = TypeVar("T")
 
-DELETED_AT_ONCE = (
-    1000  # objects in a request to the target; and objects of the source between two syncs of the journal
-)
-LEAST_MAX_DELETE = 100  # objects; ordinary change easily exceeds a tenth of a smaller target
+DELETED_AT_ONCE = 1000  # objects in a call; also the source's objects between two syncs of the journal
+LEAST_MAX_DELETE = 100  # objects; ordinary changes easily exceed a tenth of a smaller target
 
 Deleted: TypeAlias = tuple[str, Exception | None]  # an identifier, and why it was not deleted
 
 
 class Deletion:
-    """Deletes what one transfer is to delete, after all else succeeded.
+    """Performs the deletions of one transfer, after everything else succeeded.
 
     Nothing is deleted before a marker has proven that the two sides are different places.
     """
@@ -43,7 +41,7 @@ class Deletion:
         self._two_places: bool | None = None
 
     def delete_extras(self, extras: Spool) -> None:
-        """Delete from the target what the source does not have."""
+        """Delete from the target the objects that the source does not have."""
         extras.complete()
         reason = _refusal(self._job, extras.count)
         if reason is not None:
@@ -63,7 +61,7 @@ class Deletion:
         self._job.in_flight.waiting_for = None
 
     def delete_sources(self) -> None:
-        """Delete from the source the objects that this run knows to be verified on the target."""
+        """Delete from the source the objects that are verified on the target."""
         journal = self._job.journal
         assert journal is not None
         for batch in journal.confirmed(DELETED_AT_ONCE):
@@ -95,11 +93,11 @@ class Deletion:
             self._job.report.source_deleted += len(gone)
 
     def _proven_apart(self) -> bool:
-        """Whether the two sides are proven to be different places. Tried once; if they are not, the report says why."""
+        """Whether the two sides are proven to be different places. Checked once; if not, the report says why."""
         if self._two_places is None:
             self._job.in_flight.waiting_for = self._job.target
-            tried = partial(self._job.sides.one_place, source_loses=self._job.options.delete_source)
-            reason = self._job.apart(partial(RetryBudget(self._job).run, tried))
+            check = partial(self._job.sides.one_place, source_loses=self._job.options.delete_source)
+            reason = self._job.apart(partial(RetryBudget(self._job).run, check))
             self._two_places = reason is None
             if reason is not None:
                 self._job.report.refused.append(reason)
@@ -108,7 +106,7 @@ class Deletion:
     def _delete_with_retries(
         self, delete: Callable[[list[T]], list[Deleted]], batch: list[T], name: Callable[[T], str]
     ) -> list[Deleted]:
-        """The results of *delete* for a batch, tried again for those objects for which the connection failed."""
+        """The results of *delete* for a batch, retried for objects with retryable errors."""
 
         def delete_all() -> list[Deleted]:
             budget = RetryBudget(self._job)
@@ -184,9 +182,9 @@ def _delete(
 
 
 def _delete_verified(job: TransferJob, batch: list[JournalRecord]) -> list[Deleted]:
-    """Delete source objects that are unchanged since they were read, and of which the target's copy is unchanged since it was verified.
+    """Delete source objects if they are unchanged since they were read, and their copies since they were verified.
 
-    Both sides are asked again, the target last.
+    Both sides are checked again, the target last.
 
     Raises:
         InterruptedTransferError: the transfer is to stop.
@@ -205,8 +203,8 @@ class _SideCheck(NamedTuple):
     Attributes:
         backend: the side of a job.
         recorded: the side's fingerprint in a record, and whether it proves "unchanged".
-        absent: the error for an object that is gone; None where that is as good as deleted.
-        changed: the error for an object that is another one now.
+        absent: the error for an object that is gone; None if it counts as deleted.
+        changed: the error for an object that changed.
     """
 
     backend: Callable[[TransferJob], StorageBackend]
@@ -229,7 +227,7 @@ def _not_as_recorded(
             yield name, side.absent(name)
         elif isinstance(shown, Exception):
             yield name, shown
-        elif fingerprint.shown_by(shown):
+        elif fingerprint.matches(shown):
             if not proves:
                 doubtful[name] = record, shown
         # The size alone proves nothing: without time and etag, digests decide.
@@ -251,7 +249,7 @@ def _not_as_recorded(
 def _stats(
     job: TransferJob, backend: StorageBackend, names: list[str]
 ) -> dict[str, ObjectInfo | Exception | None]:
-    """The ObjectInfo of each object now; None for one that is absent, or the error of its stat."""
+    """The present ObjectInfo of each object; None if it is absent, or the error of its stat."""
     found: dict[str, ObjectInfo | Exception | None] = dict.fromkeys(names)
     try:
         for info in backend.stat_many(_while_wanted(job, names)):
@@ -260,7 +258,7 @@ def _stats(
         found.update(error.failures)
     except (*FATAL, InterruptedTransferError):
         raise
-    except Exception:  # noqa: BLE001 - it may be one object's: ask for each by itself
+    except Exception:  # noqa: BLE001 - it may concern one object only: stat each separately
         for name in _while_wanted(job, [name for name in names if found[name] is None]):
             try:
                 found[name] = info_of(backend.stat(name), name)
@@ -281,14 +279,14 @@ def _changed(identifier: str) -> SourceChangedError:
 
 def _lost(identifier: str) -> PreconditionFailedError:
     return PreconditionFailedError(
-        f"{identifier!r} is no longer on the target; the source's was kept, and the next run copies it again",
+        f"{identifier!r} is no longer on the target; the source object was kept, and the next run copies it again",
         identifier=identifier,
     )
 
 
 def _overwritten(identifier: str) -> PreconditionFailedError:
     return PreconditionFailedError(
-        f"{identifier!r} was changed on the target since it was verified; the source's was kept, and the next run "
+        f"{identifier!r} was changed on the target since it was verified; the source object was kept, and the next run "
         "compares and copies it again",
         identifier=identifier,
     )
@@ -303,7 +301,7 @@ _TARGET = _SideCheck(
 
 
 def _while_wanted(job: TransferJob, items: Iterable[T]) -> Iterator[T]:
-    """The items, until the transfer is told to stop."""
+    """The items, until the transfer is to stop."""
     for item in items:
         if job.stop.is_set():
             raise InterruptedTransferError

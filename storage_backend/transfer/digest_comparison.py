@@ -11,14 +11,14 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import capabilities_of
 from storage_backend.errors import FATAL, BatchError, IntegrityError
 from storage_backend.hooks import hooks_of
-from storage_backend.info import Capability, ObjectInfo
+from storage_backend.info import Capability, ObjectInfo, is_racy
 from storage_backend.streams import sha256
 from storage_backend.transfer.copying import copy_each, copy_one
-from storage_backend.transfer.fingerprint import JournalRecord, is_racy, microseconds, same_time
+from storage_backend.transfer.fingerprint import JournalRecord, microseconds, same_time
 from storage_backend.transfer.job import InterruptedTransferError, Outcome, TransferJob
 from storage_backend.transfer.planning import Action
 
-READ_FIRST = 1 << 20  # bytes; a local file of that size is read in less time than a server takes to answer
+READ_FIRST = 1 << 20  # bytes; reading a local file of that size takes less time than a server's response
 
 
 def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool = True) -> list[Outcome]:
@@ -27,7 +27,7 @@ def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool =
     Args:
         job: the transfer.
         actions: of objects that both sides have.
-        repair: copy what differs; without it, a difference is an IntegrityError in the outcome.
+        repair: copy objects that differ; without it, a difference is an IntegrityError in the outcome.
     """
     # A journal needs SHA-256, and verify reads the bytes itself.
     outcomes = _without_reading_target(job, actions) if repair and job.journal is None else []
@@ -58,7 +58,7 @@ def compare_batch(job: TransferJob, actions: Sequence[Action], *, repair: bool =
 
 
 def _without_reading_target(job: TransferJob, actions: Sequence[Action]) -> list[Outcome]:
-    """The outcomes of those objects for which MD5s in the listing, or times that the target keeps, decide."""
+    """The outcomes of objects that listed MD5s, or times kept by the target, can decide."""
     source, target = hooks_of(job.source), hooks_of(job.target)
     shown = {action.identifier: target.md5_in(cast(ObjectInfo, action.target)) for action in actions}
     same: dict[str, str] = {}
@@ -74,13 +74,13 @@ def _without_reading_target(job: TransferJob, actions: Sequence[Action]) -> list
             own[name] = _md5(job, info)
         if own.get(name) == shown[name]:
             same[name] = "checksum"
-    # Another MD5 proves nothing yet: with server-side encryption by a key of its own, an ETag is no MD5 of the content.
+    # A different MD5 proves nothing yet: with SSE-C or SSE-KMS, an ETag is not the MD5 of the content.
     dated = {a.identifier: a for a in actions if a.reason == "not-newer" and a.identifier not in same}
     if dated:
-        job.in_flight.ask(actions[0].identifier, job.target)
+        job.in_flight.wait_for(actions[0].identifier, job.target)
         for name, modified in target.kept_times(list(dated)):
             changed = microseconds(cast(datetime, cast(ObjectInfo, dated[name].source).modified))
-            if same_time(changed, microseconds(modified)) and not is_racy(changed, dated[name].looked):
+            if same_time(changed, microseconds(modified)) and not is_racy(changed / 1e6, dated[name].looked):
                 same[name] = "same-size-and-time"
     differ = []
     for action in actions:
@@ -102,7 +102,7 @@ def _without_reading_target(job: TransferJob, actions: Sequence[Action]) -> list
 
 
 def _md5(job: TransferJob, info: ObjectInfo) -> str | None:
-    """The MD5 of a source object; None if it fails: then the SHA-256s are compared, which raises the error."""
+    """The MD5 of a source object; None if that fails: then the comparison of SHA-256s raises the error."""
     if job.stop.is_set():
         raise InterruptedTransferError
     try:
@@ -143,7 +143,7 @@ def _compared(
 
 def digests_of(job: TransferJob, backend: StorageBackend, infos: Sequence[ObjectInfo]) -> dict[str, Digest]:
     """Size and SHA-256 of each object, or its error: computed by the store if it can, else read in a batch or one by one."""
-    job.in_flight.ask(infos[0].identifier, backend)
+    job.in_flight.wait_for(infos[0].identifier, backend)
     found: dict[str, Digest] = {}
     if len(infos) > 1 and Capability.CHECKSUM in capabilities_of(backend):
         sizes = {info.identifier: info.size for info in infos}

@@ -49,21 +49,21 @@ class TransferEngine:
 
     @property
     def report(self) -> TransferReport:
-        """What was done so far."""
+        """The report, updated during the run."""
         return self._job.report
 
     def plan(self) -> Iterator[Action]:
-        """What would be done, in order. Nothing is touched."""
+        """The actions, in order. Changes nothing."""
         return self._planner.actions()
 
     def run(self) -> TransferReport:
-        """Do it all.
+        """Run the transfer.
 
         Raises:
-            StorageError: a fatal one (quota, authentication, configuration), or a side could not be listed. What was finished
-                before stays, and is in the journal.
-            KeyboardInterrupt: within about two seconds, however silent a server is. Work in progress is dropped; an object
-                that was being published at that moment may be published, whole, and the next run finds it.
+            StorageError: a fatal one (quota, authentication, configuration), or a side could not be listed. Finished work
+                stays, and is in the journal.
+            KeyboardInterrupt: within about two seconds, even if a server does not respond. Work in progress is dropped; an
+                object that was being published may be published, whole, and the next run finds it.
         """
         events, report = self._job.events, self.report
         events.emit("start", verb=report.verb, source=report.source, target=report.target)
@@ -114,17 +114,17 @@ class TransferEngine:
             extras.close()
 
     def _tidy_up(self) -> None:
-        """Remove markers on both sides; and, if this run succeeded, what broken runs left on the target."""
+        """Remove markers on both sides and, if this run succeeded, temporary files of interrupted runs on the target."""
         self._job.sides.clear()
         if self.report.failed:
             return
         try:
             count = hooks_of(self._job.target).tidy()
         except Exception as error:  # noqa: BLE001 - the transfer itself is done
-            logger.warning("%s is not tidied up: %s", self.report.target, error)
+            logger.warning("cannot remove temporary files in %s: %s", self.report.target, error)
         else:
             if count:
-                logger.info("%d files that broken runs left in %s were removed", count, self.report.target)
+                logger.info("removed %d temporary files of interrupted runs in %s", count, self.report.target)
 
     def _record(self, outcomes: list[Outcome]) -> None:
         """Count, report and journal the outcomes of one unit."""
@@ -180,7 +180,7 @@ class TransferEngine:
 
     def _progress_fields(self) -> dict[str, Any]:
         """The fields of a "progress" event."""
-        # The report before the bytes in flight: an object that ends in between is missed once, not counted twice.
+        # The report before the bytes in flight: an object that is settled in between is missed once, not counted twice.
         found = self.report.progress()
         in_flight, sides = self._job.in_flight, self._job.sides
         self._shown_bytes = max(self._shown_bytes, found["bytes"] + in_flight.bytes)

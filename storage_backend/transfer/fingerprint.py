@@ -1,4 +1,4 @@
-"""Fingerprint: size, time and etag, which show without a read that an object has not changed; JournalRecord: two of them."""
+"""Fingerprint: size, time and etag, which prove without a read that an object is unchanged; JournalRecord: one of each side."""
 
 from __future__ import annotations
 
@@ -6,15 +6,11 @@ import time
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple, Self
 
-from storage_backend.info import ObjectInfo
-
-# Kernels round file times to a clock tick, SFTP to seconds: a second write within this may leave size and time
-# unchanged (git, Documentation/technical/racy-git).
-RACY_SECONDS = 2.0
+from storage_backend.info import ObjectInfo, is_racy
 
 
 class Fingerprint(NamedTuple):
-    """Size, time and etag of an object at some moment.
+    """Size, time and etag of an object at one moment.
 
     Attributes:
         size: bytes, or None where unknown.
@@ -32,12 +28,14 @@ class Fingerprint(NamedTuple):
         return cls(info.size, None if info.modified is None else microseconds(info.modified), info.etag)
 
     def proves(self, looked: float) -> bool:
-        """Whether the same fingerprint later on proves "unchanged". *looked* is the `time.time()` when it was taken."""
+        """Whether the same fingerprint, seen later, proves "unchanged". *looked* is the `time.time()` when it was taken."""
         if self.etag is not None:
             return True
-        return self.size is not None and self.modified is not None and not is_racy(self.modified, looked)
+        return (
+            self.size is not None and self.modified is not None and not is_racy(self.modified / 1e6, looked)
+        )
 
-    def shown_by(self, info: ObjectInfo) -> bool:
+    def matches(self, info: ObjectInfo) -> bool:
         """Whether *info* is the same: by the etags if both have one, else by size and time."""
         if self.size != info.size:
             return False
@@ -49,13 +47,13 @@ class Fingerprint(NamedTuple):
 
 
 class JournalRecord(NamedTuple):
-    """What the journal knows of an object that was verified.
+    """The journal's record of a verified object.
 
     Attributes:
         identifier: the object.
-        source: the fingerprint of what was read.
-        source_proves: whether the source is unchanged if it shows that fingerprint again.
-        target: the fingerprint of what was stored.
+        source: the fingerprint of the object read.
+        source_proves: whether the same fingerprint, seen again, proves the source unchanged.
+        target: the fingerprint of the object stored.
         target_proves: the same for the target.
         sha256: of both.
     """
@@ -88,8 +86,8 @@ class JournalRecord(NamedTuple):
         return (
             self.source_proves
             and self.target_proves
-            and self.source.shown_by(source)
-            and self.target.shown_by(target)
+            and self.source.matches(source)
+            and self.target.matches(target)
         )
 
 
@@ -102,13 +100,8 @@ def microseconds(moment: datetime) -> int:
     return (moment - _EPOCH) // _MICROSECOND
 
 
-def is_racy(modified: int, looked: float) -> bool:
-    """Whether an object of that time, seen at *looked*, may be written again without a change of its time."""
-    return modified > (looked - RACY_SECONDS) * 1_000_000
-
-
 def is_kept_everywhere(moment: int) -> bool:
-    """Whether every store can keep this time: FAT begins in 1980, and many formats end with 31 bits of seconds, in 2038."""
+    """Whether every store can keep this time: FAT starts in 1980, and many formats have 31 bits of seconds, until 2038."""
     return 315_619_200 * 1_000_000 <= moment < (1 << 31) * 1_000_000
 
 

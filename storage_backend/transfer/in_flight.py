@@ -1,4 +1,4 @@
-"""InFlight: the bytes of unfinished objects, and which side is waited for."""
+"""InFlight: the bytes of unfinished objects, and the side that is being waited for."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class InFlight:
     """The state that progress events show. Used from many threads, without a lock: each method does one operation on a dict.
 
     Attributes:
-        moves: changes whenever bytes arrive. Only to be compared: threads may lose counts.
+        moves: changes whenever bytes arrive. Only for comparison: concurrent updates may be lost.
         waiting_for: the side that a listing or a deletion waits for; None if neither does.
     """
 
@@ -20,12 +20,12 @@ class InFlight:
         self.moves = 0
         self.waiting_for: StorageBackend | None = None
         self._sizes: dict[str, int] = {}
-        self._asked: dict[str, StorageBackend] = {}
+        self._awaited: dict[str, StorageBackend] = {}
         self._unreachable: dict[object, tuple[float, str]] = {}
 
     @property
     def bytes(self) -> int:
-        """The bytes of unfinished objects. Of an object that is tried again, the most of any attempt."""
+        """The bytes of unfinished objects; of a retried object, the maximum over its attempts."""
         return sum(tuple(self._sizes.values()))
 
     def moved(self, identifier: str, size: int) -> None:
@@ -38,45 +38,45 @@ class InFlight:
         """Forget an object, once the report counts it."""
         self._sizes.pop(identifier, None)
 
-    def ask(self, key: str, backend: StorageBackend) -> None:
-        """Note that the work *key* waits for *backend* from now on."""
-        self._asked[key] = backend
+    def wait_for(self, key: str, backend: StorageBackend) -> None:
+        """Note that the work *key* waits for *backend*."""
+        self._awaited[key] = backend
 
-    def answered(self, key: str) -> None:
-        """Note that the work *key* waits for no side."""
-        self._asked.pop(key, None)
+    def stop_waiting(self, key: str) -> None:
+        """Note that the work *key* waits for neither side."""
+        self._awaited.pop(key, None)
 
     def unreachable(self, key: object, location: str | None, since: float) -> None:
-        """Note that the work *key* cannot reach *location* since then (`time.monotonic()`)."""
+        """Note that the work *key* has not reached *location* since then (`time.monotonic()`)."""
         if location is not None:
             self._unreachable[key] = since, host_of(location)
 
-    def there_again(self, key: object) -> None:
-        """Note that the work *key* reached it."""
+    def reached(self, key: object) -> None:
+        """Note that the work *key* reached its location again."""
         self._unreachable.pop(key, None)
 
     def outage(self) -> tuple[str, float] | None:
-        """The names of the hosts that cannot be reached, and since when; None if there are none."""
+        """The names of the unreachable hosts, and since when; None if there are none."""
         found = tuple(self._unreachable.values())
         if not found:
             return None
         return " and ".join(dict.fromkeys(host for _, host in found)), min(since for since, _ in found)
 
     def hosts(self) -> str:
-        """The names of the hosts that are waited for; "" if there are none."""
-        asked = (self.waiting_for, *tuple(self._asked.values()))
-        found = (host_of(location_of(backend)) for backend in asked if backend is not None)
+        """The names of the hosts being waited for; "" if there are none."""
+        awaited = (self.waiting_for, *tuple(self._awaited.values()))
+        found = (host_of(location_of(backend)) for backend in awaited if backend is not None)
         return " and ".join(dict.fromkeys(found))
 
 
 def host_of(location: str) -> str:
-    """The part of a location to show to a person: the host; else the bucket, the path, or all of it."""
+    """The part of a location to display: the host; else the bucket, the path, or all of it."""
     try:
         url = urlsplit(location)
         if url.scheme == "s3":
             endpoint = parse_qs(url.query).get("endpoint_url")
             return (urlsplit(endpoint[0]).hostname if endpoint else None) or f"s3://{url.netloc}"
-    except ValueError:  # no URL, as "fallback(a|b)" with brackets in it
+    except ValueError:  # not a URL, for example "fallback(a|b)" with brackets in it
         return location
     if url.netloc:
         return ", ".join(_without_port(host) for host in url.netloc.rpartition("@")[2].split(","))

@@ -1,4 +1,4 @@
-"""TransferJob: what all parts of one transfer share; Outcome: the result for one object."""
+"""TransferJob: the state shared by all parts of one transfer; Outcome: the result for one object."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ T = TypeVar("T")
 
 
 class InterruptedTransferError(Exception):
-    """The transfer was told to stop. Work in progress is dropped; nothing of it was published."""
+    """The transfer is to stop. Work in progress was dropped, not published."""
 
 
 class TransferJob:
-    """What all parts of one transfer share. Used from many threads.
+    """The state shared by all parts of one transfer. Used from many threads.
 
     Attributes:
         verb: "sync", "migrate" or "verify".
         source: read from.
         target: written to.
-        sides: the same two, with what their listings have shown.
+        sides: the same two, with what is known from their listings.
         options: of the caller.
         verification: how stored objects are checked.
-        journal: of migrate; None for other verbs.
+        journal: of migrate; None for other operations.
         report: counts what was done.
         events: go to the caller's `on_event`.
         in_flight: the bytes of unfinished objects.
@@ -79,7 +79,7 @@ class TransferJob:
             side.left_out = own_names(side.backend, own)
 
     def source_info(self, identifier: str) -> ObjectInfo:
-        """The source's ObjectInfo of the object as it is now."""
+        """The present ObjectInfo of the source object."""
         return info_of(self.source.stat(identifier), identifier)
 
     def is_still(self, info: ObjectInfo) -> bool:
@@ -87,10 +87,10 @@ class TransferJob:
         return Fingerprint.of(self.source_info(info.identifier)) == Fingerprint.of(info)
 
     def still(self, infos: Sequence[ObjectInfo]) -> set[str]:
-        """The identifiers of those objects for which `is_still` holds."""
+        """The identifiers of the objects for which `is_still` holds."""
         then = {info.identifier: info for info in infos}
         found = set()
-        # An object whose stat fails counts as changed. It is then copied by itself, which raises the error.
+        # An object whose stat fails counts as changed. It is then copied separately, which raises the error.
         with suppress(BatchError):
             for shown in self.source.stat_many(then):
                 info = then.get(shown.identifier)
@@ -99,7 +99,7 @@ class TransferJob:
         return found
 
     def stored(self, info: ObjectInfo, size: int) -> ObjectInfo:
-        """The target's ObjectInfo of the object of *size* bytes that was just stored from *info*.
+        """The target's ObjectInfo of the object of *size* bytes just stored from *info*.
 
         Raises:
             IntegrityError: the target has another size.
@@ -130,7 +130,7 @@ class TransferJob:
         self.events.emit("object", identifier=identifier, action=f"differs/{reason}")
 
     def apart(self, call: Callable[[], T]) -> T:
-        """The result of *call*, run in another thread: in this one, a silent server would delay an interrupt."""
+        """The result of *call*, run in another thread: in this one, a stalled server would delay an interrupt."""
         with DaemonPool(1, "storage-transfer") as pool:
             try:
                 return result_of(pool.submit(call))
@@ -143,7 +143,7 @@ class Outcome(NamedTuple):
     """The result for one object.
 
     Attributes:
-        action: what was to be done; its reason is "checksum" where a comparison decided.
+        action: the planned action; its reason is "checksum" if a comparison decided.
         copied: whether the object was stored; else it was only compared.
         size: bytes read.
         record: for the journal, once verified.

@@ -76,7 +76,7 @@ def default_path(source: str, target: str) -> Path:
     for location in (source, target):
         if "://" not in location:
             raise ConfigurationError(
-                f"{location} has no lasting location to name a journal after: give journal=PATH",
+                f"{location} is not a permanent location, so its journal has no default path: give journal=PATH",
                 parameter="journal",
             )
     name = hashlib.sha256(f"{source}\0{target}".encode("utf-8", "surrogateescape")).hexdigest()[:24]
@@ -104,7 +104,7 @@ class Journal:
             locked_before = Path(f"{self.path}.lock").exists()
             self._lock = self._acquire()
             try:
-                self._connection = self._connect(source, target)
+                self._connect(source, target)
             except BaseException:
                 if not locked_before:
                     Path(f"{self.path}.lock").unlink(missing_ok=True)
@@ -138,7 +138,7 @@ class Journal:
                 Path(f"{self.path}.lock").unlink()
 
     def records(self) -> Iterator[JournalRecord]:
-        """The verified objects, ascending by identifier, as of the start of the iteration. For use in one thread."""
+        """The verified objects, ascending by identifier, as of the start of the iteration. Not thread-safe."""
         with self._translated():
             connection = self._opened()
             try:
@@ -208,7 +208,7 @@ class Journal:
         )
 
     def harden(self) -> None:
-        """Return once everything written survives power loss."""
+        """Make everything written so far survive power loss."""
         with self._translated():
             # A commit with synchronous=FULL syncs the log with every earlier commit in it ("PRAGMA synchronous").
             self._connection.execute("PRAGMA synchronous = FULL")
@@ -217,7 +217,7 @@ class Journal:
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def write_manifest(self, path: str | os.PathLike[str]) -> int:
-        """Write identifier, size and sha256 of each verified object, one JSON object a line; return their number."""
+        """Write identifier, size and sha256 of each verified object, one JSON object per line; return their number."""
         count = 0
 
         def fill(staged: StagedFile) -> None:
@@ -242,7 +242,7 @@ class Journal:
             lock = os.open(f"{self.path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # A run that recorded nothing removes the lock file, maybe after we opened it.
+                # A run that recorded nothing deletes the lock file, possibly after we opened it.
                 with suppress(FileNotFoundError):
                     if os.path.samestat(os.fstat(lock), os.stat(f"{self.path}.lock")):  # noqa: PTH116 - beside fstat
                         return lock
@@ -257,7 +257,7 @@ class Journal:
             os.close(lock)
 
     def _refuse_foreign(self) -> None:
-        """Refuse another program's file. Read it as immutable: else SQLite would create files beside it, and write into it."""
+        """Refuse another program's file. Opened as immutable: else SQLite would create files beside it, and write into it."""
         try:
             if not self.path.stat().st_size:
                 return
@@ -269,16 +269,12 @@ class Journal:
             ) as connection:
                 self._check(connection)
         except sqlite3.DatabaseError:
-            # After a kill, a part may be in the write-ahead log only.
+            # After a kill, some pages may exist only in the write-ahead log.
             if not Path(f"{self.path}-wal").exists():
                 raise
 
     def _check(self, connection: sqlite3.Connection) -> None:
-        """Refuse a database with other tables than ours.
-
-        Raises:
-            ConfigurationError: it has other tables.
-        """
+        """Refuse a database with other tables than ours."""
         tables = {
             name: [column[1] for column in connection.execute(f"PRAGMA table_info({name!r})")]
             for (name,) in connection.execute("SELECT name FROM sqlite_master").fetchall()
@@ -286,7 +282,7 @@ class Journal:
         }
         if tables and tables != _TABLES:
             raise ConfigurationError(
-                f"{self.path} is no usable journal (it is another database, which was not touched): give another path",
+                f"{self.path} is not a usable journal (it is another database, which was not touched): give another path",
                 parameter="journal",
             )
 
@@ -301,7 +297,7 @@ class Journal:
             raise
         return connection
 
-    def _connect(self, source: str, target: str) -> sqlite3.Connection:
+    def _connect(self, source: str, target: str) -> None:
         self._connection = self._opened()
         try:
             with self._transaction():
@@ -309,7 +305,6 @@ class Journal:
         except BaseException:
             self._connection.close()
             raise
-        return self._connection
 
     def _prepare(self, source: str, target: str) -> None:
         for statement in _SCHEMA:
@@ -367,7 +362,8 @@ class Journal:
             return QuotaExceededError(f"no space left for the journal {where}", backend=where)
         if name.startswith(("SQLITE_NOTADB", "SQLITE_CORRUPT", "SQLITE_ERROR")):
             return ConfigurationError(
-                f"{where} is no usable journal ({error}): move it away, or give another", parameter="journal"
+                f"{where} is not a usable journal ({error}): move it away, or give another",
+                parameter="journal",
             )
         if name.startswith(("SQLITE_READONLY", "SQLITE_CANTOPEN", "SQLITE_PERM")):
             return AccessDeniedError(f"cannot write the journal {where}: {error}", backend=where)
@@ -375,7 +371,7 @@ class Journal:
 
 
 def _key(identifier: str) -> bytes:
-    """The bytes of an identifier, also of an invalid one: those are recorded as failed."""
+    """The bytes of an identifier, also of an invalid one, which is recorded as failed."""
     try:
         return identifier.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:

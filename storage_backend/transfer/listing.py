@@ -1,4 +1,4 @@
-"""Planner: lists both sides, and plans ahead of the work in a thread of its own."""
+"""Planner: lists both sides and plans, ahead of the work, in its own thread."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Planner:
         self._thread: threading.Thread | None = None
 
     def start(self, work: Spool, extras: Spool) -> None:
-        """Begin to plan. Where no thread can be started any more, plan to the end first.
+        """Start planning. If no thread can be started, plan to the end first.
 
         Args:
             work: gets the actions to be done.
@@ -61,12 +61,12 @@ class Planner:
             run()
 
     def join(self, seconds: float | None = None) -> None:
-        """Wait for the end, at most so long."""
+        """Wait for the end, at most *seconds*."""
         if self._thread is not None:
             self._thread.join(seconds)
 
     def actions(self) -> Iterator[Action]:
-        """What sync or migrate would do, ascending by identifier."""
+        """The actions of sync or migrate, ascending by identifier."""
         job = self._job
         rules = ComparisonRules(
             prove=job.verb == "migrate",
@@ -82,7 +82,7 @@ class Planner:
                 yield action
 
     def _plan(self, work: Spool, extras: Spool) -> None:
-        """Count what is skipped; spool what needs work."""
+        """Count skipped objects; spool the actions to be done."""
         job = self._job
         for action in self.actions():
             if job.stop.is_set():
@@ -123,7 +123,7 @@ class Planner:
         work.put(action)
 
     def _pairs(self) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
-        """The listings of both sides side by side, with the sizes that a comparison needs."""
+        """The merged listings of both sides, with the sizes that a comparison needs."""
         job, options = self._job, self._job.options
         one, other = job.sides.source, job.sides.target
         source = one.watched(self._listed(job.source, on_skip=self._on_skip), other)
@@ -139,7 +139,7 @@ class Planner:
                 one.count += 1
             if theirs is not None:
                 other.count += 1
-            # A stat only where the listing knows no size, and only where the size matters.
+            # stat only if the listing has no size, and only if the size matters.
             if ours is not None and ours.size is None:
                 yield (_with_size(job.source, ours), theirs and _with_size(job.target, theirs))
             elif ours is not None and theirs is not None and theirs.size is None:
@@ -148,7 +148,7 @@ class Planner:
                 yield ours, theirs
 
     def _listed(self, backend: StorageBackend, **keywords: Any) -> Iterator[ObjectInfo]:
-        """The listing of *backend*, begun anew after a connection failure, from where it broke."""
+        """The listing of *backend*, restarted after a connection failure and resumed after the last object."""
         in_flight = self._job.in_flight
         budget = RetryBudget(self._job, at_first=FIRST_CONTACT)
         attempts = budget.attempts()
@@ -175,7 +175,7 @@ class Planner:
         in_flight.waiting_for = None
 
     def _on_skip(self, error: StorageError) -> None:
-        """Take an entry of the source's listing that is no object. A listing that is begun anew reports all of them again."""
+        """Report an entry of the source's listing that is not an object, once: a restarted listing repeats them."""
         report = self._job.report
         if error.identifier is not None and not self._job.options.concerns(error.identifier):
             return
@@ -189,7 +189,7 @@ class Planner:
 
 
 def _with_size(backend: StorageBackend, info: ObjectInfo) -> ObjectInfo:
-    """*info*, completed by a stat if it has no size. The reader of an object that is gone meanwhile raises the error."""
+    """*info*, completed by a stat if it has no size. If the object is gone meanwhile, reading it raises the error."""
     if info.size is not None:
         return info
     try:

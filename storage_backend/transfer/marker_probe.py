@@ -16,18 +16,18 @@ from storage_backend.defensive import location_of
 from storage_backend.errors import FATAL, is_retryable
 from storage_backend.info import ObjectInfo
 
-MANY = 100  # folders of one side in which the other may be; with more of them the side is listed again, with the marker in it
+MANY = 100  # folders of one side that may contain the other; with more, the side is listed again to find the marker
 
 
 class ListedSide:
-    """One side, and what its listing showed.
+    """One side, and facts from its listing.
 
     Attributes:
         backend: the side.
-        first: the first object that it lists.
-        count: objects listed so far that the transfer concerns.
-        strays: markers of this pair that a killed run left behind.
-        left_out: identifiers of files and folders that are not listed: the transfer's own.
+        first: the first object listed.
+        count: objects in scope listed so far.
+        strays: markers of this pair left by a killed run.
+        left_out: identifiers of the transfer's own files and folders, which are not listed.
     """
 
     def __init__(self, backend: StorageBackend, own: str) -> None:
@@ -40,7 +40,7 @@ class ListedSide:
         self._folders: list[str] = []
 
     def watched(self, infos: Iterable[ObjectInfo], other: ListedSide) -> Iterator[ObjectInfo]:
-        """The listing without markers and `left_out`. Notes the folders in which *other* may be: they end with its first object."""
+        """The listing without markers and `left_out`. Notes the folders that may contain *other*: they have its first object."""
         end: str | None = None
         for info in infos:
             name = info.identifier
@@ -59,7 +59,7 @@ class ListedSide:
             yield info
 
     def folders(self, other: ListedSide) -> list[str] | None:
-        """The folders of this side, each with its "/", in which *other* may be by the names; None for too many."""
+        """The folders of this side, each with its "/", that may contain *other*, judged by names; None if too many."""
         end = f"/{other.first}"
         first = [self.first[: 1 - len(end)]] if self.first is not None and self.first.endswith(end) else []
         return [*first, *self._folders] if len(self._folders) <= MANY else None
@@ -87,10 +87,10 @@ class SidePair:
 
         Args:
             source_loses: the source's objects are to be deleted. Else the target's are, and a marker is written to the source only
-                if the source may lie inside the target by the names.
+                if, judged by names, the source may lie inside the target.
 
         Raises:
-            StorageError: a side is out of reach, or refuses everything.
+            StorageError: a side is unreachable, or refuses everything.
         """
         reason = self._shows(self.target, self.source)
         if reason is None and (source_loses or self._inside(self.target, self.source)):
@@ -105,28 +105,28 @@ class SidePair:
 
     @property
     def _exact(self) -> list[str]:
-        """The prefixes that a marker may get though neither side lies inside the other: none, or a folder of the pattern."""
+        """The prefixes that a marker may get even if neither side lies inside the other: none, or a folder of the pattern."""
         above = [self._folder[: at + 1] for at, letter in enumerate(self._folder) if letter == "/"]
         return ["", *above]
 
     def _inside(self, outer: ListedSide, inner: ListedSide) -> bool:
-        """Whether *inner* may lie inside *outer* by the names: then *outer* shows all its objects beneath some folder."""
+        """Whether, judged by names, *inner* may lie inside *outer*: then *outer* has all its objects under some folder."""
         sure = self._looks_for(inner, outer) == self._exact
         return not sure or (inner.first is not None and not inner.backend.exists(inner.first))
 
     def _looks_for(self, home: ListedSide, away: ListedSide) -> list[str] | None:
-        """The prefixes with which *away* may show a marker of *home*; None for any."""
+        """The prefixes under which *away* may list a marker of *home*; None for any."""
         if home.first is None:
             return self._exact
         folders = away.folders(home)
         return None if folders is None else self._exact + folders
 
     def _shows(self, home: ListedSide, away: ListedSide) -> str | None:
-        """Why the two may be one place; None if what is written to *home* does not show in *away*."""
+        """Why the two may be one place; None if an object written to *home* does not appear in *away*."""
         here, there = location_of(home.backend), location_of(away.backend)
         marker = markers.fresh(self._folder, self._pair)
         try:
-            # The folders were found by the first object of *home*. If that is gone, they prove nothing.
+            # The folders were found through the first object of *home*. If that is gone, they prove nothing.
             before = self._looks_for(home, away)
             if home.first is not None and not home.backend.exists(home.first):
                 before = None
@@ -144,10 +144,10 @@ class SidePair:
             return f"it cannot be proven that {here} and {there} are different places: {error}"
         if seen is not None:
             where = f" as {seen!r}" if seen != marker else ""
-            return f"source and target are one place: what was written to {here} shows in {there}{where}"
+            return f"source and target are one place: an object written to {here} appears in {there}{where}"
         if not there_still:
             return (
-                f"it cannot be proven that {here} and {there} are different places: somebody else removed "
+                f"it cannot be proven that {here} and {there} are different places: another program removed "
                 f"{marker!r} from {here}; run it again"
             )
         return None
@@ -161,7 +161,7 @@ def _above(identifier: str) -> Iterator[str]:
 
 
 def _seen(backend: StorageBackend, marker: str, before: list[str] | None) -> str | None:
-    """The name under which *backend* shows the marker."""
+    """The name under which *backend* lists the marker; None if it does not."""
     if before is None:
         return next((info.identifier for info in backend.scan() if info.identifier.endswith(marker)), None)
     names = dict.fromkeys(folder + marker for folder in before)

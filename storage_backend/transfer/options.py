@@ -25,25 +25,25 @@ class TransferOptions:
         exclude: no object that matches one of these globs. Excluded objects are not deleted either.
         verify: "digest" compares the SHA-256 of what was read with that of what was stored; "size" compares lengths;
             "none" checks nothing. None means the default: "digest" for migrate and verify, "size" for sync.
-        checksum: compare the content of all objects of the same size, whatever their times and the journal say; by MD5 where the
+        checksum: compare the content of all objects of the same size, regardless of their times and the journal; by MD5 if the
             target lists one.
-        delete: delete from the target what the source does not have, after everything else succeeded, and once the two sides are
-            proven to be different places.
+        delete: delete from the target the objects that the source does not have, after everything else succeeded, and once the
+            two sides are proven to be different places.
         max_delete: refuse to delete more objects than this. None means the larger of 100 and 10 % of the target.
         trash: a prefix on the target; objects are moved beneath it instead of deleted.
-        delete_source: (migrate) delete from the source what is verified on the target, after the same proof.
+        delete_source: (migrate) delete from the source the objects that are verified on the target, after the same proof.
         flush: (migrate) with `delete_source`, make the target's writes survive power loss first.
         journal: (migrate) path of the journal; None means a file named after the pair of locations, in
             `$XDG_STATE_HOME/storage-backend`.
         manifest: (migrate) path of a file to write: identifier, size and sha256 of every verified object, as JSON lines.
-        one_way: (verify) objects that only the target has are no difference.
+        one_way: (verify) ignore objects that only the target has.
         dry_run: plan only.
-        retry_for: seconds for which work is tried again, with exponential backoff, while a side cannot be reached; the count starts
-            again after any success. With 0, a failed object is tried once more, at the end.
+        retry_for: seconds for which work is retried, with exponential backoff, while a side is unreachable; the count restarts
+            after any success. With 0, a failed object is retried once, at the end.
         workers: batches or large objects in progress at once.
         batch_objects: the most objects in a batch.
         batch_bytes: the most bytes in a batch; an object of more than a quarter of that is streamed by itself.
-        on_event: is called with each progress.Event, one at a time.
+        on_event: called with each progress.Event, one at a time.
     """
 
     pattern: str | None = None
@@ -86,7 +86,9 @@ class TransferOptions:
             )
         for name in ("include", "exclude"):
             if isinstance(getattr(self, name), str):
-                raise ConfigurationError(f"{name} is several patterns, not one str", parameter=name)
+                raise ConfigurationError(
+                    f"{name} must be a sequence of patterns, not one str", parameter=name
+                )
         for pattern in (*self.include, *self.exclude, *([self.pattern] if self.pattern is not None else [])):
             identifiers.glob(pattern)
         if self.trash is not None:
@@ -104,13 +106,13 @@ class TransferOptions:
         return found
 
     def in_scope(self, identifier: str) -> bool:
-        """Whether the transfer concerns *identifier*."""
+        """Whether *identifier* is in the scope of the transfer."""
         return self._included(identifier) and not self._excluded(identifier)
 
     def concerns(self, name: str) -> bool:
-        """Whether the transfer concerns an entry of a listing, which may be no identifier.
+        """Whether an entry of a listing is in scope. Its name may be an invalid identifier.
 
-        Patterns ignore empty segments, which they cannot name; a name that ends in "/" counts as an object beneath it.
+        Patterns ignore empty segments, which they cannot match; a name that ends in "/" counts as an object under it.
         """
         spellings = {name, "/".join(filter(None, name.split("/"))) + ("/\0" if name.endswith("/") else "")}
         return any(map(self._included, spellings)) and not any(map(self._excluded, spellings))

@@ -1,4 +1,4 @@
-"""Refuses a source and target that overlap: the same place, or one inside the other, by what their locations show."""
+"""Refuses a source and target that overlap: the same place, or one inside the other, judged by their locations."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from storage_backend.hooks import hooks_of
 
 
 def check_pair(source: StorageBackend, target: StorageBackend, *, deletes: bool = False) -> None:
-    """Refuse a source and target that overlap, by their locations, inodes, and the backends within wrappers.
+    """Refuse a source and target that overlap, judged by their locations, inodes, and the backends within wrappers.
 
     Args:
         source: read from.
@@ -64,7 +64,7 @@ def _same(location: str) -> ConfigurationError:
 
 
 def _place(location: str) -> tuple[str, tuple[str, ...]] | None:
-    """The host of a location, and the segments of its path and prefix; None for a location that is no URL."""
+    """The host of a location, and the segments of its path and prefix; None if the location is not a URL."""
     if "://" not in location:
         return None
     url = urlsplit(location)

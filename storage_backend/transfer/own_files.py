@@ -50,7 +50,7 @@ def check_apart(
         ):
             if "" in _names(side, [Path(expanded(path)) for path in paths]):
                 raise ConfigurationError(
-                    f"{name}: {paths[0]} is the place {location_of(side)} itself", parameter=name
+                    f"{name}: {paths[0]} is the storage {location_of(side)} itself", parameter=name
                 )
     if manifest is not None and lineage(expanded(manifest)) in map(lineage, files):
         raise ConfigurationError(f"manifest: {manifest} is the journal, or a cache", parameter="manifest")

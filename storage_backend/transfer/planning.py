@@ -1,4 +1,4 @@
-"""Merges two sorted listings into actions. Pure: it does no I/O of its own, and holds nothing per object."""
+"""Merges two sorted listings into actions. Pure: no I/O of its own, and constant memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class Action(NamedTuple):
         reason: copy: missing, size, newer, time, checksum; skip: same-size-and-time, same-size-only, journal, checksum; compare:
             recent (it may have changed within the clock's tick), not-newer (the target shows only when it was stored, which is
             later than the source's time), unproven (no time, etag or journal decides), asked (by `checksum`); delete: extra.
-        source: what the source's scan shows, if it has the object.
-        target: what the target's scan shows, if it has the object.
-        looked: `time.time()` when the scans showed it; 0 for what is skipped.
+        source: the source's info, if it has the object.
+        target: the target's info, if it has the object.
+        looked: `time.time()` when it was listed; 0 for a skipped object.
     """
 
     identifier: str
@@ -41,7 +41,7 @@ class Action(NamedTuple):
 def merge(
     source: Iterable[ObjectInfo], target: Iterable[ObjectInfo]
 ) -> Iterator[tuple[ObjectInfo | None, ObjectInfo | None]]:
-    """The two listings side by side: pairs of the same identifier, ascending; None for a side that lacks it.
+    """Merge two listings into pairs with the same identifier, ascending; None for a side that lacks it.
 
     Raises:
         StorageError: a side is out of order, so that pairs would be missed.
@@ -86,10 +86,10 @@ def actions(
     """The action for each pair.
 
     Args:
-        pairs: as `merge` gives them, with the sizes completed.
+        pairs: as from `merge`, with the sizes completed.
         rules: what counts as unchanged.
-        records: the journal's, ascending by identifier as the pairs are.
-        clock: tells the time of day.
+        records: the journal's, ascending by identifier.
+        clock: as `time.time`.
     """
     journal = _JournalLookup(records or iter(()))
     safe_before = settled(clock())
@@ -97,7 +97,7 @@ def actions(
     for one, other in pairs:
         if one is not None and other is not None:
             record = journal.find(one.identifier)
-            # Most objects of most runs; decided without arithmetic on their times.
+            # A fast path for most objects of most runs, without arithmetic on their times.
             if (
                 record is None
                 and time_suffices
@@ -127,7 +127,7 @@ def comes_before(one: str, other: str) -> bool:
 
 
 class _JournalLookup:
-    """Finds records for identifiers that are asked for in ascending order."""
+    """Finds records for identifiers that are looked up in ascending order."""
 
     def __init__(self, records: Iterator[JournalRecord]) -> None:
         self._records = records

@@ -1,4 +1,4 @@
-"""Event: what a transfer reports while it runs, and how its rate, remaining time and stalls are estimated."""
+"""Event: a report during a transfer; estimators of its rate, remaining time and stalls."""
 
 from __future__ import annotations
 
@@ -16,26 +16,25 @@ Kind: TypeAlias = Literal["start", "object", "progress", "end"]
 
 INTERVAL = 0.2  # seconds between two "progress" events
 WINDOW = 10.0  # seconds over which the rate is averaged
-SILENCE = 3.0  # seconds without a byte or an object, after which events name the host that is waited for
+SILENCE = 3.0  # seconds without progress, after which events name the host that is being waited for
 
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """One thing that happened, as a stable record: `as_dict` is a line of the command line's --json.
+    """One event, in a stable format: `as_dict` is a line of the command line's --json.
 
     Attributes:
-        kind: "start", then any number of "object" (copied, deleted, refused, failed, different; not what is skipped)
-            and "progress", then "end".
+        kind: "start", then any number of "object" (copied, deleted, refused, failed, different; not skipped) and
+            "progress", then "end".
         fields: by kind.
             start: verb, source, target.
-            object: identifier, action (as "copy/missing"), and size, sha256, error where there is one.
-            progress: planned, planned_bytes, plan_complete, listed (objects that the source has shown so far), done,
-                bytes (read so far, also of objects under way; it never falls, and an object that is tried again is not
-                counted twice), copied, verified, skipped, deleted (on both sides), failed, seconds; rate (bytes a second
-                of late); eta, where one can be told (seconds that what is planned will take: an estimate until
-                plan_complete, since more may be planned); waiting_for (hosts, or places that have none) and waiting
-                (seconds), where nothing has arrived for some seconds.
-            end: the report, as `TransferReport.as_dict` gives it.
+            object: identifier, action (as "copy/missing"), and size, sha256, error if known.
+            progress: planned, planned_bytes, plan_complete, listed (source objects so far), done, bytes (read so far,
+                including unfinished objects; it never decreases, and a retried object is not counted twice), copied,
+                verified, skipped, deleted (on both sides), failed, seconds; rate (recent bytes per second); eta, if it
+                can be estimated (seconds for the planned work; before plan_complete more may be planned); waiting_for
+                (hosts, or locations without one) and waiting (seconds), if nothing has arrived for some seconds.
+            end: the report, as `TransferReport.as_dict`.
     """
 
     kind: Kind
@@ -78,7 +77,7 @@ class RateEstimator:
 
 
 class StallDetector:
-    """Tells for how long nothing has arrived."""
+    """Measures for how long nothing has arrived."""
 
     def __init__(self) -> None:
         self._mark: object = None
@@ -98,7 +97,7 @@ class StallDetector:
 
 
 class EventEmitter:
-    """Calls the listener, one event at a time, and limits the rate of "progress" events."""
+    """Calls the listener with one event at a time, and limits the rate of "progress" events."""
 
     def __init__(self, on_event: Callable[[Event], object] | None) -> None:
         self._on_event = on_event
@@ -122,7 +121,7 @@ class EventEmitter:
                 self._on_event(event)
 
     def close(self) -> None:
-        """Report nothing more, also not from threads that were left behind."""
+        """Report nothing more, also from threads that are still running."""
         with self._lock:
             self._on_event = None
 
@@ -137,7 +136,7 @@ class EventEmitter:
 
     @contextmanager
     def ticking(self, snapshot: Callable[[], dict[str, Any]]) -> Iterator[None]:
-        """While the body runs, report progress from another thread: this one may be waiting for a server."""
+        """While the body runs, report progress from another thread: this one may be blocked by a server."""
         if self._on_event is None:
             yield
             return

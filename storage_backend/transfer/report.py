@@ -22,15 +22,15 @@ class TransferReport:
         planned_bytes: their bytes, as far as known.
         plan_complete: whether both sides were listed to their ends.
         copied: objects stored on the target.
-        compared: objects that were compared by content, and are the same.
-        verified: objects of this run whose digest on the target is that of the source.
-        skipped: reason -> objects that needed no copy. "folder-marker" counts empty entries whose names end in "/": no objects.
+        compared: objects that were compared by content, and are equal.
+        verified: objects of this run whose digest is the same on both sides.
+        skipped: reason -> objects that needed no copy. "folder-marker" counts empty entries whose names end in "/".
         would: (dry run) action, as "copy/missing" -> objects.
         deleted: objects removed from the target, or moved to its trash.
         source_deleted: objects removed from the source.
         failed: identifier -> its error.
         differences: (verify) identifier -> "missing", "extra", "size" or "digest".
-        refused: sentences that say what was not done because a limit or a safety check forbids it.
+        refused: what was not done because a limit or a safety check forbids it, in sentences.
         bytes: copied or compared.
         started: time.monotonic() at the start.
         seconds: how long it took; None while it runs.

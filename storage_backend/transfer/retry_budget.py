@@ -1,4 +1,4 @@
-"""RetryBudget: for how long work is tried again, with backoff, while a side cannot be reached."""
+"""RetryBudget: limits how long work is retried, with backoff, while a side is unreachable."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from storage_backend.transfer.job import InterruptedTransferError, TransferJob
 
 T = TypeVar("T")
 
-FIRST_PAUSE = 0.2  # seconds; each further one is twice as long
+FIRST_PAUSE = 0.2  # seconds; doubled with each retry
 LONGEST_PAUSE = 5.0  # seconds
-FIRST_CONTACT = 5.0  # seconds for a side that never answered: its name may be mistyped
-MORE_ATTEMPTS = 2  # at one object while all others work: then the connection is not at fault
+FIRST_CONTACT = 5.0  # seconds for a side that never responded: its name may be mistyped
+MORE_ATTEMPTS = 2  # retries of one object while all others succeed: then the connection is not at fault
 
 
 class RetryBudget:
-    """The time that one kind of work may wait for a side that cannot be reached. Used from many threads.
+    """The time that one kind of work may wait for an unreachable side. Used from many threads.
 
-    It is `retry_for` seconds from the first failure, and full again after any success.
+    It is `retry_for` seconds from the first failure, and is renewed by any success.
 
     Args:
-        job: the transfer; *stop* of it ends all waiting.
-        at_first: the seconds until the first success, where that is less.
+        job: the transfer; its `stop` ends all waiting.
+        at_first: the budget in seconds before the first success, if less.
     """
 
     def __init__(self, job: TransferJob, *, at_first: float | None = None) -> None:
@@ -40,10 +40,10 @@ class RetryBudget:
         self.successes += 1
         if self._since is not None:
             self._since = None
-            self._job.in_flight.there_again(self)
+            self._job.in_flight.reached(self)
 
     def run(self, call: Callable[[], T]) -> T:
-        """The result of *call*, tried again while the connection fails."""
+        """The result of *call*, retried while the connection fails."""
         attempts = self.attempts()
         while True:
             try:
@@ -73,24 +73,24 @@ class RetryBudget:
         if left <= 0:
             return False
         self._job.in_flight.unreachable(self, getattr(error, "backend", None), since)
-        # Jitter: a server that comes back is not asked by all clients at once.
+        # Jitter: a recovering server is not contacted by all clients at once.
         pause = min(FIRST_PAUSE * 2 ** min(number, 10), LONGEST_PAUSE) * random.uniform(0.8, 1.2)  # noqa: S311
-        asked_for = getattr(error, "retry_after", None)
-        if isinstance(asked_for, int | float):
-            pause = max(pause, asked_for)
+        retry_after = getattr(error, "retry_after", None)
+        if isinstance(retry_after, int | float):
+            pause = max(pause, retry_after)
         if self._job.stop.wait(min(pause, left)):
             raise InterruptedTransferError
         return True
 
-    def both_answer(self) -> bool:
-        """Whether both sides answer a request for some object."""
+    def both_respond(self) -> bool:
+        """Whether both sides respond to a request for some object."""
         identifier = self._job.sides.source.first
         if identifier is None:
             return False
         try:
             for backend in (self._job.source, self._job.target):
                 backend.exists(identifier)
-        except Exception as error:  # noqa: BLE001 - also a refusal is an answer
+        except Exception as error:  # noqa: BLE001 - a refusal is a response, too
             return not is_retryable(error)
         return True
 
@@ -108,11 +108,12 @@ class WorkAttempts:
         """As `RetryBudget.wait`; False also if the work failed several times while others succeeded.
 
         Args:
-            error: what it failed with.
-            alone: no other work failed with it, so it may be at fault itself: it is if both sides answer another request.
+            error: of the failed attempt.
+            alone: no other work failed at the same time, so this work may be at fault: it is if both sides respond to
+                another request.
         """
         others = self._budget.successes != self._seen
-        if others or (alone and self._budget.both_answer()):
+        if others or (alone and self._budget.both_respond()):
             self._failed_alone += 1
             if self._failed_alone > MORE_ATTEMPTS:
                 return False

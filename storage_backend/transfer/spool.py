@@ -16,7 +16,7 @@ from storage_backend.transfer.fingerprint import microseconds
 from storage_backend.transfer.planning import Action
 
 HELD = 4096  # actions in memory, some megabytes; also the size of a block on disk
-ENOUGH = 64  # actions after which the reading thread is woken
+ENOUGH = 64  # actions after which the consumer is woken
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -43,13 +43,13 @@ class Spool:
                 self._changed.notify()
 
     def complete(self) -> None:
-        """Mark the end: no action follows."""
+        """Mark the end of the queue."""
         with self._changed:
             self._complete = True
             self._changed.notify()
 
     def take(self, patience: float) -> Iterator[Action | None]:
-        """All actions in order. None whenever *patience* seconds passed without one."""
+        """All actions in order; None after each *patience* seconds without one."""
         position = 0
         while True:
             size = 0
@@ -73,7 +73,7 @@ class Spool:
 
     def close(self) -> None:
         """Free the disk space. `put` fails from then on."""
-        # Not during a write: the descriptor's number may be another file's the next moment.
+        # Under the lock: after a close during a write, the descriptor's number may belong to another file.
         with self._changed:
             self._file.close()
 

@@ -7,30 +7,23 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Literal, TypeAlias, cast
 
-from storage_backend.info import ObjectInfo
-from storage_backend.transfer.fingerprint import (
-    RACY_SECONDS,
-    JournalRecord,
-    is_kept_everywhere,
-    is_racy,
-    microseconds,
-    same_time,
-)
+from storage_backend.info import RACY_SECONDS, ObjectInfo, is_racy
+from storage_backend.transfer.fingerprint import JournalRecord, is_kept_everywhere, microseconds, same_time
 
 ActionKind: TypeAlias = Literal["copy", "skip", "compare", "delete"]
 
 
 @dataclass(frozen=True, slots=True)
 class ComparisonRules:
-    """What counts as unchanged.
+    """The rules for what counts as unchanged.
 
     Attributes:
-        prove: size and time are no proof (migrate): only the journal or equal digests are.
-        keeps_time: the target stores the source's time, so another time there means another object.
-        keeps: whether the target can store a certain time; some are out of a store's range.
-        timed: the source tells times, so an object without one may be of any time.
-        content: content is always compared, whatever sizes, times and the journal say.
-        stored_time: the target's times are those of the writes there; one that equals the source's does so by chance.
+        prove: size and time are not sufficient (migrate): only the journal or equal digests are.
+        keeps_time: the target stores the source's time, so a different time means a different object.
+        keeps: whether the target can store a given time, which may be out of its range.
+        timed: the source has times, so nothing is known of an object without one.
+        content: always compare content, regardless of times and the journal.
+        stored_time: the target's times are those of its writes; equality with the source's is a coincidence.
     """
 
     prove: bool = False
@@ -53,11 +46,11 @@ def decide(
     record: JournalRecord | None,
     looked: float,
 ) -> tuple[ActionKind, str]:
-    """What to do with an object that both sides have, and why.
+    """The action for an object that both sides have, and its reason.
 
     Args:
-        source: as it is listed.
-        target: as it is listed.
+        source: as listed.
+        target: as listed.
         rules: what counts as unchanged.
         record: the journal's, if it has one.
         looked: `time.time()` when both were listed.
@@ -87,7 +80,7 @@ def _decide_by_time(
     )
     near = same_time(changed, stored)
     same = near and not rules.stored_time
-    # Another time means another content only if the target could have stored this one, and it is not in the future.
+    # Different times mean different content only if the target could have stored this time, and it is not in the future.
     tells = (
         is_kept_everywhere(changed)
         and changed <= (looked + RACY_SECONDS) * 1_000_000
@@ -98,12 +91,12 @@ def _decide_by_time(
     if rules.prove or source.size is None or target.size is None:
         return "compare", "unproven"
     if same:
-        return ("compare", "recent") if is_racy(changed, looked) else ("skip", "same-size-and-time")
+        return ("compare", "recent") if is_racy(changed / 1e6, looked) else ("skip", "same-size-and-time")
     if rules.keeps_time:
         return ("copy", "time") if tells else ("compare", "unproven")
     return "compare", "not-newer"
 
 
 def settled(looked: float) -> datetime:
-    """A time before this, seen at *looked*, is not racy: no later write can have the same one."""
+    """The upper bound of times that are not racy when seen at *looked*: no later write can have the same one."""
     return datetime.fromtimestamp(looked - RACY_SECONDS, UTC)

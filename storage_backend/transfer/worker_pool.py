@@ -19,12 +19,12 @@ Unit: TypeAlias = list[Action]
 
 
 class WorkerPool:
-    """Does the work on planned actions.
+    """Executes planned actions.
 
     Args:
         job: the transfer.
-        record: is called with the outcomes of each unit, in the thread that calls `run`.
-        tick: is called every `INTERVAL` seconds or more often, in the same thread.
+        record: called with the outcomes of each unit, in the thread that calls `run`.
+        tick: called at least every `INTERVAL` seconds, in the same thread.
     """
 
     def __init__(
@@ -37,9 +37,9 @@ class WorkerPool:
         self._pending: set[Future[list[Outcome]]] = set()
 
     def run(self, planned: Iterable[Action | None]) -> None:
-        """Do all actions; None among them means that the next one is not planned yet.
+        """Execute all actions; None among them means that the next one is not planned yet.
 
-        Few units wait in the queue, as many as keep the pool busy.
+        The queue is short: as many units as keep the pool busy.
         """
         workers = self._job.options.workers
         pool = DaemonPool(workers, "storage-transfer")
@@ -56,9 +56,9 @@ class WorkerPool:
             pool.shutdown(wait=not self._pending)
 
     def wind_up(self, deadline: Deadline) -> None:
-        """Begin nothing more, wait for what is in progress until the deadline, and record what was finished.
+        """Start nothing more, wait for running units until the deadline, and record those that finished.
 
-        A unit that is left behind may still publish an object, whole. It touches neither journal nor report.
+        A unit that is still running may publish an object, whole. It touches neither journal nor report.
         """
         for future in self._pending:
             future.cancel()
@@ -102,14 +102,14 @@ class WorkerPool:
         yield from filter(None, groups.values())
 
     def _work(self, unit: Unit) -> list[Outcome]:
-        """Do one unit, again for those objects for which the connection failed. Runs in the pool."""
+        """Execute one unit; retry its objects with retryable errors. Runs in the pool."""
         attempts = self._budget.attempts()
         done: list[Outcome] = []
         while True:
             try:
                 outcomes = self._outcomes(unit)
             finally:
-                self._job.in_flight.answered(unit[0].identifier)
+                self._job.in_flight.stop_waiting(unit[0].identifier)
             broken = [outcome for outcome in outcomes if is_retryable(outcome.error)]
             if len(broken) < len(outcomes):
                 self._budget.worked()

@@ -3,7 +3,7 @@
 Read `base` first: `Wrapper` forwards every public method, and each wrapper overrides what it changes.
 
 * `prefixed`, `readonly`: the simplest two.
-* `recoding`, then `blocks`: what wrappers share that store other bytes than they are given: `compressed`, `encrypted`.
+* `recoding`, then `blocks`: shared by the wrappers that transform the stored bytes, `compressed` and `encrypted`.
 * `sources`: content that can be written again, for `retrying` and `fallback`.
 * `retrying`, `fallback`, `cached`: folders; each opens with a guide to its modules.
 """

@@ -31,7 +31,7 @@ class Wrapper(StorageBackend):
     A subclass overrides what it changes. One that changes names or bytes must override every method that carries them.
 
     Attributes:
-        backend: the backend within.
+        backend: as given.
     """
 
     def __init__(self, backend: StorageBackend) -> None:
@@ -182,7 +182,7 @@ class Wrapper(StorageBackend):
 
 
 class WrapperHooks(Hooks):
-    """Forwards to the hooks of the backend within, except for what moves content, which goes through the wrapper's own methods.
+    """Forwards to the hooks of the backend within, except those that transfer content: they use the wrapper's own methods.
 
     Attributes:
         inner: the hooks of the backend within.
@@ -235,9 +235,9 @@ class WrapperHooks(Hooks):
 
 
 class BatchWithin(Failures):
-    """A context for a call on many objects of the backend within: its failures join ours.
+    """A context for a batch call on the backend within: adds its failures to ours.
 
-    An error of the iterable that the caller passed in leaves as it is.
+    An error of the caller's own iterable passes unchanged.
     """
 
     def __init__(self) -> None:
@@ -245,7 +245,7 @@ class BatchWithin(Failures):
         self.foreign: BaseException | None = None
 
     def watched(self, iterable: Iterable[T]) -> Iterator[T]:
-        """The caller's *iterable*."""
+        """The items of the caller's *iterable*; remembers its error."""
         try:
             yield from iterable
         except BaseException as error:
@@ -258,7 +258,7 @@ class BatchWithin(Failures):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        foreign, self.foreign = self.foreign, None  # its traceback leads to whoever has this object
+        foreign, self.foreign = self.foreign, None  # its traceback refers to frames that refer to this object
         if error is None or error is foreign:
             return False
         self.respell(error)
@@ -270,27 +270,27 @@ class BatchWithin(Failures):
         return True
 
     def named(self, inner: str) -> str:
-        """The caller's identifier of the object that is *inner* to the backend within."""
+        """The caller's identifier of the object that the backend within calls *inner*."""
         return inner
 
     def respell(self, error: BaseException) -> None:
-        """Have *error* name the object as the caller does."""
+        """Make *error* name the object as the caller does."""
 
 
 class WriterSink:
-    """The writer of a backend within as a sink: entered, so that only `publish` publishes.
+    """A sink over the writer of a backend within. It enters the writer, so that only `publish` publishes.
 
     Args:
         writer: from `open(identifier, "wb")`.
-        writing: entered around each write.
-        publishing: gives what is entered around the publication.
+        writing: a context entered around each write.
+        publishing: returns the context entered around the publication.
     """
 
     def __init__(
         self,
         writer: BinaryIO,
         *,
-        publishing: Callable[[], AbstractContextManager[object]],
+        publishing: Callable[[], AbstractContextManager[object]] = nullcontext,
         writing: AbstractContextManager[object] | None = None,
     ) -> None:
         self._writer = writer
@@ -305,7 +305,7 @@ class WriterSink:
             return self._writer.write(data)
 
     def publish(self) -> None:
-        """Make the object visible with all that was written."""
+        """Make the object visible."""
         self._done = True
         with self._publishing():
             self._writer.__exit__(None, None, None)

@@ -1,4 +1,4 @@
-"""Content that is encoded as it comes and decoded block by block: for wrappers that store other bytes than they are given."""
+"""Streaming encoders and block-wise decoding, for wrappers that transform the stored bytes."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from storage_backend.info import ObjectInfo
 from storage_backend.streams import CHUNK, SeekableRaw, check_arrived, chunks, gathered, new_digest
 
 Fault: TypeAlias = Callable[[str], IntegrityError]
-"""Gives the error for an object that is not as it was written, from the reason."""
+"""Makes the error for a damaged object from the reason."""
 
 
 class Encoder(Protocol):
-    """Turns content into what is stored, as it comes."""
+    """Encodes content incrementally."""
 
     def update(self, data: Buffer, /) -> bytes:
-        """Take in *data*; what can be stored by now."""
+        """Add *data*; return the bytes that are ready to be stored."""
 
     def finish(self) -> bytes:
-        """What is stored last."""
+        """Return the remaining bytes to be stored."""
 
 
 class DecodedBlocks:
-    """Content whose blocks are decoded each as a whole. Not for many threads at once.
+    """Content that is decoded in whole blocks. Not thread-safe.
 
     Args:
         size: of the content, in bytes.
-        block_size: of each block of it but the last.
-        load: gives the blocks [first, stop), in order and of their exact lengths, or raises.
-        count: how many blocks there are.
-        proved: whether *size* is certain; else it is once the last block was loaded.
+        block_size: of each block but the last, in bytes.
+        load: yields the blocks [first, stop), in order and of their exact lengths, or raises.
+        count: the number of blocks.
+        proved: whether *size* is certain; else decoding the last block proves it.
 
     Attributes:
         size: as given.
@@ -54,10 +54,7 @@ class DecodedBlocks:
         self._load = load
         self._count = count
         self._proved = proved
-        self._kept: tuple[int, bytes] = (
-            -1,
-            b"",
-        )  # the block decoded last, which a reader asks for piece by piece
+        self._kept = (-1, b"")  # the number and content of the block decoded last: small reads use it again
 
     def span(self, start: int, end: int | None = None) -> bytes:
         """The bytes of [start, end), clamped."""
@@ -72,7 +69,7 @@ class DecodedBlocks:
         return gathered(piece[max(0, start - at) : end - at] for at, piece in _placed(pieces, position))
 
     def prove(self) -> None:
-        """Check that the content ends where *size* says, by decoding the last block."""
+        """Verify *size* by decoding the last block."""
         if not self._proved:
             for _ in self._pieces(self._count - 1, self._count):
                 continue
@@ -89,11 +86,11 @@ class DecodedBlocks:
 
 
 class BlockStream(SeekableRaw):
-    """The raw half of a reader of blocks; its end is a proved one.
+    """The raw stream under a buffered reader of blocks. Seeking to the end proves the size.
 
     Args:
         blocks: the content.
-        stored: what they are read from; it is closed with this reader.
+        stored: the stored object's reader; closed with this one.
     """
 
     def __init__(self, blocks: DecodedBlocks, stored: BinaryIO) -> None:
@@ -125,21 +122,21 @@ class BlockStream(SeekableRaw):
 
 
 def _placed(pieces: Iterable[bytes], position: int) -> Iterator[tuple[int, memoryview]]:
-    """Each piece with its position, of which the first is *position*."""
+    """Each piece with its position; the first is at *position*."""
     for piece in pieces:
         yield position, memoryview(piece)
         position += len(piece)
 
 
 def slices(content: bytes) -> Iterator[memoryview]:
-    """*content*, piece by piece, uncopied."""
+    """*content* in pieces, without a copy."""
     with memoryview(content) as view:
         for at in range(0, len(content), CHUNK):
             yield view[at : at + CHUNK]
 
 
 class PieceReader:
-    """A reader of what an iterator gives."""
+    """A reader over an iterator of bytes."""
 
     def __init__(self, pieces: Iterator[bytes]) -> None:
         self._pieces = pieces
@@ -147,7 +144,7 @@ class PieceReader:
         self._error: BaseException | None = None
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on; less than *size* only at the end."""
+        """Read *size* bytes; fewer only at the end."""
         found: list[Buffer] = []
         left = size if size is not None and size >= 0 else None
         while left is None or left > 0:
@@ -163,12 +160,12 @@ class PieceReader:
         return gathered(found)
 
     def as_binary(self) -> BinaryIO:
-        """The same, for a type checker: `read` is all that a source of bytes must have."""
+        """This reader as BinaryIO for the type checker: a source needs only `read`."""
         return cast(BinaryIO, self)
 
     def _next(self) -> bytes | None:
         if self._error is not None:
-            # An iterator that raised is at its end, and would make what was read so far look like all.
+            # An iterator that raised is exhausted: without this, the next read would look like a normal end.
             raise self._error
         try:
             return next(self._pieces, None)
@@ -178,7 +175,7 @@ class PieceReader:
 
 
 def encoded(encoder: Encoder, content: Iterable[Buffer]) -> Iterator[bytes]:
-    """What *encoder* makes of *content*. If that raises, the end is never given."""
+    """The encoded *content*. If *content* raises, the final bytes are never yielded."""
     for data in content:
         if piece := encoder.update(data):
             yield piece
@@ -188,11 +185,11 @@ def encoded(encoder: Encoder, content: Iterable[Buffer]) -> Iterator[bytes]:
 def arriving(
     reader: BinaryIO, identifier: str, info: ObjectInfo | None, *, verify: bool = False
 ) -> Iterator[bytes]:
-    """What *reader* gives; at its end it is compared with *info*.
+    """The chunks of *reader*; at the end they are compared with *info*.
 
     Raises:
         IntegrityError: the size, or with *verify* the digest, differs.
-        TypeError: the reader gives text.
+        TypeError: the reader returns text.
     """
     digest = new_digest("sha256") if verify and info is not None and info.sha256 is not None else None
     size = 0
@@ -213,4 +210,4 @@ def read_up_to(reader: BinaryIO, size: int) -> bytes:
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
-_STEP = 8 << 20  # bytes; a buffered reader allocates all that it is asked for
+_STEP = 8 << 20  # bytes; a buffered reader allocates the whole requested size at once

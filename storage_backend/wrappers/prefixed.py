@@ -1,4 +1,4 @@
-"""PrefixedStorage: the part of a backend beneath a prefix, as a backend of its own."""
+"""PrefixedStorage: the objects under one prefix of a backend, as a backend of their own."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ from storage_backend.wrappers.base import BatchWithin, Wrapper, WrapperHooks, Wr
 
 
 class PrefixedStorage(Wrapper):
-    """What is beneath *prefix* in another backend: the object `x` here is `prefix/x` there.
+    """The objects under *prefix* of another backend: the object `x` here is `prefix/x` there.
 
-    Identifiers are checked before they are joined, so none reaches outside, and every result and error speaks of
-    objects as the caller named them (the text of an inner error's message may have the full name).
+    Identifiers are checked before they are joined, so none escapes the prefix. Results and errors use the caller's
+    identifiers (the message text of an inner error may contain the full name).
 
     Args:
         backend: the backend within.
         prefix: segments joined by "/", as an identifier; one "/" at its end is ignored.
 
     Attributes:
-        backend: the backend within.
+        backend: as given.
         prefix: without a "/" at its end.
 
     Raises:
-        ConfigurationError: the prefix is not one.
+        ConfigurationError: the prefix is invalid.
     """
 
     def __init__(self, backend: StorageBackend, prefix: str) -> None:
@@ -89,8 +89,7 @@ class PrefixedStorage(Wrapper):
     @override
     def list(self, pattern: str | None = None) -> Identifiers:
         if pattern is not None:
-            names.glob(pattern)  # refused as the caller spelled it
-        # "[" first, or it would escape the other two's brackets.
+            names.glob(pattern)  # an error shows the caller's spelling
         stem = re.sub(r"[\[*?]", r"[\g<0>]", self._beneath)
         found = matching(self.backend, stem + (pattern or "**"))
         return [name[len(self._beneath) :] for name in found if name.startswith(self._beneath)]
@@ -156,7 +155,7 @@ class PrefixedStorage(Wrapper):
         with batch:
             for found in self.backend.stat_many(batch.joined(identifiers)):
                 yield _named(found, batch.named(found.identifier))
-        batch.raise_any("look at", self.location)
+        batch.raise_any("stat", self.location)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
@@ -256,7 +255,7 @@ class PrefixedStorage(Wrapper):
         return _join(self._beneath, identifier)
 
     def _errors(self, identifier: str) -> _Errors:
-        """Gives the name there; errors about it leave as errors about *identifier*."""
+        """A context that yields the name in the backend within, and translates errors back to *identifier*."""
         return _Errors({self._joined(identifier): identifier})
 
 
@@ -312,14 +311,14 @@ class _PrefixedHooks(WrapperHooks):
 
 
 def _join(beneath: str, identifier: str) -> str:
-    """The name there of the object that is *identifier* here.
+    """The name of *identifier* in the backend within.
 
     Raises:
         InvalidIdentifierError: it is invalid, or too long together with the prefix.
     """
     names.check(identifier, surrogates=True)
     joined = beneath + identifier
-    # The whole must fit too, and not every backend checks it. A character has at most four bytes.
+    # The joined name must be short enough too, and not every backend checks it. A character has at most four bytes.
     if len(joined) > names.MAX_BYTES // 4:
         with _Errors({joined: identifier}):
             names.check(joined, surrogates=True)
@@ -330,14 +329,14 @@ def _named(info: ObjectInfo, identifier: str) -> ObjectInfo:
     """*info* with another identifier."""
     if type(info) is not ObjectInfo:
         return info_of(info, identifier)
-    # A third of the time of dataclasses.replace, which a scan of a million objects feels.
+    # A third of the time of dataclasses.replace: it matters in a scan of a million objects.
     return ObjectInfo(identifier, info.size, info.modified, info.etag, info.sha256, info.content_type)
 
 
 class _Errors:
-    """A context whose errors leave it with the caller's spelling; it may be entered many times.
+    """A reusable context that translates the identifier of an error to the caller's spelling.
 
-    Only errors about exactly these objects: those of a reader that was passed in speak of another backend's.
+    Only of errors about exactly these objects: errors of a reader that was passed in name objects of another backend.
     """
 
     __slots__ = ("_spelling",)
@@ -356,7 +355,7 @@ class _Errors:
 
 
 class _PrefixedBatch(BatchWithin):
-    """The same with the caller's identifiers in errors; what its callback raises leaves as it is, too."""
+    """Translates the identifiers of errors to the caller's. Errors of the caller's callback pass unchanged, too."""
 
     def __init__(self, beneath: str) -> None:
         super().__init__()
@@ -372,19 +371,19 @@ class _PrefixedBatch(BatchWithin):
             error.identifier = self.named(error.identifier)
 
     def joined(self, identifiers: Iterable[str]) -> Iterator[str]:
-        """The names there; one that is refused becomes a failure."""
+        """The names in the backend within; an invalid one becomes a failure."""
         for identifier in self.watched(identifiers):
             yield from self._accepted(identifier)
 
     def joined_items(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items with their names there; one that is refused becomes a failure."""
+        """The items with their names in the backend within; an invalid one becomes a failure."""
         for key, content in self.watched(items):
             info = key if isinstance(key, ObjectInfo) else None
             for joined in self._accepted(info.identifier if info else cast(str, key)):
                 yield (_named(info, joined) if info else joined), content
 
     def reporting(self, on_skip: OnSkip) -> OnSkip:
-        """*on_skip*, given errors in the caller's spelling."""
+        """Wraps *on_skip*: translates errors to the caller's spelling."""
 
         def report(error: StorageError) -> None:
             self.respell(error)
@@ -397,14 +396,14 @@ class _PrefixedBatch(BatchWithin):
         return report
 
     def _accepted(self, identifier: str) -> list[str]:
-        """The name there, if it is not refused."""
+        """The name in the backend within, if it is valid."""
         with self.of(identifier):
             return [_join(self._beneath, identifier)]
         return []
 
 
 class _PrefixedReader(io.BufferedIOBase):
-    """A reader whose late errors name the object as the caller did."""
+    """A reader whose errors name the object as the caller does."""
 
     def __init__(self, reader: BinaryIO, errors: _Errors) -> None:
         self._reader = reader

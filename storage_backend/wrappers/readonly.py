@@ -1,4 +1,4 @@
-"""ReadOnlyStorage: a backend that nothing can be changed in."""
+"""ReadOnlyStorage: refuses every change."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ from storage_backend.wrappers.base import Wrapper
 
 
 class ReadOnlyStorage(Wrapper):
-    """Reads pass through, and every change is refused with an AccessDeniedError before anything is touched.
+    """Forwards reads, and refuses every change with an AccessDeniedError (errno EROFS) before anything is touched.
 
-    Not an UnsupportedOperationError, which says that a backend has no correct way to do something: here the way is
-    barred, just as by a file system that is mounted read-only (whose number the error has: EROFS), and a program that
-    handles a target it may not write to handles this one too.
+    Not an UnsupportedOperationError: a program that handles a target without write permission, or a read-only file
+    system, handles this one too.
     """
 
     @override

@@ -1,4 +1,4 @@
-"""RecodingWrapper: a wrapper whose backend holds other bytes than the wrapper was given."""
+"""RecodingWrapper: the base of wrappers that transform the stored bytes (compression, encryption)."""
 
 from __future__ import annotations
 
@@ -36,27 +36,27 @@ from storage_backend.wrappers.sources import info_for_copy
 
 T = TypeVar("T")
 
-LOOKS = 10  # at an object that changes between the requests for it
+MAX_READS = 10  # attempts at an object that changes between the requests for it
 
 
 class RecodingWrapper(Wrapper):
-    """What follows from the few methods in which a subclass encodes and decodes; they stand first.
+    """Implements the public methods over a few abstract methods that encode and decode.
 
-    The inner backend's sizes, digests and URLs are about its own bytes and never passed on as the content's. Its etags
-    and times are: where the stored bytes are unchanged, so is the content.
+    Sizes, digests and URLs of the inner backend describe the stored bytes and are never passed on as the content's. Its
+    etags and times are: if the stored bytes are unchanged, so is the content.
     """
 
     @abstractmethod
     def _encode(self, identifier: str, content: bytes, *, verify: bool = False) -> bytes:
-        """What to store for *content*; with *verify*, proved to give *content* again."""
+        """Encode *content*; with *verify*, prove that decoding returns it."""
 
     @abstractmethod
     def _blocks(self, identifier: str, stored: BinaryIO) -> DecodedBlocks | None:
-        """The content of what *stored*, of which nothing was read yet, gives; None if that is the content itself."""
+        """The decoded content of *stored*, of which nothing was read yet; None if it is stored as it is."""
 
     @abstractmethod
     def _shown(self, info: ObjectInfo) -> ObjectInfo:
-        """What a scan may say of the content, of all that it says of the stored object."""
+        """The info of the content, made from the info of the stored object."""
 
     @override
     def read(self, identifier: str) -> bytes:
@@ -90,7 +90,7 @@ class RecodingWrapper(Wrapper):
 
     @abstractmethod
     def _writer(self, identifier: str) -> BinaryIO:
-        """What `open(identifier, "wb")` gives."""
+        """The writer that `open(identifier, "wb")` returns."""
 
     @override
     def read_range(self, identifier: str, start: int, end: int | None = None) -> bytes:
@@ -183,7 +183,7 @@ class RecodingWrapper(Wrapper):
         return stored
 
     def _span(self, identifier: str, start: int, end: int | None) -> bytes:
-        # By one reader, which is pinned: the pieces are of one version.
+        # With one reader: it is pinned to one version of the object.
         with self.backend.open(identifier) as stored:
             blocks = self._blocks(identifier, stored)
             if blocks is not None:
@@ -192,8 +192,8 @@ class RecodingWrapper(Wrapper):
             return read_all(stored) if end is None else read_up_to(stored, end - start)
 
     def _settled(self, look: Callable[[], T]) -> T:
-        """What *look* returns, tried again while the object changes between its requests."""
-        for _ in range(LOOKS - 1):
+        """The result of *look*, retried while the object changes between its requests."""
+        for _ in range(MAX_READS - 1):
             with suppress(SourceChangedError):
                 return look()
         return look()
@@ -209,7 +209,7 @@ class RecodingWrapper(Wrapper):
             size = (blocks.size if end is None else min(end, blocks.size)) - start
             where = location_of(self.backend)
             raise StorageError(
-                f"{identifier!r} in {where}: {size:,} bytes do not fit into memory; read it by open() or download()",
+                f"{identifier!r} in {where}: {size:,} bytes do not fit into memory; use open() or download()",
                 identifier=identifier,
                 backend=where,
             ) from None
@@ -226,7 +226,7 @@ class RecodingWrapper(Wrapper):
 
 
 class _RecodingHooks(WrapperHooks):
-    """Passes on what is true of the content; the MD5 and SHA-256 of the store are those of the stored bytes."""
+    """Forwards what is true of the content; the store's MD5 and SHA-256 are those of the stored bytes."""
 
     def __init__(self, storage: RecodingWrapper) -> None:
         super().__init__(storage)
@@ -256,7 +256,7 @@ class _RecodingHooks(WrapperHooks):
 
 
 def outer_info(info: ObjectInfo, size: int | None) -> ObjectInfo:
-    """What is true of content of *size* bytes, of all that is true of the stored object."""
+    """The info of content of *size* bytes, made from the info of the stored object."""
     if type(info) is not ObjectInfo:
         info = info_of(info, cast(Any, info).identifier)
     return ObjectInfo(info.identifier, size, info.modified, info.etag, None, info.content_type)

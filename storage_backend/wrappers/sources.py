@@ -1,4 +1,4 @@
-"""Content that may have to be written more than once: sources that can be rewound, and items in groups."""
+"""Content that may have to be written more than once: rewindable sources, and items in groups."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GROUP_BYTES = 16 << 20  # held in memory until they are stored
 
 
 class RewindableSource:
-    """A reader that may have to be read again from where it stands now.
+    """A reader that may have to be read again from its present position.
 
     Attributes:
-        reader: what to give to a backend in its place.
+        reader: the reader to pass to a backend instead.
     """
 
     def __init__(self, reader: BinaryIO) -> None:
@@ -29,13 +29,13 @@ class RewindableSource:
         self._start = _position(reader)
         self._watched: _Watched | _WatchedDigest | None = None
         if self._start is None:
-            # Backends ask a reader that digests for what it has digested.
+            # Backends take the digest from a reader that computes one.
             kind = _WatchedDigest if isinstance(reader, HashingReader) else _Watched
             self._watched = kind(reader)
             self.reader = cast(BinaryIO, self._watched)
 
     def rewind(self) -> bool:
-        """Have the reader stand where it stood at first; False if it cannot, since what was read of it is gone."""
+        """Return to the first position; False if that is impossible."""
         if self._watched is not None:
             return not self._watched.touched
         try:
@@ -51,20 +51,20 @@ class RewindableSource:
 
 
 class _Watched:
-    """Passes a reader through and remembers whether it was asked for anything."""
+    """Forwards to a reader and remembers whether anything was read."""
 
     def __init__(self, reader: BinaryIO) -> None:
         self._reader = reader
         self.touched = False
 
     def read(self, size: int = -1, /) -> bytes:
-        # Before, not after: a read that fails may have taken something.
+        # Before, not after: a failed read may have consumed something.
         self.touched = True
         return self._reader.read(size)
 
 
 class _WatchedDigest(HashingReader):
-    """The same for a reader that digests: backends that look for a HashingReader find one."""
+    """The same for a HashingReader, which backends look for by its class."""
 
     def __init__(self, reader: BinaryIO) -> None:
         digesting = cast(HashingReader, reader)
@@ -86,7 +86,7 @@ class _WatchedDigest(HashingReader):
 
 
 def _position(reader: BinaryIO) -> int | None:
-    """Where a reader stands that can be sent back there; None for one that cannot."""
+    """The position of a seekable reader; None for any other."""
     try:
         return reader.tell() if reader.seekable() is True else None
     except (AttributeError, OSError, ValueError):
@@ -104,7 +104,7 @@ def grouped(items: Iterable[Item]) -> Iterator[list[Item]]:
             group, size = [], 0
         group.append((key, content))
         size += length
-        del content  # the caller's next item is made before this one is let go of
+        del content  # else it would live until the caller has made the next item
     if group:
         yield group
 
@@ -127,7 +127,7 @@ def name_of(key: object) -> str:
 
 
 def info_for_copy(info: ObjectInfo | None, identifier: str, size: int | None) -> ObjectInfo:
-    """What the backend is told that stores *size* bytes under *identifier*: of *info*, what holds for any copy of the object."""
+    """The info for a copy of *size* bytes: of *info*, the fields that hold for any copy of the object."""
     if info is None:
         return ObjectInfo(identifier, size)
     return ObjectInfo(identifier, size, info.modified, content_type=info.content_type)

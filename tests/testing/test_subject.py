@@ -257,7 +257,7 @@ class TestAuthorsFile:
 
     def test_forgotten_fixture_is_told(self, tmp_path: Path) -> None:
         output = self.run(tmp_path, "", "-k", "TestForgotten and test_nothing_is_fine")
-        assert "TestForgotten must define a fixture `subject` that gives a Subject" in output, output
+        assert "TestForgotten must define a fixture `subject` that returns a Subject" in output, output
 
 
 def test_no_client_and_no_plugin_is_imported() -> None:

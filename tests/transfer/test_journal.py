@@ -94,7 +94,7 @@ def test_the_journal_of_another_pair_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_journal_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "j.db"
     path.write_bytes(content)
-    with pytest.raises(ConfigurationError, match="no usable journal"):
+    with pytest.raises(ConfigurationError, match="not a usable journal"):
         Journal(path, *PAIR)
     assert path.read_bytes() == content
 
@@ -147,7 +147,7 @@ def test_another_database_is_refused_and_not_touched(tmp_path: Path, statements:
     database(path, *statements)
     content, before = path.read_bytes(), descriptors()
     for _ in range(3):
-        with pytest.raises(ConfigurationError, match="no usable journal"):
+        with pytest.raises(ConfigurationError, match="not a usable journal"):
             Journal(path, *PAIR)
     assert path.read_bytes() == content
     assert [found.name for found in tmp_path.iterdir()] == ["theirs.db"]
@@ -170,7 +170,7 @@ def test_a_side_itself_is_neither_journal_nor_manifest(
     pair = (box, other) if side == "source" else (other, box)
     before = descriptors()
     for given in (path, tmp_path / "link.db"):
-        with pytest.raises(ConfigurationError, match=r"itself|no usable journal"):
+        with pytest.raises(ConfigurationError, match=r"itself|not a usable journal"):
             migrate(*pair, **{"journal": tmp_path / "j.db", name: given})  # type: ignore[arg-type]  # a path
     assert {found.name: found.read_bytes() for found in tmp_path.iterdir() if found.exists()} == files
     assert descriptors() == before

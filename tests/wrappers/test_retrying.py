@@ -436,7 +436,7 @@ def test_each_retry_is_a_warning_without_a_users_text(
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     assert "hunter2" not in caplog.text
     assert "RuntimeError" in caplog.text
-    assert "read of 'a' in MemoryStorage failed, try 3 of 5" in caplog.text
+    assert "read of 'a' in MemoryStorage failed, attempt 3 of 5" in caplog.text
 
 
 def test_pickles_with_its_numbers() -> None:

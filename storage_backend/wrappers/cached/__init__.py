@@ -5,14 +5,15 @@ Read in this order:
     storage         CachedStorage: the public methods, each a lookup, or a write that invalidates
     cache           ObjectCache: finds an entry, or has one reader fetch the object, and publishes it
     freshness       when an entry is stale, how it is revalidated, what a new one records for that
-    invalidation    what a write does to entries
-    single_flight   of many that miss the same object, one fetches it
+    invalidation    drops and publishes entries around a write in the backend
+    single_flight   of many readers that miss the same object, one fetches it
     ranges          blocks of large objects; prefetch: many small objects; publishing: many entries in one transaction
     namespaces      keeps the entries of several backends apart
-    engine          the interface of what keeps the entries; diskcache: the engine over python-diskcache
+    engine          the interface of storage engines; diskcache: the engine over python-diskcache
     blobs           our engine: one file an entry (entry, staged, layout), and index, an SQLite database for writers
-    pending_writes  the writes under way, for other processes; users: who lives, and counters; formats: the version
-    recovery        after a kill, a loss of power, or damage
+    eviction        keeps a blob cache within its limit, least recently used first
+    pending_writes  shows other processes the writes in progress; users: liveness and counters; formats: the version
+    recovery        repairs the cache after a kill, a loss of power, or damage
 """
 
 from __future__ import annotations
@@ -36,11 +37,11 @@ __all__ = ["CachedStorage", "open_cache"]
 
 
 def open_cache(directory: str | os.PathLike[str]) -> CacheEngine:
-    """The cache in a directory, to be inspected and repaired without its backend.
+    """Open the cache in a directory, to inspect and repair it without its backend.
 
     Raises:
         NotFoundError: there is none.
-        ConfigurationError: it is of another format.
+        ConfigurationError: it has another format.
     """
     path = Path(expanded(directory)).absolute()
     try:

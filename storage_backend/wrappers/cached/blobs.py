@@ -1,4 +1,4 @@
-"""BlobEngine: each entry is a file, found by its name alone; publications and writes also go to an index."""
+"""BlobEngine: each entry is a file, found by its name alone; publications and writes are also recorded in an index."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ from storage_backend.wrappers.cached.users import HITS, CacheUser
 
 FORMAT = "1"
 _KNOWN = 10_000  # files whose records are remembered
-_TOUCHES = 10_000  # uses that are remembered before the index is told
-_TRASH_MORE = 16  # files removed at each publication, which must not take long
+_TOUCHES = 10_000  # uses remembered before they are written to the index
+_TRASH_MORE = 16  # files removed by each publication, which must be quick
 _TRASH_CLEARED = 10_000  # files removed by whoever clears the cache
 _RETRY = 1.0  # seconds after which a directory that could not be opened is tried again
 
@@ -51,9 +51,9 @@ class BlobEngine:
 
     Args:
         directory: of the cache; it is created, for this user alone.
-        limit: content bytes that the cache may hold; None for any number.
+        limit: of the content, in bytes; None for no limit.
         clock: seconds since the epoch.
-        warn: is told of errors in spite of which entries are found.
+        warn: called with errors that do not prevent lookups.
 
     Attributes:
         trusted_since: entries fetched before this moment count as expired.
@@ -92,10 +92,10 @@ class BlobEngine:
         self._blobs = self._layout.blobs
         self._known: dict[str, RememberedFile] = {}  # by names
         self._files: IndexFiles | None = None
-        # Why they could not be opened; not the error itself, whose traceback leads back here.
+        # Why they could not be opened; not the error itself, whose traceback refers to this object.
         self._trouble = ""
         self._retry_at = 0.0
-        self._recorded = False  # whether it is on record that objects were written in this boot
+        self._recorded = False  # whether a write in this boot is recorded
 
     def find(self, key: CacheKey) -> OpenEntry | None:
         """The entry, held open; None if there is none, or it is damaged."""
@@ -169,7 +169,7 @@ class BlobEngine:
             return transaction.state.counter
 
     def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
-        """Begin to take in content."""
+        """Start staging content."""
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
         with self._lock:
@@ -178,7 +178,7 @@ class BlobEngine:
         return StagedContent(self, path, size, None if replacing is None else replacing.name)
 
     def publish(self, publications: Sequence[tuple[Publication, int]]) -> None:
-        """Make entries found, each if no generation of its key has begun after the one beside it. Others are evicted to make room."""
+        """Publish entries, each unless its key has a later generation than the one given. Evicts others to make room."""
         names = [publication.key.name for publication, _ in publications]
         published = []
         with self._transaction() as transaction:
@@ -198,7 +198,7 @@ class BlobEngine:
         self._published(published)
 
     def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
-        """Drop the entries, since their objects are about to be written. The index is told at the end."""
+        """Drop the entries, because their objects are about to be written. The index is updated at the end."""
         if not keys:
             return PendingWrite("", {})
         if self._process != os.getpid():
@@ -209,12 +209,12 @@ class BlobEngine:
             if not self._recorded:
                 self._layout.record_boot_of_write()
                 self._recorded = True
-            # Nothing is published meanwhile.
+            # No publication can come in between.
             with (
                 queued(files.queue) as alone,
                 nullcontext() if alone else files.transaction(self._user.token),
             ):
-                mark = ""  # where it cannot be made, only a kill before the end of this write goes unnoticed
+                mark = ""  # without it, only a kill before the end of this write goes unnoticed
                 try:
                     mark = self._pending.begin(self._user.token, names)
                 except OSError as error:
@@ -225,7 +225,7 @@ class BlobEngine:
         return PendingWrite(mark, dict.fromkeys(keys, self._new_latest() if latest is None else latest))
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
-        """The write is over, whether it succeeded or not."""
+        """End a write, whether it succeeded or not."""
         if not write.generations:
             return {}
         if publication is not None:
@@ -271,7 +271,7 @@ class BlobEngine:
         return generations
 
     def _has_room(self, transaction: IndexTransaction, publication: Publication) -> bool:
-        """Make room for an entry, whose reservation ends with it; False if that cannot be."""
+        """Make room for an entry, and release its reservation; False if there is no room."""
         staged, size, name = publication.staged, publication.entry.size, publication.key.name
         if staged.reserved:
             transaction.reserve(-staged.reserved)
@@ -281,18 +281,18 @@ class BlobEngine:
         return False
 
     def _published(self, publications: Sequence[Publication]) -> None:
-        """After the commit: forget what was known of the files that were replaced, and note the use."""
+        """After the commit: forget the remembered files that were replaced, and note the use."""
         for publication in publications:
             publication.staged.reserved = 0
             publication.staged.pending = False
             # The new file may have the old one's inode number, length and time.
             self._known.pop(publication.key.name, None)
-            self.touch(publication.key)  # later than the uses that the index has not been told of
+            self.touch(publication.key)  # later than the uses that are not yet in the index
             if self._layout.trash_left:
                 self._layout.empty_trash(_TRASH_MORE)
 
     def drop(self, key: CacheKey, stamp: int | None = None) -> None:
-        """Forget the entry; with *stamp* only if it is that publication."""
+        """Drop the entry; with *stamp* only if it is that publication."""
         with self._transaction() as transaction:
             if stamp is not None:
                 found = self.find(key)
@@ -308,7 +308,7 @@ class BlobEngine:
                 transaction.forget(key.name)
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
-        """Set the time of fetching of the entry that was found, if it still is there."""
+        """Set the fetch time of the entry that was found, if it still exists."""
         try:
             fd = os.open(self._layout.path(key.name), os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -320,18 +320,18 @@ class BlobEngine:
             os.close(fd)
 
     def reserve(self, size: int, replacing: str | None = None) -> None:
-        """Reserve room for *size* bytes that are coming in, first that of the entry *replacing*.
+        """Reserve room for *size* bytes; the entry *replacing* is evicted first.
 
         Raises:
             OverCacheLimitError: there is none.
         """
         with self._transaction() as transaction:
             if not self._eviction.make_room(transaction, size, replacing):
-                raise OverCacheLimitError(f"no room for {size:,} bytes more in {self.directory}")
+                raise OverCacheLimitError(f"no room for {size:,} more bytes in {self.directory}")
             transaction.reserve(size)
 
     def release(self, size: int) -> None:
-        """Give back what was reserved."""
+        """Release a reservation."""
         with self._transaction() as transaction:
             transaction.reserve(-size)
 
@@ -342,7 +342,7 @@ class BlobEngine:
     # The whole cache.
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries. If not *patient*, most files of a large cache are removed later, bit by bit."""
+        """Drop all entries. If not *patient*, most files of a large cache are removed gradually later."""
         with self._transaction() as transaction:
             transaction.intend([EVERYTHING])
             self._layout.discard_all()
@@ -351,7 +351,7 @@ class BlobEngine:
         self._layout.empty_trash(None if patient else _TRASH_CLEARED)
 
     def stats(self) -> CacheStats:
-        """What there is, and what all users have counted."""
+        """Size, count, and the counters of all users."""
         with self._transaction() as transaction:
             self._pending.end_dead(transaction)
             state = transaction.state
@@ -359,11 +359,11 @@ class BlobEngine:
             return CacheStats(state.size - transaction.reserved(), state.count, counters)
 
     def check(self) -> CheckReport:
-        """Read everything, verify its checksum, and repair what is not right."""
+        """Verify the checksums of all entries, and repair the cache."""
         return self._recovery.check(self._transaction)
 
     def close(self) -> None:
-        """Close the files. Used again, it opens them again."""
+        """Close the files. The next use reopens them."""
         if self._process != os.getpid():
             self._begin_in_child()
         if self._files is None:
@@ -422,7 +422,7 @@ class BlobEngine:
 
     @contextmanager
     def _transaction(self) -> Iterator[IndexTransaction]:
-        """A transaction, with the lock of the queue; an index that was replaced or is damaged is opened anew."""
+        """A transaction, with the lock of the queue; an index that was replaced or is damaged is reopened."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -478,7 +478,7 @@ class BlobEngine:
         self._lock.release()
 
     def _begin_in_child(self) -> None:
-        """Replace what a forked child has inherited: counts, files and locks are the parent's."""
+        """Replace the inherited state in a forked child: counts, files and locks are the parent's."""
         # A lock that was held when this process was forked would be held for ever: each process has its own.
         with self._renewing.setdefault(os.getpid(), threading.Lock()):
             if self._process == os.getpid():

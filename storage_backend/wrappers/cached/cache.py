@@ -1,4 +1,4 @@
-"""ObjectCache: finds the entries of one backend's objects, and fetches what is missing."""
+"""ObjectCache: finds the entries of one backend's objects, and fetches missing ones."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ T = TypeVar("T")
 Take: TypeAlias = Callable[[OpenEntry], T]
 Fetch: TypeAlias = Callable[[str, CacheKey], T]
 
-DOWNLOADED_FROM = 32 << 20  # bytes; what is smaller has come before a second request pays
-_KEYS = 10_000  # that are remembered
+DOWNLOADED_FROM = 32 << 20  # bytes; a smaller object arrives sooner than a second request pays off
+_MAX_KEYS = 10_000  # remembered
 
 
 class ObjectCache:
@@ -45,15 +45,15 @@ class ObjectCache:
     Args:
         backend: what is cached.
         directory: of the cache.
-        engine: the name of one.
-        policy: what was asked for.
+        engine: the name of an engine.
+        policy: the arguments.
 
     Attributes:
         backend: as given.
         engine: keeps the entries.
-        freshness: decides whether they may be given.
-        flights: the fetches under way.
-        distrusted: names of keys whose entries could not be dropped when they had to be: they are not used.
+        freshness: decides whether they may be used.
+        flights: the fetches in progress.
+        distrusted: names of keys whose stale entries could not be dropped: they are not used.
         warn: logs that the cache does not work.
 
     Raises:
@@ -69,24 +69,24 @@ class ObjectCache:
         self.warn = CacheWarnings(directory, self._location).log
         namespace = namespace_of(backend, str(directory), policy.namespace, policy.token)
         self._namespace = f"{namespace}\0".encode("utf-8", "surrogateescape")
-        self._keys: dict[str, CacheKey] = {}  # a new one takes as long as opening a file
-        # The engine gets no reference to this object: in a cycle, its files would stay open until a garbage collection.
+        self._keys: dict[str, CacheKey] = {}  # making a key takes as long as opening a file
+        # No reference from the engine to this object: in a cycle, its files would stay open until a garbage collection.
         self.engine = _engine(engine, directory, policy, self.warn)
         self.freshness = Freshness(backend, policy, self.engine)
 
-    # Finding.
+    # Lookup.
 
     def key(self, identifier: str) -> CacheKey:
         """The key of an object.
 
         Raises:
-            InvalidIdentifierError, TypeError: it is none.
+            InvalidIdentifierError, TypeError: the identifier is invalid.
         """
         try:
             return self._keys[identifier]
         except (KeyError, TypeError):
             names.check(identifier, surrogates=True)
-        if len(self._keys) >= _KEYS:
+        if len(self._keys) >= _MAX_KEYS:
             self._keys.clear()
         key = key_of(self._namespace + identifier.encode("utf-8", "surrogateescape"))
         self._keys[identifier] = key
@@ -112,20 +112,20 @@ class ObjectCache:
         return found
 
     def take(self, key: CacheKey, found: OpenEntry, take: Take[T]) -> T | None:
-        """What *take* gives of an entry, which counts as a hit. None if it cannot be read; it is dropped then."""
+        """The result of *take* on an entry, counted as a hit. None if it cannot be read; it is then dropped."""
         try:
             taken = take(found)
         except OSError as error:
             self.lose(found, error)
             return None
-        try:  # as `hit`, without a call of it for every read
+        try:  # `hit` inlined: this is the hot path of every read
             self.engine.hit(key, found.entry.size)
         except Exception as error:  # noqa: BLE001 - of the cache, and logged
             self.warn(error)
         return taken
 
     def piece(self, key: CacheKey, found: OpenEntry, start: int, end: int | None) -> bytes | None:
-        """The bytes of [start, end) of an entry, which counts as a hit; None as in `take`. The entry stays open."""
+        """The bytes of [start, end) of an entry, counted as a hit; None as in `take`. The entry stays open."""
         try:
             piece = found.piece(start, end)
         except OSError as error:
@@ -151,14 +151,14 @@ class ObjectCache:
             return None
 
     def lose(self, found: OpenEntry, error: OSError) -> None:
-        """Log why an entry cannot be given, and drop it, so that the backend is read."""
+        """Log why an entry cannot be used, and drop it, so that the backend is read."""
         self.warn(error)
         self.safely(self.engine.drop, key_of(found.entry.label), found.entry.stamp)
 
     def revalidated(self, identifier: str, key: CacheKey, found: OpenEntry) -> bool:
-        """Whether a stale entry may be given: the backend says that it still is right, or is unavailable and it stands in."""
+        """Whether a stale entry may be used: it is revalidated, or the backend is unavailable and `stale_if_error` allows it."""
         try:
-            request = self.freshness.still_right(identifier, found.entry)
+            request = self.freshness.revalidate(identifier, found.entry)
         except Exception as error:
             if isinstance(error, FileNotFoundError):
                 self.safely(self.engine.drop, key, found.entry.stamp)
@@ -181,7 +181,7 @@ class ObjectCache:
         self.safely(self.engine.touch, key)
 
     def hit(self, key: CacheKey, size: int) -> None:
-        """Count a read that *size* bytes of the cache answered."""
+        """Count a read of *size* bytes answered from the cache."""
         try:
             self.engine.hit(key, size)
         except Exception as error:  # noqa: BLE001 - of the cache, and logged
@@ -200,8 +200,8 @@ class ObjectCache:
 
         Args:
             identifier: the object.
-            take: gives what is wanted of an entry: a method of OpenEntry that closes it or gives it on, or raises an OSError.
-            fetch: asks the backend, and publishes: `read` or `stream`. None: None is given if there is no fresh entry.
+            take: reads an entry: a method of OpenEntry that closes it or hands it over, or raises an OSError.
+            fetch: reads the backend and publishes: `read` or `stream`. If None, the result is None without a fresh entry.
         """
         try:
             key = self._keys[identifier]
@@ -228,14 +228,14 @@ class ObjectCache:
         take: Take[T],
         fetch: Fetch[T],
     ) -> T:
-        """Where no fresh entry was found: what another reader has published meanwhile, or a fetch.
+        """Handle a miss: take the entry that another reader has published meanwhile, or fetch.
 
         Args:
             identifier: the object.
-            key: its.
+            key: its key.
             take: see `get`.
             fetch: see `get`.
-            stamp: of the stale entry that was found, if any.
+            stamp: of the stale entry, if there is one.
         """
         began = self.freshness.ask()
         with self.flights.alone(key.name):
@@ -244,7 +244,7 @@ class ObjectCache:
                 self.count(MISSES)
                 return self._fetch(identifier, key, fetch)
             entry = found.entry
-            # What was fetched after this read began is fresh, however short its time to live is.
+            # An entry fetched after this read began is fresh, however short its time to live.
             fresh = self.freshness.is_fresh(entry) or (entry.stamp != stamp and entry.fetched >= began.at)
             try:
                 if not fresh:
@@ -274,7 +274,7 @@ class ObjectCache:
             raise
 
     def generation(self, key: CacheKey) -> int | None:
-        """The key's generation, before the backend is asked; None if the cache cannot tell, and must not be filled."""
+        """The key's generation, before the backend is read; None if the cache fails: then it must not be filled."""
         found = self.safely(self.engine.generations, [key])
         return None if found is None else found[0]
 
@@ -288,7 +288,7 @@ class ObjectCache:
         return content
 
     def stream(self, identifier: str, key: CacheKey) -> OpenEntry | BinaryIO:
-        """Stream or download the object into the cache; the backend's own reader if the cache does not take it."""
+        """Stream or download the object into the cache; the backend's own reader if the cache has no room."""
         generation = self.generation(key)
         request = self.freshness.ask(identifier)
         reader = self.backend.open(identifier)
@@ -310,7 +310,7 @@ class ObjectCache:
                         return reader
                     if size is not None and staged.size != size:
                         raise IntegrityError(
-                            f"{identifier!r} in {self._location}: {staged.size:,} bytes of {size:,} came",
+                            f"{identifier!r} in {self._location}: {staged.size:,} of {size:,} bytes arrived",
                             identifier=identifier,
                             backend=self._location,
                         )
@@ -338,7 +338,7 @@ class ObjectCache:
     def _downloaded(
         self, identifier: str, key: CacheKey, size: int, request: BackendRequest, generation: int
     ) -> OpenEntry | None:
-        """An object by the backend's `download` into the cache; None if that does not take it."""
+        """Fetch an object with the backend's `download` into the cache; None if it has no room."""
         staged = self.safely(self.engine.stage, size)
         if staged is None:
             return None
@@ -366,7 +366,7 @@ class ObjectCache:
         info: ObjectInfo | None,
         generation: int,
     ) -> OpenEntry | None:
-        """Staged content as an entry that is held open, whether or not the cache could publish it."""
+        """Staged content as an open entry, whether or not the cache could publish it."""
         entry = self.freshness.entry(key, staged.size, request, info)
         found = self.safely(staged.found, entry)
         self.safely(self.engine.publish, [(Publication(key, staged, entry), generation)])
@@ -385,21 +385,21 @@ class ObjectCache:
         return True
 
     def _outgrown(self, key: CacheKey) -> None:
-        """Forget an object whose present content is too large: nothing older is given after it."""
+        """Drop the entry of an object whose present content is too large, so that no older content is returned."""
         found = self.safely(self.engine.find, key)
         if found is not None:
             found.close()
             self.safely(self.engine.drop, key)
 
     def store(self, key: CacheKey, content: bytes, entry: CacheEntry, generation: int | None) -> None:
-        """Put an entry into the cache, if it takes it; nothing is raised."""
+        """Put an entry into the cache, if there is room; raises nothing."""
         if generation is not None and self._takes(key, len(content)):
             self.safely(publish, self.engine, [NewEntry(key, content, entry, generation)])
 
     def new_entry(
         self, key: CacheKey, content: bytes, request: BackendRequest, info: ObjectInfo | None, generation: int
     ) -> NewEntry | None:
-        """An object's content on its way into the cache; None if that does not take it."""
+        """An object's content to be published in the cache; None if there is no room."""
         if not self._takes(key, len(content)):
             return None
         return NewEntry(key, content, self.freshness.entry(key, len(content), request, info), generation)
@@ -417,7 +417,7 @@ class ObjectCache:
         return self._limit is None or (self._limit > 0 and size <= self._limit)
 
     def safely(self, call: Callable[..., T], *arguments: Any) -> T | None:
-        """The result of a call of the engine; None if it fails, which is logged."""
+        """The result of a call to the engine; None if it fails, which is logged."""
         try:
             return call(*arguments)
         except OverCacheLimitError:
@@ -428,7 +428,7 @@ class ObjectCache:
 
 
 class CacheWarnings:
-    """Logs that a cache does not work, as a WARNING once. An engine keeps it, so it refers to no cache.
+    """Logs failures of a cache, the first as a WARNING. Engines refer to it, so it must not refer to the cache.
 
     Args:
         directory: of the cache.
@@ -452,7 +452,7 @@ class CacheWarnings:
 
 
 def _size_of(reader: BinaryIO) -> int | None:
-    """The bytes from the start of a reader to its end; None if it cannot tell."""
+    """The size of a reader's content in bytes; None if it cannot seek."""
     try:
         size = reader.seek(0, io.SEEK_END)
         reader.seek(0)
@@ -472,4 +472,4 @@ def _engine(
         from storage_backend.wrappers.cached.diskcache import DiskCacheEngine
 
         return DiskCacheEngine(str(directory), policy.limit, warn)
-    raise ConfigurationError(f'engine: {kind!r} is neither "blobs" nor "diskcache"', parameter="engine")
+    raise ConfigurationError(f'engine: {kind!r} is not "blobs" or "diskcache"', parameter="engine")

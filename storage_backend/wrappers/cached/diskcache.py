@@ -2,12 +2,12 @@
 
     format.diskcache.1  this layout
     values/             a diskcache.Cache: each value is a file with the content, its tag the rest of an entry (see `entry`)
-    generations/        another, whose values are JSON: the writes under way, and the generations that they have begun
-    counters            what users that are gone have counted
+    generations/        another, with JSON values: the writes in progress, and the generations that they began
+    counters            the sums of the counters of dead users
     members/ queue staging/  as in `layout`
 
-Nothing is unpickled: python-diskcache does so with what it finds in its directory (CVE-2025-69872), so its `Disk` is replaced
-by one that refuses.
+Nothing is unpickled: python-diskcache unpickles what it finds in its directory (CVE-2025-69872), so its `Disk` is replaced by
+one that refuses.
 """
 
 from __future__ import annotations
@@ -61,18 +61,18 @@ _KNOWN = 10_000  # entries whose verifications are remembered
 
 
 class DiskCacheEngine:
-    """See `engine.CacheEngine`. It makes room when and as far as python-diskcache does, so it may hold more than *limit* for a while.
+    """See `engine.CacheEngine`. python-diskcache decides when to evict, so the cache may exceed *limit* for a while.
 
-    A forked child of a process that uses it does without it, since python-diskcache's connections, which are each a thread's own,
-    cannot be closed before a fork (see `forks`): it reads the backend, and what it writes others see when their entries expire.
+    It is disabled in a forked child, because python-diskcache's connections, one per thread, cannot be closed before a fork (see
+    `forks`): the child reads the backend, and others see its writes once their entries expire.
 
     Args:
         directory: of the cache; it is created, for this user alone.
-        limit: content bytes that the cache is to hold; None for any number.
-        warn: is told of errors.
+        limit: of the content, in bytes; None for no limit.
+        warn: called with errors.
 
     Attributes:
-        trusted_since: always 0.0: what a loss of power undoes is not noticed.
+        trusted_since: always 0.0: writes undone by a loss of power are not detected.
 
     Raises:
         ConfigurationError: the directory has another format.
@@ -121,12 +121,12 @@ class DiskCacheEngine:
             return OpenEntry(os.dup(reader.fileno()), entry, b"", known[1])
 
     def hit(self, key: CacheKey, size: int) -> None:
-        """Count a hit; python-diskcache notes the use by itself."""
+        """Count a hit; python-diskcache records the use itself."""
         del key
         self.count(HITS, size)
 
     def touch(self, key: CacheKey) -> None:
-        """Nothing: python-diskcache counts each lookup as a use."""
+        """Do nothing: python-diskcache counts each lookup as a use."""
 
     def count(self, counter: int, size: int = 0) -> None:
         """Add one to a counter (see `users`), and *size* to the bytes saved."""
@@ -142,7 +142,7 @@ class DiskCacheEngine:
             return [rows.load(key.name)[0] for key in keys]
 
     def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
-        """Begin to take in content; see `engine.CacheEngine`."""
+        """See `engine.CacheEngine`."""
         del replacing
         if self.limit is not None and (self.limit == 0 or (size is not None and size > self.limit)):
             return None
@@ -150,13 +150,13 @@ class DiskCacheEngine:
         return StagedContent(self, f"{self._staging}/{self._user.token}-{os.urandom(8).hex()}", size)
 
     def reserve(self, size: int, replacing: str | None = None) -> None:
-        """Nothing: python-diskcache makes room after it has stored."""
+        """Do nothing: python-diskcache evicts after storing."""
 
     def release(self, size: int) -> None:
-        """Nothing, since nothing was reserved."""
+        """Do nothing: nothing was reserved."""
 
     def publish(self, publications: Sequence[tuple[Publication, int]]) -> None:
-        """Make entries found, each if the generation beside it still is its key's. Others are evicted to make room."""
+        """Publish entries, each if the given generation still is its key's. Evicts others to make room."""
         for publication, generation in publications:
             self._publish(publication, generation)
 
@@ -176,7 +176,7 @@ class DiskCacheEngine:
             self._user.count(EVICTIONS, times=evicted)
 
     def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
-        """Drop the entries, since their objects are about to be written."""
+        """Drop the entries, because their objects are about to be written."""
         values = self._opened().values
         with self._generations() as rows:
             mark = str(rows.next())
@@ -189,7 +189,7 @@ class DiskCacheEngine:
         return PendingWrite(mark, generations)
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
-        """The write is over; see `engine.CacheEngine`."""
+        """End a write; see `engine.CacheEngine`."""
         generations = {}
         values = self._opened().values
         with self._generations() as rows:
@@ -207,7 +207,7 @@ class DiskCacheEngine:
         return generations
 
     def drop(self, key: CacheKey, stamp: int | None = None) -> None:
-        """Forget the entry; with *stamp* only if it is that publication."""
+        """Drop the entry; with *stamp* only if it is that publication."""
         with self._generations() as rows:
             if stamp is None:
                 rows.store(key.name, rows.next(), rows.load(key.name)[1])
@@ -220,7 +220,7 @@ class DiskCacheEngine:
             self._opened().values.delete(key.name, retry=True)
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
-        """Set the time of fetching of the entry that was found, if it still is there."""
+        """Set the fetch time of the entry that was found, if it still exists."""
         values = self._opened().values
         with self._generations():
             now = self.find(key)
@@ -232,21 +232,21 @@ class DiskCacheEngine:
                     values.set(key.name, reader, read=True, tag=tag, retry=True)
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries; what is being fetched now is not published either. It is always as with *patient*."""
+        """Drop all entries, and refuse the fetches in progress. Always as with *patient*."""
         del patient
         with self._generations() as rows:
             rows.raise_floor()
             self._opened().values.clear(retry=True)
 
     def stats(self) -> CacheStats:
-        """What there is, and what all users have counted."""
+        """Size, count, and the counters of all users."""
         opened = self._opened()
         with self._changing, queued(opened.queue):
             counters = self._bequeathed().plus(self._user.counters())
         return CacheStats(int(opened.values.reset("size")), len(opened.values), counters)
 
     def check(self) -> CheckReport:
-        """Read everything, verify its checksum, and repair what is not right."""
+        """Verify the checksums of all entries, and repair the cache."""
         values = self._opened().values
         entries = size = damaged = 0
         for name in list(values):
@@ -264,7 +264,7 @@ class DiskCacheEngine:
         return CheckReport(entries, size, damaged, len(warnings), 0)
 
     def close(self) -> None:
-        """Close the files. Used again, it opens them again."""
+        """Close the files. The next use reopens them."""
         if self._process != os.getpid():
             self._begin_in_child()
         with self._lock:
@@ -280,7 +280,7 @@ class DiskCacheEngine:
         if self._process != os.getpid():
             self._begin_in_child()
         if self._torn:
-            raise OSError("python-diskcache is not used in a forked child; start it by 'spawn'")
+            raise OSError("python-diskcache cannot be used in a forked child; start it by 'spawn'")
         opened = self._open
         if opened is None:
             with self._lock:
@@ -310,7 +310,7 @@ class DiskCacheEngine:
     def _generations(self) -> Iterator[GenerationRows]:
         """A transaction over the generations, with the lock of the queue."""
         opened = self._opened()
-        # Queued for, since SQLite's own locks are polled.
+        # With a queue, because SQLite polls for its own locks.
         with self._changing, queued(opened.queue), opened.generations.transact(retry=True):
             yield GenerationRows(opened.generations, self._members)
 
@@ -321,7 +321,7 @@ class DiskCacheEngine:
             return CacheCounters()
 
     def _bequeath(self, _token: str, counters: CacheCounters) -> None:
-        """Add to what users that are gone have counted; the queue's lock is held."""
+        """Add to the counters of dead users; the caller holds the queue's lock."""
         Path(f"{self.directory}/counters").write_bytes(self._bequeathed().plus(counters).packed())
 
     def _begin(self, *, torn: bool) -> None:
@@ -341,21 +341,21 @@ class DiskCacheEngine:
 
 
 class GenerationRows:
-    """The keys' generations and the writes under way, [token, mark] of each; in a transaction."""
+    """The keys' generations and the writes in progress, each as [token, mark]; within a transaction."""
 
     def __init__(self, cache: diskcache.Cache, members: str) -> None:
         self._cache = cache
         self._members = members
 
     def next(self) -> int:
-        """A number that is higher than all before."""
+        """A number higher than all before."""
         last = self._cache.get("counter", default=0)
         number = max(time.time_ns(), int(last) + 1 if isinstance(last, int) else 0)
         self._cache.set("counter", number)
         return number
 
     def load(self, name: str) -> tuple[int, list[list[str]]]:
-        """The key's generation, and the writes of users that live."""
+        """The key's generation, and the writes of live users."""
         floor = self._cache.get("floor", default=0)
         text = self._cache.get(name)
         generation, writes = json.loads(text) if isinstance(text, str) else (0, [])
@@ -374,13 +374,13 @@ class GenerationRows:
 
 
 class DiskCacheFiles:
-    """The open files; when they are closed, the user's stays, so that others take over its counters."""
+    """The open files; when they are closed, the user's file stays, so that others take over its counters."""
 
     def __init__(self, directory: str, limit: int | None, user: CacheUser) -> None:
         self._process = os.getpid()
         self._user = user
         cache = functools.partial(_library().Cache, timeout=_TIMEOUT, disk=_disk())
-        # Of an LRU, these settings kept closest to the limit when measured.
+        # Measured: of the LRU settings, these stay closest to the limit.
         self.values: diskcache.Cache = cache(
             f"{directory}/values",
             eviction_policy="least-recently-used",
@@ -399,7 +399,7 @@ class DiskCacheFiles:
     def close(self) -> None:
         """Close all files; in a forked child only the descriptors."""
         if self._process == os.getpid():
-            # This thread's connections. Those of others, which only they may close, go with these objects.
+            # This thread's connections. Only other threads may close theirs: they are released with these objects.
             self.values.close()
             self.generations.close()
         else:
@@ -445,9 +445,9 @@ def _disk() -> Any:
             if mode == library.core.MODE_PICKLE:
                 raise ValueError("a pickled value is not loaded")
             if filename is not None and (filename.startswith("/") or ".." in filename.split("/")):
-                raise ValueError(f"a value's file is outside of the cache: {filename!r}")
+                raise ValueError(f"a value's file is outside the cache: {filename!r}")
             if filename is not None and not os.path.isfile(f"{self._directory}/{filename}"):
-                # Not opened: a pipe in its place would be waited for.
+                # Not opened: opening a pipe in its place would block.
                 raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), filename)
             return super().fetch(mode, filename, value, read)
 

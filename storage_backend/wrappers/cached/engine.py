@@ -13,7 +13,7 @@ from storage_backend.wrappers.cached.users import CacheCounters
 
 @dataclass(frozen=True)
 class CacheStats:
-    """What an engine holds, and what all its users have counted.
+    """The contents of an engine, and the counters of all its users.
 
     Attributes:
         size: content bytes.
@@ -28,14 +28,14 @@ class CacheStats:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
-        entries: how many are whole.
+        entries: the number of intact entries.
         size: their content bytes.
-        damaged: entries that were removed, since their content does not match its checksum.
+        damaged: entries that were removed because their content does not match its checksum.
         strays: files that belonged to no entry, and were removed.
-        missing: entries of the index that had no file, and were forgotten.
+        missing: entries of the index that had no file, and were removed.
     """
 
     entries: int
@@ -51,11 +51,11 @@ class CheckReport:
 
 
 class PendingWrite(NamedTuple):
-    """A write of objects in the backend that is under way.
+    """A write in the backend in progress.
 
     Attributes:
         mark: identifies it.
-        generations: key -> a generation: if the key has no later one at the end, no other write has ended in between.
+        generations: key -> a generation: if the key has no later one at the end, no other write has ended meanwhile.
     """
 
     mark: str
@@ -63,11 +63,11 @@ class PendingWrite(NamedTuple):
 
 
 class CacheEngine(Protocol):
-    """Stores entries, and never gives one that is older than the last write.
+    """Stores entries, and never returns one older than the last write.
 
-    Every key has a generation. A fetch takes it before it reads the backend. A write marks the object as being written and drops
-    the entry before it calls the backend, and raises the generation after, as whoever finds the mark of a dead user does.
-    What is published must have been begun in the key's present generation, while no write of the object is under way.
+    Every key has a generation. A fetch notes it before it reads the backend. A write marks the object and drops the entry before
+    it calls the backend, and raises the generation afterwards; whoever finds the mark of a dead user raises it, too. An entry is
+    published only if its fetch began in the key's present generation, and no write of the object is in progress.
 
     Every method may raise OSError or the errors of its database; `find`, `touch` and `count` only OSError.
     """
@@ -79,7 +79,7 @@ class CacheEngine(Protocol):
         """The entry, held open; None if there is none, or it is damaged."""
 
     def hit(self, key: CacheKey, size: int) -> None:
-        """`count` and `touch` in one: a read was answered with *size* bytes."""
+        """`count` and `touch` in one, for a read of *size* bytes."""
 
     def touch(self, key: CacheKey) -> None:
         """Note that the entry was used."""
@@ -88,10 +88,10 @@ class CacheEngine(Protocol):
         """Add one to a counter (see `users`), and *size* to the bytes saved."""
 
     def generations(self, keys: Sequence[CacheKey]) -> list[int]:
-        """The keys' generations, or later ones that none of them has yet."""
+        """The keys' generations, or an upper bound of them."""
 
     def stage(self, size: int | None = None, replacing: CacheKey | None = None) -> StagedContent | None:
-        """Begin to take in content; None if it is more than the cache may hold.
+        """Start staging content; None if it exceeds the limit of the cache.
 
         Args:
             size: in bytes, if that is known.
@@ -99,41 +99,41 @@ class CacheEngine(Protocol):
         """
 
     def publish(self, publications: Sequence[tuple[Publication, int]]) -> None:
-        """Make entries found, each if the generation beside it still is its key's. Others are evicted to make room."""
+        """Publish entries, each if the given generation still is its key's. Evicts others to make room."""
 
     def begin(self, keys: Sequence[CacheKey]) -> PendingWrite:
-        """Drop the entries, since their objects are about to be written."""
+        """Drop the entries, because their objects are about to be written."""
 
     def end(self, write: PendingWrite, publication: Publication | None = None) -> dict[CacheKey, int]:
-        """The write is over, whether it succeeded or not.
+        """End a write, whether it succeeded or not.
 
         Args:
             write: from `begin`.
-            publication: what it has stored, which is published at once unless another write came between.
+            publication: the content stored, published at once unless another write came in between.
 
         Returns:
-            The new generations of those keys that no other write has touched in the meantime: what was written
+            The new generations of the keys without another write in the meantime: the content written
             may be published with them.
         """
 
     def drop(self, key: CacheKey, stamp: int | None = None) -> None:
-        """Forget the entry; with *stamp* only if it is that publication."""
+        """Drop the entry; with *stamp* only if it is that publication."""
 
     def renew(self, key: CacheKey, found: OpenEntry, fetched: float) -> None:
-        """Set the time of fetching of the entry that was found, if it still is there."""
+        """Set the fetch time of the entry that was found, if it still exists."""
 
     def clear(self, *, patient: bool = False) -> None:
-        """Forget all entries; what is being fetched now is not published either.
+        """Drop all entries, and refuse the fetches in progress.
 
         Args:
-            patient: return when no file of them is left. Else in bounded time.
+            patient: return once all files are removed; else in bounded time.
         """
 
     def stats(self) -> CacheStats:
-        """What there is, and what all users have counted."""
+        """Size, count, and the counters of all users."""
 
     def check(self) -> CheckReport:
-        """Read everything, verify its checksum, and repair what is not right."""
+        """Verify the checksums of all entries, and repair the cache."""
 
     def close(self) -> None:
-        """Close the files. Used again, it opens them again."""
+        """Close the files. The next use reopens them."""

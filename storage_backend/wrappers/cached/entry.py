@@ -1,4 +1,4 @@
-"""CacheEntry: the metadata of a cached content, and the file format that holds both.
+"""CacheEntry: the metadata of cached content, and the file format of both.
 
 A file is the content, which begins at its first byte, then the label and the etag, then a fixed record that ends the file:
 
@@ -42,11 +42,11 @@ LONGEST_ETAG = 4 << 10  # bytes; an object with a longer one cannot be revalidat
 _SMALL = 64 << 10  # bytes; smaller files are read in one call, record included
 _TAIL = 2 << 10  # bytes, enough for nearly every label, etag and record
 _BUFFER = 64 << 10  # bytes of a reader; the file is local, so a larger buffer only costs seeks
-GOOD_FOR = 60.0  # seconds that a verified checksum is trusted
+GOOD_FOR = 60.0  # seconds for which a verified checksum is trusted
 _NEVER = -math.inf
 _TICK = 0.1  # seconds; file times advance in kernel ticks of up to 10 ms
-_READ_MOST = 1 << 30  # bytes a call; Linux gives no more than 2**31 - 4096 (read(2))
-# A pipe that somebody has put in a file's place is not waited for.
+_READ_MOST = 1 << 30  # bytes per call; Linux reads at most 2**31 - 4096 (read(2))
+# O_NONBLOCK: do not wait for a pipe in the place of a file.
 READING = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
 _NAME = re.compile("[0-9a-f]{32}")
 
@@ -74,13 +74,13 @@ def is_name(text: str) -> bool:
 
 
 class CacheEntry(NamedTuple):
-    """The metadata of a cached content.
+    """The metadata of cached content.
 
     Attributes:
         label: of its key.
         size: of the content, in bytes.
         fetched: when the content was read from the backend, in seconds since the epoch.
-        etag: the backend's, where it gave one.
+        etag: the backend's, if it has one.
         modified: the object's modification time, in seconds since the epoch; only where it proves "unchanged".
         stamp: unique to this publication.
         crc: CRC-32 of the content; 0 until it is published.
@@ -97,7 +97,7 @@ class CacheEntry(NamedTuple):
     note: bool = False
 
     def packed(self, crc: int) -> bytes:
-        """What follows the content, whose CRC-32 is *crc*, in a file."""
+        """The bytes that follow the content in a file; *crc* is its CRC-32."""
         etag = b"" if self.etag is None else self.etag.encode("utf-8", "surrogateescape")
         length = _NO_ETAG if self.etag is None or len(etag) > LONGEST_ETAG else len(etag)
         head = self.label + (b"" if length == _NO_ETAG else etag)
@@ -115,7 +115,7 @@ class CacheEntry(NamedTuple):
         return head + _SUM.pack(zlib.crc32(head))
 
     def overwrite(self, fd: int, fetched: float) -> None:
-        """Overwrite the fixed record in the entry's file with one of another time of fetching."""
+        """Overwrite the fixed record in the entry's file with a new fetch time."""
         tail = self._replace(fetched=fetched).packed(self.crc)
         start = len(tail) - _FIXED
         os.pwrite(fd, tail[start:], self.size + start)
@@ -174,13 +174,13 @@ class LongerTailNeededError(Exception):
 
 
 class Verification:
-    """How long this process trusts the content of one file after it has verified its checksum.
+    """Remembers until when this process trusts the content of one file whose checksum it verified.
 
     Args:
         written: when the file was last written to, in seconds since the epoch.
 
     Attributes:
-        good_until: on the clock of `time.monotonic`.
+        good_until: as `time.monotonic`.
     """
 
     __slots__ = ("_written", "good_until")
@@ -191,16 +191,16 @@ class Verification:
 
     def mark(self) -> None:
         """Note that the checksum has just been verified."""
-        # A write within the same clock tick would leave the same file time, and go unnoticed.
+        # A write within the same clock tick would leave the same file time.
         if time.time() - self._written > _TICK:
             self.good_until = time.monotonic() + GOOD_FOR
 
 
 class OpenEntry:
-    """An entry whose file is open. Whoever gets one closes it, or takes its reader.
+    """An entry whose file is open. The receiver closes it, or takes its reader.
 
     Args:
-        fd: of the file; this owns it.
+        fd: of the file, owned by this object.
         entry: at the file's end.
         head: the beginning of the file, if it was read already.
         verified: of the file; None if this process has just written it.
@@ -217,7 +217,7 @@ class OpenEntry:
         self._verified = verified
 
     def content(self) -> bytes:
-        """The whole content; the file is closed. Its checksum is verified unless that was done in the last minute.
+        """The whole content; the file is closed. Its checksum is verified, unless it was within the last minute.
 
         Raises:
             OSError: it cannot be read, is truncated (TruncatedEntryError) or corrupt (CorruptEntryError).
@@ -239,7 +239,7 @@ class OpenEntry:
             self._fd = -1
 
     def whole(self) -> Self:
-        """This entry, after its checksum is verified, unless this process has done so before; in bounded memory.
+        """Verify the checksum, unless this process has done so before, in bounded memory; return this entry.
 
         Raises:
             OSError: see `content`; the file is closed then.
@@ -269,7 +269,7 @@ class OpenEntry:
         return self._head[start:end] if self._head else _pread(self._fd, end - start, start)
 
     def reader(self) -> BinaryIO:
-        """A seekable reader of the content, which takes over the file."""
+        """A seekable reader of the content, which now owns the file."""
         raw = EntryContentReader(self._fd, self.entry.size)
         self._fd = -1
         return io.BufferedReader(raw, _BUFFER)
@@ -295,7 +295,7 @@ class RememberedFile(NamedTuple):
     """A file whose record need not be read again while the file is the same.
 
     Attributes:
-        time: of its last change (ctime), which no writer can set back.
+        time: of its last change (ctime), which writers cannot set.
         verified: its checksum.
     """
 
@@ -308,7 +308,7 @@ class RememberedFile(NamedTuple):
 
 
 def open_entry(fd: int, label: bytes, length: int, verified: Verification) -> OpenEntry | None:
-    """The entry of an open file of *length* bytes, which this takes over.
+    """The entry of an open file of *length* bytes. Takes over the descriptor.
 
     Returns:
         None, and the file is closed, if it is incomplete, damaged, or of another label.
@@ -354,7 +354,7 @@ def _entry_at_end(fd: int, length: int) -> CacheEntry | None:
 
 
 def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
-    """Exactly *size* bytes, of which *begun* were read before."""
+    """Exactly *size* bytes, starting with *begun*, which were read before."""
     pieces = [begun]
     have = len(begun)
     while have < size:
@@ -367,14 +367,14 @@ def _pread(fd: int, size: int, offset: int, begun: bytes = b"") -> bytes:
 
 
 class EntryContentReader(SeekableRaw):
-    """The content of a cached file, without what follows it; owns the descriptor."""
+    """The content of a cached file, without the metadata; owns the descriptor."""
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
         self.size = size
 
     @override
-    def tell(self) -> int:  # without a check, since every open of a hit asks it
+    def tell(self) -> int:  # without a check: every open of a hit calls it
         return self._position
 
     @override

@@ -11,12 +11,12 @@ class Eviction:
     """Evicts entries when room is needed.
 
     Args:
-        limit: content bytes that the cache may hold; None for any number.
+        limit: of the content, in bytes; None for no limit.
         layout: of the directory.
         user: counts evictions.
 
     Attributes:
-        touched: names of entries that were used, in this order, which the index has not been told of.
+        touched: names of used entries, in order of use, that are not yet in the index.
     """
 
     def __init__(self, limit: int | None, layout: BlobLayout, user: CacheUser) -> None:
@@ -26,11 +26,7 @@ class Eviction:
         self._user = user
 
     def make_room(self, transaction: IndexTransaction, size: int, replacing: str | None = None) -> bool:
-        """Evict, first the entry *replacing*, until *size* bytes more are within the limit.
-
-        Returns:
-            Whether they are.
-        """
+        """Evict, first the entry *replacing*, until there is room for *size* more bytes; False if that is impossible."""
         state = transaction.state
         if self._limit is None or state.size + size <= self._limit:
             return True
@@ -52,7 +48,7 @@ class Eviction:
         return state.size + size <= self._limit
 
     def tell(self, transaction: IndexTransaction) -> None:
-        """Pass the uses on to the index."""
+        """Write the uses to the index."""
         touched, self.touched = self.touched, {}
         if touched:
             transaction.use(list(touched))

@@ -1,4 +1,4 @@
-"""Formats: an empty file in the directory of a cache says by its name which layout the directory has; truncating it does no harm."""
+"""Formats: the name of an empty file in a cache directory identifies its layout. Truncating that file does no harm."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _MARK = "format."
 
 
 def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> None:
-    """Check the directory of a cache before its first use, which creates it.
+    """Check the directory of a cache before the first use creates it.
 
     Args:
         directory: of the cache.
-        known: the format that is asked for.
-        warn: is told why the directory cannot be used now.
+        known: the required format.
+        warn: called with the error if the directory cannot be used now.
 
     Raises:
-        ConfigurationError: something else is in its place, or it is of another format.
+        ConfigurationError: it is not a directory, or has another format.
     """
     try:
         above = next(
@@ -38,7 +38,7 @@ def prepare(directory: str, known: str, warn: Callable[[Exception], object]) -> 
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(above))
     except NotADirectoryError as error:
         raise ConfigurationError(
-            f"cache_dir: {directory} is no directory ({error})", parameter="cache_dir"
+            f"cache_dir: {directory} is not a directory ({error})", parameter="cache_dir"
         ) from error
     except ConfigurationError:
         raise
@@ -52,7 +52,7 @@ def _is_there(path: Path) -> bool:
 
 
 def check_format(directory: str, known: str) -> None:
-    """Raise if the directory is a cache of another format than *known*. One without a format is no cache yet.
+    """Refuse a cache of another format than *known*. A directory without a format is not a cache yet.
 
     Raises:
         ConfigurationError: it is of another.
@@ -60,7 +60,7 @@ def check_format(directory: str, known: str) -> None:
     for found in formats_in(directory):
         if found != known:
             raise ConfigurationError(
-                f"cache_dir: {directory} is a cache of format {found}, and what was asked for knows {known} only; "
+                f"cache_dir: {directory} is a cache of format {found}, but the requested engine supports only {known}; "
                 "use another directory, or remove this one",
                 parameter="cache_dir",
             )

@@ -1,4 +1,4 @@
-"""Freshness: when an entry is stale, and what proves that it still is right."""
+"""Freshness: decides when an entry is stale, and revalidates stale entries."""
 
 from __future__ import annotations
 
@@ -14,15 +14,11 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import is_retryable
 from storage_backend.hooks import Hooks, hooks_of
-from storage_backend.info import ObjectInfo
+from storage_backend.info import ObjectInfo, is_racy
 from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey
 
 logger = logging.getLogger(__name__)
-
-# Seconds; an object changed so shortly before it was looked at may change again within the same time stamp (git calls such a
-# file "racily clean": Documentation/technical/racy-git.txt).
-RACY = 2.0
 
 
 @dataclass(frozen=True)
@@ -30,12 +26,12 @@ class CachePolicy:
     """The arguments of a CachedStorage.
 
     Attributes:
-        limit: content bytes at most; None for any number.
-        ttl: seconds that an entry is fresh; None for ever.
+        limit: of the content, in bytes; None for no limit.
+        ttl: seconds for which an entry is fresh; None for ever.
         revalidate: see CachedStorage.
-        stale_if_error: seconds after its expiry that an entry may stand in for a backend that is unavailable.
+        stale_if_error: seconds after its expiry for which an entry may be used while the backend is unavailable.
         clock: seconds since the epoch; None for `time.time`.
-        namespace: tells the backend from others; None where its location does.
+        namespace: distinguishes the backend from others; None to use its location.
         token: of the CachedStorage and its pickled copies.
     """
 
@@ -48,17 +44,17 @@ class CachePolicy:
     token: str
 
     def now(self) -> float:
-        """The time by the clock; `time.time` is looked up at each call, so that one that is patched in for a while counts."""
+        """The present time. `time.time` is looked up at each call, so that tests can patch it."""
         return time.time() if self.clock is None else self.clock()
 
 
 class BackendRequest(NamedTuple):
-    """A moment right before the backend is asked.
+    """The moment before a request to the backend.
 
     Attributes:
-        at: by the clock of the policy, which entries are timed by.
-        wall: by the machine's, which the times of objects compare with.
-        before: what the object was then, where that was asked for.
+        at: by the clock of the policy, for the age of entries.
+        wall: by the machine's clock, to compare with modification times.
+        before: the object's info at that moment, if it was requested.
     """
 
     at: float
@@ -67,12 +63,12 @@ class BackendRequest(NamedTuple):
 
 
 class Freshness:
-    """Decides whether entries may be given.
+    """Decides whether entries may be used.
 
     Args:
         backend: what is cached.
-        policy: what was asked for.
-        engine: tells since when entries are trusted.
+        policy: the arguments.
+        engine: its `trusted_since` bounds the age of entries.
     """
 
     def __init__(self, backend: StorageBackend, policy: CachePolicy, engine: CacheEngine) -> None:
@@ -86,34 +82,34 @@ class Freshness:
         self._stamps = itertools.count(int.from_bytes(os.urandom(5)) << 24)
         self._revalidates = policy.revalidate is not False
         self._location = location_of(backend)
-        # A local file is read as fast as it is looked at, so its time is not asked for by default.
+        # Reading a local file is as fast as a stat, so by default its time is not used as a validator.
         self._compares_times = not (policy.revalidate is None and self._location.startswith("file:"))
 
     def is_fresh(self, entry: CacheEntry) -> bool:
-        """Whether an entry may be given without asking the backend."""
+        """Whether an entry may be used without asking the backend."""
         if entry.fetched < self._engine.trusted_since:
             return False
         return self._ttl is None or 0 <= self._clock() - entry.fetched < self._ttl
 
-    def still_right(self, identifier: str, entry: CacheEntry) -> BackendRequest | None:
-        """Revalidate a stale entry: the request that has proven it right; None if it is not, or that cannot be proven.
+    def revalidate(self, identifier: str, entry: CacheEntry) -> BackendRequest | None:
+        """Revalidate a stale entry: the request that proved it valid; None if it is invalid, or cannot be validated.
 
         Raises:
             FileNotFoundError: the object is gone.
-            StorageError: the backend cannot tell.
+            StorageError: `stat` failed.
         """
         if not self._revalidates or (entry.etag is None and entry.modified is None):
             return None
         request = self.ask()
         info = info_of(self._backend.stat(identifier), identifier)
         if entry.etag is not None:
-            right = info.etag == entry.etag
+            valid = info.etag == entry.etag
         else:
-            right = info.size == entry.size and _seconds(info) == entry.modified
-        return request if right else None
+            valid = info.size == entry.size and _seconds(info) == entry.modified
+        return request if valid else None
 
     def serves_stale(self, identifier: str, error: Exception, entry: CacheEntry) -> bool:
-        """Whether a stale entry stands in for a backend that failed with *error*, which is logged then."""
+        """Whether a stale entry may be used after the backend failed with *error*; then that is logged."""
         if self._policy.stale_if_error is None or self._ttl is None:
             return False
         if isinstance(error, FileNotFoundError) or entry.fetched < self._engine.trusted_since:
@@ -124,21 +120,25 @@ class Freshness:
         if not 0 <= age < self._ttl + self._policy.stale_if_error:
             return False
         logger.warning(
-            "%s is unavailable (%s); %r is given as it was %.0f s ago", self._location, error, identifier, age
+            "%s is unavailable (%s); returning %r as it was %.0f s ago",
+            self._location,
+            error,
+            identifier,
+            age,
         )
         return True
 
-    # What a new entry records, to be revalidated by.
+    # The metadata of new entries.
 
     def ask(self, identifier: str | None = None) -> BackendRequest:
-        """The moment before the backend is asked; with revalidate=True and an *identifier*, what the object is then."""
+        """The moment before a request; with revalidate=True and an *identifier*, also the object's info."""
         before = None
         if identifier is not None and self._policy.revalidate:
             before = info_of(self._backend.stat(identifier), identifier)
         return BackendRequest(self._clock(), time.time(), before)
 
     def entry(self, key: CacheKey, size: int, request: BackendRequest, info: ObjectInfo | None) -> CacheEntry:
-        """The metadata of content of *size* bytes that *request* gave, with the validators in *info*."""
+        """The metadata of content of *size* bytes from *request*, with the validators in *info*."""
         etag, modified = self.validator(request, info)
         return CacheEntry(key.label, size, request.at, etag, modified, next(self._stamps))
 
@@ -147,28 +147,28 @@ class Freshness:
         return self.entry(key, size, request, self.seen(identifier) or self.unchanged(identifier, request))
 
     def validator(self, request: BackendRequest, info: ObjectInfo | None) -> tuple[str | None, float | None]:
-        """The validator: an etag, or a modification time where that proves something (RFC 9110, 8.8)."""
+        """The validator: an etag, or a modification time that is old enough to prove something (RFC 9110, 8.8)."""
         if info is None or not self._revalidates:
             return None, None
         if info.etag is not None:
             return info.etag, None
         modified = _seconds(info)
-        if not self._compares_times or modified is None or request.wall - modified <= RACY:
+        if not self._compares_times or modified is None or is_racy(modified, request.wall):
             return None, None
         return None, modified
 
     def seen(self, identifier: str) -> ObjectInfo | None:
-        """What the backend saw of the object that this thread has just read."""
+        """The backend's info of the object that this thread has just read."""
         return self._hooks.last_read(identifier) if self._reads_tell else None
 
     def written(self, identifier: str) -> ObjectInfo | None:
-        """What the backend tells of the object that this thread has just written."""
+        """The backend's info of the object that this thread has just written."""
         if not self._revalidates or self._ttl is None:
             return None
         return self._hooks.last_written(identifier)
 
     def unchanged(self, identifier: str, request: BackendRequest) -> ObjectInfo | None:
-        """What the object was before the request, if it is unchanged after it."""
+        """The object's info before the request, if it is the same afterwards."""
         if request.before is None:
             return None
         try:

@@ -1,17 +1,17 @@
-"""The index of a blob cache, in SQLite, and the small files that make its transactions safe to kill.
+"""The index of a blob cache, in SQLite, and the small files that make its transactions safe against kills.
 
     index.db    sizes, order of use, and generations
-    queue       locked by whoever runs a transaction
-    intent      write-ahead record: a number above all that were committed before (u64), how many names follow (u32), the names
-                of the entries that the transaction under way is about to name or unlink (32 bytes each), CRC-32 (u32)
-    latest      upper bound of all generations (u64), to be read without a transaction; CRC-32 (u32)
+    queue       locked during a transaction
+    intent      write-ahead record: a number above all committed ones (u64), the count of the names that follow (u32), the names
+                of the entries that the present transaction will create or unlink (32 bytes each), CRC-32 (u32)
+    latest      upper bound of all generations (u64), readable without a transaction; CRC-32 (u32)
 
-All numbers are little-endian. SQLite's own locks are polled, so each transaction first waits for the lock of `queue`, and then
-finds the database free. Where such locks do not work, SQLite's do.
+All numbers are little-endian. SQLite polls for its own locks, so each transaction first waits for the lock of `queue`, and then
+finds the database free. If the file system has no such locks, SQLite's are used.
 
-An evicted entry's row is kept as a tombstone (without a size) if its generation is above the floor, since a fetch that began before
-the last write must still be refused. When there are too many tombstones they are dropped, and the floor, which is the
-generation of all keys without a row, is raised above them.
+An evicted entry's row is kept as a tombstone (without a size) if its generation is above the floor, because a fetch that began
+before the last write must still be refused. If there are too many tombstones they are dropped, and the floor (the generation of
+all keys without a row) is raised above them.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ BUSY = 60.0  # seconds that SQLite waits for another's transaction where the que
 _NAME = 32  # bytes
 _HEAD = struct.Struct("<QI")
 _MOST_NAMES = 1 << 20  # a larger number is damage
-_TOMBSTONES = 10_000  # that are kept; each has some 50 bytes
-_VICTIMS = 16  # rows looked at a time when room is made
-# What SQLite says of a file that is no database, or half of one (sqlite3.h).
+_TOMBSTONES = 10_000  # kept; each takes about 50 bytes
+_VICTIMS = 16  # rows read at a time during eviction
+# SQLite's errors for a file that is not a database, or is truncated (sqlite3.h).
 _DAMAGED = ("malformed", "not a database", "no such table", "no such column", "corrupt")
 _SCHEMA = """
 CREATE TABLE entries (
@@ -57,11 +57,11 @@ CREATE TABLE state (
 
 
 class CorruptIndexError(Exception):
-    """The file is no index, or half of one: it must be rebuilt from the blobs."""
+    """The file is not an index, or is truncated: it must be rebuilt from the blobs."""
 
 
 class IndexReplacedError(Exception):
-    """The file at the index's path is another one now, or none: it must be opened again."""
+    """The file at the index's path was replaced or removed: it must be reopened."""
 
 
 @dataclass
@@ -69,13 +69,13 @@ class IndexState:
     """The one row of the table `state`.
 
     Attributes:
-        counter: gives generations and the order of use; it only grows.
+        counter: source of generations and of the order of use; it only grows.
         floor: the generation of every key without a row.
         size: content bytes of all entries, and those reserved.
         count: entries.
         graves: tombstones: rows without an entry.
-        hits, misses, expired, evictions, bytes_saved: of users that are gone.
-        boot: of the machine, in which this was last opened; "" where that is unknown.
+        hits, misses, expired, evictions, bytes_saved: of dead users.
+        boot: of the machine, at the last opening; "" if unknown.
         trusted_since: see `CacheEngine`.
     """
 
@@ -93,7 +93,7 @@ class IndexState:
     trusted_since: float = 0.0
 
     def next(self) -> int:
-        """Count on, and return the number."""
+        """Increment the counter, and return it."""
         self.counter += 1
         return self.counter
 
@@ -102,7 +102,7 @@ class IndexState:
         return tuple(self.__dict__.values())
 
     def counters(self) -> CacheCounters:
-        """What users that are gone have counted."""
+        """The counters of dead users."""
         return CacheCounters(self.hits, self.misses, self.expired, self.evictions, self.bytes_saved)
 
 
@@ -111,7 +111,7 @@ _COLUMNS = ", ".join(_NAMES)
 _STATE = f"SELECT {_COLUMNS} FROM state"  # noqa: S608 - our own names
 _UPDATE = f"UPDATE state SET {', '.join(f'{name} = ?' for name in _NAMES)}"  # noqa: S608 - our own names
 _ROW = "SELECT size, used, generation FROM entries WHERE name = ?"
-# One statement, since a statement takes longer than a row.
+# One statement: the cost is per statement, not per row.
 _STORE = (
     "INSERT INTO entries (name, size, generation, used) VALUES (?, ?, ?, ?) "
     "ON CONFLICT (name) DO UPDATE SET size = excluded.size, generation = excluded.generation, used = excluded.used"
@@ -121,17 +121,17 @@ IndexRow: TypeAlias = tuple[int, int | None, int]  # size, used, generation
 
 
 class IndexTransaction:
-    """A transaction under way.
+    """A transaction in progress.
 
     Args:
         connection: of the index.
         state: as it is in it.
-        token: of the user that runs it.
-        intent: descriptor of the write-ahead record; None if nothing is to be recorded.
+        token: of its user.
+        intent: descriptor of the write-ahead record; None to record nothing.
 
     Attributes:
         state, token: as given.
-        after_commit: what is called after the commit.
+        after_commit: called after the commit.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ class IndexTransaction:
         self.state = state
         self.token = token
         self.after_commit: list[Callable[[], object]] = []
-        self._rows: dict[str, IndexRow | None] = {}  # that were looked at, and not changed since
+        self._rows: dict[str, IndexRow | None] = {}  # read, and not changed since
 
     def intend(self, names: Collection[str]) -> None:
-        """Record the entries whose files this transaction is about to name or unlink, before it does (write-ahead)."""
+        """Write the write-ahead record of the entries whose files this transaction will create or unlink."""
         if self._intent is None or self._intended.keys() >= set(names):
             return
         self._intended.update(dict.fromkeys(names))
@@ -160,7 +160,7 @@ class IndexTransaction:
         return self.state.floor if row is None else row[2]
 
     def raise_generation(self, name: str) -> int:
-        """Begin another generation, which is returned; the key has no entry in it yet."""
+        """Begin and return a new generation, in which the key has no entry yet."""
         generation = self.state.next()
         self._take_out(name)
         self.state.graves += 1
@@ -168,7 +168,7 @@ class IndexTransaction:
         return generation
 
     def store(self, name: str, size: int, generation: int | None = None) -> None:
-        """Put the key's entry in, in its present generation or a given one."""
+        """Add the key's entry, in its present generation or a given one."""
         generation = self.generation(name) if generation is None else generation
         self._take_out(name)
         self._execute(_STORE, (name, size, generation, self.state.next()))
@@ -176,7 +176,7 @@ class IndexTransaction:
         self.state.count += 1
 
     def forget(self, name: str) -> bool:
-        """Take the key's entry out, and return whether there was one; its generation stays."""
+        """Remove the key's entry, keep its generation; return whether there was an entry."""
         row = self._row(name)
         if row is None:
             return False
@@ -202,7 +202,7 @@ class IndexTransaction:
             return row
 
     def _take_out(self, name: str) -> None:
-        """Subtract the key's row from the totals: it is about to be replaced."""
+        """Subtract the key's row, which is about to be replaced, from the totals."""
         row = self._row(name)
         del self._rows[name]
         if row is None:
@@ -219,12 +219,12 @@ class IndexTransaction:
         return [name for (name,) in self._execute(statement, (_VICTIMS,))]
 
     def names(self, after: str, limit: int) -> list[str]:
-        """The next entries in the order of their names."""
+        """The next entries, ordered by name."""
         statement = "SELECT name FROM entries WHERE name > ? AND used IS NOT NULL ORDER BY name LIMIT ?"
         return [name for (name,) in self._execute(statement, (after, limit))]
 
     def use(self, names: Iterable[str]) -> None:
-        """The entries were used, in this order."""
+        """Record uses of the entries, in this order."""
         next_number = self.state.next
         self._connection.executemany(
             "UPDATE entries SET used = ? WHERE name = ? AND used IS NOT NULL",
@@ -233,7 +233,7 @@ class IndexTransaction:
         self._rows = {}
 
     def reserve(self, size: int) -> None:
-        """Count *size* bytes more (or fewer) that this user is about to store."""
+        """Change this user's reservation by *size* bytes."""
         if not size:
             return
         self._execute(
@@ -244,11 +244,11 @@ class IndexTransaction:
         self.state.size += size
 
     def reserved(self) -> int:
-        """How many bytes all users have reserved."""
+        """The bytes that all users have reserved."""
         return int(self._execute("SELECT coalesce(sum(size), 0) FROM staged").fetchone()[0])
 
     def bury(self, token: str, counters: CacheCounters) -> None:
-        """Add the counters of a user that is gone, and drop its reservation."""
+        """Add the counters of a dead user, and drop its reservation."""
         state = self.state
         sums = state.counters().plus(counters)
         state.hits, state.misses, state.expired, state.evictions, state.bytes_saved = sums
@@ -258,7 +258,7 @@ class IndexTransaction:
             self._execute("DELETE FROM staged WHERE token = ?", (token,))
 
     def clear(self) -> None:
-        """Forget all entries, and refuse what is being fetched now."""
+        """Drop all entries, and refuse the fetches in progress."""
         self._execute("DELETE FROM entries")
         self._rows = {}
         self.state.floor = self.state.next()
@@ -266,7 +266,7 @@ class IndexTransaction:
         self.state.count = self.state.graves = 0
 
     def recount(self) -> None:
-        """Count the totals anew, after a reboot: nothing is reserved or under way."""
+        """Recompute the totals after a reboot: nothing is reserved or in progress."""
         self._execute("DELETE FROM staged")
         self.state.counter = max(self.state.counter, time.time_ns())
         self.state.size, self.state.count, self.state.graves = self._execute(
@@ -274,7 +274,7 @@ class IndexTransaction:
         ).fetchone()
 
     def finish(self) -> None:
-        """Store the state, which has changed, and drop tombstones if there are too many."""
+        """Store the changed state, and drop tombstones if there are too many."""
         state = self.state
         if state.graves > _TOMBSTONES and state.graves > state.count // 4:
             state.floor = state.next()
@@ -284,14 +284,14 @@ class IndexTransaction:
 
 
 class IndexFiles:
-    """The open files of an index. They are used by one thread at a time.
+    """The open files of an index. Used by one thread at a time.
 
     Args:
         directory: of the cache.
-        recovery: brings index and files in step.
+        recovery: makes index and files consistent.
 
     Attributes:
-        queue: descriptor of the file whose lock transactions wait for.
+        queue: descriptor of the lock file of transactions.
     """
 
     def __init__(self, directory: str, recovery: BlobRecovery) -> None:
@@ -311,7 +311,7 @@ class IndexFiles:
             raise
 
     def check(self) -> int | None:
-        """Open the index, if it is not, make sure that it is the one at its path, and return `latest`.
+        """Open the index if necessary, check that it is the file at its path, and return `latest`.
 
         Raises:
             IndexReplacedError, CorruptIndexError, OSError, sqlite3.Error: it cannot be used.
@@ -341,7 +341,7 @@ class IndexFiles:
                 state = IndexState(*row)
                 latest = self.latest()
                 counter, names = self._unfinished(state.counter)
-                # Numbers that a transaction which was never committed has given are not given again.
+                # Numbers used by a transaction that was never committed are not reused.
                 state.counter = max(state.counter, latest or 0, counter)
                 transaction = IndexTransaction(index, state, token, self._intent)
                 if counter:
@@ -363,12 +363,12 @@ class IndexFiles:
             call()
 
     def latest(self) -> int | None:
-        """An upper bound of all generations, so that a fetch need not ask the index; None if there is none."""
+        """An upper bound of all generations, so that a fetch need not read the index; None if there is none."""
         data = os.pread(self._latest, _HEAD.size, 0)
         return int.from_bytes(data[:8], "little") if data and _summed(data[:8]) == data else None
 
     def _unfinished(self, committed: int) -> tuple[int, list[str]]:
-        """The write-ahead record, if its number is above the last that was committed; else 0 and no names."""
+        """The write-ahead record, if its number is above the last committed one; else 0 and no names."""
         data = os.pread(self._intent, _HEAD.size, 0)
         if len(data) < _HEAD.size:
             return 0, []
@@ -384,16 +384,16 @@ class IndexFiles:
         return counter, [name for name in found if name == EVERYTHING or is_name(name)]  # they become paths
 
     def _open(self) -> sqlite3.Connection:
-        """The index, opened; the caller holds the lock of `queue` if it is not open yet."""
+        """The open index. The caller holds the lock of `queue` if it is not open yet."""
         if self._index is not None:
             return self._index
         index = sqlite3.connect(
             self._path, timeout=BUSY, isolation_level=None, check_same_thread=False, cached_statements=64
         )
         try:
-            # Not a write-ahead log: its index is mapped into memory, and truncating that file (as cleaners of caches do) kills
-            # every process that uses it. Not synced: after a kill the kernel has all of it, and after a loss of power
-            # the totals are counted anew, or the index is rebuilt.
+            # Not WAL: its index is mapped into memory, and truncating that file (as cache cleaners do) kills
+            # every process that uses it. Not synced: after a kill the kernel has all data, and after a loss of power
+            # the totals are recomputed, or the index is rebuilt.
             index.execute("PRAGMA journal_mode = PERSIST")
             index.execute("PRAGMA synchronous = OFF")
             if not index.execute("SELECT 1 FROM sqlite_master WHERE name = 'state'").fetchone():
@@ -413,7 +413,7 @@ class IndexFiles:
         try:
             for statement in _SCHEMA.split(";"):
                 index.execute(statement)
-            # Above every number that an older index of this directory can have given.
+            # Above every number that an older index of this directory can have used.
             start = time.time_ns()
             state = IndexState(start, start)
             values = state.values()
@@ -449,7 +449,7 @@ class IndexFiles:
                 os.unlink(f"{self._path}{ending}")
 
     def close_index(self) -> None:
-        """Close the index; it is opened again when it is needed."""
+        """Close the index; the next use reopens it."""
         index, self._index = self._index, None
         if index is not None:
             index.close()
@@ -469,7 +469,7 @@ class IndexFiles:
 
 
 def write_latest(fd: int, number: int) -> None:
-    """Store an upper bound of all generations; before the commit, so that it always is one."""
+    """Store an upper bound of all generations, before the commit, so that it always holds."""
     os.pwrite(fd, _summed(number.to_bytes(8, "little")), 0)
 
 
@@ -479,7 +479,7 @@ def _summed(data: bytes) -> bytes:
 
 
 def _check_damage(error: sqlite3.DatabaseError) -> None:
-    """Raise a CorruptIndexError if that is what the error says."""
+    """Raise a CorruptIndexError if *error* means that."""
     text = str(error)
     if any(word in text for word in _DAMAGED):
         raise CorruptIndexError(text) from error

@@ -1,9 +1,9 @@
-"""Invalidation: what a write of objects in the backend does to their entries.
+"""Invalidation: drops and publishes entries around a write in the backend.
 
-The engine drops the entries before the backend is called, so that nobody is given the old content while nobody knows which one the
-object has. After the call it raises their generations, so that no fetch that began before is published, and publishes what
-was written, unless another write came between. Where the engine fails, the entries are distrusted: this instance does
-not use them until a later write or fetch of theirs succeeds.
+The engine drops the entries before the backend is called, so that nobody reads the old content while the outcome is unknown. After
+the call it raises their generations, so that no earlier fetch is published, and publishes the content written, unless
+another write came in between. If the engine fails, the entries are distrusted: this instance does not use them until a
+later write or fetch of the same object succeeds.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from storage_backend.wrappers.cached.staged import Publication, stage_content
 
 @dataclass
 class WrittenContents:
-    """The contents that a write has stored in the backend, to be published.
+    """The contents that a write has stored in the backend, for publication.
 
     Attributes:
         request: when the write began.
-        contents: identifier -> content, and what is known of the object; filled by the body.
+        contents: identifier -> content and info of the object; filled by the body.
     """
 
     request: BackendRequest
@@ -37,15 +37,15 @@ class WrittenContents:
 
 @contextmanager
 def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenContents]:
-    """Wraps a write in the backend: afterwards nothing older is given or published."""
+    """Wraps a write in the backend: afterwards nothing older is returned or published."""
     keys = {}
     for identifier in identifiers:
-        # One that is refused was never cached, and the backend says what is wrong with it.
+        # An invalid identifier was never cached, and the backend raises the error.
         with suppress(InvalidIdentifierError, TypeError):
             keys[identifier] = cache.key(identifier)
     pending = cache.safely(cache.engine.begin, list(keys.values()))
     if pending is None:
-        # Their entries may still be there.
+        # Their entries may still exist.
         cache.distrusted.update(key.name for key in keys.values())
     written = WrittenContents(cache.freshness.ask())
     try:
@@ -88,7 +88,7 @@ def _end(
     keys: Iterable[CacheKey],
     publication: Publication | None = None,
 ) -> dict[CacheKey, int]:
-    """End a write, and return the new generations of the keys that no other write has touched in the meantime."""
+    """End a write; return the new generations of the keys without another write in the meantime."""
     if pending is None:
         return {}
     generations = cache.safely(cache.engine.end, pending, publication)

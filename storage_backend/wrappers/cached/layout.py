@@ -4,11 +4,11 @@ In the directory are:
 
     format.1            this layout, whose version is in the name: an unknown one is refused
     blobs/ab/cd...      the entries (see `entry`), each named by its key
-    changing/           the writes under way (see `pending_writes`)
+    changing/           the writes in progress (see `pending_writes`)
     members/            the users (see `users`)
-    staging/            content that is coming in, named by the token of the user that brings it
-    trash/              what was cleared, until it is removed
-    changed             the machine's boot in which objects were last written through this cache
+    staging/            staged content, named by the token of its user
+    trash/              cleared entries, until they are removed
+    changed             the machine's boot id at the last write through this cache
     index.db queue intent latest    see `index`
 """
 
@@ -31,7 +31,7 @@ class BlobLayout:
 
     Attributes:
         blobs, changing, members, staging, trash: the folders.
-        trash_left: whether `empty_trash` has left something.
+        trash_left: whether `empty_trash` has left files.
     """
 
     def __init__(self, directory: str) -> None:
@@ -70,11 +70,11 @@ class BlobLayout:
     def discard_all(self) -> None:
         """Move all entries to the trash, in one step."""
         with suppress(FileNotFoundError):
-            # Random, since a number of the index may have been used before a kill.
+            # Random: a number from the index may have been used before a kill.
             os.rename(self.blobs, f"{self.trash}/{os.urandom(8).hex()}")
 
     def empty_trash(self, most: int | None) -> None:
-        """Remove at most *most* files of what was cleared; None for all."""
+        """Remove at most *most* files of the trash; None for all."""
         with suppress(FileNotFoundError):
             for cleared in os.listdir(self.trash):
                 if most is None:
@@ -87,7 +87,7 @@ class BlobLayout:
         self.trash_left = False
 
     def boot_of_last_write(self) -> str:
-        """The boot in which objects were last written through this cache; "" if none ever was."""
+        """The boot id at the last write through this cache; "" if there was none."""
         try:
             fd = os.open(f"{self.directory}/changed", READING)
         except FileNotFoundError:
@@ -96,7 +96,7 @@ class BlobLayout:
             return file.read()
 
     def record_boot_of_write(self) -> None:
-        """Record, durably, that objects are written in this boot: a loss of power may bring unlinked entries back."""
+        """Record, durably, a write in this boot: a loss of power may restore unlinked entries."""
         if self.boot_of_last_write() == boot_id():
             return
         path = f"{self.directory}/changed"
@@ -125,7 +125,7 @@ def boot_id() -> str:
 
 
 def remove(path: str) -> None:
-    """Remove a file, or the directory that somebody has put in its place; nothing if it is missing."""
+    """Remove a file, or a directory in its place; nothing if it is missing."""
     try:
         os.unlink(path)
     except FileNotFoundError:
@@ -135,11 +135,7 @@ def remove(path: str) -> None:
 
 
 def _remove_some(folder: str, most: int) -> int:
-    """Remove at most *most* files of a folder of folders, and the folders that are empty then.
-
-    Returns:
-        How many files that were.
-    """
+    """Remove at most *most* files from the subfolders of a folder, and empty subfolders; return the number of files."""
     removed = 0
     for name in os.listdir(folder):
         path = f"{folder}/{name}"

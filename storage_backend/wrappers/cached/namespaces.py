@@ -22,17 +22,17 @@ logger = logging.getLogger(__name__)
 def namespace_of(backend: StorageBackend, directory: str, given: str | None, token: str) -> str:
     """The namespace of a backend in the cache of *directory*.
 
-    A location that is a URL identifies a store. Without one, its class and what `get_path` gives do; of stores that agree in
-    both, only one object at a time may use the directory.
+    A location that is a URL identifies a store. Without one, its class and `get_path` do; of several objects with the same
+    values, only one at a time may use the directory.
 
     Args:
         backend: what is cached.
         directory: of the cache.
-        given: the namespace that the user gave, if any.
+        given: the namespace argument.
         token: of the CachedStorage and its pickled copies.
 
     Raises:
-        ConfigurationError: another object uses the directory, and nothing tells whether it is the same store.
+        ConfigurationError: another object uses the directory, and nothing proves that it is the same store.
     """
     where = location_of(backend) + _recodings(backend)
     if given is not None:
@@ -59,7 +59,7 @@ def _leaves(backend: StorageBackend) -> Iterator[StorageBackend]:
 
 
 def _described(leaf: StorageBackend) -> str:
-    """Identifies a store that has no URL, as well as possible."""
+    """A description of a store that has no URL."""
     kind = type(leaf)
     try:
         path: object = leaf.get_path("x")
@@ -74,7 +74,7 @@ class DirectoryClaim(NamedTuple):
 
     Attributes:
         token: of the CachedStorage that made it; its pickled copies have it too.
-        leaf: the object, while it is there.
+        leaf: the object, while it exists.
     """
 
     token: str
@@ -83,7 +83,7 @@ class DirectoryClaim(NamedTuple):
 
 @functools.cache
 def _claims() -> dict[tuple[str, str], DirectoryClaim]:
-    """This process's claims: no other process knows which objects live, and so could be taken for each other."""
+    """This process's claims: only this process knows which objects exist and could be mistaken for each other."""
     return {}
 
 
@@ -96,14 +96,14 @@ def _claim(leaf: StorageBackend, directory: str, namespace: str, token: str) -> 
         _claims()[key] = ours
     elif claimant is not leaf and claim.token != token:
         raise ConfigurationError(
-            f"namespace: another {type(leaf).__name__} is cached in {directory}, and nothing tells the two apart, since its "
-            "location is no URL; give each a namespace= of its own, or another cache_dir",
+            f"namespace: another {type(leaf).__name__} is cached in {directory}, and nothing distinguishes the two, because its "
+            "location is not a URL; give each its own namespace=, or another cache_dir",
             parameter="namespace",
         )
 
 
 def _recodings(backend: StorageBackend) -> str:
-    """The wrappers that change the bytes between the location and the cache."""
+    """The wrappers between the location and the cache that transform the bytes."""
     found = ""
     while isinstance(backend, Wrapper):
         if isinstance(backend, RecodingWrapper):

@@ -1,8 +1,8 @@
-"""PendingWrites: which objects are being written in the backend, as all users of a cache directory see it.
+"""PendingWrites: shows all users of a cache directory which objects are being written in the backend.
 
-Each write under way is a file in the folder `changing`. Its name, the mark, is the token of the user that writes (16 digits, see
+Each write in progress is a file in the folder `changing`. Its name, the mark, is the token of the writing user (16 digits, see
 `users`), a random number (16 digits) and, for one object, its key's name (32 digits); for several objects the file holds
-their names. It exists before the backend is called and outlives a kill: whoever finds that its user is dead raises the
+their names. It exists before the backend is called and survives a kill: whoever finds that its user is dead raises the
 generations of its keys, and removes it.
 """
 
@@ -22,14 +22,14 @@ from storage_backend.wrappers.cached.users import is_alive
 _TOKEN = 16
 _MARK = 32
 _NAME = 32
-_FEW = 8  # names that are looked for one by one
+_FEW = 8  # names that are searched one by one
 
 
 class PendingWrites:
     """The marks of one cache directory.
 
     Attributes:
-        unended: marks of this process whose write is over, but could not be ended.
+        unended: marks of this process whose write is over, but whose mark could not be removed.
     """
 
     def __init__(self, layout: BlobLayout) -> None:
@@ -71,7 +71,7 @@ class PendingWrites:
             os.unlink(path)
         except OSError:
             with suppress(OSError):
-                remove(path)  # in whose place somebody has put a directory
+                remove(path)  # a directory is in its place
         self.unended.discard(mark)
 
     def of(self, transaction: IndexTransaction, wanted: Collection[str], but: str = "") -> set[str]:
@@ -80,7 +80,7 @@ class PendingWrites:
         Args:
             transaction: raises the generations of the keys of dead users' writes.
             wanted: names of keys.
-            but: a mark that is left out.
+            but: a mark to ignore.
         """
         pending: set[str] = set()
         for mark in under_way(self._layout.changing):
@@ -105,7 +105,7 @@ class PendingWrites:
             self._end_if_dead(transaction, mark)
 
     def _end_if_dead(self, transaction: IndexTransaction, mark: str) -> bool:
-        """End a write whose user is dead or could not end it, since nobody knows the object's content; return whether it was one."""
+        """End a write whose user is dead or could not end it: the object's content is unknown. Return whether it was one."""
         token = mark[:_TOKEN]
         alive = token == transaction.token or is_alive(self._layout.members, token)
         if alive and mark not in self.unended:
@@ -121,7 +121,7 @@ class PendingWrites:
         return True
 
     def _names_text(self, mark: str) -> str:
-        """The names that a mark is for, one after the other; "" if the write is over."""
+        """The concatenated names of a mark; "" if the write is over."""
         if len(mark) > _MARK:
             return mark[_MARK:]
         try:
@@ -131,7 +131,7 @@ class PendingWrites:
 
 
 def under_way(folder: str) -> list[str]:
-    """The marks of all writes under way."""
+    """The marks of all writes in progress."""
     try:
         return [mark for mark in os.listdir(folder) if len(mark) in {_MARK, _MARK + _NAME}]
     except FileNotFoundError:

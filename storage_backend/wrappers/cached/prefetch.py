@@ -15,7 +15,7 @@ from storage_backend.wrappers.cached.users import MISSES
 def fetch_many(
     cache: ObjectCache, missing: list[tuple[str, CacheKey]], failures: Failures
 ) -> Iterator[tuple[str, bytes]]:
-    """Read objects as one batch, and publish them; failures are noted. An object that is named n times is given n times."""
+    """Read objects as one batch, and publish them; note failures. A repeated identifier yields its object as often."""
     if not missing:
         return
     keys = dict(missing)
@@ -50,7 +50,7 @@ def fetch_many(
             failures.note(identifier, failure)
     except Exception as error:
         batch.flush()
-        # The whole batch failed: stale entries stand in only if they do so for all that has not come yet.
+        # The whole batch failed: stale entries are used only if all missing objects have one.
         stood_in: list[tuple[str, bytes]] = []
         for identifier, count in times.items():
             stale = _stale(cache, identifier, keys[identifier], error)
@@ -61,7 +61,7 @@ def fetch_many(
 
 
 def _stale(cache: ObjectCache, identifier: str, key: CacheKey, error: Exception) -> bytes | None:
-    """The content of a stale entry that stands in for a backend that failed."""
+    """The content of a stale entry that may be used after the backend failed."""
     found = cache.find(key)
     if found is None:
         return None

@@ -1,4 +1,4 @@
-"""PublishingBatch: entries are published in groups, since a transaction takes longer than storing what is small."""
+"""PublishingBatch: publishes entries in groups, because a transaction takes longer than storing a small entry."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from time import monotonic
 from storage_backend.wrappers.cached.engine import CacheEngine
 from storage_backend.wrappers.cached.staged import HELD, NewEntry, publish
 
-MOST = 64  # contents that go in together: others' transactions wait meanwhile
+MOST = 64  # entries per transaction; other transactions wait meanwhile
 MOST_BYTES = 4 << 20
-LONGEST = 0.05  # seconds that a content waits for those after it: with a slow backend, others find it soon
+LONGEST = 0.05  # seconds that an entry waits for the next ones, so that a slow backend does not delay it
 
 
 class PublishingBatch:
     """Gathers new entries, and publishes them in groups.
 
-    What is not flushed is dropped with it, which loses nothing.
+    Unflushed entries are dropped with it: they are only not cached.
 
     Args:
         engine: of the cache.
-        warn: is told why a group could not be published.
+        warn: called with the error if a group could not be published.
     """
 
     def __init__(self, engine: CacheEngine, warn: Callable[[Exception], object]) -> None:
@@ -31,12 +31,12 @@ class PublishingBatch:
         self._begun = 0.0
 
     def add(self, entry: NewEntry | None) -> None:
-        """Publish an entry, now or with those that follow; None is ignored."""
+        """Publish an entry, now or with the next ones; None is ignored."""
         if entry is None:
             return
         size = len(entry.content)
         if size > HELD:
-            # Its room is made before it is written, and what is gathered must not wait for that.
+            # It reserves room before it is written, and the gathered entries must not wait for that.
             self.flush()
         now = monotonic()
         if not self._entries:
@@ -52,7 +52,7 @@ class PublishingBatch:
             self.flush()
 
     def flush(self) -> None:
-        """Publish what has been gathered; nothing is raised."""
+        """Publish the gathered entries; raises nothing."""
         entries, self._entries, self._size = self._entries, [], 0
         if not entries:
             return

@@ -1,8 +1,7 @@
-"""Ranges of large objects that are not cached as a whole, but in blocks, each of which is an entry.
+"""Ranges of large objects, which are cached in blocks, each an entry of its own.
 
-A block's label holds the object's identifier, its version (the etag, or size and time where they prove something) and the
-block's number, so a block never becomes stale. What does is the version note, under the object's own key, which says which
-version is the present one.
+A block's label contains the object's identifier, its version (the etag, or size and time if they are a proof) and the block's
+number, so a block never becomes stale. Only the version note does: under the object's own key, it records the present version.
 """
 
 from __future__ import annotations
@@ -18,9 +17,9 @@ from storage_backend.wrappers.cached.entry import CacheEntry, CacheKey, OpenEntr
 from storage_backend.wrappers.cached.freshness import BackendRequest
 from storage_backend.wrappers.cached.users import HITS, MISSES
 
-BLOCK = 1 << 20  # bytes; an object that is not larger is fetched whole
+BLOCK = 1 << 20  # bytes; smaller objects are fetched whole
 _NOTE = struct.Struct("<Q")
-_TRIES = 2  # of a range whose object changes meanwhile
+_TRIES = 2  # to read a range whose object changes meanwhile
 
 
 class ObjectVersion(NamedTuple):
@@ -31,7 +30,7 @@ class ObjectVersion(NamedTuple):
     modified: float | None
 
     def label(self) -> bytes:
-        """What its blocks are labelled with."""
+        """The version in the labels of its blocks."""
         return f"{self.size}\0{self.etag if self.etag is not None else self.modified}".encode(
             "utf-8", "surrogateescape"
         )
@@ -70,7 +69,7 @@ def read(
 
 
 def _noted(cache: ObjectCache, key: CacheKey) -> tuple[ObjectVersion | None, CacheEntry | None]:
-    """The version that the note names, and the note, fresh or stale."""
+    """The version in the note, and the note, fresh or stale."""
     found = cache.find(key, note=True)
     content = None if found is None else cache.content(found)
     if found is None or content is None:
@@ -80,7 +79,7 @@ def _noted(cache: ObjectCache, key: CacheKey) -> tuple[ObjectVersion | None, Cac
 
 
 def _asked(cache: ObjectCache, identifier: str, key: CacheKey) -> ObjectVersion | None:
-    """The version that the backend tells of, which is noted; None if it does not tell enough."""
+    """The backend's version, which is noted; None if its info is not sufficient."""
     generation = cache.generation(key)
     request = cache.freshness.ask()
     try:
@@ -120,15 +119,15 @@ class RangeBlocks:
         self._keys = [cache.block_key(identifier, label, number) for number in range(self._first, last)]
 
     def cached(self) -> bytes | None:
-        """The bytes, if all blocks of them are in the cache."""
+        """The bytes, if all their blocks are cached."""
         pieces = [self._cached(key) for key in self._keys]
         return None if None in pieces else self._cut(pieces)
 
     def read(self) -> bytes:
-        """The bytes; blocks that are missing are fetched.
+        """The bytes; missing blocks are fetched.
 
         Raises:
-            SourceChangedError: the object is of another version now.
+            SourceChangedError: the object has another version now.
         """
         pieces = [self._cached(key) for key in self._keys]
         if None not in pieces:
@@ -153,13 +152,13 @@ class RangeBlocks:
         return self._cache.content(found)
 
     def _cut(self, pieces: list[bytes | None]) -> bytes:
-        """The bytes, out of the contents of all blocks."""
+        """Cut the bytes out of the contents of all blocks."""
         begin = self._start - self._first * BLOCK
         whole = b"".join(piece for piece in pieces if piece is not None)
         return whole[begin : begin + self._end - self._start]
 
     def _fetched(self, at: int, stop: int) -> list[bytes | None]:
-        """Neighbouring blocks, by one request."""
+        """Adjacent blocks, fetched with one request."""
         cache, keys, identifier = self._cache, self._keys[at:stop], self._identifier
         with cache.flights.alone(keys[0].name):
             found = [self._cached(key) for key in keys]
@@ -170,7 +169,7 @@ class RangeBlocks:
             end = min((self._first + stop) * BLOCK, self._version.size)
             request = cache.freshness.ask()
             content = cache.backend.read_range(identifier, start, end)
-            # Of that very answer, or else what the object is after it.
+            # The info of this response, or else a later stat.
             info = cache.freshness.seen(identifier) or info_of(cache.backend.stat(identifier), identifier)
             if len(content) != end - start or _version(cache, request, info) != self._version:
                 raise SourceChangedError(f"{identifier!r} changed while it was read", identifier=identifier)

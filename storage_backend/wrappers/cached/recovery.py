@@ -1,4 +1,4 @@
-"""BlobRecovery: brings the index and the files of a blob cache in step after a kill, a loss of power, or damage."""
+"""BlobRecovery: makes the index and the files of a blob cache consistent after a kill, a loss of power, or damage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from storage_backend.wrappers.cached.layout import BlobLayout, boot_id, remove
 from storage_backend.wrappers.cached.pending_writes import PendingWrites
 from storage_backend.wrappers.cached.users import CacheUser, bury_dead, remove_dead
 
-_TRASH = 1_000  # files removed at an opening, which must not take long
+_TRASH = 1_000  # files removed at opening, which must be quick
 
 
 class BlobRecovery:
@@ -31,7 +31,7 @@ class BlobRecovery:
 
     Args:
         layout: of the directory.
-        pending: the writes under way.
+        pending: the writes in progress.
         clock: seconds since the epoch.
     """
 
@@ -41,7 +41,7 @@ class BlobRecovery:
         self._clock = clock
 
     def undo(self, transaction: IndexTransaction, names: list[str]) -> None:
-        """Remove rows and files of *names*, which a transaction that was never committed was about to name or unlink."""
+        """Remove rows and files of *names*, which an uncommitted transaction was about to create or unlink."""
         if names == [EVERYTHING]:
             self._layout.discard_all()
             transaction.clear()
@@ -51,7 +51,7 @@ class BlobRecovery:
             transaction.forget(name)
 
     def rebuild(self, transaction: IndexTransaction) -> None:
-        """Fill an empty index from the files; the last fetched count as the last used."""
+        """Fill an empty index from the files, in order of their fetch times."""
         found = []
         for path, name in self._layout.files():
             try:
@@ -67,12 +67,12 @@ class BlobRecovery:
         transaction.state.boot = boot_id()
 
     def settle(self, files: IndexFiles, user: CacheUser, eviction: Eviction) -> float:
-        """When the cache is opened: take over from dead users, and distrust what a loss of power may have brought back.
+        """When the cache is opened: take over from dead users, and distrust entries that a loss of power may have restored.
 
         Args:
             files: those of the index; the lock of the queue is held.
-            user: the one that opens it.
-            eviction: keeps the content within the limit, which may be another one now.
+            user: opens it.
+            eviction: keeps the content within the limit, which may have changed.
 
         Returns:
             See `CacheEngine.trusted_since`.
@@ -95,7 +95,7 @@ class BlobRecovery:
         if boot != state.boot:
             if state.boot:
                 transaction.recount()
-                # Files that were unlinked may be back, although their objects have been written since.
+                # Unlinked files may be back, although their objects have been written since.
                 if self._layout.boot_of_last_write() not in {"", boot}:
                     state.trusted_since = self._clock()
             state.boot = boot
@@ -103,10 +103,10 @@ class BlobRecovery:
         return dead
 
     def check(self, transaction: Callable[[], AbstractContextManager[IndexTransaction]]) -> CheckReport:
-        """Verify every entry, and repair what is not right.
+        """Verify every entry, and repair the cache.
 
         Args:
-            transaction: begins one; each is short, since others wait for it.
+            transaction: begins one; each is short, because others wait for it.
         """
         entries = size = damaged = strays = missing = 0
         self._layout.empty_trash(None)
@@ -119,7 +119,7 @@ class BlobRecovery:
                     entries += 1
                     size += found.size
                     continue
-                # Published anew since it was read?
+                # Published again since it was read?
                 again = _whole(path, name)
                 if again is None or (again and now.has(name)):
                     continue
@@ -149,7 +149,7 @@ class BlobRecovery:
 
 
 def _entry_in(path: str, name: str, *, verify: bool = False) -> CacheEntry | Literal[False]:
-    """The entry in a file, with *verify* if its content matches its checksum; False if it is damaged."""
+    """The entry in a file; with *verify* its checksum is verified. False if it is damaged."""
     fd = os.open(path, READING)
     try:
         entry = entry_of(fd) if stat.S_ISREG(os.fstat(fd).st_mode) else None

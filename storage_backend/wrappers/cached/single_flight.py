@@ -1,6 +1,6 @@
 """SingleFlight: of many readers that miss the same object at once, in all threads and processes, one fetches it.
 
-This only saves work: who has waited too long fetches too, as does everyone where locks do not work.
+This only saves work: a reader that has waited too long fetches too, and so do all if locks do not work.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-PATIENCE = 60.0  # seconds that another's fetch is waited for
-_FIRST_PAUSE = 0.001  # seconds between two tries to lock; doubled up to the longest
+PATIENCE = 60.0  # seconds to wait for another's fetch
+_FIRST_PAUSE = 0.001  # seconds between two attempts to lock; doubled up to the longest
 _LONGEST_PAUSE = 0.02
 # struct flock of Linux on 64 bits: type, whence, start, length, pid, which must be 0 (fcntl(2), "Open file description locks").
 _FLOCK = struct.Struct("@hhqqi4x")
@@ -29,7 +29,7 @@ class _Flight:
 
 
 class _LockFile:
-    """The open lock file; apart from its user, so that a finaliser can close it."""
+    """The open lock file; separate from its user, so that a finaliser can close it."""
 
     def __init__(self) -> None:
         self.fd = -1
@@ -41,7 +41,7 @@ class _LockFile:
 
 
 class SingleFlight:
-    """The fetches under way.
+    """The fetches in progress.
 
     Args:
         path: of the lock file that processes share; each name locks one byte of it.
@@ -53,10 +53,10 @@ class SingleFlight:
 
     @contextmanager
     def alone(self, name: str) -> Iterator[None]:
-        """Run the body while nobody else does so for *name*. It first looks for what another one has just published.
+        """Run the body while nobody else does so for *name*. The body first checks what another reader has just published.
 
         Args:
-            name: hexadecimal digits, 15 at least.
+            name: at least 15 hexadecimal digits.
         """
         if self._process != os.getpid():
             self._forget_parent()
@@ -66,7 +66,7 @@ class SingleFlight:
         locked = flight.lock.acquire(timeout=PATIENCE)
         try:
             if flight.failed:
-                # Who has waited for a fetch that failed is not made to wait for the next one.
+                # A reader that has waited for a failed fetch does not wait for the next one.
                 if locked:
                     flight.lock.release()
                     locked = False
@@ -89,9 +89,9 @@ class SingleFlight:
                     self._flights.pop(name, None)
 
     def close(self) -> None:
-        """Close the lock file; it is opened again when needed."""
+        """Close the lock file; the next use reopens it."""
         with self._guard:
-            # This releases all locks; readers that fetch now may be joined by others, which costs work only.
+            # This releases all locks: others may fetch the same objects now, which only costs work.
             self._file.close()
 
     def _begin(self) -> None:
@@ -107,7 +107,7 @@ class SingleFlight:
         self._begin()
 
     def _lock_byte(self, offset: int) -> Callable[[], object]:
-        """Wait for the lock of one byte of the file; what is returned releases it."""
+        """Wait for the lock of one byte of the file; return a function that releases it."""
         if not hasattr(fcntl, "F_OFD_SETLK"):
             return _nothing
         limit = time.monotonic() + PATIENCE

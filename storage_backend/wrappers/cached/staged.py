@@ -1,4 +1,4 @@
-"""Staged content: on its way into the cache, in memory or in a file of its own, until it is published."""
+"""Staged content: held in memory or in its own file until it is published in the cache."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     from storage_backend.wrappers.cached.engine import CacheEngine
 
 HELD = 256 << 10  # bytes of one content that may be in memory until it is published
-STEPS = 256  # room is reserved in steps of this part of the limit
+STEPS = 256  # room is reserved in steps of this fraction of the limit
 
 
 class OverCacheLimitError(Exception):
-    """The content is more than the cache may hold."""
+    """The content exceeds the limit of the cache."""
 
 
 class StagingSpace(Protocol):
-    """Where staged content gets its room from."""
+    """Reserves room for staged content."""
 
     limit: int | None
 
@@ -36,28 +36,29 @@ class StagingSpace(Protocol):
         """Make room for *size* bytes, first by evicting the entry *replacing*."""
 
     def release(self, size: int) -> None:
-        """Give back what was reserved."""
+        """Release a reservation."""
 
 
 class StagedContent:
-    """Content on its way into the cache.
+    """Content to be published in the cache.
 
-    A little is held in memory, and gets its room when it is published; more goes into a file, for which room is reserved on the way.
+    Small content is held in memory, and gets its room when it is published; larger content goes to a file, and room is reserved
+    as it grows.
 
     Args:
         space: of the cache.
         path: of the file.
         size: of the content, in bytes, if that is known.
-        replacing: name of the entry that it will replace, which is evicted first.
+        replacing: name of the entry to be replaced, which is evicted first.
 
     Attributes:
         size: bytes so far.
         crc: CRC-32 of them.
-        reserved: bytes that are reserved in the cache.
-        pending: whether there is something to discard.
+        reserved: bytes reserved in the cache.
+        pending: whether it is neither published nor discarded.
 
     Raises:
-        OverCacheLimitError: it is more than the cache may hold; from `write` and `fetch`, too.
+        OverCacheLimitError: it exceeds the limit of the cache; from `write` and `fetch`, too.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class StagedContent:
         self._space = space
         self._path: str | None = path
         self._replacing = replacing
-        # So much need not be reserved before it is published.
+        # Up to here, room is reserved only when it is published.
         self._step = None if space.limit is None else space.limit // STEPS
         self._held: list[bytes] | None = []
         self._fd = -1
@@ -93,12 +94,12 @@ class StagedContent:
         self._append(data if isinstance(data, bytes) else view)
 
     def fetch(self, download: Callable[[str], object]) -> None:
-        """Take in the whole content at once: *download* makes a file of it at the path that it is given."""
+        """Stage the whole content at once: *download* writes it to the path that it is given."""
         if self._held is not None:
             self._store()
         path = self._path
         assert path is not None
-        # In a directory of its own, since the download may put other files beside its own.
+        # In its own directory: the download may create temporary files beside its target.
         folder = f"{path}.d"
         os.mkdir(folder, 0o700)
         try:
@@ -117,7 +118,7 @@ class StagedContent:
         self._reserve(self.size)
 
     def publish(self, path: str, metadata: bytes) -> None:
-        """Append the packed metadata, and move the file to its place in the cache; it cannot be read here any more."""
+        """Append the packed metadata, and move the file to its place in the cache. It can no longer be read here."""
         assert self._path is not None
         self._append(metadata)
         if self._held is not None:
@@ -135,7 +136,7 @@ class StagedContent:
         os.close(fd)
 
     def found(self, entry: CacheEntry) -> OpenEntry:
-        """The content, to be read whether or not it will be published: *entry* describes it."""
+        """The content as an open entry, whether or not it will be published."""
         if self._held is not None:
             self._store()
         return OpenEntry(os.dup(self._fd), entry)
@@ -148,7 +149,7 @@ class StagedContent:
         return open(self._path, "rb")
 
     def discard(self) -> None:
-        """Drop it, unless it was moved to its place."""
+        """Drop it, unless it was published."""
         self.pending = False
         self._held = None
         if self._fd >= 0:
@@ -158,7 +159,7 @@ class StagedContent:
             self._space.release(reserved)
 
     def _store(self) -> None:
-        """Put what is held into a file, all of it or nothing."""
+        """Write the held content to a file, all of it or nothing."""
         held = self._held
         assert held is not None
         assert self._path is not None
@@ -217,13 +218,13 @@ class Publication(NamedTuple):
 
 
 class NewEntry(NamedTuple):
-    """What goes into the cache.
+    """A new entry for the cache.
 
     Attributes:
         key: of the entry.
         content: of it.
         entry: its metadata.
-        generation: of the key, from before the backend was asked.
+        generation: of the key, from before the request.
     """
 
     key: CacheKey
@@ -233,10 +234,10 @@ class NewEntry(NamedTuple):
 
 
 def publish(engine: CacheEngine, entries: Sequence[NewEntry]) -> None:
-    """Put entries into the cache, but for those that it has no room for.
+    """Publish entries, except those for which the cache has no room.
 
     Raises:
-        OSError, or an error of the engine's database: none of them is in it.
+        OSError, or an error of the engine's database: none was published.
     """
     publications: list[tuple[Publication, int]] = []
     try:

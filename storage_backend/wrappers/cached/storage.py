@@ -37,30 +37,30 @@ BATCH = 1000  # objects that are fetched, or deleted, together
 class CachedStorage(Wrapper):
     """A backend behind a cache on the local disk, which threads and processes share.
 
-    A hit costs what reading a file costs, and asks the backend nothing. After a write through any CachedStorage over the
-    same directory, none of them gives older bytes. What others change in the backend is seen when the entry has
-    expired. `exists`, `list`, `size`, `stat`, `scan`, `checksum` and all else that gives no content ask the backend.
+    A hit costs as much as reading a file, and sends no request. After a write through any CachedStorage over the same
+    directory, none of them returns older bytes. Changes that others make in the backend are seen once the entry has
+    expired. Methods that return no content (`exists`, `list`, `size`, `stat`, `scan`, `checksum`, ...) ask the backend.
 
-    `read_many` fetches many small objects in batches, as does `prefetch` ahead of the reads, which takes less time than threads
-    that call `read`.
+    `read_many` fetches many small objects in batches, and so does `prefetch` ahead of the reads: faster than threads that
+    call `read`.
 
-    Whatever goes wrong with the cache itself, the backend is read, and a warning is logged once.
+    If the cache itself fails, the backend is read, and a warning is logged once.
 
     Args:
         backend: what is cached.
         cache_dir: a directory on a local disk, created when first used. Several backends may share one, if their locations are URLs,
             or each has a *namespace*.
-        max_cache_size_mb: content kept at most, in MiB; None for any amount, 0 for nothing. The least recently used goes
-            first, and what is larger than the limit is not kept.
-        ttl_seconds: how long an entry is fresh, from its fetch; None for ever, 0 never without asking.
+        max_cache_size_mb: limit of the cached content, in MiB; None for no limit, 0 for nothing. The least recently used
+            entry is evicted first; an object larger than the limit is not cached.
+        ttl_seconds: how long an entry is fresh after its fetch; None for ever, 0 for never without asking the backend.
         engine: "blobs", or "diskcache" over python-diskcache.
-        revalidate: whether the backend is asked if an expired entry still is right, instead of being read again. None: where
-            a read tells which version it gave (S3, SSH and databases do). True: everywhere, with a `stat` before and after
-            each fetch where a read does not tell. False: never.
-        stale_if_error: for how many seconds after its expiry an entry is given while the backend is unavailable.
-        clock: gives seconds since the epoch; None for `time.time`.
-        namespace: tells this backend from others in the directory. Without it, its location does, if that is a URL; if not, its
-            class and what its `get_path` gives, and a second object that agrees in both is refused.
+        revalidate: whether an expired entry is validated with a `stat` instead of being read again. None: if reads report
+            the version that they returned (S3, SSH and databases do). True: always, with a `stat` before and after each
+            fetch if reads do not report it. False: never.
+        stale_if_error: for how many seconds after its expiry an entry is returned while the backend is unavailable.
+        clock: returns seconds since the epoch; None for `time.time`.
+        namespace: distinguishes this backend from others in the directory. By default its location, if that is a URL; else
+            its class and `get_path`, and a second object with the same values is refused.
 
     Attributes:
         backend: as given.
@@ -70,7 +70,7 @@ class CachedStorage(Wrapper):
         namespace: as given.
 
     Raises:
-        ConfigurationError: a parameter is wrong, or the directory is of another format.
+        ConfigurationError: a parameter is wrong, or the directory has another format.
     """
 
     def __init__(
@@ -94,9 +94,9 @@ class CachedStorage(Wrapper):
         self.revalidate = _checked_choice("revalidate", revalidate)
         self.stale_if_error = _checked("stale_if_error", stale_if_error)
         if clock is not None and not callable(clock):
-            raise ConfigurationError(f"clock: {clock!r} cannot be called", parameter="clock")
+            raise ConfigurationError(f"clock: {clock!r} is not callable", parameter="clock")
         if namespace is not None and not isinstance(namespace, str):
-            raise ConfigurationError(f"namespace: {namespace!r} is no text", parameter="namespace")
+            raise ConfigurationError(f"namespace: {namespace!r} is not a str", parameter="namespace")
         self.namespace = namespace
         self._policy = CachePolicy(
             limit=_in_bytes(self.max_cache_size_mb),
@@ -149,7 +149,7 @@ class CachedStorage(Wrapper):
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:
         check_mode(mode)
         if mode == "wb":
-            self._cache.key(identifier)  # refuses what is no identifier
+            self._cache.key(identifier)  # refuses an invalid identifier
             inner = self.backend.open(identifier, mode)
             return cast(
                 BinaryIO, Writer(WriterSink(inner, publishing=lambda: writing(self._cache, [identifier])))
@@ -285,14 +285,14 @@ class CachedStorage(Wrapper):
         self._cache.flights.close()
         self.backend.close()
 
-    # What only a cache has.
+    # Methods that only a cache has.
 
     def prefetch(self, identifiers: Iterable[str], *, progress: Progress | None = None) -> int:
-        """Fetch in batches what is not in the cache yet, or has expired there.
+        """Fetch, in batches, objects that are not cached or have expired.
 
         Args:
             identifiers: the objects.
-            progress: see `storage_backend.counted.Progress`; what is fetched is counted.
+            progress: see `storage_backend.counted.Progress`; counts fetched objects.
 
         Returns:
             How many objects were fetched.
@@ -321,10 +321,10 @@ class CachedStorage(Wrapper):
                 yield missing
 
     def invalidate(self, identifier: str) -> None:
-        """Forget what is cached of an object, so that the next read asks the backend.
+        """Remove an object from the cache, so that the next read asks the backend.
 
         Raises:
-            StorageError: the cache cannot be changed; this instance does not use the entry any more in any case.
+            StorageError: the cache cannot be changed; this instance no longer uses the entry in any case.
         """
         key = self._cache.key(identifier)
         with self._trouble("invalidate an entry"):
@@ -336,7 +336,7 @@ class CachedStorage(Wrapper):
             self._cache.distrusted.discard(key.name)
 
     def clear_cache(self) -> None:
-        """Forget all entries of the directory, in bounded time: of very many entries, files are removed later, bit by bit.
+        """Remove all entries of the directory, in bounded time: files of a very large cache are removed gradually later.
 
         Raises:
             StorageError: the cache cannot be changed.
@@ -346,12 +346,12 @@ class CachedStorage(Wrapper):
             self._cache.distrusted.clear()
 
     def get_cache_stats(self) -> dict[str, Any]:
-        """What is in the directory, and what all its users in all processes have counted.
+        """The contents of the directory, and the counters of all its users in all processes.
 
         Returns:
             `size_mb` (content, in MiB), `file_count`, `max_size_mb`, `ttl_seconds`, `hits` and `misses` (reads that were
-            answered without asking the backend for content, or not), `hit_rate` (0.0 without reads), `evictions`, `expired` (entries
-            that were found too old), `bytes_saved` (that hits gave).
+            answered from the cache, or not), `hit_rate` (0.0 without reads), `evictions`, `expired` (entries
+            that were too old), `bytes_saved` (read from the cache).
 
         Raises:
             StorageError: the cache cannot be read.
@@ -370,7 +370,7 @@ class CachedStorage(Wrapper):
         }
 
     def check_cache(self) -> CheckReport:
-        """Verify the checksums of all entries, and remove entries that are damaged and files that belong to none.
+        """Verify the checksums of all entries; remove damaged entries, and files that belong to no entry.
 
         Raises:
             StorageError: the cache cannot be read.
@@ -391,7 +391,7 @@ class CachedStorage(Wrapper):
 
 @contextmanager
 def _reported(what: str, where: str) -> Iterator[None]:
-    """Raise the engine's errors as ours."""
+    """Translate the engine's errors to StorageErrors."""
     try:
         yield
     except StorageError:
@@ -411,7 +411,7 @@ def _expanded(cache_dir: str | os.PathLike[str]) -> Path:
 
 
 def _in_bytes(mebibytes: float | None) -> int | None:
-    """A limit in bytes; None for one beyond all disks."""
+    """A limit in bytes; None if no disk is as large."""
     if mebibytes is None or mebibytes >= 2**42:
         return None
     return int(mebibytes * 2**20)
@@ -421,15 +421,15 @@ def _checked(name: str, value: float | None) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigurationError(f"{name}: {value!r} is no number", parameter=name)
+        raise ConfigurationError(f"{name}: {value!r} is not a number", parameter=name)
     if not 0 <= value < math.inf:
-        raise ConfigurationError(f"{name}: {value!r} is not zero or more", parameter=name)
+        raise ConfigurationError(f"{name}: {value!r} is negative or not finite", parameter=name)
     return value
 
 
 def _checked_choice(name: str, value: bool | None) -> bool | None:
     if value is not None and not isinstance(value, bool):
-        raise ConfigurationError(f"{name}: {value!r} is neither True, False nor None", parameter=name)
+        raise ConfigurationError(f"{name}: {value!r} is not True, False or None", parameter=name)
     return value
 
 
@@ -445,7 +445,7 @@ class _CachedHooks(WrapperHooks):
 
 
 def _copy(found: OpenEntry, staged: StagedFile) -> None:
-    """Fill a file with a cached content, inside the kernel where it can."""
+    """Copy cached content to a file, inside the kernel if possible."""
     os.lseek(found.fileno(), 0, os.SEEK_SET)
     copied = copy_descriptor(found.fileno(), staged.fd)
     if copied < found.entry.size:

@@ -1,9 +1,8 @@
-"""CacheUser: a process's use of a cache directory, as others see it: whether it lives, and its counters.
+"""CacheUser: a process's use of a cache directory: shows other processes that it is alive, and its counters.
 
-Each has a file of its own in the folder `members`. Its lock, which ends with the process, says that the user lives; its content is
-the user's counters, so that they are right at any time and outlive a kill. (They are not mapped into memory: storing into a page
-that a full disk has no room for kills the process.) Whoever finds a file that nobody locks adds its counters to the
-common ones and removes it.
+Each has a file in the folder `members`. Its lock, which ends with the process, shows that the user is alive; its content is the
+user's counters, so that they are up to date and survive a kill. (They are not mapped into memory: writing to a page that does not
+fit on a full disk kills the process.) Whoever finds an unlocked file adds its counters to the common ones and removes it.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _pack, _pwrite = _COUNTERS.pack, os.pwrite
 
 
 class CacheCounters(NamedTuple):
-    """What is counted.
+    """Counters of a cache.
 
     Attributes:
-        hits: reads that were answered without asking the backend for content.
-        misses: reads that asked it.
-        expired: entries that were found, and were too old.
-        evictions: entries that were removed to make room.
-        bytes_saved: bytes that hits gave.
+        hits: reads answered from the cache.
+        misses: reads that fetched content from the backend.
+        expired: entries that were found too old.
+        evictions: entries removed to make room.
+        bytes_saved: bytes read from the cache.
     """
 
     hits: int = 0
@@ -47,7 +46,7 @@ class CacheCounters(NamedTuple):
         return CacheCounters(*(a + b for a, b in zip(self, other, strict=True)))
 
     def packed(self) -> bytes:
-        """As they stand in a file."""
+        """The bytes in a user's file."""
         return _pack(*self)
 
 
@@ -58,7 +57,7 @@ class CacheUser:
     """This process's use of a cache directory. It counts before it joins, too.
 
     Args:
-        folder: where the users' files are.
+        folder: of the users' files.
 
     Attributes:
         token: names the file; unique. "" before the first `join`.
@@ -72,24 +71,24 @@ class CacheUser:
         self._counts = [0] * len(CacheCounters())
 
     def count(self, counter: int, size: int = 0, times: int = 1) -> None:
-        """Add to a counter, and *size* to the bytes saved. What the disk refuses is stored with the next count."""
+        """Add to a counter, and *size* to the bytes saved. If the disk is full, the next count stores it."""
         with self._lock:
             counts = self._counts
             counts[counter] += times
             counts[SAVED] += size
             if self._fd >= 0:
-                # Not suppress(), which takes half as long as the call: every hit comes here.
+                # Not suppress(), which takes half as long as the call: this is on the path of every hit.
                 try:
                     _pwrite(self._fd, _pack(*counts), 0)
                 except OSError as error:
                     logger.debug("counters not stored: %s", error)
 
     def join(self) -> None:
-        """Create and lock the file; the caller holds the lock under which dead users are looked for."""
+        """Create and lock the file; the caller holds the lock of the search for dead users."""
         self.token = os.urandom(8).hex()
         path = f"{self._folder}/{self.token}"
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC)
-        with suppress(OSError):  # where locks do not work, nobody is taken for dead
+        with suppress(OSError):  # without working locks, no user counts as dead
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with self._lock:
             self._fd = fd
@@ -105,7 +104,7 @@ class CacheUser:
         return found
 
     def hand_over(self, take: Callable[[str, CacheCounters], object]) -> None:
-        """Have *take* add the counters to the common ones, and begin again at zero."""
+        """Pass the counters to *take*, which adds them to the common ones, and reset them."""
         with self._lock:
             take(self.token, CacheCounters(*self._counts))
             self._counts[:] = [0] * len(self._counts)
@@ -119,22 +118,22 @@ class CacheUser:
             self.abandon()
 
     def abandon(self) -> None:
-        """Close the file; a forked child does so too, or it would hold its parent's lock after its parent's end."""
+        """Close the file, also in a forked child, which would otherwise hold its parent's lock after the parent's end."""
         fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
 
 def is_alive(folder: str, token: str) -> bool:
-    """Whether the user of *token* lives."""
+    """Whether the user of *token* is alive."""
     return _is_locked(f"{folder}/{token}")
 
 
 def bury_dead(folder: str, take: Callable[[str, CacheCounters], object]) -> list[str]:
-    """Have *take* add the counters of dead users to the common ones; the caller holds the lock that all take for this.
+    """Pass the counters of dead users to *take*; the caller holds the lock for this search.
 
     Returns:
-        Their tokens, to be given to `remove_dead` when the counters are stored.
+        Their tokens, for `remove_dead` once the counters are stored.
     """
     dead = [name for name in os.listdir(folder) if not _is_locked(f"{folder}/{name}")]
     for name in dead:
@@ -143,7 +142,7 @@ def bury_dead(folder: str, take: Callable[[str, CacheCounters], object]) -> list
 
 
 def remove_dead(folder: str, staging: str, dead: list[str]) -> None:
-    """Remove the files of dead users, and the staged content of all that are gone."""
+    """Remove the files and the staged content of dead users."""
     for token in dead:
         with suppress(OSError):
             os.unlink(f"{folder}/{token}")
@@ -160,7 +159,7 @@ def counters_in(data: bytes) -> CacheCounters:
 
 def _read(path: str) -> CacheCounters:
     try:
-        # O_NONBLOCK: a pipe in its place is not waited for.
+        # O_NONBLOCK: do not wait for a pipe in its place.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as reader:
             return counters_in(reader.read(_COUNTERS.size))
     except OSError:
@@ -168,7 +167,7 @@ def _read(path: str) -> CacheCounters:
 
 
 def _is_locked(path: str) -> bool:
-    """Whether somebody holds the lock of the file; also True if that cannot be found out."""
+    """Whether the file is locked; also True if that is unknown."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

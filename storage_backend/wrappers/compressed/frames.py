@@ -1,8 +1,8 @@
-r"""The format of a compressed object: frames that `zstd -d` reads, with a header of ours and a seek table around them.
+r"""The format of a compressed object: frames that `zstd -d` reads, between our header and a seek table.
 
 Integers are little-endian. An object is (RFC 8878, "Zstandard Compression", for frames and skippable frames):
 
-1. The header, a skippable frame of 32 bytes, which a zstd decoder passes over:
+1. The header, a skippable frame of 32 bytes, which a zstd decoder ignores:
 
        u32  0x184D2A5B, the magic number of skippable frames with the nibble B
        u32  24, the bytes that follow
@@ -12,22 +12,23 @@ Integers are little-endian. An object is (RFC 8878, "Zstandard Compression", for
        u64  the content's size in bytes
        u32  the CRC-32 (as zlib has it) of the 28 bytes before
 
-2. The content in blocks of 1 MiB (the last may be shorter, and no content has none), each a zstd frame of its own with
-   its content's size and checksum.
+2. The content in blocks of 1 MiB (the last may be shorter; empty content has no block), each a zstd frame of its own
+   with its content's size and checksum.
 
-3. Where there are two blocks or more, the seek table of the "Zstandard Seekable Format" 0.1.0 (in the zstd project's
-   contrib/seekable_format), again a skippable frame. Its first entry is for the header, which has no content, and its
-   checksums are those at the frames' ends: both formats take the low 32 bits of XXH64 of the content.
+3. If there are two blocks or more, the seek table of the "Zstandard Seekable Format" 0.1.0 (in the zstd project's
+   contrib/seekable_format), again a skippable frame. Its first entry is for the header, which has no content. Its
+   checksums equal those at the frames' ends: both formats use the low 32 bits of XXH64 of the content.
 
-What has no header is raw: its bytes are the content. So that damage does not make a compressed object a raw one, what
-nearly has the header's first 16 bytes, or only the first of them, is taken for damaged: objects that were not written
-here and look like that cannot be read.
+An object without a header is raw: its bytes are the content. So that a damaged compressed object is not read as a raw
+one, an object that has nearly the header's first 16 bytes, or ends within them, counts as damaged. A foreign object that
+looks like that cannot be read.
 """
 
 from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from array import array
 from collections.abc import Iterator
@@ -45,10 +46,10 @@ HEADER_SIZE = 32
 
 _HEADER = struct.Struct("<II8sHHQ")
 _CRC = struct.Struct("<I")
-_LOOKS = struct.Struct("<II8s")  # the part of the header by which it is known
+_SIGNATURE = struct.Struct("<II8s")  # the constant first part of the header
 _MAGIC = 0x184D2A5B
 _MARKER = b"sb-zstd\xa5"
-_FIXED = _LOOKS.pack(_MAGIC, HEADER_SIZE - 8, _MARKER)
+_FIXED = _SIGNATURE.pack(_MAGIC, HEADER_SIZE - 8, _MARKER)
 _NEARLY = 12  # bytes of these 16: more than two skippable frames of the same length have in common
 
 _TABLE_MAGIC = 0x184D2A5E
@@ -73,11 +74,11 @@ def content_size(head: bytes, fault: Fault) -> int | None:
     Raises:
         IntegrityError: the header is damaged, or of a later version.
     """
-    looks = head[: len(_FIXED)]
-    if looks != _FIXED:
-        # The marker must have begun, or any short object of a skippable frame's magic number would be refused.
-        if len(looks) > _LOOKS.size - len(_MARKER) and (
-            _FIXED.startswith(looks) or sum(map(int.__eq__, looks, _FIXED)) >= _NEARLY
+    signature = head[: len(_FIXED)]
+    if signature != _FIXED:
+        # At least a part of the marker must exist, or any short object with a skippable frame's magic would be refused.
+        if len(signature) > _SIGNATURE.size - len(_MARKER) and (
+            _FIXED.startswith(signature) or sum(map(int.__eq__, signature, _FIXED)) >= _NEARLY
         ):
             raise fault("it is compressed, and its header is damaged")
         return None
@@ -104,7 +105,7 @@ class FrameEncoder:
     """
 
     def __init__(self, level: int, *, verify: bool = False) -> None:
-        # Made for the default level too, so that a missing library is noticed before anything is stored.
+        # Created here, so that a missing library is noticed before anything is stored.
         self._compressor = zstd_library().ZstdCompressor(
             level=level, write_checksum=True, write_content_size=True
         )
@@ -115,7 +116,7 @@ class FrameEncoder:
         self.size = 0
 
     def update(self, data: Buffer, /) -> bytes:
-        """Take in *data*, and return the frames that it completes."""
+        """Add *data*; return the frames that it completes."""
         self._pending += memoryview(data)
         full = len(self._pending) // BLOCK
         if not full:
@@ -131,11 +132,11 @@ class FrameEncoder:
         return tail + (self._table() if len(self._sizes) > 1 else b"")
 
     def _frame(self, block: memoryview) -> bytes:
-        # A copy: what the library gives keeps the memory of the longest frame possible (zstandard 0.25), and a reader of a
-        # highly compressible stream gathers thousands.
+        # A copy: the library's result keeps the memory of the longest possible frame (zstandard 0.25), and a reader of a
+        # highly compressible stream holds thousands.
         frame = bytes(memoryview(self._compressor.compress(block)))
         if self._verify and decoded(frame, len(block), _unproved) != block:
-            raise _unproved("what it gave is not what it was given")
+            raise _unproved("the result differs")
         self.size += len(block)
         self._sizes.append(len(frame))
         self._checksums.append(_CRC.unpack(frame[-4:])[0])
@@ -155,10 +156,10 @@ class FrameEncoder:
 
 
 def blocks_of(stored: BinaryIO, fault: Fault) -> DecodedBlocks | None:
-    """The content of the object that *stored* reads, from its beginning on; None if it is raw.
+    """The content of the object that *stored* reads, at position 0; None if it is raw.
 
     Raises:
-        IntegrityError: it is not as it was written; from here or when a block is loaded.
+        IntegrityError: it is damaged; raised here or when a block is loaded.
     """
     size = content_size(read_up_to(stored, HEADER_SIZE), fault)
     if size is None:
@@ -189,10 +190,10 @@ def blocks_of(stored: BinaryIO, fault: Fault) -> DecodedBlocks | None:
 def _read_table(
     stored: BinaryIO, size: int, count: int, fault: Fault
 ) -> tuple[array[int] | list[int], array[int] | None]:
-    """Where each frame begins and the last one ends; and the checksum of each."""
+    """The offset of each frame and of the end of the last one; and the checksum of each."""
     length = 8 + (count + 1) * _ENTRY.size + _FOOTER.size
     start = stored.seek(0, io.SEEK_END) - length
-    # Before anything is allocated for as many frames as a header of any origin speaks of.
+    # Checked before memory is allocated for the number of frames that an untrusted header declares.
     if start < HEADER_SIZE + count:
         raise fault("it is truncated")
     stored.seek(start)
@@ -200,7 +201,8 @@ def _read_table(
     last = size - (count - 1) * BLOCK
     entries = array("I")
     entries.frombytes(table[8 : -_FOOTER.size])
-    entries = _native(entries)
+    if sys.byteorder == "big":
+        entries.byteswap()
     sizes, contents, checksums = entries[0::3], entries[1::3], entries[2::3]
     if (
         table[:8] != struct.pack("<II", _TABLE_MAGIC, length - 8)
@@ -214,19 +216,10 @@ def _read_table(
     return array("Q", accumulate(sizes)), checksums[1:]
 
 
-def _native(numbers: array[int]) -> array[int]:
-    """Little-endian *numbers* in this machine's order."""
-    import sys
-
-    if sys.byteorder == "big":
-        numbers.byteswap()
-    return numbers
-
-
 def decoded(frame: bytes, size: int, fault: Fault) -> bytes:
-    """The content of *frame*, which has *size* bytes.
+    """Decompress *frame* into *size* bytes.
 
-    No more than that is ever allocated, whatever the frame says.
+    No more than that is allocated, whatever the frame declares.
 
     Raises:
         IntegrityError: the frame is damaged, or has another size.

@@ -17,7 +17,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.streams import SPOOL, Content, SpooledSink, Writer, gathered, plain
 from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.compressed import frames
-from storage_backend.wrappers.recoding import LOOKS, RecodingWrapper, outer_info
+from storage_backend.wrappers.recoding import MAX_READS, RecodingWrapper, outer_info
 from storage_backend.wrappers.sources import info_for_copy
 
 T = TypeVar("T")
@@ -26,32 +26,30 @@ LEVELS = range(-(1 << 17), 23)  # ZSTD_minCLevel() to ZSTD_maxCLevel(), "zstd.h"
 
 
 class CompressedStorage(RecodingWrapper):
-    """Objects are stored compressed by zstd, and read and measured as if they were not.
+    """Stores objects compressed with zstd. Callers see the uncompressed content and its size.
 
-    What is stored is a zstd file: `zstd -d` gives the content (see `frames` for the format). An object without our
-    header is raw and read as it is, so a store may hold both, and one that was filled before stays readable. Content is
-    checked when it is read: what is damaged or truncated raises IntegrityError, but for what is cut within its first
-    8 bytes, which looks like a raw object.
+    A stored object is a zstd file: `zstd -d` decompresses it (see `frames` for the format). An object without our header
+    is raw and read as it is, so an existing store stays readable and may hold both kinds. Reads verify the content:
+    damage and truncation raise IntegrityError, except for an object truncated within its first 8 bytes, which looks raw.
 
-    Sizes, ranges and digests are the content's; `scan` gives no sizes, since each would cost a request. A range moves
-    and decompresses the blocks of 1 MiB that it touches. `copy` and `move` are the inner backend's. A stream whose size
-    is not told by `info`, and all that is written through `open`, waits in memory, from 8 MiB of compressed bytes on in
-    a temporary file, because the size stands first. With *verify* each block is decompressed again before it is stored,
-    and the inner backend verifies what it stored.
+    Sizes, ranges and digests are the content's; `scan` returns no sizes, since each would cost a request. A range
+    transfers and decompresses the 1 MiB blocks that it touches. `copy` and `move` are the inner backend's. The header
+    contains the size, so a stream of unknown size and everything written through `open` is buffered (beyond 8 MiB
+    of compressed bytes in a temporary file). With *verify* each block is decompressed again before it is stored, and the
+    inner backend verifies what it stored.
 
     Args:
         backend: the backend within.
         level: of compression: 1 to 22, 0 for zstd's own choice, negative for less and faster.
-        max_object_size: bytes of the largest content that is decompressed, in whatever way it is read; None sets no limit.
-            What others have written may be small where it is stored, and larger than a memory or a disk.
+        max_object_size: size limit in bytes of content that is decompressed, however it is read; None sets no limit. A
+            small object from an untrusted writer may expand beyond memory or disk.
 
     Attributes:
-        backend: the backend within.
-        level: as given.
-        max_object_size: as given.
+        backend, level, max_object_size: as given.
 
     Raises:
         ConfigurationError: there is no such level, or the limit is negative.
+        TypeError: the level is not an int.
     """
 
     def __init__(
@@ -75,7 +73,7 @@ class CompressedStorage(RecodingWrapper):
     def size(self, identifier: str) -> int:
         names.check(identifier, surrogates=True)
         fault = self._fault(identifier)
-        for _ in range(LOOKS):
+        for _ in range(MAX_READS):
             head = self.backend.read_range(identifier, 0, frames.HEADER_SIZE)
             size = frames.content_size(head, fault)
             if size is not None:
@@ -83,18 +81,18 @@ class CompressedStorage(RecodingWrapper):
             if len(head) < frames.HEADER_SIZE:
                 return len(head)
             stored = self.backend.size(identifier)
-            # It may have been replaced by a compressed one just before it was measured.
+            # A compressed object may have replaced it before `size` was called.
             if self.backend.read_range(identifier, 0, frames.HEADER_SIZE) == head:
                 return stored
         raise SourceChangedError(
-            f"{identifier!r} in {self.location} changes whenever it is measured",
+            f"{identifier!r} in {self.location} changed during each of {MAX_READS} attempts to get its size",
             identifier=identifier,
             backend=self.location,
         )
 
     @override
     def stat(self, identifier: str) -> ObjectInfo:
-        # In this order the etag is never newer than the size, so a caller that relies on both notices a change in between.
+        # In this order the etag is never newer than the size, so a caller that uses both notices a change in between.
         found = info_of(self.backend.stat(identifier), identifier)
         return outer_info(found, self.size(identifier))
 
@@ -160,7 +158,7 @@ class CompressedStorage(RecodingWrapper):
     def _pieces(
         self, identifier: str, reader: BinaryIO, info: ObjectInfo, size: int, *, verify: bool
     ) -> Iterator[bytes]:
-        """The pieces of the stored object, while its content of exactly *size* bytes arrives."""
+        """The stored object in pieces, encoded from *reader* with exactly *size* bytes of content."""
         yield frames.header(size)
         encoder = frames.FrameEncoder(self.level, verify=verify)
         yield from encoded(encoder, arriving(reader, identifier, info, verify=verify))
@@ -168,11 +166,11 @@ class CompressedStorage(RecodingWrapper):
     def _spooled(
         self, content: Iterable[Buffer], deliver: Callable[[BinaryIO, int], T], *, verify: bool = False
     ) -> T:
-        """Deliver the stored object once all of its content is there."""
-        answers: list[T] = []
+        """Deliver the stored object after all of *content* has arrived."""
+        results: list[T] = []
         sink = _FrameSink(
             frames.FrameEncoder(self.level, verify=verify),
-            lambda spool, size: answers.append(deliver(spool, size)),
+            lambda spool, size: results.append(deliver(spool, size)),
         )
         try:
             for data in content:
@@ -180,7 +178,7 @@ class CompressedStorage(RecodingWrapper):
             sink.publish()
         finally:
             sink.discard()
-        return answers[0]
+        return results[0]
 
     def _conditional(self, identifier: str, content: Content, call: Callable[[Content], T]) -> T:
         content = plain(content)
@@ -191,12 +189,12 @@ class CompressedStorage(RecodingWrapper):
 
 
 class _FrameSink:
-    """Keeps the stored object until the content's size is known, and delivers it with its own size."""
+    """Buffers the stored object until the content's size is known, then delivers it with the stored size."""
 
     def __init__(self, encoder: frames.FrameEncoder, deliver: Callable[[BinaryIO, int], object]) -> None:
         self._encoder = encoder
 
-        # It refers to nothing of this object, which has the spool: no cycle keeps a spool that is dropped.
+        # It must not refer to this object, which holds the spool: a cycle would keep a dropped spool alive.
         def completed(spool: BinaryIO) -> None:
             size = spool.seek(0, io.SEEK_END)
             spool.seek(0)

@@ -3,7 +3,7 @@
 Read in this order:
 
     keys      the master keys, by their ids
-    chunks    the format of an encrypted object: a header, and chunks that are authenticated each
+    chunks    the format of an encrypted object: a header, and chunks, each authenticated
     storage   EncryptedStorage: the public methods that differ from those of wrappers.recoding
 """
 

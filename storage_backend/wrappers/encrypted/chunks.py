@@ -1,4 +1,4 @@
-r"""The format of an encrypted object: a header, and the content in chunks that are authenticated each.
+r"""The format of an encrypted object: a header, and the content in chunks, each authenticated.
 
 Integers are big-endian. An object is:
 
@@ -11,18 +11,18 @@ Integers are big-endian. An object is:
        32 B  the salt, random for each object
        u32   the CRC-32 (as zlib has it) of the 52 bytes before. It tells damage from an unknown key; it protects nothing
 
-2. The content in chunks of 64 KiB, of which the last may be shorter; no content is one empty chunk. Of each chunk,
-   AES-256-GCM's ciphertext and its tag of 16 bytes (NIST SP 800-38D), with
+2. The content in chunks of 64 KiB (the last may be shorter; empty content is one empty chunk). Each chunk is stored as
+   the ciphertext and the 16-byte tag of AES-256-GCM (NIST SP 800-38D), with
 
        key         HKDF-SHA256 (RFC 5869) of the master key: salt the header's, info "storage-backend encrypted object",
                    32 bytes
-       nonce       the chunk's number from 0 on, 11 bytes, and a byte that is 1 for the last chunk and 0 for others
+       nonce       the chunk's number from 0, 11 bytes, and a byte that is 1 for the last chunk and 0 for others
        associated  the header and the identifier, encoded as UTF-8 (surrogateescape)
 
 The chunks follow the STREAM construction (Hoang, Reyhanitabar, Rogaway, Vizar: "Online Authenticated-Encryption and its
-Nonce-Reuse Misuse-Resistance", CRYPTO 2015): a chunk that is changed, dropped, repeated or moved, or an end that is
-not the end, does not authenticate. The key of an object is used for that version of it alone, since 32 random bytes do
-not occur twice, so its nonces may be counted. The content's size follows from the stored size.
+Nonce-Reuse Misuse-Resistance", CRYPTO 2015): a changed, dropped, repeated or moved chunk and a truncated object do not
+authenticate. A key is used for one version of one object only, because the random 32-byte salt does not repeat, so
+counting nonces is safe. The content's size follows from the stored size.
 """
 
 from __future__ import annotations
@@ -93,12 +93,12 @@ def parse(head: bytes, fault: Fault) -> Header:
 
 
 def stored_size(size: int) -> int:
-    """How many bytes are stored for content of *size* bytes."""
+    """The stored size of content of *size* bytes."""
     return HEADER_SIZE + size + TAG * max(1, -(-size // CHUNK))
 
 
 def content_size(stored: int) -> int | None:
-    """The inverse of `stored_size`; None for what no content gives."""
+    """The inverse of `stored_size`; None for a size that no content has."""
     body = stored - HEADER_SIZE
     size = body - TAG * -(-body // (CHUNK + TAG))
     return size if size >= 0 and stored_size(size) == stored else None
@@ -119,7 +119,7 @@ class ChunkCipher:
         """The content of a chunk.
 
         Raises:
-            InvalidTag: it was not sealed as this very chunk.
+            InvalidTag: it was not sealed as this chunk.
         """
         return self._aead.decrypt(_nonce(number, last=last), sealed, self._associated)
 
@@ -143,22 +143,22 @@ class ChunkEncoder:
         self._number = 0
 
     def update(self, data: Buffer, /) -> bytes:
-        """Take in *data*, and return what can be stored by now."""
+        """Add *data*; return the bytes that are ready to be stored."""
         self._pending += memoryview(data)
-        # The last chunk is sealed as such, so one is held back until it is known that more follows.
+        # The last chunk is sealed as the last, so one is held back until more data follows.
         full = (len(self._pending) - 1) // CHUNK
         if full < 1:
             return b""
         with memoryview(self._pending) as pending:
             sealed = [self._seal(pending[i * CHUNK : (i + 1) * CHUNK], last=False) for i in range(full)]
         del self._pending[: full * CHUNK]
-        return self._begun(sealed)
+        return self._with_header(sealed)
 
     def finish(self) -> bytes:
         """Return the rest of the object."""
-        return self._begun([self._seal(memoryview(self._pending), last=True)])
+        return self._with_header([self._seal(memoryview(self._pending), last=True)])
 
-    def _begun(self, sealed: list[bytes]) -> bytes:
+    def _with_header(self, sealed: list[bytes]) -> bytes:
         head, self._head = self._head, b""
         return b"".join([head, *sealed])
 
@@ -176,18 +176,18 @@ class ChunkEncoder:
 def blocks_of(
     stored: BinaryIO, identifier: str, find: Callable[[bytes], bytes], fault: Fault
 ) -> DecodedBlocks:
-    """The content of the object that *stored* reads. Nothing of it leaves unauthenticated.
+    """The content of the object that *stored* reads. Nothing unauthenticated is returned.
 
     Args:
-        stored: seekable; nothing was read yet.
+        stored: seekable, at position 0.
         identifier: of the object.
-        find: gives the master key with an id.
-        fault: as its type says.
+        find: returns the master key with an id.
+        fault: makes the error.
 
     Raises:
-        IntegrityError: it is not as it was written; from here or when a chunk is loaded.
+        IntegrityError: it is damaged; raised here or when a chunk is loaded.
     """
-    # The end first: a server's object that is then read in order is asked for once.
+    # Seek to the end first: the sequential reads that follow then need one request.
     length = stored.seek(0, os.SEEK_END)
     stored.seek(0)
     head = read_up_to(stored, HEADER_SIZE)
@@ -197,7 +197,7 @@ def blocks_of(
         raise fault("it is truncated, or something was appended to it")
     count = max(1, -(-size // CHUNK))
     cipher = ChunkCipher(find(header.key_id), head, header.salt, identifier)
-    from cryptography.exceptions import InvalidTag  # below the cipher, which tells better that it is missing
+    from cryptography.exceptions import InvalidTag  # after the cipher, whose error explains a missing library
 
     def load(first: int, stop: int) -> Iterator[bytes]:
         for begin in range(first, stop, _STEP):
@@ -210,8 +210,8 @@ def blocks_of(
                     yield cipher.opened(number, sealed[at : at + CHUNK + TAG], last=number == count - 1)
                 except InvalidTag:
                     raise fault(
-                        f"its chunk {number} is not what was written as part of {identifier!r}: it was changed, "
-                        "moved or truncated, or is another object's"
+                        f"its chunk {number} does not authenticate as part of {identifier!r}: it was changed, moved or "
+                        "truncated, or belongs to another object"
                     ) from None
 
     return DecodedBlocks(size, CHUNK, load, count=count, proved=False)

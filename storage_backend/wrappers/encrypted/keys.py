@@ -20,14 +20,14 @@ _ID_LABEL = b"storage-backend encrypted key id"
 
 
 class Keyring:
-    """The current key and older ones. A key that was given by reference is resolved when it is first needed.
+    """The current key and older ones. A key given by reference is resolved when it is first needed.
 
     Args:
         current: the key to write with.
-        others: id -> a key that still reads.
+        others: id -> a key for reading only.
 
     Raises:
-        ConfigurationError: a key is invalid, or is given under another id than its own.
+        ConfigurationError: a key is invalid, or its id is not the one given.
     """
 
     def __init__(self, current: Buffer | str, others: Mapping[str, Buffer | str] | None) -> None:
@@ -35,10 +35,9 @@ class Keyring:
         self._others: dict[str, EncryptionKey] = {}
         for name, key in (others or {}).items():
             if not isinstance(name, str) or not re.fullmatch(rf"[0-9a-f]{{{2 * ID_SIZE}}}", name):
-                # Not shown: where the two are swapped, it is the key.
+                # Not shown: if key and id are swapped, it is the key.
                 raise ConfigurationError(
-                    f"keys: a name in it is no key id, which has {2 * ID_SIZE} lower-case hex digits; it is {{id: key}}, not "
-                    "{key: id}",
+                    f"keys must be {{id: key}}, not {{key: id}}: an id has {2 * ID_SIZE} lower-case hex digits",
                     parameter="keys",
                 )
             self._others[name] = EncryptionKey("keys", key, name)
@@ -92,7 +91,7 @@ class EncryptionKey:
             try:
                 secret = Secret(parameter, bytes(memoryview(given)).hex(), literal=True)
             except TypeError:
-                # "from None": the words of the original might quote the key.
+                # "from None": the text of the original error might quote the key.
                 raise TypeError(f"{parameter} must be bytes or a str, not {type(given).__name__}") from None
         self.secret = secret
         self._name = name
@@ -114,18 +113,18 @@ class EncryptionKey:
         """Its 32 bytes.
 
         Raises:
-            ConfigurationError: the value is no key, or a key with another id.
+            ConfigurationError: the value is not a key, or a key with another id.
         """
         if self._found is None:
             found = _parsed(self.secret.value().strip())
             if found is None:
                 raise ConfigurationError(
-                    f"{self.secret!r} is no key: it must be {KEY_SIZE} bytes, or their hex or base64",
+                    f"{self.secret!r} is not a key: it must be {KEY_SIZE} bytes, or their hex or base64",
                     parameter=self.secret.parameter,
                 )
             if self._name is not None and id_of(found).hex() != self._name:
                 raise ConfigurationError(
-                    f"{self.secret.parameter}: what is given as the key {self._name} is the key {id_of(found).hex()}",
+                    f"{self.secret.parameter}: the key given as {self._name} has the id {id_of(found).hex()}",
                     parameter=self.secret.parameter,
                 )
             self._found = found
@@ -133,7 +132,7 @@ class EncryptionKey:
 
 
 def _parsed(text: str) -> bytes | None:
-    """The key that *text* spells, or None. No error of a parser is passed on: it might quote the key."""
+    """The key that *text* encodes, or None. A parser's error is not passed on: it might quote the key."""
     if re.fullmatch(rf"[0-9a-fA-F]{{{2 * KEY_SIZE}}}", text, re.ASCII):
         return bytes.fromhex(text)
     standard = text.translate({ord("-"): "+", ord("_"): "/"}).rstrip("=")

@@ -13,6 +13,7 @@ from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of
 from storage_backend.info import Capability, ObjectInfo
 from storage_backend.streams import Content, Writer, gathered, plain
+from storage_backend.wrappers.base import WriterSink
 from storage_backend.wrappers.blocks import DecodedBlocks, PieceReader, arriving, encoded, slices
 from storage_backend.wrappers.encrypted import chunks
 from storage_backend.wrappers.encrypted.keys import Keyring, id_of
@@ -21,33 +22,33 @@ from storage_backend.wrappers.sources import info_for_copy
 
 
 class EncryptedStorage(RecodingWrapper):
-    """Objects are stored encrypted and authenticated by AES-256-GCM (see `chunks` for the format).
+    """Stores objects encrypted and authenticated with AES-256-GCM (see `chunks` for the format).
 
-    Whoever holds the store without a key learns the objects' identifiers, sizes and times, and can delete an object or
-    put back an older version of it. All else is noticed: a changed bit, a missing or added piece, an object under
-    another identifier raise IntegrityError before a byte of it is given, and so does an object that is not encrypted. An
+    Without a key, an attacker with access to the store learns identifiers, sizes and times, and can delete an object or
+    restore an older version of it. Any other tampering (a changed bit, a missing or added piece, an object under another
+    identifier) raises IntegrityError before any content is returned, and so does an object that is not encrypted. An
     object whose key was not given raises AuthenticationError, with the key's id.
 
-    The authenticated identifier is the one that this wrapper is called with. So `copy` and `move` encrypt anew, and
-    objects that other tools move beneath another prefix stay readable only if the wrapper sees the same identifiers:
+    The authenticated identifier is the one that this wrapper is called with. So `copy` and `move` re-encrypt, and
+    objects that other tools move under another prefix stay readable only if the wrapper sees the same identifiers:
     `EncryptedStorage(PrefixedStorage(backend, "new"), key)`, not the other way round.
 
-    Sizes are exact and cost nothing, as they follow from the stored ones; only reading proves them. `stat` and `scan`
-    give None for what cannot be ours. A range moves and decrypts the chunks of 64 KiB that it touches. Streams pass in
-    bounded memory, and no content is ever in a temporary file. With *verify* each chunk is decrypted again before it is
-    stored, and the inner backend verifies what it stored.
+    Sizes are exact and cost no request, because they follow from the stored sizes; only reading proves them. `stat` and
+    `scan` return None for a size that no encrypted object has. A range transfers and decrypts the 64 KiB chunks that it
+    touches. Streams use bounded memory, and no plaintext is written to a temporary file. With *verify* each chunk is
+    decrypted again before it is stored, and the inner backend verifies what it stored.
 
     Args:
         backend: the backend within.
-        key: to write with, and to read: 32 bytes or their hex or base64 (then this object cannot be pickled), or
+        key: for writing and reading: 32 bytes or their hex or base64 (then this object cannot be pickled), or
             "env:NAME" or "file:PATH" of their hex or base64.
-        keys: key id -> an older key, given in the same ways, that still reads.
+        keys: key id -> an older key for reading, given in the same ways.
 
     Attributes:
-        backend: the backend within.
+        backend: as given.
 
     Raises:
-        ConfigurationError: a key is invalid, or is given under another id than its own.
+        ConfigurationError: a key is invalid, or its id is not the one given.
     """
 
     def __init__(
@@ -62,11 +63,11 @@ class EncryptedStorage(RecodingWrapper):
 
     @property
     def current_key_id(self) -> str:
-        """The id of the key that new objects are encrypted with, to be used in `keys` when another one replaces it: 16 hex digits."""
+        """The id of the current key, 16 hex digits: its name in `keys` once another key replaces it."""
         return id_of(self._keyring.current()).hex()
 
     def key_id(self, identifier: str) -> str:
-        """The id of the key that the object is encrypted with. It needs no key, and is not authenticated.
+        """The id of the key that the object is encrypted with. Needs no key; the result is not authenticated.
 
         Raises:
             NotFoundError: there is no such object.
@@ -76,12 +77,12 @@ class EncryptedStorage(RecodingWrapper):
         return chunks.parse(self._head(identifier), self._fault(identifier)).key_id.hex()
 
     def rotate(self, identifier: str) -> bool:
-        """Encrypt the object with the current key, if it is not.
+        """Re-encrypt the object with the current key, unless it already is.
 
-        It is one write, so readers see the old object or the new; what another writer stores meanwhile may be lost.
+        It is one write, so readers see the old object or the new; a concurrent write may be lost.
 
         Returns:
-            True if it was encrypted anew, False if it had the current key.
+            True if it was re-encrypted, False if it had the current key.
 
         Raises:
             NotFoundError: there is no such object.
@@ -114,7 +115,7 @@ class EncryptedStorage(RecodingWrapper):
             return True
         if self.size(source_id) != self.size(dest_id):
             raise self._fault(source_id)(f"its copy at {dest_id!r} has another size; nothing was deleted")
-        # The salts are random: if they are equal, both are names of one file, which already is what it shall be.
+        # The salts are random: if they are equal, both names are of one file, and nothing is left to do.
         if self._head(source_id) != self._head(dest_id):
             self.backend.delete(source_id)
         return True
@@ -177,7 +178,7 @@ class EncryptedStorage(RecodingWrapper):
     def _encrypting(
         self, identifier: str, reader: BinaryIO, info: ObjectInfo | None, *, verify: bool = False
     ) -> BinaryIO:
-        """A reader of the stored object, while its content arrives."""
+        """A reader that encrypts *reader* as it is read."""
         encoder = self._encoder(identifier, verify=verify)
         return PieceReader(encoded(encoder, arriving(reader, identifier, info, verify=verify))).as_binary()
 
@@ -197,25 +198,16 @@ class EncryptedStorage(RecodingWrapper):
         return self.backend.read_range(identifier, 0, chunks.HEADER_SIZE)
 
 
-class _EncryptingSink:
-    """An inner backend's writer as a sink: entered, so that only `publish` publishes."""
-
+class _EncryptingSink(WriterSink):
     def __init__(self, writer: BinaryIO, encoder: chunks.ChunkEncoder) -> None:
+        super().__init__(writer)
         self._encoder = encoder
-        self._writer = writer
-        self._done = False
-        writer.__enter__()
 
+    @override
     def write(self, data: Buffer, /) -> object:
-        return self._writer.write(self._encoder.update(data))
+        return super().write(self._encoder.update(data))
 
+    @override
     def publish(self) -> None:
-        self._writer.write(self._encoder.finish())
-        self._done = True
-        self._writer.__exit__(None, None, None)
-
-    def discard(self) -> None:
-        if self._done:
-            return
-        self._done = True
-        self._writer.__exit__(InterruptedError, InterruptedError("discarded"), None)
+        super().write(self._encoder.finish())
+        super().publish()

@@ -1,8 +1,8 @@
-"""FallbackStorage: two backends as one, the second where the first has nothing.
+"""FallbackStorage: two backends as one; the second is used if the first lacks the object.
 
 Read in this order:
 
-    pair          FallbackPair: which side is asked first, what an error of a side means, what this instance remembers
+    pair          FallbackPair: the order of the sides, the meaning of their errors, the memory of failed writes
     storage       FallbackStorage: every public method
     writing       writes to one side or both, of one object or many
     batches       read_many and delete_many over both sides

@@ -14,11 +14,11 @@ from storage_backend.wrappers.fallback.writing import failures_of
 
 
 def read_many(pair: FallbackPair, identifiers: Iterable[str]) -> Iterator[tuple[str, bytes]]:
-    """As `StorageBackend.read_many`: each side is asked once, the second for what the first has not."""
+    """As `StorageBackend.read_many`: one call to each side, the second for the objects that the first lacks."""
     front, back = pair.order(None)
     asked = RequestedIdentifiers(identifiers, pair.strayed if front is pair.primary else ())
     failures = Failures()
-    errors: dict[str, Exception] = {}  # the first side's, for objects that the second side is asked for
+    errors: dict[str, Exception] = {}  # the first side's, for objects that are requested from the second
     down: Exception | None = None
     try:
         for name, content in front.read_many(asked):
@@ -28,14 +28,14 @@ def read_many(pair: FallbackPair, identifiers: Iterable[str]) -> Iterator[tuple[
         if error is asked.raised:
             raise
         if isinstance(error, BatchError):
-            pair.warn_down([e for e in error.failures.values() if pair.is_out(front, e)])
+            pair.warn_skipped([e for e in error.failures.values() if pair.should_skip(front, e)])
             for name, failure in error.failures.items():
-                if is_absence(failure) or pair.is_out(front, failure):
+                if is_absence(failure) or pair.should_skip(front, failure):
                     errors[name] = failure
                 else:
                     failures.note(name, failure)
                     asked.came(name, all_of_it=True)
-        elif pair.is_down(front, error):
+        elif pair.warn_if_skipped(front, error):
             down = error
         else:
             raise
@@ -67,7 +67,7 @@ def delete_many(pair: FallbackPair, identifiers: Iterable[str]) -> int:
     front, back = pair.order(None)
     failures = Failures()
     hidden = failures_of(lambda: back.delete_many([*distinct]))
-    # The copy that readers see stays while the hidden one could not be deleted, or the hidden one would be seen.
+    # If the hidden copy could not be deleted, the visible one stays: else the hidden one would become visible.
     kept = {name for name, error in hidden.items() if not is_absence(error)}
     seen = failures_of(lambda: front.delete_many([name for name in distinct if name not in kept]))
     for name in distinct:
@@ -88,11 +88,11 @@ def _read(identifier: str, side: StorageBackend) -> bytes:
 
 
 class RequestedIdentifiers:
-    """Gives out the identifiers of a batch, and keeps those whose content has not come yet.
+    """Yields the identifiers of a batch, and keeps those whose content has not come yet.
 
     Args:
         identifiers: the caller's.
-        aside: identifiers that the first side is not asked for.
+        aside: identifiers that are not requested from the first side.
 
     Attributes:
         raised: the error that the caller's iterable raised.

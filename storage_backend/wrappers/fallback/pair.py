@@ -1,4 +1,4 @@
-"""FallbackPair: two backends, the order in which they are asked, and what their errors mean."""
+"""FallbackPair: two backends, the order in which they are tried, and the meaning of their errors."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from typing import Any, TypeAlias, TypeVar
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import capabilities_of, location_of
 from storage_backend.errors import (
-    BaseDirectoryNotFoundError,
-    BucketNotFoundError,
+    STORE_MISSING,
     InvalidIdentifierError,
     NotFoundError,
     StorageError,
@@ -27,17 +26,15 @@ Absences: TypeAlias = list[tuple[StorageBackend, Exception]]
 
 ABSENT = (FileNotFoundError, IsADirectoryError, InvalidIdentifierError)
 """Errors that mean "no such object": also a directory of that name, and a name that the side cannot hold."""
-NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
-"""Errors that say nothing about the object: the bucket or base directory itself is missing."""
 
 
 def is_absence(error: BaseException) -> bool:
     """Whether the error says that the side has no such object."""
-    return isinstance(error, ABSENT) and not isinstance(error, NO_PLACE)
+    return isinstance(error, ABSENT) and not isinstance(error, STORE_MISSING)
 
 
 class FallbackPair:
-    """Two backends, and what this instance knows about which side has the valid object.
+    """Two backends, and this instance's knowledge of which side has the valid object.
 
     Attributes:
         primary, secondary, write_to, on_error: as `FallbackStorage` was given them.
@@ -66,7 +63,7 @@ class FallbackPair:
         return f"fallback({location_of(self.primary)}|{location_of(self.secondary)})"
 
     def order(self, identifier: str | None) -> tuple[StorageBackend, StorageBackend]:
-        """The sides, in the order in which reads ask them."""
+        """The sides, in the order in which reads try them."""
         if identifier is None:
             second_first = self.write_to == "secondary"
         else:
@@ -74,7 +71,7 @@ class FallbackPair:
         return (self.secondary, self.primary) if second_first else (self.primary, self.secondary)
 
     def secondary_is_first(self, identifier: str) -> bool:
-        """Whether a read asks the secondary first."""
+        """Whether a read tries the secondary first."""
         return self.write_to == "secondary" or identifier in self.strayed
 
     @property
@@ -98,15 +95,15 @@ class FallbackPair:
     def check(self, identifier: str) -> None:
         """Raise before anything is written if either side refuses the name."""
         for side in self.both:
-            with suppress(FileNotFoundError):  # a pair in a pair, of which neither has it yet
+            with suppress(FileNotFoundError):  # a nested pair of which neither side has the object yet
                 side.get_path(identifier)
 
     def forget(self, identifier: str) -> None:
-        """Drop what is known about an object: the sides agree on it again, or readers see the right one."""
+        """Forget an object: the sides agree on it again, or readers see the valid one."""
         self.strayed.discard(identifier)
         self.torn.discard(identifier)
 
-    def what_counts(self, identifier: str) -> str | None:
+    def valid_side(self, identifier: str) -> str | None:
         """The side with the valid object, as far as this instance knows."""
         if identifier in self.strayed:
             return "secondary"
@@ -114,21 +111,21 @@ class FallbackPair:
             return "secondary" if self.write_to == "secondary" else "primary"
         return None
 
-    def is_out(self, side: StorageBackend, error: BaseException) -> bool:
+    def should_skip(self, side: StorageBackend, error: BaseException) -> bool:
         """Whether *error* means that *side* is unreachable and must be skipped (failover)."""
         if self.on_error != "fallback" or side is not self.primary:
             return False
         return is_retryable(error) or isinstance(error, ConnectionError | TimeoutError)
 
-    def is_down(self, side: StorageBackend, error: Exception) -> bool:
-        """As `is_out`, and log a WARNING if so."""
-        if not self.is_out(side, error):
+    def warn_if_skipped(self, side: StorageBackend, error: Exception) -> bool:
+        """As `should_skip`, and log a WARNING if so."""
+        if not self.should_skip(side, error):
             return False
-        self.warn_down([error])
+        self.warn_skipped([error])
         return True
 
-    def warn_down(self, errors: Errors) -> None:
-        """Log that the primary is skipped, with the first of *errors*; nothing without one."""
+    def warn_skipped(self, errors: Errors) -> None:
+        """Log that the primary is skipped, with the first of *errors*; nothing if there is none."""
         if not errors:
             return
         # Only our own errors promise that their text has no secret in it.
@@ -137,7 +134,7 @@ class FallbackPair:
             f"{type(first).__name__}: {first}" if isinstance(first, StorageError) else type(first).__name__
         )
         logger.warning(
-            "the primary %s is out of reach, %s is used in its place: %s",
+            "the primary %s is unreachable, %s is used instead: %s",
             *(location_of(self.primary), location_of(self.secondary), reason),
         )
 
@@ -152,13 +149,13 @@ class FallbackPair:
                 except Exception as error:
                     if is_absence(error):
                         absences.append((side, error))
-                    elif self.is_down(side, error):
+                    elif self.warn_if_skipped(side, error):
                         down = error
                     else:
                         raise
             raise self.absence(identifier, absences) if down is None else down
         finally:
-            del absences, down  # the errors' tracebacks lead to this frame
+            del absences, down  # the errors' tracebacks refer to this frame
 
     def side_with(self, identifier: str, *, past: bool = True) -> StorageBackend | None:
         """The first side that has the object; None if it is in neither.
@@ -174,13 +171,13 @@ class FallbackPair:
                     if side.exists(identifier):
                         return side
                 except Exception as error:
-                    if not past or not self.is_down(side, error):
+                    if not past or not self.warn_if_skipped(side, error):
                         raise
                     down = error
             if down is not None:
                 raise down
         finally:
-            del down  # its traceback leads to this frame
+            del down  # its traceback refers to this frame
         return None
 
     def source_side(self, identifier: str, *, past: bool = True) -> StorageBackend:
@@ -193,7 +190,7 @@ class FallbackPair:
         if side is not None:
             return side
         with suppress(FileNotFoundError):
-            self.first(identifier, lambda side: side.size(identifier))  # which says what is wrong with it
+            self.first(identifier, lambda side: side.size(identifier))  # raises a more specific error
         raise NotFoundError(
             f"Source file not found: {identifier!r} not found in primary or secondary of {self.location}",
             identifier=identifier,
@@ -208,7 +205,7 @@ class FallbackPair:
         try:
             return front.exists(dest_id)
         except Exception as error:
-            if not self.is_down(front, error):
+            if not self.warn_if_skipped(front, error):
                 raise
             self.strayed.add(dest_id)
             return False
@@ -217,7 +214,7 @@ class FallbackPair:
         """The error for an object that neither side has."""
         refusals = [found for found in absences if isinstance(found[1], InvalidIdentifierError)]
         for side, error in refusals:
-            # A name that can be written is not refused because the other side could not have it.
+            # A name that can be written is not refused because the other side cannot hold it.
             if len(refusals) == len(absences) or self.write_to == "both" or side is self.target:
                 return error
         for _, error in absences:
@@ -230,7 +227,7 @@ class FallbackPair:
         )
 
     def of_both(self, identifier: str, first: Exception | None, second: Exception) -> Exception:
-        """The error for an object that neither side gave."""
+        """The error for an object that neither side returned."""
         if not is_absence(second):
             return second
         if first is not None and not is_absence(first):

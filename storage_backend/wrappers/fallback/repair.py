@@ -8,24 +8,25 @@ from typing import BinaryIO, cast
 
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
-from storage_backend.errors import Failures, NotFoundError, SourceChangedError, StorageError
+from storage_backend.errors import STORE_MISSING, Failures, NotFoundError, SourceChangedError
 from storage_backend.info import ObjectInfo
 from storage_backend.markers import refuse_one_object
 from storage_backend.streams import HashingReader
 from storage_backend.wrappers.fallback.merged_scans import paired
-from storage_backend.wrappers.fallback.pair import NO_PLACE, FallbackPair
+from storage_backend.wrappers.fallback.pair import FallbackPair
+from storage_backend.wrappers.fallback.writing import done
 from storage_backend.wrappers.sources import info_for_copy
 
 
 @dataclass(frozen=True, slots=True)
 class RepairReport:
-    """What `FallbackStorage.repair` found and did.
+    """The result of `FallbackStorage.repair`.
 
     Attributes:
-        same: how many objects both sides had already, byte for byte.
-        to_primary: what was copied there.
-        to_secondary: what was copied there.
-        undecided: what differs, without a proof of which one counts; left as it was.
+        same: the number of objects that were equal on both sides.
+        to_primary: identifiers copied to the primary.
+        to_secondary: identifiers copied to the secondary.
+        undecided: identifiers whose objects differ, and nothing proves which is valid; both were kept.
         failures: identifier -> why it could not be compared or copied.
     """
 
@@ -57,7 +58,7 @@ def repair_pair(pair: FallbackPair, winner: str | None) -> RepairReport:
                 pair.forget(name)
                 continue
             else:
-                source = pair.what_counts(name) or winner or ""
+                source = pair.valid_side(name) or winner or ""
                 if not source:
                     undecided.append(name)
                     continue
@@ -77,7 +78,7 @@ def migrate(pair: FallbackPair, identifier: str, *, to: str, delete: bool) -> bo
     try:
         copied(source, target, identifier)
     except FileNotFoundError as error:
-        if isinstance(error, NO_PLACE) or source.exists(identifier):
+        if isinstance(error, STORE_MISSING) or source.exists(identifier):
             raise
         raise NotFoundError(
             f"{identifier!r} not found in {name} {location_of(source)}",
@@ -93,12 +94,12 @@ def migrate(pair: FallbackPair, identifier: str, *, to: str, delete: bool) -> bo
 
 
 def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> None:
-    """Copy an object from one backend to another, replacing what is there; what was stored is digested.
+    """Copy an object from one backend to another, replacing any object there, and verify the copy.
 
     Raises:
         FileNotFoundError: the source has none.
-        IntegrityError: what was stored is not what was read.
-        SourceChangedError: the source's object is another one by now.
+        IntegrityError: the stored bytes differ from those read.
+        SourceChangedError: the source's object changed meanwhile.
     """
     before = info_of(source.stat(identifier), identifier)
     with source.open(identifier) as reader:
@@ -109,9 +110,7 @@ def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> N
             info=info_for_copy(before, identifier, before.size),
             verify=True,
         )
-    if stored is False:
-        where = location_of(target)
-        raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
+    done(stored, target, identifier)
     if not _is_still(source, before, hashing.hexdigest()):
         where = location_of(source)
         raise SourceChangedError(
@@ -122,13 +121,13 @@ def copied(source: StorageBackend, target: StorageBackend, identifier: str) -> N
 
 
 def _is_still(source: StorageBackend, before: ObjectInfo, digest: str) -> bool:
-    """Whether the source still has what was read of it."""
+    """Whether the source object is unchanged since it was read."""
     after = info_of(source.stat(before.identifier), before.identifier)
     if before.etag is not None and after.etag is not None:
         return before.etag == after.etag
     if (before.size, before.modified) != (after.size, after.modified):
         return False
-    # Size and time may be those of a write that came just after.
+    # A later write may leave the same size and time.
     return source.checksum(before.identifier) == digest
 
 

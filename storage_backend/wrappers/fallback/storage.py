@@ -1,4 +1,4 @@
-"""FallbackStorage: the verbs, and the side that each one uses."""
+"""FallbackStorage: the public methods, and which side each one uses."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.defensive import capabilities_of, matching, store
 from storage_backend.errors import (
+    STORE_MISSING,
     ConfigurationError,
     Failures,
     PreconditionFailedError,
@@ -29,7 +30,7 @@ from storage_backend.scanning import OnSkip
 from storage_backend.streams import Content, HashingReader, SpooledSink, Writer, check_mode, plain
 from storage_backend.wrappers.fallback import batches
 from storage_backend.wrappers.fallback.merged_scans import union
-from storage_backend.wrappers.fallback.pair import ABSENT, NO_PLACE, Absences, FallbackPair
+from storage_backend.wrappers.fallback.pair import ABSENT, Absences, FallbackPair
 from storage_backend.wrappers.fallback.repair import RepairReport, migrate, repair_pair
 from storage_backend.wrappers.fallback.writing import (
     SameContentReader,
@@ -46,25 +47,25 @@ ON_ERROR = ("raise", "fallback")
 
 
 class FallbackStorage(StorageBackend):
-    """Two backends as one: what is in either is there.
+    """Two backends as one: an object exists if either has it.
 
-    Reading asks the primary, then the secondary; with write_to="secondary" the secondary first, which has what was
-    written (a copy that the primary has of it stays, and is not seen). So a write is one write, nothing has to be
-    removed elsewhere, and a crash leaves nothing half done. A side that cannot tell is an error, never an absence.
+    Reads try the primary, then the secondary; with write_to="secondary" the secondary first, because it has the newer
+    object (an older copy in the primary stays hidden). So a write is a single write, nothing has to be removed from the
+    other side, and a crash leaves nothing half done. A side that fails is an error, never an absence.
 
-    With write_to="both" the secondary is written first, the primary last: until it is done, and if it fails, readers
-    see what they saw. (A primary with directories beside a secondary without comes first, since it refuses more.) When
-    the second of the two fails, the error is raised, the sides differ, and `repair` or the same write again ends that.
+    With write_to="both" the secondary is written first, the primary last: until then, and if it fails, readers see the
+    old object. (A primary with directories comes first if the secondary has none, since it refuses more names.) If the
+    second of the two writes fails, its error is raised and the sides differ until `repair` or the same write again.
 
-    With on_error="fallback" a primary that is out of reach (a retryable error, a ConnectionError or TimeoutError) is
-    passed over with a WARNING: reads and writes use the secondary. What is absent there is not thereby missing, and
-    the primary's error is raised; so it is by listings, deletes and moves, which need both. This instance goes on to
-    read what it wrote there from there; others see the primary's older object as soon as it is back, until `repair`.
+    With on_error="fallback" an unreachable primary (a retryable error, a ConnectionError or TimeoutError) is skipped
+    with a WARNING: reads and writes use the secondary. If the secondary lacks the object, the primary's error is
+    raised, because the object may exist. Listings, deletes and moves need both sides and raise it, too. This instance
+    continues to read from the secondary what it wrote there; others see the primary's older object until `repair`.
 
-    `create` and `replace` are refused: two places cannot be tested and changed as one. A writer, and a source that
-    cannot seek, are kept aside (in memory, beyond 8 MiB in a temporary file) where both sides may need them.
+    `create` and `replace` are refused: they cannot be atomic over two stores. A writer, and a source that cannot seek,
+    are buffered (beyond 8 MiB in a temporary file) if both sides may need them.
 
-    `delete` removes from both sides, the copy that is not seen first, and returns False when there was none.
+    `delete` deletes from both sides, the hidden copy first, and returns False if there was none.
 
     Args:
         primary: a backend.
@@ -73,7 +74,8 @@ class FallbackStorage(StorageBackend):
         on_error: "raise" or "fallback".
 
     Raises:
-        ConfigurationError: another word, or twice the same backend.
+        ConfigurationError: an unknown value, or the same backend twice.
+        TypeError: a side is not a StorageBackend.
     """
 
     def __init__(
@@ -138,7 +140,7 @@ class FallbackStorage(StorageBackend):
                 try:
                     there = side.delete(identifier) is not False or there
                 except ABSENT as error:
-                    if isinstance(error, NO_PLACE):
+                    if isinstance(error, STORE_MISSING):
                         raise
                     absences.append((side, error))
             self._pair.forget(identifier)
@@ -147,7 +149,7 @@ class FallbackStorage(StorageBackend):
             if not isinstance(self._pair.absence(identifier, absences), FileNotFoundError):
                 raise self._pair.absence(identifier, absences)
         finally:
-            del absences  # the errors' tracebacks lead to this frame
+            del absences  # the errors' tracebacks refer to this frame
         return False
 
     @override
@@ -157,14 +159,10 @@ class FallbackStorage(StorageBackend):
 
     @override
     def get_path(self, identifier: str) -> str:
-        """The path on the side that holds the object; which that is is looked up.
-
-        Raises:
-            NotFoundError: neither does.
-        """
+        """The path on the side that holds the object; a NotFoundError if neither does."""
         side = self._pair.side_with(identifier)
         if side is None:
-            self._pair.target.get_path(identifier)  # which says what is wrong with the name
+            self._pair.target.get_path(identifier)  # raises if the name is invalid
             raise self._pair.absence(identifier, [])
         return side.get_path(identifier)
 
@@ -188,7 +186,7 @@ class FallbackStorage(StorageBackend):
                     else:
                         carried(side, target, source_id, dest_id)
                 except Exception as error:
-                    if side is self.primary or not self._pair.is_down(target, error):
+                    if side is self.primary or not self._pair.warn_if_skipped(target, error):
                         raise
                     strayed = True
             self._pair.forget(dest_id)
@@ -201,16 +199,16 @@ class FallbackStorage(StorageBackend):
 
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
-        # Not past a primary that is out of reach: what it has may be newer, and would be deleted when it is back.
+        # An unreachable primary is not skipped: its object may be newer, and would be deleted when it is back.
         side = self._pair.source_side(source_id, past=False)
         if source_id == dest_id:
             return side.move(source_id, dest_id)
         other = self.secondary if side is self.primary else self.primary
-        # Asked before anything is done: where it cannot be answered, the move could not be completed.
+        # Checked before any change: if this fails, the move could not be completed.
         left = other.exists(source_id)
 
         def drop_hidden() -> None:
-            # Before the one that is seen goes, or this older one would come to light, and a second try would move it.
+            # Before the visible one is moved, else this older one would become visible, and a retry would move it.
             if left:
                 with suppress(FileNotFoundError):
                     other.delete(source_id)
@@ -374,7 +372,7 @@ class FallbackStorage(StorageBackend):
         found &= ~(Capability.CREATE | Capability.REPLACE | Capability.DIRECTORIES)
         if self.write_to == "both":
             found &= ~Capability.SERVER_COPY
-        # `a` and `a/b` exclude each other where they are written.
+        # `a` and `a/b` exclude each other on each side that is written to.
         if self.write_to != "secondary":
             found |= primary & Capability.DIRECTORIES
         if self.write_to != "primary" or self.on_error == "fallback":
@@ -404,7 +402,7 @@ class FallbackStorage(StorageBackend):
             self.secondary.close()
 
     def migrate_to_secondary(self, identifier: str, delete_primary: bool = False) -> bool:
-        """Copy the primary's object to the secondary, replacing what is there, and check what was stored.
+        """Copy the primary's object to the secondary, replacing any object there, and verify the copy.
 
         Args:
             identifier: the object.
@@ -415,11 +413,11 @@ class FallbackStorage(StorageBackend):
             NotFoundError: "not found in primary".
             IntegrityError: the copy differs; nothing was deleted.
             SourceChangedError: the object changed meanwhile; nothing was deleted.
-            PreconditionFailedError: the secondary's was written while the primary was out of reach, and is newer.
+            PreconditionFailedError: the secondary's was written while the primary was unreachable, and is newer.
         """
         if identifier in self._pair.strayed:
             raise PreconditionFailedError(
-                f"{identifier!r} in the secondary was written while the primary was out of reach: call "
+                f"{identifier!r} in the secondary was written while the primary was unreachable: call "
                 "migrate_to_primary or repair first",
                 identifier=identifier,
                 backend=self.location,
@@ -427,7 +425,7 @@ class FallbackStorage(StorageBackend):
         return migrate(self._pair, identifier, to="secondary", delete=delete_primary)
 
     def migrate_to_primary(self, identifier: str, delete_secondary: bool = False) -> bool:
-        """Copy the secondary's object to the primary, replacing what is there, and check what was stored.
+        """Copy the secondary's object to the primary, replacing any object there, and verify the copy.
 
         Args:
             identifier: the object.
@@ -444,13 +442,13 @@ class FallbackStorage(StorageBackend):
         return True
 
     def repair(self, winner: str | None = None) -> RepairReport:
-        """Have both sides hold the same objects: what one lacks is copied there, verified; nothing is deleted.
+        """Make both sides hold the same objects: copy and verify what one side lacks. Nothing is deleted.
 
-        All that both have is compared by digest. Of two that differ, what this instance knows decides: the secondary's
-        was written while the primary was out of reach, or the write of both failed, and what readers see stays. Of
-        all others *winner* is copied over the other one, which is then gone; without a winner both stay as they are
-        and are reported. (Times prove nothing: most stores show the time that a writer gave them, and two stores have
-        two clocks.) Not for while others write.
+        Objects on both sides are compared by digest. If two differ, this instance's knowledge decides: the secondary's is
+        valid if it was written while the primary was unreachable; after a failed write to both, the object that readers
+        see is. Any other difference is settled by *winner*, whose object replaces the other; without a winner both stay
+        and are reported. (Times prove nothing: most stores keep the time that a writer set, and two stores have two
+        clocks.) Do not call it while others write.
 
         Args:
             winner: "primary", "secondary", or None.
@@ -464,8 +462,7 @@ class FallbackStorage(StorageBackend):
 
     def _refused(self, method: str, identifier: str | None) -> UnsupportedOperationError:
         return UnsupportedOperationError(
-            f"{self.location} has no {method}(): its two sides cannot both do it as one; use that of `primary` or "
-            "`secondary`",
+            f"{self.location} has no {method}(): it cannot span both sides; use that of `primary` or `secondary`",
             identifier=identifier,
             backend=self.location,
         )

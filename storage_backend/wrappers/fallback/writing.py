@@ -28,7 +28,7 @@ def put(
     store: Callable[[StorageBackend], object],
     source: RewindableSource | None = None,
 ) -> bool:
-    """Write one object where `write_to` says: *store* stores it on one side, out of *source* if there is one."""
+    """Write one object to the sides that `write_to` names: *store* stores it on one side, from *source* if given."""
     if pair.write_to == "both":
         pair.check(identifier)
         pair.torn.add(identifier)
@@ -39,9 +39,9 @@ def put(
     try:
         store(first)
     except Exception as error:
-        if not pair.is_down(first, error):
+        if not pair.warn_if_skipped(first, error):
             raise
-        # `first` is the primary: the secondary alone gets the object, which is the valid one then.
+        # `first` is the primary: only the secondary gets the object, which is then the valid one.
         strayed = True
         _again(pair, source, identifier)
         try:
@@ -53,7 +53,7 @@ def put(
         try:
             store(second)
         except Exception as error:
-            if not pair.is_down(second, error):
+            if not pair.warn_if_skipped(second, error):
                 _warn_torn(pair, identifier, second)
                 raise
             strayed = True
@@ -64,7 +64,7 @@ def put(
 
 
 def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool) -> None:
-    """Write many objects where `write_to` says; the errors of those that failed are noted."""
+    """Write many objects to the sides that `write_to` names; note the errors."""
     wanted: Items = []
     for key, content in group:
         name = name_of(key)
@@ -76,8 +76,8 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
     if second is not None:
         pair.torn.update(name_of(key) for key, _ in wanted)
     lost = _written(pair, first, wanted, verify)
-    down = {name for name, error in lost.items() if pair.is_out(first, error)}
-    pair.warn_down([lost[name] for name in down])
+    down = {name for name, error in lost.items() if pair.should_skip(first, error)}
+    pair.warn_skipped([lost[name] for name in down])
     for name, error in lost.items():
         if name not in down:
             failures.note(name, error)
@@ -89,11 +89,11 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
         again = rest
     strayed = set(down)
     lost_too = _written(pair, second, again, verify)
-    pair.warn_down([error for error in lost_too.values() if pair.is_out(second, error)])
+    pair.warn_skipped([error for error in lost_too.values() if pair.should_skip(second, error)])
     for name, error in lost_too.items():
         if name in down:
             failures.note(name, lost[name])
-        elif pair.is_out(second, error):
+        elif pair.should_skip(second, error):
             strayed.add(name)
         else:
             _warn_torn(pair, name, second)
@@ -107,13 +107,13 @@ def put_group(pair: FallbackPair, group: Items, failures: Failures, verify: bool
 
 
 def _written(pair: FallbackPair, side: StorageBackend, items: Items, verify: bool) -> dict[str, Exception]:
-    """Store many objects on one side; the errors of those that failed."""
+    """Store many objects on one side; return the errors."""
     if not items:
         return {}
     try:
         return failures_of(lambda: side.write_many(items, verify=verify))
     except Exception as error:
-        if not pair.is_out(side, error):
+        if not pair.should_skip(side, error):
             raise
         return dict.fromkeys((name_of(key) for key, _ in items), error)
 
@@ -135,7 +135,7 @@ def _warn_torn(pair: FallbackPair, identifier: str, missing: StorageBackend) -> 
 
 
 def done(result: object, side: StorageBackend, identifier: str) -> bool:
-    """True; raises if a user's class returned False, which means that it did not store."""
+    """True; raises if a backend returned False: a third-party class may do so instead of raising."""
     if result is False:
         where = location_of(side)
         raise StorageError(f"{where} did not store {identifier!r}", identifier=identifier, backend=where)
@@ -178,14 +178,14 @@ class SameContentReader(HashingReader):
         ended = self.size == self._before.size or (not chunk and size != 0)
         if ended and self.hexdigest() != self._before.hexdigest():
             raise SourceChangedError(
-                "the source gave other bytes when it was read again; nothing was stored there"
+                "the source returned other bytes when it was read again; nothing was stored there"
             )
         return chunk
 
 
 @contextmanager
 def replayable(reader: BinaryIO) -> Iterator[RewindableSource]:
-    """*reader* as a source that can be read twice: itself where it seeks, else a copy of what it gives."""
+    """*reader* as a source that can be read twice: itself if it can seek, else a buffered copy."""
     source = RewindableSource(reader)
     if source.seekable:
         yield source

@@ -1,9 +1,9 @@
-"""RetryingStorage: what fails for a moment is tried again.
+"""RetryingStorage: retries operations that failed with a retryable error.
 
-* `storage`: the verbs, and what may be done twice of each.
-* `attempts`: whether there is another attempt, and after which pause (backoff with full jitter).
-* `resuming`: scans and batches go on after an error with what has not come yet.
-* `reader`: a reader goes on at its offset, if the object is still the same.
+* `storage`: the public methods: which are retried, and how.
+* `attempts`: decides whether there is another attempt, and after which pause (backoff with full jitter).
+* `resuming`: resumes scans and batches after an error.
+* `reader`: a reader that resumes at its offset if the object is unchanged.
 """
 
 from storage_backend.wrappers.retrying.storage import RetryingStorage

@@ -1,4 +1,4 @@
-"""Whether an operation is tried again, and after which pause: a retry budget and backoff with full jitter."""
+"""Decides whether an operation is retried, and after which pause: a retry budget and backoff with full jitter."""
 
 from __future__ import annotations
 
@@ -12,19 +12,21 @@ from storage_backend.errors import BatchError, RateLimitedError, StorageError, i
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = 60.0  # seconds; if a store asks for a longer pause than this and than `longest`, its error is raised at once
+MAX_RETRY_AFTER = (
+    60.0  # seconds; a longer `retry_after`, if also longer than `longest`, is for the caller to decide
+)
 
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """What RetryingStorage was given.
+    """The arguments of a RetryingStorage.
 
     Attributes:
-        attempts: tries at most, those included that an error says were made beneath.
-        first: the longest pause before the second try, in seconds; it doubles with each.
-        longest: the longest pause of all, in seconds.
+        attempts: the maximum, including attempts that the backend reports to have made itself.
+        first: upper bound of the first pause, in seconds; it doubles with each retry.
+        longest: upper bound of every pause, in seconds.
         sleep: called with seconds.
-        random: gives numbers from 0 to 1; None for `random.random`, which is not to be in a pickle: copies would all
+        random: returns numbers from 0 to 1; None for `random.random`, which must not be pickled: all copies would
             wait for the same time.
     """
 
@@ -35,30 +37,30 @@ class RetryPolicy:
     random: Callable[[], float] | None
 
     def pause(self, failures: int, error: Exception) -> float | None:
-        """Seconds to wait after so many *failures*; None if the store asks for more than PATIENCE.
+        """Seconds to wait after *failures* failed attempts; None if the backend asks for more than MAX_RETRY_AFTER.
 
-        Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog): anything from nothing to the bound, on
-        top of what the store asked for.
+        Full jitter ("Exponential Backoff And Jitter", AWS Architecture Blog): a random time up to the bound, added to
+        what the backend asked for.
         """
         bound = min(self.longest, self.first * 2.0 ** min(failures - 1, 64))
         draw = randomness.random if self.random is None else self.random
-        asked = _asked_for(error)
-        if asked > max(PATIENCE, self.longest):
+        retry_after = _retry_after(error)
+        if retry_after > max(MAX_RETRY_AFTER, self.longest):
             return None
-        return asked + draw() * bound
+        return retry_after + draw() * bound
 
 
 class RetryState:
-    """The attempts of one operation.
+    """Counts the attempts of one operation.
 
     Args:
-        policy: how many, how far apart.
-        method: what is tried.
-        about: on what; None for the store as a whole.
-        where: the store's location.
+        policy: limits and pauses.
+        method: the method, for the log.
+        about: its identifier or prefix, for the log; None if it concerns the whole backend.
+        where: the backend's location.
 
     Attributes:
-        in_doubt: whether one that failed may have been done all the same.
+        in_doubt: whether a failed attempt may have taken effect.
     """
 
     __slots__ = ("_about", "_failures", "_method", "_policy", "_used", "_where", "in_doubt")
@@ -72,15 +74,15 @@ class RetryState:
         self._failures = 0
         self.in_doubt = False
 
-    def failed(self, error: Exception, *, again: bool = True) -> None:
-        """Wait until the next try is due.
+    def wait_or_raise(self, error: Exception, *, again: bool = True) -> None:
+        """Wait until the next attempt is due.
 
         Args:
-            error: of the last try.
-            again: whether another try is possible at all.
+            error: of the last attempt.
+            again: whether another attempt is possible at all.
 
         Raises:
-            Exception: *error* itself, with the number of all tries, if there is to be no other.
+            Exception: *error* itself, with the total of attempts, if there is no further attempt.
         """
         self._used += _attempts_of(error)
         self._failures += 1
@@ -90,39 +92,39 @@ class RetryState:
             pause = self._policy.pause(self._failures, error)
         if pause is None:
             try:
-                raise self.told(error)
+                raise self.with_total(error)
             finally:
-                del error  # its traceback leads to this frame
+                del error  # its traceback refers to this frame
         # Only our own errors promise that their text has no secret in it.
         reason = (
             f"{type(error).__name__}: {error}" if isinstance(error, StorageError) else type(error).__name__
         )
         on = "" if self._about is None else f" of {self._about!r}"
         logger.warning(
-            "%s%s in %s failed, try %d of %d; again in %.1f s: %s",
+            "%s%s in %s failed, attempt %d of %d; retrying in %.1f s: %s",
             *(self._method, on, self._where, self._used, self._policy.attempts, pause, reason),
         )
         self._policy.sleep(pause)
 
-    def told(self, error: Exception) -> Exception:
-        """*error*, which now has the number of all tries."""
+    def with_total(self, error: Exception) -> Exception:
+        """Set the `attempts` of *error* to the total, and return it."""
         if isinstance(getattr(error, "attempts", None), int):
-            with suppress(AttributeError, TypeError):  # a user's class may have it as a constant
+            with suppress(AttributeError, TypeError):  # a user's class may have a read-only attribute
                 error.attempts = max(self._used, _attempts_of(error))  # type: ignore[attr-defined]  # just looked
         return error
 
-    def progressed(self) -> None:
-        """Count anew: what was got by now need not be got again."""
+    def reset(self) -> None:
+        """Start counting from zero, after progress that need not be repeated."""
         self._used = self._failures = 0
 
 
 def proves_nothing_done(error: Exception) -> bool:
-    """Whether an operation that failed so was certainly not done: the store turned the one request down unread."""
+    """Whether the operation certainly had no effect: its only request was refused by a rate limit."""
     return isinstance(error, RateLimitedError) and error.attempts <= 1
 
 
 def _attempts_of(error: Exception) -> int:
-    """How many tries an error stands for; at least one."""
+    """The attempts behind an error; at least one."""
     found: object = getattr(error, "attempts", 1)
     own = max(1, found) if isinstance(found, int) else 1
     if isinstance(error, BatchError):
@@ -130,10 +132,10 @@ def _attempts_of(error: Exception) -> int:
     return own
 
 
-def _asked_for(error: Exception) -> float:
-    """The seconds that the store asked for."""
+def _retry_after(error: Exception) -> float:
+    """The pause in seconds that the backend asked for."""
     if isinstance(error, BatchError):
-        return max((_asked_for(failure) for failure in error.failures.values()), default=0.0)
+        return max((_retry_after(failure) for failure in error.failures.values()), default=0.0)
     found: object = getattr(error, "retry_after", None)
     if isinstance(found, int | float) and not isinstance(found, bool) and found > 0:
         return float(found)

@@ -13,7 +13,7 @@ from typing_extensions import Buffer, override
 from storage_backend.base import StorageBackend
 from storage_backend.defensive import info_of, location_of
 from storage_backend.errors import SourceChangedError, is_retryable
-from storage_backend.info import ObjectInfo
+from storage_backend.info import ObjectInfo, is_racy
 from storage_backend.streams import SPOOL, SeekableRaw
 from storage_backend.wrappers.retrying.attempts import RetryState
 
@@ -21,20 +21,17 @@ logger = logging.getLogger(__name__)
 A = TypeVar("A")
 T = TypeVar("T")
 
-# Kernels stamp times coarsely and SFTP in whole seconds: within this a second write may leave size and time as they
-# were ("racy git", Documentation/technical/racy-git).
-RACY_SECONDS = 2.0
 UNKNOWN = -1  # no position
 LOOK_AHEAD = 64 << 10  # bytes read at a time for small reads and lines
 
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """What an object showed before it was opened.
+    """The validators of an object before it was opened.
 
     Attributes:
-        info: what `stat` said; None where we may not ask.
-        looked: `time.time()` before that.
+        info: from `stat`; None if that is not permitted or not supported.
+        looked: the time before that call.
     """
 
     info: ObjectInfo | None
@@ -42,19 +39,19 @@ class Pin:
 
     @classmethod
     def of(cls, backend: StorageBackend, identifier: str, clock: Callable[[], float]) -> Pin:
-        """Look at the object.
+        """Stat the object.
 
         Raises:
-            StorageError: there is none, or the store cannot tell.
+            StorageError: it is absent, or `stat` failed.
         """
         looked = clock()
         try:
             return cls(info_of(backend.stat(identifier), identifier), looked)
         except (PermissionError, NotImplementedError):
-            return cls(None, looked)  # reading may be allowed all the same; only resuming is not
+            return cls(None, looked)  # reading may still be permitted; only resuming is impossible
 
     def same(self, now: ObjectInfo) -> bool | None:
-        """Whether an object that shows *now* is the same; None if that does not tell."""
+        """Whether an object with the info *now* is the same; None if that is not certain."""
         then = self.info
         if then is None:
             return None
@@ -67,12 +64,11 @@ class Pin:
             return None
         if then.modified != now.modified:
             return False
-        is_old = then.modified.timestamp() < self.looked - RACY_SECONDS
-        return True if is_old else None
+        return None if is_racy(then.modified.timestamp(), self.looked) else True
 
 
 class ResumingReader(io.BufferedReader):
-    """Reads an object through a `ResumingStream`. A call that fails leaves the reader where it was."""
+    """Reads an object through a `ResumingStream`. A failed call leaves the position unchanged."""
 
     def __init__(self, stream: ResumingStream) -> None:
         super().__init__(stream, LOOK_AHEAD)
@@ -85,7 +81,7 @@ class ResumingReader(io.BufferedReader):
         return self._restoring(super().read, size)
 
     def _large(self, size: int) -> bytes:
-        """As `read` while nothing is buffered: without the buffer, which would copy all of it once more."""
+        """`read` while nothing is buffered: bypasses the buffer, which would copy all of it once more."""
         pieces = []
         while size and (piece := self._resuming.next_piece(size)):
             pieces.append(piece)
@@ -111,19 +107,19 @@ class ResumingReader(io.BufferedReader):
             return call(argument)
         except BaseException:
             if not self.closed:
-                self.seek(start)  # the buffer drops what a failed call has read
+                self.seek(start)  # BufferedReader discards what a failed call has read
             raise
 
 
 class ResumingStream(SeekableRaw):
-    """Reads an object. After a retryable error it opens another reader and goes on at its offset.
+    """Reads an object. After a retryable error it opens another reader and resumes at its offset.
 
     Args:
         backend: of the object.
         identifier: the object.
         stream: its first reader.
-        pin: what it showed before that was opened.
-        tries: gives the tries of one read.
+        pin: taken before that was opened.
+        attempts: creates the RetryState of one read.
         clock: as `time.time`.
     """
 
@@ -134,17 +130,17 @@ class ResumingStream(SeekableRaw):
         stream: BinaryIO,
         pin: Pin,
         *,
-        tries: Callable[[], RetryState],
+        attempts: Callable[[], RetryState],
         clock: Callable[[], float],
     ) -> None:
         self._backend = backend
         self._identifier = identifier
         self._stream: BinaryIO | None = stream
         self._pin = pin
-        self._tries = tries
+        self._tries = attempts
         self._clock = clock
-        self._stands_at = 0  # the stream does
-        self._seen = False  # something of this very object has been given out
+        self._stands_at = 0  # the position of the stream
+        self._seen = False  # whether the caller has seen anything of this version of the object
 
     @override
     def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
@@ -173,7 +169,7 @@ class ResumingStream(SeekableRaw):
     def _read_on(self, most: int) -> bytes:
         data = bytes(self._through(lambda stream: stream.read(min(most, SPOOL))))
         self._stands_at = self._position + len(data)
-        # An end that was reached early says something of the object too.
+        # Also when there was no data: reaching the end tells the caller the length.
         self._seen = True
         return data
 
@@ -186,9 +182,9 @@ class ResumingStream(SeekableRaw):
             super().close()
 
     def _through(self, call: Callable[[BinaryIO], T]) -> T:
-        """What *call* returns for a stream at this reader's position; after a retryable error, for a new one."""
+        """The result of *call* on the stream at this reader's position; after a retryable error, on a new stream."""
         self._check_open()
-        tries = None
+        attempts = None
         while True:
             try:
                 stream = self._there()
@@ -204,14 +200,14 @@ class ResumingStream(SeekableRaw):
                 if not is_retryable(error):
                     raise
                 self._drop()
-                tries = tries or self._tries()
-                tries.failed(error)
+                attempts = attempts or self._tries()
+                attempts.wait_or_raise(error)
             except BaseException:
-                self._drop()  # interrupted in the middle of whatever it does
+                self._drop()  # interrupted: the state of the stream is unknown
                 raise
 
     def _there(self) -> BinaryIO:
-        """The stream, opened again if the last one broke."""
+        """The stream, reopened if the last one broke."""
         if self._stream is not None:
             return self._stream
         if not self._seen:
@@ -219,7 +215,7 @@ class ResumingStream(SeekableRaw):
         stream = self._backend.open(self._identifier)
         self._stream, self._stands_at = stream, 0
         if self._seen:
-            # After it was opened: what shows the same before the first and after the last was the same between.
+            # Checked after opening: same validators before the first and after the last open prove the same object between.
             self._check_same()
         return stream
 
@@ -233,11 +229,11 @@ class ResumingStream(SeekableRaw):
         what = "changed" if same is False else "cannot be shown to be unchanged"
         where = location_of(self._backend)
         raise SourceChangedError(
-            f"{self._identifier!r} in {where} {what} since it was opened, so a broken read cannot go on at byte "
-            f"{self._position:,}; read it anew",
+            f"{self._identifier!r} in {where} {what} since it was opened, so a broken read cannot resume at byte "
+            f"{self._position:,}; read it again from the start",
             identifier=self._identifier,
             backend=where,
-            retryable=same is None,  # nothing is known to be wrong: from the beginning it may well succeed
+            retryable=same is None,  # from the start it may succeed
         )
 
     def _drop(self) -> None:

@@ -1,4 +1,4 @@
-"""Scans and batches that go on after an error with what has not come yet."""
+"""Resumes scans and batches after an error."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from storage_backend.wrappers.retrying.attempts import RetryState
 
 T = TypeVar("T")
 
-MOST_SKIPS = 10_000  # remembered, so as not to tell of them twice
+MAX_REMEMBERED_SKIPS = 10_000
 
 
 def resumed_scan(
@@ -22,7 +22,7 @@ def resumed_scan(
     name: Callable[[T], str],
     on_skip: OnSkip | None,
 ) -> Iterator[T]:
-    """What *start* gives, in order; begun again where it breaks, and what came before is left out."""
+    """The ordered items of *start*, which is called again after an error; items up to the last one yielded are dropped."""
     heard = None if on_skip is None else _SkipsOnce(on_skip)
     found: Iterator[T] | None = None
     last: T | None = None
@@ -40,14 +40,14 @@ def resumed_scan(
             found = None
             after = None if last is None else names.encode(name(last))
             if heard is not None:
-                heard.again(after)
-            attempts.failed(error)
+                heard.after = after
+            attempts.wait_or_raise(error)
             continue
         if after is not None:
             if names.encode(name(item)) <= after:
                 continue
             after = None
-        attempts.progressed()
+        attempts.reset()
         last = item
         yield item
 
@@ -59,7 +59,7 @@ def resumed_batch(
     name: Callable[[T], str],
     failures: Failures,
 ) -> Iterator[T]:
-    """What *start* gives of the group; where it breaks, it is asked for those that have not come. Final errors are noted."""
+    """The items of *start* for the group; after an error it is called with those still missing. Notes final errors."""
     pending = Counter(group)
     came = False
     found: Iterator[T] | None = None
@@ -79,12 +79,12 @@ def resumed_batch(
             if not _goes_on(attempts, error, again, failures):
                 return
             continue
-        except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+        except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
             found = None
             if came:
-                attempts.progressed()
+                attempts.reset()
             came = False
-            attempts.failed(error)
+            attempts.wait_or_raise(error)
             continue
         came = True
         pending[name(item)] -= 1
@@ -98,7 +98,7 @@ def repeated(
     pick: Callable[[list[str]], list[T]],
     failures: Failures,
 ) -> None:
-    """Make *call* with the group, then with what *pick* gives of those that failed for a moment. Final errors are noted."""
+    """Call *call* with the group, then with what *pick* selects of those with retryable errors. Notes final errors."""
     while group:
         try:
             call(group)
@@ -107,14 +107,14 @@ def repeated(
             if not again or not _goes_on(attempts, error, again, failures):
                 return
             group = pick(again)
-        except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-            attempts.failed(error)
+        except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
+            attempts.wait_or_raise(error)
         else:
             return
 
 
 def _retryable(error: BatchError, failures: Failures) -> list[str]:
-    """Note those failures that are final; the identifiers of the others."""
+    """Note the final failures; return the identifiers of the others."""
     again = []
     for name, failure in error.failures.items():
         if is_retryable(failure):
@@ -125,46 +125,43 @@ def _retryable(error: BatchError, failures: Failures) -> list[str]:
 
 
 def _goes_on(attempts: RetryState, error: BatchError, again: list[str], failures: Failures) -> bool:
-    """Wait for another try at those that failed for a moment, or note their errors: then there is none."""
-    # The error as a whole is not retryable where a failure in it is final: what is left of it is.
+    """Wait for the next attempt at *again*; if there is none, note their errors and return False."""
+    # The whole error is not retryable if one failure in it is final; the rest of it is.
     rest = {name: error.failures[name] for name in again}
     first = next(iter(rest))
     left = BatchError(
-        f"{len(rest)} of them, the first is {first!r} ({type(rest[first]).__name__})", failures=rest
+        f"{len(rest)} objects, the first is {first!r} ({type(rest[first]).__name__})", failures=rest
     )
     try:
-        attempts.failed(left)
+        attempts.wait_or_raise(left)
     except BatchError as final:
         if final is not left:
             raise
         for name, failure in rest.items():
-            failures.note(name, attempts.told(failure))
+            failures.note(name, attempts.with_total(failure))
         return False
     return True
 
 
 class _SkipsOnce:
-    """Tells the caller's callback of each skipped entry once, though a scan is begun again.
+    """Reports each skipped entry to the caller's callback once, although a scan is restarted.
 
     Attributes:
-        raised: what the callback raised, which is not the scan's.
+        raised: what the callback raised: no error of the scan.
+        after: entries up to this name were reported before the restart.
     """
 
     def __init__(self, on_skip: OnSkip) -> None:
         self.raised: BaseException | None = None
         self._on_skip = on_skip
+        self.after: bytes | None = None
         self._heard: set[tuple[str | None, str]] = set()
-        self._after: bytes | None = None
-
-    def again(self, after: bytes | None) -> None:
-        """The scan begins again; all up to *after* has been told."""
-        self._after = after
 
     def __call__(self, error: StorageError) -> None:
         entry = (error.identifier, str(error))
         if entry in self._heard or self._is_before(error.identifier):
             return
-        if len(self._heard) == MOST_SKIPS:
+        if len(self._heard) == MAX_REMEMBERED_SKIPS:
             self._heard.clear()
         self._heard.add(entry)
         try:
@@ -174,6 +171,6 @@ class _SkipsOnce:
             raise
 
     def _is_before(self, identifier: str | None) -> bool:
-        if self._after is None or identifier is None:
+        if self.after is None or identifier is None:
             return False
-        return identifier.encode("utf-8", "surrogatepass") <= self._after
+        return identifier.encode("utf-8", "surrogatepass") <= self.after

@@ -1,4 +1,4 @@
-"""RetryingStorage: the verbs, and what may be done twice of each."""
+"""RetryingStorage: which operations are retried, and how."""
 
 from __future__ import annotations
 
@@ -15,13 +15,7 @@ from storage_backend import identifiers as names
 from storage_backend.base import Identifiers, Item, StorageBackend
 from storage_backend.counted import Progress, delete_counted, read_counted, write_counted
 from storage_backend.defensive import info_of, overrides
-from storage_backend.errors import (
-    BaseDirectoryNotFoundError,
-    BucketNotFoundError,
-    ConfigurationError,
-    Failures,
-    is_retryable,
-)
+from storage_backend.errors import STORE_MISSING, ConfigurationError, Failures, is_retryable
 from storage_backend.hooks import Hooks, download_from
 from storage_backend.info import ObjectInfo
 from storage_backend.scanning import OnSkip
@@ -37,41 +31,40 @@ Items: TypeAlias = list[Item]  # inside the class, `list` is a method
 
 
 class RetryingStorage(Wrapper):
-    """Tries again, after a pause, what failed with an error that says `retryable`; all others pass at once.
+    """Retries operations that failed with a `retryable` error, after a pause. Any other error is raised at once.
 
-    An error's `attempts` count: what a backend has tried three times by itself has used three. The error that leaves
-    has the number of all. Between two tries lies a random pause of up to *first* seconds, doubled each time, up to
-    *longest*, on top of what a RateLimitedError asks for with `retry_after`; one that asks for more than a minute (and
-    more than *longest*) is raised at once. Each retry is a WARNING in the log.
+    If a backend already tried three times, that counts as three attempts. The final error's `attempts` is the total.
+    The pause is random, up to *first* seconds, doubled with each retry up to *longest*, added to the `retry_after` of a
+    RateLimitedError; one that asks for more than a minute (and more than *longest*) is raised at once. Each retry logs
+    a WARNING.
 
-    What is done twice is done so that it shows no difference: bytes and seekable sources are written again from where
-    they began; a source that cannot seek is not, once something was read of it. A reader that breaks goes on at its
-    offset, if etag, or size and an old enough time, show the same object as before; else it raises SourceChangedError.
-    A scan goes on after its last object, a batch with those that failed. After progress, attempts are counted anew.
+    Retries are invisible to the caller. Bytes and seekable sources are written again from their starting position; a
+    source that cannot seek is not, once something was read of it. A broken reader resumes at its offset if the etag, or
+    the size and an old enough modification time, prove the object unchanged; else it raises SourceChangedError. A scan
+    resumes after its last object, a batch with those that failed. After progress, attempts are counted from zero.
 
-    When an answer is lost, what was asked for may be done. So a delete that then finds nothing has succeeded, as has a
-    move whose source, seen before, is gone, while an object of its size is at its destination. `create` and `replace`
-    are not tried again, since their answer would then be another's: only after a RateLimitedError, which proves that
-    nothing was done. Any other retryable error of theirs leaves it open whether it was.
+    If a response is lost, the operation may have taken effect. So a retried delete that finds nothing has succeeded, and
+    so has a retried move if its source, which existed before, is gone and an object of its size is at the destination.
+    `create` and `replace` are retried only after a RateLimitedError, which proves that nothing was done, because the
+    retry would see its own first attempt as another writer's. After any other retryable error the outcome is unknown.
 
-    `open(identifier, "wb")` keeps what is written aside (in memory, beyond 8 MiB in a temporary file) until it is
-    published, so that that can be tried again.
+    `open(identifier, "wb")` buffers what is written (beyond 8 MiB in a temporary file) so that publishing can be retried.
 
     Args:
         backend: the backend within.
-        attempts: tries at most.
-        first: seconds.
-        longest: seconds.
-        clock: gives the time as `time.time` does; by it, an object's time of change is old enough or not.
-        sleep: is called with seconds.
-        random: gives numbers from 0 to 1; by default `random.random`.
+        attempts: the maximum number of attempts.
+        first: upper bound of the first pause, in seconds.
+        longest: upper bound of every pause, in seconds.
+        clock: as `time.time`; used to judge whether a modification time is old enough to trust.
+        sleep: called with seconds.
+        random: returns numbers from 0 to 1; by default `random.random`.
 
     Attributes:
-        backend: the backend within.
-        attempts, first, longest: as given.
+        backend, attempts, first, longest: as given.
 
     Raises:
         ConfigurationError: a number is out of range.
+        TypeError: an argument has the wrong type.
     """
 
     def __init__(
@@ -115,17 +108,17 @@ class RetryingStorage(Wrapper):
 
     @override
     def delete(self, identifier: str) -> bool:
-        tries = self._attempts("delete", identifier)
+        attempts = self._attempts("delete", identifier)
         while True:
             try:
-                # False is an older program's word for "it was not there" (FallbackStorage's).
-                return self.backend.delete(identifier) is not False or tries.in_doubt
+                # Some backends (FallbackStorage) return False for an absent object.
+                return self.backend.delete(identifier) is not False or attempts.in_doubt
             except FileNotFoundError as error:
-                if tries.in_doubt and not isinstance(error, _NO_PLACE):
+                if attempts.in_doubt and not isinstance(error, STORE_MISSING):
                     return True
-                tries.failed(error)
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                tries.failed(error)
+                attempts.wait_or_raise(error)
+            except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
+                attempts.wait_or_raise(error)
 
     @override
     def list(self, pattern: str | None = None) -> Identifiers:
@@ -146,25 +139,25 @@ class RetryingStorage(Wrapper):
     @override
     def move(self, source_id: str, dest_id: str) -> bool:
         before = None if source_id == dest_id else info_of(self.stat(source_id), source_id)
-        tries = self._attempts("move", source_id)
-        doubtful: Exception | None = None
+        attempts = self._attempts("move", source_id)
+        in_doubt: Exception | None = None
         while True:
             try:
                 return self.backend.move(source_id, dest_id)
             except FileNotFoundError as error:
                 found = None
-                if doubtful is not None and not isinstance(error, _NO_PLACE):
-                    found = self._looked(dest_id)
-                if doubtful is None or before is None or found is None:
-                    tries.failed(error)
+                if in_doubt is not None and not isinstance(error, STORE_MISSING):
+                    found = self._stat_or_none(dest_id)
+                if in_doubt is None or before is None or found is None:
+                    attempts.wait_or_raise(error)
                 elif _may_be_moved(before, found):
                     return True
                 else:
-                    raise tries.told(doubtful) from None
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                tries.failed(error)
-                if tries.in_doubt:
-                    doubtful = error
+                    raise attempts.with_total(in_doubt) from None
+            except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
+                attempts.wait_or_raise(error)
+                if attempts.in_doubt:
+                    in_doubt = error
 
     @override
     def write_stream(
@@ -204,7 +197,7 @@ class RetryingStorage(Wrapper):
     @override
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
         return self._many(
-            "look at", "stat", identifiers, self.backend.stat_many, lambda info: info.identifier
+            "stat", "stat_many", identifiers, self.backend.stat_many, lambda info: info.identifier
         )
 
     @override
@@ -256,7 +249,7 @@ class RetryingStorage(Wrapper):
     @override
     def download(self, identifier: str, path: str | os.PathLike[str]) -> bool:
         if not overrides(self.backend, "download"):
-            # It would open a reader and begin from the start; ours goes on.
+            # The inherited one would start over after an error; our reader resumes.
             with self.open(identifier) as reader:
                 return download_from(reader, path)
         return self._run("download", identifier, lambda: self.backend.download(identifier, path))
@@ -303,15 +296,15 @@ class RetryingStorage(Wrapper):
         start: Callable[[Identifiers], Iterator[T]],
         name: Callable[[T], str],
     ) -> Iterator[T]:
-        """What *start* gives of the objects, group by group; see `resumed_batch`."""
+        """Run *start* on the objects, group by group; see `resumed_batch`."""
         failures = Failures()
         for group in sliced(identifiers, GROUP_ITEMS):
             yield from resumed_batch(self._attempts(method, None), group, start, name, failures)
         failures.raise_any(verb, self.location)
 
     def _write_group(self, group: Items, failures: Failures, verify: bool) -> int:
-        """Store the group; the errors of those that cannot be stored are noted. How many items it has."""
-        # Of a name that comes twice, the last item is the one that stays.
+        """Store the group and note its errors; return the number of its items."""
+        # The last item of a repeated name wins.
         by_name = {name_of(key): (key, content) for key, content in group}
         for name in by_name:
             failures.errors.pop(name, None)
@@ -325,38 +318,38 @@ class RetryingStorage(Wrapper):
         return len(group)
 
     def _run(self, method: str, about: str | None, call: Callable[[], T]) -> T:
-        """What *call* gives, which may be made as often as one likes."""
-        tries = self._attempts(method, about)
+        """The result of *call*, retried freely: it is idempotent."""
+        attempts = self._attempts(method, about)
         while True:
             try:
                 return call()
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                tries.failed(error)
+            except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
+                attempts.wait_or_raise(error)
 
     def _written(self, method: str, identifier: str, reader: BinaryIO, call: Callable[[BinaryIO], T]) -> T:
-        """What *call* gives of *reader*, which is sent back to where it stands for each further try."""
+        """The result of *call* on *reader*, which is rewound to its starting position before each retry."""
         source = RewindableSource(reader)
-        tries = self._attempts(method, identifier)
+        attempts = self._attempts(method, identifier)
         while True:
             try:
                 return call(source.reader)
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
-                tries.failed(error, again=not is_retryable(error) or source.rewind())
+            except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
+                attempts.wait_or_raise(error, again=not is_retryable(error) or source.rewind())
 
     def _once(self, method: str, identifier: str, content: Content, call: Callable[[str, Content], T]) -> T:
-        """What *call* gives, which is made again only if it certainly did nothing."""
+        """The result of *call*, retried only if the failed attempt certainly had no effect."""
         found = plain(content)
         source = None if isinstance(found, bytes) else RewindableSource(found)
-        tries = self._attempts(method, identifier)
+        attempts = self._attempts(method, identifier)
         while True:
             try:
                 return call(identifier, cast(bytes, found) if source is None else source.reader)
-            except Exception as error:  # noqa: BLE001 - raised by `failed`, or logged there
+            except Exception as error:  # noqa: BLE001 - raised or logged by `wait_or_raise`
                 certain = proves_nothing_done(error)
-                tries.failed(error, again=certain and (source is None or source.rewind()))
+                attempts.wait_or_raise(error, again=certain and (source is None or source.rewind()))
 
-    def _looked(self, identifier: str) -> ObjectInfo | None:
-        """What the object shows, None if it is absent."""
+    def _stat_or_none(self, identifier: str) -> ObjectInfo | None:
+        """The object's info; None if absent."""
         try:
             return info_of(self.stat(identifier), identifier)
         except FileNotFoundError:
@@ -368,13 +361,13 @@ class RetryingStorage(Wrapper):
         pin = Pin.of(self.backend, identifier, self._clock)
         stream = self.backend.open(identifier)
         if type(stream) is io.BytesIO or type(getattr(stream, "raw", None)) is io.FileIO:
-            return stream  # nothing of it fails for a moment only
+            return stream  # a memory or local-file stream has no transient failures
         resuming = ResumingStream(
             self.backend,
             identifier,
             stream,
             pin,
-            tries=lambda: self._attempts("read", identifier),
+            attempts=lambda: self._attempts("read", identifier),
             clock=self._clock,
         )
         return ResumingReader(resuming)
@@ -390,12 +383,8 @@ class _RetryingHooks(WrapperHooks):
         return self._many("read", "checksum", identifiers, self.inner.sha256_many, lambda found: found[0])
 
 
-_NO_PLACE = (BucketNotFoundError, BaseDirectoryNotFoundError)
-"""Nothing is proven of the object where its whole place is missing."""
-
-
 def _may_be_moved(source: ObjectInfo, dest: ObjectInfo) -> bool:
-    """Whether what is at a destination can be what was the source."""
+    """Whether the object at the destination may be the moved source."""
     if source.sha256 is not None and dest.sha256 is not None:
         return source.sha256 == dest.sha256
     return source.size is not None and source.size == dest.size

@@ -97,5 +97,5 @@ def test_namespaces_of_one_backend_are_apart(tmp_path: Path) -> None:
     one.write("a", b"1")
     assert (other.namespace, other.read("a")) == ("other", b"1")
     assert other.get_cache_stats()["file_count"] == 2
-    with pytest.raises(ConfigurationError, match="no text"):
+    with pytest.raises(ConfigurationError, match="is not a str"):
         CachedStorage(local, tmp_path / "cache", namespace=1)  # type: ignore[arg-type] # as a careless user does
