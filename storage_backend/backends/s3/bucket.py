@@ -21,7 +21,6 @@ from storage_backend.backends.s3 import copying, uploading
 from storage_backend.backends.s3.destination import Destination, StoredObject
 from storage_backend.backends.s3.errors import (
     is_foreign,
-    is_transient,
     response_error_of,
     rule_of,
     translate,
@@ -31,6 +30,7 @@ from storage_backend.backends.s3.object_reader import RawObjectReader
 from storage_backend.backends.s3.reading import ReadSource
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.responses import FIRST
+from storage_backend.backends.s3.retries import is_transient
 from storage_backend.backends.s3.router import RequestRouter
 from storage_backend.backends.s3.settings import PART_MOST, S3Settings
 from storage_backend.backends.s3.upload_records import UploadRecords

@@ -188,11 +188,6 @@ def rule_of(status: int, code: str) -> ErrorRule:
     return _DOWN if status >= 500 else ErrorRule(StorageError)
 
 
-def is_transient(refusal: S3ResponseError) -> bool:
-    """Whether the same request may succeed in a moment."""
-    return rule_of(refusal.status, refusal.code).kind.default_retryable
-
-
 def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
     if isinstance(error, S3ResponseError):

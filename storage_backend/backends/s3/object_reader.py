@@ -8,10 +8,10 @@ import os
 
 from typing_extensions import Buffer, override
 
-from storage_backend.backends.s3 import checksums, retries
+from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.errors import response_error_of
 from storage_backend.backends.s3.object_head import ObjectHead
-from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, raise_as, taken
+from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, delay_or_raise, raise_as, taken
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
 from storage_backend.streams import CHUNK, SeekableRaw
@@ -141,39 +141,28 @@ class RawObjectReader(SeekableRaw):
 
     def _read(self, view: memoryview) -> int:
         """At least one byte from the reader's position."""
-        tries = 0
+        attempt = 0
         while True:
-            tries += 1
+            attempt += 1
             try:
                 self._arrive()
                 assert self._got is not None
                 count = self._got.body.readinto(view[: self._until - self._position])
-            except Exception as error:
+            except RangesIgnoredError:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised as ours
                 self._drop()
-                if isinstance(error, RangesIgnoredError):
-                    raise
-                found = self._source.error(error)
-                most = self._source.settings.attempts
-                try:
-                    # A request that was refused or unanswered has had its tries; here only bodies are tried again.
-                    if not found.retryable or tries >= most or found.attempts >= most:
-                        found.attempts = max(found.attempts, tries)
-                        raise_as(found, error)
-                finally:
-                    del found
-                self._source.settings.sleep(retries.pause(tries))
+                self._source.settings.sleep(delay_or_raise(self._source, error, attempt))
                 continue
             except BaseException:
                 self._drop()  # where its body stands is unknown now
                 raise
             if count:
                 return count
-            # Shorter than announced: request what is missing.
+            # Shorter than announced: request what is missing, without a delay.
             self._drop()
-            if tries >= self._source.settings.attempts:
-                short = self._source.broken(f"it ends at byte {self._position:,} of {self.size:,}")
-                short.attempts = tries
-                raise short
+            short = f"it ends at byte {self._position:,} of {self.size:,}"
+            delay_or_raise(self._source, self._source.broken(short), attempt)
 
     def _arrive(self) -> None:
         """Bring the body to the reader's position."""

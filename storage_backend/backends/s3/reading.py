@@ -145,26 +145,30 @@ def taken(
     **parameters: str,
 ) -> tuple[GetResponse, bytes]:
     """A response, *got* or a new one, and what *take* reads from it; if its body breaks off, the request is repeated."""
-    for tries in range(1, source.settings.attempts + 1):
+    attempt = 0
+    while True:
+        attempt += 1
         got = got or source.get(**parameters)
         try:
             return got, take(got)
         except Exception as error:  # noqa: BLE001 - raised as ours
-            _raise_unless_retried(source, error, tries)
+            delay = delay_or_raise(source, error, attempt)
         finally:
             got.body.close()
         got = None
-        source.settings.sleep(retries.pause(tries))
-    raise AssertionError("the last try returns or raises")
+        source.settings.sleep(delay)
 
 
-def _raise_unless_retried(source: ReadSource, error: Exception, tries: int) -> None:
-    """Raise *error* as ours if it is not transient, or no tries are left."""
+def delay_or_raise(source: ReadSource, error: Exception, attempt: int) -> float:
+    """Seconds to wait before the next attempt; if there is none, raise *error* as ours."""
     found = source.error(error)
     try:
-        if not found.retryable or tries == source.settings.attempts:
-            found.attempts = tries
+        delay = retries.read_delay(found, attempt, source.settings.attempts)
+        if delay is None:
+            # A failed request has counted its own attempts.
+            found.attempts = max(found.attempts, attempt)
             raise_as(found, error)
+        return delay
     finally:
         del found  # its traceback leads to this frame
 

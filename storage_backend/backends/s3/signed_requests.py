@@ -14,12 +14,10 @@ from storage_backend.backends.s3 import responses, retries
 from storage_backend.backends.s3.boto3_handlers import ClockSkew
 from storage_backend.backends.s3.endpoint import BucketEndpoint
 from storage_backend.backends.s3.errors import (
-    DAMAGED,
     STALE_CREDENTIALS,
     WRONG_CLOCK,
     S3ResponseError,
     UnreachableError,
-    is_transient,
 )
 from storage_backend.backends.s3.file_parts import FileChangedError, FilePart
 from storage_backend.backends.s3.handler_response import handler_response
@@ -43,7 +41,6 @@ from storage_backend.backends.s3.xml_documents import (
 T = TypeVar("T")
 
 USER_AGENT = "storage-backend"
-DAMAGED_TRIES = 3  # of a body or document that arrives damaged; more often that is no accident
 SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
@@ -129,12 +126,12 @@ class SignedRequests:
         ranged = "Range" in parameters
         if not ranged:
             parameters["ChecksumMode"] = "ENABLED"
-        take = partial(responses.get_response, ranged=ranged)
-        answer, start, whole = self._send(take, self._request("GetObject", "GET", key, parameters))
+        parse = partial(responses.get_response, ranged=ranged)
+        response, start, whole = self._send(parse, self._request("GetObject", "GET", key, parameters))
         if whole is None and parameters.get("Range") != responses.FIRST:
-            whole = self._size_from_head(key, parameters, answer)
-        head = head_of(answer.headers, whole, whole="content-range" not in answer.headers)
-        return GetResponse(head, start, answer.length, answer)
+            whole = self._size_from_head(key, parameters, response)
+        head = head_of(response.headers, whole, whole="content-range" not in response.headers)
+        return GetResponse(head, start, response.length, response)
 
     def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
@@ -183,16 +180,16 @@ class SignedRequests:
         """UploadPartCopy."""
         return self._copied("UploadPartCopy", key, source, parameters)
 
-    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: S3Response) -> int | None:
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], response: S3Response) -> int | None:
         same = {name: parameters[name] for name in _QUERY if name in parameters}
         try:
             return responses.size_from_head(
-                etag_of(answer.headers.get("etag")),
+                etag_of(response.headers.get("etag")),
                 lambda: self.head(key, **same),
                 lambda: self.get(key, Range=responses.FIRST, **same),
             )
         except BaseException:
-            answer.close()
+            response.close()
             raise
 
     def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> ObjectHead:
@@ -200,62 +197,60 @@ class SignedRequests:
         request = self._request(operation, "PUT", key, parameters, headers=headers)
         return ObjectHead(etag=self._send(responses.xml_response(parse_copied), request))
 
-    def _send(self, take: Callable[[S3Response], T], request: _Request) -> T:
-        """Send a request until it succeeds, as often as its failures allow.
+    def _send(self, parse: Callable[[S3Response], T], request: _Request) -> T:
+        """Send a request, and again for as long as `retries` allows.
 
         Args:
-            take: reads a success, which may turn out to be none (status 200 with an error document); its result is returned.
-            request: may be sent several times.
+            parse: returns the result of a successful response; raises EmbeddedError if that is an error after all.
+            request: the request.
 
         Raises:
             S3ResponseError: S3 refuses.
             UnreachableError: the network fails.
+            UnexpectedResponseError: the response is not one of S3.
+            FileChangedError: the file that is sent became shorter.
         """
         repaired: set[str] = set()
-        tries = stale = 0
+        attempts = stale = 0
         while True:
-            tries += 1
+            attempts += 1
             endpoint = self._endpoint
             try:
-                answer = self._once(endpoint, request)
-                if answer.status < 300:
-                    return take(answer)
-                refused = responses.error_response(answer, request.method)
+                response = self._once(endpoint, request)
+                if response.status < 300:
+                    return parse(response)
+                refused = responses.error_response(response, request.method)
             except StaleConnectionError as error:
-                # The server closed the idle connection as the request was sent: that is no try (RFC 9112, 9.3.1).
+                # The server closed the idle connection as the request was sent: no attempt (RFC 9112, 9.3.1).
                 stale += 1
                 if stale <= self._settings.max_concurrency + 1:
-                    tries -= 1
+                    attempts -= 1
                     continue
-                raise UnreachableError(error, tries) from error
+                raise UnreachableError(error, attempts) from error
             except EmbeddedError as error:
                 refused = S3ResponseError.inside(error.refused, 500)
-            except FileChangedError:
-                raise
-            except UnexpectedResponseError as error:
-                # A chunked body that a proxy cut short looks whole, and a proxy may answer in the service's place.
-                if tries >= min(DAMAGED_TRIES, self._settings.attempts):
-                    error.attempts = tries
+            except (OSError, UnexpectedResponseError) as error:
+                delay = retries.request_delay(error, attempts, self._settings.attempts)
+                if delay is not None:
+                    self._settings.sleep(delay)
+                    continue
+                if isinstance(error, FileChangedError):
                     raise
-                self._settings.sleep(retries.pause(tries))
-                continue
-            except OSError as error:
-                if not is_passing(error) or tries >= self._settings.attempts:
-                    raise UnreachableError(error, tries) from error
-                self._settings.sleep(retries.pause(tries))
-                continue
-            # A connection that broke may have delivered the request all the same.
-            refused.attempts = tries + stale
+                if isinstance(error, OSError):
+                    raise UnreachableError(error, attempts) from error
+                error.attempts = attempts
+                raise
+            # A request over a connection that broke may have been processed all the same.
+            refused.attempts = attempts + stale
             if self._repaired(refused, repaired, endpoint):
                 continue
-            again = is_transient(refused) or (refused.code in DAMAGED and tries < DAMAGED_TRIES)
-            too_long = (refused.retry_after or 0) > retries.PATIENCE
-            if not again or too_long or tries >= self._settings.attempts:
+            delay = retries.request_delay(refused, attempts, self._settings.attempts)
+            if delay is None:
                 try:
                     raise refused
                 finally:
                     del refused  # its traceback leads to this frame: a cycle
-            self._settings.sleep(retries.pause(tries, refused.retry_after))
+            self._settings.sleep(delay)
 
     def _once(self, endpoint: BucketEndpoint, request: _Request) -> S3Response:
         key, body = request.key, request.body
@@ -323,13 +318,6 @@ class SignedRequests:
             repaired.add("credentials")
             return endpoint.refresh()
         return False
-
-
-def is_passing(error: OSError) -> bool:
-    """Whether the next try may be free of this network error."""
-    import ssl
-
-    return not isinstance(error, ssl.SSLCertVerificationError)
 
 
 def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
