@@ -105,13 +105,13 @@ def _limited(client: Any) -> Any:
 def _send_limited(send: Callable[[Any], Any], request: Any) -> Any:
     is_content = request.stream_output
     request.stream_output = True  # else `send` reads all of it, however long it is
-    answer = send(request)
-    if not is_content or answer.status_code >= 300:
-        answer._content = _content_of(answer)
-    return answer
+    response = send(request)
+    if not is_content or response.status_code >= 300:
+        response._content = _content_of(response)
+    return response
 
 
-def _content_of(answer: Any) -> bytes:
+def _content_of(response: Any) -> bytes:
     """What `AWSResponse.content` reads, with the errors of `URLLib3Session.send`."""
     from botocore.exceptions import HTTPClientError, ReadTimeoutError
     from urllib3.exceptions import HTTPError
@@ -119,14 +119,14 @@ def _content_of(answer: Any) -> bytes:
 
     content = bytearray()
     try:
-        for piece in answer.raw.stream():
+        for piece in response.raw.stream():
             content += piece
             if len(content) > MOST_DOCUMENT:
                 raise too_long(content)
     except BaseException as error:
-        answer.raw.close()
+        response.raw.close()
         if isinstance(error, LateError):
-            raise ReadTimeoutError(endpoint_url=answer.url, error=error) from error
+            raise ReadTimeoutError(endpoint_url=response.url, error=error) from error
         if isinstance(error, HTTPError):
             raise HTTPClientError(error=error) from error
         raise

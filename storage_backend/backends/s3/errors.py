@@ -30,17 +30,17 @@ from storage_backend.errors import (
 
 @dataclass(eq=False)
 class S3ResponseError(Exception):
-    """A response of S3 that is no success.
+    """An error response of S3.
 
     Attributes:
-        status: of HTTP.
-        code: of S3 ("Error responses", Amazon S3 API Reference); "" where the response had none, as to HEAD.
-        message: S3's own.
-        region: of the bucket, if the response names it.
-        retry_after: seconds to wait, if the response names them.
+        status: the HTTP status.
+        code: the error code ("Error responses", Amazon S3 API Reference); "" without a document, as for HEAD.
+        message: the service's message.
+        region: the region of the bucket, if the response names it.
+        retry_after: the Retry-After in seconds, if there was one.
         attempts: requests made.
-        server_time: the service's clock, in seconds since the epoch; None if the response does not tell.
-        redirected: the Location of a redirect.
+        server_time: the Date of the response, in seconds since the epoch; None without one.
+        redirected: the Location header of a redirect.
     """
 
     status: int
@@ -64,7 +64,7 @@ class S3ResponseError(Exception):
 
 @dataclass(eq=False)
 class UnreachableError(Exception):
-    """The network failed at every try.
+    """The network failed at every attempt.
 
     Attributes:
         cause: the last failure.
@@ -84,8 +84,8 @@ class ErrorRule:
 
     Attributes:
         kind: the class of our error.
-        advice: what to do, appended to S3's own message.
-        parameter: the wrong one, of a ConfigurationError.
+        advice: what the user can do, appended to the service's message.
+        parameter: the name of the wrong parameter, for a ConfigurationError.
     """
 
     kind: type[StorageError]
@@ -95,7 +95,7 @@ class ErrorRule:
 
 _DENIED = ErrorRule(
     AccessDeniedError,
-    "the credentials lack the permission for this; without s3:ListBucket a missing object gives the same answer",
+    "the credentials lack the permission for this; without s3:ListBucket a missing object gives the same response",
 )
 _KEY = ErrorRule(AuthenticationError, "check access_key and secret_key, or the profile")
 _EXPIRED = ErrorRule(
@@ -106,11 +106,11 @@ _REGION = ErrorRule(ConfigurationError, "the bucket is in another region; set re
 _SLOW = ErrorRule(RateLimitedError)
 _DOWN = ErrorRule(UnavailableError)
 _DAMAGED = ErrorRule(
-    IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored"
+    IntegrityError, "the content was damaged in transit, or its file changed; nothing was stored"
 )
 _FULL = ErrorRule(QuotaExceededError)
 
-# "List of error codes", Amazon S3 API Reference; those with X are MinIO's.
+# "List of error codes", Amazon S3 API Reference; XMinio... are MinIO's.
 BY_CODE: Mapping[str, ErrorRule] = {
     "AccessDenied": _DENIED,
     "AccountProblem": _DENIED,
@@ -138,7 +138,7 @@ BY_CODE: Mapping[str, ErrorRule] = {
     "NotImplemented": ErrorRule(UnsupportedOperationError),
     "OperationAborted": _DOWN,
     "PermanentRedirect": _REGION,
-    "PreconditionFailed": ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
+    "PreconditionFailed": ErrorRule(PreconditionFailedError, "the object has changed"),
     "QuotaExceeded": _FULL,
     "RequestExpired": _CLOCK,
     "RequestTimeTooSkewed": _CLOCK,
@@ -165,7 +165,7 @@ BY_STATUS: Mapping[int, ErrorRule] = {
     405: ErrorRule(UnsupportedOperationError),
     408: ErrorRule(StorageTimeoutError),
     409: _DOWN,
-    412: ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
+    412: ErrorRule(PreconditionFailedError, "the object has changed"),
     413: ErrorRule(UnsupportedOperationError),
     429: _SLOW,
     501: ErrorRule(UnsupportedOperationError),
@@ -191,14 +191,14 @@ def rule_of(status: int, code: str) -> ErrorRule:
 def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
     if isinstance(error, S3ResponseError):
-        # A copy: the caller keeps it in a frame that the error's own traceback may hold, which would be a cycle.
+        # A copy, since the caller's frame may be in the error's own traceback, which would make a cycle.
         return replace(error)
-    answer = getattr(error, "response", None)
-    if not isinstance(answer, dict) or "Error" not in answer:
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict) or "Error" not in response:
         return None
-    about = answer.get("ResponseMetadata", {})
+    about = response.get("ResponseMetadata", {})
     headers = about.get("HTTPHeaders", {})
-    code = str(answer["Error"].get("Code", ""))
+    code = str(response["Error"].get("Code", ""))
     # A HEAD has no error document; botocore puts the status in place of the code.
     status = about.get("HTTPStatusCode") or (
         int(code) if code.isdecimal() else 404 if code.startswith("NoSuch") else 400
@@ -206,8 +206,8 @@ def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     return S3ResponseError(
         status,
         "" if code.isdecimal() else code,
-        str(answer["Error"].get("Message", "")),
-        region=answer["Error"].get("Region") or headers.get("x-amz-bucket-region"),
+        str(response["Error"].get("Message", "")),
+        region=response["Error"].get("Region") or headers.get("x-amz-bucket-region"),
         retry_after=seconds_of(headers.get("retry-after")),
         attempts=about.get("RetryAttempts", 0) + 1,
         redirected=headers.get("location"),
@@ -215,12 +215,12 @@ def response_error_of(error: BaseException | None) -> S3ResponseError | None:
 
 
 def seconds_of(retry_after: str | None) -> float | None:
-    """The seconds of a Retry-After header; None if it has none, or a date."""
+    """The seconds in a Retry-After header; None if it is absent or a date."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether *error* came from S3, boto3 or the network, and not from a caller's reader or a bug of ours."""
+    """Whether *error* came from S3, boto3 or the network, not from the caller's reader or a bug of this package."""
     if isinstance(
         error, S3ResponseError | UnreachableError | EmbeddedError | UnexpectedResponseError | FileChangedError
     ):
@@ -229,13 +229,13 @@ def is_foreign(error: Exception) -> bool:
 
 
 def translate(error: Exception, identifier: str | None, where: str, tried: str) -> StorageError:
-    """Our error for one of S3, boto3 or the network.
+    """Translate an error of S3, boto3 or the network.
 
     Args:
-        error: the cause.
-        identifier: of the object, in the caller's spelling.
+        error: the original error.
+        identifier: the object's identifier.
         where: the storage's location.
-        tried: what was being done, as in "*read*" of an object, or "*list objects in*" the location.
+        tried: the operation, such as "read" an object, or "list objects in" the location.
     """
     if isinstance(error, StorageError):
         return error
@@ -254,8 +254,8 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str) 
         return SourceChangedError(f"cannot {on} {where}: {error}; nothing was stored", **fields)
     if isinstance(error, UnexpectedResponseError):
         return StorageError(
-            f"cannot {on} {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
-            "answers in the service's place",
+            f"cannot {on} {where}: not a response of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            "responded in place of the service",
             **fields,
         )
     return _of_network(error, on, where, fields)
@@ -282,7 +282,7 @@ def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, A
 
 def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[str, Any]) -> StorageError:
     parts = urlsplit(location)
-    # A query may hold a signature, and what stands before "@" is a password.
+    # A query may hold a signature, and the part before "@" a password.
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
     advice = f'set endpoint_url="{parts.scheme}://{host}"' if host else "check endpoint_url"
@@ -293,13 +293,13 @@ def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[s
     )
 
 
-# botocore's exceptions by name, so that nothing here imports it: they are raised only where it is loaded already.
+# botocore's exceptions by name, so that botocore is not imported only to compare types.
 _BY_NAME: Mapping[str, ErrorRule] = {
     "ConnectTimeoutError": ErrorRule(StorageTimeoutError),
     "ConnectionClosedError": _DOWN,
     "ConnectionError": _DOWN,
     "CredentialRetrievalError": ErrorRule(
-        AuthenticationError, "the source of the credentials does not answer"
+        AuthenticationError, "the source of the credentials does not response"
     ),
     "EndpointConnectionError": _DOWN,
     "HTTPClientError": _DOWN,
@@ -310,7 +310,7 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "InvalidRegionError": ErrorRule(ConfigurationError, "check region", "region"),
     "NoCredentialsError": ErrorRule(
         AuthenticationError,
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, name a profile, or say anonymous=True",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, set profile, or set anonymous=True",
     ),
     "NoRegionError": ErrorRule(ConfigurationError, "set region", "region"),
     "ParamValidationError": ErrorRule(ConfigurationError),
@@ -321,7 +321,8 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "ReadTimeoutError": ErrorRule(StorageTimeoutError),
     "ResponseStreamingError": _DOWN,
     "SSLError": ErrorRule(
-        AuthenticationError, "the server's certificate is not trusted; name its authority by ca_bundle"
+        AuthenticationError,
+        "the server's certificate is not trusted; set ca_bundle to the certificate of its authority",
     ),
     "SSOTokenLoadError": _EXPIRED,
     "TokenRetrievalError": _EXPIRED,
@@ -334,7 +335,7 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
     cause = error.cause if isinstance(error, UnreachableError) else error
     rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
     if rule is _BY_NAME["SSLError"] and "CERTIFICATE_VERIFY_FAILED" not in str(cause):
-        rule = ErrorRule(UnavailableError, "if it always fails so, the endpoint does not speak https")
+        rule = ErrorRule(UnavailableError, "if this always happens, the endpoint does not speak https")
     elif isinstance(cause, TimeoutError):
         rule = ErrorRule(StorageTimeoutError)
     elif rule is None:
@@ -342,7 +343,7 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = rule.parameter
         if "bucket name" in str(cause).lower():
-            fields["parameter"] = "bucket"  # of all parameters botocore judges only this one
+            fields["parameter"] = "bucket"  # the only parameter that botocore checks
     advice = f"; {rule.advice}" if rule.advice else ""
     # strerror has no "[Errno 111]" before it.
     words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__

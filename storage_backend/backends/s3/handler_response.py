@@ -33,8 +33,8 @@ def handler_response(
     assert endpoint.emit is not None
     # moto's objects are not thread-safe, and a batch would use them from several threads of ours.
     with _one_at_a_time():
-        _, answer = endpoint.emit(event, request=request)
-        return None if answer is None else _HandlerResponse(answer)
+        _, response = endpoint.emit(event, request=request)
+        return None if response is None else _HandlerResponse(response)
 
 
 @cache
@@ -48,10 +48,10 @@ def _one_at_a_time() -> threading.RLock:
 class _HandlerResponse:
     """An AWSResponse of botocore as an `S3Response`."""
 
-    def __init__(self, answer: Any) -> None:
-        self.status = int(answer.status_code)
-        self.headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
-        content = b"".join(answer.raw.stream())
+    def __init__(self, response: Any) -> None:
+        self.status = int(response.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+        content = b"".join(response.raw.stream())
         self.length: int | None = len(content)
         self._content = io.BytesIO(content)
 
