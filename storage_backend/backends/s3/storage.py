@@ -249,7 +249,7 @@ class S3Storage(StorageBackend):
         source = self._bucket.head(source_id)
         if source_id == dest_id:
             return True
-        self._bucket.copy(self._bucket, source_id, dest_id, source.etag)
+        self._bucket.copy(self._bucket, source_id, dest_id, source)
         if self._bucket.head(dest_id).size != source.size:
             raise IntegrityError(
                 f"the copy of {source_id!r} at {dest_id!r} differs in size; nothing was deleted",
