@@ -348,7 +348,7 @@ def test_upload_without_the_right_to_abort_names_the_cause_not_the_abort(
     with pytest.raises(OSError, match="InvalidRequest"):
         _upload(LARGE)(make(multipart_threshold=5 * MIB), tmp_path)
     assert len(server.uploads("bucket")) == 1
-    assert "an unfinished upload of 'new' stays for now" in caplog.text
+    assert "an unfinished upload of 'new' could not be aborted yet" in caplog.text
 
 
 def test_only_a_resumed_upload_lists_parts(server: S3Server, make: Make, tmp_path: Path) -> None:

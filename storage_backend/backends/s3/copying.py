@@ -79,9 +79,11 @@ def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
             tasks.stop()
             try:
                 boto3.abort_upload(destination.key, upload_id)
-            except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
+            except Exception as error:  # noqa: BLE001 - the caller gets the error that caused the abort
                 if not _is_gone(error):
-                    logger.warning("an unfinished upload of %r could not be aborted: %s", destination.key, error)
+                    logger.warning(
+                        "an unfinished upload of %r could not be aborted: %s", destination.key, error
+                    )
 
         if grace() is None:
             abort()
@@ -96,7 +98,9 @@ def _carried(destination: Destination, source: str, head: ObjectHead) -> dict[st
     if head.content_type is not None:
         carried["ContentType"] = head.content_type
     if "Expires" in carried and http_date(carried["Expires"]) is None:
-        logger.warning("the copy %r has no Expires header: %r is not a date", destination.key, carried.pop("Expires"))
+        logger.warning(
+            "the copy %r has no Expires header: %r is not a date", destination.key, carried.pop("Expires")
+        )
     tags = _tags(destination, source)
     if tags:
         carried["Tagging"] = urlencode(tags)
