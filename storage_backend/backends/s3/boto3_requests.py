@@ -1,4 +1,4 @@
-"""Requests through a boto3 client, whoever made it: all of them where it has custom hooks, the rare ones always."""
+"""Boto3Requests: requests through a boto3 client: all if it has custom hooks, else only the infrequent ones."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from storage_backend.backends.s3.xml_documents import (
 )
 from storage_backend.streams import SeekableRaw
 
-SIZES = 10**18  # bytes; a larger number is no size
+SIZES = 10**18  # bytes; a larger number is not a size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
 class Boto3Requests:
-    """Requests by a client's own methods.
+    """All requests, by the methods of a boto3 client.
 
-    botocore takes any document that can be parsed for a response of S3, so the fields that one must have are checked here.
+    botocore accepts any document that it can parse as a response of S3, so required fields are checked here.
 
     Args:
-        client: with boto3's methods.
-        settings: of the storage.
+        client: a boto3 client, or an object that behaves like one.
+        settings: the settings of the storage.
     """
 
     def __init__(self, client: Any, settings: S3Settings) -> None:
@@ -78,7 +78,7 @@ class Boto3Requests:
             partial = content_range is not None or _status(response) == 206
             if "Range" not in parameters and self.is_real_service and partial:
                 _refuse(response, "the whole object")
-            # A connection can break at any time, so its end is no proof that the body is complete.
+            # A connection can break at any time, so its end does not prove that the body is complete.
             if length is None and self.is_real_service and "transfer-encoding" not in _headers(response):
                 _refuse(response, "Content-Length, or a body in chunks")
             start, whole = _bounds(content_range, length)
@@ -112,7 +112,7 @@ class Boto3Requests:
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
-        # A response that is not quiet names each key, which no other document does.
+        # Without Quiet the response names each key, which no other document does.
         objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.is_real_service}
         response = self._call("delete_objects", **self._bucket, Delete=objects)
         refused = {
@@ -123,13 +123,13 @@ class Boto3Requests:
         }
         named = {found.get("Key") for found in _items(response, "Deleted")} | refused.keys()
         if self.is_real_service and not named.issuperset(keys):
-            _refuse(response, "each key deleted or refused")
+            _refuse(response, "a result for each key")
         return refused
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
     ) -> ListingPage:
-        """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
+        """ListObjectsV2. botocore sends encoding-type=url and decodes the keys."""
         optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
         response = self._call(
             "list_objects_v2",
@@ -168,7 +168,7 @@ class Boto3Requests:
         return _head_of(self._check(response.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
 
     def create_upload(self, key: str, **parameters: Any) -> str:
-        """CreateMultipartUpload; the upload's id."""
+        """CreateMultipartUpload; returns the upload's id."""
         response = self._call("create_multipart_upload", **self._bucket, Key=key, **parameters)
         return str(_needed(response, "UploadId"))
 
@@ -207,7 +207,7 @@ class Boto3Requests:
             trail.follow(marker, new=len(found) > before)
 
     def uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
-        """ListMultipartUploads: key, upload id and beginning of each unfinished one."""
+        """ListMultipartUploads: key, upload id and start time of each unfinished one."""
         marker: dict[str, Any] = {}
         trail = PageLoopDetector()
         while True:
@@ -224,7 +224,7 @@ class Boto3Requests:
             trail.follow(marker, new=bool(uploads))
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
-        """GetObjectTagging, of an object in any bucket."""
+        """GetObjectTagging for an object in any bucket."""
         response = self._call("get_object_tagging", **self._bucket | {"Bucket": bucket}, Key=key)
         if "TagSet" not in response:
             _refuse(response, "TagSet")
@@ -234,7 +234,7 @@ class Boto3Requests:
         """CreateBucket, in the client's region."""
         region = getattr(getattr(self.client, "meta", None), "region_name", None)
         place: dict[str, Any] = {"Bucket": self._bucket["Bucket"]}
-        # "us-east-1" must not be named ("CreateBucket", Amazon S3 API Reference); "aws-global" is no region.
+        # "us-east-1" must not be sent ("CreateBucket", Amazon S3 API Reference); "aws-global" is not a region.
         if isinstance(region, str) and region not in {"us-east-1", "aws-global"}:
             place["CreateBucketConfiguration"] = {"LocationConstraint": region}
         self._call("create_bucket", **place)
@@ -259,7 +259,7 @@ class Boto3Requests:
             if threading.get_ident() == thread:
                 payer_in_query(**keywords)
 
-        # Only meanwhile: the client's owner may send the header that its URLs ask for.
+        # Only for this call: the client's owner may send the header that other URLs need.
         self.client.meta.events.register("before-sign.s3", move)
         try:
             yield
@@ -274,7 +274,7 @@ class Boto3Requests:
         )
 
     def _call(self, method: str, **parameters: Any) -> Any:
-        """Call a method of the client. On a response that it cannot parse, botocore raises any kind of error."""
+        """Call a method of the client. For a response that it cannot parse, botocore raises various built-in errors."""
         try:
             return getattr(self.client, method)(**parameters)
         except UnexpectedResponseError:
@@ -285,7 +285,7 @@ class Boto3Requests:
             raise unexpected("a response that botocore can read", str(error)) from error
 
     def _check(self, response: Any, field: str, expected: str) -> Any:
-        """*response*, if it has *field*; a real service must send it."""
+        """Return *response* after checking that a real service has sent *field*."""
         if self.is_real_service and response.get(field) in {None, ""}:
             _refuse(response, expected)
         return response
@@ -304,7 +304,7 @@ def _refuse(response: Any, expected: str) -> NoReturn:
 
 
 def _is_removal(status: int, headers: Mapping[str, str]) -> bool:
-    # S3 itself says 204; "200 OK" without a body could be anybody's.
+    # S3 sends 204; "200 OK" without a body may come from any server.
     empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
     return status == 204 or (empty and any(name.startswith("x-amz-") for name in headers))
 
@@ -337,7 +337,7 @@ def _head_of(response: Any, size: int | None = None) -> ObjectHead:
         digests=digests,
         encryption=_kind(response, "ServerSideEncryption", str),
         metadata=metadata if isinstance(metadata, dict) else {},
-        # Of Expires as it came: "0" and the like are no dates, and mean something all the same.
+        # Expires as a string: values like "0" are not dates, but valid.
         carried={
             name: value
             for name in CARRIED.values()
@@ -357,12 +357,12 @@ def _entry(found: Mapping[str, Any]) -> ListedObject:
 
 
 def _second(moment: datetime) -> datetime:
-    """In whole seconds: HEAD has no finer."""
+    """In whole seconds, as HEAD has them."""
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
 def _kind(response: Any, field: str, kind: type) -> Any:
-    """A field of a response; None if it is absent, of another type (from a mock), or a number beyond any size."""
+    """A field of a response; None if it is absent, of another type (from a mock), or not a possible size."""
     found = response.get(field)
     if isinstance(found, int) and not 0 <= found < SIZES:
         return None
@@ -375,7 +375,7 @@ def _items(response: Any, field: str) -> Sequence[Any]:
 
 
 def _bounds(content_range: str | None, length: int | None) -> tuple[int, int | None]:
-    """Where a body begins in its object, and the size of the whole, from "bytes 0-9/100"."""
+    """The offset of a body in its object, and the object's size, from "bytes 0-9/100"."""
     if content_range is None:
         return 0, length
     span, _, whole = content_range.removeprefix("bytes ").partition("/")
@@ -390,8 +390,8 @@ def _source(source: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-class _sent:  # noqa: N801 - reads as a function
-    """The body of a request as boto3 takes it, closed afterwards."""
+class _sent:  # noqa: N801 - used like a function
+    """A context manager that gives the body of a request in a form that boto3 accepts."""
 
     def __init__(self, body: bytes | memoryview | FilePart) -> None:
         self._content: Any
@@ -411,7 +411,7 @@ class _sent:  # noqa: N801 - reads as a function
 
 
 class _PartReader(SeekableRaw):
-    """A seekable reader of a part of a file, by positioned reads, so that many may share the descriptor."""
+    """A seekable reader of a part of a file, by positioned reads, so that several can share the descriptor."""
 
     def __init__(self, part: FilePart) -> None:
         self.size = part.size

@@ -1,4 +1,4 @@
-"""The frequent requests, signed and sent by our own HTTP client over connections that are kept alive."""
+"""SignedRequests: the frequent requests, signed and sent by our own HTTP client over persistent connections."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ from storage_backend.backends.s3.xml_documents import (
 T = TypeVar("T")
 
 USER_AGENT = "storage-backend"
-SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
+SIGNED_MOST = 1 << 20  # bytes; of a longer body only the checksum is signed, in a header
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
-# boto3's parameters as HTTP has them ("Actions", Amazon S3 API Reference).
+# boto3's parameters -> HTTP headers ("Actions", Amazon S3 API Reference).
 _HEADERS: Mapping[str, str] = {
     "ACL": "x-amz-acl",
     "ChecksumCRC32": "x-amz-checksum-crc32",
@@ -68,14 +68,14 @@ _META = "x-amz-meta-"
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that is not yet addressed and signed.
+    """A request before it is addressed and signed.
 
     Attributes:
-        operation: its name in the API.
-        method: of HTTP.
-        key: of the object; None for a request about the bucket.
+        operation: the name in the S3 API.
+        method: the HTTP method.
+        key: the object's key; None for a request on the bucket.
         headers: lower-case name -> value.
-        query: percent-encoded.
+        query: percent-encoded, without "?".
         body: may be sent several times.
     """
 
@@ -88,13 +88,13 @@ class _Request:
 
 
 class SignedRequests:
-    """The `ObjectRequests` in place of a boto3 client, several times faster than its own.
+    """`ObjectRequests` without boto3, several times faster.
 
     Args:
-        endpoint: that requests go to, until a response names another region.
-        settings: of the storage.
-        endpoint_in: gives the endpoint in a region; None if only boto3 can send there.
-        skew: of the service's clock.
+        endpoint: the endpoint until a response names another region.
+        settings: the settings of the storage.
+        endpoint_in: returns the endpoint in a region; None if only boto3 can send there.
+        skew: the clock difference to the service, shared with boto3.
         verifies_checksums: whether the service is Amazon's.
     """
 
@@ -160,7 +160,7 @@ class SignedRequests:
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
     ) -> ListingPage:
-        """ListObjectsV2. Keys may have characters that XML cannot carry, so they are asked for percent-encoded."""
+        """ListObjectsV2. Keys are requested percent-encoded, as they may have characters that XML cannot represent."""
         query = [("encoding-type", "url"), ("list-type", "2"), ("prefix", prefix)]
         if delimiter:
             query.append(("delimiter", delimiter))
@@ -301,10 +301,10 @@ class SignedRequests:
         return _Request(operation, method, key, sent, encode_query(pairs) if pairs else "", body)
 
     def _repaired(self, refused: S3ResponseError, repaired: set[str], endpoint: BucketEndpoint) -> bool:
-        """Whether the cause of a refusal is repaired: wrong region, clock or credentials; each is tried once a request."""
+        """Correct the region, the clock or the credentials after an error about it, each once per request; whether it did."""
         if refused.region and "region" not in repaired and _is_elsewhere(refused, endpoint):
             repaired.add("region")
-            if refused.region == self._endpoint.region:  # another thread has found it out meanwhile
+            if refused.region == self._endpoint.region:  # another thread has corrected it
                 return True
             endpoint_in = self._endpoint_in(refused.region)
             if endpoint_in is not None:
@@ -327,7 +327,7 @@ def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
 
 
 def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *, tls: bool) -> str:
-    """The x-amz-content-sha256 of a body. A long one is bound to the signature by its checksum, a signed header."""
+    """The x-amz-content-sha256 of a body; for a long one with a checksum in a signed header, or over TLS, `UNSIGNED`."""
     size = body.size if isinstance(body, FilePart) else len(body)
     digest = headers.get("x-amz-checksum-sha256")
     if digest is not None:
