@@ -256,7 +256,7 @@ def test_missing_object_without_right_to_list_is_forbidden_and_says_so(
 ) -> None:
     server.deny([LIST])
     with pytest.raises(
-        AccessDeniedError, match="without s3:ListBucket a missing object gives the same answer"
+        AccessDeniedError, match="without s3:ListBucket a missing object gives the same response"
     ):
         MISSING[name](make(), tmp_path)
     with pytest.raises(AccessDeniedError, match="s3:ListBucket"):
