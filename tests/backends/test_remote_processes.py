@@ -113,6 +113,7 @@ class TestFork:
             assert in_child(work) == 0
             assert same(head + stream.read(), content)
 
+    @pytest.mark.soak
     def test_child_forked_while_others_send_is_not_held_up(self, ways: Pair) -> None:
         """The locks that other threads hold at that moment stay locked in the child."""
         content = content_of(4 * MIB)

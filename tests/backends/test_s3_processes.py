@@ -185,6 +185,7 @@ def test_threads_that_write_one_object_leave_one_of_theirs(server: S3Server, sto
 # Children
 
 
+@pytest.mark.soak
 def test_forked_children_use_it_while_the_parents_threads_do(server: S3Server, storage: S3Storage) -> None:
     server.put(BUCKET, "large", CONTENT)
     with storage.open("large") as reader, busy(storage):
@@ -247,6 +248,7 @@ def test_an_open_writer_is_the_parents(server: S3Server, storage: S3Storage) -> 
     assert server.uploads(BUCKET) == {}
 
 
+@pytest.mark.soak
 def test_a_child_that_is_forked_while_parts_are_sent_disturbs_none(
     server: S3Server, storage: S3Storage
 ) -> None:
@@ -320,6 +322,7 @@ def test_no_fork_meets_a_lock_that_is_held(storage: S3Storage) -> None:
     assert len(storage.list("child/**")) == 25
 
 
+@pytest.mark.soak
 def test_a_spawned_child_uses_what_was_pickled(
     server: S3Server, place: BucketPlace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -343,6 +343,7 @@ class TestNoRoom:
         assert remembered(directory, "old") == ("upload", 1)
 
 
+@pytest.mark.soak
 class TestKilled:
     def test_next_process_finds_what_a_killed_one_saved(self, directory: Path) -> None:
         program = """
@@ -454,6 +455,7 @@ stop.set()
             assert line(parent) == "0 True"
 
 
+@pytest.mark.soak
 class TestManyProcesses:
     def test_one_holds_it_at_a_time(self, directory: Path) -> None:
         # Who holds it makes a file that must not be there yet, so two at a time would show.

@@ -64,6 +64,7 @@ def pooled(postgresql: PostgreSQL, postgresql_url: str, tmp_path: Path) -> Itera
         process.wait()
 
 
+@pytest.mark.soak
 def test_many_clients_of_few_sessions(pooled: str) -> None:
     with DatabaseStorage(pooled) as storage:
 

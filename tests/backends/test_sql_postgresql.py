@@ -214,6 +214,7 @@ def test_read_only_session_refuses_writes(postgresql_url: str) -> None:
         storage.write("a", b"2")
 
 
+@pytest.mark.soak
 def test_serializable_default_changes_nothing(postgresql_url: str) -> None:
     url = f"{postgresql_url}&options=-c%20default_transaction_isolation%3Dserializable"
     with DatabaseStorage(url) as storage:
@@ -461,6 +462,7 @@ def test_child_speaks_on_no_inherited_connection(postgresql_url: str) -> None:
             assert backend() == ours  # the parent's connection was neither closed nor disturbed
 
 
+@pytest.mark.soak
 def test_child_that_outlives_its_parent_keeps_no_session(postgresql_url: str) -> None:
     source = """
 import os, sys

@@ -87,14 +87,14 @@ storage.exists("warm")
 print("ready", flush=True)
 sys.stdin.readline()
 content = sys.argv[2].encode() * (200_000 if sys.argv[2] == "0" else 1)
-print(*(int(storage.create(f"{n}", content)) for n in range(int(sys.argv[3]))))
+print(*(int(storage.create(f"{n}", content)) for n in range(150)))
 """
 
 
-def test_of_many_processes_one_creates(database_url: str, soak: bool) -> None:
-    objects = 150 if soak else 40
+@pytest.mark.soak
+def test_of_many_processes_one_creates(database_url: str) -> None:
     with DatabaseStorage(database_url) as storage:
-        processes = [program(CREATOR, database_url, str(number), str(objects)) for number in range(PROCESSES)]
+        processes = [program(CREATOR, database_url, str(number)) for number in range(PROCESSES)]
         for process in processes:
             assert line_of(process.stdout) == "ready"
         for process in processes:
@@ -105,8 +105,8 @@ def test_of_many_processes_one_creates(database_url: str, soak: bool) -> None:
         for process in processes:
             process.communicate()
             assert process.returncode == 0
-        assert [sum(column) for column in zip(*answers, strict=True)] == [1] * objects
-        for number in range(objects):
+        assert [sum(column) for column in zip(*answers, strict=True)] == [1] * 150
+        for number in range(150):
             (winner,) = [process for process in range(PROCESSES) if answers[process][number]]
             assert storage.read(f"{number}")[:1] == str(winner).encode()
         assert is_clean(database_url)
@@ -120,7 +120,7 @@ storage.exists("warm")
 print("ready", flush=True)
 sys.stdin.readline()
 done = failed = 0
-while done < int(sys.argv[2]):
+while done < 100:
     etag = storage.stat("counter").etag
     value = int(storage.read("counter").split()[0])
     try:
@@ -133,11 +133,11 @@ print(done, failed)
 """
 
 
-def test_replacing_loses_no_update(database_url: str, soak: bool) -> None:
-    updates = 100 if soak else 20
+@pytest.mark.soak
+def test_replacing_loses_no_update(database_url: str) -> None:
     with DatabaseStorage(database_url) as storage:
         storage.write("counter", b"0")
-        processes = [program(COUNTER, database_url, str(updates)) for _ in range(PROCESSES)]
+        processes = [program(COUNTER, database_url) for _ in range(PROCESSES)]
         for process in processes:
             assert line_of(process.stdout) == "ready"
         for process in processes:
@@ -148,10 +148,10 @@ def test_replacing_loses_no_update(database_url: str, soak: bool) -> None:
         for process in processes:
             process.communicate()
             assert process.returncode == 0
-        assert [int(done) for done, _ in answers] == [updates] * PROCESSES
+        assert [int(done) for done, _ in answers] == [100] * PROCESSES
         assert sum(int(failed) for _, failed in answers) > 0, "nobody met anybody"
         # A value read after the etag may be newer than it, but then the etag is stale and the update is refused.
-        assert storage.read("counter") == b"%d" % (updates * PROCESSES)
+        assert storage.read("counter") == b"%d" % (100 * PROCESSES)
         assert is_clean(database_url)
 
 

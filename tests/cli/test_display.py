@@ -96,14 +96,16 @@ def moved(text: str) -> list[float]:
     return [float(found) for found in re.findall(r"([\d.]+)/6.0 MiB", text)]
 
 
-def test_bytes_move_inside_a_large_object_at_any_width(slow: dict[str, str], tmp_path: Path) -> None:
+def test_bytes_move_inside_a_large_object_at_any_width(
+    slow: dict[str, str], tmp_path: Path, soak: bool
+) -> None:
     same = tmp_path / "same"
     same.mkdir()
     (same / "large").write_bytes(CONTENT)
     (same / "small").write_bytes(b"x")
     runs = {
         width: Run("sync", "s3://bucket", tmp_path / str(width), environment=slow, width=width)
-        for width in (40, 80, 200)
+        for width in ((40, 80, 200) if soak else (40,))
     }
     runs[41] = Run("get", "s3://bucket/large", tmp_path / "got", environment=slow, width=41)
     runs[42] = Run(

@@ -217,6 +217,7 @@ def test_ctrl_c_twice_on_a_terminal_ends_it_at_once(
     assert journal_is_free(environment)
 
 
+@pytest.mark.soak
 def test_silent_ssh_server(
     start: Callable[..., Process], openssh_place: SSHPlace, source: Path, environment: dict[str, str]
 ) -> None:
@@ -236,6 +237,7 @@ def test_silent_ssh_server(
     assert not (place.local / "y" / "large").exists()
 
 
+@pytest.mark.soak
 def test_silent_postgresql(
     start: Callable[..., Process], postgresql: PostgreSQL, source: Path, environment: dict[str, str]
 ) -> None:

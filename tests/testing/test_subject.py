@@ -244,6 +244,7 @@ class TestAuthorsFile:
         )
         return done.stdout + done.stderr
 
+    @pytest.mark.soak
     def test_seven_methods_pass(self, tmp_path: Path) -> None:
         output = self.run(tmp_path, "", "-k", "TestMine")
         assert re.search(r"\d\d\d passed, \d+ skipped", output), output

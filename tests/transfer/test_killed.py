@@ -79,7 +79,7 @@ def copied(log: Path) -> set[str]:
     return {json.loads(line)["identifier"] for line in log.read_text().splitlines()}
 
 
-@pytest.mark.parametrize("kind", ["sqlite", "local"])
+@pytest.mark.parametrize("kind", ["local", pytest.param("sqlite", marks=pytest.mark.soak)])
 def test_killed_again_and_again_it_ends_exact_and_copies_nothing_twice(
     kind: str, folder: Path, tmp_path: Path, soak: bool
 ) -> None:

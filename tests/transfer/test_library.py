@@ -76,6 +76,7 @@ def migrated(directory: Path, source: str | Path, target: str | Path) -> dict[st
     return report
 
 
+@pytest.mark.soak
 def test_the_library_survives_two_databases_and_back(
     tmp_path: Path, postgresql_url: str, library: Path
 ) -> None:

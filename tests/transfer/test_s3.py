@@ -51,6 +51,7 @@ def nothing_is_copied(directory: Path, source: str | Path, target: str | Path) -
 @pytest.mark.parametrize(
     "where", ["own", *(pytest.param(where, marks=pytest.mark.soak) for where in ("moto", "rclone"))]
 )
+@pytest.mark.soak
 def test_the_library_survives_s3_and_a_database_and_back(
     where: str,
     request: pytest.FixtureRequest,
