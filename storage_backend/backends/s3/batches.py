@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from storage_backend.backends.s3.bucket import Bucket
-from storage_backend.backends.s3.errors import response_error_of, translate
+from storage_backend.backends.s3.errors import is_refusal, translate
 from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.xml_documents import EmbeddedError, ErrorDocument, can_be_xml
 from storage_backend.base import Identifiers, Item
@@ -248,8 +248,7 @@ def _delete_together(
             try:
                 return bucket.requests.delete_batch(together)
             except Exception as error:
-                refused = response_error_of(error)
-                if refused is None or refused.status not in {405, 501}:
+                if not is_refusal(error, 405, 501):
                     raise
                 # Google Cloud Storage does not support DeleteObjects.
                 bucket.deletes_singly = True
@@ -270,9 +269,8 @@ def _delete_singly(bucket: Bucket, alone: Iterable[str], keys: Mapping[str, str]
             try:
                 bucket.requests.delete(key)
             except Exception as error:
-                refused = response_error_of(error)
                 # Google Cloud Storage sends this if the object is already gone; Amazon S3 never does.
-                if refused is None or refused.code != "NoSuchKey":
+                if not is_refusal(error, "NoSuchKey"):
                     raise
 
     with ParallelTasks(bucket.workers, delete) as tasks:

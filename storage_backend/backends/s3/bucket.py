@@ -21,6 +21,7 @@ from storage_backend.backends.s3 import copying, uploading
 from storage_backend.backends.s3.destination import Destination, StoredObject
 from storage_backend.backends.s3.errors import (
     is_foreign,
+    is_refusal,
     response_error_of,
     rule_of,
     translate,
@@ -169,8 +170,7 @@ class Bucket:
             try:
                 got = self.requests.get(key, **parameters, Range=FIRST)
             except Exception as error:
-                refused = response_error_of(error)
-                if refused is None or refused.status != 416:  # the object exists and is empty
+                if not is_refusal(error, 416):  # the object exists and is empty
                     raise
             else:
                 got.body.close()
@@ -343,8 +343,7 @@ class Bucket:
                 try:
                     self.router.boto3.abort_upload(key, upload_id)
                 except Exception as error:
-                    refused = response_error_of(error)
-                    if refused is None or refused.code != "NoSuchUpload":
+                    if not is_refusal(error, "NoSuchUpload"):
                         raise
                     continue  # it was completed or aborted meanwhile
                 count += 1
@@ -391,9 +390,8 @@ class Bucket:
         try:
             self.router.boto3.create_bucket()
         except Exception as error:
-            refused = response_error_of(error)
             # 409: another client created it first. 403: denied; then the write fails with NoSuchBucket.
-            if refused is None or refused.status not in {403, 409}:
+            if not is_refusal(error, 403, 409):
                 raise
 
     def _read_back(self, identifier: str) -> str:

@@ -10,7 +10,7 @@ from urllib.parse import urlencode
 
 from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.destination import Destination
-from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3.errors import is_refusal
 from storage_backend.backends.s3.object_head import ObjectHead, http_date
 from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import PART_MOST, part_size
@@ -41,8 +41,7 @@ def copy(
     try:
         destination.router.requests.copy(destination.key, source, **destination.parameters, **pinned)
     except Exception as error:
-        refused = response_error_of(error)
-        if refused is None or refused.code not in _TOO_LARGE:
+        if not is_refusal(error, *_TOO_LARGE):
             raise
         head = head or read_head()
         # Other services have lower limits than Amazon, but an error for an object that a PUT can store has another cause.
@@ -80,7 +79,7 @@ def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
             try:
                 boto3.abort_upload(destination.key, upload_id)
             except Exception as error:  # noqa: BLE001 - the caller gets the error that caused the abort
-                if not _is_gone(error):
+                if not is_refusal(error, "NoSuchUpload"):
                     logger.warning(
                         "an unfinished upload of %r could not be aborted: %s", destination.key, error
                     )
@@ -114,11 +113,10 @@ def _tags(destination: Destination, source: str) -> dict[str, str]:
     try:
         return destination.router.boto3.tags(bucket, key)
     except Exception as error:
-        refused = response_error_of(error)
-        if refused is None or refused.status not in {400, 403, 404, 405, 501}:
+        if not is_refusal(error, 400, 403, 404, 405, 501):
             raise
         # The service does not support tags, or reading them is denied. Most objects have none.
-        if refused.status == 403:
+        if is_refusal(error, 403):
             logger.warning("the copy %r has no tags: reading those of its source is denied", destination.key)
         return {}
 
@@ -129,17 +127,14 @@ def _complete(destination: Destination, upload_id: str, parts: list[dict[str, An
     except Exception as error:
         # If its response was lost, the repeated request finds that the upload no longer exists.
         etags = [str(part["ETag"]).strip('"') for part in parts]
-        if not _is_gone(error) or not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+        if not is_refusal(error, "NoSuchUpload") or not all(
+            re.fullmatch("[0-9a-f]{32}", etag) for etag in etags
+        ):
             raise
         stored = destination.router.requests.head(destination.key)
         expected = checksums.multipart_etag([bytes.fromhex(etag) for etag in etags])
         if (stored.size, stored.etag) != (size, expected):
             raise
-
-
-def _is_gone(error: Exception) -> bool:
-    refused = response_error_of(error)
-    return refused is not None and refused.code == "NoSuchUpload"
 
 
 def _pinned(head: ObjectHead | None) -> dict[str, str]:

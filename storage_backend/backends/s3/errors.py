@@ -214,6 +214,12 @@ def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     )
 
 
+def is_refusal(error: BaseException | None, *reasons: int | str) -> bool:
+    """Whether *error* is an error response with one of these HTTP statuses or S3 error codes."""
+    response = response_error_of(error)
+    return response is not None and (response.status in reasons or response.code in reasons)
+
+
 def seconds_of(retry_after: str | None) -> float | None:
     """The seconds in a Retry-After header; None if it is absent or a date."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None

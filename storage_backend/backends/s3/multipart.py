@@ -14,7 +14,7 @@ from typing import Any
 from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.checksums import BodyChecksums, base64_of, uses_crc
 from storage_backend.backends.s3.destination import Destination, Piece, StoredObject
-from storage_backend.backends.s3.errors import is_foreign, response_error_of
+from storage_backend.backends.s3.errors import is_foreign, is_refusal, response_error_of
 from storage_backend.backends.s3.file_parts import FilePart
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.parallel import ParallelTasks
@@ -148,8 +148,7 @@ class MultipartUpload:
         try:
             self._destination.router.boto3.abort_upload(self._destination.key, self.upload_id)
         except Exception as error:  # noqa: BLE001 - the caller gets the error that caused the abort
-            refused = response_error_of(error)
-            if refused is None or refused.code != "NoSuchUpload":
+            if not is_refusal(error, "NoSuchUpload"):
                 logger.warning(
                     "an unfinished upload of %r could not be aborted yet: %s", self._destination.key, error
                 )
@@ -204,7 +203,7 @@ class MultipartUpload:
             try:
                 self._there = boto3.parts(self._destination.key, upload_id)
             except Exception as error:
-                if not _is_refused(error, 403, 404):
+                if not is_refusal(error, 403, 404):
                     raise
             else:
                 self.part_size = record.part_size
@@ -214,9 +213,9 @@ class MultipartUpload:
             boto3.abort_upload(self._destination.key, upload_id)
         except Exception as error:
             # Without the permission to abort, uploading may still be allowed.
-            if not _is_refused(error, 403, 404):
+            if not is_refusal(error, 403, 404):
                 raise
-            if _is_refused(error, 403):
+            if is_refusal(error, 403):
                 logger.warning(
                     "the unfinished upload %s of %r could not be aborted: %s",
                     upload_id,
@@ -263,8 +262,7 @@ class MultipartUpload:
 
         If its response was lost, the repeated request finds that the upload no longer exists.
         """
-        refused = response_error_of(error)
-        if refused is None or refused.code != "NoSuchUpload":
+        if not is_refusal(error, "NoSuchUpload"):
             return None
         head = self._destination.router.requests.head(self._destination.key, ChecksumMode="ENABLED")
         same = head.etag == etag if etag is not None else head.digests.get("crc32") == crc32 is not None
@@ -319,8 +317,3 @@ class _SentPart:
         if self.with_crc:
             named["ChecksumCRC32"] = base64_of(self.crc.to_bytes(4))
         return named
-
-
-def _is_refused(error: Exception, *statuses: int) -> bool:
-    refused = response_error_of(error)
-    return refused is not None and refused.status in statuses

@@ -9,7 +9,7 @@ import os
 from typing_extensions import Buffer, override
 
 from storage_backend.backends.s3 import checksums
-from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3.errors import is_refusal
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, delay_or_raise, raise_as, taken
 from storage_backend.backends.s3.requests import GetResponse
@@ -196,8 +196,7 @@ class RawObjectReader(SeekableRaw):
         try:
             got = self._source.router.requests.get(self._source.key, **self._source.parameters, **parameters)
         except Exception as error:
-            refused = response_error_of(error)
-            if refused is not None and refused.status in {404, 412, 416}:
+            if is_refusal(error, 404, 412, 416):
                 raise self._changed() from error
             raise
         head = got.head

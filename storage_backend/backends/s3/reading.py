@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from storage_backend.backends.s3 import checksums, retries
-from storage_backend.backends.s3.errors import is_foreign, response_error_of, translate
+from storage_backend.backends.s3.errors import is_foreign, is_refusal, translate
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.backends.s3.router import RequestRouter
@@ -130,8 +130,7 @@ def read_span(source: ReadSource, start: int, end: int | None) -> bytes:
             Range=f"bytes={start}-{'' if end is None else end - 1}",
         )
     except StorageError as error:
-        refused = response_error_of(error.__cause__)
-        if refused is not None and refused.status == 416:
+        if is_refusal(error.__cause__, 416):
             return b""
         raise
     source.saw(got.head)

@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 from storage_backend.backends.s3.errors import (
     S3ResponseError,
     UnreachableError,
-    response_error_of,
+    is_refusal,
     seconds_of,
 )
 from storage_backend.backends.s3.object_head import ObjectHead, head_of, http_date
@@ -124,8 +124,7 @@ def size_from_head(
         try:
             got = get_first_byte()
         except Exception as error:
-            refused = response_error_of(error)
-            if refused is None or refused.status != 416:
+            if not is_refusal(error, 416):
                 raise
             return 0  # an empty object has no first byte
         got.body.close()

@@ -41,7 +41,7 @@ from storage_backend.backends.s3.xml_documents import (
 T = TypeVar("T")
 
 USER_AGENT = "storage-backend"
-SIGNED_MOST = 1 << 20  # bytes; of a longer body only the checksum is signed, in a header
+SIGNED_MOST = 1 << 20  # bytes; of a longer body only the Content-MD5 is signed, if it has one
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
 # boto3's parameters -> HTTP headers ("Actions", Amazon S3 API Reference).
@@ -327,12 +327,10 @@ def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
 
 
 def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *, tls: bool) -> str:
-    """The x-amz-content-sha256 of a body; for a long one with a checksum in a signed header, or over TLS, `UNSIGNED`."""
-    size = body.size if isinstance(body, FilePart) else len(body)
+    """The x-amz-content-sha256 of a body; `UNSIGNED` over TLS, for a file, and for a long body with a signed MD5."""
     digest = headers.get("x-amz-checksum-sha256")
     if digest is not None:
         return base64.b64decode(digest).hex()
-    bound = "content-md5" in headers or tls
-    if isinstance(body, FilePart) or (size > SIGNED_MOST and bound):
+    if tls or isinstance(body, FilePart) or (len(body) > SIGNED_MOST and "content-md5" in headers):
         return UNSIGNED
-    return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(body, usedforsecurity=False).hexdigest()
