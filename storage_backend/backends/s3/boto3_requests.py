@@ -333,7 +333,6 @@ def _head_of(response: Any, size: int | None = None) -> ObjectHead:
         modified=None if modified is None else _second(modified),
         etag=etag_of(_kind(response, "ETag", str)),
         content_type=_kind(response, "ContentType", str),
-        version_id=_kind(response, "VersionId", str),
         digests=digests,
         encryption=_kind(response, "ServerSideEncryption", str),
         metadata=metadata if isinstance(metadata, dict) else {},

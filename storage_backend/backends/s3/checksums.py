@@ -123,35 +123,8 @@ def base64_of(digest: bytes) -> str:
 
 
 def known(algorithm: str) -> bool:
-    """Whether `RunningDigests` supports an algorithm ("crc32", "sha256", ...) in this installation."""
+    """Whether `running_digest` supports an algorithm ("crc32", "sha256", ...) in this installation."""
     return algorithm in _HASHES or algorithm == "crc32" or (algorithm in _AWSCRT and _awscrt() is not None)
-
-
-class RunningDigests:
-    """Several digests of one stream.
-
-    Args:
-        algorithms: "md5", "sha1", "sha256", "crc32"; with awscrt installed also "crc32c" and "crc64nvme".
-
-    Raises:
-        ConfigurationError: one is not supported.
-    """
-
-    def __init__(self, *algorithms: str) -> None:
-        self._running = {algorithm: _new(algorithm) for algorithm in algorithms}
-
-    def update(self, data: Buffer) -> None:
-        """Add *data*, a contiguous buffer."""
-        for running in self._running.values():
-            running.update(data)
-
-    def base64(self, algorithm: str) -> str:
-        """The digest so far, of one of the constructor's algorithms."""
-        return base64_of(self._running[algorithm].digest())
-
-    def hexdigest(self, algorithm: str) -> str:
-        """The digest so far in lower-case hex."""
-        return self._running[algorithm].digest().hex()
 
 
 def multipart_etag(md5s: Sequence[bytes]) -> str:
@@ -202,9 +175,14 @@ def _product(left: int, right: int) -> int:
     return product
 
 
-class _Digest(Protocol):
-    def update(self, data: Buffer, /) -> None: ...
-    def digest(self) -> bytes: ...
+class RunningDigest(Protocol):
+    """A digest with the interface of `hashlib`."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Add *data*, a contiguous buffer."""
+
+    def digest(self) -> bytes:
+        """The digest so far."""
 
 
 class _Checksum:
@@ -222,7 +200,12 @@ class _Checksum:
         return self._value.to_bytes(self._size, "big")
 
 
-def _new(algorithm: str) -> _Digest:
+def running_digest(algorithm: str) -> RunningDigest:
+    """A new digest: "md5", "sha1", "sha256", "crc32"; with awscrt installed also "crc32c" and "crc64nvme".
+
+    Raises:
+        ConfigurationError: the algorithm is not supported.
+    """
     if algorithm in _HASHES:
         return hashlib.new(algorithm, usedforsecurity=False)
     if algorithm == "crc32":

@@ -42,7 +42,6 @@ class ObjectHead:
         modified: in whole seconds, UTC.
         etag: without quotes; None if it is absent or weak.
         content_type: as stored.
-        version_id: in a bucket with versioning.
         digests: algorithm -> base64; only digests of the whole object.
         encryption: such as "aws:kms", with which the ETag is not an MD5.
         metadata: user metadata, with lower-case names.
@@ -53,7 +52,6 @@ class ObjectHead:
     modified: datetime | None = None
     etag: str | None = None
     content_type: str | None = None
-    version_id: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     encryption: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -94,7 +92,6 @@ def head_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True)
         modified=None if modified is None else http_date(modified),
         etag=etag_of(headers.get("etag")),
         content_type=headers.get("content-type"),
-        version_id=headers.get("x-amz-version-id"),
         # "value-N" is a checksum of the parts' checksums ("Checking object integrity", S3 User Guide).
         digests={name: value for name, value in digests.items() if "-" not in value},
         encryption=headers.get("x-amz-server-side-encryption"),

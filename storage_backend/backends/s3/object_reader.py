@@ -78,7 +78,7 @@ class RawObjectReader(SeekableRaw):
         self._until = self.size  # where the body ends
         self._first_ahead = self._ahead = ahead
         self._algorithm = checked_algorithm(head) if not self._branch else None
-        self._digest = checksums.RunningDigests(self._algorithm) if self._algorithm else None
+        self._digest = checksums.running_digest(self._algorithm) if self._algorithm else None
         if self._got is not None and not self.size:
             # Nothing will be read, so a body that is not empty must be detected here.
             if self._got.length is None:
@@ -242,7 +242,7 @@ class RawObjectReader(SeekableRaw):
         assert self._digest is not None
         assert self._algorithm is not None
         expected = self.head.digests[self._algorithm]
-        found = self._digest.base64(self._algorithm)
+        found = checksums.base64_of(self._digest.digest())
         if found != expected:
             raise self.damaged(self._algorithm, found)
 

@@ -213,6 +213,6 @@ def _has_digest(content: bytes, head: ObjectHead) -> bool:
     name = checked_algorithm(head)
     if name is None:
         return True
-    running = checksums.RunningDigests(name)
+    running = checksums.running_digest(name)
     running.update(content)
-    return running.base64(name) == head.digests[name]
+    return checksums.base64_of(running.digest()) == head.digests[name]
