@@ -98,13 +98,6 @@ def delete_many(bucket: Bucket, identifiers: Iterable[str]) -> int:
     return len(seen)
 
 
-def stat_many(
-    bucket: Bucket, stat: Callable[[str], ObjectInfo], identifiers: Iterable[str]
-) -> Iterator[ObjectInfo]:
-    """The result of *stat* for each object that exists, in the order of arrival."""
-    return _look_up(bucket, stat, identifiers)
-
-
 def kept_times(bucket: Bucket, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
     """The modification time of each object's source, if it is in the object's metadata."""
 
@@ -112,7 +105,7 @@ def kept_times(bucket: Bucket, identifiers: Iterable[str]) -> Iterator[tuple[str
         with bucket.translated_errors("look up", identifier):
             return identifier, _time_in(bucket.head(identifier).metadata.get("mtime", ""))
 
-    for identifier, moment in _look_up(bucket, look, identifiers):
+    for identifier, moment in look_up(bucket, look, identifiers):
         if moment is not None:
             yield identifier, moment
 
@@ -127,7 +120,8 @@ def _time_in(text: str) -> datetime | None:
         return None
 
 
-def _look_up(bucket: Bucket, look: Callable[[str], T], identifiers: Iterable[str]) -> Iterator[T]:
+def look_up(bucket: Bucket, look: Callable[[str], T], identifiers: Iterable[str]) -> Iterator[T]:
+    """The result of *look* for each object that exists, in the order of arrival."""
     failures = Failures()
     with ParallelTasks(bucket.workers, look) as tasks:
         for identifier, found, error in tasks.map(identifiers, lambda: bucket.settings.max_concurrency):

@@ -389,24 +389,14 @@ def _source(source: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-class _sent:  # noqa: N801 - used like a function
-    """A context manager that gives the body of a request in a form that boto3 accepts."""
-
-    def __init__(self, body: bytes | memoryview | FilePart) -> None:
-        self._content: Any
-        if isinstance(body, FilePart):
-            self._content = io.BufferedReader(_PartReader(body))
-        elif isinstance(body, memoryview):
-            self._content = bytes(body)
-        else:
-            self._content = body
-
-    def __enter__(self) -> Any:
-        return self._content
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self._content, io.BufferedReader):
-            self._content.close()
+@contextmanager
+def _sent(body: bytes | memoryview | FilePart) -> Iterator[Any]:
+    """The body of a request in a form that boto3 accepts."""
+    if isinstance(body, FilePart):
+        with io.BufferedReader(_PartReader(body)) as reader:
+            yield reader
+    else:
+        yield bytes(body)  # of bytes no copy
 
 
 class _PartReader(SeekableRaw):

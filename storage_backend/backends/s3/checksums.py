@@ -83,11 +83,6 @@ class BodyChecksums:
         return StoredObject(self.size, head.etag, proven)
 
 
-def uses_crc(requests: ObjectRequests) -> bool:
-    """Whether an object in parts is verified as a whole by its CRC-32."""
-    return requests.checksum in {"auto", "crc32"}
-
-
 def _hashed(body: Piece, algorithm: str) -> bytes:
     if not isinstance(body, FilePart):
         return hashlib.new(algorithm, body, usedforsecurity=False).digest()

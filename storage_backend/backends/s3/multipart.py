@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage_backend.backends.s3 import checksums
-from storage_backend.backends.s3.checksums import BodyChecksums, base64_of, uses_crc
+from storage_backend.backends.s3.checksums import BodyChecksums, base64_of
 from storage_backend.backends.s3.destination import Destination, Piece, StoredObject
 from storage_backend.backends.s3.errors import is_foreign, is_refusal, response_error_of
 from storage_backend.backends.s3.file_parts import FilePart
@@ -59,7 +59,8 @@ class MultipartUpload:
             destination.workers, self._send
         )
         self._pace = _UploadPace(destination.settings.max_concurrency)
-        self._crc = uses_crc(destination.router.requests)  # may raise, so before the claim
+        # Whether the CRC-32 of the whole object is sent. This may raise, so it comes before the claim.
+        self._crc = destination.router.requests.checksum in {"auto", "crc32"}
         self._record = destination.records.claim(destination.settings.location, destination.key)
         try:
             self.upload_id = self._resumed(self._record) or self._begun()

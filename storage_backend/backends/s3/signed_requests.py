@@ -26,7 +26,7 @@ from storage_backend.backends.s3.object_head import ObjectHead, etag_of, head_of
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.backends.s3.responses import S3Response
 from storage_backend.backends.s3.settings import S3Settings
-from storage_backend.backends.s3.signing import PLAIN_KEY, UNSIGNED, encode_query, quote_key
+from storage_backend.backends.s3.signing import UNSIGNED, encode_query, quote_key
 from storage_backend.backends.s3.xml_documents import (
     EmbeddedError,
     ErrorDocument,
@@ -254,10 +254,7 @@ class SignedRequests:
 
     def _once(self, endpoint: BucketEndpoint, request: _Request) -> S3Response:
         key, body = request.key, request.body
-        if key is None:
-            path = endpoint.root.removesuffix("/") or "/"
-        else:
-            path = endpoint.root + (key if PLAIN_KEY.fullmatch(key) else quote_key(key))
+        path = endpoint.root + quote_key(key) if key is not None else endpoint.root.removesuffix("/") or "/"
         headers = {**request.headers, "host": endpoint.host}
         if endpoint.signer is not None:
             endpoint.signer.sign(

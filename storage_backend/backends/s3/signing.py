@@ -40,7 +40,7 @@ LEFT_OUT = frozenset(
 _KEPT = 4  # derived keys: two secrets (around a refresh of credentials) times two days (around midnight, UTC)
 
 # Letters, digits and "_.-~" are never encoded, "/" not in a path. Nearly all names have only these.
-PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
 
 
@@ -137,7 +137,7 @@ def quote_key(key: str) -> str:
     Raises:
         UnicodeEncodeError: it holds a lone surrogate.
     """
-    return key if PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
+    return key if _PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
 
 
 def encode_query(pairs: Iterable[tuple[str, str]]) -> str:

@@ -300,7 +300,7 @@ class S3Storage(StorageBackend):
 
     @override
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return batches.stat_many(self._bucket, self.stat, identifiers)
+        return batches.look_up(self._bucket, self.stat, identifiers)
 
     @override
     def open(
