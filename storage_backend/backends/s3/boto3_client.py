@@ -61,7 +61,7 @@ def make_client(settings: S3Settings, region: str | None) -> Any:
         # Replaced by its user, for example by a mock.
         return boto3.client("s3", config=Config(**options), **keywords)
     session = boto3.Session(botocore_session=_session(settings), profile_name=settings.profile)
-    return _limited(session.client("s3", config=Config(**options), **keywords))
+    return _limit_documents(session.client("s3", config=Config(**options), **keywords))
 
 
 def credentials_now(settings: S3Settings) -> Any:
@@ -76,32 +76,32 @@ def _session(settings: S3Settings) -> Any:
     from botocore.handlers import BUILTIN_HANDLERS
 
     default = getattr(boto3.DEFAULT_SESSION, "_session", None)
-    told = {} if default is None or settings.profile is not None else default.instance_variables()
+    arguments = {} if default is None or settings.profile is not None else default.instance_variables()
     core = botocore.session.Session(
         event_hooks=copy.copy(_hooks(len(BUILTIN_HANDLERS))),
         include_builtin_handlers=False,
-        profile=settings.profile or told.pop("profile", None),
+        profile=settings.profile or arguments.pop("profile", None),
     )
-    for name, value in told.items():
+    for name, value in arguments.items():
         core.set_config_variable(name, value)
     core.register_component("data_loader", _models(core.get_config_variable("data_path")))
-    found = getattr(default, "_credentials", None)
+    given = getattr(default, "_credentials", None)
     if settings.access_key is not None:
         core.set_credentials(*map(_value, settings.secrets))
-    elif settings.profile is None and found is not None and found.method == "explicit":
-        core.set_credentials(found.access_key, found.secret_key, found.token)
+    elif settings.profile is None and given is not None and given.method == "explicit":
+        core.set_credentials(given.access_key, given.secret_key, given.token)
     return core
 
 
-def _limited(client: Any) -> Any:
+def _limit_documents(client: Any) -> Any:
     """Make *client* read at most `MOST_DOCUMENT` bytes of each response except the content of objects; return it."""
     session = getattr(getattr(client, "_endpoint", None), "http_session", None)
     if session is not None:
-        session.send = partial(_send_limited, session.send)
+        session.send = partial(_send_and_limit, session.send)
     return client
 
 
-def _send_limited(send: Callable[[Any], Any], request: Any) -> Any:
+def _send_and_limit(send: Callable[[Any], Any], request: Any) -> Any:
     is_content = request.stream_output
     request.stream_output = True  # else `send` reads a response of any length
     response = send(request)

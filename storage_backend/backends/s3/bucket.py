@@ -113,11 +113,11 @@ class Bucket:
         return self.router.requests
 
     @contextmanager
-    def translated_errors(self, tried: str, identifier: str | None = None) -> Iterator[None]:
+    def translated_errors(self, operation: str, identifier: str | None = None) -> Iterator[None]:
         """Translate errors of S3, boto3 and the network; errors of a caller's reader pass unchanged.
 
         Args:
-            tried: the operation, such as "read" an object, or "list objects in" the location.
+            operation: the operation, such as "read" an object, or "list objects in" the location.
             identifier: the object; None for an operation on the bucket.
         """
         try:
@@ -125,13 +125,13 @@ class Bucket:
         except Exception as error:
             if isinstance(error, StorageError) or not is_foreign(error):
                 raise
-            raise translate(error, identifier, self.location, tried) from error
+            raise translate(error, identifier, self.location, operation) from error
 
     @contextmanager
-    def listing(self, tried: str = "list objects in") -> Iterator[None]:
+    def listing(self, operation: str = "list objects in") -> Iterator[None]:
         """As `translated_errors`, for listings: a bucket that the first write will create is empty."""
         try:
-            with self.translated_errors(tried):
+            with self.translated_errors(operation):
                 yield
         except BucketNotFoundError:
             if not self.may_be_missing:
@@ -226,16 +226,16 @@ class Bucket:
         """Store a file; *moved* is called with the number of bytes sent."""
         self.key(identifier)
         with open_source(path) as reader:
-            facts = os.fstat(reader.fileno())
-            regular = stat.S_ISREG(facts.st_mode)
-            info = ObjectInfo(identifier, told_size(facts), modified_of(facts)) if regular else None
-            if info is None or facts.st_size <= self.settings.multipart_threshold:
+            status = os.fstat(reader.fileno())
+            regular = stat.S_ISREG(status.st_mode)
+            info = ObjectInfo(identifier, told_size(status), modified_of(status)) if regular else None
+            if info is None or status.st_size <= self.settings.multipart_threshold:
                 self.put(identifier, counting(reader, moved), info)
                 return
 
             def check(size: int) -> None:
                 now = os.fstat(reader.fileno())
-                if (now.st_size, now.st_mtime_ns) != (size, facts.st_mtime_ns):
+                if (now.st_size, now.st_mtime_ns) != (size, status.st_mtime_ns):
                     raise SourceChangedError(
                         f"{os.fspath(path)!r} changed while it was read; nothing was stored",
                         identifier=identifier,
@@ -244,7 +244,7 @@ class Bucket:
 
             stored = self.send(
                 identifier,
-                lambda to: uploading.put_file(to, reader.fileno(), facts.st_size, check, moved),
+                lambda to: uploading.put_file(to, reader.fileno(), status.st_size, check, moved),
                 info,
             )
         self.remember(identifier, stored)
@@ -297,7 +297,7 @@ class Bucket:
             try:
                 check_digest(identifier, digest, self._read_back(identifier), "the stored object")
             except IntegrityError:
-                self._withdraw(identifier, stored)
+                self._delete_damaged(identifier, stored)
                 raise
         self.remember(identifier, stored)
 
@@ -360,7 +360,7 @@ class Bucket:
         if self.may_be_missing:
             self._create_missing()
         parameters: dict[str, Any] = dict(self._parameters)
-        kind = (info.content_type if info else None) or self.settings.content_type or guessed(identifier)
+        kind = (info.content_type if info else None) or self.settings.content_type or guess_type(identifier)
         if kind is not None:
             parameters["ContentType"] = kind
         own = dict(metadata or {})
@@ -403,7 +403,7 @@ class Bucket:
                 digest.update(view[:count])
         return digest.hexdigest()
 
-    def _withdraw(self, identifier: str, stored: StoredObject) -> None:
+    def _delete_damaged(self, identifier: str, stored: StoredObject) -> None:
         """Delete a damaged object unless it has been replaced."""
         try:
             if stored.etag is not None and self.head(identifier).etag == stored.etag:
@@ -419,13 +419,13 @@ def version_parameter(version_id: str | None) -> dict[str, str]:
     return {} if version_id is None else {"VersionId": version_id}
 
 
-def guessed(identifier: str) -> str | None:
-    """The media type guessed from the extension."""
-    return _guessed_of(posixpath.splitext(identifier)[1].lower())
+def guess_type(identifier: str) -> str | None:
+    """The media type by the extension."""
+    return _guess_by_suffix(posixpath.splitext(identifier)[1].lower())
 
 
 @lru_cache(maxsize=1024)
-def _guessed_of(suffix: str) -> str | None:
+def _guess_by_suffix(suffix: str) -> str | None:
     kind, encoding = mimetypes.guess_type(f"name{suffix}")
     # The type of "x.tar.gz" is that of the archive inside, which these bytes are not.
     return {"gzip": "application/gzip", None: kind}.get(encoding)

@@ -62,7 +62,7 @@ def endpoint_of(client: Any, settings: S3Settings) -> BucketEndpoint | None:
     """The endpoint of a botocore client; None if only the client itself can send or sign its requests."""
     if settings.bucket.endswith("--x-s3"):
         return None  # directory buckets need sessions ("CreateSession", Amazon S3 API Reference)
-    request = _captured(client, settings.bucket)
+    request = _capture_request(client, settings.bucket)
     headers = {str(name).lower(): _text(value) for name, value in request.headers.items()}
     scope = SCOPE.match(headers.get("authorization", ""))
     if scope is None and not settings.anonymous:
@@ -96,7 +96,7 @@ def endpoint_of(client: Any, settings: S3Settings) -> BucketEndpoint | None:
     )
 
 
-def _captured(client: Any, bucket: str) -> Any:
+def _capture_request(client: Any, bucket: str) -> Any:
     """A request as the client would send it, without sending it."""
     from botocore.awsrequest import AWSResponse
 

@@ -234,18 +234,18 @@ def is_foreign(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in {"boto3", "botocore", "urllib3"}
 
 
-def translate(error: Exception, identifier: str | None, where: str, tried: str) -> StorageError:
+def translate(error: Exception, identifier: str | None, where: str, operation: str) -> StorageError:
     """Translate an error of S3, boto3 or the network.
 
     Args:
         error: the original error.
         identifier: the object's identifier.
         where: the storage's location.
-        tried: the operation, such as "read" an object, or "list objects in" the location.
+        operation: the operation, such as "read" an object, or "list objects in" the location.
     """
     if isinstance(error, StorageError):
         return error
-    on = f"{tried} {identifier!r} in" if identifier is not None else tried
+    context = f"{operation} {identifier!r} in" if identifier is not None else operation
     fields: dict[str, Any] = {
         "identifier": identifier,
         "backend": where,
@@ -255,30 +255,30 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str) 
         error = S3ResponseError.inside(error.refused)
     refusal = response_error_of(error)
     if refusal is not None:
-        return _of_refusal(refusal, on, where, {**fields, "attempts": refusal.attempts})
+        return _from_response(refusal, context, where, {**fields, "attempts": refusal.attempts})
     if isinstance(error, FileChangedError):
-        return SourceChangedError(f"cannot {on} {where}: {error}; nothing was stored", **fields)
+        return SourceChangedError(f"cannot {context} {where}: {error}; nothing was stored", **fields)
     if isinstance(error, UnexpectedResponseError):
         return StorageError(
-            f"cannot {on} {where}: not a response of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            f"cannot {context} {where}: not a response of S3: {error}; check endpoint_url, and whether a proxy or a portal "
             "responded in place of the service",
             **fields,
         )
-    return _of_network(error, on, where, fields)
+    return _from_network(error, context, where, fields)
 
 
-def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_response(error: S3ResponseError, context: str, where: str, fields: dict[str, Any]) -> StorageError:
     rule = rule_of(error.status, error.code)
     if rule.kind is NotFoundError and fields["identifier"] is not None:
         return NotFoundError(f"no object {fields['identifier']!r} in {where}", **fields)
     if 300 <= error.status < 400 and error.redirected and not error.region and not error.code:
-        return _of_redirect(error.status, error.redirected, on, where, fields)
+        return _from_redirect(error.status, error.redirected, context, where, fields)
     words = f"{error.code or f'HTTP status {error.status}'}{f' ({error.message})' if error.message else ''}"
     if rule is _REGION and error.region:
         advice = f"the bucket is in region {error.region}; set region={error.region!r}"
     else:
         advice = rule.advice
-    message = f"cannot {on} {where}: {words}{f'; {advice}' if advice else ''}"
+    message = f"cannot {context} {where}: {words}{f'; {advice}' if advice else ''}"
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = "region" if rule is _REGION else "bucket"
     if issubclass(rule.kind, RateLimitedError):
@@ -286,14 +286,16 @@ def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, A
     return rule.kind(message, **fields)
 
 
-def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_redirect(
+    status: int, location: str, context: str, where: str, fields: dict[str, Any]
+) -> StorageError:
     parts = urlsplit(location)
     # A query may hold a signature, and the part before "@" a password.
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
     advice = f'set endpoint_url="{parts.scheme}://{host}"' if host else "check endpoint_url"
     return ConfigurationError(
-        f"cannot {on} {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
+        f"cannot {context} {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
         parameter="endpoint_url",
         **fields,
     )
@@ -337,7 +339,7 @@ _BY_NAME: Mapping[str, ErrorRule] = {
 }
 
 
-def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_network(error: Exception, context: str, where: str, fields: dict[str, Any]) -> StorageError:
     cause = error.cause if isinstance(error, UnreachableError) else error
     rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
     if rule is _BY_NAME["SSLError"] and "CERTIFICATE_VERIFY_FAILED" not in str(cause):
@@ -353,4 +355,4 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
     advice = f"; {rule.advice}" if rule.advice else ""
     # strerror has no "[Errno 111]" before it.
     words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return rule.kind(f"cannot {on} {where}: {words}{advice}", **fields)
+    return rule.kind(f"cannot {context} {where}: {words}{advice}", **fields)

@@ -53,7 +53,7 @@ class MultipartUpload:
         self.part_size = size
         self.size = 0
         self.count = 0
-        self._there: dict[int, tuple[int, str]] = {}
+        self._existing: dict[int, tuple[int, str]] = {}
         self._parts: dict[int, _SentPart] = {}
         self._tasks: ParallelTasks[tuple[int, Piece, Any], _SentPart] = ParallelTasks(
             destination.workers, self._send
@@ -63,7 +63,7 @@ class MultipartUpload:
         self._crc = destination.router.requests.checksum in {"auto", "crc32"}
         self._record = destination.records.claim(destination.settings.location, destination.key)
         try:
-            self.upload_id = self._resumed(self._record) or self._begun()
+            self.upload_id = self._resume(self._record) or self._begin()
         except BaseException:
             self._record.release()
             raise
@@ -121,10 +121,10 @@ class MultipartUpload:
                 self._destination.key, self.upload_id, [part.named() for part in parts], **extra
             )
         except Exception as error:
-            landed = self._landed(error, expected, crc32)
-            if landed is None:
+            completed = self._completed_head(error, expected, crc32)
+            if completed is None:
                 raise
-            head = landed
+            head = completed
         self._record.clear()
         self._record.release()
         proven = (self._crc and self._destination.router.requests.verifies_checksums) or (
@@ -162,7 +162,7 @@ class MultipartUpload:
         if self._pid != os.getpid():
             raise ValueError(f"this upload belongs to process {self._pid}, not to its child")
 
-    def _begun(self) -> str:
+    def _begin(self) -> str:
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if self._crc else {}
         # If this process is killed before it receives the id, the next one knows that there may be an upload.
         self._record.save(f"{self._fingerprint()} ", self.part_size)
@@ -191,7 +191,7 @@ class MultipartUpload:
                 raise
             logger.debug("%r: an upload without parts may remain: %s", self._destination.key, error)
 
-    def _resumed(self, record: UploadRecord) -> str | None:
+    def _resume(self, record: UploadRecord) -> str | None:
         """The id of a killed process's upload if it can be resumed; else it is aborted."""
         fingerprint, _, upload_id = (record.upload_id or "").partition(" ")
         if not fingerprint or record.part_size is None:
@@ -202,13 +202,13 @@ class MultipartUpload:
         boto3 = self._destination.router.boto3
         if fingerprint == self._fingerprint() and record.part_size >= self.part_size:
             try:
-                self._there = boto3.parts(self._destination.key, upload_id)
+                self._existing = boto3.parts(self._destination.key, upload_id)
             except Exception as error:
                 if not is_refusal(error, 403, 404):
                     raise
             else:
                 self.part_size = record.part_size
-                logger.debug("%r: resuming with %s parts", self._destination.key, len(self._there))
+                logger.debug("%r: resuming with %s parts", self._destination.key, len(self._existing))
                 return upload_id
         try:
             boto3.abort_upload(self._destination.key, upload_id)
@@ -233,16 +233,16 @@ class MultipartUpload:
 
     def _send(self, task: tuple[int, Piece, Any]) -> _SentPart:
         number, body, done = task
-        there = self._there.get(number)
+        existing = self._existing.get(number)
         requests = self._destination.router.requests
-        sums = BodyChecksums(requests, body, crc=self._crc, md5=there is not None)
-        if there is None or there != (sums.size, sums.md5.hex()):
+        sums = BodyChecksums(requests, body, crc=self._crc, md5=existing is not None)
+        if existing is None or existing != (sums.size, sums.md5.hex()):
             head = requests.upload_part(
                 self._destination.key, body, UploadId=self.upload_id, PartNumber=number, **sums.parameters
             )
             etag = head.etag
         else:
-            etag = there[1]
+            etag = existing[1]
         if done is not None:
             done()
         return _SentPart(number, etag or "", sums.size, sums.md5, sums.crc, with_crc=self._crc)
@@ -258,7 +258,7 @@ class MultipartUpload:
         self._parts[part.number] = part
         self._pace.learn(part.size)
 
-    def _landed(self, error: Exception, etag: str | None, crc32: str | None) -> ObjectHead | None:
+    def _completed_head(self, error: Exception, etag: str | None, crc32: str | None) -> ObjectHead | None:
         """The object's metadata if a completion that seems to have failed took effect.
 
         If its response was lost, the repeated request finds that the upload no longer exists.
