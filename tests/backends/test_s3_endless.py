@@ -133,7 +133,7 @@ def test_a_listing_of_uploads_that_leads_nowhere_ends(server: S3Server, storage:
         return Response(200, {"Content-Type": "application/xml"}, text.encode())
 
     server.faults.add(alter(change), "ListMultipartUploads", times=None)
-    with pytest.raises(StorageError, match="leads on"):
+    with pytest.raises(StorageError, match="a new continuation token"):
         storage.abort_incomplete_uploads(timedelta(0))
 
 

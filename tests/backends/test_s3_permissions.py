@@ -256,7 +256,7 @@ def test_missing_object_without_right_to_list_is_forbidden_and_says_so(
 ) -> None:
     server.deny([LIST])
     with pytest.raises(
-        AccessDeniedError, match="without s3:ListBucket a missing object gives the same answer"
+        AccessDeniedError, match="without s3:ListBucket a missing object gives the same response"
     ):
         MISSING[name](make(), tmp_path)
     with pytest.raises(AccessDeniedError, match="s3:ListBucket"):
@@ -348,7 +348,7 @@ def test_upload_without_the_right_to_abort_names_the_cause_not_the_abort(
     with pytest.raises(OSError, match="InvalidRequest"):
         _upload(LARGE)(make(multipart_threshold=5 * MIB), tmp_path)
     assert len(server.uploads("bucket")) == 1
-    assert "an unfinished upload of 'new' stays for now" in caplog.text
+    assert "an unfinished upload of 'new' could not be aborted yet" in caplog.text
 
 
 def test_only_a_resumed_upload_lists_parts(server: S3Server, make: Make, tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_what_is_no_answer_of_s3_is_no_success(site: Site, verb: str, answer: st
         error = next(iter(error.failures.values()))
     assert isinstance(error, AccessDeniedError) == (answer == "error" and operation != "HeadObject")
     if type(error) is StorageError:
-        assert "not an answer of S3" in str(error)
+        assert "not a response of S3" in str(error)
         assert "endpoint_url" in str(error)
 
 
@@ -245,7 +245,7 @@ def test_an_entry_that_cannot_be_read_is_an_error_of_ours(site: Site, field: str
     text = f"<ListBucketResult><IsTruncated>false</IsTruncated><Contents><Key>a</Key>{field}</Contents></ListBucketResult>"
     answer = Response(200, {"Content-Type": "application/xml"}, text.encode())
     site.server.faults.add(alter(lambda _: answer), "ListObjectsV2", times=None)
-    with pytest.raises(StorageError, match="not an answer of S3"):
+    with pytest.raises(StorageError, match="not a response of S3"):
         site.storage.list()
 
 

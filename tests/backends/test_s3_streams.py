@@ -514,7 +514,7 @@ def test_a_stream_without_end_stops_at_the_last_part_and_leaves_none(
     server: S3Server, storage: S3Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(multipart, "PARTS_MOST", 3)  # of which real ones would take 50 GB
-    with pytest.raises(UnsupportedOperationError, match=r"give info\.size"):
+    with pytest.raises(UnsupportedOperationError, match=r"set info\.size"):
         storage.write_stream("object", io.BytesIO(LARGE))
     assert server.objects(BUCKET) == {}
     assert server.uploads(BUCKET) == {}

@@ -244,7 +244,7 @@ class TestDamage:
         self.saved(directory, ("first", 1))
         only_file(directory).write_bytes(content)
         assert remembered(directory) == (None, None)
-        assert "no record of 'key'" in caplog.text
+        assert "is not a record of 'key'" in caplog.text
         assert only_file(directory).read_bytes() == content  # until there is something to save
         self.saved(directory, ("second", 2))
         assert remembered(directory) == ("second", 2)

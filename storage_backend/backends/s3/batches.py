@@ -1,4 +1,4 @@
-"""Many objects by requests side by side, in bounded memory: read, write, delete, and look up their metadata."""
+"""Reads, writes, deletes and looks up many objects by parallel requests, in bounded memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import TypeAlias, TypeVar
 
 from storage_backend.backends.s3.bucket import Bucket
-from storage_backend.backends.s3.errors import response_error_of, translate
+from storage_backend.backends.s3.errors import is_refusal, translate
 from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.xml_documents import EmbeddedError, ErrorDocument, can_be_xml
 from storage_backend.base import Identifiers, Item
@@ -21,10 +21,10 @@ from storage_backend.streams import plain
 T = TypeVar("T")
 
 BATCH = 1000  # keys that one DeleteObjects takes ("DeleteObjects", Amazon S3 API Reference)
-UNDER_WAY_MOST = 64 << 20  # bytes of objects of one batch that are held at a time
+UNDER_WAY_MOST = 64 << 20  # bytes of one batch that are in memory at a time
 
-GROUP = 8  # small objects that a thread is handed at a time: handing over costs as much as half a request
-GROUP_BYTES = 1 << 20  # of a group; objects of this size go one by one
+GROUP = 8  # small objects per task: starting a task costs as much as half a request
+GROUP_BYTES = 1 << 20  # of a group; an object of this size is a task of its own
 
 _MTIME = re.compile(r"-?\d{1,12}(\.\d{1,9})?")
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -36,7 +36,7 @@ _Outcome: TypeAlias = tuple[str, bytes, Exception | None]
 def read_many(
     bucket: Bucket, read: Callable[[str], bytes], identifiers: Iterable[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """Each object with its identifier, as they come. *read* gives one."""
+    """Each identifier with its content, in the order of arrival; *read* reads one object."""
     failures = Failures()
     window = _BatchWindow(bucket.settings.max_concurrency)
     tasks: ParallelTasks[Sequence[str], tuple[list[_Outcome], Sequence[str]]]
@@ -57,7 +57,7 @@ def read_many(
 
 
 def write_many(bucket: Bucket, items: Iterable[Item], *, verify: bool) -> int:
-    """Store each item; how many were."""
+    """Store each item; return how many were stored."""
     failures = Failures()
     window = _BatchWindow(bucket.settings.max_concurrency)
     under_way: set[str] = set()
@@ -80,7 +80,7 @@ def write_many(bucket: Bucket, items: Iterable[Item], *, verify: bool) -> int:
 
 
 def delete_many(bucket: Bucket, identifiers: Iterable[str]) -> int:
-    """Remove each object, there or not; how many distinct ones."""
+    """Delete each object, present or not; return the number of distinct identifiers."""
     failures = Failures()
     seen: set[str] = set()
     batch: Identifiers = []
@@ -98,21 +98,14 @@ def delete_many(bucket: Bucket, identifiers: Iterable[str]) -> int:
     return len(seen)
 
 
-def stat_many(
-    bucket: Bucket, stat: Callable[[str], ObjectInfo], identifiers: Iterable[str]
-) -> Iterator[ObjectInfo]:
-    """The result of *stat* for each object that is there, as it comes."""
-    return _look_up(bucket, stat, identifiers)
-
-
 def kept_times(bucket: Bucket, identifiers: Iterable[str]) -> Iterator[tuple[str, datetime]]:
-    """The time that each object's source had when it was uploaded, where its metadata tell."""
+    """The modification time of each object's source, if it is in the object's metadata."""
 
     def look(identifier: str) -> tuple[str, datetime | None]:
         with bucket.translated_errors("look up", identifier):
             return identifier, _time_in(bucket.head(identifier).metadata.get("mtime", ""))
 
-    for identifier, moment in _look_up(bucket, look, identifiers):
+    for identifier, moment in look_up(bucket, look, identifiers):
         if moment is not None:
             yield identifier, moment
 
@@ -127,7 +120,8 @@ def _time_in(text: str) -> datetime | None:
         return None
 
 
-def _look_up(bucket: Bucket, look: Callable[[str], T], identifiers: Iterable[str]) -> Iterator[T]:
+def look_up(bucket: Bucket, look: Callable[[str], T], identifiers: Iterable[str]) -> Iterator[T]:
+    """The result of *look* for each object that exists, in the order of arrival."""
     failures = Failures()
     with ParallelTasks(bucket.workers, look) as tasks:
         for identifier, found, error in tasks.map(identifiers, lambda: bucket.settings.max_concurrency):
@@ -154,13 +148,13 @@ def _grouped(identifiers: Iterable[str], window: _BatchWindow) -> Iterator[Seque
 def _grouped_items(
     items: Iterable[Item], window: _BatchWindow, under_way: set[str]
 ) -> Iterator[Sequence[_Item] | None]:
-    """Groups to be written, as `ParallelTasks.map` takes them: None waits for a result."""
+    """Groups to write, with the None markers of `ParallelTasks.map`."""
     group: list[_Item] = []
     size = 0
     for key, content in items:
         info = key if isinstance(key, ObjectInfo) else ObjectInfo(key)
         if info.identifier in under_way:
-            # Of one identifier never two at a time, so that the last one stays.
+            # Never two writes of one identifier at a time, so that the last one wins.
             if group:
                 yield group
                 group, size = [], 0
@@ -178,7 +172,7 @@ def _grouped_items(
 
 
 def _read_group(read: Callable[[str], bytes], group: Sequence[str]) -> tuple[list[_Outcome], Sequence[str]]:
-    """Read one after the other; those that are left when there is enough to hand over."""
+    """Read the objects of a group; also the identifiers left over once `GROUP_BYTES` have been read."""
     outcomes: list[_Outcome] = []
     size = 0
     try:
@@ -238,7 +232,7 @@ def _delete(bucket: Bucket, batch: Identifiers, failures: Failures) -> None:
 def _delete_together(
     bucket: Bucket, together: Sequence[str], keys: Mapping[str, str], failures: Failures
 ) -> Mapping[str, ErrorDocument] | None:
-    """Delete by one request: the keys that were not deleted, and why; None if the service has no such request."""
+    """Delete by one request; an error for each key that was not deleted, or None if the service does not support it."""
     if not together:
         return {}
     if bucket.deletes_singly:
@@ -248,31 +242,29 @@ def _delete_together(
             try:
                 return bucket.requests.delete_batch(together)
             except Exception as error:
-                refused = response_error_of(error)
-                if refused is None or refused.status not in {405, 501}:
+                if not is_refusal(error, 405, 501):
                     raise
-                # Google Cloud Storage has no DeleteObjects; from now on it is not asked again.
+                # Google Cloud Storage does not support DeleteObjects.
                 bucket.deletes_singly = True
                 return None
     except FATAL:
         raise
     except StorageError as error:
-        # None of them is known to be gone; the batches after this one may fare better.
+        # Any of them may still exist; later batches may succeed.
         failures.errors.update(dict.fromkeys((keys[key] for key in together), error))
         return {}
 
 
 def _delete_singly(bucket: Bucket, alone: Iterable[str], keys: Mapping[str, str], failures: Failures) -> None:
-    """Delete each by a request of its own, several at a time."""
+    """Delete each by its own request, in parallel."""
 
     def delete(key: str) -> None:
         with bucket.translated_errors("delete", keys[key]):
             try:
                 bucket.requests.delete(key)
             except Exception as error:
-                refused = response_error_of(error)
-                # Google Cloud Storage answers so if the object is gone already; Amazon S3 never does.
-                if refused is None or refused.code != "NoSuchKey":
+                # Google Cloud Storage sends this if the object is already gone; Amazon S3 never does.
+                if not is_refusal(error, "NoSuchKey"):
                     raise
 
     with ParallelTasks(bucket.workers, delete) as tasks:
@@ -283,16 +275,16 @@ def _delete_singly(bucket: Bucket, alone: Iterable[str], keys: Mapping[str, str]
 
 
 class _BatchWindow:
-    """How many objects may be under way, so that together they stay small, and how many go together.
+    """The number of tasks at a time, and of objects in each, that keeps their content within `UNDER_WAY_MOST`.
 
     Args:
-        most: groups under way at most.
+        most: maximum number of tasks at a time.
     """
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._largest = 1
-        # At first each goes by itself: there may be no more than these, and all threads work.
+        # The first ones are tasks of their own: if there are no more, all threads work.
         self._alone = 2 * most
 
     def now(self) -> int:
@@ -305,5 +297,5 @@ class _BatchWindow:
         return max(1, min(GROUP, GROUP_BYTES // self._largest))
 
     def learn(self, size: int) -> None:
-        # It forgets, slowly: one large object does not make thousands of small ones slow.
+        # Decays slowly, so that one large object does not slow down thousands of small ones.
         self._largest = max(size, self._largest - (self._largest >> 5), 1)

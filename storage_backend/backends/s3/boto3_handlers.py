@@ -1,7 +1,7 @@
-"""Handlers of a boto3 client's events, which repair requests that were refused for a wrong clock or stale credentials.
+"""Event handlers of a boto3 client, which repeat requests that failed because of a wrong clock or stale credentials.
 
-boto3 does neither: it signs by this machine's clock, and renews credentials only at their announced expiry. And its URLs for a
-bucket whose requester pays ask for a header that a plain HTTP client does not send.
+boto3 does neither: it signs by the local clock, and renews credentials only before their expiry. Its URLs for a Requester Pays
+bucket also need a header that a plain HTTP client does not send.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _PORTS = {"http": 80, "https": 443}
 
 
 class ClockSkew:
-    """How far the service's clock is ahead of this machine's; shared by our HTTP client and boto3.
+    """The difference between the service's clock and the local one, shared by our HTTP client and boto3.
 
     Attributes:
-        seconds: 0 until a response shows otherwise.
+        seconds: by which the service is ahead; 0 until a response shows otherwise.
     """
 
     def __init__(self) -> None:
@@ -33,13 +33,13 @@ class ClockSkew:
 
 
 class Boto3Handlers:
-    """Handlers of a client's events.
+    """Event handlers of a client.
 
     Args:
-        skew: updated from responses, and used to sign.
-        clock: seconds of Unix.
-        credentials: the credentials of this moment.
-        refresh: gets new ones; whether they differ.
+        skew: updated from responses and used for signatures.
+        clock: returns Unix time in seconds.
+        credentials: returns the current credentials.
+        refresh: replaces the credentials; returns whether they changed.
     """
 
     def __init__(
@@ -55,17 +55,17 @@ class Boto3Handlers:
         self._refresh = refresh
 
     def register(self, client: Any) -> None:
-        """Have *client* call the handlers."""
-        client.meta.events.register_first("needs-retry.s3", self.follow_no_blind_redirect)
-        client.meta.events.register("needs-retry.s3", self.try_again)
+        """Register the handlers with *client*."""
+        client.meta.events.register_first("needs-retry.s3", self.stop_blind_redirect)
+        client.meta.events.register("needs-retry.s3", self.retry_delay)
         client.meta.events.register("before-send.s3", self.sign_again)
         client.meta.events.register("before-sign.s3", payer_in_query)
 
     @staticmethod
-    def follow_no_blind_redirect(response: Any = None, request_dict: Any = None, **_: object) -> None:
-        """Have botocore follow a redirect only to a region that the response names.
+    def stop_blind_redirect(response: Any = None, request_dict: Any = None, **_: object) -> None:
+        """Make botocore follow a redirect only to a region that the response names.
 
-        Else it sends a HeadBucket, which may be denied, and if that is redirected too, it never ends.
+        Otherwise it sends a HeadBucket, which may be denied; if that is redirected too, it never ends.
         """
         if response is None or request_dict is None:
             return
@@ -74,8 +74,8 @@ class Boto3Handlers:
         if "x-amz-bucket-region" not in headers and "Region" not in parsed.get("Error", {}):
             request_dict["context"].setdefault("s3_redirect", {})["redirected"] = True
 
-    def try_again(self, response: Any = None, request_dict: Any = None, **_: object) -> float | None:
-        """0 if a refused request is to be repeated at once; for each reason only once."""
+    def retry_delay(self, response: Any = None, request_dict: Any = None, **_: object) -> float | None:
+        """0 to repeat a failed request at once, for each cause only once; None to leave it to botocore."""
         if response is None or request_dict is None:
             return None
         parsed = response[1]
@@ -93,7 +93,7 @@ class Boto3Handlers:
         return None
 
     def sign_again(self, request: Any, **_: object) -> None:
-        """Replace a signature by our clock by one by the service's clock, where they differ."""
+        """If the clocks differ, replace the signature by one with the service's time."""
         found = SCOPE.match(_text(request.headers.get("Authorization", "")))
         if not self._skew.seconds or found is None:
             return
@@ -118,7 +118,7 @@ class Boto3Handlers:
 
 
 def payer_in_query(request: Any = None, signature_version: str = "", **_: object) -> None:
-    """A handler of "before-sign": have a URL carry who pays ("Downloading objects from Requester Pays buckets", S3 User Guide)."""
+    """Handle "before-sign": move the payer into the URL ("Downloading objects from Requester Pays buckets", S3 User Guide)."""
     name = "x-amz-request-payer"
     if "v4-query" in str(signature_version) and name in request.headers:
         request.params[name] = request.headers[name]

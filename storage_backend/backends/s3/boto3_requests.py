@@ -1,4 +1,4 @@
-"""Requests through a boto3 client, whoever made it: all of them where it has custom hooks, the rare ones always."""
+"""Boto3Requests: requests through a boto3 client: all if it has custom hooks, else only the infrequent ones."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ from storage_backend.backends.s3.xml_documents import (
 )
 from storage_backend.streams import SeekableRaw
 
-SIZES = 10**18  # bytes; a larger number is no size
+SIZES = 10**18  # bytes; a larger number is not a size
 DIGESTS = {"ChecksumCRC32": "crc32", "ChecksumSHA1": "sha1", "ChecksumSHA256": "sha256"}
 
 
 class Boto3Requests:
-    """Requests by a client's own methods.
+    """All requests, by the methods of a boto3 client.
 
-    botocore takes any document that can be parsed for a response of S3, so the fields that one must have are checked here.
+    botocore accepts any document that it can parse as a response of S3, so required fields are checked here.
 
     Args:
-        client: with boto3's methods.
-        settings: of the storage.
+        client: a boto3 client, or an object that behaves like one.
+        settings: the settings of the storage.
     """
 
     def __init__(self, client: Any, settings: S3Settings) -> None:
@@ -70,111 +70,113 @@ class Boto3Requests:
 
     def get(self, key: str, **parameters: Any) -> GetResponse:
         """GetObject."""
-        answer = self._call("get_object", **self._bucket, Key=key, **parameters)
-        length = _kind(answer, "ContentLength", int)
-        content_range = _kind(answer, "ContentRange", str)
+        response = self._call("get_object", **self._bucket, Key=key, **parameters)
+        length = _kind(response, "ContentLength", int)
+        content_range = _kind(response, "ContentRange", str)
         try:
-            self._check(answer, "ETag", "an object with an ETag")
-            partial = content_range is not None or _status(answer) == 206
+            self._check(response, "ETag", "an object with an ETag")
+            partial = content_range is not None or _status(response) == 206
             if "Range" not in parameters and self.is_real_service and partial:
-                _refuse(answer, "the whole object")
-            # A connection can break at any time, so its end is no proof that the body is complete.
-            if length is None and self.is_real_service and "transfer-encoding" not in _headers(answer):
-                _refuse(answer, "Content-Length, or a body in chunks")
+                _refuse(response, "the whole object")
+            # A connection can break at any time, so its end does not prove that the body is complete.
+            if length is None and self.is_real_service and "transfer-encoding" not in _headers(response):
+                _refuse(response, "Content-Length, or a body in chunks")
             start, whole = _bounds(content_range, length)
             if whole is None and self.is_real_service and parameters.get("Range") != FIRST:
-                whole = self._size_from_head(key, parameters, answer)
+                whole = self._size_from_head(key, parameters, response)
         except UnexpectedResponseError as error:
-            with closing(answer["Body"]) as body:
+            with closing(response["Body"]) as body:
                 refused = parse_error(body.read(MOST_ERROR))
             raise error if refused is None else EmbeddedError(refused) from None
         except BaseException:
-            answer["Body"].close()
+            response["Body"].close()
             raise
-        return GetResponse(_head_of(answer, size=whole), start, length, cast(BodyReader, answer["Body"]))
+        return GetResponse(_head_of(response, size=whole), start, length, cast(BodyReader, response["Body"]))
 
     def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
-        answer = self._call("head_object", **self._bucket, Key=key, **parameters)
-        return _head_of(self._check(answer, "ETag", "an ETag"))
+        response = self._call("head_object", **self._bucket, Key=key, **parameters)
+        return _head_of(self._check(response, "ETag", "an ETag"))
 
     def put(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """PutObject."""
         with _sent(body) as content:
-            answer = self._call("put_object", **self._bucket, Key=key, Body=content, **parameters)
-        return _head_of(self._check(answer, "ETag", "an ETag"))
+            response = self._call("put_object", **self._bucket, Key=key, Body=content, **parameters)
+        return _head_of(self._check(response, "ETag", "an ETag"))
 
     def delete(self, key: str, **parameters: Any) -> None:
         """DeleteObject."""
-        answer = self._call("delete_object", **self._bucket, Key=key, **parameters)
-        if self.is_real_service and not _is_removal(_status(answer), _headers(answer)):
-            _refuse(answer, "status 204")
+        response = self._call("delete_object", **self._bucket, Key=key, **parameters)
+        if self.is_real_service and not _is_removal(_status(response), _headers(response)):
+            _refuse(response, "status 204")
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
         """DeleteObjects."""
-        # A response that is not quiet names each key, which no other document does.
+        # Without Quiet the response names each key, which no other document does.
         objects = {"Objects": [{"Key": key} for key in keys], "Quiet": not self.is_real_service}
-        answer = self._call("delete_objects", **self._bucket, Delete=objects)
+        response = self._call("delete_objects", **self._bucket, Delete=objects)
         refused = {
             _needed(error, "Key"): ErrorDocument(
                 str(error.get("Code", "")), str(error.get("Message", "")), None, {}
             )
-            for error in _items(answer, "Errors")
+            for error in _items(response, "Errors")
         }
-        named = {found.get("Key") for found in _items(answer, "Deleted")} | refused.keys()
+        named = {found.get("Key") for found in _items(response, "Deleted")} | refused.keys()
         if self.is_real_service and not named.issuperset(keys):
-            _refuse(answer, "each key deleted or refused")
+            _refuse(response, "a result for each key")
         return refused
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
     ) -> ListingPage:
-        """ListObjectsV2. botocore asks for encoding-type=url, and decodes."""
+        """ListObjectsV2. botocore sends encoding-type=url and decodes the keys."""
         optional = {"Delimiter": delimiter, "ContinuationToken": token, "MaxKeys": limit}
-        answer = self._call(
+        response = self._call(
             "list_objects_v2",
             **self._bucket,
             Prefix=prefix,
             **{name: value for name, value in optional.items() if value},
         )
-        self._check(answer, "IsTruncated", "IsTruncated, true or false")
-        more = answer.get("IsTruncated") is True
+        self._check(response, "IsTruncated", "IsTruncated, true or false")
+        more = response.get("IsTruncated") is True
         if more:
-            self._check(answer, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
+            self._check(response, "NextContinuationToken", "NextContinuationToken, as IsTruncated is true")
         return ListingPage(
-            [_entry(found) for found in _items(answer, "Contents")],
-            [_needed(found, "Prefix") for found in _items(answer, "CommonPrefixes")],
-            _kind(answer, "NextContinuationToken", str) if more else None,
+            [_entry(found) for found in _items(response, "Contents")],
+            [_needed(found, "Prefix") for found in _items(response, "CommonPrefixes")],
+            _kind(response, "NextContinuationToken", str) if more else None,
         )
 
     def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """CopyObject."""
-        answer = self._call("copy_object", **self._bucket, Key=key, CopySource=_source(source), **parameters)
-        return _head_of(self._check(answer.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
+        response = self._call(
+            "copy_object", **self._bucket, Key=key, CopySource=_source(source), **parameters
+        )
+        return _head_of(self._check(response.get("CopyObjectResult") or {}, "ETag", "a copy with its ETag"))
 
     def upload_part(self, key: str, body: bytes | memoryview | FilePart, **parameters: Any) -> ObjectHead:
         """UploadPart."""
         with _sent(body) as content:
-            answer = self._call("upload_part", **self._bucket, Key=key, Body=content, **parameters)
-        return _head_of(self._check(answer, "ETag", "an ETag"))
+            response = self._call("upload_part", **self._bucket, Key=key, Body=content, **parameters)
+        return _head_of(self._check(response, "ETag", "an ETag"))
 
     def copy_part(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """UploadPartCopy."""
-        answer = self._call(
+        response = self._call(
             "upload_part_copy", **self._bucket, Key=key, CopySource=_source(source), **parameters
         )
-        return _head_of(self._check(answer.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
+        return _head_of(self._check(response.get("CopyPartResult") or {}, "ETag", "a copy with its ETag"))
 
     def create_upload(self, key: str, **parameters: Any) -> str:
-        """CreateMultipartUpload; the upload's id."""
-        answer = self._call("create_multipart_upload", **self._bucket, Key=key, **parameters)
-        return str(_needed(answer, "UploadId"))
+        """CreateMultipartUpload; returns the upload's id."""
+        response = self._call("create_multipart_upload", **self._bucket, Key=key, **parameters)
+        return str(_needed(response, "UploadId"))
 
     def complete_upload(
         self, key: str, upload_id: str, parts: Sequence[Mapping[str, Any]], **parameters: Any
     ) -> ObjectHead:
         """CompleteMultipartUpload; *parts* have PartNumber and ETag."""
-        answer = self._call(
+        response = self._call(
             "complete_multipart_upload",
             **self._bucket,
             Key=key,
@@ -182,7 +184,7 @@ class Boto3Requests:
             MultipartUpload={"Parts": list(parts)},
             **parameters,
         )
-        return _head_of(self._check(answer, "ETag", "an object with an ETag"))
+        return _head_of(self._check(response, "ETag", "an object with an ETag"))
 
     def abort_upload(self, key: str, upload_id: str) -> None:
         """AbortMultipartUpload."""
@@ -194,45 +196,45 @@ class Boto3Requests:
         marker: dict[str, Any] = {}
         trail = PageLoopDetector()
         while True:
-            answer = self._call("list_parts", **self._bucket, Key=key, UploadId=upload_id, **marker)
+            response = self._call("list_parts", **self._bucket, Key=key, UploadId=upload_id, **marker)
             before = len(found)
-            for part in _items(answer, "Parts"):
+            for part in _items(response, "Parts"):
                 etag = etag_of(_needed(part, "ETag"))
                 found[_needed(part, "PartNumber")] = (_needed(part, "Size"), etag or "")
-            if answer.get("IsTruncated") is not True:
+            if response.get("IsTruncated") is not True:
                 return found
-            marker = {"PartNumberMarker": _needed(answer, "NextPartNumberMarker")}
+            marker = {"PartNumberMarker": _needed(response, "NextPartNumberMarker")}
             trail.follow(marker, new=len(found) > before)
 
     def uploads(self, prefix: str) -> Iterator[tuple[str, str, datetime]]:
-        """ListMultipartUploads: key, upload id and beginning of each unfinished one."""
+        """ListMultipartUploads: key, upload id and start time of each unfinished one."""
         marker: dict[str, Any] = {}
         trail = PageLoopDetector()
         while True:
-            answer = self._call("list_multipart_uploads", **self._bucket, Prefix=prefix, **marker)
-            uploads = _items(answer, "Uploads")
+            response = self._call("list_multipart_uploads", **self._bucket, Prefix=prefix, **marker)
+            uploads = _items(response, "Uploads")
             for upload in uploads:
                 yield _needed(upload, "Key"), _needed(upload, "UploadId"), _needed(upload, "Initiated")
-            if answer.get("IsTruncated") is not True:
+            if response.get("IsTruncated") is not True:
                 return
             marker = {
-                "KeyMarker": _needed(answer, "NextKeyMarker"),
-                "UploadIdMarker": answer.get("NextUploadIdMarker", ""),
+                "KeyMarker": _needed(response, "NextKeyMarker"),
+                "UploadIdMarker": response.get("NextUploadIdMarker", ""),
             }
             trail.follow(marker, new=bool(uploads))
 
     def tags(self, bucket: str, key: str) -> dict[str, str]:
-        """GetObjectTagging, of an object in any bucket."""
-        answer = self._call("get_object_tagging", **self._bucket | {"Bucket": bucket}, Key=key)
-        if "TagSet" not in answer:
-            _refuse(answer, "TagSet")
-        return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(answer, "TagSet")}
+        """GetObjectTagging for an object in any bucket."""
+        response = self._call("get_object_tagging", **self._bucket | {"Bucket": bucket}, Key=key)
+        if "TagSet" not in response:
+            _refuse(response, "TagSet")
+        return {_needed(tag, "Key"): _needed(tag, "Value") for tag in _items(response, "TagSet")}
 
     def create_bucket(self) -> None:
         """CreateBucket, in the client's region."""
         region = getattr(getattr(self.client, "meta", None), "region_name", None)
         place: dict[str, Any] = {"Bucket": self._bucket["Bucket"]}
-        # "us-east-1" must not be named ("CreateBucket", Amazon S3 API Reference); "aws-global" is no region.
+        # "us-east-1" must not be sent ("CreateBucket", Amazon S3 API Reference); "aws-global" is not a region.
         if isinstance(region, str) and region not in {"us-east-1", "aws-global"}:
             place["CreateBucketConfiguration"] = {"LocationConstraint": region}
         self._call("create_bucket", **place)
@@ -257,22 +259,22 @@ class Boto3Requests:
             if threading.get_ident() == thread:
                 payer_in_query(**keywords)
 
-        # Only meanwhile: the client's owner may send the header that its URLs ask for.
+        # Only for this call: the client's owner may send the header that other URLs need.
         self.client.meta.events.register("before-sign.s3", move)
         try:
             yield
         finally:
             self.client.meta.events.unregister("before-sign.s3", move)
 
-    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: Any) -> int | None:
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], response: Any) -> int | None:
         same = {"VersionId": parameters["VersionId"]} if "VersionId" in parameters else {}
-        etag = etag_of(_kind(answer, "ETag", str))
+        etag = etag_of(_kind(response, "ETag", str))
         return size_from_head(
             etag, lambda: self.head(key, **same), lambda: self.get(key, Range=FIRST, **same)
         )
 
     def _call(self, method: str, **parameters: Any) -> Any:
-        """Call a method of the client. On a response that it cannot parse, botocore raises any kind of error."""
+        """Call a method of the client. For a response that it cannot parse, botocore raises various built-in errors."""
         try:
             return getattr(self.client, method)(**parameters)
         except UnexpectedResponseError:
@@ -280,66 +282,65 @@ class Boto3Requests:
         except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError) as error:
             if not self.is_real_service:
                 raise
-            raise unexpected("an answer that botocore can read", str(error)) from error
+            raise unexpected("a response that botocore can read", str(error)) from error
 
-    def _check(self, answer: Any, field: str, expected: str) -> Any:
-        """*answer*, if it has *field*; a real service must send it."""
-        if self.is_real_service and answer.get(field) in {None, ""}:
-            _refuse(answer, expected)
-        return answer
+    def _check(self, response: Any, field: str, expected: str) -> Any:
+        """Return *response* after checking that a real service has sent *field*."""
+        if self.is_real_service and response.get(field) in {None, ""}:
+            _refuse(response, expected)
+        return response
 
 
-def _needed(answer: Any, field: str) -> Any:
-    found = answer.get(field)
+def _needed(response: Any, field: str) -> Any:
+    found = response.get(field)
     if found is None:
-        _refuse(answer, field)
+        _refuse(response, field)
     return found
 
 
-def _refuse(answer: Any, expected: str) -> NoReturn:
-    kind = _headers(answer).get("content-type", "no Content-Type")
-    raise unexpected(expected, f"status {_status(answer) or 200}, {kind}")
+def _refuse(response: Any, expected: str) -> NoReturn:
+    kind = _headers(response).get("content-type", "no Content-Type")
+    raise unexpected(expected, f"status {_status(response) or 200}, {kind}")
 
 
 def _is_removal(status: int, headers: Mapping[str, str]) -> bool:
-    # S3 itself says 204; "200 OK" without a body could be anybody's.
+    # S3 sends 204; "200 OK" without a body may come from any server.
     empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
     return status == 204 or (empty and any(name.startswith("x-amz-") for name in headers))
 
 
-def _status(answer: Any) -> int:
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")
+def _status(response: Any) -> int:
+    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
     return status if isinstance(status, int) else 0
 
 
-def _headers(answer: Any) -> Mapping[str, str]:
-    found = answer.get("ResponseMetadata", {}).get("HTTPHeaders")
+def _headers(response: Any) -> Mapping[str, str]:
+    found = response.get("ResponseMetadata", {}).get("HTTPHeaders")
     return found if isinstance(found, dict) else {}
 
 
-def _head_of(answer: Any, size: int | None = None) -> ObjectHead:
-    modified = _kind(answer, "LastModified", datetime)
-    whole = answer.get("ChecksumType") != "COMPOSITE"
+def _head_of(response: Any, size: int | None = None) -> ObjectHead:
+    modified = _kind(response, "LastModified", datetime)
+    whole = response.get("ChecksumType") != "COMPOSITE"
     digests = {
         name: value
         for field, name in DIGESTS.items()
-        if (value := _kind(answer, field, str)) is not None and whole and "-" not in value
+        if (value := _kind(response, field, str)) is not None and whole and "-" not in value
     }
-    metadata = answer.get("Metadata")
+    metadata = response.get("Metadata")
     return ObjectHead(
-        size=_kind(answer, "ContentLength", int) if size is None else size,
+        size=_kind(response, "ContentLength", int) if size is None else size,
         modified=None if modified is None else _second(modified),
-        etag=etag_of(_kind(answer, "ETag", str)),
-        content_type=_kind(answer, "ContentType", str),
-        version_id=_kind(answer, "VersionId", str),
+        etag=etag_of(_kind(response, "ETag", str)),
+        content_type=_kind(response, "ContentType", str),
         digests=digests,
-        encryption=_kind(answer, "ServerSideEncryption", str),
+        encryption=_kind(response, "ServerSideEncryption", str),
         metadata=metadata if isinstance(metadata, dict) else {},
-        # Of Expires as it came: "0" and the like are no dates, and mean something all the same.
+        # Expires as a string: values like "0" are not dates, but valid.
         carried={
             name: value
             for name in CARRIED.values()
-            if (value := _kind(answer, "ExpiresString" if name == "Expires" else name, str)) is not None
+            if (value := _kind(response, "ExpiresString" if name == "Expires" else name, str)) is not None
         },
     )
 
@@ -355,25 +356,25 @@ def _entry(found: Mapping[str, Any]) -> ListedObject:
 
 
 def _second(moment: datetime) -> datetime:
-    """In whole seconds: HEAD has no finer."""
+    """In whole seconds, as HEAD has them."""
     return moment.astimezone(UTC).replace(microsecond=0)
 
 
-def _kind(answer: Any, field: str, kind: type) -> Any:
-    """A field of a response; None if it is absent, of another type (from a mock), or a number beyond any size."""
-    found = answer.get(field)
+def _kind(response: Any, field: str, kind: type) -> Any:
+    """A field of a response; None if it is absent, of another type (from a mock), or not a possible size."""
+    found = response.get(field)
     if isinstance(found, int) and not 0 <= found < SIZES:
         return None
     return found if isinstance(found, kind) else None
 
 
-def _items(answer: Any, field: str) -> Sequence[Any]:
-    found = answer.get(field)
+def _items(response: Any, field: str) -> Sequence[Any]:
+    found = response.get(field)
     return found if isinstance(found, list) else []
 
 
 def _bounds(content_range: str | None, length: int | None) -> tuple[int, int | None]:
-    """Where a body begins in its object, and the size of the whole, from "bytes 0-9/100"."""
+    """The offset of a body in its object, and the object's size, from "bytes 0-9/100"."""
     if content_range is None:
         return 0, length
     span, _, whole = content_range.removeprefix("bytes ").partition("/")
@@ -388,28 +389,18 @@ def _source(source: str) -> dict[str, str]:
     return {"Bucket": bucket, "Key": key}
 
 
-class _sent:  # noqa: N801 - reads as a function
-    """The body of a request as boto3 takes it, closed afterwards."""
-
-    def __init__(self, body: bytes | memoryview | FilePart) -> None:
-        self._content: Any
-        if isinstance(body, FilePart):
-            self._content = io.BufferedReader(_PartReader(body))
-        elif isinstance(body, memoryview):
-            self._content = bytes(body)
-        else:
-            self._content = body
-
-    def __enter__(self) -> Any:
-        return self._content
-
-    def __exit__(self, *error: object) -> None:
-        if isinstance(self._content, io.BufferedReader):
-            self._content.close()
+@contextmanager
+def _sent(body: bytes | memoryview | FilePart) -> Iterator[Any]:
+    """The body of a request in a form that boto3 accepts."""
+    if isinstance(body, FilePart):
+        with io.BufferedReader(_PartReader(body)) as reader:
+            yield reader
+    else:
+        yield bytes(body)  # of bytes no copy
 
 
 class _PartReader(SeekableRaw):
-    """A seekable reader of a part of a file, by positioned reads, so that many may share the descriptor."""
+    """A seekable reader of a part of a file, by positioned reads, so that several can share the descriptor."""
 
     def __init__(self, part: FilePart) -> None:
         self.size = part.size

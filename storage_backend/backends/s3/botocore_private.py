@@ -1,7 +1,7 @@
-"""The private attributes of botocore that decide whether our signed HTTP client may take boto3's place.
+"""Reads private attributes of botocore, to decide whether our signed HTTP client can replace the boto3 client.
 
-botocore has no public way to tell which handlers, certificates and credentials a client uses. `.ci/bounds` tries the oldest and
-the newest version that we allow; where an attribute is missing, requests go through boto3 and a warning says so.
+botocore has no public API for the handlers, certificates and credentials of a client. `.ci/bounds` tests the oldest and the
+newest version that we allow; if an attribute is missing, all requests go through boto3, with a warning.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _ATTRIBUTES = (
     "_endpoint.http_session._cert_file",
     _CREDENTIALS,
 )
-# For every request, functions in C; they raise AttributeError where something is missing.
+# Called for every request, so implemented in C; they raise AttributeError if an attribute is missing.
 quick_handlers_version = attrgetter(_LOOKUP_CACHE)
 quick_credentials_of = attrgetter(_CREDENTIALS)
 
-# The events of botocore by which a request can be changed on its way ("Extensibility guide", boto3).
+# botocore's events whose handlers can change a request or response ("Extensibility guide", boto3).
 _EVENTS = [
     "provide-client-params",
     "before-parameter-build",
@@ -54,19 +54,19 @@ _OPERATIONS = [
     "UploadPart",
     "UploadPartCopy",
 ]
-# Modules whose handlers our client does without, or calls itself.
+# Modules whose handlers our client does not need, or calls itself.
 _KNOWN = re.compile(r"(botocore|boto3|s3transfer|moto|storage_backend)(\.|$)")
 
 
 def is_botocore(client: Any) -> bool:
-    """Whether it is a client of botocore's, whoever made it, and not a stand-in."""
+    """Whether it is a real botocore client, created by anyone."""
     from botocore.client import BaseClient
 
     return isinstance(client, BaseClient)
 
 
 def handlers_version(client: Any) -> object:
-    """Another object after handlers were added or removed, since botocore's emitter then replaces its cache."""
+    """An object that is replaced when handlers are added or removed: the cache of botocore's emitter."""
     try:
         return quick_handlers_version(client)
     except AttributeError:
@@ -74,17 +74,17 @@ def handlers_version(client: Any) -> object:
 
 
 def is_stubbed(client: Any) -> bool:
-    """Whether a `botocore.stub.Stubber`, or a mock that has no events, answers in the service's place."""
+    """Whether a `botocore.stub.Stubber`, or a mock without events, responds instead of the service."""
     events = getattr(getattr(client, "meta", None), "events", None)
     registered = getattr(getattr(events, "_emitter", None), "_unique_id_handlers", None)
     if registered is None:
-        # If this cannot be told, strict checks of a real service matter more than the expectations of a Stubber.
+        # If unknown, the strict checks for a real service matter more than the expectations of a Stubber.
         return events is None
     return any(str(name).startswith("boto_stubber") for name in registered)
 
 
 def is_plain(client: Any) -> bool:
-    """Whether only botocore itself, or moto, has a say in the client's requests."""
+    """Whether no handlers but those of botocore, moto and this package affect the client's requests."""
     if not is_botocore(client) or type(client).__module__ != "botocore.client":
         return False
     missing = tuple(path for path in _ATTRIBUTES if not _has(client, path))
@@ -103,30 +103,30 @@ def is_plain(client: Any) -> bool:
 
 
 def handlers_of(client: Any, event: str) -> Iterable[Any]:
-    """The handlers that *event* calls."""
+    """The handlers of *event*."""
     found: Iterable[Any] = client.meta.events._emitter._handlers.prefix_search(event)
     return found
 
 
 def module_of(handler: Any) -> str:
-    """The module in which a handler was written."""
+    """The module that defines a handler."""
     function = getattr(handler, "func", handler)
     return str(getattr(function, "__module__", None) or type(function).__module__)
 
 
 def certificates_of(client: Any) -> tuple[bool | str | None, Any]:
-    """What the client verifies servers by, False for nothing and True for the usual authorities; and its own certificate."""
+    """The `verify` setting (False, True, or a path) and the client certificate."""
     session = client._endpoint.http_session
     return session._verify, session._cert_file
 
 
 def credentials_of(client: Any) -> Any:
-    """Botocore's credentials of a client; None where it has none."""
+    """The botocore credentials of a client; None if it has none."""
     return getattr(getattr(client, "_request_signer", None), "_credentials", None)
 
 
 def replace_credentials(client: Any, credentials: Any) -> None:
-    """Have *client* sign with other credentials from now on."""
+    """Make *client* sign with other credentials."""
     client._request_signer._credentials = credentials
 
 
@@ -140,11 +140,11 @@ def _has(client: Any, path: str) -> bool:
 
 @cache
 def _warn(missing: tuple[str, ...]) -> None:
-    """Once: the same client library is found by every storage."""
+    """Log only once: it concerns every storage."""
     import botocore
 
     logger.warning(
-        "botocore %s has no %s, which our own HTTP client relies on: all S3 requests go through boto3, which is slower",
+        "botocore %s has no %s, which our own HTTP client needs: all S3 requests go through boto3, which is slower",
         botocore.__version__,
         ", ".join(f"client.{path}" for path in missing),
     )

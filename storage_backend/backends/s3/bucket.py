@@ -1,4 +1,4 @@
-"""What the verbs share: identifiers and keys, our errors for those of S3, and the one way of an object into the bucket."""
+"""Bucket: what the public methods share: identifiers and keys, translated errors, and writing an object."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from storage_backend.backends.s3 import copying, uploading
 from storage_backend.backends.s3.destination import Destination, StoredObject
 from storage_backend.backends.s3.errors import (
     is_foreign,
-    is_transient,
+    is_refusal,
     response_error_of,
     rule_of,
     translate,
@@ -31,6 +31,7 @@ from storage_backend.backends.s3.object_reader import RawObjectReader
 from storage_backend.backends.s3.reading import ReadSource
 from storage_backend.backends.s3.requests import ObjectRequests
 from storage_backend.backends.s3.responses import FIRST
+from storage_backend.backends.s3.retries import is_transient
 from storage_backend.backends.s3.router import RequestRouter
 from storage_backend.backends.s3.settings import PART_MOST, S3Settings
 from storage_backend.backends.s3.upload_records import UploadRecords
@@ -64,27 +65,28 @@ T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-RECEIPTS = 10_000  # writes whose listing is remembered until somebody asks for it
-NO_MATCH = (PreconditionFailedError, NotFoundError)  # a condition does not hold
+RECEIPTS = 10_000  # writes remembered for `Hooks.last_written`
+NO_MATCH = (PreconditionFailedError, NotFoundError)  # a condition failed
 MARK = "storage-backend-write"  # in the metadata of conditional writes
 
 
 class Bucket:
-    """What one storage knows and holds, in every process and thread.
+    """The state of one storage, for all threads and processes.
 
     Args:
-        settings: of the storage.
+        settings: the settings of the storage.
 
     Attributes:
         settings: as given.
-        root: what stands before each identifier in a key: "", or ending in "/".
-        location: of the storage.
-        router: that sends requests.
-        workers: that send requests side by side.
-        records: of unfinished uploads.
-        receipts: what listings will show of the objects last written.
-        last_seen: what reads saw.
-        deletes_singly: the service has shown that it has no DeleteObjects.
+        root: put before each identifier to make a key: "", or ending in "/".
+        location: the location of the storage.
+        router: sends requests.
+        workers: threads that send requests in parallel.
+        records: records of unfinished uploads.
+        receipts: the last objects written, as listings will show them.
+        last_seen: the metadata of the objects read.
+        deletes_singly: the service turned out not to support DeleteObjects.
+        may_be_missing: the first write is yet to create the bucket if it is missing.
     """
 
     def __init__(self, settings: S3Settings) -> None:
@@ -97,7 +99,7 @@ class Bucket:
         self.receipts: dict[str, ObjectInfo] = {}
         self.last_seen = LastSeen()
         self.deletes_singly = False
-        self.may_be_missing = settings.create_bucket  # until the first write
+        self.may_be_missing = settings.create_bucket
         self._parameters = settings.object_parameters()
 
     def close(self) -> None:
@@ -111,38 +113,38 @@ class Bucket:
         return self.router.requests
 
     @contextmanager
-    def translated_errors(self, tried: str, identifier: str | None = None) -> Iterator[None]:
-        """Raise errors of S3, boto3 and the network as ours; errors of a caller's reader stay what they are.
+    def translated_errors(self, operation: str, identifier: str | None = None) -> Iterator[None]:
+        """Translate errors of S3, boto3 and the network; errors of a caller's reader pass unchanged.
 
         Args:
-            tried: what the body does, such as "read" an object, or "list objects in" the location.
-            identifier: of the object; None if the body is about the bucket.
+            operation: the operation, such as "read" an object, or "list objects in" the location.
+            identifier: the object; None for an operation on the bucket.
         """
         try:
             yield
         except Exception as error:
             if isinstance(error, StorageError) or not is_foreign(error):
                 raise
-            raise translate(error, identifier, self.location, tried) from error
+            raise translate(error, identifier, self.location, operation) from error
 
     @contextmanager
-    def listing(self, tried: str = "list objects in") -> Iterator[None]:
-        """As `translated_errors`, for listings: a bucket that the first write will create holds nothing."""
+    def listing(self, operation: str = "list objects in") -> Iterator[None]:
+        """As `translated_errors`, for listings: a bucket that the first write will create is empty."""
         try:
-            with self.translated_errors(tried):
+            with self.translated_errors(operation):
                 yield
         except BucketNotFoundError:
             if not self.may_be_missing:
                 raise
 
     def key(self, identifier: str) -> str:
-        """The key of an object: the one place where identifiers become keys."""
+        """The key of an object; nothing else turns identifiers into keys."""
         identifiers.check(identifier)
         key = self.root + identifier
         if len(key) > identifiers.MAX_BYTES // 4 and len(key.encode()) > identifiers.MAX_BYTES:
             raise InvalidIdentifierError(
-                f"invalid identifier {identifier[:40]!r}...: with the prefix {self.settings.prefix!r} it has more than "
-                f"{identifiers.MAX_BYTES:,} bytes, the most that S3 takes",
+                f"invalid identifier {identifier[:40]!r}...: with the prefix {self.settings.prefix!r} it exceeds "
+                f"{identifiers.MAX_BYTES:,} bytes, the limit of S3",
                 identifier=identifier,
                 backend=self.location,
             )
@@ -151,7 +153,7 @@ class Bucket:
     # Reading
 
     def head(self, identifier: str, **parameters: Any) -> ObjectHead:
-        """The metadata of an object. A HEAD fails without a reason; then a GET of one byte tells it."""
+        """The metadata of an object. An error response to HEAD has no document, so a GET of one byte then gets the reason."""
         key = self.key(identifier)
         with self.translated_errors("look up", identifier):
             try:
@@ -168,16 +170,15 @@ class Bucket:
             try:
                 got = self.requests.get(key, **parameters, Range=FIRST)
             except Exception as error:
-                refused = response_error_of(error)
-                if refused is None or refused.status != 416:  # the object is there, and empty
+                if not is_refusal(error, 416):  # the object exists and is empty
                     raise
             else:
                 got.body.close()
-            # What was wrong (the region, the clock) has been repaired, or the object has just appeared.
+            # The GET corrected the region or the clock, or the object has just been created.
             return self.requests.head(key, **parameters)
 
     def read_source(self, identifier: str, version_id: str | None) -> ReadSource:
-        """The object, to be read."""
+        """The object as a source for readers."""
         return ReadSource(
             self.router,
             self.key(identifier),
@@ -197,7 +198,7 @@ class Bucket:
         *,
         verify: bool = False,
     ) -> None:
-        """Store bytes, or all that a reader gives; *info* and *verify* as for `write_stream`."""
+        """Store bytes or the content of a reader; *info* and *verify* as for `write_stream`."""
         if isinstance(content, bytes) and len(content) <= PART_MOST:
             digest = None
             if info is not None:
@@ -222,19 +223,19 @@ class Bucket:
         self.prove(identifier, stored, None if source is None else source.hexdigest())
 
     def upload(self, path: str | os.PathLike[str], identifier: str, moved: Moved) -> None:
-        """Store a file; *moved* is told of the bytes."""
+        """Store a file; *moved* is called with the number of bytes sent."""
         self.key(identifier)
         with open_source(path) as reader:
-            facts = os.fstat(reader.fileno())
-            regular = stat.S_ISREG(facts.st_mode)
-            info = ObjectInfo(identifier, told_size(facts), modified_of(facts)) if regular else None
-            if info is None or facts.st_size <= self.settings.multipart_threshold:
+            status = os.fstat(reader.fileno())
+            regular = stat.S_ISREG(status.st_mode)
+            info = ObjectInfo(identifier, told_size(status), modified_of(status)) if regular else None
+            if info is None or status.st_size <= self.settings.multipart_threshold:
                 self.put(identifier, counting(reader, moved), info)
                 return
 
             def check(size: int) -> None:
                 now = os.fstat(reader.fileno())
-                if (now.st_size, now.st_mtime_ns) != (size, facts.st_mtime_ns):
+                if (now.st_size, now.st_mtime_ns) != (size, status.st_mtime_ns):
                     raise SourceChangedError(
                         f"{os.fspath(path)!r} changed while it was read; nothing was stored",
                         identifier=identifier,
@@ -243,16 +244,16 @@ class Bucket:
 
             stored = self.send(
                 identifier,
-                lambda to: uploading.put_file(to, reader.fileno(), facts.st_size, check, moved),
+                lambda to: uploading.put_file(to, reader.fileno(), status.st_size, check, moved),
                 info,
             )
         self.remember(identifier, stored)
 
     def put_if(self, identifier: str, content: Content, conditions: Mapping[str, str]) -> StoredObject:
-        """Store on a condition.
+        """Store if *conditions* (IfMatch, IfNoneMatch) hold.
 
-        If the response is lost and the request repeated, the condition no longer holds, because of the first request. A
-        mark in the object's metadata tells that it was ours.
+        If a response is lost, the repeated request fails because the first one changed the object. A random mark in the
+        object's metadata shows that this write was the one.
         """
         found = plain(content)
         mark = os.urandom(12).hex()
@@ -285,23 +286,23 @@ class Bucket:
         conditions: Mapping[str, str] | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> T:
-        """What *action* makes of the object's destination: the one way in which objects are written."""
+        """Call *action* with the object's destination and translate errors; all writes go through here."""
         key = self.key(identifier)
         with self.translated_errors("write", identifier):
             return action(self._destination(key, identifier, info, conditions, metadata))
 
     def prove(self, identifier: str, stored: StoredObject, digest: str | None) -> None:
-        """Check what was stored by reading it back, if the service proved nothing; if *digest* is None, do not check."""
+        """Read the object back and compare its *digest*, unless the service verified it or *digest* is None."""
         if digest is not None and not stored.proven:
             try:
-                check_digest(identifier, digest, self._read_back(identifier), "what was stored")
+                check_digest(identifier, digest, self._read_back(identifier), "the stored object")
             except IntegrityError:
-                self._withdraw(identifier, stored)
+                self._delete_damaged(identifier, stored)
                 raise
         self.remember(identifier, stored)
 
     def remember(self, identifier: str, stored: StoredObject) -> None:
-        """Keep what a listing will show of the object, for `Hooks.last_written`."""
+        """Remember the object as a listing will show it, for `Hooks.last_written`."""
         if stored.etag is None or stored.parts:
             self.receipts.pop(identifier, None)
             return
@@ -309,23 +310,23 @@ class Bucket:
             self.receipts.pop(next(iter(self.receipts)), None)
         self.receipts[identifier] = ObjectInfo(identifier, stored.size, None, stored.etag)
 
-    def copy(self, source: Bucket, source_id: str, dest_id: str, etag: str | None = None) -> None:
-        """Copy inside the service; with *etag*, only if that is still the source's."""
+    def copy(self, source: Bucket, source_id: str, dest_id: str, head: ObjectHead | None = None) -> None:
+        """Copy inside the service; with *head*, only if the source still has its ETag."""
         key = self.key(dest_id)
         copied = f"{source.settings.bucket}/{source.key(source_id)}"
         with self.translated_errors("copy", source_id):
             to = self._destination(key, dest_id, None)
             kept = {name: value for name, value in to.parameters.items() if name != "ContentType"}
-            copying.copy(replace(to, parameters=kept), copied, lambda: source.head(source_id), etag)
+            copying.copy(replace(to, parameters=kept), copied, lambda: source.head(source_id), head)
 
     def delete(self, identifier: str, etag: str | None = None) -> None:
-        """Delete; with *etag*, only that version, where the service heeds the condition as Amazon S3 does."""
+        """Delete; with *etag*, only that version, if the service supports the condition as Amazon S3 does."""
         pinned = {} if etag is None else {"IfMatch": f'"{etag}"'}
         with self.translated_errors("delete", identifier):
             try:
                 self.requests.delete(self.key(identifier), **pinned)
             except Exception as error:
-                # If the response to a first try was lost, a second one on a condition finds nothing.
+                # If the response to the first attempt was lost, the second one finds no object that matches.
                 refused = response_error_of(error)
                 if etag is None or refused is None or refused.attempts == 1:
                     raise
@@ -333,7 +334,7 @@ class Bucket:
                     raise
 
     def abort_uploads(self, before: datetime) -> int:
-        """Abort the uploads beneath the prefix that began before that moment; how many there were."""
+        """Abort the uploads beneath the prefix that began before that time; return their number."""
         count = 0
         with self.listing("abort uploads in"):
             for key, upload_id, began in self.router.boto3.uploads(self.root):
@@ -342,8 +343,7 @@ class Bucket:
                 try:
                     self.router.boto3.abort_upload(key, upload_id)
                 except Exception as error:
-                    refused = response_error_of(error)
-                    if refused is None or refused.code != "NoSuchUpload":
+                    if not is_refusal(error, "NoSuchUpload"):
                         raise
                     continue  # it was completed or aborted meanwhile
                 count += 1
@@ -360,7 +360,7 @@ class Bucket:
         if self.may_be_missing:
             self._create_missing()
         parameters: dict[str, Any] = dict(self._parameters)
-        kind = (info.content_type if info else None) or self.settings.content_type or guessed(identifier)
+        kind = (info.content_type if info else None) or self.settings.content_type or guess_type(identifier)
         if kind is not None:
             parameters["ContentType"] = kind
         own = dict(metadata or {})
@@ -373,13 +373,13 @@ class Bucket:
         )
 
     def _create_missing(self) -> None:
-        """Create the bucket if it is missing. Users of an existing one need no right to create any."""
+        """Create the bucket if it is missing. With an existing one no permission to create buckets is needed."""
         with self.translated_errors("look for the bucket of"):
             try:
                 self.requests.page(self.root, limit=1)
             except Exception as error:
                 refused = response_error_of(error)
-                # Other refusals are about listing, which the user may never need.
+                # Other refusals concern listing, which the user may never need.
                 if refused is None:
                     raise
                 if refused.code == "NoSuchBucket":
@@ -390,13 +390,12 @@ class Bucket:
         try:
             self.router.boto3.create_bucket()
         except Exception as error:
-            refused = response_error_of(error)
-            # 409: somebody else was faster. 403: we may not; the write that follows says that the bucket is missing.
-            if refused is None or refused.status not in {403, 409}:
+            # 409: another client created it first. 403: denied; then the write fails with NoSuchBucket.
+            if not is_refusal(error, 403, 409):
                 raise
 
     def _read_back(self, identifier: str) -> str:
-        """The SHA-256 of what the service returns, in hex."""
+        """The SHA-256 of the stored object in hex, by reading it."""
         digest = hashlib.sha256(usedforsecurity=False)
         view = memoryview(bytearray(CHUNK))
         with RawObjectReader(self.read_source(identifier, None)) as reader:
@@ -404,14 +403,14 @@ class Bucket:
                 digest.update(view[:count])
         return digest.hexdigest()
 
-    def _withdraw(self, identifier: str, stored: StoredObject) -> None:
-        """Delete a damaged object, if it is still the one that was stored."""
+    def _delete_damaged(self, identifier: str, stored: StoredObject) -> None:
+        """Delete a damaged object unless it has been replaced."""
         try:
             if stored.etag is not None and self.head(identifier).etag == stored.etag:
                 self.delete(identifier)
         except StorageError as error:
             logger.warning(
-                "%r in %s is damaged and could not be removed: %s", identifier, self.location, error
+                "%r in %s is damaged and could not be deleted: %s", identifier, self.location, error
             )
 
 
@@ -420,13 +419,13 @@ def version_parameter(version_id: str | None) -> dict[str, str]:
     return {} if version_id is None else {"VersionId": version_id}
 
 
-def guessed(identifier: str) -> str | None:
-    """The media type that the name suggests."""
-    return _guessed_of(posixpath.splitext(identifier)[1].lower())
+def guess_type(identifier: str) -> str | None:
+    """The media type by the extension."""
+    return _guess_by_suffix(posixpath.splitext(identifier)[1].lower())
 
 
 @lru_cache(maxsize=1024)
-def _guessed_of(suffix: str) -> str | None:
+def _guess_by_suffix(suffix: str) -> str | None:
     kind, encoding = mimetypes.guess_type(f"name{suffix}")
     # The type of "x.tar.gz" is that of the archive inside, which these bytes are not.
     return {"gzip": "application/gzip", None: kind}.get(encoding)

@@ -1,6 +1,6 @@
-"""Checksums: those that S3 knows, those that go with a body, and what a response proves of them.
+"""Computes the checksums of S3, and verifies responses by them.
 
-What S3 computes: "Checking object integrity", Amazon S3 User Guide.
+The algorithms: "Checking object integrity", Amazon S3 User Guide.
 """
 
 from __future__ import annotations
@@ -24,32 +24,31 @@ from storage_backend.errors import ConfigurationError
 from storage_backend.streams import CHUNK
 
 _HASHES: Final = frozenset({"md5", "sha1", "sha256"})
-_AWSCRT: Final = {
-    "crc32c": 4,
-    "crc64nvme": 8,
-}  # sizes in bytes; only awscrt computes these, which is optional
+_AWSCRT: Final = {"crc32c": 4, "crc64nvme": 8}  # sizes in bytes; computed by the optional awscrt
 
-_POLYNOMIAL = 0xEDB88320  # CRC-32 of ISO 3309, as zlib writes it: the highest bit is the coefficient of x^0
+_POLYNOMIAL = (
+    0xEDB88320  # CRC-32 of ISO 3309 in the bit order of zlib: the highest bit is the coefficient of x^0
+)
 _ORDER = (1 << 32) - 1  # of x modulo the polynomial, which is primitive
 _ONE = 1 << 31
-_BYTE = 1 << 23  # x^8: what one more byte multiplies a CRC by
+_BYTE = 1 << 23  # x^8: one more byte multiplies a CRC by this
 
 
 class BodyChecksums:
-    """The checksums of one body: those that are sent, and the MD5 where the response can be compared with it.
+    """The checksums of one body to send, and its MD5 if the ETag of the response can be compared with it.
 
     Args:
-        requests: by which the body is sent.
-        body: all of it.
+        requests: the client that sends the body.
+        body: the whole body.
         sha256: its SHA-256 in hex, if known.
-        crc: send the CRC-32: the body is a part of an object that is checked as a whole by that.
+        crc: send the CRC-32, as for a part of an object whose CRC-32 is verified as a whole.
         md5: compute the MD5 in any case.
 
     Attributes:
-        parameters: the checksums to send, in boto3's names.
-        size: of the body, in bytes.
-        md5: of the body; b"" if it was not computed.
-        crc: its CRC-32; 0 if it was not computed.
+        parameters: the checksums to send, with boto3's names.
+        size: bytes of the body.
+        md5: the MD5 of the body; b"" if not computed.
+        crc: the CRC-32 of the body; 0 if not computed.
     """
 
     def __init__(
@@ -79,14 +78,9 @@ class BodyChecksums:
             self.parameters["ContentMD5"] = base64_of(self.md5)
 
     def stored(self, head: ObjectHead) -> StoredObject:
-        """What was stored, proven if the response *head* shows that the service has these very bytes."""
+        """The result of the write; proven if the service verified the checksum or *head* has the MD5."""
         proven = self._verified or (bool(self.md5) and head.etag == self.md5.hex())
         return StoredObject(self.size, head.etag, proven)
-
-
-def uses_crc(requests: ObjectRequests) -> bool:
-    """Whether an object in parts is checked as a whole by its CRC-32."""
-    return requests.checksum in {"auto", "crc32"}
 
 
 def _hashed(body: Piece, algorithm: str) -> bytes:
@@ -113,69 +107,34 @@ def _blocks(body: FilePart) -> Iterator[Buffer]:
     while done < body.size:
         count = os.preadv(body.fd, [buffer[: body.size - done]], body.offset + done)
         if not count:
-            return  # the file became shorter, which sending it finds out
+            return  # the file became shorter; sending it raises FileChangedError
         done += count
         yield buffer[:count]
 
 
 def base64_of(digest: bytes) -> str:
-    """A digest as headers and documents write it."""
+    """A digest as in headers and documents."""
     return base64.b64encode(digest).decode()
 
 
 def known(algorithm: str) -> bool:
-    """Whether `RunningDigests` can compute an algorithm here; names are S3's in lower case: "crc32", "sha256", ..."""
+    """Whether `running_digest` supports an algorithm ("crc32", "sha256", ...) in this installation."""
     return algorithm in _HASHES or algorithm == "crc32" or (algorithm in _AWSCRT and _awscrt() is not None)
 
 
-class RunningDigests:
-    """Several digests over one stream.
-
-    Args:
-        algorithms: of "md5", "sha1", "sha256", "crc32", and with awscrt installed "crc32c" and "crc64nvme".
-
-    Raises:
-        ConfigurationError: one is not known here.
-    """
-
-    def __init__(self, *algorithms: str) -> None:
-        self._running = {algorithm: _new(algorithm) for algorithm in algorithms}
-
-    def update(self, data: Buffer) -> None:
-        """Take in *data*, which is contiguous."""
-        for running in self._running.values():
-            running.update(data)
-
-    def base64(self, algorithm: str) -> str:
-        """The digest of all data so far, as the service's headers and documents write it.
-
-        Raises:
-            KeyError: it is not among those asked for.
-        """
-        return base64.b64encode(self._running[algorithm].digest()).decode()
-
-    def hexdigest(self, algorithm: str) -> str:
-        """The digest of all data so far, in lower-case hex.
-
-        Raises:
-            KeyError: it is not among those asked for.
-        """
-        return self._running[algorithm].digest().hex()
-
-
 def multipart_etag(md5s: Sequence[bytes]) -> str:
-    """The etag of an object uploaded in parts, from the MD5 (16 bytes) of each, in order.
+    """The ETag of an object uploaded in parts, from the MD5 (16 bytes) of each, in order.
 
-    The service computes it so, unless the object is encrypted with a key of KMS or the customer.
+    Services compute it like this, except with SSE-KMS or SSE-C.
     """
     return f"{hashlib.md5(b''.join(md5s), usedforsecurity=False).hexdigest()}-{len(md5s)}"
 
 
 def crc32_combined(first: int, second: int, second_size: int) -> int:
-    """The CRC-32 of two pieces end to end, from the CRC of each and the size of the second in bytes.
+    """The CRC-32 of two concatenated pieces, from the CRC of each and the size of the second in bytes.
 
-    A CRC is a polynomial over GF(2): bytes behind a piece multiply its own by a power of x, and those of both add up
-    (so zlib's `crc32_combine`). The time does not depend on the size.
+    A CRC is a polynomial over GF(2): bytes appended to a piece multiply its CRC by a power of x, and the CRCs of both are
+    added (as zlib's `crc32_combine` does). The time does not depend on the size.
     """
     power = _ONE
     # Powers repeat, which also bounds the table.
@@ -201,7 +160,7 @@ def _powers() -> tuple[tuple[int, ...], ...]:
 
 
 def _product(left: int, right: int) -> int:
-    """Of two polynomials, modulo that of CRC-32."""
+    """The product of two polynomials, modulo that of CRC-32."""
     product = 0
     while left:
         if left & _ONE:
@@ -211,13 +170,18 @@ def _product(left: int, right: int) -> int:
     return product
 
 
-class _Digest(Protocol):
-    def update(self, data: Buffer, /) -> None: ...
-    def digest(self) -> bytes: ...
+class RunningDigest(Protocol):
+    """A digest with the interface of `hashlib`."""
+
+    def update(self, data: Buffer, /) -> None:
+        """Add *data*, a contiguous buffer."""
+
+    def digest(self) -> bytes:
+        """The digest so far."""
 
 
 class _Checksum:
-    """A CRC in the manner of `hashlib`; *size* in bytes."""
+    """A CRC with the interface of `hashlib`; *size* in bytes."""
 
     def __init__(self, function: Callable[[Buffer, int], int], size: int) -> None:
         self._function = function
@@ -231,7 +195,12 @@ class _Checksum:
         return self._value.to_bytes(self._size, "big")
 
 
-def _new(algorithm: str) -> _Digest:
+def running_digest(algorithm: str) -> RunningDigest:
+    """A new digest: "md5", "sha1", "sha256", "crc32"; with awscrt installed also "crc32c" and "crc64nvme".
+
+    Raises:
+        ConfigurationError: the algorithm is not supported.
+    """
     if algorithm in _HASHES:
         return hashlib.new(algorithm, usedforsecurity=False)
     if algorithm == "crc32":
@@ -239,7 +208,7 @@ def _new(algorithm: str) -> _Digest:
     functions = _awscrt() if algorithm in _AWSCRT else None
     if functions is None:
         hint = " without awscrt (pip install awscrt)" if algorithm in _AWSCRT else ""
-        raise ConfigurationError(f"checksum {algorithm!r} is not known{hint}", parameter="checksum")
+        raise ConfigurationError(f"checksum {algorithm!r} is not supported{hint}", parameter="checksum")
     return _Checksum(cast("Callable[[Buffer, int], int]", getattr(functions, algorithm)), _AWSCRT[algorithm])
 
 

@@ -1,4 +1,4 @@
-"""Copies from key to key inside the service, of any size."""
+"""Copies an object of any size inside the service."""
 
 from __future__ import annotations
 
@@ -10,38 +10,41 @@ from urllib.parse import urlencode
 
 from storage_backend.backends.s3 import checksums
 from storage_backend.backends.s3.destination import Destination
-from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3.errors import is_refusal
 from storage_backend.backends.s3.object_head import ObjectHead, http_date
 from storage_backend.backends.s3.parallel import ParallelTasks
-from storage_backend.backends.s3.settings import part_size
+from storage_backend.backends.s3.settings import PART_MOST, part_size
 from storage_backend.backends.s3.xml_documents import unexpected
 from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
 
-# The refusals of a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
+# Errors for a source of more than 5 GiB ("CopyObject", Amazon S3 API Reference).
 _TOO_LARGE = frozenset({"EntityTooLarge", "InvalidArgument", "InvalidRequest"})
 
 
 def copy(
-    destination: Destination, source: str, look: Callable[[], ObjectHead], if_match: str | None = None
+    destination: Destination, source: str, read_head: Callable[[], ObjectHead], head: ObjectHead | None = None
 ) -> None:
-    """Copy *source* to the destination's key, by one request if it is small enough, else in parts.
+    """Try one CopyObject; if the service refuses it as too large, copy in parts.
 
     Args:
-        destination: of the copy. Its parameters are given to the copy; all others come from the source.
+        destination: the copy gets its parameters, and all other metadata of the source.
         source: "bucket/key".
-        look: returns the metadata of the source.
-        if_match: the etag that the source must have.
+        read_head: returns the metadata of the source.
+        head: the source must still have its ETag; with a size beyond the limit of CopyObject, that is not tried.
     """
-    pinned = {} if if_match is None else {"CopySourceIfMatch": f'"{if_match}"'}
+    if head is not None and (head.size or 0) > PART_MOST:
+        _in_parts(destination, source, head)
+        return
+    pinned = _pinned(head)
     try:
         destination.router.requests.copy(destination.key, source, **destination.parameters, **pinned)
     except Exception as error:
-        refused = response_error_of(error)
-        if refused is None or refused.code not in _TOO_LARGE:
+        if not is_refusal(error, *_TOO_LARGE):
             raise
-        head = look()
+        head = head or read_head()
+        # Other services have lower limits than Amazon, but an error for an object that a PUT can store has another cause.
         if head.size is None or head.size <= destination.settings.multipart_threshold:
             raise
         _in_parts(destination, source, head)
@@ -75,9 +78,11 @@ def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
             tasks.stop()
             try:
                 boto3.abort_upload(destination.key, upload_id)
-            except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
-                if not _is_gone(error):
-                    logger.warning("an unfinished upload of %r stays: %s", destination.key, error)
+            except Exception as error:  # noqa: BLE001 - the caller gets the error that caused the abort
+                if not is_refusal(error, "NoSuchUpload"):
+                    logger.warning(
+                        "an unfinished upload of %r could not be aborted: %s", destination.key, error
+                    )
 
         if grace() is None:
             abort()
@@ -87,12 +92,14 @@ def _in_parts(destination: Destination, source: str, head: ObjectHead) -> None:
 
 
 def _carried(destination: Destination, source: str, head: ObjectHead) -> dict[str, Any]:
-    """What CopyObject would keep by itself, and the storage class."""
+    """The metadata that CopyObject would keep, and the storage class."""
     carried: dict[str, Any] = {"Metadata": dict(head.metadata), **head.carried}
     if head.content_type is not None:
         carried["ContentType"] = head.content_type
     if "Expires" in carried and http_date(carried["Expires"]) is None:
-        logger.warning("the copy %r has no Expires: %r is no date", destination.key, carried.pop("Expires"))
+        logger.warning(
+            "the copy %r has no Expires header: %r is not a date", destination.key, carried.pop("Expires")
+        )
     tags = _tags(destination, source)
     if tags:
         carried["Tagging"] = urlencode(tags)
@@ -106,12 +113,11 @@ def _tags(destination: Destination, source: str) -> dict[str, str]:
     try:
         return destination.router.boto3.tags(bucket, key)
     except Exception as error:
-        refused = response_error_of(error)
-        if refused is None or refused.status not in {400, 403, 404, 405, 501}:
+        if not is_refusal(error, 400, 403, 404, 405, 501):
             raise
-        # The service has no tags, or reading them is denied: most objects have none.
-        if refused.status == 403:
-            logger.warning("the copy %r has no tags: those of its source may not be read", destination.key)
+        # The service does not support tags, or reading them is denied. Most objects have none.
+        if is_refusal(error, 403):
+            logger.warning("the copy %r has no tags: reading those of its source is denied", destination.key)
         return {}
 
 
@@ -119,34 +125,34 @@ def _complete(destination: Destination, upload_id: str, parts: list[dict[str, An
     try:
         destination.router.boto3.complete_upload(destination.key, upload_id, parts)
     except Exception as error:
-        # If its response was lost, the repeated request may find no upload any more.
+        # If its response was lost, the repeated request finds that the upload no longer exists.
         etags = [str(part["ETag"]).strip('"') for part in parts]
-        if not _is_gone(error) or not all(re.fullmatch("[0-9a-f]{32}", etag) for etag in etags):
+        if not is_refusal(error, "NoSuchUpload") or not all(
+            re.fullmatch("[0-9a-f]{32}", etag) for etag in etags
+        ):
             raise
-        landed = destination.router.requests.head(destination.key)
+        stored = destination.router.requests.head(destination.key)
         expected = checksums.multipart_etag([bytes.fromhex(etag) for etag in etags])
-        if (landed.size, landed.etag) != (size, expected):
+        if (stored.size, stored.etag) != (size, expected):
             raise
 
 
-def _is_gone(error: Exception) -> bool:
-    refused = response_error_of(error)
-    return refused is not None and refused.code == "NoSuchUpload"
+def _pinned(head: ObjectHead | None) -> dict[str, str]:
+    return {} if head is None or head.etag is None else {"CopySourceIfMatch": f'"{head.etag}"'}
 
 
 def _part(
     destination: Destination, source: str, head: ObjectHead, upload_id: str, part: tuple[int, int, int]
 ) -> dict[str, Any]:
     number, start, end = part
-    pinned = {} if head.etag is None else {"CopySourceIfMatch": f'"{head.etag}"'}
     copied = destination.router.requests.copy_part(
         destination.key,
         source,
         UploadId=upload_id,
         PartNumber=number,
         CopySourceRange=f"bytes={start}-{end - 1}",
-        **pinned,
+        **_pinned(head),
     )
     if copied.etag is None:
-        raise unexpected("a part with an ETag that is not weak", "none")
+        raise unexpected("a part with a strong ETag", "none")
     return {"PartNumber": number, "ETag": f'"{copied.etag}"'}

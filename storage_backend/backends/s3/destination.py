@@ -1,4 +1,4 @@
-"""Where an object is stored, and what was stored there."""
+"""Destination and StoredObject: the input and the result of a write."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ Piece: TypeAlias = bytes | memoryview | FilePart
 
 @dataclass(frozen=True)
 class Destination:
-    """Where an object is stored.
+    """A key to write to, and how.
 
     Attributes:
-        router: of the storage.
-        settings: of the storage.
-        workers: that send parts.
-        records: of unfinished uploads.
-        key: in the bucket.
-        parameters: what the object is given, in boto3's names.
+        router: sends the requests.
+        settings: the settings of the storage.
+        workers: threads that send parts.
+        records: records of unfinished uploads.
+        key: the full key in the bucket.
+        parameters: metadata of the object, with boto3's names.
         conditions: IfMatch or IfNoneMatch.
     """
 
@@ -41,13 +41,13 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class StoredObject:
-    """What was stored.
+    """The result of a write.
 
     Attributes:
         size: in bytes.
-        etag: as the service gave it.
-        parts: whether it was uploaded in parts; some services then show another etag later (rclone does).
-        proven: whether the service told, or is known to have checked, a digest of what it stored.
+        etag: the ETag that the service returned.
+        parts: whether it was uploaded in parts; some services (rclone) later return another ETag for these.
+        proven: whether the service verified the checksum, or returned a digest that matches.
     """
 
     size: int

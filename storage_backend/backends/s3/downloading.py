@@ -1,4 +1,4 @@
-"""Downloads an object into a file: a large one by one stream from its front and others from its back."""
+"""Downloads an object into a file; a large one in parallel, from both ends."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from storage_backend.streams import CHUNK, Moved
 from storage_backend.threads import GRACE_SECONDS, Deadline, WorkerThreads
 
 PIECE = 8 << 20  # bytes that a helper requests at a time
-PARALLEL_FROM = 32 << 20  # bytes; below it one stream is done before others have begun
-ALONE_SECONDS = 0.25  # that the first stream runs before helpers join: on a fast link it is done by then
+PARALLEL_FROM = 32 << 20  # bytes; below it one stream finishes before others would start
+ALONE_SECONDS = 0.25  # before helpers start: on a fast link the first stream has finished by then
 
 
 def fill(source: ReadSource, staged: StagedFile, workers: WorkerThreads, moved: Moved) -> None:
-    """Write the object into *staged*, and compare it with its length and, where there is one, its checksum.
+    """Write the object into *staged* and verify its length and, if there is one, its checksum.
 
-    *moved* is told of the bytes, by whichever thread has them.
+    *moved* is called with numbers of bytes, from any thread.
 
-    One stream reads from the front. If that takes long, helpers fetch pieces from the back until they meet. Each has its
-    own connection, so together they are faster than one where a connection is the limit. No byte is requested twice.
+    One stream reads from the front. If that takes long, helpers fetch pieces from the back until they meet it. Each has its
+    own connection, so they are faster where a connection is the bottleneck. No byte is requested twice.
     """
     with RawObjectReader(source) as reader:
         source.saw(reader.head)
@@ -58,22 +58,24 @@ class _ParallelDownload:
     fd: int
     moved: Moved
     lock: threading.Lock = field(default_factory=threading.Lock)
-    front: int = 0  # where the next bytes for the first stream begin
-    back: int = 0  # where the pieces of the helpers begin
-    helpers: int = 0  # at work
-    done: SimpleQueue[None] = field(default_factory=SimpleQueue)  # a helper has ended
-    left: list[tuple[int, int]] = field(default_factory=list)  # that a helper could not get: offset, size
+    front: int = 0  # offset of the next bytes for the first stream
+    back: int = 0  # offset of the pieces claimed by helpers
+    helpers: int = 0  # running
+    done: SimpleQueue[None] = field(default_factory=SimpleQueue)  # an item for each helper that ended
+    left: list[tuple[int, int]] = field(
+        default_factory=list
+    )  # offset, size of pieces that a helper could not get
     failed: list[BaseException] = field(default_factory=list)
     crcs: dict[int, tuple[int, int]] = field(default_factory=dict)  # offset -> CRC-32, size
 
     def run(self, workers: WorkerThreads) -> None:
-        # A descriptor of its own: a helper that is left behind must not write into the next file with that number.
+        # Its own descriptor: a helper left running must not write into another file that reuses the number.
         self.fd = os.dup(self.fd)
         weakref.finalize(self, os.close, self.fd)
         self.back = self.reader.size
         try:
             self._from_front(workers)
-        except BaseException as error:  # noqa: BLE001 - raised below, when nobody writes any more
+        except BaseException as error:  # noqa: BLE001 - raised below, when no helper writes any more
             self.failed.append(error)
         self._settle()
         for offset, size in sorted(self.left):
@@ -84,7 +86,7 @@ class _ParallelDownload:
         self._check()
 
     def _settle(self) -> None:
-        """Wait for the helpers: until all are done, or after an interrupt for a moment, and after a second one no longer."""
+        """Wait for the helpers; after an interrupt only for the grace period, after a second one no longer."""
         limit = Deadline(GRACE_SECONDS if self._interrupt else None)
         while self.helpers:
             try:
@@ -101,11 +103,11 @@ class _ParallelDownload:
 
     @property
     def _interrupt(self) -> BaseException | None:
-        """The KeyboardInterrupt or the like that ended this, if one did."""
+        """The KeyboardInterrupt or similar that ended the download, if any."""
         return next((error for error in self.failed if not isinstance(error, Exception)), None)
 
     def _from_front(self, workers: WorkerThreads) -> None:
-        """Read on until the helpers' pieces begin."""
+        """Read from the front up to the helpers' pieces."""
         began = time.monotonic()
         view = memoryview(bytearray(CHUNK))
         crc = 0
@@ -127,7 +129,7 @@ class _ParallelDownload:
 
     def _claim_back(self) -> tuple[int, int]:
         with self.lock:
-            # The bytes just ahead of the first stream are on their way to it already.
+            # The bytes just ahead of the first stream are already being sent to it.
             size = PIECE if self.back - self.front >= 2 * PIECE else 0
             self.back -= size
             return self.back, size
@@ -150,7 +152,7 @@ class _ParallelDownload:
             self.done.put(None)
 
     def _read(self, reader: RawObjectReader, offset: int, size: int) -> int:
-        """Have *reader* fetch a piece, and write it where it belongs; its CRC-32."""
+        """Read a piece with *reader* and write it to the file; return its CRC-32."""
         view = memoryview(bytearray(CHUNK))
         reader.seek(offset)
         crc = 0

@@ -1,4 +1,4 @@
-"""Where requests for a bucket go and how they are signed, as boto3 resolves it: its client is made to build one request."""
+"""BucketEndpoint: host, region, credentials and TLS, as boto3 resolves them; taken from a request that it builds."""
 
 from __future__ import annotations
 
@@ -26,24 +26,24 @@ from storage_backend.backends.s3.signing import Signer, SigningCredentials
 from storage_backend.errors import ConfigurationError
 from storage_backend.forks import no_fork
 
-_PROBE = "k"  # a key whose place in the path shows what stands before it
+_PROBE = "k"  # a key whose position in the path shows the part before it
 
 
 @dataclass(frozen=True)
 class BucketEndpoint:
-    """Where requests for the bucket go, and how they are signed.
+    """Where requests for a bucket are sent, and how they are signed.
 
     Attributes:
-        host: for the header.
+        host: the Host header.
         root: the path before a key: "/bucket/", or "/" where the host names the bucket.
-        region: that requests are signed for; "" if they are not.
+        region: the region in signatures; "" for anonymous requests.
         signer: None for anonymous requests.
-        credentials: gives those of this moment.
-        refresh: gets new credentials; whether they differ from the old ones.
+        credentials: returns the current credentials.
+        refresh: replaces the credentials; returns whether they changed.
         pool: connections to the host.
-        tls: whether they are encrypted.
-        emit: gives a response in place of the network's, as moto does; None where no handler is registered for that.
-        origin: the URL before the path.
+        tls: whether the connections use TLS.
+        emit: calls handlers that may respond instead of the service, such as moto's; None if there are none.
+        origin: the URL up to the path.
     """
 
     host: str
@@ -59,10 +59,10 @@ class BucketEndpoint:
 
 
 def endpoint_of(client: Any, settings: S3Settings) -> BucketEndpoint | None:
-    """The endpoint of a plain client of botocore's; None where only the client itself can send or sign."""
+    """The endpoint of a botocore client; None if only the client itself can send or sign its requests."""
     if settings.bucket.endswith("--x-s3"):
-        return None  # directory buckets have sessions of their own ("CreateSession", Amazon S3 API Reference)
-    request = _captured(client, settings.bucket)
+        return None  # directory buckets need sessions ("CreateSession", Amazon S3 API Reference)
+    request = _capture_request(client, settings.bucket)
     headers = {str(name).lower(): _text(value) for name, value in request.headers.items()}
     scope = SCOPE.match(headers.get("authorization", ""))
     if scope is None and not settings.anonymous:
@@ -96,8 +96,8 @@ def endpoint_of(client: Any, settings: S3Settings) -> BucketEndpoint | None:
     )
 
 
-def _captured(client: Any, bucket: str) -> Any:
-    """A request as the client would send it; it is not sent."""
+def _capture_request(client: Any, bucket: str) -> Any:
+    """A request as the client would send it, without sending it."""
     from botocore.awsrequest import AWSResponse
 
     seen: list[Any] = []
@@ -119,7 +119,7 @@ def _captured(client: Any, bucket: str) -> Any:
 
 
 class _EmptyBody(io.BytesIO):
-    """The empty body of a response, as urllib3 has it."""
+    """An empty body with the interface of urllib3."""
 
     def stream(self, *_: object, **__: object) -> Iterator[bytes]:
         return iter(())
@@ -151,7 +151,7 @@ def _context(verify: bool | str | None) -> ssl.SSLContext:
 
 
 def _emit(client: Any) -> Callable[..., Any] | None:
-    """Ask the handlers of "before-send" (moto's, if any) for a response; None where there are none."""
+    """A function that calls the handlers of "before-send" (moto's); None if there are none but ours."""
     found = handlers_of(client, "before-send.s3.GetObject")
     if all(module_of(handler).startswith("storage_backend.") for handler in found):
         return None
@@ -163,22 +163,22 @@ def _no_credentials() -> SigningCredentials:
 
 
 class CredentialSource:
-    """The credentials of a client.
+    """The credentials of a botocore client.
 
     Args:
-        client: botocore's, made for *settings*.
-        settings: of the storage.
+        client: created for *settings*.
+        settings: the settings of the storage.
     """
 
     def __init__(self, client: Any, settings: S3Settings) -> None:
         self._client = client
         self._settings = settings
-        self._used = threading.local()  # by each thread, as botocore has them
+        self._used = threading.local()  # the last ones that each thread used
         self._checked: tuple[Any, SigningCredentials] | None = None
         self._lock = threading.Lock()
 
     def credentials(self) -> SigningCredentials:
-        """Those of this moment. What is about to expire is renewed, once for all threads.
+        """The current credentials. Those about to expire are renewed, once for all threads.
 
         Raises:
             ConfigurationError: one cannot be sent.
@@ -195,21 +195,21 @@ class CredentialSource:
         return found
 
     def refresh(self) -> bool:
-        """Replace the credentials that this thread used, although they do not look expired; whether they differ now.
+        """Replace the credentials that this thread used, although they have not expired; return whether they changed.
 
-        Credentials that botocore does not renew are looked up again where they were found: files and variables change.
+        Credentials that botocore does not renew are read again from their source: files and variables change.
         """
         credentials = credentials_of(self._client)
         before = getattr(self._used, "frozen", None) or credentials.get_frozen_credentials()
         renew = getattr(credentials, "_protected_refresh", None)
         with getattr(credentials, "_refresh_lock", None) or self._lock:
-            # Not by get_frozen_credentials, which takes the lock itself when the end is near.
+            # Not get_frozen_credentials, which takes the lock itself shortly before expiry.
             if renew is not None:
                 if getattr(credentials, "_frozen_credentials", before) == before:
                     renew(is_mandatory=True)
             elif credentials_of(self._client).get_frozen_credentials() == before:
                 given = getattr(credentials, "method", None) == "explicit"
                 if not given or self._settings.access_key is not None:
-                    # Replaced as a whole, since other threads read them meanwhile.
+                    # Replaced as a whole, since other threads may be reading them.
                     replace_credentials(self._client, credentials_now(self._settings) or credentials)
         return bool(credentials_of(self._client).get_frozen_credentials() != before)

@@ -30,17 +30,17 @@ from storage_backend.errors import (
 
 @dataclass(eq=False)
 class S3ResponseError(Exception):
-    """A response of S3 that is no success.
+    """An error response of S3.
 
     Attributes:
-        status: of HTTP.
-        code: of S3 ("Error responses", Amazon S3 API Reference); "" where the response had none, as to HEAD.
-        message: S3's own.
-        region: of the bucket, if the response names it.
-        retry_after: seconds to wait, if the response names them.
+        status: the HTTP status.
+        code: the error code ("Error responses", Amazon S3 API Reference); "" without a document, as for HEAD.
+        message: the service's message.
+        region: the region of the bucket, if the response names it.
+        retry_after: the Retry-After in seconds, if there was one.
         attempts: requests made.
-        server_time: the service's clock, in seconds since the epoch; None if the response does not tell.
-        redirected: the Location of a redirect.
+        server_time: the Date of the response, in seconds since the epoch; None without one.
+        redirected: the Location header of a redirect.
     """
 
     status: int
@@ -64,7 +64,7 @@ class S3ResponseError(Exception):
 
 @dataclass(eq=False)
 class UnreachableError(Exception):
-    """The network failed at every try.
+    """The network failed at every attempt.
 
     Attributes:
         cause: the last failure.
@@ -84,8 +84,8 @@ class ErrorRule:
 
     Attributes:
         kind: the class of our error.
-        advice: what to do, appended to S3's own message.
-        parameter: the wrong one, of a ConfigurationError.
+        advice: what the user can do, appended to the service's message.
+        parameter: the name of the wrong parameter, for a ConfigurationError.
     """
 
     kind: type[StorageError]
@@ -95,7 +95,7 @@ class ErrorRule:
 
 _DENIED = ErrorRule(
     AccessDeniedError,
-    "the credentials lack the permission for this; without s3:ListBucket a missing object gives the same answer",
+    "the credentials lack the permission for this; without s3:ListBucket a missing object gives the same response",
 )
 _KEY = ErrorRule(AuthenticationError, "check access_key and secret_key, or the profile")
 _EXPIRED = ErrorRule(
@@ -106,11 +106,11 @@ _REGION = ErrorRule(ConfigurationError, "the bucket is in another region; set re
 _SLOW = ErrorRule(RateLimitedError)
 _DOWN = ErrorRule(UnavailableError)
 _DAMAGED = ErrorRule(
-    IntegrityError, "the content was damaged on its way, or its file changed; nothing was stored"
+    IntegrityError, "the content was damaged in transit, or its file changed; nothing was stored"
 )
 _FULL = ErrorRule(QuotaExceededError)
 
-# "List of error codes", Amazon S3 API Reference; those with X are MinIO's.
+# "List of error codes", Amazon S3 API Reference; XMinio... are MinIO's.
 BY_CODE: Mapping[str, ErrorRule] = {
     "AccessDenied": _DENIED,
     "AccountProblem": _DENIED,
@@ -138,7 +138,7 @@ BY_CODE: Mapping[str, ErrorRule] = {
     "NotImplemented": ErrorRule(UnsupportedOperationError),
     "OperationAborted": _DOWN,
     "PermanentRedirect": _REGION,
-    "PreconditionFailed": ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
+    "PreconditionFailed": ErrorRule(PreconditionFailedError, "the object has changed"),
     "QuotaExceeded": _FULL,
     "RequestExpired": _CLOCK,
     "RequestTimeTooSkewed": _CLOCK,
@@ -165,7 +165,7 @@ BY_STATUS: Mapping[int, ErrorRule] = {
     405: ErrorRule(UnsupportedOperationError),
     408: ErrorRule(StorageTimeoutError),
     409: _DOWN,
-    412: ErrorRule(PreconditionFailedError, "the object is not the one that was named"),
+    412: ErrorRule(PreconditionFailedError, "the object has changed"),
     413: ErrorRule(UnsupportedOperationError),
     429: _SLOW,
     501: ErrorRule(UnsupportedOperationError),
@@ -188,22 +188,17 @@ def rule_of(status: int, code: str) -> ErrorRule:
     return _DOWN if status >= 500 else ErrorRule(StorageError)
 
 
-def is_transient(refusal: S3ResponseError) -> bool:
-    """Whether the same request may succeed in a moment."""
-    return rule_of(refusal.status, refusal.code).kind.default_retryable
-
-
 def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     """The error response behind *error*, ours or botocore's ClientError; None if *error* is something else."""
     if isinstance(error, S3ResponseError):
-        # A copy: the caller keeps it in a frame that the error's own traceback may hold, which would be a cycle.
+        # A copy, since the caller's frame may be in the error's own traceback, which would make a cycle.
         return replace(error)
-    answer = getattr(error, "response", None)
-    if not isinstance(answer, dict) or "Error" not in answer:
+    response = getattr(error, "response", None)
+    if not isinstance(response, dict) or "Error" not in response:
         return None
-    about = answer.get("ResponseMetadata", {})
+    about = response.get("ResponseMetadata", {})
     headers = about.get("HTTPHeaders", {})
-    code = str(answer["Error"].get("Code", ""))
+    code = str(response["Error"].get("Code", ""))
     # A HEAD has no error document; botocore puts the status in place of the code.
     status = about.get("HTTPStatusCode") or (
         int(code) if code.isdecimal() else 404 if code.startswith("NoSuch") else 400
@@ -211,21 +206,27 @@ def response_error_of(error: BaseException | None) -> S3ResponseError | None:
     return S3ResponseError(
         status,
         "" if code.isdecimal() else code,
-        str(answer["Error"].get("Message", "")),
-        region=answer["Error"].get("Region") or headers.get("x-amz-bucket-region"),
+        str(response["Error"].get("Message", "")),
+        region=response["Error"].get("Region") or headers.get("x-amz-bucket-region"),
         retry_after=seconds_of(headers.get("retry-after")),
         attempts=about.get("RetryAttempts", 0) + 1,
         redirected=headers.get("location"),
     )
 
 
+def is_refusal(error: BaseException | None, *reasons: int | str) -> bool:
+    """Whether *error* is an error response with one of these HTTP statuses or S3 error codes."""
+    response = response_error_of(error)
+    return response is not None and (response.status in reasons or response.code in reasons)
+
+
 def seconds_of(retry_after: str | None) -> float | None:
-    """The seconds of a Retry-After header; None if it has none, or a date."""
+    """The seconds in a Retry-After header; None if it is absent or a date."""
     return float(retry_after) if retry_after is not None and retry_after.isdecimal() else None
 
 
 def is_foreign(error: Exception) -> bool:
-    """Whether *error* came from S3, boto3 or the network, and not from a caller's reader or a bug of ours."""
+    """Whether *error* came from S3, boto3 or the network, not from the caller's reader or a bug of this package."""
     if isinstance(
         error, S3ResponseError | UnreachableError | EmbeddedError | UnexpectedResponseError | FileChangedError
     ):
@@ -233,18 +234,18 @@ def is_foreign(error: Exception) -> bool:
     return type(error).__module__.partition(".")[0] in {"boto3", "botocore", "urllib3"}
 
 
-def translate(error: Exception, identifier: str | None, where: str, tried: str) -> StorageError:
-    """Our error for one of S3, boto3 or the network.
+def translate(error: Exception, identifier: str | None, where: str, operation: str) -> StorageError:
+    """Translate an error of S3, boto3 or the network.
 
     Args:
-        error: the cause.
-        identifier: of the object, in the caller's spelling.
+        error: the original error.
+        identifier: the object's identifier.
         where: the storage's location.
-        tried: what was being done, as in "*read*" of an object, or "*list objects in*" the location.
+        operation: the operation, such as "read" an object, or "list objects in" the location.
     """
     if isinstance(error, StorageError):
         return error
-    on = f"{tried} {identifier!r} in" if identifier is not None else tried
+    context = f"{operation} {identifier!r} in" if identifier is not None else operation
     fields: dict[str, Any] = {
         "identifier": identifier,
         "backend": where,
@@ -254,30 +255,30 @@ def translate(error: Exception, identifier: str | None, where: str, tried: str) 
         error = S3ResponseError.inside(error.refused)
     refusal = response_error_of(error)
     if refusal is not None:
-        return _of_refusal(refusal, on, where, {**fields, "attempts": refusal.attempts})
+        return _from_response(refusal, context, where, {**fields, "attempts": refusal.attempts})
     if isinstance(error, FileChangedError):
-        return SourceChangedError(f"cannot {on} {where}: {error}; nothing was stored", **fields)
+        return SourceChangedError(f"cannot {context} {where}: {error}; nothing was stored", **fields)
     if isinstance(error, UnexpectedResponseError):
         return StorageError(
-            f"cannot {on} {where}: not an answer of S3: {error}; check endpoint_url, and whether a proxy or a portal "
-            "answers in the service's place",
+            f"cannot {context} {where}: not a response of S3: {error}; check endpoint_url, and whether a proxy or a portal "
+            "responded in place of the service",
             **fields,
         )
-    return _of_network(error, on, where, fields)
+    return _from_network(error, context, where, fields)
 
 
-def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_response(error: S3ResponseError, context: str, where: str, fields: dict[str, Any]) -> StorageError:
     rule = rule_of(error.status, error.code)
     if rule.kind is NotFoundError and fields["identifier"] is not None:
         return NotFoundError(f"no object {fields['identifier']!r} in {where}", **fields)
     if 300 <= error.status < 400 and error.redirected and not error.region and not error.code:
-        return _of_redirect(error.status, error.redirected, on, where, fields)
+        return _from_redirect(error.status, error.redirected, context, where, fields)
     words = f"{error.code or f'HTTP status {error.status}'}{f' ({error.message})' if error.message else ''}"
     if rule is _REGION and error.region:
         advice = f"the bucket is in region {error.region}; set region={error.region!r}"
     else:
         advice = rule.advice
-    message = f"cannot {on} {where}: {words}{f'; {advice}' if advice else ''}"
+    message = f"cannot {context} {where}: {words}{f'; {advice}' if advice else ''}"
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = "region" if rule is _REGION else "bucket"
     if issubclass(rule.kind, RateLimitedError):
@@ -285,26 +286,28 @@ def _of_refusal(error: S3ResponseError, on: str, where: str, fields: dict[str, A
     return rule.kind(message, **fields)
 
 
-def _of_redirect(status: int, location: str, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_redirect(
+    status: int, location: str, context: str, where: str, fields: dict[str, Any]
+) -> StorageError:
     parts = urlsplit(location)
-    # A query may hold a signature, and what stands before "@" is a password.
+    # A query may hold a signature, and the part before "@" a password.
     host = parts.netloc.rpartition("@")[2]
     shown = f"{parts.scheme}://{host}{parts.path}" if host else parts.path
     advice = f'set endpoint_url="{parts.scheme}://{host}"' if host else "check endpoint_url"
     return ConfigurationError(
-        f"cannot {on} {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
+        f"cannot {context} {where}: HTTP status {status}, and the Location {shown!r} instead; {advice}",
         parameter="endpoint_url",
         **fields,
     )
 
 
-# botocore's exceptions by name, so that nothing here imports it: they are raised only where it is loaded already.
+# botocore's exceptions by name, so that botocore is not imported only to compare types.
 _BY_NAME: Mapping[str, ErrorRule] = {
     "ConnectTimeoutError": ErrorRule(StorageTimeoutError),
     "ConnectionClosedError": _DOWN,
     "ConnectionError": _DOWN,
     "CredentialRetrievalError": ErrorRule(
-        AuthenticationError, "the source of the credentials does not answer"
+        AuthenticationError, "the source of the credentials does not response"
     ),
     "EndpointConnectionError": _DOWN,
     "HTTPClientError": _DOWN,
@@ -315,7 +318,7 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "InvalidRegionError": ErrorRule(ConfigurationError, "check region", "region"),
     "NoCredentialsError": ErrorRule(
         AuthenticationError,
-        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, name a profile, or say anonymous=True",
+        "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, log in, set profile, or set anonymous=True",
     ),
     "NoRegionError": ErrorRule(ConfigurationError, "set region", "region"),
     "ParamValidationError": ErrorRule(ConfigurationError),
@@ -326,7 +329,8 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "ReadTimeoutError": ErrorRule(StorageTimeoutError),
     "ResponseStreamingError": _DOWN,
     "SSLError": ErrorRule(
-        AuthenticationError, "the server's certificate is not trusted; name its authority by ca_bundle"
+        AuthenticationError,
+        "the server's certificate is not trusted; set ca_bundle to the certificate of its authority",
     ),
     "SSOTokenLoadError": _EXPIRED,
     "TokenRetrievalError": _EXPIRED,
@@ -335,11 +339,11 @@ _BY_NAME: Mapping[str, ErrorRule] = {
 }
 
 
-def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -> StorageError:
+def _from_network(error: Exception, context: str, where: str, fields: dict[str, Any]) -> StorageError:
     cause = error.cause if isinstance(error, UnreachableError) else error
     rule = next((_BY_NAME[kind.__name__] for kind in type(cause).__mro__ if kind.__name__ in _BY_NAME), None)
     if rule is _BY_NAME["SSLError"] and "CERTIFICATE_VERIFY_FAILED" not in str(cause):
-        rule = ErrorRule(UnavailableError, "if it always fails so, the endpoint does not speak https")
+        rule = ErrorRule(UnavailableError, "if this always happens, the endpoint does not speak https")
     elif isinstance(cause, TimeoutError):
         rule = ErrorRule(StorageTimeoutError)
     elif rule is None:
@@ -347,8 +351,8 @@ def _of_network(error: Exception, on: str, where: str, fields: dict[str, Any]) -
     if issubclass(rule.kind, ConfigurationError):
         fields["parameter"] = rule.parameter
         if "bucket name" in str(cause).lower():
-            fields["parameter"] = "bucket"  # of all parameters botocore judges only this one
+            fields["parameter"] = "bucket"  # the only parameter that botocore checks
     advice = f"; {rule.advice}" if rule.advice else ""
     # strerror has no "[Errno 111]" before it.
     words = getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
-    return rule.kind(f"cannot {on} {where}: {words}{advice}", **fields)
+    return rule.kind(f"cannot {context} {where}: {words}{advice}", **fields)

@@ -1,4 +1,4 @@
-"""Parts of open files as the bodies of requests: sent by the kernel where it can, and read at given positions elsewhere."""
+"""FilePart: a part of an open file as a request body, sent by sendfile(2) where possible, else by positioned reads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from typing import NoReturn
 
 PIECE = 256 << 10  # bytes sent or received at a time; larger objects leave the allocator's cache
 
-_NO_SENDFILE = {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}  # not from this kind of file: sendfile(2)
+_NO_SENDFILE = {
+    errno.EINVAL,
+    errno.ENOSYS,
+    errno.EOPNOTSUPP,
+}  # not supported for this kind of file: sendfile(2)
 
 
 class FileChangedError(OSError):
-    """The file that is being sent has become shorter than the part that was announced."""
+    """The file became shorter while it was sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,7 @@ class FilePart:
         return data or self._shortened(position)
 
     def read_all(self) -> bytes:
-        """All of it."""
+        """The whole part."""
         pieces = []
         position = 0
         while position < self.size:
@@ -45,7 +49,7 @@ class FilePart:
         return b"".join(pieces)
 
     def sender(self, sock: socket.socket, *, by_kernel: bool) -> Callable[[int], int]:
-        """A function that sends bytes from a position and tells how many; *by_kernel*, by sendfile(2) if that works."""
+        """A function that sends bytes from a position and returns how many; *by_kernel*: by sendfile(2) if supported."""
         start, piece = 0, b""
 
         def step(position: int) -> int:
@@ -60,7 +64,7 @@ class FilePart:
                     by_kernel = False
                 else:
                     return sent or self._shortened(position)
-            # TLS wants the very bytes again that it could not send ("SSL_write", OpenSSL).
+            # After a partial write TLS must get the same bytes again ("SSL_write", OpenSSL).
             if not start <= position < start + len(piece):
                 start, piece = position, self.read(position, PIECE)
             return sock.send(memoryview(piece)[position - start :])

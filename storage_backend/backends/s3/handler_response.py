@@ -1,4 +1,4 @@
-"""Responses of botocore's "before-send" handlers in place of the network's: so moto answers our own HTTP client as well."""
+"""Responses of botocore's "before-send" handlers, so that moto also works with our own HTTP client."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def handler_response(
     headers: Mapping[str, str],
     body: bytes | memoryview | FilePart,
 ) -> S3Response | None:
-    """The response of a handler of *event*, if any gives one; *line* is the method and the target of the request."""
+    """The response of a handler of *event*, if any; *line* is the method and target of the request."""
     from botocore.awsrequest import AWSPreparedRequest, HeadersDict
 
     method, target = line
@@ -31,27 +31,27 @@ def handler_response(
     sent = HeadersDict({**headers, "content-length": str(len(content))} if content else dict(headers))
     request = AWSPreparedRequest(method, endpoint.origin + target, sent, content or None, stream_output=True)
     assert endpoint.emit is not None
-    # moto's objects are not thread-safe, and a batch would use them from several threads of ours.
+    # moto is not thread-safe, and a batch sends requests from several threads.
     with _one_at_a_time():
-        _, answer = endpoint.emit(event, request=request)
-        return None if answer is None else _HandlerResponse(answer)
+        _, response = endpoint.emit(event, request=request)
+        return None if response is None else _HandlerResponse(response)
 
 
 @cache
 def _one_at_a_time() -> threading.RLock:
-    """Held through a fork: a lock of moto's that another thread held would stay locked in the child."""
+    """Held during a fork: a lock of moto held by another thread would stay locked in the child."""
     lock = threading.RLock()
     os.register_at_fork(before=lock.acquire, after_in_parent=lock.release, after_in_child=lock.release)
     return lock
 
 
 class _HandlerResponse:
-    """An AWSResponse of botocore as an `S3Response`."""
+    """A botocore AWSResponse as an `S3Response`."""
 
-    def __init__(self, answer: Any) -> None:
-        self.status = int(answer.status_code)
-        self.headers = {str(name).lower(): str(value) for name, value in answer.headers.items()}
-        content = b"".join(answer.raw.stream())
+    def __init__(self, response: Any) -> None:
+        self.status = int(response.status_code)
+        self.headers = {str(name).lower(): str(value) for name, value in response.headers.items()}
+        content = b"".join(response.raw.stream())
         self.length: int | None = len(content)
         self._content = io.BytesIO(content)
 

@@ -1,4 +1,4 @@
-"""S3Hooks: what transfers, caches and displays may ask of a bucket."""
+"""S3Hooks: the hooks of an S3Storage for transfers, caches and progress displays."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ class S3Hooks(Hooks):
 
     @override
     def md5_in(self, info: ObjectInfo) -> str | None:
-        # The ETag is no MD5 of an object encrypted with a key of its own ("Object", Amazon S3 API Reference); then no
-        # other object has it.
+        # With SSE-KMS or SSE-C the ETag is not an MD5 ("Object", Amazon S3 API Reference), but then it matches no other
+        # object's, so a false match is impossible.
         return info.etag if info.etag is not None and MD5.fullmatch(info.etag) else None
 
     @override
@@ -59,6 +59,6 @@ class S3Hooks(Hooks):
     def checksum(self, identifier: str, algorithm: str, moved: Moved) -> str:
         new_digest(algorithm)
         with self._bucket.translated_errors("read", identifier):
-            vouched = self._bucket.requests.verifies_checksums
-        known = self._bucket.head(identifier, ChecksumMode="ENABLED").digest(algorithm) if vouched else None
+            verified = self._bucket.requests.verifies_checksums
+        known = self._bucket.head(identifier, ChecksumMode="ENABLED").digest(algorithm) if verified else None
         return known or digest_of(self._storage, identifier, algorithm, moved)

@@ -1,7 +1,7 @@
-"""A lean, strict HTTP/1.1 client: connections and their pool.
+"""HTTPConnection and ConnectionPool: a small, strict HTTP/1.1 client.
 
-Strict, since a guess about the end of a body is lost data: anything but exact framing ("HTTP/1.1", RFC 9112) is an error, and a
-connection goes back to its pool only when nothing about its state is in doubt.
+Strict, since guessing the end of a body can lose data: any message not framed exactly by RFC 9112 is an error, and a connection
+returns to its pool only if its state is certain.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ from storage_backend.backends.s3.http_response import (
 from storage_backend.backends.s3.http_sockets import dial, hang_up, kernel_timeout
 
 INFORMATIONAL_LIMIT = 16  # 1xx responses before the final one
-SMALL = 64 << 10  # bytes; up to here copying is cheaper than a packet, or a TLS record, of its own
+SMALL = 64 << 10  # bytes; up to this size copying is cheaper than a separate packet or TLS record
 
 _REQUEST = re.compile(
     rf"{NAME} [\x21-\x7e]+ HTTP/1\.1\r\n(?:{NAME}: [\t\x20-\x7e\x80-\xff]*\r\n)*\r\n", re.ASCII
 )
 _OWN = re.compile(r"\r\n(content-length|transfer-encoding):", re.ASCII | re.IGNORECASE)
 _PEER_GONE = (BrokenPipeError, ConnectionResetError, ConnectionAbortedError)
-_MORE = getattr(socket, "MSG_MORE", 0)  # Linux: the head waits for the body and shares its packet
+_MORE = getattr(socket, "MSG_MORE", 0)  # Linux: the head is sent in one packet with the body
 
 Payload: TypeAlias = Buffer | FilePart
 """A request's body."""
 
 
 class StaleConnectionError(ConnectionError):
-    """The peer ended a *reused* connection before one byte of a response: send again at once, on a fresh one."""
+    """The peer closed a *reused* connection before any byte of a response: send again at once, on a new connection."""
 
 
 class ConnectionPool:
-    """Idle connections to one origin, the most recently used first. Thread-safe, and fork-safe.
+    """Idle connections to one origin, most recently used first. Thread-safe and fork-safe.
 
-    There is no lock, which a fork could leave held for ever: each step on the deque is atomic, and a connection belongs to
-    the process that opened it.
+    There is no lock, which could stay locked after a fork: each operation on the deque is atomic, and a connection belongs
+    to the process that opened it.
 
     Args:
         host: as for `HTTPConnection`.
@@ -63,9 +63,9 @@ class ConnectionPool:
         tls: as for `HTTPConnection`.
         connect_timeout: as for `HTTPConnection`.
         io_timeout: as for `HTTPConnection`.
-        idle: how many connections are kept.
-        idle_seconds: how long one is kept unused.
-        clock: seconds, monotonic.
+        idle: maximum number of idle connections.
+        idle_seconds: how long a connection is kept idle.
+        clock: monotonic time in seconds.
     """
 
     def __init__(
@@ -87,15 +87,17 @@ class ConnectionPool:
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._idle: deque[tuple[HTTPConnection, float]] = deque()
-        self._inherited: list[HTTPConnection] = []  # no TLS object of the parent is finalised here
+        self._inherited: list[
+            HTTPConnection
+        ] = []  # the parent's, kept so that its TLS objects are not finalised here
         self._closed = False
 
     def exchange(
         self, method: str, target: str, headers: Mapping[str, str], body: Payload = b""
     ) -> HTTPResponse:
-        """Send a request over an idle connection or a new one; closing the response brings it back.
+        """Send a request over an idle connection or a new one; closing the response returns it to the pool.
 
-        After a StaleConnectionError no connection is left that was idle then, so the next attempt is on a fresh one.
+        A StaleConnectionError drops all idle connections, so the next attempt uses a new one.
 
         Raises:
             ValueError: as `HTTPConnection.exchange`, as are all others.
@@ -104,7 +106,7 @@ class ConnectionPool:
         try:
             response = connection.exchange(method, target, headers, body)
         except BaseException as error:
-            # What failed before anything was sent leaves the connection as it was.
+            # A failure before anything was sent leaves the connection usable.
             self._take_back(connection, not connection._busy)
             if isinstance(error, StaleConnectionError):
                 self._drop()
@@ -113,7 +115,7 @@ class ConnectionPool:
         return response
 
     def close(self) -> None:
-        """Close all idle connections, and the others as they come back; those of requests that come later too. Idempotent."""
+        """Close all idle connections, and from now on each one that is returned. Idempotent."""
         self._closed = True
         self._drop()
 
@@ -156,7 +158,7 @@ class ConnectionPool:
             connection.close()
 
     def _is_own(self, connection: HTTPConnection) -> bool:
-        """Whether *connection* was opened by this process; if not, it is kept from being finalised."""
+        """Whether this process opened *connection*; if not, keep it from being finalised."""
         if connection._pid == os.getpid():
             return True
         self._inherited.append(connection)
@@ -164,22 +166,22 @@ class ConnectionPool:
 
 
 class HTTPConnection:
-    """One socket. Used by one thread at a time.
+    """One connection. Used by one thread at a time.
 
     Args:
-        host: name or address; under TLS the certificate must be for it.
+        host: name or address; with TLS the certificate must match it.
         port: TCP port.
         tls: None for plain HTTP.
-        connect_timeout: seconds for each address tried, and again for the TLS handshake.
-        io_timeout: seconds that a single send or receive may wait.
+        connect_timeout: seconds for each address, and again for the TLS handshake.
+        io_timeout: seconds for a single send or receive.
 
     Attributes:
-        reused: whether a whole exchange has been done on it.
+        reused: whether an exchange was completed on it.
 
     Raises:
-        TimeoutError: a wait took too long.
-        ssl.SSLCertVerificationError: the certificate is not trusted, or for another name.
-        OSError: it cannot be reached.
+        TimeoutError: a timeout passed.
+        ssl.SSLCertVerificationError: the certificate is not trusted, or for another host.
+        OSError: the host cannot be reached.
     """
 
     def __init__(
@@ -190,18 +192,18 @@ class HTTPConnection:
         self._pid = os.getpid()
         self._io_timeout = io_timeout
         self._sock = dial(host, port, tls, connect_timeout)
-        # Closes once, whether called or collected, without a ResourceWarning.
+        # Closes once, when called or garbage-collected, without a ResourceWarning.
         self._finalizer = weakref.finalize(self, hang_up, self._sock, self._pid)
         self._tls = isinstance(self._sock, ssl.SSLSocket)
         self._timeout = kernel_timeout(self._sock, io_timeout)
         self._sock.settimeout(self._timeout)
         self._readable = select.poll()
         self._readable.register(self._sock, select.POLLIN)
-        self._data = b""  # received, and used up to _at
+        self._data = b""  # received, and consumed up to _at
         self._at = 0
-        self._busy = False  # between a request and the end of its response
-        self._heard = False  # a byte of the response has come
-        self._ragged = False  # TLS ended without close_notify: perhaps not by the peer
+        self._busy = False  # from a request to the end of its response
+        self._heard = False  # a byte of the response was received
+        self._ragged = False  # TLS ended without close_notify, so an attacker may have cut it
         self._informational = 0
         self._final: bytes | None = None
 
@@ -211,18 +213,18 @@ class HTTPConnection:
         """Send a request and receive the head of its response.
 
         Args:
-            method: as it is sent.
+            method: the HTTP method.
             target: path and query, percent-encoded.
-            headers: "host" among them; "content-length" is set here.
-            body: replayable, so that the caller can send again.
+            headers: with "host"; "content-length" is added.
+            body: the body.
 
         Raises:
-            ValueError: the request cannot be sent as one: a line break, NUL or space where none may be. Nothing was sent.
+            ValueError: the request has a line break, NUL or space in the wrong place. Nothing was sent.
             StaleConnectionError: the peer had closed this reused connection.
             HTTPProtocolError: the response is malformed.
-            ConnectionError: the peer closed or reset the connection and left no response.
+            ConnectionError: the peer closed or reset the connection without a response.
             FileChangedError: the file became shorter.
-            TimeoutError: a single send or receive waited for longer than `io_timeout`.
+            TimeoutError: a single send or receive took longer than `io_timeout`.
         """
         if self._busy or not self._finalizer.alive:
             raise ValueError(f"{self._origin}: the connection is closed, or its last response is unread")
@@ -239,29 +241,29 @@ class HTTPConnection:
             try:
                 whole = self._send(head, payload)
             except BlockingIOError:
-                raise self._timed_out("could be sent") from None
+                raise self._timeout_error("could be sent") from None
             except (*_PEER_GONE, ssl.SSLError) as error:
-                # A server that refuses a request often answers and closes without reading on (RFC 9112, 9.5).
-                return HTTPResponse(self, method, self._last_words(error), whole=False)
+                # A server may send an error response and close without reading the rest of the request (RFC 9112, 9.5).
+                return HTTPResponse(self, method, self._head_before_close(error), whole=False)
             return HTTPResponse(self, method, self._head(), whole=whole)
         except BaseException:
             self.close()
             raise
 
     def idle_is_broken(self) -> bool:
-        """Whether the peer has closed the idle connection, or sent bytes that nobody asked for."""
+        """Whether the peer has closed the idle connection or sent unsolicited bytes."""
         if self._busy or not self._finalizer.alive or self._at < len(self._data):
             return True
         if isinstance(self._sock, ssl.SSLSocket):
-            return self._sock.pending() > 0 or (bool(self._readable.poll(0)) and self._speaks_unasked())
+            return self._sock.pending() > 0 or (bool(self._readable.poll(0)) and self._has_unsolicited_data())
         return bool(self._readable.poll(0))
 
     def close(self) -> None:
-        """Close the socket; in another process than its own, only that process's copy of the descriptor. Idempotent."""
+        """Close the socket; in a forked child only its copy of the descriptor. Idempotent."""
         self._finalizer()
 
-    def _speaks_unasked(self) -> bool:
-        """Whether there is data. Under TLS what can be read may be a session ticket or a key update instead."""
+    def _has_unsolicited_data(self) -> bool:
+        """Whether TLS data was received, and not only a session ticket or a key update."""
         self._sock.settimeout(0)
         try:
             self._sock.recv(1)
@@ -276,7 +278,7 @@ class HTTPConnection:
     # Sending
 
     def _send(self, head: bytes, body: memoryview | FilePart) -> bool:
-        """Send the request; whether as a whole, since a final response may come before the end of the body."""
+        """Send the request; False if a final response arrived before the end of the body."""
         sock = self._sock
         if isinstance(body, FilePart):
             sock.sendall(head, 0 if self._tls else _MORE)
@@ -286,7 +288,7 @@ class HTTPConnection:
         elif self._tls:
             sent = sock.send(b"".join((head, body[:SMALL])))
         else:
-            # Without waiting until all of a long body is accepted: the response may come first.
+            # Does not block until a long body is sent: the response may come first.
             sent = sock.sendmsg((head, body[:PIECE]), (), socket.MSG_DONTWAIT if len(body) > SMALL else 0)
         if sent < len(head):
             sock.sendall(memoryview(head)[sent:])
@@ -296,19 +298,19 @@ class HTTPConnection:
         )
 
     def _push(self, step: Callable[[int], int], position: int, size: int) -> bool:
-        """Call *step*, which sends from a position and says how much, until *size* is reached or a response is there."""
+        """Call *step*, which sends from a position and returns how much, until *size* is reached or a response arrives."""
         self._sock.settimeout(0)
         either = select.poll()
         either.register(self._sock, select.POLLIN | select.POLLOUT)
         patience = math.ceil(self._io_timeout * 1000)
         try:
             while position < size:
-                if self._is_answered():
+                if self._has_response():
                     return False
                 try:
                     position += step(position)
                 except (BlockingIOError, ssl.SSLWantWriteError):
-                    # A peer that has answered may have stopped reading, so wait for either.
+                    # A peer that has responded may have stopped reading, so wait for either.
                     if not either.poll(patience):
                         raise TimeoutError(
                             f"{self._origin}: nothing could be sent for {self._io_timeout:g} s"
@@ -317,8 +319,8 @@ class HTTPConnection:
         finally:
             self._sock.settimeout(self._timeout)
 
-    def _is_answered(self) -> bool:
-        """Whether the head of a final response is there, without waiting. The socket does not block."""
+    def _has_response(self) -> bool:
+        """Whether the head of a final response has arrived. The socket is non-blocking."""
         if not self._readable.poll(0):
             return False
         try:
@@ -331,8 +333,8 @@ class HTTPConnection:
         self._final = self._next_head()
         return self._final is not None
 
-    def _last_words(self, error: OSError) -> bytes:
-        """The head that the peer sent before it closed the connection; raises *error* if there is none."""
+    def _head_before_close(self, error: OSError) -> bytes:
+        """The response head that the peer sent before it closed the connection; raises *error* if there is none."""
         try:
             return self._head()
         except (ConnectionError, TimeoutError):
@@ -365,7 +367,7 @@ class HTTPConnection:
         return found
 
     def _next_head(self) -> bytes | None:
-        """The next final head in what was received, unparsed; None if it is not complete."""
+        """The next final head in the received data, unparsed; None if it is incomplete."""
         while True:
             end = self._data.find(b"\r\n\r\n", self._at)
             if (len(self._data) if end < 0 else end + 4) - self._at > HEAD_LIMIT:
@@ -381,9 +383,9 @@ class HTTPConnection:
                 return head
             status = parse_head(head, self._origin).status
             self._informational += 1
-            # 101 would change the protocol, which was not asked for (RFC 9110, 7.8).
+            # 101 would change the protocol, which was not requested (RFC 9110, 7.8).
             if status == 101 or self._informational > INFORMATIONAL_LIMIT:
-                raise HTTPProtocolError(f"{self._origin} sent {status} where a response was due")
+                raise HTTPProtocolError(f"{self._origin} sent {status} instead of a response")
 
     def _append(self, more: bytes) -> None:
         self._heard = True
@@ -391,12 +393,12 @@ class HTTPConnection:
         self._at = 0
 
     def _receive(self, size: int) -> bytes:
-        """At most *size* bytes, b"" at the end."""
+        """Receive at most *size* bytes; b"" at the end."""
         self._check_process()
         try:
             return self._sock.recv(size)
         except BlockingIOError:
-            raise self._timed_out("came") from None
+            raise self._timeout_error("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return b""
@@ -406,13 +408,13 @@ class HTTPConnection:
         try:
             return self._sock.recv_into(view)
         except BlockingIOError:
-            raise self._timed_out("came") from None
+            raise self._timeout_error("came") from None
         except ssl.SSLError as error:
             self._tls_trouble(error)
             return 0
 
-    def _timed_out(self, what: str) -> OSError:
-        """The error that EAGAIN means: on a socket that blocks, the kernel's timeout has passed."""
+    def _timeout_error(self, what: str) -> OSError:
+        """The error for EAGAIN: on a blocking socket it means that the kernel's timeout has passed."""
         if self._sock.gettimeout() == 0:
             return BlockingIOError(errno.EAGAIN, "not yet")
         return TimeoutError(f"{self._origin}: nothing {what} for {self._io_timeout:g} s")
@@ -432,7 +434,7 @@ class HTTPConnection:
             )
 
     def _line(self, what: str) -> bytes:
-        """The next line of a chunked body's frame, without its end."""
+        """The next line of a chunked body's framing, without the line break."""
         while (end := self._data.find(b"\r\n", self._at)) < 0 and len(self._data) - self._at <= HEAD_LIMIT:
             more = self._receive(RECEIVE)
             if not more:
@@ -449,19 +451,19 @@ def request_head(method: str, target: str, headers: Mapping[str, str], size: int
     """The head of a request.
 
     Raises:
-        ValueError: it would not be read as it is meant.
+        ValueError: the server would parse it differently.
     """
     lines = [f"{method} {target} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
     own = _OWN.search("\r\n".join(lines))
     if own is not None:
-        raise ValueError(f"the header {own[1]!r} follows from the body and cannot be given")
+        raise ValueError(f"the header {own[1]!r} is set from the body and cannot be given")
     if size or method in {"PUT", "POST"}:
         lines.append(f"content-length: {size}")
     head = "\r\n".join(lines) + "\r\n\r\n"
-    # The number of lines shows a break inside one, which the pattern alone would take for one more header.
+    # The count detects a line break inside a line, which matches the pattern as another header.
     if _REQUEST.fullmatch(head) is None or head.count("\n") != len(lines) + 1:
-        # Values stay out of the message: they hold signatures and tokens.
+        # Values may be signatures and tokens, so they are not in the message.
         names = ", ".join(map(repr, headers))
         raise ValueError(
             f"a character that cannot be sent is in the method, the target, or a name or value of {names}"
@@ -470,7 +472,7 @@ def request_head(method: str, target: str, headers: Mapping[str, str], size: int
 
 
 def _prepared(body: Payload) -> memoryview | FilePart:
-    """*body*, ready to be sent; a small part of a file is read, so that it shares the head's packet."""
+    """*body* in a form to send; a small part of a file is read, so that it is sent in one packet with the head."""
     if not isinstance(body, FilePart):
         return memoryview(body).cast("B")
     return body if body.size > SMALL else memoryview(body.read_all())

@@ -1,8 +1,8 @@
-"""HTTPResponse, and the strict parser of its head (RFC 9110, RFC 9112).
+"""HTTPResponse, and a strict parser of response heads (RFC 9110, RFC 9112).
 
-Not `http.client`, which parses heads by `email.parser`: a GET of 4 KiB over loopback then takes 145 us instead of 71 (Python 3.11).
-A subclass of its HTTPResponse with the parser below is as fast as this, but its body takes "0x5" and "1_0" for the sizes of chunks, any
-two bytes for the end of one, two different lengths for the first, and a timeout of the kernel's for the end of the body.
+Not `http.client`, which parses heads with `email.parser`: a GET of 4 KiB over loopback takes 145 us instead of 71 (Python 3.11).
+A subclass of its HTTPResponse with the parser below is as fast, but it accepts "0x5" and "1_0" as chunk sizes, any two bytes as
+the end of a chunk, the first of two different lengths, and a timeout of the kernel as the end of the body.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from storage_backend.backends.s3.http import HTTPConnection
 
 NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"  # a "token": RFC 9110, 5.6.2
-HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk's size line and of the trailers
-TINY = 64  # bytes of a chunk, which costs more than its content
+HEAD_LIMIT = 64 << 10  # bytes of a head, of a chunk size line, or of the trailers
+TINY = 64  # bytes; a smaller chunk costs more than its content
 TINY_MOST = 100_000  # such chunks of one body
-RECEIVE = 64 << 10  # bytes asked for where a head or a chunk's frame is expected
+RECEIVE = 64 << 10  # bytes to receive where a head or chunk framing is expected
 
 _RESPONSE = re.compile(
     rf"HTTP/1\.([01]) ([1-9][0-9]{{2}})(?: [^\r\n\0]*)?((?:\r\n{NAME}:[^\r\n\0]*)*)", re.ASCII
@@ -34,7 +34,7 @@ _TRAILER = re.compile(rf"{NAME}:[^\r\n\0]*".encode())
 
 
 class HTTPProtocolError(ConnectionError):
-    """The peer does not speak HTTP/1.1, or ended a message before its end."""
+    """The peer does not speak HTTP/1.1, or a message is incomplete."""
 
 
 class ResponseHead(NamedTuple):
@@ -42,14 +42,14 @@ class ResponseHead(NamedTuple):
 
     status: int
     headers: dict[str, str]
-    keep_alive: bool  # as far as version and "Connection" go
+    keep_alive: bool  # by the version and the Connection header
 
 
 def parse_head(head: bytes, origin: str) -> ResponseHead:
-    """The head of a response from *origin*, given without the empty line at its end.
+    """Parse a response head from *origin*, without the empty line at its end.
 
     Raises:
-        HTTPProtocolError: it is none.
+        HTTPProtocolError: it is malformed.
     """
     found = _RESPONSE.fullmatch(head.decode("latin-1"))
     if found is None:
@@ -67,13 +67,13 @@ def parse_head(head: bytes, origin: str) -> ResponseHead:
 class HTTPResponse:
     """The response to one request; its body is read from the connection. Used by one thread at a time.
 
-    Collected unclosed, it closes its connection. In a child of the process that made it, `close` is all that may be called.
+    If garbage-collected without close, it closes its connection. In a forked child only `close` may be called.
 
     Attributes:
         status: 200 to 999.
         headers: lower-case name -> value; the values of a repeated name are joined by ", ".
-        length: bytes of the body; None if only its end will tell. 0 for HEAD, 204 and 304, which have none.
-        done: the whole body has arrived, and the connection may be used again.
+        length: bytes of the body; None if unknown before its end; 0 for HEAD, 204 and 304.
+        done: the whole body was received, and the connection can be reused.
     """
 
     __slots__ = (
@@ -87,26 +87,26 @@ class HTTPResponse:
         self.headers = head.headers
         self.done = False
         self.length, self._chunked = _framing(method, head, connection._origin)
-        # One who sends both may have been tricked into passing on two responses as one (RFC 9112, 6.3).
+        # With both headers, an intermediary may have been attacked by response splitting (RFC 9112, 6.3).
         doubtful = "transfer-encoding" in head.headers and "content-length" in head.headers
         until_close = self.length is None and not self._chunked
         self._reusable = whole and head.keep_alive and not doubtful and not until_close
-        # Bytes to come of the body, or of the present chunk; -1: no chunk has begun; endless where closing is the end.
+        # Bytes left of the body or the current chunk; -1 before the first chunk; maxsize if the body ends by closing.
         self._left = -1 if self._chunked else sys.maxsize if self.length is None else self.length
         self._ended = False
-        self._tiny = 0  # chunks so far of less than TINY bytes
-        self._give_back: Callable[[HTTPConnection, bool], None] | None = None  # a pool's
+        self._tiny = 0  # number of chunks of less than TINY bytes
+        self._give_back: Callable[[HTTPConnection, bool], None] | None = None  # set by a pool
         self._connection: HTTPConnection | None = connection
         if self._left == 0:
             self._end(connection)
 
     def read(self, size: int = -1) -> bytes:
-        """Exactly *size* bytes, fewer only where the body ends; all the rest if *size* is negative.
+        """Read *size* bytes, fewer only at the end of the body; all the rest if *size* is negative.
 
         Raises:
-            HTTPProtocolError: the body broke off, or its chunks are malformed.
+            HTTPProtocolError: the body is incomplete, or its chunks are malformed.
             ConnectionError: the connection was reset.
-            TimeoutError: nothing came for `io_timeout`.
+            TimeoutError: nothing was received for `io_timeout`.
         """
         connection = self._open()
         wanted = size if size >= 0 else sys.maxsize
@@ -121,7 +121,7 @@ class HTTPResponse:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def readinto(self, buffer: Buffer) -> int:
-        """Put at least one byte into *buffer* and return how many; 0 only at the end (or for an empty buffer).
+        """Read at least one byte into *buffer* and return how many; 0 only at the end (or for an empty buffer).
 
         Raises:
             HTTPProtocolError, ConnectionError, TimeoutError: as `read`.
@@ -144,7 +144,7 @@ class HTTPResponse:
         return received
 
     def drain(self, at_most: int) -> bool:
-        """Read and drop the rest if it is at most *at_most* bytes; whether the connection may be used again."""
+        """Read and discard the rest if it is at most *at_most* bytes; return whether the connection can be reused."""
         connection = self._connection
         if self.done or connection is None or not self._reusable:
             return self.done
@@ -161,7 +161,7 @@ class HTTPResponse:
         return self.done
 
     def close(self) -> None:
-        """Give the connection back to its pool if `done`, else close it. Idempotent."""
+        """Return the connection to its pool if `done`, else close it. Idempotent."""
         connection, self._connection = self._connection, None
         if connection is None:
             return
@@ -176,13 +176,13 @@ class HTTPResponse:
         return self._connection
 
     def _advance(self, connection: HTTPConnection) -> bool:
-        """Whether a byte of the body is next; reads the frame before it. False at the end."""
+        """Read the framing before the next byte of the body; False at the end."""
         if self._left > 0:
             return True
         if self._ended:
             return False
         if self._left == 0 and connection._line("a chunk's end"):
-            raise HTTPProtocolError(f"{connection._origin} sent a chunk that is longer than it said")
+            raise HTTPProtocolError(f"{connection._origin} sent a chunk that is longer than its size")
         line = connection._line("a chunk's size")
         found = _CHUNK.fullmatch(line)
         if found is None:
@@ -204,10 +204,10 @@ class HTTPResponse:
         return False
 
     def _take(self, connection: HTTPConnection, limit: int) -> bytes:
-        """1 to *limit* bytes that stand next; b"" where closing was the end."""
+        """The next 1 to *limit* bytes; b"" where closing was the end."""
         wanted = min(limit, self._left)
         if connection._at == len(connection._data):
-            # The frames of small chunks come along with their content.
+            # Small chunks are received together with their framing.
             framed = self._chunked and wanted < RECEIVE
             more = connection._receive(RECEIVE if framed else min(wanted, PIECE))
             if not framed or not more:
@@ -220,7 +220,7 @@ class HTTPResponse:
         return piece
 
     def _arrived(self, connection: HTTPConnection, size: int) -> None:
-        """Count *size* bytes of the body; 0 says that the peer has closed."""
+        """Count *size* bytes of the body; 0 means that the peer closed the connection."""
         if size == 0:
             if self._chunked or self.length is not None or connection._ragged:
                 short = "" if self.length is None else f" {self._left:,} bytes"
@@ -235,7 +235,7 @@ class HTTPResponse:
 
     def _end(self, connection: HTTPConnection) -> None:
         self._ended = True
-        # Bytes beyond the end, which nobody asked for, would be taken for the next response.
+        # Unsolicited bytes beyond the end would be parsed as the next response.
         if self._reusable and connection._at == len(connection._data):
             connection._data, connection._at = b"", 0
             connection.reused = True
@@ -263,7 +263,7 @@ def _framing(method: str, head: ResponseHead, origin: str) -> tuple[int | None, 
 
 
 def _length(given: str, origin: str) -> int:
-    """The Content-Length; of several, all must be the same (RFC 9110, 8.6)."""
+    """The Content-Length; repeated values must be equal (RFC 9110, 8.6)."""
     lengths = set()
     for value in given.split(","):
         digits = value.strip(" \t")

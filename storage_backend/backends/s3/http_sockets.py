@@ -1,4 +1,4 @@
-"""Sockets of the HTTP client: dialled with deadlines, and closed so that no forked child keeps the peer waiting."""
+"""Sockets of the HTTP client: connect with timeouts, and close even if a forked child has a copy."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from storage_backend.forks import no_fork
 
 
 def dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> socket.socket:
-    """A connected socket, after the TLS handshake if *tls* is given; *timeout* in seconds is for each of the two."""
+    """Connect, with a TLS handshake if *tls* is given; *timeout* (seconds) applies to each of the two."""
     sock = socket.create_connection((host, port), timeout)
     try:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if tls is not None:
-            # Python would otherwise take a cut connection for the end of the data.
+            # By default Python treats a cut connection as the end of the data.
             sock = tls.wrap_socket(
                 sock, server_hostname=host, suppress_ragged_eofs=False, do_handshake_on_connect=False
             )
@@ -32,7 +32,7 @@ def dial(host: str, port: int, tls: ssl.SSLContext | None, timeout: float) -> so
 
 
 def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
-    """The TLS handshake: no fork happens within OpenSSL, and none is held up by the network."""
+    """The TLS handshake, non-blocking: no fork happens inside OpenSSL, and none waits for the network."""
     deadline = time.monotonic() + timeout
     sock.setblocking(False)
     while True:
@@ -49,10 +49,9 @@ def _shake_hands(sock: ssl.SSLSocket, timeout: float) -> None:
 
 
 def kernel_timeout(sock: socket.socket, timeout: float) -> float | None:
-    """Have the kernel wait for at most *timeout* seconds, where it can; the timeout to set in Python then.
+    """Set the timeout in the kernel where supported; return the timeout to set in Python.
 
-    Python waits by a poll(2) before each call: one more system call, and one more moment in which other threads take the
-    interpreter's lock.
+    Python's timeout costs a poll(2) before each call: one more system call, and one more release of the GIL.
     """
     if isinstance(sock, ssl.SSLSocket) or sys.platform != "linux":
         return timeout
@@ -64,13 +63,13 @@ def kernel_timeout(sock: socket.socket, timeout: float) -> float | None:
 
 
 def hang_up(sock: socket.socket, pid: int) -> None:
-    """Close the socket; in another process than *pid*, only this process's copy of the descriptor."""
+    """Close the socket; in another process than *pid* only the copy of the descriptor."""
     if os.getpid() != pid:
         descriptor = sock.detach()
         if descriptor >= 0:
             os.close(descriptor)
         return
-    # A child that inherited the descriptor must not keep the peer waiting. The peer may have been faster.
+    # Shut down for the copies in forked children, too. Fails if the peer has already closed.
     with suppress(OSError):
         sock.shutdown(socket.SHUT_RDWR)
     sock.close()

@@ -1,4 +1,4 @@
-"""Lists keys page by page: as objects, or one level of them; a service that never ends a listing is noticed."""
+"""Lists keys page by page, all or one level of them; detects a listing that never ends."""
 
 from __future__ import annotations
 
@@ -14,27 +14,29 @@ from storage_backend.scanning import FolderMarkerError, OnSkip, report_skip
 
 logger = logging.getLogger(__name__)
 
-EMPTY_MOST = 1000  # pages in a row with nothing new; S3 gives some empty ones where many objects were deleted
+EMPTY_MOST = (
+    1000  # consecutive pages with nothing new; S3 sends some empty ones after many objects were deleted
+)
 
 
 def objects(
     requests: ObjectRequests, root: str, prefix: str, where: str, on_skip: OnSkip | None
 ) -> Iterator[ObjectInfo]:
-    """Every object beneath *root* whose identifier begins with *prefix*, in the order of the encoded bytes.
+    """Every object beneath *root* whose identifier begins with *prefix*, in the order of the UTF-8 bytes.
 
     Args:
-        requests: to the service.
-        root: what stands before each identifier: "", or ending in "/".
+        requests: sends ListObjectsV2.
+        root: put before each identifier to make a key: "", or ending in "/".
         prefix: literal.
         where: the storage's location.
-        on_skip: hears of keys that are no identifiers.
+        on_skip: called for keys that are not valid identifiers.
     """
     start = root + prefix
     skipped = _SkipReporter(on_skip, where)
     last = None
     for page in _pages(requests, start):
         for entry in page.entries:
-            # rclone takes the prefix "/" for "", and lists an object twice that several have just written.
+            # rclone treats the prefix "/" as "", and lists an object twice after concurrent writes.
             if entry.key == last or not entry.key.startswith(start):
                 continue
             last = entry.key
@@ -46,7 +48,7 @@ def objects(
 def level(
     requests: ObjectRequests, root: str, prefix: str, where: str, on_skip: OnSkip | None
 ) -> Iterator[ObjectInfo | str]:
-    """One level: the objects without a further "/" after *prefix*, and what lies deeper once, as "name/"."""
+    """One level: the objects without another "/" after *prefix*; deeper ones once, as "name/"."""
     skipped = _SkipReporter(on_skip, where)
     for page in _pages(requests, root + prefix, "/"):
         found: list[tuple[bytes, ObjectInfo | str]] = []
@@ -58,7 +60,7 @@ def level(
                 found.append((info.identifier.encode(), info))
         for directory in page.prefixes:
             name = directory[len(root) :]
-            # "a//": the keys beneath are no identifiers; a scan reports each.
+            # Below "a//" no key is a valid identifier; a scan reports each.
             if identifiers.is_valid(name.removesuffix("/")):
                 found.append((name.encode(), name))
             else:
@@ -67,10 +69,10 @@ def level(
 
 
 def _pages(requests: ObjectRequests, start: str, delimiter: str = "") -> Iterator[ListingPage]:
-    """All pages of what begins with *start*.
+    """All pages of the keys that begin with *start*.
 
     Raises:
-        UnexpectedResponseError: there is no end to them.
+        UnexpectedResponseError: the listing does not end.
     """
     trail = PageLoopDetector()
     token = None
@@ -81,7 +83,7 @@ def _pages(requests: ObjectRequests, start: str, delimiter: str = "") -> Iterato
         token = page.token
         if token is None:
             return
-        # Not every service lists in order, but none sends many pages that end before an earlier one.
+        # Not every service sorts its listing, but none sends many pages that end before an earlier one.
         last = max((*(entry.key for entry in page.entries[-1:]), *page.prefixes[-1:]), default="")
         trail.follow(token, new=last > greatest)
         greatest = max(greatest, last)
@@ -95,7 +97,7 @@ def _info(entry: ListedObject, root: str, where: str, skipped: _SkipReporter) ->
         if entry.size == 0 and entry.key.endswith("/"):
             skipped(
                 FolderMarkerError(
-                    f"the key {entry.key!r} in {where} is no object, but the marker of a folder",
+                    f"the key {entry.key!r} in {where} is not an object, but a folder marker",
                     identifier=identifier,
                     backend=where,
                 )
@@ -107,7 +109,7 @@ def _info(entry: ListedObject, root: str, where: str, skipped: _SkipReporter) ->
 
 
 class _SkipReporter:
-    """Reports keys that are no identifiers; to the log, folder markers only once a listing."""
+    """Reports keys that are not valid identifiers; logs folder markers only once per listing."""
 
     def __init__(self, on_skip: OnSkip | None, where: str) -> None:
         self._on_skip = on_skip
@@ -117,7 +119,7 @@ class _SkipReporter:
     def __call__(self, error: StorageError) -> None:
         if self._on_skip is None and isinstance(error, FolderMarkerError):
             if not self._marker:
-                logger.info("skipped, as are all markers of folders: %s", error)
+                logger.info("skipped, as are all folder markers: %s", error)
             self._marker = True
             return
         report_skip(self._on_skip, error, self._where)
@@ -126,12 +128,14 @@ class _SkipReporter:
 def _unusable(key: str, root: str, where: str, error: Exception | None = None) -> StorageError:
     reason = f": {error}" if error is not None else ""
     return InvalidIdentifierError(
-        f"the key {key!r} in {where} is no identifier{reason}", identifier=key[len(root) :], backend=where
+        f"the key {key!r} in {where} is not a valid identifier{reason}",
+        identifier=key[len(root) :],
+        backend=where,
     )
 
 
 class PageLoopDetector:
-    """Follows the tokens of one listing, and notices any circle of them by remembering only one."""
+    """Detects cycles in the continuation tokens of one listing, remembering one token at a time."""
 
     def __init__(self) -> None:
         self._kept: object = None
@@ -140,18 +144,18 @@ class PageLoopDetector:
         self._empty = 0
 
     def follow(self, token: object, *, new: bool) -> None:
-        """Go on with *token*, after a page that had something *new*.
+        """Add the next token; *new*: whether the page before it had anything new.
 
         Raises:
-            UnexpectedResponseError: the listing leads nowhere.
+            UnexpectedResponseError: the listing does not end.
         """
         self._empty = 0 if new else self._empty + 1
         if self._empty > EMPTY_MOST:
-            raise unexpected("the end of the listing", f"{self._empty:,} pages in a row with nothing new")
+            raise unexpected("the end of the listing", f"{self._empty:,} consecutive pages with nothing new")
         if token == self._kept:
-            raise unexpected("a token that leads on", f"{token!r} again")
-        # The token that is compared is replaced ever more seldom, so that it is at last one of the circle's, however long
-        # that is ("An improved Monte Carlo factorization algorithm", R. P. Brent, 1980).
+            raise unexpected("a new continuation token", f"{token!r} again")
+        # Brent's cycle detection: the token to compare is replaced at powers of two, so it finally is one of the cycle
+        # ("An improved Monte Carlo factorization algorithm", R. P. Brent, 1980).
         self._count += 1
         if self._count == self._next:
             self._kept = token

@@ -1,4 +1,4 @@
-"""An upload in parts, several at a time, which the next process resumes if this one is killed."""
+"""MultipartUpload: sends parts in parallel; if the process is killed, the next one resumes the upload."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from storage_backend.backends.s3 import checksums
-from storage_backend.backends.s3.checksums import BodyChecksums, base64_of, uses_crc
+from storage_backend.backends.s3.checksums import BodyChecksums, base64_of
 from storage_backend.backends.s3.destination import Destination, Piece, StoredObject
-from storage_backend.backends.s3.errors import is_foreign, response_error_of
+from storage_backend.backends.s3.errors import is_foreign, is_refusal, response_error_of
 from storage_backend.backends.s3.file_parts import FilePart
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.parallel import ParallelTasks
@@ -25,25 +25,24 @@ from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
 
-UNHEARD_SECONDS = (
-    60.0  # between our start of an upload and the service's, where the response with its id was lost
-)
-FEW = 3  # parts of a file that are sent side by side at first
-PACE_SECONDS = 0.5  # over which a rate is measured
-BUFFERED_MOST = 24 << 20  # bytes of parts from a stream that are in memory at a time; parts of a file are not
+# Seconds by which the service's start time of an upload may differ from ours, if the response with its id was lost.
+UNHEARD_SECONDS = 60.0
+FEW = 3  # parts of a file that are sent in parallel at first
+PACE_SECONDS = 0.5  # interval over which the rate is measured
+BUFFERED_MOST = 24 << 20  # bytes of a stream's parts in memory at a time; parts of a file are not in memory
 
 
 class MultipartUpload:
-    """An upload in parts, of which several are sent side by side. Used by one thread.
+    """An upload in parts, several of which are sent in parallel. Used by one thread.
 
-    It resumes the upload of a killed process: a part that the service has already, by its MD5, is not sent again.
+    It resumes the upload of a killed process: a part whose MD5 the service already has is not sent again.
 
     Args:
-        destination: where.
-        size: of each part but the last, in bytes.
+        destination: the key to write to.
+        size: bytes of each part except the last.
 
     Attributes:
-        part_size: bytes that `add` must be given each time but the last; that of the resumed upload, if there is one.
+        part_size: bytes that `add` must get in each call except the last; of the resumed upload, if there is one.
         size: bytes added.
         count: parts added.
     """
@@ -54,34 +53,35 @@ class MultipartUpload:
         self.part_size = size
         self.size = 0
         self.count = 0
-        self._there: dict[int, tuple[int, str]] = {}
+        self._existing: dict[int, tuple[int, str]] = {}
         self._parts: dict[int, _SentPart] = {}
         self._tasks: ParallelTasks[tuple[int, Piece, Any], _SentPart] = ParallelTasks(
             destination.workers, self._send
         )
         self._pace = _UploadPace(destination.settings.max_concurrency)
-        self._crc = uses_crc(destination.router.requests)  # which may fail, so it comes before the claim
+        # Whether the CRC-32 of the whole object is sent. This may raise, so it comes before the claim.
+        self._crc = destination.router.requests.checksum in {"auto", "crc32"}
         self._record = destination.records.claim(destination.settings.location, destination.key)
         try:
-            self.upload_id = self._resumed(self._record) or self._begun()
+            self.upload_id = self._resume(self._record) or self._begin()
         except BaseException:
             self._record.release()
             raise
 
     def add(self, body: Piece, done: Callable[[], object] | None = None) -> None:
-        """Begin to send the next part; wait while too many are under way.
+        """Start sending the next part, after waiting while too many are being sent.
 
         Args:
-            body: unchanged until *done* is called.
-            done: called in some thread once the part is sent.
+            body: must not change until *done* is called.
+            done: called in any thread when the part has been sent.
 
         Raises:
-            UnsupportedOperationError: it would be the 10,001st.
+            UnsupportedOperationError: there are 10,000 parts already.
         """
         self._check_process()
         if self.count == PARTS_MOST:
             raise UnsupportedOperationError(
-                f"more than {PARTS_MOST:,} parts of {self.part_size:,} bytes: give info.size, or a larger "
+                f"more than {PARTS_MOST:,} parts of {self.part_size:,} bytes: set info.size, or a larger "
                 "multipart_chunk_size",
                 backend=self._destination.settings.location,
             )
@@ -94,7 +94,7 @@ class MultipartUpload:
         self._tasks.submit((self.count, body, done))
 
     def wait(self) -> None:
-        """Wait while as many parts are under way as may be in memory; called before the next one is allocated."""
+        """Wait while as many parts are being sent as may be in memory; call this before allocating the next one."""
         self._wait(min(self._destination.settings.max_concurrency, max(1, BUFFERED_MOST // self.part_size)))
 
     def settle(self) -> None:
@@ -121,10 +121,10 @@ class MultipartUpload:
                 self._destination.key, self.upload_id, [part.named() for part in parts], **extra
             )
         except Exception as error:
-            landed = self._landed(error, expected, crc32)
-            if landed is None:
+            completed = self._completed_head(error, expected, crc32)
+            if completed is None:
                 raise
-            head = landed
+            head = completed
         self._record.clear()
         self._record.release()
         proven = (self._crc and self._destination.router.requests.verifies_checksums) or (
@@ -133,9 +133,9 @@ class MultipartUpload:
         return StoredObject(self.size, head.etag, proven, parts=True)
 
     def abort(self) -> None:
-        """Drop the parts. It never raises; what cannot be dropped is recorded, and dropped by the next upload.
+        """Abort the upload. Never raises; if it fails, the record stays and the next upload tries again.
 
-        After an interrupt it returns soon, and a thread waits for a silent service.
+        After an interrupt it waits for the grace period only; a thread goes on.
         """
         if self._pid != os.getpid():
             return
@@ -148,10 +148,11 @@ class MultipartUpload:
         self._tasks.stop()
         try:
             self._destination.router.boto3.abort_upload(self._destination.key, self.upload_id)
-        except Exception as error:  # noqa: BLE001 - the cause of the abort is what the caller must hear of
-            refused = response_error_of(error)
-            if refused is None or refused.code != "NoSuchUpload":
-                logger.warning("an unfinished upload of %r stays for now: %s", self._destination.key, error)
+        except Exception as error:  # noqa: BLE001 - the caller gets the error that caused the abort
+            if not is_refusal(error, "NoSuchUpload"):
+                logger.warning(
+                    "an unfinished upload of %r could not be aborted yet: %s", self._destination.key, error
+                )
                 self._record.release()
                 return
         self._record.clear()
@@ -161,9 +162,9 @@ class MultipartUpload:
         if self._pid != os.getpid():
             raise ValueError(f"this upload belongs to process {self._pid}, not to its child")
 
-    def _begun(self) -> str:
+    def _begin(self) -> str:
         extra = {"ChecksumAlgorithm": "CRC32", "ChecksumType": "FULL_OBJECT"} if self._crc else {}
-        # If this process is killed before it has the id, the next one knows at least that there may be an upload.
+        # If this process is killed before it receives the id, the next one knows that there may be an upload.
         self._record.save(f"{self._fingerprint()} ", self.part_size)
         try:
             upload_id = self._destination.router.boto3.create_upload(
@@ -177,7 +178,7 @@ class MultipartUpload:
         return upload_id
 
     def _abort_unheard(self, began: float) -> None:
-        """Abort the uploads of this key that began at about *began* and have no part: one of them is ours, its id lost."""
+        """Abort uploads of this key without parts that began at about *began*: one of them is ours, whose id was lost."""
         boto3 = self._destination.router.boto3
         try:
             for key, upload_id, moment in boto3.uploads(self._destination.key):
@@ -185,13 +186,13 @@ class MultipartUpload:
                 if key == self._destination.key and near and not boto3.parts(key, upload_id):
                     boto3.abort_upload(key, upload_id)
         except Exception as error:
-            # Listing them may be denied. An upload without parts costs nothing.
+            # Listing them may be denied. An upload without parts takes no space.
             if not is_foreign(error):
                 raise
-            logger.debug("%r: an upload may be left that has no parts: %s", self._destination.key, error)
+            logger.debug("%r: an upload without parts may remain: %s", self._destination.key, error)
 
-    def _resumed(self, record: UploadRecord) -> str | None:
-        """The id of the upload that a killed process left, if it can be resumed; else it is dropped."""
+    def _resume(self, record: UploadRecord) -> str | None:
+        """The id of a killed process's upload if it can be resumed; else it is aborted."""
         fingerprint, _, upload_id = (record.upload_id or "").partition(" ")
         if not fingerprint or record.part_size is None:
             return None
@@ -201,44 +202,47 @@ class MultipartUpload:
         boto3 = self._destination.router.boto3
         if fingerprint == self._fingerprint() and record.part_size >= self.part_size:
             try:
-                self._there = boto3.parts(self._destination.key, upload_id)
+                self._existing = boto3.parts(self._destination.key, upload_id)
             except Exception as error:
-                if not _is_refused(error, 403, 404):
+                if not is_refusal(error, 403, 404):
                     raise
             else:
                 self.part_size = record.part_size
-                logger.debug("%r: resuming with %s parts", self._destination.key, len(self._there))
+                logger.debug("%r: resuming with %s parts", self._destination.key, len(self._existing))
                 return upload_id
         try:
             boto3.abort_upload(self._destination.key, upload_id)
         except Exception as error:
-            # Those who may not abort may upload all the same.
-            if not _is_refused(error, 403, 404):
+            # Without the permission to abort, uploading may still be allowed.
+            if not is_refusal(error, 403, 404):
                 raise
-            if _is_refused(error, 403):
+            if is_refusal(error, 403):
                 logger.warning(
-                    "the unfinished upload %s of %r stays: %s", upload_id, self._destination.key, error
+                    "the unfinished upload %s of %r could not be aborted: %s",
+                    upload_id,
+                    self._destination.key,
+                    error,
                 )
         record.clear()
         return None
 
     def _fingerprint(self) -> str:
-        """A fingerprint of what the object is given when the upload begins, which cannot be changed later."""
+        """A fingerprint of the object's metadata, which is set when the upload begins and cannot be changed later."""
         given = json.dumps([dict(self._destination.parameters), self._crc], sort_keys=True)
         return hashlib.sha256(given.encode()).hexdigest()[:16]
 
     def _send(self, task: tuple[int, Piece, Any]) -> _SentPart:
         number, body, done = task
-        there = self._there.get(number)
+        existing = self._existing.get(number)
         requests = self._destination.router.requests
-        sums = BodyChecksums(requests, body, crc=self._crc, md5=there is not None)
-        if there is None or there != (sums.size, sums.md5.hex()):
+        sums = BodyChecksums(requests, body, crc=self._crc, md5=existing is not None)
+        if existing is None or existing != (sums.size, sums.md5.hex()):
             head = requests.upload_part(
                 self._destination.key, body, UploadId=self.upload_id, PartNumber=number, **sums.parameters
             )
             etag = head.etag
         else:
-            etag = there[1]
+            etag = existing[1]
         if done is not None:
             done()
         return _SentPart(number, etag or "", sums.size, sums.md5, sums.crc, with_crc=self._crc)
@@ -254,13 +258,12 @@ class MultipartUpload:
         self._parts[part.number] = part
         self._pace.learn(part.size)
 
-    def _landed(self, error: Exception, etag: str | None, crc32: str | None) -> ObjectHead | None:
-        """The object's metadata, if a completion that looks failed was done.
+    def _completed_head(self, error: Exception, etag: str | None, crc32: str | None) -> ObjectHead | None:
+        """The object's metadata if a completion that seems to have failed took effect.
 
-        If its response was lost, the repeated request finds no upload any more.
+        If its response was lost, the repeated request finds that the upload no longer exists.
         """
-        refused = response_error_of(error)
-        if refused is None or refused.code != "NoSuchUpload":
+        if not is_refusal(error, "NoSuchUpload"):
             return None
         head = self._destination.router.requests.head(self._destination.key, ChecksumMode="ENABLED")
         same = head.etag == etag if etag is not None else head.digests.get("crc32") == crc32 is not None
@@ -268,15 +271,15 @@ class MultipartUpload:
 
 
 class _UploadPace:
-    """How many parts of a file are sent side by side: few at first, and more as long as more are faster.
+    """The number of parts of a file to send in parallel: few at first, more while that increases the rate.
 
-    Three keep a near service busy; to a far one, each further connection adds its own throughput.
+    Three keep a near service busy; to a far one, each additional connection adds its own throughput.
 
     Args:
-        most: that there may be.
+        most: maximum.
 
     Attributes:
-        window: that there should be now.
+        window: current number.
     """
 
     def __init__(self, most: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -288,7 +291,7 @@ class _UploadPace:
         self._best = 0.0  # bytes a second
 
     def learn(self, size: int) -> None:
-        """*size* bytes more have arrived."""
+        """Count *size* more bytes as sent."""
         self._sent += size
         elapsed = self._clock() - self._since
         if elapsed < PACE_SECONDS:
@@ -315,8 +318,3 @@ class _SentPart:
         if self.with_crc:
             named["ChecksumCRC32"] = base64_of(self.crc.to_bytes(4))
         return named
-
-
-def _is_refused(error: Exception, *statuses: int) -> bool:
-    refused = response_error_of(error)
-    return refused is not None and refused.status in statuses

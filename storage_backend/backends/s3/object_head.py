@@ -1,4 +1,4 @@
-"""ObjectHead: an object's metadata, as the headers of a response tell it."""
+"""ObjectHead: an object's metadata, parsed from the headers of a response."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ CARRIED: Mapping[str, str] = {
     "expires": "Expires",
     "x-amz-storage-class": "StorageClass",
 }
-"""Headers of an object besides type and metadata, and boto3's names of them."""
+"""Headers that a copy keeps besides type and metadata -> boto3's names."""
 
 MD5 = re.compile("[0-9a-f]{32}")
-"""An etag that may be one; that of an object uploaded in parts is not."""
+"""An ETag that may be an MD5; that of an object uploaded in parts is not."""
 
 _META = "x-amz-meta-"
 _DIGESTS = {f"x-amz-checksum-{name}": name for name in ("crc32", "crc32c", "crc64nvme", "sha1", "sha256")}
@@ -35,46 +35,44 @@ _MONTHS = {
 
 @dataclass(frozen=True, slots=True)
 class ObjectHead:
-    """An object's metadata, as the headers of a response tell it.
+    """An object's metadata.
 
     Attributes:
-        size: of the whole object, in bytes.
-        modified: whole seconds, UTC.
-        etag: without quotes; None where there is none, or a weak one.
+        size: bytes of the whole object.
+        modified: in whole seconds, UTC.
+        etag: without quotes; None if it is absent or weak.
         content_type: as stored.
-        version_id: in a bucket with versions.
-        digests: algorithm -> base64, only of the whole object.
-        encryption: "aws:kms" and the like; then the etag is no MD5.
-        metadata: the user's own, by lower-case names.
-        carried: what a copy brings along besides type and metadata, in boto3's names (CacheControl, StorageClass, ...).
+        digests: algorithm -> base64; only digests of the whole object.
+        encryption: such as "aws:kms", with which the ETag is not an MD5.
+        metadata: user metadata, with lower-case names.
+        carried: what a copy keeps besides type and metadata, with boto3's names (CacheControl, StorageClass, ...).
     """
 
     size: int | None = None
     modified: datetime | None = None
     etag: str | None = None
     content_type: str | None = None
-    version_id: str | None = None
     digests: Mapping[str, str] = field(default_factory=dict)
     encryption: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     carried: Mapping[str, str] = field(default_factory=dict)
 
     def info(self, identifier: str, sha256: str | None = None) -> ObjectInfo:
-        """What callers learn of the object."""
+        """The public `ObjectInfo`."""
         return ObjectInfo(identifier, self.size, self.modified, self.etag, sha256, self.content_type)
 
     def digest(self, algorithm: str) -> str | None:
-        """The digest that Amazon has of the whole object, in hex; None if it has none, and must be computed."""
+        """The stored digest of the whole object in hex; None if there is none."""
         kept = self.digests.get(algorithm)
         if kept is not None:
             return base64.b64decode(kept).hex()
-        # The etag of what one request stored and no key of its own encrypts ("Object", Amazon S3 API Reference).
+        # The ETag is the MD5 if one request stored the object, without SSE-KMS or SSE-C ("Object", Amazon S3 API Reference).
         plain = algorithm == "md5" and self.encryption in {None, "AES256"}
         return self.etag if plain and MD5.fullmatch(self.etag or "") else None
 
 
 def head_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True) -> ObjectHead:
-    """The metadata in the headers of an object of *size* bytes; digests only if they are of the *whole*."""
+    """The metadata in *headers*, of an object of *size* bytes; digests only if the response has the *whole* object."""
     digests = {}
     metadata = {}
     carried = {}
@@ -94,8 +92,7 @@ def head_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True)
         modified=None if modified is None else http_date(modified),
         etag=etag_of(headers.get("etag")),
         content_type=headers.get("content-type"),
-        version_id=headers.get("x-amz-version-id"),
-        # "value-N" is of the parts' checksums ("Checking object integrity", S3 User Guide).
+        # "value-N" is a checksum of the parts' checksums ("Checking object integrity", S3 User Guide).
         digests={name: value for name, value in digests.items() if "-" not in value},
         encryption=headers.get("x-amz-server-side-encryption"),
         metadata=metadata,
@@ -104,9 +101,9 @@ def head_of(headers: Mapping[str, str], size: int | None, *, whole: bool = True)
 
 
 def etag_of(text: str | None) -> str | None:
-    """The opaque etag in a header's or element's text, without quotes; None if there is none, or a weak one.
+    """The ETag in the text of a header or element, without quotes; None if it is absent or weak.
 
-    A weak etag names no exact bytes, and If-Match never matches it (RFC 9110, 13.1.1).
+    A weak ETag does not identify the exact bytes, and If-Match never matches it (RFC 9110, 13.1.1).
     """
     bare = (text or "").strip()
     if bare.startswith("W/"):
@@ -115,9 +112,9 @@ def etag_of(text: str | None) -> str | None:
 
 
 def http_date(text: str) -> datetime | None:
-    """The moment in a Last-Modified or Date header, aware, UTC; None if it names none.
+    """The time in a Last-Modified or Date header, aware, UTC; None if it is not a date.
 
-    The formats are those of RFC 9110, 5.6.7, and what `email.utils` takes besides.
+    Accepts the formats of RFC 9110, 5.6.7, and others of `email.utils`.
     """
     try:
         if (

@@ -1,4 +1,4 @@
-"""The seekable reader of one object, pinned to the version that was first seen."""
+"""The seekable reader of one object, pinned to the version of its first response."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import os
 
 from typing_extensions import Buffer, override
 
-from storage_backend.backends.s3 import checksums, retries
-from storage_backend.backends.s3.errors import response_error_of
+from storage_backend.backends.s3 import checksums
+from storage_backend.backends.s3.errors import is_refusal
 from storage_backend.backends.s3.object_head import ObjectHead
-from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, raise_as, taken
+from storage_backend.backends.s3.reading import ReadSource, checked_algorithm, delay_or_raise, raise_as, taken
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.errors import IntegrityError, SourceChangedError, StorageError
 from storage_backend.streams import CHUNK, SeekableRaw
 
-SKIP_MOST = 1 << 20  # bytes; reading on over a gap of this length is faster than asking anew
-AHEAD_FIRST = 128 << 10  # bytes requested after a jump; doubled as long as reading goes on from there
+SKIP_MOST = 1 << 20  # bytes; reading over a gap of this length is faster than a new request
+AHEAD_FIRST = 128 << 10  # bytes requested after a seek; doubled while reading is sequential
 AHEAD_MOST = 16 << 20
-GROWTH_FIRST = 64 << 20  # bytes that are allocated before they have come
+GROWTH_FIRST = 64 << 20  # bytes that are allocated before any has arrived
 
 
 def read_again(source: ReadSource) -> bytes:
-    """The whole object, after `read_whole` failed: what breaks off is resumed, and damage is an IntegrityError."""
+    """The whole object, after `read_whole` failed: a response that breaks off is resumed; damage is an IntegrityError."""
     with RawObjectReader(source) as reader:
         content = reader.readall()
     source.saw(reader.head)
@@ -31,27 +31,27 @@ def read_again(source: ReadSource) -> bytes:
 
 
 class RangesIgnoredError(Exception):
-    """The service answers a request for a range with the whole object."""
+    """The service responded to a range request with the whole object."""
 
 
 class RawObjectReader(SeekableRaw):
     """The unbuffered reader beneath a `StoppingReader`.
 
-    It begins with one GET of the whole object. After a jump it requests ranges, each twice as long as the one before while
-    reading goes on from there, so that neither many small reads nor few distant ones cost much. A response that breaks off
-    is resumed. Every response must be of the object that was first seen.
+    It begins with one GET of the whole object. After a seek it requests ranges, each twice as long as the one before while
+    reading is sequential, so that neither many small reads nor a few distant ones cost much. A response that breaks off is
+    resumed. All responses must be of the same version of the object.
 
     Args:
         source: the object.
-        head: of the object, if it is known; then nothing is requested yet.
-        ahead: bytes to request after a jump.
+        head: the object's metadata, if known; then the constructor sends no request.
+        ahead: bytes to request after a seek.
 
     Attributes:
-        facts: of the object.
-        size: in bytes.
+        head: the object's metadata.
+        size: the object's size in bytes.
 
     Raises:
-        StorageError: there is none, or it cannot be read; at once.
+        StorageError: the object does not exist or cannot be read.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class RawObjectReader(SeekableRaw):
             self._got = source.get()
             head = self._got.head
             if head.size is None:
-                # S3 always tells the size; a mock, or a proxy that sends everything in chunks, may not.
+                # S3 always sends the size; a mock, or a proxy that sends everything in chunks, may not.
                 _, self._kept = taken(source, lambda got: got.body.read(), self._got)
                 head = ObjectHead(size=len(self._kept))
                 self._got = GetResponse(head, 0, len(self._kept), io.BytesIO(self._kept))
@@ -78,9 +78,9 @@ class RawObjectReader(SeekableRaw):
         self._until = self.size  # where the body ends
         self._first_ahead = self._ahead = ahead
         self._algorithm = checked_algorithm(head) if not self._branch else None
-        self._digest = checksums.RunningDigests(self._algorithm) if self._algorithm else None
+        self._digest = checksums.running_digest(self._algorithm) if self._algorithm else None
         if self._got is not None and not self.size:
-            # Nothing will be read, so a body that is not empty must be noticed here.
+            # Nothing will be read, so a body that is not empty must be detected here.
             if self._got.length is None:
                 self._check_end(self._got)
             if self._digest is not None:
@@ -99,7 +99,9 @@ class RawObjectReader(SeekableRaw):
             self.failure = copy.copy(error)
             raise
         except BaseException:
-            self.failure = self._source.broken("a read was interrupted; seek() to where it is to go on")
+            self.failure = self._source.broken(
+                "a read was interrupted; seek() to the position to read on from"
+            )
             raise
 
     def _readinto(self, buffer: Buffer) -> int:
@@ -127,7 +129,7 @@ class RawObjectReader(SeekableRaw):
         done = 0
         while done < left:
             if done == len(content):
-                # Grown as bytes come, since the size is only a claim.
+                # Grown as bytes arrive, since a service can claim any size.
                 content += bytes(min(left, 2 * done) - done)
             with memoryview(content) as view:
                 while done < len(content):
@@ -141,44 +143,33 @@ class RawObjectReader(SeekableRaw):
 
     def _read(self, view: memoryview) -> int:
         """At least one byte from the reader's position."""
-        tries = 0
+        attempt = 0
         while True:
-            tries += 1
+            attempt += 1
             try:
-                self._arrive()
+                self._seek_body()
                 assert self._got is not None
                 count = self._got.body.readinto(view[: self._until - self._position])
-            except Exception as error:
+            except RangesIgnoredError:
+                raise
+            except Exception as error:  # noqa: BLE001 - raised as ours
                 self._drop()
-                if isinstance(error, RangesIgnoredError):
-                    raise
-                found = self._source.error(error)
-                most = self._source.settings.attempts
-                try:
-                    # A request that was refused or unanswered has had its tries; here only bodies are tried again.
-                    if not found.retryable or tries >= most or found.attempts >= most:
-                        found.attempts = max(found.attempts, tries)
-                        raise_as(found, error)
-                finally:
-                    del found
-                self._source.settings.sleep(retries.pause(tries))
+                self._source.settings.sleep(delay_or_raise(self._source, error, attempt))
                 continue
             except BaseException:
-                self._drop()  # where its body stands is unknown now
+                self._drop()  # the position in the body is unknown now
                 raise
             if count:
                 return count
-            # Shorter than announced: request what is missing.
+            # Shorter than announced: request what is missing, without a delay.
             self._drop()
-            if tries >= self._source.settings.attempts:
-                short = self._source.broken(f"it ends at byte {self._position:,} of {self.size:,}")
-                short.attempts = tries
-                raise short
+            short = f"it ends at byte {self._position:,} of {self.size:,}"
+            delay_or_raise(self._source, self._source.broken(short), attempt)
 
-    def _arrive(self) -> None:
-        """Bring the body to the reader's position."""
+    def _seek_body(self) -> None:
+        """Move the body to the reader's position, by skipping or a new request."""
         if self._pid != os.getpid():
-            # A forked child reads on over a connection of its own, and leaves the parent's alone.
+            # A forked child reads on over its own connection and does not touch the parent's.
             self._drop()
             self._pid = os.getpid()
         gap = self._position - self._at
@@ -186,14 +177,14 @@ class RawObjectReader(SeekableRaw):
             self._skip(gap)
         if self._got is not None and self._at == self._position and self._at < self._until:
             return
-        goes_on = self._at == self._position and self._at > 0
+        sequential = self._at == self._position and self._at > 0
         self._drop()
-        self._ahead = min(AHEAD_MOST, self._ahead * 2) if goes_on else self._first_ahead
+        self._ahead = min(AHEAD_MOST, self._ahead * 2) if sequential else self._first_ahead
         # A response that broke off is resumed up to its end.
-        end = self._until if goes_on and self._until > self._position else self._position + self._ahead
-        self._ask(min(self.size, end))
+        end = self._until if sequential and self._until > self._position else self._position + self._ahead
+        self._request_range(min(self.size, end))
 
-    def _ask(self, end: int) -> None:
+    def _request_range(self, end: int) -> None:
         if self._kept is not None:
             self._got = GetResponse(self.head, 0, self.size, io.BytesIO(self._kept))
             self._at, self._until = 0, self.size
@@ -205,8 +196,7 @@ class RawObjectReader(SeekableRaw):
         try:
             got = self._source.router.requests.get(self._source.key, **self._source.parameters, **parameters)
         except Exception as error:
-            refused = response_error_of(error)
-            if refused is not None and refused.status in {404, 412, 416}:
+            if is_refusal(error, 404, 412, 416):
                 raise self._changed() from error
             raise
         head = got.head
@@ -220,7 +210,9 @@ class RawObjectReader(SeekableRaw):
         self._at, self._until = got.start, end
         if got.start > self._position:
             self._drop()
-            raise self._source.broken(f"asked for bytes from {self._position}, got bytes from {got.start}")
+            raise self._source.broken(
+                f"requested bytes from {self._position}, received bytes from {got.start}"
+            )
         if got.length is not None and got.start + got.length > end:
             self._until = min(self.size, got.start + got.length)
         self._skip(self._position - self._at)
@@ -236,7 +228,7 @@ class RawObjectReader(SeekableRaw):
             self._at += count
 
     def _check_end(self, got: GetResponse) -> None:
-        """Check that a body of unknown length ends where the object does, whose size another response told."""
+        """Check that a body of unknown length ends at the object's size, which came from another response."""
         try:
             more = got.body.read(1)
         except Exception as error:  # noqa: BLE001 - raised as ours
@@ -244,25 +236,25 @@ class RawObjectReader(SeekableRaw):
             raise_as(self._source.error(error), error)
         if more:
             self._drop()
-            raise self._source.broken(f"it goes on after its size, {self.size:,} bytes")
+            raise self._source.broken(f"it is longer than its size of {self.size:,} bytes")
 
     def _check(self) -> None:
         assert self._digest is not None
         assert self._algorithm is not None
         expected = self.head.digests[self._algorithm]
-        found = self._digest.base64(self._algorithm)
+        found = checksums.base64_of(self._digest.digest())
         if found != expected:
             raise self.damaged(self._algorithm, found)
 
     def leave_unchecked(self) -> None:
-        """Do not compare checksums; the caller will."""
+        """Do not verify the checksum; the caller does."""
         self._digest = None
 
     def damaged(self, algorithm: str, found: str) -> IntegrityError:
-        """The error for an object that came with a checksum of *found* instead of its own."""
+        """The error for content whose checksum is *found* instead of the object's."""
         where = self._source.settings.location
         return IntegrityError(
-            f"{self._source.identifier!r} in {where}: the {algorithm} of what came is {found}, that of the object "
+            f"{self._source.identifier!r} in {where}: the {algorithm} of the content received is {found}, that of the object "
             f"{self.head.digests[algorithm]}",
             identifier=self._source.identifier,
             backend=where,

@@ -1,4 +1,4 @@
-"""ParallelTasks: what one caller has the worker threads of a storage do, and the results as they come."""
+"""ParallelTasks: runs one caller's tasks on the storage's worker threads and yields results as they complete."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ R = TypeVar("R")
 
 
 class ParallelTasks(Generic[T, R]):
-    """Tasks of one caller, whose results come in the order in which they are done. As a context manager it stops at the end.
+    """Tasks of one caller, with results in the order of completion. As a context manager it calls `stop` at the end.
 
-    Used by one thread; only the work itself is done in others. A forked child has none of those: its parent's tasks stay
-    the parent's.
+    Used by one thread; only *function* runs in others. It cannot be used in a forked child, which has none of the threads.
 
     Args:
-        workers: the threads.
-        function: what to do with each item. It may raise.
+        workers: the worker threads.
+        function: called with each item; it may raise.
 
     Attributes:
-        pending: tasks whose results were not taken.
+        pending: number of tasks whose results have not been taken.
     """
 
     def __init__(self, workers: WorkerThreads, function: Callable[[T], R]) -> None:
@@ -44,7 +43,7 @@ class ParallelTasks(Generic[T, R]):
         self.stop()
 
     def submit(self, item: T) -> None:
-        """Begin the work on *item*."""
+        """Start the task for *item*."""
         function, done, stopped = self._function, self._done, self._stopped
 
         def task() -> None:
@@ -53,14 +52,14 @@ class ParallelTasks(Generic[T, R]):
                 return
             try:
                 done.put((item, function(item), None))
-            except BaseException as error:  # noqa: BLE001 - it is the caller's, who raises it
+            except BaseException as error:  # noqa: BLE001 - passed to the caller, who raises it
                 done.put((item, None, error))
 
         self.pending += 1
         try:
             self._workers.run(task)
         except RuntimeError:
-            # No thread can be started: no result will come, and nobody may wait for one.
+            # No thread can be started, so no result will come.
             self.pending -= 1
             raise
 
@@ -69,7 +68,7 @@ class ParallelTasks(Generic[T, R]):
     ) -> Iterator[tuple[T, R, BaseException | None]]:
         """The result of each item (see `next_done`), with at most *window()* of them pending.
 
-        None among *items* is no item: it says that the next one may depend on a result that has not been taken.
+        A None in *items* is a marker: yield one pending result before advancing the iterator.
         """
         for item in items:
             while self.pending >= (1 if item is None else window()):
@@ -78,12 +77,12 @@ class ParallelTasks(Generic[T, R]):
                     break
             if item is not None:
                 self.submit(item)
-            del item  # what is done is not held while the next one is awaited
+            del item  # do not keep it in memory while waiting for the next one
         while self.pending:
             yield self.next_done()
 
     def next_done(self) -> tuple[T, R, BaseException | None]:
-        """Wait for a task that is done: the item, its result, or what was raised instead.
+        """Wait for a completed task: the item, its result, and the exception raised instead, if any.
 
         Raises:
             ValueError: this is a forked child.
@@ -91,7 +90,7 @@ class ParallelTasks(Generic[T, R]):
         return self._take(None)
 
     def stop(self) -> None:
-        """Begin no more, wait until nothing is under way, after an interrupt only for a moment, and forget the results."""
+        """Start no more tasks, wait for running ones (after an interrupt, only for the grace period), discard results."""
         self._stopped.set()
         deadline = Deadline(grace())
         with suppress(Empty):

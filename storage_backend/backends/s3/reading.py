@@ -1,4 +1,4 @@
-"""One object to be read, as a whole or a range of it; `object_reader` has the seekable reader."""
+"""Reads one object as a whole or a range of it; `object_reader` has the seekable reader."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from storage_backend.backends.s3 import checksums, retries
-from storage_backend.backends.s3.errors import is_foreign, response_error_of, translate
+from storage_backend.backends.s3.errors import is_foreign, is_refusal, translate
 from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.backends.s3.router import RequestRouter
@@ -17,7 +17,7 @@ from storage_backend.info import ObjectInfo
 from storage_backend.last_seen import LastSeen
 from storage_backend.streams import CHUNK
 
-PIECE_MOST = 16 << 20  # bytes of a longer response that are read at a time
+PIECE_MOST = 16 << 20  # bytes read at a time of a response that is longer than the range
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +25,12 @@ class ReadSource:
     """One object to be read.
 
     Attributes:
-        router: that sends requests.
-        key: in the bucket.
-        identifier: in the caller's spelling.
-        settings: of the storage.
-        parameters: of each GET (VersionId).
-        last_seen: told what `read_whole` and `read_span` saw; not of older versions.
+        router: sends the requests.
+        key: the full key in the bucket.
+        identifier: the object's identifier.
+        settings: the settings of the storage.
+        parameters: parameters of each GET (VersionId).
+        last_seen: records the metadata of what was read, except of older versions.
     """
 
     router: RequestRouter
@@ -41,7 +41,7 @@ class ReadSource:
     last_seen: LastSeen
 
     def saw(self, head: ObjectHead | None) -> None:
-        """Note what a read saw; None at its beginning."""
+        """Record the metadata of what was read; None when a read begins."""
         if head is None or self.parameters:
             self.last_seen.note(None)
             return
@@ -49,17 +49,17 @@ class ReadSource:
         self.last_seen.note(info)
 
     def error(self, error: Exception) -> StorageError:
-        """Our error for one of S3 or the network.
+        """Translate an error of S3 or the network.
 
         Raises:
-            Exception: *error* itself, if it is neither.
+            Exception: *error* itself, if it is any other.
         """
         if not isinstance(error, OSError) and not is_foreign(error):
             raise error
         return translate(error, self.identifier, self.settings.location, "read")
 
     def broken(self, reason: str) -> UnavailableError:
-        """The error for a response that is not what was asked for."""
+        """The error for a response that does not match the request."""
         where = self.settings.location
         return UnavailableError(
             f"cannot read {self.identifier!r} in {where}: {reason}", identifier=self.identifier, backend=where
@@ -69,7 +69,7 @@ class ReadSource:
         """GetObject.
 
         Raises:
-            StorageError: translated.
+            StorageError: the translated error.
         """
         try:
             return self.router.requests.get(self.key, **self.parameters, **parameters)
@@ -80,8 +80,8 @@ class ReadSource:
 def raise_as(found: StorageError, error: Exception) -> NoReturn:
     """Raise *found*, with *error* as its cause.
 
-    No frame keeps either: with its traceback that would be a cycle, and what a dropped storage held would wait for the
-    garbage collector.
+    No frame keeps a reference to either: with the traceback it would be a cycle, which keeps the connections of a dropped
+    storage open until a garbage collection.
     """
     try:
         if found is error:
@@ -92,9 +92,9 @@ def raise_as(found: StorageError, error: Exception) -> NoReturn:
 
 
 def read_whole(source: ReadSource) -> bytes | None:
-    """The object, compared with its length and, where the service gives one, its checksum.
+    """The object, if its length and, where the service returns one, its checksum match.
 
-    None if it broke off or came damaged: then `object_reader.read_again` tries once more.
+    None if the response broke off or is damaged: then the caller calls `object_reader.read_again`.
     """
     source.saw(None)
     got = source.get()
@@ -121,7 +121,7 @@ def read_span(source: ReadSource, start: int, end: int | None) -> bytes:
     """The bytes of [start, end)."""
     empty = end is not None and end <= start
     if empty:
-        end = start + 1  # an object that is not there must be found out
+        end = start + 1  # requests a byte all the same, since a missing object must be an error
     source.saw(None)
     try:
         got, content = taken(
@@ -130,8 +130,7 @@ def read_span(source: ReadSource, start: int, end: int | None) -> bytes:
             Range=f"bytes={start}-{'' if end is None else end - 1}",
         )
     except StorageError as error:
-        refused = response_error_of(error.__cause__)
-        if refused is not None and refused.status == 416:
+        if is_refusal(error.__cause__, 416):
             return b""
         raise
     source.saw(got.head)
@@ -144,35 +143,39 @@ def taken(
     got: GetResponse | None = None,
     **parameters: str,
 ) -> tuple[GetResponse, bytes]:
-    """A response, *got* or a new one, and what *take* reads from it; if its body breaks off, the request is repeated."""
-    for tries in range(1, source.settings.attempts + 1):
+    """A response (*got*, or a new one) and the result of *take* for it; if the body breaks off, the request is repeated."""
+    attempt = 0
+    while True:
+        attempt += 1
         got = got or source.get(**parameters)
         try:
             return got, take(got)
         except Exception as error:  # noqa: BLE001 - raised as ours
-            _raise_unless_retried(source, error, tries)
+            delay = delay_or_raise(source, error, attempt)
         finally:
             got.body.close()
         got = None
-        source.settings.sleep(retries.pause(tries))
-    raise AssertionError("the last try returns or raises")
+        source.settings.sleep(delay)
 
 
-def _raise_unless_retried(source: ReadSource, error: Exception, tries: int) -> None:
-    """Raise *error* as ours if it is not transient, or no tries are left."""
+def delay_or_raise(source: ReadSource, error: Exception, attempt: int) -> float:
+    """Seconds to wait before the next attempt; if there is none, raise *error* as ours."""
     found = source.error(error)
     try:
-        if not found.retryable or tries == source.settings.attempts:
-            found.attempts = tries
+        delay = retries.read_delay(found, attempt, source.settings.attempts)
+        if delay is None:
+            # A failed request has counted its own attempts.
+            found.attempts = max(found.attempts, attempt)
             raise_as(found, error)
+        return delay
     finally:
         del found  # its traceback leads to this frame
 
 
 def _sliced(source: ReadSource, got: GetResponse, start: int, end: int | None) -> bytes:
-    """What was asked for, of a response that may be the whole object or begin before *start*."""
+    """The requested range from a response that may be the whole object or begin before *start*."""
     if got.start > start:
-        raise source.broken(f"asked for bytes from {start}, got bytes from {got.start}")
+        raise source.broken(f"requested bytes from {start}, received bytes from {got.start}")
     skipped = 0
     while skipped < start - got.start:
         piece = got.body.read(min(CHUNK, start - got.start - skipped))
@@ -183,7 +186,7 @@ def _sliced(source: ReadSource, got: GetResponse, start: int, end: int | None) -
     whole = got.head.size
     expected = None if whole is None else max(0, min(whole, whole if end is None else end) - start)
     if expected is not None and len(content) != expected:
-        raise source.broken(f"{len(content):,} bytes of {expected:,} came")
+        raise source.broken(f"received {len(content):,} of {expected:,} bytes")
     return content
 
 
@@ -198,7 +201,7 @@ def _exactly(got: GetResponse, size: int) -> bytes:
 
 
 def checked_algorithm(head: ObjectHead) -> str | None:
-    """The name of the first digest that can be computed here, if the object has any."""
+    """The first algorithm among the object's digests that can be computed here; None if there is none."""
     for name in head.digests:
         if checksums.known(name):
             return name
@@ -206,10 +209,10 @@ def checked_algorithm(head: ObjectHead) -> str | None:
 
 
 def _has_digest(content: bytes, head: ObjectHead) -> bool:
-    """Whether *content* has the digest of the object, where one is known."""
+    """Whether *content* matches the digest of the object, if one is known."""
     name = checked_algorithm(head)
     if name is None:
         return True
-    running = checksums.RunningDigests(name)
+    running = checksums.running_digest(name)
     running.update(content)
-    return running.base64(name) == head.digests[name]
+    return checksums.base64_of(running.digest()) == head.digests[name]

@@ -1,6 +1,6 @@
-"""The frequent requests of S3 and their results; `signed_requests` and `boto3_requests` both implement them.
+"""The frequent requests of S3 and their results; implemented by `signed_requests` and `boto3_requests`.
 
-Parameters beyond the key have boto3's names (`Range`, `IfMatch`, `ContentMD5`, ...), so that both take the same.
+Parameters beyond the key have boto3's names (`Range`, `IfMatch`, `ContentMD5`, ...), in both implementations.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class BodyReader(Protocol):
     """The body of a response."""
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on."""
+        """Read *size* bytes, fewer only at the end; all the rest if it is negative."""
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read on into *buffer*; 0 only at the end."""
+        """Read into *buffer* and return the number of bytes; 0 only at the end."""
 
     def close(self) -> None:
         """Release the connection."""
@@ -34,10 +34,10 @@ class GetResponse:
     """The response to GetObject.
 
     Attributes:
-        head: of the object; its size is that of the whole.
-        start: where the body begins in the object, in bytes.
-        length: of the body in bytes; None where unknown.
-        body: to be closed.
+        head: the metadata of the object; its size is that of the whole object.
+        start: offset of the body in the object, in bytes.
+        length: bytes of the body; None if unknown.
+        body: the caller closes it.
     """
 
     head: ObjectHead
@@ -47,23 +47,23 @@ class GetResponse:
 
 
 class ObjectRequests(Protocol):
-    """The frequent requests. *key* is the whole key in the bucket; errors are those of `errors` or botocore, untranslated.
+    """The frequent requests. *key* is the full key in the bucket; errors are not translated yet (see `errors.translate`).
 
     Attributes:
-        verifies_checksums: whether the service is Amazon's, which refuses a body that does not have its checksum.
+        verifies_checksums: whether the service is Amazon's, which rejects a body that does not match its checksum.
     """
 
     verifies_checksums: bool
 
     @property
     def is_real_service(self) -> bool:
-        """Whether a real service answers: a mock or a Stubber expects certain requests, and may leave out fields."""
+        """False for a mock or a Stubber, which expects certain requests and may omit fields of responses."""
 
     @property
     def checksum(self) -> str:
-        """Which checksums a body carries: "md5", "crc32", "sha256", or "auto": a CRC-32, or a SHA-256 if it is known.
+        """The checksum sent with a body: "md5", "crc32", "sha256", or "auto": CRC-32, or SHA-256 if it is already known.
 
-        "none" of a mock, which expects certain parameters, and of the caller's own client, which adds its own.
+        "none" for a mock, which expects certain parameters, and for the caller's own client, which adds its own.
         """
 
     def get(self, key: str, **parameters: Any) -> GetResponse:
@@ -79,12 +79,12 @@ class ObjectRequests(Protocol):
         """DeleteObject."""
 
     def delete_batch(self, keys: Sequence[str]) -> dict[str, ErrorDocument]:
-        """DeleteObjects: of up to 1,000 keys, those that were not deleted, and why."""
+        """DeleteObjects for at most 1,000 keys; returns an error for each key that was not deleted."""
 
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
     ) -> ListingPage:
-        """ListObjectsV2: one page, of at most *limit* keys; as many as S3 gives if None."""
+        """ListObjectsV2: one page of at most *limit* keys (None: the service's limit)."""
 
     def copy(self, key: str, source: str, **parameters: Any) -> ObjectHead:
         """CopyObject; *source* is "bucket/key"."""

@@ -1,6 +1,6 @@
-"""What the response to each operation must have to be taken for a success, and what it then tells.
+"""Validates the response to each operation and parses it.
 
-A captive portal, a wrong endpoint or a proxy also answers "200 OK", and some operations send it before they fail.
+A captive portal, a wrong endpoint or a proxy may also send "200 OK", and some operations send it before they fail.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing_extensions import Buffer
 from storage_backend.backends.s3.errors import (
     S3ResponseError,
     UnreachableError,
-    response_error_of,
+    is_refusal,
     seconds_of,
 )
 from storage_backend.backends.s3.object_head import ObjectHead, head_of, http_date
@@ -29,120 +29,119 @@ from storage_backend.backends.s3.xml_documents import (
 
 T = TypeVar("T")
 
-FIRST = "bytes=0-0"  # the Range of an object's first byte
-MOST_ERROR = 64 << 10  # bytes that are read of a response that is no success
+FIRST = "bytes=0-0"  # the Range header for the first byte of an object
+MOST_ERROR = 64 << 10  # bytes that are read of an error response
 
 _RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)", re.ASCII)
 
 
 class S3Response(Protocol):
-    """What `http.HTTPResponse` has."""
+    """A response of `http.HTTPResponse` or of a handler (moto)."""
 
     status: int
     headers: dict[str, str]
     length: int | None
 
     def read(self, size: int = -1, /) -> bytes:
-        """Read on."""
+        """As `BodyReader`."""
 
     def readinto(self, buffer: Buffer, /) -> int:
-        """Read on into *buffer*."""
+        """As `BodyReader`."""
 
     def close(self) -> None:
-        """Let go of the connection."""
+        """As `BodyReader`."""
 
     def drain(self, at_most: int) -> bool:
-        """Read and drop the rest."""
+        """Read and discard the rest, of *at_most* bytes, so that the connection can be reused."""
 
 
-def head_response(answer: S3Response) -> ObjectHead:
+def head_response(response: S3Response) -> ObjectHead:
     """The metadata in a successful response to HeadObject.
 
     Raises:
-        UnexpectedResponseError: it is no response to this operation; as all functions here.
-        EmbeddedError: it is an error document; as all functions here.
+        UnexpectedResponseError: it is not a response to this operation. All functions here raise these two.
+        EmbeddedError: it is an error document.
     """
-    _require(answer, "etag" in answer.headers, "an ETag")
-    answer.close()
-    length = answer.headers.get("content-length", "")
-    return head_of(answer.headers, int(length) if length.isdecimal() else None)
+    _require(response, "etag" in response.headers, "an ETag")
+    response.close()
+    length = response.headers.get("content-length", "")
+    return head_of(response.headers, int(length) if length.isdecimal() else None)
 
 
-def put_response(answer: S3Response) -> ObjectHead:
+def put_response(response: S3Response) -> ObjectHead:
     """The metadata in a successful response to PutObject or UploadPart."""
-    _require(answer, "etag" in answer.headers, "an ETag")
-    _require_no_body(answer)
-    return head_of(answer.headers, None)
+    _require(response, "etag" in response.headers, "an ETag")
+    _require_no_body(response)
+    return head_of(response.headers, None)
 
 
-def delete_response(answer: S3Response) -> None:
+def delete_response(response: S3Response) -> None:
     """Check a successful response to DeleteObject."""
-    # S3 itself answers 204; "200 OK" without a body could be anybody's.
-    ours = answer.status == 204 or any(name.startswith("x-amz-") for name in answer.headers)
-    _require(answer, ours, "status 204")
-    _require_no_body(answer)
+    # S3 sends 204; "200 OK" without a body may come from any server.
+    ours = response.status == 204 or any(name.startswith("x-amz-") for name in response.headers)
+    _require(response, ours, "status 204")
+    _require_no_body(response)
 
 
-def get_response(answer: S3Response, *, ranged: bool) -> tuple[S3Response, int, int | None]:
-    """A successful response to GetObject, where its body begins in the object, and the object's size if it tells."""
-    _require(answer, answer.status in {200, 206} and "etag" in answer.headers, "an object with an ETag")
-    given = answer.headers.get("content-range")
+def get_response(response: S3Response, *, ranged: bool) -> tuple[S3Response, int, int | None]:
+    """A successful response to GetObject, the offset of its body in the object, and the object's size if given."""
+    _require(response, response.status in {200, 206} and "etag" in response.headers, "an object with an ETag")
+    given = response.headers.get("content-range")
     if given is None:
-        _require(answer, answer.status == 200, "Content-Range with status 206")
-        # A connection can break at any time, so its end is no proof that the body is complete.
-        framed = answer.length is not None or "transfer-encoding" in answer.headers
-        _require(answer, framed, "Content-Length, or a body in chunks")
-        return answer, 0, answer.length
-    # Some services send a range with status 200. Unasked it is not the object, whatever its status.
-    _require(answer, ranged, "the whole object")
+        _require(response, response.status == 200, "Content-Range with status 206")
+        # A connection can break at any time, so its end does not prove that the body is complete.
+        framed = response.length is not None or "transfer-encoding" in response.headers
+        _require(response, framed, "Content-Length, or a body in chunks")
+        return response, 0, response.length
+    # Some services send a range with status 200. Without a Range in the request it is an error with either status.
+    _require(response, ranged, "the whole object")
     found = _RANGE.fullmatch(given)
     if found is None:
-        _refuse(answer, "Content-Range, bytes first-last/size")
+        _refuse(response, "Content-Range, bytes first-last/size")
     first, last = int(found[1]), int(found[2])
     whole = None if found[3] == "*" else int(found[3])
     _require(
-        answer,
+        response,
         first <= last < (last + 1 if whole is None else whole),
         "Content-Range within the object",
     )
-    _require(answer, answer.length in {None, last - first + 1}, "as many bytes as Content-Range says")
-    return answer, first, whole
+    _require(response, response.length in {None, last - first + 1}, "as many bytes as Content-Range says")
+    return response, first, whole
 
 
 def size_from_head(
-    answer_etag: str | None, ask_head: Callable[[], ObjectHead], ask_first_byte: Callable[[], GetResponse]
+    etag: str | None, head_object: Callable[[], ObjectHead], get_first_byte: Callable[[], GetResponse]
 ) -> int | None:
-    """The size of an object where the response to a GET does not tell: nothing else shows that the body was cut short.
+    """The size of an object if the response to a GET has none: without it, a body that was cut short looks complete.
 
     Args:
-        answer_etag: of the response.
-        ask_head: requests the object's HEAD.
-        ask_first_byte: requests its first byte, whose Content-Range tells the size where a proxy answers HEAD without a length.
+        etag: the ETag of that response.
+        head_object: sends HeadObject.
+        get_first_byte: gets the first byte, whose Content-Range has the size if a proxy removes Content-Length from HEAD.
     """
-    head = ask_head()
+    head = head_object()
     if head.size is None:
         try:
-            got = ask_first_byte()
+            got = get_first_byte()
         except Exception as error:
-            refused = response_error_of(error)
-            if refused is None or refused.status != 416:
+            if not is_refusal(error, 416):
                 raise
             return 0  # an empty object has no first byte
         got.body.close()
         head = got.head
-    if head.etag != answer_etag:
+    if head.etag != etag:
         raise UnreachableError(ConnectionError("a response of unknown length, and the object changed"), 1)
     return head.size
 
 
 def xml_response(parse: Callable[[bytes], T]) -> Callable[[S3Response], T]:
-    """Reads a response by *parse*."""
+    """A function that reads a response's document and parses it by *parse*."""
 
-    def read(answer: S3Response) -> T:
+    def read(response: S3Response) -> T:
         try:
-            body = answer.read(MOST_DOCUMENT + 1)
+            body = response.read(MOST_DOCUMENT + 1)
         finally:
-            answer.close()
+            response.close()
         if len(body) > MOST_DOCUMENT:
             raise too_long(body)
         return parse(body)
@@ -150,20 +149,20 @@ def xml_response(parse: Callable[[bytes], T]) -> Callable[[S3Response], T]:
     return read
 
 
-def error_response(answer: S3Response, method: str) -> S3ResponseError:
-    """The error in a response that is no success, which is closed."""
-    headers = answer.headers
+def error_response(response: S3Response, method: str) -> S3ResponseError:
+    """Read and close an error response."""
+    headers = response.headers
     try:
-        body = b"" if method == "HEAD" else answer.read(MOST_ERROR)
-        answer.drain(MOST_ERROR)
+        body = b"" if method == "HEAD" else response.read(MOST_ERROR)
+        response.drain(MOST_ERROR)
     except OSError:
-        body = b""  # the status alone says enough
+        body = b""  # the status is enough
     finally:
-        answer.close()
+        response.close()
     refused = parse_error(body)
     date = http_date(headers["date"]) if "date" in headers else None
     return S3ResponseError(
-        answer.status,
+        response.status,
         refused.code if refused else "",
         refused.message if refused else "",
         region=headers.get("x-amz-bucket-region") or (refused.region if refused else None),
@@ -173,38 +172,38 @@ def error_response(answer: S3Response, method: str) -> S3ResponseError:
     )
 
 
-def _require(answer: S3Response, fulfilled: bool, expected: str) -> None:
+def _require(response: S3Response, fulfilled: bool, expected: str) -> None:
     if not fulfilled:
-        _refuse(answer, expected)
+        _refuse(response, expected)
 
 
-def _require_no_body(answer: S3Response) -> None:
-    """Check that there is no body, and read to its end, so that the connection can be used again."""
-    if answer.length == 0:
-        answer.close()
+def _require_no_body(response: S3Response) -> None:
+    """Check that there is no body, and read to its end, so that the connection can be reused."""
+    if response.length == 0:
+        response.close()
         return
     try:
-        body = answer.read(MOST_ERROR)
+        body = response.read(MOST_ERROR)
     finally:
-        answer.close()
+        response.close()
     if body.strip():
-        _raise(answer, "no body", body)
+        _raise(response, "no body", body)
 
 
-def _refuse(answer: S3Response, expected: str) -> NoReturn:
+def _refuse(response: S3Response, expected: str) -> NoReturn:
     try:
-        body = answer.read(MOST_ERROR)
+        body = response.read(MOST_ERROR)
     finally:
-        answer.close()
-    _raise(answer, expected, body)
+        response.close()
+    _raise(response, expected, body)
 
 
-def _raise(answer: S3Response, expected: str, body: bytes) -> NoReturn:
+def _raise(response: S3Response, expected: str, body: bytes) -> NoReturn:
     refused = parse_error(body)
     if refused is not None:
         raise EmbeddedError(refused)
-    kind = answer.headers.get("content-type", "no Content-Type")
-    raise unexpected(expected, f"status {answer.status}, {kind}: {_text(body)}")
+    kind = response.headers.get("content-type", "no Content-Type")
+    raise unexpected(expected, f"status {response.status}, {kind}: {_text(body)}")
 
 
 def _text(body: bytes) -> str:

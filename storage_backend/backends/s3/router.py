@@ -27,19 +27,19 @@ from storage_backend.forks import inherited, no_fork
 
 @dataclass(eq=False)
 class _ProcessState:
-    """What belongs to one process."""
+    """The clients of one process."""
 
     pid: int
     client: Any
     boto3: Boto3Requests
     signed: SignedRequests | None = None
-    handlers: object = field(default_factory=object)  # of the client, when `signed` was decided
+    handlers: object = field(default_factory=object)  # their version when `signed` was set
     lock: threading.Lock = field(default_factory=threading.Lock)
     finalizer: weakref.finalize[..., RequestRouter] = field(init=False)
 
 
 class RequestRouter:
-    """Makes the boto3 client when first needed, in each process its own, and decides which way requests go.
+    """Creates a boto3 client on first use in each process, and chooses which client sends the frequent requests.
 
     Args:
         settings: of the storage.
@@ -55,40 +55,40 @@ class RequestRouter:
     @property
     def client(self) -> Any:
         """The boto3 client of this process."""
-        return self._now().client
+        return self._current_state().client
 
     @property
     def boto3(self) -> Boto3Requests:
-        """Every request, through the boto3 client."""
-        return self._now().boto3
+        """All requests, through the boto3 client."""
+        return self._current_state().boto3
 
     @property
     def requests(self) -> ObjectRequests:
         """The frequent requests, by our signed HTTP client where the boto3 client has no custom hooks."""
         state = self._state
         if state is None or state.pid != os.getpid():
-            state = self._now()
+            state = self._current_state()
         try:
             version = quick_handlers_version(state.client)
         except AttributeError:  # the caller's own client, or another botocore
             version = None
         if version is not state.handlers:
-            self._decide(state)  # a Stubber or a user's handler has come or gone
+            self._choose_client(state)  # a Stubber or a user's handler was added or removed
         return state.signed or state.boto3
 
     def close(self) -> None:
-        """Close connections. Used again, it begins anew."""
+        """Close connections. The next use reopens them."""
         state, self._state = self._state, None
         if state is not None:
             state.finalizer()
 
-    def _decide(self, state: _ProcessState) -> None:
+    def _choose_client(self, state: _ProcessState) -> None:
         with state.lock:
             if handlers_version(state.client) is not state.handlers:
                 state.signed = self._signed_requests(state)
                 state.handlers = handlers_version(state.client)
 
-    def _now(self) -> _ProcessState:
+    def _current_state(self) -> _ProcessState:
         state = self._state
         if state is not None and state.pid == os.getpid():
             return state
@@ -97,14 +97,14 @@ class RequestRouter:
             if state is None or state.pid != os.getpid():
                 if state is not None:
                     state.finalizer()
-                self._state = state = self._opened()
+                self._state = state = self._new_state()
             return state
 
-    def _opened(self) -> _ProcessState:
+    def _new_state(self) -> _ProcessState:
         settings = self._settings
-        client = settings.client if settings.client is not None else self._made(self._region)
+        client = settings.client if settings.client is not None else self._new_client(self._region)
         state = _ProcessState(os.getpid(), client, Boto3Requests(client, settings))
-        # botocore's objects refer to each other, so that their connections would wait for the garbage collector.
+        # botocore's objects form cycles, so their connections would stay open until a garbage collection.
         state.finalizer = weakref.finalize(self, _close_state, state, ours=settings.client is None)
         state.finalizer.atexit = False
         return state
@@ -115,11 +115,11 @@ class RequestRouter:
         endpoint = endpoint_of(state.client, self._settings)
         if endpoint is None:
             return None
-        # Not in a cycle with this router: its connections are closed with the last reference to it.
-        ourselves = weakref.ref(self)
+        # A weak reference avoids a cycle: connections are closed with the last reference to the router.
+        router_ref = weakref.ref(self)
 
         def endpoint_in(region: str) -> BucketEndpoint | None:
-            router = ourselves()
+            router = router_ref()
             return None if router is None else router._endpoint_in(region)
 
         return SignedRequests(
@@ -130,12 +130,13 @@ class RequestRouter:
             verifies_checksums=state.boto3.verifies_checksums,
         )
 
-    def _made(self, region: str | None) -> Any:
+    def _new_client(self, region: str | None) -> Any:
         with no_fork():  # it imports boto3
             client = make_client(self._settings, region)
         if is_botocore(client) and not self._settings.anonymous:
             if credentials_of(client) is not None:
-                # Raises where one of them cannot be sent, and names the parameter.
+                # Raises, naming the parameter, if one cannot be sent. Not by the source below, whose `refresh` would take
+                # these for the credentials of a later request.
                 CredentialSource(client, self._settings).credentials()
             source = CredentialSource(client, self._settings)
             handlers = Boto3Handlers(self._skew, self._settings.clock, source.credentials, source.refresh)
@@ -145,11 +146,11 @@ class RequestRouter:
     def _endpoint_in(self, region: str) -> BucketEndpoint | None:
         """The endpoint, now that the bucket is known to be in *region*; None if only boto3 can send there."""
         with self._locks.setdefault(os.getpid(), threading.RLock()):
-            state = self._now()
+            state = self._current_state()
             if region != getattr(state.client.meta, "region_name", None):
                 self._region = region
                 replaced = state.client
-                state.client = self._made(region)
+                state.client = self._new_client(region)
                 state.boto3 = Boto3Requests(state.client, self._settings)
                 _close_client(replaced, ours=self._settings.client is None)
             endpoint = endpoint_of(state.client, self._settings)
@@ -158,7 +159,7 @@ class RequestRouter:
 
 
 def _close_state(state: _ProcessState, *, ours: bool) -> None:
-    """Close the connections; a parent's are neither used nor closed. *ours* is a client that we have made."""
+    """Close the connections; those of a parent process stay untouched. *ours*: whether we created the client."""
     if state.pid != os.getpid():
         inherited().append(state)
         return
@@ -168,7 +169,7 @@ def _close_state(state: _ProcessState, *, ours: bool) -> None:
 
 
 def _close_client(client: Any, *, ours: bool) -> None:
-    """Close the idle connections of *client*; those in use are closed when they are given back."""
+    """Close the idle connections of *client* if it is *ours*; those in use are closed when they are returned."""
     close = getattr(client, "close", None)
     if ours and callable(close):
         close()

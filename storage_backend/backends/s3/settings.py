@@ -1,4 +1,4 @@
-"""What an S3Storage was given, checked."""
+"""The parameters of an S3Storage, and their validation."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ S = TypeVar("S")
 
 MIB = 1 << 20
 # "Amazon S3 multipart upload limits", S3 User Guide.
-PART_LEAST = 5 * MIB  # bytes; but the last
-PART_MOST = 5 << 30  # bytes; also the most that one PUT or one CopyObject takes
+PART_LEAST = 5 * MIB  # bytes; minimum size of every part except the last
+PART_MOST = 5 << 30  # bytes; also the limit of one PUT and of one CopyObject
 PARTS_MOST = 10_000
 
 CHECKSUMS = ("auto", "md5", "crc32", "sha256")
@@ -83,14 +83,14 @@ class S3Settings:
 
     def __post_init__(self) -> None:
         if not isinstance(self.bucket, str) or not self.bucket:
-            raise _wrong("bucket", f"{self.bucket!r} is not the name of a bucket")
+            raise _wrong("bucket", f"{self.bucket!r} must be the name of a bucket")
         object.__setattr__(self, "prefix", _normalised(self.prefix))
         names = ("access_key", "secret_key", "session_token")
         object.__setattr__(self, "secrets", tuple(_secret(name, getattr(self, name)) for name in names))
         for name in _TEXTS:
             value = getattr(self, name)
             if value is not None and not isinstance(value, str):
-                raise _wrong(name, f"{value!r} is no text")
+                raise _wrong(name, f"{value!r} must be a string")
         self._check_credentials()
         self._check_endpoint()
         _one_of("checksum", self.checksum, CHECKSUMS)
@@ -99,30 +99,32 @@ class S3Settings:
         for name in ("max_concurrency", "attempts"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise _wrong(name, f"{value!r} is not a number of at least 1")
+                raise _wrong(name, f"{value!r} must be an integer of at least 1")
         for name in ("connect_timeout", "io_timeout"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise _wrong(name, f"{value!r} is not a number of seconds above 0")
+                raise _wrong(name, f"{value!r} must be a number of seconds above 0")
         for name in ("multipart_chunk_size", "multipart_threshold"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
-                raise _wrong(name, f"{value!r} is not a whole number of bytes")
+                raise _wrong(name, f"{value!r} must be a whole number of bytes")
         if not PART_LEAST <= self.multipart_chunk_size <= PART_MOST:
             raise _wrong(
                 "multipart_chunk_size",
-                f"{self.multipart_chunk_size:,} is not between 5 MiB and 5 GiB, as S3 asks",
+                f"{self.multipart_chunk_size:,} must be between 5 MiB and 5 GiB, as S3 requires",
             )
         if not 0 < self.multipart_threshold <= PART_MOST:
-            raise _wrong("multipart_threshold", f"{self.multipart_threshold:,} is not between 1 and 5 GiB")
+            raise _wrong(
+                "multipart_threshold", f"{self.multipart_threshold:,} must be between 1 byte and 5 GiB"
+            )
         if self.sse_kms_key_id is not None and self.server_side_encryption is None:
-            raise _wrong("sse_kms_key_id", 'it needs server_side_encryption="aws:kms"')
+            raise _wrong("sse_kms_key_id", 'it requires server_side_encryption="aws:kms"')
         if self.ca_bundle is not None and not Path(expanded(self.ca_bundle)).exists():
-            raise _wrong("ca_bundle", f"there is no file {expanded(self.ca_bundle)!r}")
+            raise _wrong("ca_bundle", f"the file {expanded(self.ca_bundle)!r} does not exist")
 
     @property
     def location(self) -> str:
-        """A URL that opens the storage again, without secrets."""
+        """A URL from which `open_storage` opens the same storage, without secrets."""
         parameters = {
             "region": self.region,
             "endpoint_url": self.endpoint_url,
@@ -135,7 +137,7 @@ class S3Settings:
         return f"s3://{url_escaping.quoted(self.bucket, safe=':')}{'/' if path else ''}{path}{'?' if query else ''}{query}"
 
     def object_parameters(self) -> Mapping[str, str]:
-        """What each new object is given, in boto3's names."""
+        """Parameters of each new object, with boto3's names."""
         found = {
             "StorageClass": self.storage_class,
             "ServerSideEncryption": self.server_side_encryption,
@@ -147,9 +149,9 @@ class S3Settings:
     def _check_credentials(self) -> None:
         if (self.access_key is None) != (self.secret_key is None):
             missing = "access_key" if self.access_key is None else "secret_key"
-            raise _wrong(missing, "access_key and secret_key come together")
+            raise _wrong(missing, "access_key and secret_key must be given together")
         if self.session_token is not None and self.access_key is None:
-            raise _wrong("session_token", "it belongs to an access_key and a secret_key")
+            raise _wrong("session_token", "it requires access_key and secret_key")
         ways = {
             "access_key": self.access_key is not None,
             "profile": self.profile is not None,
@@ -158,11 +160,11 @@ class S3Settings:
         }
         chosen = [name for name, given in ways.items() if given]
         if len(chosen) > 1:
-            raise _wrong(chosen[1], f"{' and '.join(chosen)} contradict each other; give one")
+            raise _wrong(chosen[1], f"{' and '.join(chosen)} are mutually exclusive")
         if self.client is not None:
             for name in ("region", "endpoint_url", "ca_bundle"):
                 if getattr(self, name) is not None:
-                    raise _wrong(name, "the client that was given has one already")
+                    raise _wrong(name, "it cannot be combined with client, which has its own")
 
     def _check_endpoint(self) -> None:
         if self.endpoint_url is None:
@@ -171,28 +173,33 @@ class S3Settings:
             parts = urlsplit(self.endpoint_url)
             _ = parts.port  # raises ValueError where it is no number
         except ValueError as error:
-            raise _wrong("endpoint_url", f"{error}; it is of the form https://host:port") from None
+            raise _wrong("endpoint_url", f"{error}; it must be https://host:port") from None
         if parts.scheme not in {"http", "https"} or not parts.hostname:
-            raise _wrong("endpoint_url", "it is of the form https://host:port")
+            raise _wrong("endpoint_url", "it must be https://host:port")
         if parts.username or parts.password:
-            raise _wrong("endpoint_url", "no user and password: use access_key and secret_key")
+            raise _wrong(
+                "endpoint_url", "it must not contain a user or password: use access_key and secret_key"
+            )
         if parts.query or parts.fragment:
-            raise _wrong("endpoint_url", "it has no query and no fragment")
+            raise _wrong("endpoint_url", "it must not have a query or fragment")
 
     def _check_acceleration(self) -> None:
         if not self.accelerate:
             return
         if self.endpoint_url is not None:
-            raise _wrong("accelerate", "only Amazon has such endpoints, and endpoint_url names another")
+            raise _wrong(
+                "accelerate", "only Amazon has such endpoints, so it cannot be combined with endpoint_url"
+            )
         if self.addressing_style == "path":
             raise _wrong(
-                "accelerate", 'its endpoints name the bucket in the host, so not addressing_style="path"'
+                "accelerate",
+                'its endpoints have the bucket in the host name, so addressing_style cannot be "path"',
             )
 
 
 def _normalised(prefix: str) -> str:
     if not isinstance(prefix, str):
-        raise _wrong("prefix", f"{prefix!r} is no text")
+        raise _wrong("prefix", f"{prefix!r} must be a string")
     found = "/".join(segment for segment in prefix.split("/") if segment)
     if found:
         try:
@@ -204,7 +211,7 @@ def _normalised(prefix: str) -> str:
 
 def _secret(name: str, value: str | None) -> Secret | None:
     if value is not None and not isinstance(value, str):
-        raise _wrong(name, "it is no text")
+        raise _wrong(name, "it must be a string")
     found = Secret.given(name, value)
     if found is not None and found.literal:
         check_sendable(name, found.text)
@@ -212,14 +219,14 @@ def _secret(name: str, value: str | None) -> Secret | None:
 
 
 def check_sendable(name: str, credential: str | None) -> None:
-    """Check that a credential can stand in a header; one that was read or pasted with its line's end cannot.
+    """Check that a credential can be sent in a header: one pasted with a line break cannot.
 
     Raises:
         ConfigurationError: it cannot.
     """
     if credential and not (credential.isascii() and credential.isprintable()):
-        kind = "a line feed" if "\n" in credential else "a character that no credential has"
-        raise _wrong(name, f"there is {kind} in it")
+        kind = "a line feed" if "\n" in credential else "a non-ASCII or non-printable character"
+        raise _wrong(name, f"it contains {kind}")
 
 
 def _one_of(name: str, value: str, known: tuple[str, ...]) -> None:
@@ -232,11 +239,11 @@ def _wrong(name: str, reason: str) -> ConfigurationError:
 
 
 def part_size(settings: S3Settings, size: int | None) -> int:
-    """The size of each part, in bytes, so that 10,000 parts hold *size* bytes."""
+    """The part size in bytes with which 10,000 parts hold *size* bytes."""
     if size is None:
         return settings.multipart_chunk_size
     needed = -(-size // PARTS_MOST)
-    # Whole MiB, so that the parts of a resumed upload fall on the same bounds.
+    # Whole MiB, so that a resumed upload has the same part boundaries.
     return max(settings.multipart_chunk_size, -(-needed // MIB) * MIB)
 
 

@@ -1,4 +1,4 @@
-"""The frequent requests, signed and sent by our own HTTP client over connections that are kept alive."""
+"""SignedRequests: the frequent requests, signed and sent by our own HTTP client over persistent connections."""
 
 from __future__ import annotations
 
@@ -14,12 +14,10 @@ from storage_backend.backends.s3 import responses, retries
 from storage_backend.backends.s3.boto3_handlers import ClockSkew
 from storage_backend.backends.s3.endpoint import BucketEndpoint
 from storage_backend.backends.s3.errors import (
-    DAMAGED,
     STALE_CREDENTIALS,
     WRONG_CLOCK,
     S3ResponseError,
     UnreachableError,
-    is_transient,
 )
 from storage_backend.backends.s3.file_parts import FileChangedError, FilePart
 from storage_backend.backends.s3.handler_response import handler_response
@@ -28,7 +26,7 @@ from storage_backend.backends.s3.object_head import ObjectHead, etag_of, head_of
 from storage_backend.backends.s3.requests import GetResponse
 from storage_backend.backends.s3.responses import S3Response
 from storage_backend.backends.s3.settings import S3Settings
-from storage_backend.backends.s3.signing import PLAIN_KEY, UNSIGNED, encode_query, quote_key
+from storage_backend.backends.s3.signing import UNSIGNED, encode_query, quote_key
 from storage_backend.backends.s3.xml_documents import (
     EmbeddedError,
     ErrorDocument,
@@ -43,11 +41,10 @@ from storage_backend.backends.s3.xml_documents import (
 T = TypeVar("T")
 
 USER_AGENT = "storage-backend"
-DAMAGED_TRIES = 3  # of a body or document that arrives damaged; more often that is no accident
-SIGNED_MOST = 1 << 20  # bytes; a longer body is signed only by its checksum, one of the signed headers
+SIGNED_MOST = 1 << 20  # bytes; of a longer body only the Content-MD5 is signed, if it has one
 _EMPTY = hashlib.sha256(b"").hexdigest()
 
-# boto3's parameters as HTTP has them ("Actions", Amazon S3 API Reference).
+# boto3's parameters -> HTTP headers ("Actions", Amazon S3 API Reference).
 _HEADERS: Mapping[str, str] = {
     "ACL": "x-amz-acl",
     "ChecksumCRC32": "x-amz-checksum-crc32",
@@ -71,14 +68,14 @@ _META = "x-amz-meta-"
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """A request that is not yet addressed and signed.
+    """A request before it is addressed and signed.
 
     Attributes:
-        operation: its name in the API.
-        method: of HTTP.
-        key: of the object; None for a request about the bucket.
+        operation: the name in the S3 API.
+        method: the HTTP method.
+        key: the object's key; None for a request on the bucket.
         headers: lower-case name -> value.
-        query: percent-encoded.
+        query: percent-encoded, without "?".
         body: may be sent several times.
     """
 
@@ -91,13 +88,13 @@ class _Request:
 
 
 class SignedRequests:
-    """The `ObjectRequests` in place of a boto3 client, several times faster than its own.
+    """`ObjectRequests` without boto3, several times faster.
 
     Args:
-        endpoint: that requests go to, until a response names another region.
-        settings: of the storage.
-        endpoint_in: gives the endpoint in a region; None if only boto3 can send there.
-        skew: of the service's clock.
+        endpoint: the endpoint until a response names another region.
+        settings: the settings of the storage.
+        endpoint_in: returns the endpoint in a region; None if only boto3 can send there.
+        skew: the clock difference to the service, shared with boto3.
         verifies_checksums: whether the service is Amazon's.
     """
 
@@ -129,12 +126,12 @@ class SignedRequests:
         ranged = "Range" in parameters
         if not ranged:
             parameters["ChecksumMode"] = "ENABLED"
-        take = partial(responses.get_response, ranged=ranged)
-        answer, start, whole = self._send(take, self._request("GetObject", "GET", key, parameters))
+        parse = partial(responses.get_response, ranged=ranged)
+        response, start, whole = self._send(parse, self._request("GetObject", "GET", key, parameters))
         if whole is None and parameters.get("Range") != responses.FIRST:
-            whole = self._size_from_head(key, parameters, answer)
-        head = head_of(answer.headers, whole, whole="content-range" not in answer.headers)
-        return GetResponse(head, start, answer.length, answer)
+            whole = self._size_from_head(key, parameters, response)
+        head = head_of(response.headers, whole, whole="content-range" not in response.headers)
+        return GetResponse(head, start, response.length, response)
 
     def head(self, key: str, **parameters: Any) -> ObjectHead:
         """HeadObject."""
@@ -163,7 +160,7 @@ class SignedRequests:
     def page(
         self, prefix: str, *, delimiter: str = "", token: str | None = None, limit: int | None = None
     ) -> ListingPage:
-        """ListObjectsV2. Keys may have characters that XML cannot carry, so they are asked for percent-encoded."""
+        """ListObjectsV2. Keys are requested percent-encoded, as they may have characters that XML cannot represent."""
         query = [("encoding-type", "url"), ("list-type", "2"), ("prefix", prefix)]
         if delimiter:
             query.append(("delimiter", delimiter))
@@ -183,16 +180,16 @@ class SignedRequests:
         """UploadPartCopy."""
         return self._copied("UploadPartCopy", key, source, parameters)
 
-    def _size_from_head(self, key: str, parameters: Mapping[str, Any], answer: S3Response) -> int | None:
+    def _size_from_head(self, key: str, parameters: Mapping[str, Any], response: S3Response) -> int | None:
         same = {name: parameters[name] for name in _QUERY if name in parameters}
         try:
             return responses.size_from_head(
-                etag_of(answer.headers.get("etag")),
+                etag_of(response.headers.get("etag")),
                 lambda: self.head(key, **same),
                 lambda: self.get(key, Range=responses.FIRST, **same),
             )
         except BaseException:
-            answer.close()
+            response.close()
             raise
 
     def _copied(self, operation: str, key: str, source: str, parameters: Mapping[str, Any]) -> ObjectHead:
@@ -200,69 +197,64 @@ class SignedRequests:
         request = self._request(operation, "PUT", key, parameters, headers=headers)
         return ObjectHead(etag=self._send(responses.xml_response(parse_copied), request))
 
-    def _send(self, take: Callable[[S3Response], T], request: _Request) -> T:
-        """Send a request until it succeeds, as often as its failures allow.
+    def _send(self, parse: Callable[[S3Response], T], request: _Request) -> T:
+        """Send a request, and again for as long as `retries` allows.
 
         Args:
-            take: reads a success, which may turn out to be none (status 200 with an error document); its result is returned.
-            request: may be sent several times.
+            parse: returns the result of a successful response; raises EmbeddedError if that is an error after all.
+            request: the request.
 
         Raises:
             S3ResponseError: S3 refuses.
             UnreachableError: the network fails.
+            UnexpectedResponseError: the response is not one of S3.
+            FileChangedError: the file that is sent became shorter.
         """
         repaired: set[str] = set()
-        tries = stale = 0
+        attempts = stale = 0
         while True:
-            tries += 1
+            attempts += 1
             endpoint = self._endpoint
             try:
-                answer = self._once(endpoint, request)
-                if answer.status < 300:
-                    return take(answer)
-                refused = responses.error_response(answer, request.method)
+                response = self._once(endpoint, request)
+                if response.status < 300:
+                    return parse(response)
+                refused = responses.error_response(response, request.method)
             except StaleConnectionError as error:
-                # The server closed the idle connection as the request was sent: that is no try (RFC 9112, 9.3.1).
+                # The server closed the idle connection as the request was sent: no attempt (RFC 9112, 9.3.1).
                 stale += 1
                 if stale <= self._settings.max_concurrency + 1:
-                    tries -= 1
+                    attempts -= 1
                     continue
-                raise UnreachableError(error, tries) from error
+                raise UnreachableError(error, attempts) from error
             except EmbeddedError as error:
                 refused = S3ResponseError.inside(error.refused, 500)
-            except FileChangedError:
-                raise
-            except UnexpectedResponseError as error:
-                # A chunked body that a proxy cut short looks whole, and a proxy may answer in the service's place.
-                if tries >= min(DAMAGED_TRIES, self._settings.attempts):
-                    error.attempts = tries
+            except (OSError, UnexpectedResponseError) as error:
+                delay = retries.request_delay(error, attempts, self._settings.attempts)
+                if delay is not None:
+                    self._settings.sleep(delay)
+                    continue
+                if isinstance(error, FileChangedError):
                     raise
-                self._settings.sleep(retries.pause(tries))
-                continue
-            except OSError as error:
-                if not is_passing(error) or tries >= self._settings.attempts:
-                    raise UnreachableError(error, tries) from error
-                self._settings.sleep(retries.pause(tries))
-                continue
-            # A connection that broke may have delivered the request all the same.
-            refused.attempts = tries + stale
+                if isinstance(error, OSError):
+                    raise UnreachableError(error, attempts) from error
+                error.attempts = attempts
+                raise
+            # A request over a connection that broke may have been processed all the same.
+            refused.attempts = attempts + stale
             if self._repaired(refused, repaired, endpoint):
                 continue
-            again = is_transient(refused) or (refused.code in DAMAGED and tries < DAMAGED_TRIES)
-            too_long = (refused.retry_after or 0) > retries.PATIENCE
-            if not again or too_long or tries >= self._settings.attempts:
+            delay = retries.request_delay(refused, attempts, self._settings.attempts)
+            if delay is None:
                 try:
                     raise refused
                 finally:
                     del refused  # its traceback leads to this frame: a cycle
-            self._settings.sleep(retries.pause(tries, refused.retry_after))
+            self._settings.sleep(delay)
 
     def _once(self, endpoint: BucketEndpoint, request: _Request) -> S3Response:
         key, body = request.key, request.body
-        if key is None:
-            path = endpoint.root.removesuffix("/") or "/"
-        else:
-            path = endpoint.root + (key if PLAIN_KEY.fullmatch(key) else quote_key(key))
+        path = endpoint.root + quote_key(key) if key is not None else endpoint.root.removesuffix("/") or "/"
         headers = {**request.headers, "host": endpoint.host}
         if endpoint.signer is not None:
             endpoint.signer.sign(
@@ -306,10 +298,10 @@ class SignedRequests:
         return _Request(operation, method, key, sent, encode_query(pairs) if pairs else "", body)
 
     def _repaired(self, refused: S3ResponseError, repaired: set[str], endpoint: BucketEndpoint) -> bool:
-        """Whether the cause of a refusal is repaired: wrong region, clock or credentials; each is tried once a request."""
+        """Correct the region, the clock or the credentials after an error about it, each once per request; whether it did."""
         if refused.region and "region" not in repaired and _is_elsewhere(refused, endpoint):
             repaired.add("region")
-            if refused.region == self._endpoint.region:  # another thread has found it out meanwhile
+            if refused.region == self._endpoint.region:  # another thread has corrected it
                 return True
             endpoint_in = self._endpoint_in(refused.region)
             if endpoint_in is not None:
@@ -325,13 +317,6 @@ class SignedRequests:
         return False
 
 
-def is_passing(error: OSError) -> bool:
-    """Whether the next try may be free of this network error."""
-    import ssl
-
-    return not isinstance(error, ssl.SSLCertVerificationError)
-
-
 def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
     if endpoint.signer is None or refused.region == endpoint.region:
         return False
@@ -339,12 +324,10 @@ def _is_elsewhere(refused: S3ResponseError, endpoint: BucketEndpoint) -> bool:
 
 
 def _payload(body: bytes | memoryview | FilePart, headers: Mapping[str, str], *, tls: bool) -> str:
-    """The x-amz-content-sha256 of a body. A long one is bound to the signature by its checksum, a signed header."""
-    size = body.size if isinstance(body, FilePart) else len(body)
+    """The x-amz-content-sha256 of a body; `UNSIGNED` over TLS, for a file, and for a long body with a signed MD5."""
     digest = headers.get("x-amz-checksum-sha256")
     if digest is not None:
         return base64.b64decode(digest).hex()
-    bound = "content-md5" in headers or tls
-    if isinstance(body, FilePart) or (size > SIGNED_MOST and bound):
+    if tls or isinstance(body, FilePart) or (len(body) > SIGNED_MOST and "content-md5" in headers):
         return UNSIGNED
-    return UNSIGNED if tls else hashlib.sha256(body, usedforsecurity=False).hexdigest()
+    return hashlib.sha256(body, usedforsecurity=False).hexdigest()

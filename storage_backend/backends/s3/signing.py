@@ -1,7 +1,7 @@
-"""AWS Signature Version 4 in the Authorization header, as S3 verifies it.
+"""AWS Signature Version 4 in the Authorization header, for S3.
 
 The rules: "Authenticating Requests: Using the Authorization Header (AWS Signature Version 4)", Amazon S3 API Reference.
-Where the rules leave a choice, this does as botocore does.
+Where they leave a choice, this follows botocore.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from urllib.parse import quote
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
-"""In place of a body's digest: the signature does not cover the body."""
+"""Instead of a body's digest: the signature does not cover the body."""
 
 LEFT_OUT = frozenset(
     [
@@ -35,18 +35,18 @@ LEFT_OUT = frozenset(
         "x-amzn-trace-id",
     ]
 )
-"""Headers that are not signed, since a proxy may change them (`SIGNED_HEADERS_BLACKLIST`, botocore 1.44.5)."""
+"""Headers that are not signed, since proxies may change them (`SIGNED_HEADERS_BLACKLIST`, botocore 1.44.5)."""
 
 _KEPT = 4  # derived keys: two secrets (around a refresh of credentials) times two days (around midnight, UTC)
 
-# Letters, digits and "_.-~" stand for themselves everywhere, "/" only in a path. Nearly every name is of these alone.
-PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
+# Letters, digits and "_.-~" are never encoded, "/" not in a path. Nearly all names have only these.
+_PLAIN_KEY = re.compile(r"[A-Za-z0-9_.~/-]*")
 _PLAIN = re.compile(r"[A-Za-z0-9_.~-]*")
 
 
 @dataclass(frozen=True, slots=True)
 class SigningCredentials:
-    """SigningCredentials as they are at one moment; the secret and the token never show in a representation."""
+    """Immutable credentials; the secret key and the token are not in the repr."""
 
     access_key: str
     secret_key: str = field(repr=False)
@@ -54,12 +54,12 @@ class SigningCredentials:
 
 
 class Signer:
-    """Signs requests to one service in one region. Any number of threads may share it, and a forked child may use it."""
+    """Signs requests to one service in one region. Thread-safe and fork-safe."""
 
     def __init__(self, region: str, service: str = "s3") -> None:
         self._region = region
         self._service = service
-        # Both are replaced and never changed, so no lock is needed and none can be held for ever in a forked child.
+        # Both are replaced, never modified, so no lock is needed, which could stay locked in a forked child.
         self._clock = (0, "19700101T000000Z")
         self._derived: dict[tuple[str, str], tuple[str, hmac.HMAC]] = {}
 
@@ -75,16 +75,16 @@ class Signer:
     ) -> None:
         """Add x-amz-date, x-amz-content-sha256, x-amz-security-token (if any) and authorization to *headers*.
 
-        What an earlier signing added is replaced, so the headers of a failed request may be signed again.
+        Headers added by an earlier call are replaced, so a failed request can be signed again.
 
         Args:
             method: as sent, in upper case.
-            path: as sent: from "/" on, percent-encoded (`quote_key`). It is signed as it is, with "//", "." and "..".
-            query: as sent: without "?", percent-encoded (`encode_query`), in any order.
-            headers: names in lower case, with "host". All are signed but those `LEFT_OUT`, and must be sent as they are;
-                values should be ASCII, since others are signed as UTF-8 but sent by `http.client` as Latin-1.
+            path: as sent, percent-encoded (`quote_key`). It is signed without normalising "//", "." and "..".
+            query: as sent, without "?", percent-encoded (`encode_query`), in any order.
+            headers: names in lower case, with "host". All are signed except `LEFT_OUT`, and must be sent unchanged.
+                Values should be ASCII, since others are signed as UTF-8 but sent as Latin-1.
             credentials: the credentials.
-            moment: seconds since the Unix epoch by the service's clock, which tolerates 15 minutes of difference.
+            moment: Unix time in seconds by the service's clock, which tolerates a difference of 15 minutes.
             payload: lower-case hex of the body's SHA-256, or `UNSIGNED`.
         """
         stamp = self._stamp(int(moment))
@@ -122,7 +122,7 @@ class Signer:
         return stamp
 
     def _derive(self, day: str, secret: str) -> tuple[str, hmac.HMAC]:
-        """The scope of a day's signatures, and an HMAC with the key for them that is to be copied."""
+        """The scope of a day's signatures, and an HMAC with their key, to be copied for each."""
         key = f"AWS4{secret}".encode()
         for part in (day, self._region, self._service, "aws4_request"):
             key = hmac.digest(key, part.encode(), "sha256")
@@ -137,7 +137,7 @@ def quote_key(key: str) -> str:
     Raises:
         UnicodeEncodeError: it holds a lone surrogate.
     """
-    return key if PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
+    return key if _PLAIN_KEY.fullmatch(key) else quote(key, safe="/~")
 
 
 def encode_query(pairs: Iterable[tuple[str, str]]) -> str:
@@ -154,9 +154,9 @@ def _quote(text: str) -> str:
 
 
 def _canonical(query: str) -> str:
-    """*query* in the order of its names, then values, and with "=" after each name."""
+    """*query* sorted by name, then value, with "=" after each name."""
     if not query:
         return ""
-    # By name before value: "=" sorts above "-" and digits, so the whole pairs would sort otherwise.
+    # As tuples: "=" sorts after "-" and digits, so sorting whole pairs gives another order.
     pairs = sorted([pair.partition("=") for pair in query.split("&")])
     return "&".join([f"{name}={value}" for name, _, value in pairs])

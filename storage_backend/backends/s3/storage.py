@@ -1,4 +1,4 @@
-"""The verbs of S3Storage."""
+"""S3Storage: the public methods."""
 
 from __future__ import annotations
 
@@ -41,49 +41,49 @@ from storage_backend.streams import (
     unwatched,
 )
 
-URL_LONGEST = 7 * 24 * 3600  # seconds that a signature of version 4 is good
+URL_LONGEST = 7 * 24 * 3600  # seconds; the limit of signature version 4
 
 
 class S3Storage(StorageBackend):
-    """Objects in a bucket of Amazon S3, or of a service that speaks its protocol.
+    """Objects in a bucket of Amazon S3, or of a compatible service.
 
-    boto3 resolves credentials, region and endpoint. The frequent requests then go through an HTTP client of our own, which
-    is several times faster, unless the boto3 client has custom hooks. Every method may be called from many threads. Nothing
-    is requested of the service before the first operation.
+    boto3 resolves credentials, region and endpoint. The frequent requests then go through our own HTTP client, which is
+    several times faster, unless the boto3 client has custom hooks. All methods are thread-safe. No request is sent before
+    the first operation.
 
     Args:
-        bucket: its name, or the ARN of an access point.
-        prefix: of all keys, followed by a slash; slashes at its ends do not matter.
-        region: of the bucket. Without it, AWS_REGION, AWS_DEFAULT_REGION, the profile, or what the service answers.
-        endpoint_url: of a service other than Amazon's, "https://host:port".
-        access_key: with *secret_key* and perhaps *session_token*, each itself, "env:NAME" or "file:PATH". Without them
-            boto3 finds credentials by itself (environment, profile, role, SSO) and renews them. Credentials that are
-            refused as expired or unknown are looked up once more where they were found.
-        secret_key: if it is given as itself, this object cannot be pickled.
+        bucket: the name of the bucket, or the ARN of an access point.
+        prefix: put before all keys, with a slash; leading and trailing slashes do not matter.
+        region: the region of the bucket; by default from AWS_REGION, AWS_DEFAULT_REGION, the profile, or the service's responses.
+        endpoint_url: "https://host:port" of a service other than Amazon's.
+        access_key: with *secret_key* and perhaps *session_token*, each as the value, "env:NAME" or "file:PATH". Without them
+            boto3 finds credentials (environment, profile, role, SSO) and renews them. If the service rejects them as
+            expired or unknown, they are read once more from their source.
+        secret_key: if given as the value, this object cannot be pickled.
         session_token: as *secret_key*.
-        profile: of ~/.aws/config.
+        profile: a profile of ~/.aws/config.
         anonymous: sign nothing.
-        client: a boto3 client, or an object that behaves like one, for all requests. Then this object cannot be pickled.
+        client: a boto3 client, or an object that behaves like one, for all requests; this object then cannot be pickled.
         create_bucket: the first write creates the bucket if it is missing; until then it looks empty.
-        max_concurrency: requests that one call makes side by side, at most.
-        multipart_chunk_size: the least size of a part, in bytes (5 MiB to 5 GiB); it grows so that 10,000 suffice.
-        multipart_threshold: content from a reader or file of up to so many bytes is one request.
+        max_concurrency: the most requests that one call sends in parallel.
+        multipart_chunk_size: minimum size of a part, in bytes (5 MiB to 5 GiB); parts grow so that 10,000 suffice.
+        multipart_threshold: content of a reader or file of at most so many bytes is sent by one request.
         storage_class: of new objects, such as "STANDARD_IA".
         server_side_encryption: of new objects: "AES256" or "aws:kms".
         sse_kms_key_id: the key of "aws:kms".
         request_payer: "requester" for a Requester Pays bucket; the URLs of `get_url` carry it.
-        content_type: of new objects; guessed from the name if None. That of an `ObjectInfo` takes precedence.
+        content_type: of new objects; by default guessed from the name. The one in an `ObjectInfo` takes precedence.
         acl: of new objects, a canned ACL such as "bucket-owner-full-control".
         accelerate: use the bucket's Transfer Acceleration endpoint.
         addressing_style: "auto", "path" or "virtual".
-        ca_bundle: a file of certificates to trust instead of the usual authorities.
-        checksum: what each upload carries for the service to check: "md5", "crc32", "sha256", or "auto": a CRC-32 or a
-            SHA-256 for Amazon, elsewhere an MD5, which every service knows.
-        attempts: how often a request is tried at most, if the network or the service fails.
+        ca_bundle: a file of certificates to trust instead of the default authorities.
+        checksum: sent with each upload for the service to verify: "md5", "crc32", "sha256", or "auto": CRC-32 or SHA-256
+            for Amazon, and MD5, which every service supports, for others.
+        attempts: the most attempts of a request if the network or the service fails.
         connect_timeout: seconds to wait for a connection.
-        io_timeout: seconds to wait for the next bytes, either way.
+        io_timeout: seconds to wait for the next bytes, when sending or receiving.
         clock: seconds since the epoch.
-        sleep: waits for that many seconds.
+        sleep: called with the seconds to wait.
 
     Raises:
         ConfigurationError: a parameter is wrong.
@@ -97,8 +97,7 @@ class S3Storage(StorageBackend):
         settings = self._bucket.settings
         if settings.client is not None:
             raise ConfigurationError(
-                f"{self.location}: it was given a client, which does not go into a pickle; give region, endpoint_url and "
-                "profile instead",
+                f"{self.location}: a client cannot be pickled; set region, endpoint_url and profile instead of client",
                 parameter="client",
                 backend=self.location,
             )
@@ -122,13 +121,13 @@ class S3Storage(StorageBackend):
 
     @property
     def prefix(self) -> str:
-        """What stands before every identifier, without slashes at its ends."""
+        """The prefix of all keys, without leading and trailing slashes."""
         return self._bucket.settings.prefix
 
     @property
     def client(self) -> Any:
         """The boto3 client."""
-        with self._bucket.translated_errors("make a client for"):
+        with self._bucket.translated_errors("create a client for"):
             return self._bucket.router.client
 
     @override
@@ -147,7 +146,7 @@ class S3Storage(StorageBackend):
 
     @override
     def read(self, identifier: str, *, version_id: str | None = None) -> bytes:
-        """The whole object, compared with its length and, where the service gives one, its checksum.
+        """The whole object. Its length and, if the service returns one, its checksum are verified.
 
         Args:
             identifier: the object.
@@ -155,7 +154,7 @@ class S3Storage(StorageBackend):
 
         Raises:
             NotFoundError: there is none; a FileNotFoundError.
-            IntegrityError: twice the checksum was another.
+            IntegrityError: the content did not match the checksum, twice.
         """
         source = self._bucket.read_source(identifier, version_id)
         content = read_whole(source)
@@ -182,7 +181,7 @@ class S3Storage(StorageBackend):
         else:
             level = self.scan_level(glob.stem)
             found = [entry.identifier for entry in level if isinstance(entry, ObjectInfo)]
-        # Plain order is that of the encoded bytes: there are no surrogates.
+        # The order of code points is that of the UTF-8 bytes, as there are no surrogates.
         return sorted(identifier for identifier in found if glob.matches(identifier))
 
     @override
@@ -195,7 +194,7 @@ class S3Storage(StorageBackend):
         size = self._bucket.head(identifier).size
         if size is None:
             raise StorageError(
-                f"the service does not tell the size of {identifier!r} in {self.location}",
+                f"the service did not return the size of {identifier!r} in {self.location}",
                 identifier=identifier,
                 backend=self.location,
             )
@@ -240,7 +239,7 @@ class S3Storage(StorageBackend):
 
     @property
     def endpoint(self) -> str | None:
-        """The service's URL; None of a client that does not tell."""
+        """The service's URL; None if the given client does not have one."""
         found = getattr(getattr(self.client, "meta", None), "endpoint_url", None)
         return found.rstrip("/") if isinstance(found, str) else None
 
@@ -250,14 +249,14 @@ class S3Storage(StorageBackend):
         source = self._bucket.head(source_id)
         if source_id == dest_id:
             return True
-        self._bucket.copy(self._bucket, source_id, dest_id, source.etag)
+        self._bucket.copy(self._bucket, source_id, dest_id, source)
         if self._bucket.head(dest_id).size != source.size:
             raise IntegrityError(
-                f"the copy of {source_id!r} at {dest_id!r} has another size; nothing was deleted",
+                f"the copy of {source_id!r} at {dest_id!r} differs in size; nothing was deleted",
                 identifier=source_id,
                 backend=self.location,
             )
-        self._bucket.delete(source_id, source.etag)  # unless somebody has overwritten it meanwhile
+        self._bucket.delete(source_id, source.etag)  # unless another writer has replaced it meanwhile
         return True
 
     @override
@@ -269,7 +268,7 @@ class S3Storage(StorageBackend):
 
     @override
     def stat(self, identifier: str, *, version_id: str | None = None) -> ObjectInfo:
-        """What is known of the object without reading it.
+        """The object's metadata.
 
         Args:
             identifier: the object.
@@ -278,19 +277,19 @@ class S3Storage(StorageBackend):
         Raises:
             NotFoundError: there is none.
         """
-        # Other services may return a checksum unchecked, as the uploader claimed it.
+        # Other services may return the checksum that the uploader claimed, unverified.
         with self._bucket.translated_errors("look up", identifier):
-            vouched = self._bucket.router.requests.verifies_checksums
-        extra = {"ChecksumMode": "ENABLED"} if vouched else {}
+            verified = self._bucket.requests.verifies_checksums
+        extra = {"ChecksumMode": "ENABLED"} if verified else {}
         head = self._bucket.head(identifier, **version_parameter(version_id), **extra)
-        return head.info(identifier, head.digest("sha256") if vouched else None)
+        return head.info(identifier, head.digest("sha256") if verified else None)
 
     @override
     def scan(self, prefix: str = "", *, on_skip: OnSkip | None = None) -> Iterator[ObjectInfo]:
         with self._bucket.listing():
             found = listing.objects(self._bucket.requests, self._bucket.root, prefix, self.location, on_skip)
             if self.bucket.endswith("--x-s3"):
-                # Directory buckets list in no order ("ListObjectsV2", Amazon S3 API Reference).
+                # Directory buckets are listed unsorted ("ListObjectsV2", Amazon S3 API Reference).
                 found = iter(sorted(found, key=lambda info: info.identifier))
             yield from found
 
@@ -301,7 +300,7 @@ class S3Storage(StorageBackend):
 
     @override
     def stat_many(self, identifiers: Iterable[str]) -> Iterator[ObjectInfo]:
-        return batches.stat_many(self._bucket, self.stat, identifiers)
+        return batches.look_up(self._bucket, self.stat, identifiers)
 
     @override
     def open(
@@ -315,7 +314,7 @@ class S3Storage(StorageBackend):
             version_id: read an older version, in a bucket that keeps them.
 
         Raises:
-            NotFoundError: there is none to read; raised here, not at the first read.
+            NotFoundError: there is no such object; raised here, not at the first read.
             ValueError: another mode.
         """
         check_mode(mode)
@@ -379,7 +378,7 @@ class S3Storage(StorageBackend):
             raise
         except (PreconditionFailedError, FileNotFoundError) as error:
             raise PreconditionFailedError(
-                f"{identifier!r} in {self.location} is gone, or is another version than {etag!r}",
+                f"{identifier!r} in {self.location} is gone, or its ETag is no longer {etag!r}",
                 identifier=identifier,
                 backend=self.location,
             ) from error
@@ -387,11 +386,11 @@ class S3Storage(StorageBackend):
 
     @override
     def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
-        """The digest of the object, lower-case hex; the service's own where it is Amazon's and has it.
+        """The digest of the object, lower-case hex; the one that Amazon has stored if it has one, else computed.
 
         Args:
             identifier: the object.
-            algorithm: a name that `hashlib` guarantees.
+            algorithm: one of `hashlib.algorithms_guaranteed`.
 
         Raises:
             NotFoundError: there is no such object.
@@ -407,7 +406,7 @@ class S3Storage(StorageBackend):
 
         Args:
             identifier: the object.
-            expires_in: how long the URL is good, in seconds, 7 days at most.
+            expires_in: seconds until the URL expires, at most 7 days.
             method: "GET" or "PUT".
 
         Raises:
@@ -432,7 +431,7 @@ class S3Storage(StorageBackend):
     @property
     @override
     def capabilities(self) -> Capability:
-        # Not CHECKSUM: few objects have a digest that the service vouches for, so most are read.
+        # Not CHECKSUM: few objects have a digest that the service verified, so most are read.
         return (
             Capability.CREATE
             | Capability.REPLACE
@@ -457,13 +456,13 @@ class S3Storage(StorageBackend):
         self._bucket.close()
 
     def abort_incomplete_uploads(self, older_than: timedelta = timedelta(days=1)) -> int:
-        """Drop the parts of uploads beneath the prefix that nobody completed, which are stored, and paid for, until then.
+        """Abort unfinished uploads beneath the prefix; their parts take space, which is billed, until then.
 
         Args:
-            older_than: how long ago they began.
+            older_than: only uploads that began longer ago than this.
 
         Returns:
-            How many uploads there were.
+            The number of uploads aborted.
         """
         return self._bucket.abort_uploads(
             datetime.fromtimestamp(self._bucket.settings.clock(), UTC) - older_than

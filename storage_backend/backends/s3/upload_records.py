@@ -1,4 +1,4 @@
-"""Files that record which multipart uploads are under way, so that the next process resumes those of a killed one."""
+"""Records multipart uploads in files, so that the next process can resume those of a killed one."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 1
 _SUFFIX = ".json"
-_TAIL = 64 << 10  # bytes; several times what the longest key (1,024 bytes) makes as JSON
+_TAIL = 64 << 10  # bytes; several times the JSON of the longest key (1,024 bytes)
 _ATTEMPTS = 1000
-# Symlinks are not followed, and pipes not waited for.
+# Follows no symlink and does not wait for the other end of a pipe.
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class UploadRecords:
-    """The records of a directory, one for each object that is being uploaded. For all threads and processes.
+    """A directory with one record per object being uploaded, shared by all threads and processes.
 
     Args:
-        directory: created, readable by its owner only, when first needed.
+        directory: created on first use, accessible to its owner only.
         clock: Unix time in seconds.
     """
 
@@ -39,25 +39,25 @@ class UploadRecords:
         self._clock = clock
 
     def claim(self, location: str, key: str) -> UploadRecord:
-        """The record of an object, to be released. It never fails: see `UploadRecord.held`.
+        """Lock the record of an object; the caller releases it. Never fails: see `UploadRecord.held`.
 
         Args:
             location: the storage's location, without secrets.
-            key: the object's whole key there.
+            key: the object's full key.
         """
         path = self._directory / _file_name(location, key)
         return UploadRecord(path, location, key, clock=self._clock)
 
 
 class UploadRecord:
-    """The record of one object's upload. One holder at a time has it, until `release` or the end of its process.
+    """The record of one object's upload, locked by one holder until `release` or the end of its process.
 
-    A forked child's copy is not held. For one thread at a time.
+    A forked child does not hold it. Used by one thread at a time.
 
     Attributes:
-        upload_id: of an upload that an earlier holder left unfinished; None if there was none.
-        part_size: of that upload, in bytes.
-        started: when it was saved, in whole seconds of Unix time; 0 if there was none.
+        upload_id: the id of an unfinished upload of an earlier holder; None if there is none.
+        part_size: the part size of that upload in bytes.
+        started: when it was saved, in whole seconds of Unix time; 0 if there is none.
     """
 
     def __init__(self, path: Path, location: str, key: str, *, clock: Callable[[], float]) -> None:
@@ -70,38 +70,38 @@ class UploadRecord:
         self._clock = clock
         self._open_records = _open_records()
         self._fd = -1
-        self._end = 0  # of what is whole in the file
+        self._end = 0  # end of the complete lines in the file
         try:
             self._acquire()
             self._load()
         except BlockingIOError:
             _log.debug(
-                "%r in %s: another upload of it is under way; this one is not remembered", key, location
+                "%r in %s: another upload of it is in progress; this one is not recorded", key, location
             )
         except OSError as error:
-            _log.debug("%r in %s: its upload is not remembered: %s", key, location, error)
+            _log.debug("%r in %s: its upload is not recorded: %s", key, location, error)
             self.release()
 
     @property
     def held(self) -> bool:
-        """False if another upload of the same object is under way, or the directory cannot be written.
+        """False if another upload of the object is in progress or the directory is not writable.
 
-        Then `save` and `clear` do nothing.
+        `save` and `clear` then do nothing.
         """
         return self._fd >= 0
 
     def save(self, upload_id: str, part_size: int) -> None:
         """Record this upload in place of any other.
 
-        The record survives this process, but not power loss. If it is killed within this call, the next one finds the
-        record before.
+        The record survives the process, but not a power failure. If the process is killed within this call, the next one
+        finds the previous record.
         """
         if not self.held:
             return
         entry = _RecordLine(FORMAT, self._location, self._key, upload_id, part_size, int(self._clock()))
         line = json.dumps(asdict(entry)).encode() + b"\n"
         try:
-            # Appended, since bytes that are overwritten in place could be torn, and a new file would lose the lock.
+            # Appended: overwriting in place could leave a mixture, and a new file would lose the lock.
             if os.fstat(self._fd).st_size != self._end:
                 os.ftruncate(self._fd, self._end)
             if os.pwrite(self._fd, line, self._end) == len(line):
@@ -112,21 +112,23 @@ class UploadRecord:
             reason = str(error)
         with suppress(OSError):
             os.ftruncate(self._fd, self._end)
-        _log.debug("%r in %s: its upload is not remembered: %s", self._key, self._location, reason)
+        _log.debug("%r in %s: its upload is not recorded: %s", self._key, self._location, reason)
 
     def clear(self) -> None:
-        """Record nothing: the upload has been completed or aborted. `release` removes the file."""
+        """Empty the record: the upload was completed or aborted. `release` deletes the file."""
         if not self.held:
             return
-        # Not removed yet: the lock is the file's, and another upload may be saved.
+        # Not deleted yet: the lock belongs to the file, and another upload may be saved.
         self._end = 0
         try:
             os.ftruncate(self._fd, 0)
         except OSError as error:
-            _log.warning("%r in %s: cannot forget its upload: %s", self._key, self._location, error)
+            _log.warning(
+                "%r in %s: cannot clear the record of its upload: %s", self._key, self._location, error
+            )
 
     def release(self) -> None:
-        """Stop holding it; what was saved stays. Idempotent."""
+        """Unlock; a saved record stays. Idempotent."""
         with self._open_records.lock:
             fd, self._fd = self._fd, -1
             if fd < 0:
@@ -136,14 +138,14 @@ class UploadRecord:
                 if os.fstat(fd).st_size == 0 and _is_at(fd, self._path):
                     self._path.unlink()
             except OSError as error:
-                _log.debug("%s stays, empty: %s", self._path, error)
+                _log.debug("the empty file %s could not be deleted: %s", self._path, error)
             with suppress(OSError):
-                # Closing is not enough: a child that was just forked or spawned still has a copy of the descriptor.
+                # Closing is not enough: a newly forked or spawned child may have a copy of the descriptor.
                 fcntl.flock(fd, fcntl.LOCK_UN)
             os.close(fd)
 
     def leave_to_parent(self) -> None:
-        """Close the descriptor that this forked child has inherited; the lock is the parent's."""
+        """Close the inherited descriptor in a forked child; the lock belongs to the parent."""
         fd, self._fd = self._fd, -1
         os.close(fd)
 
@@ -151,15 +153,15 @@ class UploadRecord:
         """Open and lock the file.
 
         Raises:
-            BlockingIOError: somebody else holds it.
-            OSError: it cannot be written.
+            BlockingIOError: another holder has it.
+            OSError: it is not writable.
         """
         for _ in range(_ATTEMPTS):
             with self._open_records.lock:
                 fd = _create(self._path)
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    # A file that its holder removed between the two calls is no longer the one that others open.
+                    # A file that its holder deleted between the two calls is not the one that others open.
                     if _is_at(fd, self._path):
                         self._open_records.members.add(self)
                         self._fd, fd = fd, -1
@@ -178,17 +180,20 @@ class UploadRecord:
             self.upload_id, self.part_size, self.started = entry.upload_id, entry.part_size, entry.started
         else:
             _log.warning(
-                "%s: no record of %r in %s: it will be overwritten", self._path, self._key, self._location
+                "%s is not a record of %r in %s and will be overwritten",
+                self._path,
+                self._key,
+                self._location,
             )
             self._end = 0
 
 
 class _OpenRecords:
-    """The records that this process holds. Its forked children close their copies, with which a lock lives on.
+    """The records that this process holds. A forked child closes its copies, which would keep the locks.
 
     Attributes:
-        lock: held while a descriptor is open that no member has. Re-entrant, since the garbage collector may release a
-            record within a claim.
+        lock: held while a descriptor is open that belongs to no member. Reentrant, since the garbage collector may
+            release a record within a claim.
         members: the records.
     """
 
@@ -208,7 +213,7 @@ class _OpenRecords:
 
 @functools.cache
 def _open_records() -> _OpenRecords:
-    """Those of this process. Made when first needed, since a fork hook of `os` cannot be removed."""
+    """The records of this process; created on first use, since `os` cannot unregister a fork hook."""
     return _OpenRecords()
 
 
@@ -217,11 +222,11 @@ class _RecordLine:
     """A line of a record's file."""
 
     format: int
-    place: str  # the location; the name in files that are on disk already
+    place: str  # the location; existing files use this name
     key: str
     upload_id: str
     part_size: int
-    started: int  # Unix time in seconds, for people who look into the file
+    started: int  # Unix time in seconds
 
 
 def _file_name(location: str, key: str) -> str:
@@ -247,7 +252,7 @@ def _is_at(fd: int, path: Path) -> bool:
 
 
 def _last_entry(fd: int, size: int) -> tuple[_RecordLine | None, int]:
-    """The last whole line of a file, None if it is damaged, and where it ends. What follows was cut off by a kill."""
+    """The last complete line of a file (None if damaged) and its end. Anything after it was cut off by a kill."""
     start = max(0, size - _TAIL)
     whole, newline, torn = os.pread(fd, _TAIL, start).rpartition(b"\n")
     if not newline:

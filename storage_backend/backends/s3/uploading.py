@@ -1,4 +1,4 @@
-"""Stores one object, by one PUT or in parts. Each body carries a checksum, and is proven where the service can."""
+"""Stores one object, by one PUT or in parts, each with a checksum."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def put(destination: Destination, body: Piece, sha256: str | None = None) -> Sto
     """Store *body* by one request.
 
     Args:
-        destination: of the object.
-        body: all of it.
-        sha256: of the body in hex, if known.
+        destination: the key to write to.
+        body: the whole content.
+        sha256: the SHA-256 of the body in hex, if known.
     """
     requests = destination.router.requests
     sums = BodyChecksums(requests, body, sha256=sha256)
@@ -40,20 +40,20 @@ def put(destination: Destination, body: Piece, sha256: str | None = None) -> Sto
 def put_stream(
     destination: Destination, reader: BinaryIO, size: int | None, check: Callable[[int], str | None]
 ) -> StoredObject:
-    """Store all that *reader* gives.
+    """Store the content of *reader*.
 
     Args:
-        destination: of the object.
-        reader: of bytes.
-        size: as announced; None if unknown.
-        check: called with the number of bytes that were read, before the object is visible; returns their SHA-256 in
-            hex if it is known. If it raises, the old object stays.
+        destination: the key to write to.
+        reader: a binary reader.
+        size: the expected number of bytes; None if unknown.
+        check: called with the number of bytes read before the object becomes visible; returns their SHA-256 in hex if
+            known. If it raises, the old object stays.
     """
     upload = StreamUpload(destination, size)
     try:
         for chunk in chunks(reader):
             if size is not None and upload.size + len(chunk) > size:
-                check(upload.size + len(chunk))  # which refuses it, however much more would come
+                check(upload.size + len(chunk))  # which raises, without reading the rest
             upload.write(chunk)
         return upload.complete(check)
     except BaseException:
@@ -64,9 +64,9 @@ def put_stream(
 def put_file(
     destination: Destination, fd: int, size: int, check: Callable[[int], object], moved: Moved
 ) -> StoredObject:
-    """As `put_stream`, of a file's first *size* bytes. Many parts may be under way, since none is held in memory.
+    """As `put_stream`, for the first *size* bytes of a file. Many parts are sent in parallel, as none is in memory.
 
-    *moved* is told of each part that has been sent.
+    *moved* is called with the size of each part that has been sent.
     """
     upload = MultipartUpload(destination, part_size(destination.settings, size))
     try:
@@ -82,12 +82,12 @@ def put_file(
 
 
 class StreamUpload:
-    """An object from bytes that come piece by piece: one request if they are few, else parts. Also the sink of a `Writer`.
+    """Writes an object piece by piece: by one request if it is small, else in parts. Also the sink of a `Writer`.
 
     Args:
-        destination: of the object.
-        expected: how many bytes will come; None if unknown.
-        errors: a context for all that is sent.
+        destination: the key to write to.
+        expected: the expected number of bytes; None if unknown.
+        errors: a context manager that translates the errors of requests.
 
     Attributes:
         size: bytes written.
@@ -103,14 +103,13 @@ class StreamUpload:
         self._destination = destination
         self._expected = expected
         self._errors = errors
-        self._head = bytearray()  # all that came, until that is too much for one request
+        self._head = bytearray()  # everything written, until it is too much for one request
         self._upload: MultipartUpload | None = None
         self._finalizer: weakref.finalize[Any, Any] | None = None
-        self._free: list[
-            bytearray
-        ] = []  # buffers to be used again: fresh memory costs a page fault every 4 KiB
-        self._buffer: bytearray | None = None  # the next part
-        self._filled = 0  # of it, in bytes
+        # Buffers are reused: fresh memory costs a page fault every 4 KiB.
+        self._free: list[bytearray] = []
+        self._buffer: bytearray | None = None  # of the next part
+        self._filled = 0  # bytes in it
         self._from_head = 0  # parts that are slices of the head
 
     def write(self, data: Buffer, /) -> None:
@@ -122,12 +121,12 @@ class StreamUpload:
             return
         with self._errors():
             upload = self._upload or self._begin()
-            # Part by part: however much is given at once, little of it is held.
+            # Part by part, so that memory stays bounded for any size of *data*.
             while rest:
                 rest = rest[self._fill(upload, rest) :]
 
     def publish(self) -> None:
-        """Make the object visible with all that was written."""
+        """Make the object visible with everything written."""
         self.complete(lambda _: None)
 
     def complete(self, check: Callable[[int], str | None]) -> StoredObject:
@@ -147,7 +146,7 @@ class StreamUpload:
         return stored
 
     def discard(self) -> None:
-        """Drop what was written. Harmless after `publish`."""
+        """Discard everything written. No effect after `publish`."""
         self._head = bytearray()
         self._buffer = None
         upload, self._upload = self._upload, None
@@ -162,7 +161,7 @@ class StreamUpload:
         upload = self._upload = MultipartUpload(
             self._destination, part_size(self._destination.settings, self._expected)
         )
-        # A writer that is collected unclosed leaves no parts.
+        # A writer that is garbage-collected without close leaves no parts.
         self._finalizer = weakref.finalize(self, _abort_dropped, upload)
         rest = memoryview(self._head)
         self._head = bytearray()
@@ -175,10 +174,10 @@ class StreamUpload:
         return upload
 
     def _fill(self, upload: MultipartUpload, rest: memoryview) -> int:
-        """Put bytes into the next part, and send it once it is full; how many bytes that were."""
+        """Copy bytes into the next part, send it when full, and return the number of bytes copied."""
         if self._buffer is None:
             if 0 < self._from_head == upload.count - 1:
-                upload.settle()  # until then the parts hold all of the head
+                upload.settle()  # until then the parts keep the whole head in memory
             else:
                 upload.wait()
             self._buffer = self._free.pop() if self._free else bytearray(upload.part_size)
@@ -196,18 +195,18 @@ class StreamUpload:
 
 
 def _abort_dropped(upload: MultipartUpload) -> None:
-    """Abort the upload of a writer that was collected, or that the end of the program finds open."""
+    """Abort the upload of a writer that was garbage-collected, or is still open at exit."""
     if threading.main_thread().is_alive():
-        # The garbage collector interrupts anything: a worker that the abort would wait for, or code that holds a lock of
-        # boto3's. threading.Thread takes a lock itself.
+        # The garbage collector can run in any code: in a worker that the abort would wait for, or under a lock of boto3.
+        # Not threading.Thread, which takes a lock itself.
         _thread.start_new_thread(upload.abort, ())
     else:
-        upload.abort()  # at exit, when no new thread would be waited for
+        upload.abort()  # at exit, which does not wait for new threads
 
 
 def mtime_metadata(moment: datetime) -> dict[str, str]:
-    """The time of the source, as rclone keeps it ("Modification times and hashes", rclone's S3 page)."""
-    # Not by a float, which has not enough digits. Before 1970 the fraction counts backwards, too.
+    """The source's modification time in rclone's format ("Modification times and hashes", rclone's S3 page)."""
+    # A float has too few digits. Before 1970 the fraction is negative, too.
     total = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
     seconds, rest = divmod(abs(total), 1_000_000)
     text = f"{seconds}.{rest:06}".rstrip("0").rstrip(".")

@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 from storage_backend.backends.s3.object_head import etag_of
 
-# Bytes of a document: the 1,000 keys of a page have 3 KiB each at most, percent-encoded.
+# Bytes of a document: a page has 1,000 keys of at most 3 KiB each, percent-encoded.
 MOST_DOCUMENT = 8 << 20
 SHOWN = 200  # characters of an unexpected document that an error shows
 
@@ -25,7 +25,7 @@ _BLANK = " \t\r\n"  # XML 1.0, production 3; str.strip() would take more
 
 
 class UnexpectedResponseError(ValueError):
-    """A response is malformed, cut short or of another kind; the message says what was expected and shows what came.
+    """A response is malformed, cut short or of another kind; the message has the expected and the actual content.
 
     Attributes:
         attempts: requests made.
@@ -38,7 +38,7 @@ class EmbeddedError(Exception):
     """The service sent an error document with a success status.
 
     Attributes:
-        refused: the document.
+        refused: the error document.
     """
 
     def __init__(self, refused: ErrorDocument) -> None:
@@ -54,10 +54,10 @@ class ListedObject:
     """One object of a listing.
 
     Attributes:
-        key: the whole key, decoded.
-        size: bytes; None only from a stand-in for a client, since S3 always tells.
-        modified: aware, UTC, whole seconds: HEAD knows no finer, and both must agree.
-        etag: opaque, as `etag_of` gives it.
+        key: the full key, decoded.
+        size: in bytes; None only from a mock client, since S3 always sends it.
+        modified: aware, UTC, in whole seconds, as HEAD has them.
+        etag: as from `etag_of`.
     """
 
     key: str
@@ -73,7 +73,7 @@ class ListingPage:
     Attributes:
         entries: in the service's order.
         prefixes: common prefixes, decoded, in the service's order.
-        token: what continues the listing, or None if this is its last page.
+        token: the continuation token; None on the last page.
     """
 
     entries: list[ListedObject]
@@ -86,9 +86,9 @@ class ErrorDocument:
     """An error document.
 
     Attributes:
-        code: S3's name of the error, such as "NoSuchKey".
-        message: for people.
-        region: where the bucket is, if the service says so.
+        code: the error code, such as "NoSuchKey".
+        message: the description.
+        region: the region of the bucket, if the document has it.
         fields: the document's other fields ("Endpoint", "HostId", "RequestId", ...).
     """
 
@@ -99,11 +99,11 @@ class ErrorDocument:
 
 
 def parse_page(body: bytes) -> ListingPage:
-    """The page in a response to ListObjectsV2.
+    """Parse a response to ListObjectsV2.
 
     Raises:
-        UnexpectedResponseError: it is no such page, is cut short, has an entry without a key or a size, or does not say how
-            to go on although it is not the last.
+        UnexpectedResponseError: it is not such a response, is cut short, has an entry without key or size, or has no
+            continuation token although it is not the last page.
         EmbeddedError: it is an error document.
     """
     text = _text(body)
@@ -112,7 +112,7 @@ def parse_page(body: bytes) -> ListingPage:
 
 
 def parse_error(body: bytes) -> ErrorDocument | None:
-    """What an error document says, or None if *body* is none: empty, HTML, JSON, cut short. Never raises."""
+    """Parse an error document; None if *body* is not one: empty, HTML, JSON, cut short. Never raises."""
     try:
         root = _tree(_text(body))
         return _refused(root) if _local(root) == "Error" else None
@@ -121,10 +121,10 @@ def parse_error(body: bytes) -> ErrorDocument | None:
 
 
 def parse_deleted(body: bytes) -> dict[str, ErrorDocument]:
-    """Which keys a DeleteObjects has not deleted, and why.
+    """Parse a response to DeleteObjects: an error for each key that was not deleted.
 
     Raises:
-        UnexpectedResponseError: it is no response to DeleteObjects, or has an error without key or code.
+        UnexpectedResponseError: it is not such a response, or has an error without key or code.
         EmbeddedError: it is an error document: nothing was deleted.
     """
     root = _rooted(_tree(_text(body)), "DeleteResult")
@@ -140,11 +140,11 @@ def parse_deleted(body: bytes) -> dict[str, ErrorDocument]:
 
 
 def parse_copied(body: bytes) -> str | None:
-    """The etag of what CopyObject or UploadPartCopy made; None if it is a weak one.
+    """Parse a response to CopyObject or UploadPartCopy: the ETag of the copy, None if it is weak.
 
     Raises:
-        UnexpectedResponseError: it is no response to either, or has no etag.
-        EmbeddedError: the copy failed after the status of success had been sent ("CopyObject", API Reference).
+        UnexpectedResponseError: it is not such a response, or has no ETag.
+        EmbeddedError: the copy failed after the success status had been sent ("CopyObject", API Reference).
     """
     root = _rooted(_tree(_text(body)), "CopyObjectResult", "CopyPartResult")
     fields = _fields(root, _COPIED)
@@ -154,32 +154,32 @@ def parse_copied(body: bytes) -> str | None:
 
 
 def delete_request(keys: Iterable[str]) -> bytes:
-    """The body of a DeleteObjects whose response names failures only. S3 takes 1,000 keys at most.
+    """The body of a DeleteObjects for at most 1,000 keys; the response lists failures only.
 
     Raises:
-        ValueError: XML cannot carry a key (`can_be_xml`).
+        ValueError: XML cannot represent a key (`can_be_xml`).
     """
     parts = []
     for key in keys:
         if not can_be_xml(key):
-            raise ValueError(f"XML 1.0 cannot carry the key {key!r}: delete it by itself")
+            raise ValueError(f"XML 1.0 cannot represent the key {key!r}: delete it by DeleteObject")
         parts.append(f"<Object><Key>{key.translate(_ESCAPES)}</Key></Object>")
     objects = "".join(parts)
     return f'<Delete xmlns="{_NAMESPACE}">{objects}<Quiet>true</Quiet></Delete>'.encode()
 
 
 def can_be_xml(key: str) -> bool:
-    """Whether XML 1.0 has a way to write *key* (production 2, "Char")."""
+    """Whether XML 1.0 can represent *key* (production 2, "Char")."""
     return _NO_CHAR.search(key) is None
 
 
 def moment_of(text: str) -> datetime:
-    """The moment that a listing names in ISO 8601, such as "2024-01-02T03:04:05.678Z"; aware, UTC, whole seconds.
+    """Parse a time in ISO 8601, such as "2024-01-02T03:04:05.678Z"; aware, UTC, in whole seconds as in Last-Modified.
 
-    Without an offset it is taken for UTC. Fractions are dropped, as Last-Modified drops them.
+    Without an offset it is UTC.
 
     Raises:
-        UnexpectedResponseError: it names no moment.
+        UnexpectedResponseError: it is not a time.
     """
     try:
         found = datetime.fromisoformat(text.strip())
@@ -190,7 +190,7 @@ def moment_of(text: str) -> datetime:
         raise unexpected("moment in ISO 8601", text) from None
 
 
-_CHAR = r"[^\x00-\x1f<>&\ufffe\uffff]"  # text that means itself; narrower than XML's
+_CHAR = r"[^\x00-\x1f<>&\ufffe\uffff]"  # text without markup; narrower than XML's
 _S = rf"[{_BLANK}]*+"
 _QUOTE = '(?:&quot;|&#34;|")'  # Amazon; services written in Go; others
 
@@ -206,32 +206,32 @@ _ENTRY: Final = re.compile(
     rf"{_S}<ETag>{_QUOTE}([0-9A-Za-z-]++){_QUOTE}</ETag>{_S}{_maybe('ChecksumAlgorithm', 'ChecksumType')}"
     rf"<Size>([0-9]{{1,19}})</Size>{_S}{_OWNER}{_maybe('StorageClass')}{_OWNER}{_maybe('Type')}</Contents>{_S}"
 )
-"""An entry as Amazon, MinIO, Ceph and rclone write it; what it captures is what an XML parser would give."""
+"""An entry as Amazon, MinIO, Ceph and rclone write it; its groups equal the result of an XML parser."""
 
 
 def _plain_page(text: str) -> ListingPage | None:
-    """As `_any_page`, but three times as fast, for pages whose entries are all as Amazon writes them; None for others.
+    """As `_any_page`, but three times as fast, for pages whose entries all match `_ENTRY`; None for others.
 
-    What stands around the entries goes through the XML parser, with one element in the place of them all.
+    The text around the entries is parsed as XML, with one element in place of all entries.
     """
     before, *found = _ENTRY.split(text)
     if not found:
         return None
     after = found[-1]
-    # Else there is an entry of another shape, or it cannot be told whether the element found below is ours.
+    # Otherwise there is an entry of another form, or the element found below may not be ours.
     if any(found[4:-1:5]) or "Contents" in before or "Contents" in after:
         return None
     try:
         root = _tree(f"{before}<Contents/>{after}")
         ours = [child for child in root if _local(child) == "Contents"]
-        if not ours:  # they are in a comment, or deeper
+        if not ours:  # the entries are in a comment, or nested
             return None
         root.remove(ours[0])
         page = _any_page(root)
         keys = _decoded(found[0::5]) if _is_encoded(root) else found[0::5]
-        # Entries share seconds: most were written by the same few programs.
+        # Parsed once each: many entries share a second.
         seconds = {second: datetime.fromisoformat(f"{second}+00:00") for second in {*found[1::5]}}
-    except ValueError:  # `_any_page` says what is wrong, on the document as it came
+    except ValueError:  # `_any_page` reports the error for the original document
         return None
     entries = map(
         ListedObject, keys, map(int, found[3::5]), map(seconds.__getitem__, found[1::5]), found[2::5]
@@ -272,7 +272,7 @@ def _size(fields: Mapping[str, str], element: ET.Element) -> int:
 
 
 def _token(root: ET.Element) -> str | None:
-    """What continues the listing. A page that does not say whether it is the last is refused, not taken for it."""
+    """The continuation token. A page without IsTruncated is an error, not the last page."""
     fields = _fields(root, _CONTROL)
     match fields.get("IsTruncated", "").strip(_BLANK).lower():
         case "false" | "0":
@@ -291,12 +291,12 @@ def _is_encoded(root: ET.Element) -> bool:
 
 
 def _decoded(texts: list[str]) -> list[str]:
-    """Each of the texts as `unquote_plus` decodes it, but several times as fast.
+    """Decode each text as `unquote_plus` does, but several times as fast.
 
     Raises:
-        UnexpectedResponseError: one is no UTF-8. Replacement characters would name another object.
+        UnexpectedResponseError: one is not UTF-8. Replacement characters would name another object.
     """
-    # The same few runs of %XX come again and again ("%3D").
+    # The same few runs of %XX, such as "%3D", are frequent.
     meaning = cache(partial(unquote, errors="strict"))
 
     def decoded(text: str) -> str:
@@ -304,7 +304,7 @@ def _decoded(texts: list[str]) -> list[str]:
 
     try:
         found = decoded("\n".join(texts)).split("\n")
-        # Another count means that a key has a line feed.
+        # With another length, a key has a line feed.
         return found if len(found) == len(texts) else [decoded(text) for text in texts]
     except UnicodeDecodeError as error:
         raise unexpected("keys in UTF-8", str(error.object)) from None
@@ -323,7 +323,7 @@ def _refused(error: ET.Element) -> ErrorDocument:
 
 
 def _rooted(root: ET.Element, *names: str) -> ET.Element:
-    """*root*, if it has one of these names."""
+    """Return *root* after checking that it has one of these names."""
     name = _local(root)
     if name in names:
         return root
@@ -333,10 +333,10 @@ def _rooted(root: ET.Element, *names: str) -> ET.Element:
 
 
 def _fields(element: ET.Element, names: frozenset[str]) -> dict[str, str]:
-    """The texts of the children with these names. None may come twice, or hold elements: its text would be a guess."""
+    """The texts of the children with these names. One that is repeated or has children is an error, as it is ambiguous."""
     found: dict[str, str] = {}
     for child in element:
-        name = child.tag.rpartition("}")[2]  # _local, without the call: eight of them an entry
+        name = child.tag.rpartition("}")[2]  # `_local` inlined: there are eight per entry
         if name in names:
             if name in found or len(child):
                 raise unexpected(f"one plain {name}", element)
@@ -349,7 +349,7 @@ def _local(element: ET.Element) -> str:
 
 
 def _text(body: bytes) -> str:
-    # During a long copy the service sends blanks to keep the connection open; XML allows none before its declaration.
+    # During a long copy the service sends white space to keep the connection open, which XML forbids before the declaration.
     try:
         return body.lstrip(_BLANK.encode()).decode()
     except UnicodeDecodeError:
@@ -357,8 +357,8 @@ def _text(body: bytes) -> str:
 
 
 def _tree(text: str) -> ET.Element:
-    """The root of a document that declares nothing: entities are how a small one becomes a huge one, or reads files."""
-    # expat takes "<" and NUL for UTF-16, in which a declaration would be spelled otherwise.
+    """The root of a document without declarations: by entities a small document can expand to a huge one, or read files."""
+    # expat detects "<" and NUL as UTF-16, in which a declaration has other bytes.
     if "\0" in text or "<!DOCTYPE" in text or "<!ENTITY" in text:
         raise unexpected("XML without declarations", text)
     try:
@@ -368,10 +368,10 @@ def _tree(text: str) -> ET.Element:
 
 
 def unexpected(expected: str, found: str | ET.Element) -> UnexpectedResponseError:
-    """The error for a response that has *found* where *expected* was due."""
+    """The error for a response that has *found* instead of *expected*."""
     text = found if isinstance(found, str) else _sketch(found)
     more = "..." if len(text) > SHOWN else ""
-    return UnexpectedResponseError(f"expected {expected}, but there came {text[:SHOWN]!r}{more}")
+    return UnexpectedResponseError(f"expected {expected}, but received {text[:SHOWN]!r}{more}")
 
 
 def too_long(body: bytes | bytearray) -> UnexpectedResponseError:
@@ -382,7 +382,7 @@ def too_long(body: bytes | bytearray) -> UnexpectedResponseError:
 
 
 def _sketch(element: ET.Element) -> str:
-    """An element's beginning, one level deep: serialising it all recurses as deep as the service likes."""
+    """The beginning of an element, one level deep: serialising all of it could recurse without bound."""
     inner = (f"<{_local(child)}>{(child.text or '')[:SHOWN]}" for child in element[:SHOWN])
     return f"<{_local(element)}>{(element.text or '')[:SHOWN]}{''.join(inner)}"
 
@@ -395,5 +395,5 @@ _RUN: Final = re.compile(
     "%[0-9A-Fa-f]{2}(?:%[0-9A-Fa-f]{2})*+"
 )  # begins with a literal, which is found faster
 _NO_CHAR: Final = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# A parser turns a bare "\r" into "\n" (XML 1.0, 2.11); "]]>" is no text (2.4).
+# A parser turns a bare "\r" into "\n" (XML 1.0, 2.11); "]]>" is not allowed in text (2.4).
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;", "\n": "&#10;", "\t": "&#9;"})
