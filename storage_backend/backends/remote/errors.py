@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TypeVar
 
 from storage_backend.backends.remote import sftp_packets as packets
 from storage_backend.backends.remote.library import ssh_library
@@ -24,9 +23,8 @@ from storage_backend.errors import (
     StorageTimeoutError,
     UnavailableError,
     UnsupportedOperationError,
+    error_about,
 )
-
-E = TypeVar("E", bound=StorageError)
 
 # Messages of servers that pass on strerror(3); OpenSSH answers "Failure" for all of these (sftp-server.c, errno_to_portable).
 _FULL = ("no space left", "quota exceeded")
@@ -63,22 +61,6 @@ def lost(error: BaseException) -> BaseException:
     if isinstance(error, Exception):
         return ConnectionLostError(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
     return error
-
-
-def error_about(
-    kind: type[E],
-    reason: str,
-    identifier: str | None,
-    where: str,
-    *,
-    attempts: int = 1,
-    retryable: bool | None = None,
-) -> E:
-    """An error of *kind*: "REASON: 'IDENTIFIER' in WHERE", or "REASON: WHERE" if it is about no one object."""
-    subject = where if identifier is None else f"{identifier!r} in {where}"
-    return kind(
-        f"{reason}: {subject}", identifier=identifier, backend=where, attempts=attempts, retryable=retryable
-    )
 
 
 def unreachable(

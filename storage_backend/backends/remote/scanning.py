@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from storage_backend import identifiers
 from storage_backend.backends.remote import listing
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.errors import ConnectionLostError, ShellError, error_about
+from storage_backend.backends.remote.errors import ConnectionLostError, ShellError
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.listing import MAX_NAME, ListedPath
 from storage_backend.backends.remote.remote_path import RemotePath, info_of
-from storage_backend.errors import InvalidIdentifierError, NotAFileError
+from storage_backend.errors import InvalidIdentifierError, NotAFileError, error_about
 from storage_backend.info import ObjectInfo
 from storage_backend.scanning import OnSkip, report_skip
 

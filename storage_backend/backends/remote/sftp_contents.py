@@ -6,7 +6,7 @@ import stat
 from collections.abc import Sequence
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import changed, error_about, not_a_file, translate
+from storage_backend.backends.remote.errors import changed, not_a_file, translate
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_operations import SFTPOperations
 from storage_backend.backends.remote.sftp_packets import (
@@ -17,7 +17,7 @@ from storage_backend.backends.remote.sftp_packets import (
     StatusError,
     Steps,
 )
-from storage_backend.errors import StorageError
+from storage_backend.errors import StorageError, error_about
 from storage_backend.streams import check_digest, sha256
 
 SMALL = 256 << 10  # bytes; contents up to this size are written in three exchanges

@@ -6,7 +6,7 @@ import posixpath
 import stat
 
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import error_about, translate
+from storage_backend.backends.remote.errors import translate
 from storage_backend.backends.remote.remote_path import RemotePath
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_packets import (
@@ -17,7 +17,13 @@ from storage_backend.backends.remote.sftp_packets import (
     StatusError,
     Steps,
 )
-from storage_backend.errors import AccessDeniedError, AlreadyExistsError, QuotaExceededError, StorageError
+from storage_backend.errors import (
+    AccessDeniedError,
+    AlreadyExistsError,
+    QuotaExceededError,
+    StorageError,
+    error_about,
+)
 
 MAX_NAMES = 10_000_000  # of one directory; they take about 3 GB of memory
 _MAX_REPEATED = 10_000  # repeated names, which a changing directory may have

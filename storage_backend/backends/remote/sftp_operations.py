@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from storage_backend.backends.remote import non_atomic_overwrite
 from storage_backend.backends.remote import sftp_packets as packets
-from storage_backend.backends.remote.errors import error_about, not_a_file, translate
+from storage_backend.backends.remote.errors import not_a_file, translate
 from storage_backend.backends.remote.remote_path import RemotePath, StagedUpload
 from storage_backend.backends.remote.sftp_client_session import AnySession
 from storage_backend.backends.remote.sftp_directories import TRIES, SFTPDirectories, removed_again
@@ -36,6 +36,7 @@ from storage_backend.errors import (
     NotFoundError,
     UnavailableError,
     UnsupportedOperationError,
+    error_about,
 )
 from storage_backend.owners import temporary_name
 

@@ -15,7 +15,6 @@ from typing_extensions import override
 from storage_backend import identifiers
 from storage_backend.backends.remote import batches, listing, server_side, sftp_moves
 from storage_backend.backends.remote.connection import SSHConnection
-from storage_backend.backends.remote.errors import error_about
 from storage_backend.backends.remote.failover import Failover
 from storage_backend.backends.remote.hooks import RemoteHooks
 from storage_backend.backends.remote.remote_file import RemoteFile
@@ -36,6 +35,7 @@ from storage_backend.errors import (
     NotAFileError,
     NotFoundError,
     StorageError,
+    error_about,
 )
 from storage_backend.hooks import Hooks
 from storage_backend.info import Capability, ObjectInfo
