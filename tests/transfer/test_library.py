@@ -61,9 +61,13 @@ def run(directory: Path, *arguments: str | Path) -> Ended:
 
 
 @pytest.fixture
-def library(soak: bool) -> Path:
-    """Thousands of files of all kinds with --soak."""
-    return LIBRARY if soak else SMALL
+def library(tmp_path: Path, soak: bool) -> Path:
+    """Thousands of files of all kinds with --soak; a copy, since other programs may compile modules of the library meanwhile."""
+    if not soak:
+        return SMALL
+    copied = tmp_path / "library"
+    subprocess.run(["cp", "-a", LIBRARY, copied], check=True)
+    return copied
 
 
 def migrated(directory: Path, source: str | Path, target: str | Path) -> dict[str, Any]:
