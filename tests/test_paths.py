@@ -120,7 +120,7 @@ def test_a_path_that_begins_with_it_is_beneath_home(home: Path, use: Callable[[]
 
 
 def test_files_that_are_parameters(home: Path) -> None:
-    with pytest.raises(ConfigurationError, match=f"there is no file '{home}/ca.pem'"):
+    with pytest.raises(ConfigurationError, match=f"the file '{home}/ca.pem' does not exist"):
         S3Storage("b", ca_bundle="~/ca.pem")
     (home / "ca.pem").write_text("")
     S3Storage("b", ca_bundle="~/ca.pem")
