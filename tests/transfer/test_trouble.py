@@ -209,7 +209,7 @@ def test_a_database_that_may_not_be_written(run: Runner, folder: Path, tmp_path:
     # It can be read, so the plan is made; what is written is refused, and said of each object.
     assert done.code == 1
     assert done.report["failed"]
-    assert all("may not be written" in str(reason) for reason in done.report["failed"].values()), done.report
+    assert all("is not writable" in str(reason) for reason in done.report["failed"].values()), done.report
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,9 @@ MAX_LINKS = 40  # the kernel's limit (path_resolution(7))
 _RACES = (
     16  # calls of openat2 that may fail because of a concurrent rename, before we walk the path ourselves
 )
+# Steps of one walk that may meet a symlink which is gone when it is read. A process that swaps a name all the time can keep in step with
+# us (41 times was seen), but not for milliseconds.
+_MAX_LOST_RACES = 1000
 _ATTEMPTS = 100  # to create directories that another process keeps removing
 
 # openat2(2) and linux/openat2.h. The number is the same on every architecture but Alpha.
@@ -251,7 +254,7 @@ class ContainedRoot:
         """Walk *path* one component at a time. *act* performs the last step, and must fail on a symlink."""
         todo = path.split(b"/")[::-1]
         done: list[bytes] = []  # directories passed, none of them a symlink at that time
-        links = 0
+        links = lost = 0
         root = self.root()
         here = os.dup(root)
         try:
@@ -275,8 +278,11 @@ class ContainedRoot:
                     target = _link_at(here, name, error)
                     if target is None:
                         raise
-                    links += 1  # also counts what was a symlink only for a moment, so that the loop ends
-                    if links > MAX_LINKS:
+                    if target is name:
+                        lost += 1
+                    else:
+                        links += 1
+                    if links > MAX_LINKS or lost > _MAX_LOST_RACES:
                         raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), path) from None
                     if target.startswith(b"/"):
                         target = self._relative(target, path)
@@ -309,7 +315,7 @@ def _replace(old: int, new: int) -> int:
 def _link_at(directory: int, name: bytes, error: OSError) -> bytes | None:
     """The target of the symlink that made a step fail with *error*; None if it was not a symlink.
 
-    If the symlink was replaced meanwhile, it is *name* itself: the step is tried again.
+    If the symlink was replaced meanwhile, it is the object *name* itself: the step is tried again.
     """
     if error.errno not in {errno.ELOOP, errno.ENOTDIR, errno.EMLINK}:
         return None
