@@ -223,7 +223,7 @@ class StorageBackend(ABC):
         In the order of `scan`. A store with directories may include empty ones, and need not read them.
 
         Args:
-            prefix: a literal string: "", or ending in "/".
+            prefix: as for `scan`.
             on_skip: as for `scan`.
         """
         return one_level(self.scan(prefix, on_skip=on_skip), prefix)

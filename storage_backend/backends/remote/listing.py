@@ -192,17 +192,17 @@ class _Walk(NamedTuple):
                 yield from self.inside(name, ahead.pop(name))
 
 
-def level(connection: SSHConnection, directory: bytes) -> list[ListedPath]:
-    """The entries of one directory, ascending, directories as "name/"."""
-    entries = _read_all(connection, [directory])[directory]
+def level(connection: SSHConnection, directory: bytes, prefix: bytes) -> list[ListedPath]:
+    """The entries of one directory whose paths begin with *prefix*, ascending, directories as "name/"."""
     before = directory + b"/" if directory else b""
-    usable = [entry for entry in entries if not entry.name.startswith(_RESERVED)]
-    links = [before + _segment(entry.name) for entry in usable if stat.S_ISLNK(entry.attributes.mode or 0)]
-    targets = _targets(connection, links) if links else {}
     named = [
-        (before + _segment(entry.name) + b"/" * _is_directory(entry), entry.attributes) for entry in usable
+        (path + b"/" * _is_directory(entry), entry.attributes)
+        for entry in _read_all(connection, [directory])[directory]
+        if not entry.name.startswith(_RESERVED) and (path := before + _segment(entry.name)).startswith(prefix)
     ]
     named.sort(key=lambda item: item[0])
+    links = [path for path, attributes in named if stat.S_ISLNK(attributes.mode or 0)]
+    targets = _targets(connection, links) if links else {}
     return [ListedPath(path, targets.get(path, attributes)) for path, attributes in named]
 
 

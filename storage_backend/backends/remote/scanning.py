@@ -90,13 +90,15 @@ class Scanner:
                 connection.release()
 
     def level(self, prefix: str, on_skip: OnSkip | None) -> Iterator[ObjectInfo | str]:
-        """The entries of one directory: objects, and directories as "name/"."""
-        directory = _directory(prefix if not prefix or prefix.endswith("/") else f"{prefix}/")
+        """The entries of one directory with this prefix: objects, and directories as "name/"."""
+        directory = _directory(prefix)
         if directory is None:
             return
+        start = identifiers.encode(prefix)
 
         def read(connection: SSHConnection, _: int) -> list[ListedPath]:
-            return listing.level(connection, directory) if listing.is_beneath(connection, directory) else []
+            beneath = listing.is_beneath(connection, directory)
+            return listing.level(connection, directory, start) if beneath else []
 
         for entry in self._failover.run(None, read):
             if not entry.path.endswith(b"/"):

@@ -260,6 +260,10 @@ class Scanning(Topic):
             "dir/": ["dir/sub/", "dir/x"],
             "dir/sub/": ["dir/sub/y", "dir/sub/z"],
             "none/": [],
+            # A prefix need not end at a "/", as that of `scan`.
+            "dir": ["dir-x", "dir.x", "dir/"],
+            "dir/s": ["dir/sub/"],
+            "dir/x": ["dir/x"],
         }.items():
             level = list(backend.scan_level(prefix))
             assert [found if isinstance(found, str) else found.identifier for found in level] == expected
