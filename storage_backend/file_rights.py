@@ -95,32 +95,6 @@ def attributes_of(directory: int | None, name: str | bytes) -> dict[str, bytes] 
         os.close(opened)
 
 
-def look_at(directory: int, name: bytes) -> tuple[os.stat_result | None, dict[str, bytes] | None]:
-    """The results of `entry_facts` and `attributes_of`, in fewer system calls if the file is readable.
-
-    Raises:
-        IsADirectoryError: it is a directory.
-        OSError: with ENXIO, it is a device, a pipe or a socket.
-    """
-    try:
-        opened = os.open(name, _CALM, dir_fd=directory)
-    except FileNotFoundError:
-        return None, None
-    except OSError:
-        facts = entry_facts(directory, name)
-        regular = facts is not None and stat.S_ISREG(facts.st_mode)
-        return facts, attributes_of(directory, name) if regular else None
-    try:
-        facts = os.fstat(opened)
-        if stat.S_ISREG(facts.st_mode):
-            return facts, _attributes(opened)
-    finally:
-        os.close(opened)
-    if stat.S_ISDIR(facts.st_mode):
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(name))
-    raise OSError(errno.ENXIO, "not a regular file", os.fsdecode(name))
-
-
 def _attributes(place: int | str | bytes) -> dict[str, bytes] | None:
     """The kept attributes of a descriptor, or of a path, without following a symlink."""
     if not _HAS_ATTRIBUTES:

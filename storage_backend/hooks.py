@@ -78,7 +78,10 @@ class Hooks:
 
     @property
     def instance(self) -> str:
-        """Identifies a store without a URL whose objects exist only as long as it does; else empty."""
+        """Identifies a store without a URL whose objects exist only as long as it does; else empty.
+
+        Asked of the innermost backend only.
+        """
         return ""
 
     def places(self, prefix: str = "") -> Iterator[Lineage]:

@@ -28,11 +28,10 @@ def is_abandoned(name: str) -> bool:
     False if that is unknown: for names made on another machine, in another container or before the last boot.
     """
     found = _NAME.fullmatch(name)
-    if found is None or found[1] == _NOWHERE or found[1] != _machine():
+    if found is None or _NOWHERE in {found[1], found[3]} or found[1] != _machine():
         return False
-    # A zombie still exists, and so does a process whose /proc entry is not readable.
     started = _started(int(found[2], 16))
-    return started != found[3] and (started is not None or not Path(f"/proc/{int(found[2], 16)}").exists())
+    return started != found[3] if started is not None else not _exists(int(found[2], 16))
 
 
 def tag() -> bytes:
@@ -41,8 +40,10 @@ def tag() -> bytes:
 
 
 def living() -> frozenset[bytes]:
-    """The tags of all processes of this machine."""
+    """The tags of all processes of this machine; empty if unknown."""
     with suppress(OSError):
+        if _started(1) is None:  # /proc hides the processes of other users (hidepid, proc(5))
+            return frozenset()
         return frozenset(_tag(int(path.name)) for path in Path("/proc").iterdir() if path.name.isdecimal())
     return frozenset()
 
@@ -59,7 +60,8 @@ def _digest(pid: int, started: str | None) -> bytes:
 
 
 def _tag(pid: int) -> bytes:
-    return bytes.fromhex(_machine()) + _digest(pid, _started(pid))
+    started = _started(pid)
+    return bytes.fromhex(_machine() if started is not None else _NOWHERE) + _digest(pid, started)
 
 
 @functools.lru_cache(maxsize=1)
@@ -79,8 +81,19 @@ def _machine() -> str:
     return hashlib.sha256(f"{boot} {namespace}".encode()).hexdigest()[:8]
 
 
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, also one that /proc hides (hidepid, proc(5)) or a zombie."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _started(pid: int) -> str | None:
-    """The start time of a process, in clock ticks since the boot (proc_pid_stat(5), starttime); None if it does not exist."""
+    """The start time of a process, in clock ticks since the boot (proc_pid_stat(5), starttime); None if it cannot be read."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
         return f"{int(fields[19]) & 0xFFFFFFFF:08x}"

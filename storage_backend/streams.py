@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol, Self, TypeAlias, cast
 
 from typing_extensions import Buffer, override
 
-from storage_backend.errors import ConfigurationError, IntegrityError
+from storage_backend.errors import ConfigurationError, IntegrityError, StorageError
 from storage_backend.info import ObjectInfo
 
 Content: TypeAlias = Buffer | BinaryIO
@@ -377,8 +377,9 @@ class Writer:
     """The writer that `open(identifier, "wb")` returns.
 
     In a `with` statement only a clean exit publishes: neither an exception nor a `close()` by a wrapper around it (a
-    TextIOWrapper, a GzipFile) does. Without `with`, `close()` publishes. If it is garbage-collected unclosed, everything is
-    discarded; so this does not inherit from io.IOBase, whose finaliser closes.
+    TextIOWrapper, a GzipFile) does. Without `with`, `close()` publishes. After a failed write nothing is published, and publishing
+    raises a StorageError. If it is garbage-collected unclosed, everything is discarded; so this does not inherit from io.IOBase,
+    whose finaliser closes.
     """
 
     mode = "wb"
@@ -387,6 +388,7 @@ class Writer:
         self._sink = sink
         self._entered = False
         self._done = False
+        self._broken = False  # a write failed: the sink may lack some of its bytes
         self._position = 0
         self.closed = False
 
@@ -396,7 +398,9 @@ class Writer:
         if isinstance(data, str):
             raise TypeError("a binary writer takes bytes, not str: encode text first")
         size = memoryview(data).nbytes
+        broken, self._broken = self._broken, True
         self._sink.write(data)
+        self._broken = broken
         self._position += size
         return size
 
@@ -450,6 +454,10 @@ class Writer:
             return
         self._done = True
         try:
+            if publish and self._broken:
+                raise StorageError(
+                    "an earlier write to this writer failed, so nothing was stored; write the object again"
+                )
             if publish:
                 self._sink.publish()
         finally:

@@ -199,6 +199,7 @@ class DaemonPool(Executor):
         self._workers = WorkerThreads(workers, name)
         self._lock = threading.Lock()
         self._pending: set[Future[Any]] = set()
+        self._ended: list[threading.Thread] = []
 
     @override
     def __exit__(
@@ -231,7 +232,7 @@ class DaemonPool(Executor):
 
     @override
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Accept no more calls; with *wait*, return once all accepted calls are done."""
+        """End the threads when they have nothing left to do; with *wait*, return once all accepted calls are done."""
         threads = self._end(cancel_futures=cancel_futures)
         if wait:
             for thread in threads:
@@ -243,7 +244,8 @@ class DaemonPool(Executor):
                 pending = list(self._pending)
             for future in pending:
                 future.cancel()
-        return self._workers.close()
+        self._ended += self._workers.close()
+        return self._ended
 
     def _forget(self, future: Future[Any]) -> None:
         with self._lock:

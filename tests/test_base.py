@@ -32,7 +32,7 @@ from storage_backend import (
     StorageError,
     UnsupportedOperationError,
 )
-from storage_backend.defensive import capabilities_of, info_of, location_of, matching, store
+from storage_backend.defensive import capabilities_of, info_of, location_of, matching, overrides, store
 from storage_backend.hooks import Hooks, hooks_of
 from storage_backend.testing import ConformanceSuite, Subject
 from storage_backend.wrappers.base import Wrapper
@@ -520,3 +520,15 @@ class TestTypes:
     def test_mistakes_are_told(self, tmp_path: Path) -> None:
         output = self.check(MISTAKES, tmp_path)
         assert "Found 2 errors" in output, output
+
+
+def test_a_decorated_method_is_the_classs_own() -> None:
+    class Traced(Seven):
+        def checksum(self, identifier: str, algorithm: str = "sha256") -> str:
+            return "traced"
+
+        checksum.__module__ = StorageBackend.checksum.__module__  # as functools.wraps does
+
+    assert overrides(Traced(), "checksum")
+    assert not overrides(Seven(), "checksum")
+    assert overrides(MagicMock(), "checksum")

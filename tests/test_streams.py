@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import gc
 import gzip
 import hashlib
@@ -16,9 +17,9 @@ from typing import Any, BinaryIO, cast
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typing_extensions import Buffer
+from typing_extensions import Buffer, override
 
-from storage_backend import ConfigurationError, IntegrityError, ObjectInfo
+from storage_backend import ConfigurationError, IntegrityError, ObjectInfo, StorageError
 from storage_backend.streams import (
     SPOOL,
     HashingReader,
@@ -324,6 +325,29 @@ class TestWriter:
         assert place.published == [b"abc"]
         assert place.discarded == 1
         assert writer.closed
+
+    @pytest.mark.parametrize("within", [False, True])
+    def test_after_a_failed_write_nothing_is_published(self, within: bool) -> None:
+        class Full(Place):
+            full = True
+
+            @override
+            def write(self, data: Buffer, /) -> object:
+                if self.full:
+                    self.full = False
+                    raise OSError(errno.ENOSPC, "no space")
+                return super().write(data)
+
+        place = Full()
+        writer = Writer(place)
+        if within:
+            writer.__enter__()
+        with pytest.raises(OSError, match="no space"):
+            writer.write(b"lost")
+        writer.write(b"stored")  # whoever catches the error and goes on leaves a gap
+        with pytest.raises(StorageError, match="nothing was stored"):
+            (writer.__exit__ if within else lambda *_: writer.close())(None, None, None)
+        assert (place.published, place.discarded) == ([], 1)
 
     def test_clean_exit_publishes_once(self) -> None:
         place = Place()

@@ -70,6 +70,7 @@ class TransferJob:
         self.in_flight = InFlight()
         self.stop = threading.Event()
         self.may_tear = Capability.DIRECTORIES in capabilities_of(source)
+        self.target_hooks = hooks_of(target)
         self.keeps_time = target.keeps_modified is True
         self.near_lock = threading.Lock()
         self.source_is_near = False
@@ -109,7 +110,7 @@ class TransferJob:
         )
         if self.verification != "size" and (kept or self.journal is None):
             return ObjectInfo(info.identifier, size, info.modified)
-        found = hooks_of(self.target).last_written(info.identifier) or self.target.stat(info.identifier)
+        found = self.target_hooks.last_written(info.identifier) or self.target.stat(info.identifier)
         shown = info_of(found, info.identifier)
         if shown.size is not None and shown.size != size:
             raise IntegrityError(

@@ -14,6 +14,7 @@ import stat
 import subprocess
 import sys
 import tempfile
+import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -496,6 +497,7 @@ class TestReading:
 
 _VERSIONS = """
 import sys
+import time
 from tests.backends import local_ways
 way = getattr(local_ways, sys.argv[2])
 storage = way(sys.argv[1])
@@ -521,6 +523,17 @@ class Killer:
             if not self._left:
                 os.kill(os.getpid(), signal.SIGKILL)
         return self
+
+
+def dead_name() -> str:
+    """A temporary name of a process that has ended."""
+    return subprocess.run(
+        [sys.executable, "-c", "from storage_backend.owners import temporary_name as n; print(n())"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    ).stdout.strip()
 
 
 class TestInterruptedWrites:
@@ -552,13 +565,7 @@ class TestInterruptedWrites:
     ) -> None:
         any_way.write("d/a", b"old")
         any_way.write("a", b"old")
-        gone = subprocess.run(
-            [sys.executable, "-c", "from storage_backend.owners import temporary_name as n; print(n())"],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=Path(__file__).parents[2],
-        ).stdout.strip()
+        gone = dead_name()
         kept = [temporary_name(), ".~sb-of-another-version"]
         for name in (gone, *kept):
             (base / "d" / name).write_bytes(b"half")
@@ -579,15 +586,18 @@ class TestInterruptedWrites:
     def test_first_write_to_a_large_directory_does_not_wait_for_a_listing(
         self, base: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(leftovers, "_LARGE", -1)  # as if all were
-        monkeypatch.setattr(leftovers, "_SECONDS_A_BYTE", 0.0)
-        listings: list[int] = []
-        monkeypatch.setattr(leftovers, "_sweep", listings.append)
+        monkeypatch.setattr(leftovers, "_FIRST_SECONDS", 0.0)  # as if all were large
+        name = dead_name()
+        for number in range(3):
+            (base / "d").mkdir(parents=True, exist_ok=True)
+            (base / "d" / name).with_name(f"{name}-{number}").write_bytes(b"")
         storage = LocalStorage(base)
         storage.write("d/a", b"1")
-        assert listings == []
-        storage.write("d/a", b"2")
-        assert len(listings) == 1
+        assert len(entries(base / "d")) >= 3  # it looked at one entry
+        deadline = time.monotonic() + 10
+        while len(entries(base / "d")) > 1 and time.monotonic() < deadline:
+            storage.write("d/a", b"2")
+        assert entries(base / "d") == ["a"]
 
     @pytest.mark.parametrize("way", [LocalStorage, NamingStorage])
     def test_crash_at_any_line_leaves_the_old_object_or_the_new(

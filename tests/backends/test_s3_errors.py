@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import urllib3
 
 from storage_backend import (
     AccessDeniedError,
@@ -31,6 +32,7 @@ from storage_backend import (
     StorageError,
     UnavailableError,
 )
+from storage_backend.backends.s3.errors import translate
 from storage_backend.backends.s3.settings import MIB
 from storage_backend.backends.s3.signed_requests import SignedRequests
 from storage_backend.testing.subject import same
@@ -508,3 +510,8 @@ def test_message_of_a_failing_network_has_no_number() -> None:
         storage.read("x")
     assert "Connection refused" in str(caught.value)
     assert "[Errno" not in str(caught.value)
+
+
+def test_a_connection_that_urllib3_saw_break_is_worth_another_try() -> None:
+    error = urllib3.exceptions.ProtocolError("Connection broken")
+    assert isinstance(translate(error, "a", "s3://bucket", "read"), UnavailableError)

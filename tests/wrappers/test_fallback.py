@@ -379,6 +379,31 @@ def test_listings_are_the_sorted_union(one: FaultyStorage, two: FaultyStorage) -
         assert {i.identifier for i in storage.stat_many(["c", "gone", "z"])} == {"c", "z"}
 
 
+def test_a_failed_stat_on_one_side_does_not_hide_the_other() -> None:
+    class Denying(MemoryStorage):
+        @override
+        def stat(self, identifier: str) -> ObjectInfo:
+            if identifier == "both":
+                raise AccessDeniedError("denied", identifier=identifier)
+            return super().stat(identifier)
+
+    one, two = Denying(), MemoryStorage()
+    for name in ("a", "both"):
+        one.write(name, b"1")
+    for name in ("both", "c"):
+        two.write(name, b"22")
+    found = {}
+
+    def look() -> None:
+        for info in FallbackStorage(one, two).stat_many(["a", "both", "c", "gone"]):
+            found[info.identifier] = info.size
+
+    with pytest.raises(BatchError) as error:
+        look()
+    assert found == {"a": 1, "c": 2}
+    assert [*error.value.failures] == ["both"]
+
+
 def test_a_scan_is_lazy() -> None:
     class Endless(MemoryStorage):
         @override

@@ -119,6 +119,8 @@ class ContainedRoot:
         if b"/" not in path:  # no directory on the way can be a symlink
             try:
                 return os.open(self._slashed + path, flags | _NOFOLLOW)
+            except FileNotFoundError:
+                raise self._absent(path) from None
             except OSError:
                 pass  # the methods below find the reason
         fd = self._openat2_fast(path, flags)
@@ -137,6 +139,8 @@ class ContainedRoot:
         if b"/" not in path:
             try:
                 facts = os.stat(self._slashed + path, follow_symlinks=False)  # noqa: PTH116 - stays bytes
+            except FileNotFoundError:
+                raise self._absent(path) from None
             except OSError:
                 pass
             else:
@@ -177,10 +181,6 @@ class ContainedRoot:
         if make is not None:
             make()
             self._make_base = None  # only once: if it is missing later, its disk may have been unmounted
-        try:
-            return self.open(directory, LOOKUP), name, []
-        except (FileNotFoundError, NotADirectoryError):
-            pass
         grown: list[bytes] = []
         try:
             for _ in range(_ATTEMPTS):
@@ -234,9 +234,7 @@ class ContainedRoot:
         if not path:
             return -code
         if code == errno.ENOENT:
-            if not os.access(self.base, os.F_OK):
-                os.close(self.root())  # raises BaseDirectoryNotFoundError
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
+            raise self._absent(path)
         root = self.root()
         try:
             for _ in range(_RACES):
@@ -249,6 +247,16 @@ class ContainedRoot:
         if fd >= 0 or -fd in {errno.EXDEV, errno.EAGAIN, errno.ENOSYS, errno.EPERM}:
             return fd
         raise OSError(-fd, os.strerror(-fd), path)
+
+    def _absent(self, path: bytes) -> FileNotFoundError:
+        """The error for a path that does not exist.
+
+        Raises:
+            BaseDirectoryNotFoundError: nor does the directory itself.
+        """
+        if not os.access(self.base, os.F_OK):
+            os.close(self.root())
+        return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
     def _walk(self, path: bytes, act: Callable[[int, bytes], T]) -> T:
         """Walk *path* one component at a time. *act* performs the last step, and must fail on a symlink."""

@@ -7,12 +7,13 @@ import time
 from contextlib import suppress
 
 from storage_backend.backends.local.containment import LIST, ContainedRoot
+from storage_backend.errors import BaseDirectoryNotFoundError
 from storage_backend.identifiers import RESERVED, encode
 from storage_backend.owners import is_abandoned
 
-_SHARE = 100  # the pause before a directory is listed again, in durations of the last listing
-_LARGE = 1 << 20  # bytes of a directory itself: tens of thousands of entries
-_SECONDS_A_BYTE = 1e-8  # estimated time to list a cached directory
+_SHARE = 100  # listings take at most this fraction of the time: of that of one directory, and of that of all together
+_ALLOWANCE = 0.05  # seconds that all listings may take beyond that
+_FIRST_SECONDS = 0.01  # of the first listing of a directory: it may be very large
 _MOST_DIRECTORIES = 10_000  # remembered
 
 
@@ -22,6 +23,8 @@ class Leftovers:
     def __init__(self) -> None:
         self._listed: set[str] = set()
         self._due: dict[bytes, float] = {}
+        self._since = time.monotonic()
+        self._spent = 0.0
 
     def __reduce__(self) -> tuple[type[Leftovers], tuple[()]]:
         return Leftovers, ()
@@ -37,7 +40,12 @@ class Leftovers:
         for path in listed:
             if not is_abandoned(path.rpartition("/")[2]):
                 continue
-            directory, name = root.parent(encode(path))
+            try:
+                directory, name = root.parent(encode(path))
+            except BaseDirectoryNotFoundError:
+                raise
+            except (FileNotFoundError, NotADirectoryError):  # the directory went, and the file with it
+                continue
             try:
                 os.unlink(name, dir_fd=directory)
                 removed += 1
@@ -50,8 +58,8 @@ class Leftovers:
     def sweep(self, directory: int, path: bytes) -> None:
         """Remove abandoned temporary files in a directory that is about to be written to.
 
-        Listings take at most a hundredth of the time: a directory that was just listed is skipped, as is a very large one at the
-        first write. Errors are ignored.
+        Listings take at most a hundredth of the time, after a short allowance; a directory that was just listed is skipped. The first
+        listing of a very large directory ends early. Errors are ignored.
 
         Args:
             directory: a descriptor of the directory.
@@ -59,27 +67,29 @@ class Leftovers:
         """
         now = time.monotonic()
         due = self._due.get(path)
-        if due is not None and now < due:
+        if now < (due or 0) or self._spent > _ALLOWANCE + (now - self._since) / _SHARE:
             return
         if len(self._due) >= _MOST_DIRECTORIES:
             self._due.clear()
-        size = os.fstat(directory).st_size
-        if due is None and size > _LARGE:
-            self._due[path] = now + size * _SECONDS_A_BYTE * _SHARE
-            return
         with suppress(OSError):
-            _sweep(directory)
+            _sweep(directory, now + _FIRST_SECONDS if due is None else None)
         ended = time.monotonic()
+        self._spent += ended - now
         self._due[path] = ended + (ended - now) * _SHARE
 
 
-def _sweep(directory: int) -> None:
+def _sweep(directory: int, until: float | None) -> None:
     listed = os.open(".", LIST, dir_fd=directory)
     try:
         with os.scandir(listed) as entries:
-            found = [entry.name for entry in entries if entry.name.startswith(RESERVED)]
+            found = []
+            for entry in entries:
+                if entry.name.startswith(RESERVED):
+                    found.append(entry.name)
+                if until is not None and time.monotonic() > until:
+                    break
         for name in filter(is_abandoned, found):
-            with suppress(FileNotFoundError):
+            with suppress(OSError):  # gone, or another user's in a directory with the sticky bit
                 os.unlink(name, dir_fd=directory)
     finally:
         os.close(listed)

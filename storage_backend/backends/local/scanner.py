@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from typing import TypeAlias
 
 from storage_backend import identifiers
 from storage_backend.backends.local.containment import ContainedRoot
@@ -17,6 +16,7 @@ from storage_backend.backends.local.local_file import (
     require_regular,
 )
 from storage_backend.backends.local.walk import Note, WalkedDirectory, walk
+from storage_backend.base import Identifiers
 from storage_backend.errors import (
     BaseDirectoryNotFoundError,
     InvalidIdentifierError,
@@ -25,8 +25,6 @@ from storage_backend.errors import (
 )
 from storage_backend.info import ObjectInfo
 from storage_backend.scanning import OnSkip, report_skip
-
-Identifiers: TypeAlias = list[str]
 
 
 class DirectoryScanner:

@@ -15,11 +15,12 @@ from contextlib import suppress
 from storage_backend.backends.local.containment import ContainedRoot
 from storage_backend.backends.local.leftovers import Leftovers
 from storage_backend.backends.local.renaming import ATTEMPTS, clear_way
-from storage_backend.file_rights import entry_facts, give_rights, look_at
+from storage_backend.file_rights import attributes_of, entry_facts, give_rights
 from storage_backend.files import link_descriptor, open_unnamed
 from storage_backend.owners import temporary_name
 
 SMALL = 1 << 20  # bytes; larger objects are staged unnamed, so that a killed process leaves nothing
+SPECULATIVE = 64 << 10  # bytes; of larger content, an attempt that fails costs more than to look first
 
 _CREATE = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
@@ -68,13 +69,16 @@ class SmallWriter:
                 os.close(directory)
 
     def _write_in(self, directory: int, name: bytes, content: bytes) -> None:
-        if self._expects_new:
+        if self._expects_new and len(content) <= SPECULATIVE:
             try:
                 if _write_new(directory, name, content):
                     return
             except FileExistsError:
                 self._expects_new = False
-        old, attributes = look_at(directory, name)
+        old = entry_facts(directory, name)
+        if old is not None and stat.S_ISDIR(old.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fsdecode(name))
+        attributes = attributes_of(directory, name) if old is not None and stat.S_ISREG(old.st_mode) else None
         if old is None and self._anonymous and _write_new(directory, name, content):
             self._expects_new = True
             return
@@ -110,8 +114,8 @@ def _replace(
         if attributes or mode >> 3 & 7 != mode & 7:
             mode &= 0o700
     temporary = temporary_name()
-    fd = os.open(temporary, _CREATE, mode, dir_fd=directory)
     try:
+        fd = os.open(temporary, _CREATE, mode, dir_fd=directory)
         try:
             if old is not None and regular:
                 give_rights(fd, old, attributes)

@@ -372,7 +372,8 @@ class SFTPSession:
             self.post(packets.request(packets.CLOSE, handle))
             self.flush()
 
-        start_daemon(unblock, "storage-backend-pipe")
+        if start_daemon(unblock, "storage-backend-pipe") is None:  # the interpreter is shutting down
+            raise EOFError("opening a pipe blocks the server")
         pending.reply = packets.failure_reply("Not a regular file")
         if pending.inbox is not None:
             pending.inbox.append(pending)

@@ -58,7 +58,7 @@ def stage_stream(
     first: BinaryIO | HashingReader = hashing(reader) if verify else reader
     head = _head(cast(BinaryIO, first))
     if len(head) <= SMALL:
-        _check_arrived(first, info, path, len(head))
+        _check_arrived(first, info, path, len(head), verify=verify)
         return failover.perform(stage, path, head, seconds, verify=verify), len(head)
 
     def send(connection: SSHConnection, attempt: int) -> tuple[StagedUpload, int]:
@@ -72,7 +72,7 @@ def stage_stream(
             upload.write(beginning)
             for piece in chunks(cast(BinaryIO, source)):
                 upload.write(piece)
-            digest = _check_arrived(source, info, path, upload.size)
+            digest = _check_arrived(source, info, path, upload.size, verify=verify)
             staged = upload.finish(seconds)
         except BaseException:
             upload.discard()
@@ -235,10 +235,11 @@ class RemoteSink:
 
 
 def _check_arrived(
-    source: BinaryIO | HashingReader, info: ObjectInfo | None, path: RemotePath, size: int
+    source: BinaryIO | HashingReader, info: ObjectInfo | None, path: RemotePath, size: int, *, verify: bool
 ) -> str | None:
-    """Compare the size and digest of what was read with *info*; returns the digest, if *source* computes one."""
-    digest = source.hexdigest() if isinstance(source, HashingReader) else None
+    """Compare the size and, with *verify*, the digest of what was read with *info*; returns that digest."""
+    # Without it, a HashingReader is the caller's: its algorithm may be another, and it may have been read from before.
+    digest = source.hexdigest() if verify and isinstance(source, HashingReader) else None
     check_arrived(info, path.identifier, size, digest)
     return digest
 

@@ -13,7 +13,7 @@ from storage_backend.backends.s3.destination import Destination
 from storage_backend.backends.s3.errors import is_refusal
 from storage_backend.backends.s3.object_head import ObjectHead, http_date
 from storage_backend.backends.s3.parallel import ParallelTasks
-from storage_backend.backends.s3.settings import PART_MOST, part_size
+from storage_backend.backends.s3.settings import part_size
 from storage_backend.backends.s3.xml_documents import unexpected
 from storage_backend.threads import grace, run_within_grace
 
@@ -32,11 +32,8 @@ def copy(
         destination: the copy gets its parameters, and all other metadata of the source.
         source: "bucket/key".
         read_head: returns the metadata of the source.
-        head: the source must still have its ETag; with a size beyond the limit of CopyObject, that is not tried.
+        head: the source must still have its ETag; its metadata is not read again.
     """
-    if head is not None and (head.size or 0) > PART_MOST:
-        _in_parts(destination, source, head)
-        return
     pinned = _pinned(head)
     try:
         destination.router.requests.copy(destination.key, source, **destination.parameters, **pinned)

@@ -307,7 +307,7 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "ConnectionClosedError": _DOWN,
     "ConnectionError": _DOWN,
     "CredentialRetrievalError": ErrorRule(
-        AuthenticationError, "the source of the credentials does not response"
+        AuthenticationError, "the source of the credentials does not respond"
     ),
     "EndpointConnectionError": _DOWN,
     "HTTPClientError": _DOWN,
@@ -324,7 +324,7 @@ _BY_NAME: Mapping[str, ErrorRule] = {
     "ParamValidationError": ErrorRule(ConfigurationError),
     "PartialCredentialsError": ErrorRule(AuthenticationError),
     "ProfileNotFound": ErrorRule(ConfigurationError, "see ~/.aws/config", "profile"),
-    "HTTPProtocolError": _DOWN,
+    "ProtocolError": _DOWN,  # urllib3's
     "ProxyConnectionError": _DOWN,
     "ReadTimeoutError": ErrorRule(StorageTimeoutError),
     "ResponseStreamingError": _DOWN,

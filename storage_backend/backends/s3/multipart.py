@@ -20,7 +20,7 @@ from storage_backend.backends.s3.object_head import ObjectHead
 from storage_backend.backends.s3.parallel import ParallelTasks
 from storage_backend.backends.s3.settings import PARTS_MOST
 from storage_backend.backends.s3.upload_records import UploadRecord
-from storage_backend.errors import UnsupportedOperationError
+from storage_backend.errors import UnavailableError, UnsupportedOperationError
 from storage_backend.threads import grace, run_within_grace
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,17 @@ class MultipartUpload:
         self._wait(1)
 
     def complete(self) -> StoredObject:
-        """Publish the object."""
+        """Publish the object.
+
+        Raises:
+            UnavailableError: a part could not be sent. S3 itself accepts gaps between the numbers of parts.
+        """
         self._check_process()
+        if len(self._parts) != self.count:
+            where = self._destination.settings.location
+            raise UnavailableError(
+                f"a part of {self._destination.key!r} was not stored in {where}", backend=where
+            )
         parts = [self._parts[number] for number in sorted(self._parts)]
         extra: dict[str, Any] = dict(self._destination.conditions)
         crc32 = None

@@ -226,8 +226,8 @@ class S3Storage(StorageBackend):
         """
         if (
             source.endpoint != self.endpoint
-            and not source._bucket.router.requests.verifies_checksums
-            & self._bucket.router.requests.verifies_checksums
+            and not source._bucket.router.boto3.verifies_checksums
+            & self._bucket.router.boto3.verifies_checksums
         ):
             raise ConfigurationError(
                 f"{source.location} and {self.location} are different services: use sync() or migrate()",

@@ -52,8 +52,8 @@ def read(database: Database, identifier: str) -> tuple[bytes, ObjectRow]:
 
 def read_range(database: Database, identifier: str, start: int, end: int | None) -> tuple[bytes, ObjectRow]:
     """The bytes of [start, end), or from *start* to the end, as far as they exist; and the object's row."""
-    identifiers.check(identifier)
     if end is None or end - start > AT_ONCE:
+        identifiers.check(identifier)
 
         def work(connection: Connection) -> tuple[bytes, ObjectRow]:
             found = _found(database, identifier, database.statements.find(connection, identifier.encode()))

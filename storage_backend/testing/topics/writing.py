@@ -239,6 +239,11 @@ class Verifying(Topic):
             backend.write_stream("a", cast(BinaryIO, reader), verify=verify)
             assert (reader.size, reader.hexdigest()) == (len(content), sha256(content))
             assert same(backend.read("a"), content)
+        # The digest of a caller's reader says nothing of what is to be stored.
+        other = HashingReader(io.BytesIO(content), "md5")
+        info = ObjectInfo("a", size=len(content), sha256=sha256(content))
+        assert backend.write_stream("a", cast(BinaryIO, other), info=info) is True
+        assert same(backend.read("a"), content)
 
     def test_promised_digest_is_checked(self, backend: StorageBackend) -> None:
         fill(backend, "old")

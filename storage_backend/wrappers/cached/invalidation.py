@@ -43,11 +43,12 @@ def writing(cache: ObjectCache, identifiers: Sequence[str]) -> Iterator[WrittenC
         # An invalid identifier was never cached, and the backend raises the error.
         with suppress(InvalidIdentifierError, TypeError):
             keys[identifier] = cache.key(identifier)
+    # First, since a clock of the user's may raise: nothing is pending yet.
+    written = WrittenContents(cache.freshness.ask())
     pending = cache.safely(cache.engine.begin, list(keys.values()))
     if pending is None:
         # Their entries may still exist.
         cache.distrusted.update(key.name for key in keys.values())
-    written = WrittenContents(cache.freshness.ask())
     try:
         yield written
     except BaseException:

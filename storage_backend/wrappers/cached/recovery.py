@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Literal
 
@@ -128,24 +128,17 @@ class BlobRecovery:
                     damaged += 1
                 else:
                     strays += 1
-        for names, now in self._rows(transaction):
-            for name in names:
-                if not os.path.exists(self._layout.path(name)) and not self._pending.any_of(name):
-                    now.forget(name)
-                    missing += 1
-        return CheckReport(entries, size, damaged, strays, missing)
-
-    def _rows(
-        self, transaction: Callable[[], AbstractContextManager[IndexTransaction]]
-    ) -> Iterator[tuple[list[str], IndexTransaction]]:
-        """All rows with an entry, in groups, each within its transaction."""
         after: str | None = ""
         while after is not None:
             with transaction() as now:
                 self._pending.end_dead(now)
                 names = now.names(after, 1000)
-                yield names, now
+                for name in names:
+                    if not os.path.exists(self._layout.path(name)) and not self._pending.any_of(name):
+                        now.forget(name)
+                        missing += 1
             after = names[-1] if names else None
+        return CheckReport(entries, size, damaged, strays, missing)
 
 
 def _entry_in(path: str, name: str, *, verify: bool = False) -> CacheEntry | Literal[False]:

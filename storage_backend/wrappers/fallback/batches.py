@@ -1,14 +1,15 @@
-"""read_many and delete_many, where each side has a part of the batch."""
+"""read_many, stat_many and delete_many, where each side has a part of the batch."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
 
 from storage_backend.base import StorageBackend
 from storage_backend.errors import BatchError, Failures
+from storage_backend.info import ObjectInfo
 from storage_backend.wrappers.fallback.pair import FallbackPair, is_absence
 from storage_backend.wrappers.fallback.writing import failures_of
 
@@ -123,3 +124,30 @@ class RequestedIdentifiers:
     def pending(self) -> list[str]:
         """Those that have not come yet."""
         return [*self._pending.elements()]
+
+
+def stat_many(
+    pair: FallbackPair,
+    identifiers: Iterable[str],
+    one_by_one: Callable[[Iterable[str]], Iterator[ObjectInfo]],
+) -> Iterator[ObjectInfo]:
+    """The `stat` of objects from the first side that has each.
+
+    Args:
+        pair: the sides.
+        identifiers: the objects.
+        one_by_one: asks for those whose stat failed on a side, by the rules of `stat`; raises a BatchError.
+    """
+    pending = dict.fromkeys(identifiers)
+    failed: list[str] = []
+    for side in pair.order(None):
+        try:
+            for info in side.stat_many([*pending]):
+                pending.pop(info.identifier, None)
+                yield info
+        except BatchError as error:
+            # The other side must not answer for these, but must be asked for the rest.
+            for identifier in error.failures:
+                pending.pop(identifier, None)
+            failed += error.failures
+    yield from one_by_one(failed)

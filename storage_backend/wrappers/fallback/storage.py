@@ -279,11 +279,7 @@ class FallbackStorage(StorageBackend):
         if self.on_error == "fallback":
             yield from super().stat_many(identifiers)
             return
-        pending = dict.fromkeys(identifiers)
-        for side in self._pair.order(None):
-            for info in side.stat_many([*pending]):
-                pending.pop(info.identifier, None)
-                yield info
+        yield from batches.stat_many(self._pair, identifiers, super().stat_many)
 
     @override
     def open(self, identifier: str, mode: Literal["rb", "wb"] = "rb") -> BinaryIO:

@@ -76,12 +76,12 @@ class ResumingReader(io.BufferedReader):
 
     @override
     def read(self, size: int | None = -1, /) -> bytes:
-        if size is not None and size >= LOOK_AHEAD and self.tell() == self._resuming.tell():
-            return self._restoring(self._large, size)
+        if size is not None and size > 0 and self.tell() == self._resuming.tell():
+            return self._restoring(self._direct, size)
         return self._restoring(super().read, size)
 
-    def _large(self, size: int) -> bytes:
-        """`read` while nothing is buffered: bypasses the buffer, which would copy all of it once more."""
+    def _direct(self, size: int) -> bytes:
+        """`read` while nothing is buffered: bypasses the buffer, which would fetch more than was asked for and copy it once more."""
         pieces = []
         while size and (piece := self._resuming.next_piece(size)):
             pieces.append(piece)
@@ -96,6 +96,10 @@ class ResumingReader(io.BufferedReader):
     @override
     def readinto(self, buffer: Buffer, /) -> int:
         return self._restoring(super().readinto, buffer)
+
+    @override
+    def readinto1(self, buffer: Buffer, /) -> int:
+        return self._restoring(super().readinto1, buffer)
 
     @override
     def readline(self, size: int | None = -1, /) -> bytes:
